@@ -1,0 +1,299 @@
+"""YAML configurations whose schema is the signature of the classes they build.
+
+A component is a mapping with `name:` and the keyword arguments of its class. Files inherit with `_base_:` (a path or a
+list of paths, relative to the file), a mapping is merged key by key, anything else replaces; `_replace_: true` in a
+mapping drops what was inherited. Every error names the file and line, the key, and the nearest valid spelling.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names file, line and key."""
+
+
+class Node(dict):
+    """A mapping that remembers where it was written.
+
+    key_path: dotted path from the root; sources: "file:line" of each key.
+    """
+
+    def __init__(self, items: Mapping = (), key_path: str = "", sources: Mapping[str, str] | None = None) -> None:
+        super().__init__(items)
+        self.key_path = key_path
+        self.sources = dict(sources or {})
+
+    def where(self, key: str | None = None) -> str:
+        """ "file:line: a.b.key" for messages; without `key`, of the mapping itself."""
+        source = self.sources.get(key) if key else next(iter(self.sources.values()), None)
+        path = ".".join(p for p in (self.key_path, key) if p)
+        return ": ".join(p for p in (source, path) if p) or "configuration"
+
+    def plain(self) -> dict[str, Any]:
+        """Nested built-in types only, as stored in a checkpoint."""
+        return _plain(self)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader; mappings become nodes, and 1e-3 is a number as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Node:
+    result = Node()
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        source = f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}"
+        if not isinstance(key, str):
+            raise ConfigError(f"{source}: keys must be text, got {key!r}")
+        if key in result:
+            raise ConfigError(f"{source}: key {key!r} stands twice in one mapping")
+        result[key] = loader.construct_object(value_node, deep=True)
+        result.sources[key] = source
+    return result
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Node:
+    """Read a YAML file with its bases and apply overrides "a.b=value" (values are YAML).
+
+    Raises ConfigError when a file is missing or no mapping, or an override is malformed.
+    """
+    root = _read(Path(path), ())
+    for text in overrides:
+        _override(root, text)
+    return _annotate(root, "")
+
+
+def from_plain(items: Mapping[str, Any], source: str) -> Node:
+    """A node tree from built-in types (a checkpoint's configuration); `source` names them in messages."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return Node({k: convert(v) for k, v in value.items()}, sources=dict.fromkeys(value, source))
+        return [convert(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    return _annotate(convert(items), "")
+
+
+def _read(path: Path, chain: tuple[Path, ...]) -> Node:
+    path = path.resolve() if not path.exists() else path
+    if path.resolve() in chain:
+        raise ConfigError(f"{path}: inherits from itself through _base_")
+    try:
+        with path.open(encoding="utf-8") as stream:
+            loader = _Loader(stream)
+            loader.name = str(path)
+            try:
+                node = loader.get_single_data()
+            finally:
+                loader.dispose()
+    except FileNotFoundError:
+        inherited = f" (a _base_ of {chain[-1]})" if chain else ""
+        raise ConfigError(f"{path}: no such configuration file{inherited}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(node, Node):
+        raise ConfigError(f"{path}: a configuration must be a mapping, got {type(node).__name__}")
+    bases = node.pop("_base_", [])
+    result = Node()
+    for base in [bases] if isinstance(bases, str) else bases:
+        result = _merge(result, _read(path.parent / base, (*chain, path.resolve())))
+    return _merge(result, node)
+
+
+def _merge(old: Node, new: Node) -> Node:
+    result = Node(old, sources=old.sources)
+    if new.pop("_replace_", False):
+        result = Node()
+    for key, value in new.items():
+        before = result.get(key)
+        both = isinstance(before, Node) and isinstance(value, Node)
+        renamed = both and "name" in value and value["name"] != before.get("name")
+        result[key] = _merge(before if both and not renamed else Node(), value) if isinstance(value, Node) else value
+        result.sources[key] = new.sources[key]
+    return result
+
+
+def _override(root: Node, text: str) -> None:
+    key_path, equals, value = text.partition("=")
+    keys = key_path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"override {text!r}: write key.path=value")
+    try:
+        parsed = yaml.load(value, _Loader)  # a subclass of the safe loader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: {error}") from error
+    node: Any = root
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise ConfigError(f"override {text!r}: {key!r} is no position in a list of {len(node)}")
+            if last:
+                node[int(key)] = parsed
+            node = node[int(key)]
+        elif isinstance(node, Node):
+            if last:
+                node[key], node.sources[key] = parsed, f"override {text!r}"
+            elif key not in node:
+                raise ConfigError(f"override {text!r}: no key {key!r}{suggest(key, node)}")
+            node = node[key]
+        else:
+            raise ConfigError(f"override {text!r}: {'.'.join(keys[:depth])} is no mapping")
+
+
+def _annotate(value: Any, key_path: str) -> Any:
+    if isinstance(value, Node):
+        value.key_path = key_path
+        for key in value:
+            value[key] = _annotate(value[key], f"{key_path}.{key}" if key_path else key)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            value[i] = _annotate(item, f"{key_path}.{i}")
+    return value
+
+
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """ "; did you mean …?" or the list of valid words."""
+    choices = list(choices)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(choices)) or 'none'}"
+
+
+def construct(factory: Callable[..., T], node: Mapping[str, Any], **context: Any) -> T:
+    """Call `factory` with the node's keys (but `name`) as keyword arguments.
+
+    `context` holds what the caller knows (channels, grid, …): passed where the signature takes it and the node is silent.
+    Raises ConfigError for unknown, missing or ill-typed keys, and for a ValueError or TypeError of the factory.
+    """
+    node = node if isinstance(node, Node) else Node(node)
+    parameters = inspect.signature(factory).parameters
+    hints = _hints(factory)
+    title = node.get("name", getattr(factory, "__name__", "component"))
+    given = {k: v for k, v in node.items() if k != "name"}
+    for key, value in given.items():
+        if key not in parameters:
+            open_keys = [p for p in parameters if p not in context]
+            raise ConfigError(f"{node.where(key)}: {title} has no such key{suggest(key, open_keys)}")
+        _check_type(value, hints.get(key), node.where(key))
+    arguments = {k: v for k, v in context.items() if k in parameters} | given
+    missing = [k for k, p in parameters.items() if _required(p) and k not in arguments]
+    if missing:
+        raise ConfigError(f"{node.where()}: {title} needs {', '.join(map(repr, missing))}")
+    try:
+        return factory(**arguments)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{node.where()}: {title}: {error}") from error
+
+
+def _required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty and parameter.kind not in (
+        parameter.VAR_KEYWORD,
+        parameter.VAR_POSITIONAL,
+    )
+
+
+def _hints(factory: Callable) -> dict[str, Any]:
+    target = factory.__init__ if inspect.isclass(factory) else factory
+    try:
+        return typing.get_type_hints(target)
+    except (NameError, TypeError):  # a hint that only a type checker can resolve: no check
+        return {}
+
+
+def _check_type(value: Any, hint: Any, where: str) -> None:
+    if hint is None or not _mismatch(value, hint):
+        return
+    expected = getattr(hint, "__name__", None) if inspect.isclass(hint) and not typing.get_args(hint) else None
+    raise ConfigError(f"{where}: expected {expected or str(hint).replace('typing.', '')}, got {value!r}")
+
+
+def _mismatch(value: Any, hint: Any) -> bool:
+    """Whether a YAML value certainly does not fit a hint; unknown hints fit everything."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return all(_mismatch(value, h) for h in arguments)
+    if origin is typing.Literal:
+        return value not in arguments
+    if hint is type(None):
+        return value is not None
+    if hint is float:
+        return isinstance(value, bool) or not isinstance(value, (int, float))
+    if hint is int:
+        return isinstance(value, bool) or not isinstance(value, int)
+    if hint in (bool, str):
+        return not isinstance(value, hint)
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
+        return not isinstance(value, Mapping)
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        if not isinstance(value, (list, tuple)):
+            return True
+        inner = arguments[0] if arguments and (origin is not tuple or arguments[-1] is ...) else None
+        if origin is tuple and arguments and arguments[-1] is not ...:
+            return len(value) != len(arguments) or any(map(_mismatch, value, arguments))
+        return inner is not None and any(_mismatch(v, inner) for v in value)
+    return False
+
+
+class Registry:
+    """Classes of one kind (encoder, head, …) by name."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Callable] = {}
+
+    def register(self, entry: T) -> T:
+        """Decorator: make a class buildable under its own name."""
+        self._entries[entry.__name__] = entry
+        return entry
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        return sorted(self._entries)
+
+    def build(self, node: Any, **context: Any) -> Any:
+        """Build the component that `node` names; see `construct`."""
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"{self.kind}: expected a mapping with name: and arguments, got {node!r}")
+        node = node if isinstance(node, Node) else Node(node)
+        name = node.get("name")
+        if name is None:
+            raise ConfigError(f"{node.where()}: a {self.kind} needs a name: {', '.join(self.names())}")
+        if name not in self._entries:
+            raise ConfigError(
+                f"{node.where('name')}: no {self.kind} is named {name!r}{suggest(str(name), self._entries)}"
+            )
+        return construct(self._entries[name], node, **context)

@@ -1,0 +1,178 @@
+"""Compare this library with numeric cases of published implementations.
+
+A case is `<case>.json` (system, kind, config, tolerances) beside `<case>.npz` (arrays `in.*`, `param.*`, `out.*`, `mid.*`,
+`probe.*`, `grad.*`). A *runner* builds our modules from the case and returns what they computed under the same keys;
+every `out.*` (and on request every `grad.*`) of the case must be there and agree.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+Values = Mapping[str, "torch.Tensor | np.ndarray | float | int"]
+Runner = Callable[["Case", bool], Values]
+
+_RUNNERS: dict[tuple[str, str], Runner] = {}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One numeric case. `tensors(prefix)` gives its arrays with the prefix cut off."""
+
+    path: Path
+    system: str
+    kind: str
+    config: dict[str, Any]
+    meta: dict[str, Any] = field(repr=False)
+    arrays: dict[str, np.ndarray] = field(repr=False)
+
+    @staticmethod
+    def read(path: Path) -> Case:
+        """Read `<case>.json` and the npz beside it (no pickled objects)."""
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
+            arrays = dict(archive.items())
+        return Case(
+            path,
+            meta.get("system", path.parent.name),
+            meta.get("kind", path.stem),
+            meta.get("config", {}),
+            meta,
+            arrays,
+        )
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """One array as a tensor."""
+        return torch.from_numpy(np.array(self.arrays[key]))
+
+    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        """All arrays under `prefix.`, as tensors, without the prefix."""
+        start = prefix + "."
+        return {k[len(start) :]: self.tensor(k) for k in self.arrays if k.startswith(start)}
+
+
+@dataclass(frozen=True)
+class Report:
+    """How one case went: status "pass", "fail" or "not covered", and the worst error over its tolerance (1 = at the limit)."""
+
+    name: str
+    kind: str
+    status: str
+    worst: float = math.nan
+    worst_key: str = ""
+    compared: int = 0
+    message: str = ""
+
+    def line(self) -> str:
+        """One line for the terminal."""
+        detail = self.message or f"{self.compared} arrays, worst {self.worst:.3g} of tolerance at {self.worst_key}"
+        return f"{self.status:>11}  {self.name} ({self.kind}): {detail}"
+
+
+def runs(system: str, kind: str) -> Callable[[Runner], Runner]:
+    """Decorator: this function computes the outputs of cases of a kind."""
+
+    def register(runner: Runner) -> Runner:
+        _RUNNERS[system, kind] = runner
+        return runner
+
+    return register
+
+
+def backward(outputs: Values, case: Case, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Gradients of Σ probe·out with respect to `inputs` ("in.x", "param.y"), under the keys "grad.in.x", ….
+
+    The probes are the case's `probe.*`: probe.<name> belongs to out.<name>. Inputs that the case has no gradient for are left out.
+    """
+    total = sum((case.tensor(f"probe.{n}") * outputs[f"out.{n}"]).sum() for n in case.tensors("probe"))
+    wanted = {k: t for k, t in inputs.items() if f"grad.{k}" in case.arrays}
+    grads = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    return {
+        f"grad.{k}": torch.zeros_like(t) if g is None else g for (k, t), g in zip(wanted.items(), grads, strict=True)
+    }
+
+
+def find_cases(path: Path) -> Iterator[Path]:
+    """The case files that a path (a file or a folder) means, sorted."""
+    if path.is_dir():
+        for candidate in sorted(path.glob("*.json")):
+            if candidate.with_suffix(".npz").exists():
+                yield candidate
+    elif path.suffix == ".npz":
+        yield path.with_suffix(".json")
+    else:
+        yield path
+
+
+def run_case(path: Path, grads: bool = False) -> Report:
+    """Run one case and compare; an exception inside the run is a failure that carries its text."""
+    case = Case.read(path)
+    runner = _RUNNERS.get((case.system, case.kind))
+    name = f"{case.system}/{path.stem}"
+    if runner is None:
+        return Report(name, case.kind, "not covered", message="this library has no runner for the kind")
+    try:
+        values = runner(case, grads)
+    except Exception as error:  # any failure of a module under test is the case's result, told with its place
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+        return Report(name, case.kind, "fail", message=" ".join(message.split())[:400])
+    return compare(name, case, values, grads)
+
+
+def compare(name: str, case: Case, values: Values, grads: bool) -> Report:
+    """Hold computed values against the case's `out.*` and, with `grads`, its `grad.*`."""
+    prefixes = ("out.", "grad.") if grads else ("out.",)
+    worst, worst_key, compared = -1.0, "", 0
+    for key, expected in case.arrays.items():
+        if not key.startswith(prefixes):
+            continue
+        if key not in values:
+            return Report(name, case.kind, "fail", message=f"{key} was not computed")
+        actual = values[key]
+        actual = actual.detach().cpu().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual)
+        if actual.shape != expected.shape:
+            message = f"{key} has shape {actual.shape}, expected {expected.shape}"
+            return Report(name, case.kind, "fail", message=message)
+        error = _grad_error(case, actual, expected) if key.startswith("grad.") else _out_error(case, actual, expected)
+        compared += 1
+        if error > worst:
+            worst, worst_key = error, key
+    if compared == 0:
+        return Report(name, case.kind, "fail", message="the case has nothing to compare")
+    return Report(name, case.kind, "pass" if worst <= 1 else "fail", worst, worst_key, compared)
+
+
+def _out_error(case: Case, actual: np.ndarray, expected: np.ndarray) -> float:
+    """Worst |a - b| / (atol + rtol |b|); integers must be equal."""
+    if expected.dtype.kind in "iub":
+        return 0.0 if np.array_equal(actual, expected) else math.inf
+    tolerance = case.meta.get("tolerance", {})
+    bound = tolerance.get("atol", 1e-5) + tolerance.get("rtol", 1e-4) * np.abs(expected.astype(np.float64))
+    return _ratio(np.asarray(actual, np.float64), expected.astype(np.float64), bound)
+
+
+def _grad_error(case: Case, actual: np.ndarray, expected: np.ndarray) -> float:
+    """Worst |a - b| over the share of the largest gradient that the case allows."""
+    share = case.meta.get("grad_tolerance", {}).get("rel_to_max", 1e-3)
+    largest = float(np.abs(expected).max(initial=0.0))
+    bound = np.full(expected.shape, max(share * largest, 1e-12))
+    return _ratio(np.asarray(actual, np.float64), expected.astype(np.float64), bound)
+
+
+def _ratio(actual: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> float:
+    if expected.size == 0:
+        return 0.0
+    same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+    with np.errstate(invalid="ignore"):
+        ratio = np.where(same, 0.0, np.abs(actual - expected) / bound)
+    return float(np.nan_to_num(ratio, nan=math.inf).max())

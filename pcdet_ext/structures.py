@@ -1,0 +1,267 @@
+"""What flows through the library: typed objects with named fields.
+
+Conventions (all rooms): LiDAR frame x forward, y left, z up, metres. A box is
+``(x, y, z, dx, dy, dz, heading[, vx, vy])`` with z at the box centre and heading counter-clockwise
+from +x in radians. Ranges are half-open ``[min, max)``. Voxel coordinates are ``(z, y, x)``. Labels are 0-based.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Labelled 3-D boxes of one frame, NumPy side.
+
+    boxes: float32 [M, 7] or [M, 9]; names: one class name a box. The optional columns describe how well an object
+    is seen: difficulty int64 [M] (0 easy, 1 moderate, 2 hard, -1 none), num_points int64 [M] (LiDAR points inside).
+    """
+
+    boxes: Array
+    names: tuple[str, ...]
+    difficulty: Array | None = None
+    num_points: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.boxes.ndim != 2 or self.boxes.shape[1] not in (7, 9):
+            raise ValueError(f"boxes must be [M, 7] or [M, 9], got {tuple(self.boxes.shape)}")
+        if len(self.names) != len(self.boxes):
+            raise ValueError(f"{len(self.boxes)} boxes but {len(self.names)} names")
+        for name in ("difficulty", "num_points"):
+            column = getattr(self, name)
+            if column is not None and len(column) != len(self.boxes):
+                raise ValueError(f"{len(self.boxes)} boxes but {len(column)} entries in {name}")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def select(self, keep: Array) -> Boxes:
+        """The boxes that `keep` (bool [M] or int64 [K]) picks, in its order."""
+        index = np.arange(len(self))[keep]
+        return Boxes(
+            boxes=self.boxes[index],
+            names=tuple(self.names[i] for i in index),
+            difficulty=None if self.difficulty is None else self.difficulty[index],
+            num_points=None if self.num_points is None else self.num_points[index],
+        )
+
+    @staticmethod
+    def empty(columns: int = 7) -> Boxes:
+        """No boxes, with `columns` (7 or 9) columns."""
+        return Boxes(np.zeros((0, columns), np.float32), ())
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One frame as read from a data set.
+
+    points: float32 [N, F], columns x, y, z and the data set's further features. calibration: the format's own
+    calibration object or None. pose: float64 [4, 4] sensor to world or None. timestamp: seconds or None.
+    """
+
+    points: Array
+    frame_id: str
+    boxes: Boxes | None = None
+    calibration: Any = None
+    image_size: tuple[int, int] | None = None  # (height, width) in pixels
+    pose: Array | None = None
+    timestamp: float | None = None
+
+    def replace(self, **changes: Any) -> Sample:
+        """A copy with some fields exchanged."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class PointBatch:
+    """Points of several frames, and optionally their ground truth.
+
+    points: float32 [P, F]; batch_index: int64 [P], frame of each point; boxes: per frame float32 [M, 7 or 9];
+    labels: per frame int64 [M], 0-based.
+    """
+
+    points: Tensor
+    batch_index: Tensor
+    batch_size: int
+    boxes: tuple[Tensor, ...] | None = None
+    labels: tuple[Tensor, ...] | None = None
+    frame_ids: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PointBatch:
+        """The same batch on another device."""
+
+        def move(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+            return None if tensors is None else tuple(t.to(device, non_blocking=non_blocking) for t in tensors)
+
+        return replace(
+            self,
+            points=self.points.to(device, non_blocking=non_blocking),
+            batch_index=self.batch_index.to(device, non_blocking=non_blocking),
+            boxes=move(self.boxes),
+            labels=move(self.labels),
+        )
+
+    def pin_memory(self) -> PointBatch:
+        """The same batch in page-locked memory (called by torch's data loader)."""
+
+        def pin(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+            return None if tensors is None else tuple(t.pin_memory() for t in tensors)
+
+        return replace(
+            self,
+            points=self.points.pin_memory(),
+            batch_index=self.batch_index.pin_memory(),
+            boxes=pin(self.boxes),
+            labels=pin(self.labels),
+        )
+
+    @staticmethod
+    def from_points(clouds: Sequence[Tensor]) -> PointBatch:
+        """Join clouds [N_i, F] of equal width into one batch without ground truth."""
+        if not clouds:
+            raise ValueError("clouds must hold at least one point cloud")
+        counts = torch.tensor([len(c) for c in clouds], device=clouds[0].device)
+        index = torch.arange(len(clouds), device=clouds[0].device).repeat_interleave(counts)
+        return PointBatch(torch.cat(list(clouds)), index, len(clouds))
+
+
+@dataclass(frozen=True)
+class SparseVoxels:
+    """Features on the occupied cells of a batch of voxel grids.
+
+    features: [N, C]; coords: int32 [N, 4] as (batch, z, y, x), each at most once; grid: (Z, Y, X) cells.
+    `plans` caches what depends on the coordinates alone (orders, partitions, neighbour tables), so that blocks of one
+    stage share it; `with_features` keeps the cache, because the coordinates stay.
+    """
+
+    features: Tensor
+    coords: Tensor
+    grid: tuple[int, int, int]
+    batch_size: int
+    plans: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.coords.ndim != 2 or self.coords.shape[1] != 4:
+            raise ValueError(f"coords must be [N, 4], got {tuple(self.coords.shape)}")
+        if self.features.ndim != 2 or len(self.features) != len(self.coords):
+            raise ValueError(f"features must be [{len(self.coords)}, C], got {tuple(self.features.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    def with_features(self, features: Tensor) -> SparseVoxels:
+        """The same cells with other features [N, C']; cached plans are shared."""
+        return replace(self, features=features)
+
+    def plan(self, key: Hashable, make: Callable[[SparseVoxels], Any]) -> Any:
+        """The cached plan under `key`, made by `make(self)` the first time."""
+        if key not in self.plans:
+            self.plans[key] = make(self)
+        return self.plans[key]
+
+    def dense(self) -> Tensor:
+        """All cells [B, C, Z, Y, X], empty ones 0; differentiable."""
+        depth, height, width = self.grid
+        b, z, y, x = self.coords.long().unbind(1)
+        flat = ((b * depth + z) * height + y) * width + x
+        cells = self.features.new_zeros(self.batch_size * depth * height * width, self.features.shape[1])
+        cells = cells.index_copy(0, flat, self.features)
+        return cells.view(self.batch_size, depth, height, width, -1).permute(0, 4, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Equal-size groups of voxels.
+
+    index: int64 [G, L], voxel in each slot; inverse: int64 [N], flat slot g * L + l that each voxel reads back;
+    valid: bool [G, L], False where a slot is padding or a duplicate, or None when all count.
+    """
+
+    index: Tensor
+    inverse: Tensor
+    valid: Tensor | None = None
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Voxel features [N, C] to slots [G, L, C]."""
+        return x[self.index]
+
+    def scatter(self, y: Tensor) -> Tensor:
+        """Slots [G, L, C] back to voxels [N, C]."""
+        return y.reshape(-1, y.shape[-1])[self.inverse]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Variable-length runs of voxels.
+
+    order: int64 [N], voxel at each place of the sequence; inverse: int64 [N], place of each voxel;
+    offsets: int64 [W + 1], segment w is places offsets[w] to offsets[w + 1].
+    """
+
+    order: Tensor
+    inverse: Tensor
+    offsets: Tensor
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Voxel features [N, C] in sequence order [N, C]."""
+        return x[self.order]
+
+    def scatter(self, y: Tensor) -> Tensor:
+        """Sequence [N, C] back to voxel order [N, C]."""
+        return y[self.inverse]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one frame.
+
+    boxes: float32 [M, 7 or 9]; scores: float32 [M] in [0, 1]; labels: int64 [M] into class_names. All three are
+    tensors, or (after `numpy()`) arrays.
+    """
+
+    boxes: Tensor | Array
+    scores: Tensor | Array
+    labels: Tensor | Array
+    class_names: tuple[str, ...]
+    frame_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not len(self.boxes) == len(self.scores) == len(self.labels):
+            raise ValueError(f"{len(self.boxes)} boxes, {len(self.scores)} scores, {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @property
+    def names(self) -> list[str]:
+        """Class name of each box."""
+        return [self.class_names[int(i)] for i in self.labels]
+
+    def select(self, keep: Tensor | Array) -> Detections:
+        """The detections that `keep` (bool [M] or int64 [K]) picks."""
+        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
+
+    def above(self, score: float) -> Detections:
+        """Those with a score of at least `score`."""
+        return self.select(self.scores >= score)
+
+    def numpy(self) -> Detections:
+        """The same with NumPy arrays."""
+        if isinstance(self.boxes, np.ndarray):
+            return self
+        boxes, scores, labels = (t.detach().cpu().numpy() for t in (self.boxes, self.scores, self.labels))
+        return replace(self, boxes=boxes, scores=scores, labels=labels)
+
+    def to(self, device: torch.device | str) -> Detections:
+        """The same with tensors on `device`."""
+        boxes, scores, labels = (torch.as_tensor(t).to(device) for t in (self.boxes, self.scores, self.labels))
+        return replace(self, boxes=boxes, scores=scores, labels=labels)
