@@ -191,7 +191,8 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 def construct(factory: Callable[..., T], node: Mapping[str, Any], **context: Any) -> T:
     """Call `factory` with the node's keys (but `name`) as keyword arguments.
 
-    `context` holds what the caller knows (channels, grid, …): passed where the signature takes it and the node is silent.
+    `context` holds what the caller knows (channels, grid, …): passed where the signature takes it and the node does
+    not say otherwise.
     Raises ConfigError for unknown, missing or ill-typed keys, and for a ValueError or TypeError of the factory.
     """
     node = node if isinstance(node, Node) else Node(node)
@@ -291,7 +292,7 @@ class Registry:
         node = node if isinstance(node, Node) else Node(node)
         name = node.get("name")
         if name is None:
-            raise ConfigError(f"{node.where()}: a {self.kind} needs a name: {', '.join(self.names())}")
+            raise ConfigError(f"{node.where()}: {self.kind} needs a name: {', '.join(self.names())}")
         if name not in self._entries:
             raise ConfigError(
                 f"{node.where('name')}: no {self.kind} is named {name!r}{suggest(str(name), self._entries)}"

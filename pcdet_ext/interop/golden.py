@@ -1,8 +1,8 @@
 """Compare this library with numeric cases of published implementations.
 
-A case is `<case>.json` (system, kind, config, tolerances) beside `<case>.npz` (arrays `in.*`, `param.*`, `out.*`, `mid.*`,
-`probe.*`, `grad.*`). A *runner* builds our modules from the case and returns what they computed under the same keys;
-every `out.*` (and on request every `grad.*`) of the case must be there and agree.
+A case is `<case>.json` (system, kind, config, tolerances) beside `<case>.npz` (arrays `in.*`, `param.*`, `out.*`,
+`mid.*`, `probe.*`, `grad.*`). A *runner* builds our modules from the case and returns what they computed under the same
+keys; every `out.*` (and on request every `grad.*`) of the case must be there and agree.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Report:
-    """How one case went: status "pass", "fail" or "not covered", and the worst error over its tolerance (1 = at the limit)."""
+    """How one case went: status "pass", "fail" or "not covered".
+
+    worst: largest error in units of its tolerance, 1 being the limit; worst_key: the array it was seen in.
+    """
 
     name: str
     kind: str
@@ -91,7 +94,8 @@ def runs(system: str, kind: str) -> Callable[[Runner], Runner]:
 def backward(outputs: Values, case: Case, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Gradients of Σ probe·out with respect to `inputs` ("in.x", "param.y"), under the keys "grad.in.x", ….
 
-    The probes are the case's `probe.*`: probe.<name> belongs to out.<name>. Inputs that the case has no gradient for are left out.
+    The probes are the case's `probe.*`: probe.<name> belongs to out.<name>. Inputs that the case has no gradient for
+    are left out.
     """
     total = sum((case.tensor(f"probe.{n}") * outputs[f"out.{n}"]).sum() for n in case.tensors("probe"))
     wanted = {k: t for k, t in inputs.items() if f"grad.{k}" in case.arrays}

@@ -1,0 +1,55 @@
+# `make demo` and `make test` do all the set-up on a fresh machine; the second time they are quick.
+#
+#   TORCH   what pip installs as PyTorch, for example TORCH='torch==2.11.0 --index-url …' for a build with CUDA
+#   PYTHON  the interpreter that makes .venv
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+NATIVE_SOURCES := $(shell find ops -type f)
+DEMO := runs/demo
+
+.PHONY: demo test install lint format clean system
+
+demo: $(VENV)/.run $(VENV)/.native
+	$(BIN)/python tools/demo.py --out $(DEMO)
+
+test: $(VENV)/.dev $(VENV)/.native
+	$(BIN)/python -m pytest
+
+install: $(VENV)/.run $(VENV)/.native
+	$(BIN)/python -m pcdet_ext.info
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info pcdet_ext/ops/*.so
+
+# System libraries that Open3D loads; installed where we may, named where not.
+system:
+	@sh tools/system_libraries.sh
+
+# What a user runs: torch first, at the wanted version, so that nothing else pulls another build of it.
+$(VENV)/.run: setup.py | system
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	$(PIP) install 'setuptools>=77' wheel
+	PCDET_EXT_REQUIRE_NATIVE=$(REQUIRE_NATIVE) $(PIP) install --no-build-isolation -e '.[vis,train]'
+	touch $@
+
+# And what the tests need on top.
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) install --no-build-isolation -e '.[dev]'
+	touch $@
+
+$(VENV)/.native: setup.py $(NATIVE_SOURCES) | $(VENV)/.run
+	$(BIN)/python setup.py -q build_ext --inplace
+	touch $@

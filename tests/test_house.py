@@ -1,0 +1,112 @@
+"""The house rule: five floors, imports only downwards, no circles; and `import pcdet_ext` stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FLOORS = {
+    "structures": 1,
+    "config": 1,
+    "ops": 1,
+    "grouping": 2,
+    "mixers": 2,
+    "data": 2,
+    "evaluation": 2,
+    "models": 3,
+}
+TOP = 4  # what a user does with a detector: every other room
+
+
+def package_modules(root: Path) -> dict[str, Path]:
+    """Dotted name of each module of the package, and its file."""
+    modules = {}
+    for path in sorted((root / "pcdet_ext").rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
+
+
+def imported_modules(name: str, path: Path, known: set[str]) -> set[str]:
+    """Modules of the package that a file imports, lazily or not (imports for type checkers alone left out)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hidden = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {n if n in known else base for n in names}
+    return {m for m in found if m.split(".")[0] == "pcdet_ext"}
+
+
+def room(module: str) -> str:
+    """The room that a module belongs to: the part behind the package's name."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_imports_only_go_down(root: Path) -> None:
+    modules = package_modules(root)
+    wrong = []
+    for name, path in modules.items():
+        if name == "pcdet_ext":  # the front door: opens the upper rooms on demand
+            continue
+        for target in imported_modules(name, path, set(modules)):
+            if target != "pcdet_ext" and FLOORS.get(room(target), TOP) > FLOORS.get(room(name), TOP):
+                wrong.append(f"{name} imports {target}")
+    assert not wrong, wrong
+
+
+def test_rooms_of_one_floor_do_not_import_in_a_circle(root: Path) -> None:
+    modules = package_modules(root)
+    edges: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        targets = {room(t) for t in imported_modules(name, path, set(modules))} - {room(name), ""}
+        if name != "pcdet_ext":
+            edges.setdefault(room(name), set()).update(targets)
+
+    def reachable(start: str) -> set[str]:
+        seen: set[str] = set()
+        frontier = set(edges.get(start, ()))
+        while frontier:
+            seen |= frontier
+            frontier = {t for s in frontier for t in edges.get(s, ())} - seen
+        return seen
+
+    assert not [r for r in edges if r in reachable(r)]
+
+
+def test_tools_are_thin(root: Path) -> None:
+    for path in (root / "tools").glob("*.py"):
+        lines = path.read_text(encoding="utf-8").count("\n")
+        assert lines <= 120, f"{path.name} has {lines} lines: logic belongs into the package"
+
+
+@pytest.mark.parametrize("heavy", ["lightning", "open3d", "plotly", "matplotlib", "spconv", "numba", "tensorboard"])
+def test_import_is_light(heavy: str) -> None:
+    code = f"import sys, pcdet_ext; sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, f"import pcdet_ext loads {heavy}"
+
+
+def test_every_package_is_installed(root: Path) -> None:
+    text = (root / "setup.py").read_text(encoding="utf-8")
+    for init in (root / "pcdet_ext").rglob("__init__.py"):
+        package = ".".join(init.parent.relative_to(root).parts)
+        assert f'"{package}"' in text, f"setup.py does not list {package}"

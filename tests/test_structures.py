@@ -1,0 +1,88 @@
+"""The objects that flow: shape checks, dense maps, groups and segments there and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pcdet_ext.structures import Boxes, Detections, Groups, PointBatch, Segments, SparseVoxels
+
+
+def test_boxes_refuse_wrong_shapes() -> None:
+    with pytest.raises(ValueError, match="boxes must be"):
+        Boxes(np.zeros((2, 8), np.float32), ("Car", "Car"))
+    with pytest.raises(ValueError, match="2 boxes but 1 names"):
+        Boxes(np.zeros((2, 7), np.float32), ("Car",))
+    with pytest.raises(ValueError, match="difficulty"):
+        Boxes(np.zeros((1, 7), np.float32), ("Car",), difficulty=np.zeros(2))
+
+
+def test_boxes_select_keeps_columns_together() -> None:
+    boxes = Boxes(np.arange(21, dtype=np.float32).reshape(3, 7), ("a", "b", "c"), difficulty=np.array([0, 1, 2]))
+    for keep in (np.array([True, False, True]), np.array([0, 2])):
+        chosen = boxes.select(keep)
+        assert chosen.names == ("a", "c")
+        assert chosen.difficulty.tolist() == [0, 2]
+        assert chosen.boxes[:, 0].tolist() == [0.0, 14.0]
+    assert len(Boxes.empty(9)) == 0
+
+
+def test_point_batch_from_clouds_of_different_size() -> None:
+    batch = PointBatch.from_points([torch.ones(3, 4), torch.zeros(0, 4), torch.full((2, 4), 2.0)])
+    assert batch.batch_index.tolist() == [0, 0, 0, 2, 2]
+    assert batch.batch_size == 3
+    assert batch.to("cpu").points.shape == (5, 4)
+    with pytest.raises(ValueError, match="at least one"):
+        PointBatch.from_points([])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3))
+def test_dense_equals_a_plain_loop(seed: int, batch_size: int) -> None:
+    rng = np.random.default_rng(seed)
+    grid = tuple(int(n) for n in rng.integers(1, 5, 3))
+    cells = int(np.prod(grid)) * batch_size
+    flat = rng.permutation(cells)[: rng.integers(0, cells + 1)]
+    coords = np.stack(np.unravel_index(flat, (batch_size, *grid)), 1).astype(np.int32).reshape(-1, 4)
+    features = rng.normal(size=(len(coords), 2))
+    dense = SparseVoxels(torch.from_numpy(features), torch.from_numpy(coords), grid, batch_size).dense()
+    expected = np.zeros((batch_size, 2, *grid))
+    for (b, z, y, x), feature in zip(coords, features, strict=True):
+        expected[b, :, z, y, x] = feature
+    np.testing.assert_array_equal(dense.numpy(), expected)
+
+
+def test_plans_are_made_once_and_shared_by_other_features() -> None:
+    voxels = SparseVoxels(torch.zeros(2, 3), torch.zeros(2, 4, dtype=torch.int32), (1, 1, 1), 1)
+    made = []
+    for v in (voxels, voxels.with_features(torch.ones(2, 5))):
+        assert v.plan("order", lambda v: made.append(1) or len(v)) == 2
+    assert made == [1]
+    with pytest.raises(ValueError, match="coords must be"):
+        SparseVoxels(torch.zeros(2, 3), torch.zeros(2, 3), (1, 1, 1), 1)
+    with pytest.raises(ValueError, match="features must be"):
+        SparseVoxels(torch.zeros(1, 3), torch.zeros(2, 4), (1, 1, 1), 1)
+
+
+def test_groups_and_segments_there_and_back() -> None:
+    x = torch.arange(10.0).view(5, 2)
+    groups = Groups(torch.tensor([[4, 2, 0], [1, 3, 3]]), torch.tensor([2, 3, 1, 4, 0]))
+    torch.testing.assert_close(groups.scatter(groups.gather(x)), x)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    segments = Segments(order, order.argsort(), torch.tensor([0, 2, 5]))
+    torch.testing.assert_close(segments.scatter(segments.gather(x)), x)
+
+
+def test_detections_views() -> None:
+    found = Detections(torch.zeros(3, 7), torch.tensor([0.9, 0.2, 0.5]), torch.tensor([1, 0, 1]), ("Car", "Van"))
+    assert found.names == ["Van", "Car", "Van"]
+    assert found.above(0.5).names == ["Van", "Van"]
+    arrays = found.numpy()
+    assert isinstance(arrays.boxes, np.ndarray)
+    assert arrays.numpy() is arrays
+    assert arrays.above(0.5).to("cpu").scores.tolist() == found.above(0.5).scores.tolist()
+    with pytest.raises(ValueError, match="3 boxes, 2 scores"):
+        Detections(torch.zeros(3, 7), torch.zeros(2), torch.zeros(3), ("Car",))
