@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old or the new content, never half of one."""
+"""Files of data sets: the error for damaged ones, and writing so that a reader never sees half a file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+class DataError(ValueError):
+    """A data file that cannot be used; the message names the file, and the line where there are lines."""
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; rename it to `path` when the block ends without an error.
 
-    The folder is made where missing. On any error, a full disk included, the temporary file goes and `path` stays as it was.
+    The folder is made where missing. On any error, a full disk included, the temporary file goes and `path` stays as
+    it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
