@@ -1,0 +1,50 @@
+"""Geometry of points and boxes in NumPy, as the data side needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pcdet_ext.structures import Array
+
+_CORNER_SIGNS = np.array([(1, 1), (1, -1), (-1, -1), (-1, 1)], np.float32) / 2
+
+
+def inside_boxes(points: Array, boxes: Array, margin: float = 0.0) -> Array:
+    """bool [M, N]: which points [N, 3+] lie in which boxes [M, 7+]; the border belongs to the box.
+
+    margin: metres added on the four upright sides.
+    """
+    inside = np.zeros((len(boxes), len(points)), bool)
+    for row, box in zip(inside, boxes, strict=True):
+        offset = points[:, :3] - box[:3]
+        cos, sin = np.cos(box[6]), np.sin(box[6])
+        along, across = offset[:, 0] * cos + offset[:, 1] * sin, offset[:, 1] * cos - offset[:, 0] * sin
+        row[:] = (np.abs(along) <= box[3] / 2 + margin) & (np.abs(across) <= box[4] / 2 + margin)
+        row &= np.abs(offset[:, 2]) <= box[5] / 2
+    return inside
+
+
+def footprints(boxes: Array) -> Array:
+    """Corners [M, 4, 2] of boxes [M, 7+] seen from above."""
+    offset = _CORNER_SIGNS * boxes[:, None, 3:5]
+    cos, sin = np.cos(boxes[:, 6, None]), np.sin(boxes[:, 6, None])
+    x, y = offset[..., 0], offset[..., 1]
+    return np.stack([cos * x - sin * y, sin * x + cos * y], axis=2) + boxes[:, None, :2]
+
+
+def points_in_range(points: Array, point_cloud_range: Sequence[float], use_z: bool = False) -> Array:
+    """bool [N]: which points [N, 3+] lie in the half-open range (x, y, z minimum, then maximum), in z only if asked."""
+    axes = slice(0, 3 if use_z else 2)
+    low, high = np.asarray(point_cloud_range, points.dtype).reshape(2, 3)
+    return ((points[:, axes] >= low[axes]) & (points[:, axes] < high[axes])).all(axis=1)
+
+
+def boxes_in_range(boxes: Array, point_cloud_range: Sequence[float], min_corners: int | None = None) -> Array:
+    """bool [M]: which boxes [M, 7+] have their centre in the range, or `min_corners` of their 8 corners in its x-y."""
+    if min_corners is None:
+        return points_in_range(boxes, point_cloud_range, use_z=True)
+    corners = footprints(boxes).reshape(-1, 2)
+    count = 2 * points_in_range(corners, point_cloud_range).reshape(-1, 4).sum(axis=1)
+    return count >= min_corners
