@@ -1,7 +1,268 @@
-"""Augmentation of training samples: each one a deterministic core that takes the drawn numbers, and a random shell."""
+"""Augmentation of training samples: each one a deterministic core that takes the drawn numbers, and a random shell.
+
+A shell is called with a sample and a `numpy.random.Generator` and returns a new sample; it keeps no state, so the same
+generator gives the same sample in any process. What moves the scene drops calibration and pose, which no longer fit.
+"""
 
 from __future__ import annotations
 
-from pcdet_ext.config import Registry
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pcdet_ext.config import ConfigError, Registry, suggest
+from pcdet_ext.data.geometry import inside_boxes, overlap_from_above, wrap_angle
+from pcdet_ext.data.objects import Objects, read_objects
+from pcdet_ext.structures import Array, Boxes, Sample
 
 AUGMENTATIONS = Registry("augmentation")
+
+_log = logging.getLogger(__name__)
+
+
+def flip(sample: Sample, axis: str) -> Sample:
+    """Mirror the scene: along "x" y changes its sign, along "y" x does; headings and velocities follow."""
+    if axis not in ("x", "y"):
+        raise ValueError(f"axis must be 'x' or 'y', got {axis!r}")
+    mirrored = 1 if axis == "x" else 0
+    points, boxes = _copies(sample)
+    points[:, mirrored] *= -1
+    if boxes is not None:
+        boxes[:, mirrored] *= -1
+        boxes[:, 6] = -boxes[:, 6] if axis == "x" else -(boxes[:, 6] + np.pi)
+        boxes[:, 7 + mirrored : 8 + mirrored] *= -1
+    return _moved(sample, points, boxes)
+
+
+def rotate(sample: Sample, angle: float) -> Sample:
+    """Turn the scene about the z axis by `angle` radians, counter-clockwise."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    matrix = np.array([[cos, sin], [-sin, cos]], np.float32)  # for rows: v @ matrix
+    points, boxes = _copies(sample)
+    points[:, :2] = points[:, :2] @ matrix
+    if boxes is not None:
+        boxes[:, :2] = boxes[:, :2] @ matrix
+        boxes[:, 6] += angle
+        if boxes.shape[1] == 9:
+            boxes[:, 7:] = boxes[:, 7:] @ matrix
+    return _moved(sample, points, boxes)
+
+
+def scale(sample: Sample, factor: float) -> Sample:
+    """Multiply positions, sizes and velocities by `factor`."""
+    points, boxes = _copies(sample)
+    points[:, :3] *= factor
+    if boxes is not None:
+        boxes[:, :6] *= factor
+        boxes[:, 7:] *= factor
+    return _moved(sample, points, boxes)
+
+
+def translate(sample: Sample, offset: Sequence[float] | Array) -> Sample:
+    """Move the scene by `offset` (x, y, z) metres."""
+    points, boxes = _copies(sample)
+    points[:, :3] += np.asarray(offset, np.float32)
+    if boxes is not None:
+        boxes[:, :3] += np.asarray(offset, np.float32)
+    return _moved(sample, points, boxes)
+
+
+def wrap_headings(sample: Sample) -> Sample:
+    """Bring the headings of the boxes into [-π, π)."""
+    if sample.boxes is None:
+        return sample
+    boxes = sample.boxes.boxes.copy()
+    boxes[:, 6] = wrap_angle(boxes[:, 6])
+    return sample.replace(boxes=replace(sample.boxes, boxes=boxes))
+
+
+@AUGMENTATIONS.register
+class RandomFlip:
+    """Mirror along each of `axes` ("x", "y") with a probability."""
+
+    def __init__(self, axes: Sequence[str] = ("x",), probability: float = 0.5) -> None:
+        for axis in axes:
+            if axis not in ("x", "y"):
+                raise ValueError(f"axes must hold 'x' and 'y' only, got {axis!r}")
+        self.axes, self.probability = tuple(axes), _share("probability", probability)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        for axis in self.axes:
+            if rng.random() < self.probability:
+                sample = flip(sample, axis)
+        return sample
+
+
+@AUGMENTATIONS.register
+class RandomRotation:
+    """Turn by an angle drawn uniformly from `angle_range` radians."""
+
+    def __init__(self, angle_range: Sequence[float] = (-np.pi / 4, np.pi / 4)) -> None:
+        self.low, self.high = _interval("angle_range", angle_range)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return rotate(sample, rng.uniform(self.low, self.high))
+
+
+@AUGMENTATIONS.register
+class RandomScaling:
+    """Scale by a factor drawn uniformly from `scale_range`."""
+
+    def __init__(self, scale_range: Sequence[float] = (0.95, 1.05)) -> None:
+        self.low, self.high = _interval("scale_range", scale_range)
+        if self.low <= 0:
+            raise ValueError(f"scale_range must be positive, got {list(scale_range)}")
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return scale(sample, rng.uniform(self.low, self.high))
+
+
+@AUGMENTATIONS.register
+class RandomTranslation:
+    """Move by an offset drawn from a normal distribution with deviation `std` metres on x, y, z."""
+
+    def __init__(self, std: Sequence[float] = (0.5, 0.5, 0.5)) -> None:
+        if len(std) != 3 or min(std) < 0:
+            raise ValueError(f"std must be three deviations of at least 0, got {list(std)}")
+        self.std = tuple(std)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return translate(sample, rng.normal(0.0, self.std))
+
+
+@AUGMENTATIONS.register
+class PointShuffle:
+    """Put the points in a random order."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return sample.replace(points=sample.points[rng.permutation(len(sample.points))])
+
+
+@AUGMENTATIONS.register
+class GroundTruthSampling:
+    """Paste labelled objects of other frames into the scene where they collide with nothing (SECOND, Yan et al. 2018).
+
+    groups: objects to draw for each class, in this order; limit_whole_scene: so many together with those that the scene
+    already has. min_points: objects with fewer points are not drawn, one number or one a class; skip_difficulty: nor
+    are objects of these levels. extra_width: metres (x, y, z) added to a pasted box where scene points are removed.
+    margin: metres between boxes that still count as collision, and around a pasted box whose points are removed (0.01
+    is what OpenPCDet's CPU functions amount to). database: folder of a prepared database or objects by class.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, int],
+        database: str | Path | Mapping[str, Objects],
+        classes: Sequence[str] = (),
+        min_points: int | Mapping[str, int] = 5,
+        skip_difficulty: Sequence[int] = (-1,),
+        limit_whole_scene: bool = False,
+        extra_width: Sequence[float] = (0.0, 0.0, 0.0),
+        margin: float = 0.0,
+    ) -> None:
+        objects = database if isinstance(database, Mapping) else read_objects(Path(database))
+        self.groups = _usable_groups(groups, objects, classes)
+        self.objects = {name: objects[name] for name in self.groups}
+        self.limit_whole_scene = limit_whole_scene
+        self.extra_width = np.asarray(extra_width, np.float32)
+        self.margin = margin
+        self.pools = {
+            name: _pool(
+                found, min_points.get(name, 0) if isinstance(min_points, Mapping) else min_points, skip_difficulty
+            )
+            for name, found in self.objects.items()
+        }
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        drawn = {name: rng.permutation(self.pools[name])[:wanted] for name, wanted in self.wanted(sample).items()}
+        return self.paste(sample, drawn)
+
+    def wanted(self, sample: Sample) -> dict[str, int]:
+        """How many objects of each class are to be drawn for a sample."""
+        present = sample.boxes.names if self.limit_whole_scene and sample.boxes is not None else ()
+        return {name: max(number - present.count(name), 0) for name, number in self.groups.items()}
+
+    def paste(self, sample: Sample, drawn: Mapping[str, Array]) -> Sample:
+        """Put objects (positions in the database, by class) into the sample, class by class.
+
+        An object stays out when it collides with a box of the scene, with one accepted for an earlier class, or with
+        another one drawn for its class. Its points go in front of the scene's points; those inside its box are removed.
+        """
+        boxes = sample.boxes if sample.boxes is not None else Boxes.empty()
+        clouds = []
+        before = len(boxes)
+        for name, index in drawn.items():
+            candidates = self.objects[name]
+            free = index[self._free(candidates.boxes[index], boxes.boxes)]
+            clouds += [candidates.points_of(i) + _centre(candidates.boxes[i], sample.points.shape[1]) for i in free]
+            boxes = _joined(boxes, candidates.select(name, free))
+        pasted = boxes.boxes[before:].copy()
+        pasted[:, 3:6] += self.extra_width
+        covered = inside_boxes(sample.points, pasted, self.margin).any(axis=0)
+        return sample.replace(points=np.concatenate([*clouds, sample.points[~covered]]), boxes=boxes)
+
+    def _free(self, candidates: Array, present: Array) -> Array:
+        mutual = overlap_from_above(candidates, candidates, self.margin)
+        np.fill_diagonal(mutual, False)
+        return ~(overlap_from_above(candidates, present, self.margin).any(axis=1) | mutual.any(axis=1))
+
+
+def _usable_groups(groups: Mapping[str, int], objects: Mapping[str, Objects], classes: Sequence[str]) -> dict[str, int]:
+    """The groups of configured classes that the database has objects of."""
+    usable = {}
+    for name, number in groups.items():
+        if name in objects and (name in classes or not classes):
+            usable[name] = int(number)
+        elif name in classes:
+            _log.warning("ground-truth sampling: the database has no %s", name)
+        elif name not in objects:
+            raise ConfigError(f"groups: {name!r} is no class of the data{suggest(name, {*classes, *objects})}")
+    return usable
+
+
+def _pool(objects: Objects, min_points: int, skip_difficulty: Sequence[int]) -> Array:
+    enough = np.diff(objects.offsets) >= min_points
+    return np.flatnonzero(enough & ~np.isin(objects.difficulty, list(skip_difficulty)))
+
+
+def _joined(first: Boxes, second: Boxes) -> Boxes:
+    """Boxes of both; a column that one of them lacks is dropped."""
+
+    def column(name: str) -> Array | None:
+        columns = [getattr(first, name), getattr(second, name)]
+        return None if any(c is None for c in columns) else np.concatenate(columns)
+
+    return Boxes(
+        boxes=np.concatenate([first.boxes, second.boxes]),
+        names=first.names + second.names,
+        difficulty=column("difficulty"),
+        num_points=column("num_points"),
+    )
+
+
+def _centre(box: Array, columns: int) -> Array:
+    return np.concatenate([box[:3], np.zeros(columns - 3, np.float32)])
+
+
+def _copies(sample: Sample) -> tuple[Array, Array | None]:
+    return sample.points.copy(), None if sample.boxes is None else sample.boxes.boxes.copy()
+
+
+def _moved(sample: Sample, points: Array, boxes: Array | None) -> Sample:
+    labelled = None if boxes is None else replace(sample.boxes, boxes=boxes)
+    return sample.replace(points=points, boxes=labelled, calibration=None, pose=None)
+
+
+def _interval(name: str, values: Sequence[float]) -> tuple[float, float]:
+    if len(values) != 2 or values[0] > values[1]:
+        raise ValueError(f"{name} must be a minimum and a maximum, got {list(values)}")
+    return float(values[0]), float(values[1])
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return value

@@ -17,12 +17,13 @@ import torch
 from torch.utils.data import Dataset
 
 from pcdet_ext.config import ConfigError, Node, Registry
-from pcdet_ext.data.augment import AUGMENTATIONS
+from pcdet_ext.data.augment import AUGMENTATIONS, wrap_headings
 from pcdet_ext.data.files import DataError
 from pcdet_ext.data.formats import kitti
 from pcdet_ext.data.geometry import boxes_in_range, points_in_range
-from pcdet_ext.data.prepare import FOLDER, FrameInfo, database_path, index_path, read_index
-from pcdet_ext.structures import Boxes, PointBatch, Sample
+from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, read_index
+from pcdet_ext.data.objects import database_path
+from pcdet_ext.structures import PointBatch, Sample
 
 DATASETS = Registry("dataset")
 MAX_REPLACEMENTS = 200  # frames tried for one sample before giving up
@@ -147,23 +148,23 @@ class KittiDataset(Dataset[Sample]):
         boxes = info.to_boxes()
         if boxes is not None:
             boxes = boxes.select(boxes.num_points >= self.min_points)
-        return Sample(points[:, self._columns], info.frame_id, boxes, calibration, info.image_size)
+        return Sample(points, info.frame_id, boxes, calibration, info.image_size)
 
     def _blank(self, index: int) -> Sample:
         info = self.frames[index % len(self.frames)]
-        points = np.zeros((0, len(self._columns)), np.float32)
+        points = np.zeros((0, len(POINT_FEATURES)), np.float32)
         return Sample(points, info.frame_id, info.to_boxes(), None, info.image_size)
 
     def _finish(self, sample: Sample) -> Sample:
-        """Crop to the range, keep the configured classes, and bring headings into [-π, π)."""
+        """Crop to the range, keep the configured features and classes, and bring headings into [-π, π)."""
         inside = points_in_range(sample.points, self.point_cloud_range, self.mask_z)
-        sample = sample.replace(points=sample.points[inside])
+        sample = sample.replace(points=sample.points[inside][:, self._columns])
         if sample.boxes is None:
             return sample
         boxes = sample.boxes.select(np.array([name in self.classes for name in sample.boxes.names], bool))
         if self.training:
             boxes = boxes.select(boxes_in_range(boxes.boxes, self.point_cloud_range, self.min_box_corners))
-        return sample.replace(boxes=_with_wrapped_heading(boxes))
+        return wrap_headings(sample.replace(boxes=boxes))
 
 
 class ConcatDataset(Dataset[Sample]):
@@ -246,12 +247,6 @@ def check_classes(classes: Sequence[str], frames: Sequence[FrameInfo], where: st
         raise ConfigError(
             f"classes: none of {', '.join(classes)} occurs in {where}; it has: {', '.join(sorted(known))}"
         )
-
-
-def _with_wrapped_heading(boxes: Boxes) -> Boxes:
-    values = boxes.boxes.copy()
-    values[:, 6] = kitti.wrap_angle(values[:, 6])
-    return replace(boxes, boxes=values)
 
 
 def _feature_columns(point_features: Sequence[str]) -> list[int]:

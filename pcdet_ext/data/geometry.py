@@ -48,3 +48,29 @@ def boxes_in_range(boxes: Array, point_cloud_range: Sequence[float], min_corners
     corners = footprints(boxes).reshape(-1, 2)
     count = 2 * points_in_range(corners, point_cloud_range).reshape(-1, 4).sum(axis=1)
     return count >= min_corners
+
+
+def overlap_from_above(a: Array, b: Array, margin: float = 0.0) -> Array:
+    """bool [N, M]: which boxes a [N, 7+] and b [M, 7+] overlap seen from above; touching is no overlap.
+
+    margin: metres of distance along an axis of either box that still count as overlap. Two rectangles are apart when
+    they are on one of their four side directions (separating axis theorem).
+    """
+    offset = b[None, :, :2] - a[:, None, :2]
+    half_a, half_b = a[:, None, 3:5] / 2, b[None, :, 3:5] / 2
+    turn = b[None, :, 6] - a[:, None, 6]
+    cos, sin = np.abs(np.cos(turn)), np.abs(np.sin(turn))
+    reach_b = [half_b[..., 0] * cos + half_b[..., 1] * sin, half_b[..., 0] * sin + half_b[..., 1] * cos]
+    reach_a = [half_a[..., 0] * cos + half_a[..., 1] * sin, half_a[..., 0] * sin + half_a[..., 1] * cos]
+    overlap = np.ones(offset.shape[:2], bool)
+    for heading, half, reach in ((a[:, None, 6], half_a, reach_b), (b[None, :, 6], half_b, reach_a)):
+        along = offset[..., 0] * np.cos(heading) + offset[..., 1] * np.sin(heading)
+        across = offset[..., 1] * np.cos(heading) - offset[..., 0] * np.sin(heading)
+        for axis, distance in enumerate((along, across)):
+            overlap &= np.abs(distance) < half[..., axis] + reach[axis] + margin
+    return overlap
+
+
+def wrap_angle(angle: Array) -> Array:
+    """Angles brought into [-π, π)."""
+    return angle - np.floor(angle / (2 * np.pi) + 0.5) * (2 * np.pi)

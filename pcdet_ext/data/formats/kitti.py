@@ -20,6 +20,7 @@ import numpy as np
 from pcdet_ext.config import suggest
 from pcdet_ext.data.files import DataError, atomic_write
 from pcdet_ext.data.formats.points import read_bin
+from pcdet_ext.data.geometry import wrap_angle
 from pcdet_ext.structures import Array, Boxes
 
 DONT_CARE = "DontCare"
@@ -293,11 +294,6 @@ def in_image(points: Array, calibration: Calibration, image_size: tuple[int, int
     height, width = image_size
     u, v = pixels.T
     return (depth > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
-
-
-def wrap_angle(angle: Array) -> Array:
-    """Angles brought into [-π, π)."""
-    return angle - np.floor(angle / (2 * np.pi) + 0.5) * (2 * np.pi)
 
 
 @dataclass(frozen=True)
