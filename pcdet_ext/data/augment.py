@@ -70,6 +70,14 @@ def translate(sample: Sample, offset: Sequence[float] | Array) -> Sample:
     return _moved(sample, points, boxes)
 
 
+def keep_classes(sample: Sample, classes: Sequence[str]) -> Sample:
+    """Drop the boxes of other classes."""
+    if sample.boxes is None:
+        return sample
+    keep = np.array([name in classes for name in sample.boxes.names], bool)
+    return sample.replace(boxes=sample.boxes.select(keep))
+
+
 def wrap_headings(sample: Sample) -> Sample:
     """Bring the headings of the boxes into [-π, π)."""
     if sample.boxes is None:

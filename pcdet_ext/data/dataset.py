@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pcdet_ext.config import ConfigError, Node, Registry
-from pcdet_ext.data.augment import AUGMENTATIONS, wrap_headings
+from pcdet_ext.data.augment import AUGMENTATIONS, keep_classes, wrap_headings
 from pcdet_ext.data.files import DataError
 from pcdet_ext.data.formats import kitti
 from pcdet_ext.data.geometry import boxes_in_range, points_in_range
@@ -159,12 +159,11 @@ class KittiDataset(Dataset[Sample]):
         """Crop to the range, keep the configured features and classes, and bring headings into [-π, π)."""
         inside = points_in_range(sample.points, self.point_cloud_range, self.mask_z)
         sample = sample.replace(points=sample.points[inside][:, self._columns])
-        if sample.boxes is None:
-            return sample
-        boxes = sample.boxes.select(np.array([name in self.classes for name in sample.boxes.names], bool))
-        if self.training:
-            boxes = boxes.select(boxes_in_range(boxes.boxes, self.point_cloud_range, self.min_box_corners))
-        return wrap_headings(sample.replace(boxes=boxes))
+        sample = keep_classes(sample, self.classes)
+        if self.training and sample.boxes is not None:
+            inside = boxes_in_range(sample.boxes.boxes, self.point_cloud_range, self.min_box_corners)
+            sample = sample.replace(boxes=sample.boxes.select(inside))
+        return wrap_headings(sample)
 
 
 class ConcatDataset(Dataset[Sample]):

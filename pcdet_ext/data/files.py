@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class DataError(ValueError):
+class DataError(RuntimeError):
     """A data file that cannot be used; the message names the file, and the line where there are lines."""
 
 

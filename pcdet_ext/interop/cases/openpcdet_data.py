@@ -55,7 +55,7 @@ def run_gt_sampling(case: Case, grads: bool) -> Values:
         for name, wanted in sampling.wanted(sample).items():
             ids = _recorded_draw(arrays, f"mid.{call}.{name}", wanted)
             drawn[name] = np.searchsorted(objects[name][1], ids)
-        result = sampling.paste(sample, drawn)
+        result = augment.keep_classes(sampling.paste(sample, drawn), config["class_names"])
         values[f"out.{call}.gt_boxes"] = result.boxes.boxes
         values[f"out.{call}.gt_class"] = np.array([names.index(name) for name in result.boxes.names], np.int64)
         values[f"out.{call}.points"] = result.points
