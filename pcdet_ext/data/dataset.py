@@ -20,7 +20,7 @@ from pcdet_ext.config import ConfigError, Node, Registry
 from pcdet_ext.data.augment import AUGMENTATIONS, keep_classes, wrap_headings
 from pcdet_ext.data.files import DataError
 from pcdet_ext.data.formats import kitti
-from pcdet_ext.data.geometry import boxes_in_range, points_in_range
+from pcdet_ext.data.geometry import boxes_in_range, finite_points, points_in_range
 from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, read_index
 from pcdet_ext.data.objects import database_path
 from pcdet_ext.structures import PointBatch, Sample
@@ -138,10 +138,8 @@ class KittiDataset(Dataset[Sample]):
         points = kitti.read_points(frame.points)
         if len(points) != info.num_points:
             raise DataError(f"{frame.points}: {len(points)} points where the index has {info.num_points}; changed?")
-        finite = np.isfinite(points).all(axis=1)
-        if not finite.all():
-            points = points[finite]
-            self.counts["points not finite"] += int((~finite).sum())
+        points, dropped = finite_points(points)
+        self.counts["points not finite"] += dropped
         calibration = kitti.Calibration.read(frame.calibration)
         if self.fov_only:
             points = points[kitti.in_image(points, calibration, info.image_size)]

@@ -36,9 +36,20 @@ def footprints(boxes: Array) -> Array:
 
 def points_in_range(points: Array, point_cloud_range: Sequence[float], use_z: bool = False) -> Array:
     """bool [N]: which points [N, 3+] lie in the half-open range (x, y, z minimum, then maximum), in z only if asked."""
-    axes = slice(0, 3 if use_z else 2)
     low, high = np.asarray(point_cloud_range, points.dtype).reshape(2, 3)
-    return ((points[:, axes] >= low[axes]) & (points[:, axes] < high[axes])).all(axis=1)
+    inside = np.ones(len(points), bool)
+    for axis in range(3 if use_z else 2):
+        inside &= (points[:, axis] >= low[axis]) & (points[:, axis] < high[axis])
+    return inside
+
+
+def finite_points(points: Array) -> tuple[Array, int]:
+    """The points [N, F] without a NaN or infinite value, and how many were dropped."""
+    finite = np.isfinite(points)
+    if finite.all():  # the usual case, found without looking at each row
+        return points, 0
+    keep = finite.all(axis=1)
+    return points[keep], int((~keep).sum())
 
 
 def boxes_in_range(boxes: Array, point_cloud_range: Sequence[float], min_corners: int | None = None) -> Array:

@@ -16,11 +16,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from pcdet_ext.data.files import DataError
 from pcdet_ext.data.formats import kitti
-from pcdet_ext.data.geometry import inside_boxes
+from pcdet_ext.data.geometry import finite_points, inside_boxes
 from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, write_index
 from pcdet_ext.data.objects import database_path, write_objects
 from pcdet_ext.structures import Array
@@ -111,14 +109,13 @@ def _read_frame(frame: kitti.Frame, cut: bool, skip: bool) -> _Result:
 
 def _index_frame(frame: kitti.Frame, cut: bool) -> _Result:
     points = kitti.read_points(frame.points)
-    finite = np.isfinite(points).all(axis=1)
+    finite, dropped = finite_points(points)
     calibration = kitti.Calibration.read(frame.calibration)
-    info = FrameInfo(frame.frame_id, frame.folder, len(points), int((~finite).sum()), frame.image_size())
+    info = FrameInfo(frame.frame_id, frame.folder, len(points), dropped, frame.image_size())
     if frame.folder == "testing":
         return _Result(info, [])
     boxes = kitti.labels_to_boxes(kitti.read_labels(frame.labels, with_scores=False), calibration)
-    points = points[finite]
-    inside = inside_boxes(points, boxes.boxes)
+    inside = inside_boxes(finite, boxes.boxes)
     info = replace(
         info,
         boxes=boxes.boxes.tolist(),
@@ -126,7 +123,7 @@ def _index_frame(frame: kitti.Frame, cut: bool) -> _Result:
         difficulty=boxes.difficulty.tolist(),
         points_in_box=inside.sum(axis=1).tolist(),
     )
-    return _Result(info, [_relative(points[i], box) for i, box in zip(inside, boxes.boxes, strict=True)] if cut else [])
+    return _Result(info, [_relative(finite[i], box) for i, box in zip(inside, boxes.boxes, strict=True)] if cut else [])
 
 
 def _relative(points: Array, box: Array) -> Array:

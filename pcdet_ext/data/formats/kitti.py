@@ -171,9 +171,14 @@ def read_labels(path: str | Path, with_scores: bool | None = None) -> Labels:
 
 
 def write_labels(path: str | Path, labels: Labels) -> None:
-    """Write a label file, or a result file when the labels have scores; four decimals, scores six."""
+    """Write a label file, or a result file when the labels have scores; four decimals, scores six.
+
+    Raises ValueError for a class name that is not one word, because columns are split at spaces.
+    """
     lines = []
     for i, name in enumerate(labels.names):
+        if len(name.split()) != 1:
+            raise ValueError(f"{path}: a class name must be one word, got {name!r}")
         fields = [name, f"{labels.truncation[i]:.2f}", f"{int(labels.occlusion[i])}"]
         row = (labels.alpha[i], *labels.bbox[i], *labels.dimensions[i], *labels.location[i], labels.rotation_y[i])
         fields += [f"{v:.4f}" for v in row]
@@ -290,10 +295,9 @@ def clip_to_image(bbox: Array, image_size: tuple[int, int]) -> Array:
 
 def in_image(points: Array, calibration: Calibration, image_size: tuple[int, int]) -> Array:
     """bool [N]: which LiDAR points [N, 3+] lie before the camera and inside the image (height, width)."""
-    pixels, depth = calibration.project(points[:, :3])
     height, width = image_size
-    u, v = pixels.T
-    return (depth > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    u, v, w = _transform(points[:, :3], calibration.p2 @ calibration.lidar_to_rectified).T  # pixels times w
+    return (w > 0) & (u >= 0) & (u < width * w) & (v >= 0) & (v < height * w)
 
 
 @dataclass(frozen=True)
