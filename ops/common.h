@@ -10,3 +10,10 @@
 #else
 #define PCDET_HD inline
 #endif
+
+// Several machine-code versions of one function, the best chosen when the library is loaded: one build for every x86-64.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+#define PCDET_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define PCDET_CLONES
+#endif

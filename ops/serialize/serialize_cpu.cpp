@@ -1,0 +1,163 @@
+// CPU side of the serialization keys: plain loops over rows (batch, z, y, x), split between threads.
+#include "serialize.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace {
+
+using namespace pcdet;
+
+constexpr int64_t kBlock = 512;  // rows handled together, so that the transform runs on vectors from the first cache
+
+bool inside(const int32_t* row, const int32_t* grid) {
+    return row[0] >= 0 && row[0] < (1 << 15) && static_cast<uint32_t>(row[1]) < static_cast<uint32_t>(grid[0]) &&
+           static_cast<uint32_t>(row[2]) < static_cast<uint32_t>(grid[1]) &&
+           static_cast<uint32_t>(row[3]) < static_cast<uint32_t>(grid[2]);
+}
+
+// The key of one row is a sum over axes of what each coordinate adds, so it is looked up instead of divided.
+struct RowsTable {
+    std::vector<int64_t> part[3];
+
+    explicit RowsTable(const WindowOrder& o) {
+        for (int axis = 0; axis < 3; ++axis) {
+            part[axis].resize(o.grid[axis]);
+            for (int32_t c = 0; c < o.grid[axis]; ++c) {
+                int32_t w[3] = {0, 0, 0}, r[3] = {0, 0, 0};
+                w[axis] = (c + o.shift[axis]) / o.window[axis];
+                r[axis] = (c + o.shift[axis]) % o.window[axis];
+                part[axis][c] = window_key_rows(o, w, r);
+            }
+        }
+    }
+
+    int64_t key(const int32_t* row) const { return part[0][row[1]] + part[1][row[2]] + part[2][row[3]]; }
+};
+
+// On the snake path the line's coordinate decides the direction, and the other's parity that of the cells:
+// key = start[line] + turn[line] * (step[along] + flip[along] * rest[line]).
+struct SnakeTable {
+    int line_column, along_column;
+    std::vector<int64_t> start, step;
+    std::vector<int32_t> turn, rest, flip;
+
+    explicit SnakeTable(const WindowOrder& o) : line_column(o.along_y ? 3 : 2), along_column(o.along_y ? 2 : 3) {
+        const int line = line_column - 1, along = along_column - 1;
+        for (int32_t c = 0; c < o.grid[line]; ++c) {
+            const int32_t place = c + o.shift[line];
+            int32_t w[3] = {0, 0, 0}, r[3] = {0, 0, 0};
+            w[line] = place / o.window[line];
+            start.push_back(window_key_snake(o, w, r));
+            turn.push_back(alternate(w[line]));
+            rest.push_back(place % o.window[line]);
+        }
+        for (int32_t c = 0; c < o.grid[along]; ++c) {
+            int32_t w[3] = {0, 0, 0}, r[3] = {0, 0, 0};
+            w[along] = (c + o.shift[along]) / o.window[along];
+            r[along] = (c + o.shift[along]) % o.window[along];
+            step.push_back(window_key_snake(o, w, r));
+            flip.push_back(alternate(r[along]));
+        }
+    }
+
+    int64_t key(const int32_t* row) const {
+        const int32_t i = row[line_column], j = row[along_column];
+        return start[i] + turn[i] * (step[j] + flip[j] * rest[i]);
+    }
+};
+
+template <typename Table>
+int64_t window_keys(const int32_t* coords, int64_t n, const WindowOrder& o, int64_t* keys, int threads) {
+    const Table table(o);
+    int64_t outside = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : outside) schedule(static)
+    for (int64_t i = 0; i < n; ++i) {
+        const int32_t* row = coords + 4 * i;
+        if (inside(row, o.grid)) {
+            keys[i] = static_cast<int64_t>(row[0]) << kBatchShift | table.key(row);
+        } else {
+            ++outside;
+        }
+    }
+    return outside;
+}
+
+PCDET_CLONES void hilbert_block(uint32_t* x, uint32_t* y, uint32_t* z, int64_t n, int depth) {
+    for (uint32_t q = 1u << (depth - 1); q > 1; q >>= 1) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) {
+            hilbert_step_first(x[i], q, q - 1);
+            hilbert_step(x[i], y[i], q, q - 1);
+            hilbert_step(x[i], z[i], q, q - 1);
+        }
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        y[i] ^= x[i];
+        z[i] ^= y[i];
+        const uint32_t flip = parity_above(z[i]);
+        x[i] ^= flip;
+        y[i] ^= flip;
+        z[i] ^= flip;
+    }
+}
+
+PCDET_CLONES void morton_block(const uint32_t* high, const uint32_t* middle, const uint32_t* low, const int32_t* coords,
+                               int64_t n, int64_t* keys) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        keys[i] = static_cast<int64_t>(coords[4 * i]) << kBatchShift | morton_encode(high[i], middle[i], low[i]);
+    }
+}
+
+}  // namespace
+
+// Curves: 0 Morton with z lowest, 1 Morton with x lowest, 2 Hilbert. coords [n, 4], keys [n]; the return value is the
+// status (0), and *bad the number of rows outside the grid, whose keys are undefined.
+PCDET_API int pcdet_curve_encode_cpu(const int32_t* coords, int64_t n, const int32_t* grid, int curve, int depth,
+                                     int64_t* keys, int64_t* bad, int threads) {
+    int64_t outside = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : outside) schedule(static)
+    for (int64_t start = 0; start < n; start += kBlock) {
+        const int64_t count = std::min(kBlock, n - start);
+        const int32_t* rows = coords + 4 * start;
+        uint32_t x[kBlock], y[kBlock], z[kBlock];
+        for (int64_t i = 0; i < count; ++i) {
+            outside += !inside(rows + 4 * i, grid);
+            z[i] = static_cast<uint32_t>(rows[4 * i + 1]);
+            y[i] = static_cast<uint32_t>(rows[4 * i + 2]);
+            x[i] = static_cast<uint32_t>(rows[4 * i + 3]);
+        }
+        if (curve == 2) hilbert_block(x, y, z, count, depth);
+        const bool x_lowest = curve == 1;
+        morton_block(x_lowest ? z : x, y, x_lowest ? x : z, rows, count, keys + start);
+    }
+    *bad = outside;
+    return 0;
+}
+
+PCDET_API int pcdet_curve_decode_cpu(const int64_t* keys, int64_t n, int curve, int depth, int32_t* coords, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; ++i) {
+        uint32_t high, middle, low;
+        const int64_t key = keys[i] & ((int64_t(1) << kBatchShift) - 1);
+        if (curve == 2) {
+            hilbert_decode(key, depth, high, middle, low);
+        } else {
+            morton_decode(key, high, middle, low);
+        }
+        coords[4 * i] = static_cast<int32_t>(keys[i] >> kBatchShift);
+        coords[4 * i + 1] = static_cast<int32_t>(curve == 1 ? high : low);
+        coords[4 * i + 2] = static_cast<int32_t>(middle);
+        coords[4 * i + 3] = static_cast<int32_t>(curve == 1 ? low : high);
+    }
+    return 0;
+}
+
+PCDET_API int pcdet_window_keys_cpu(const int32_t* coords, int64_t n, const WindowOrder* order, int64_t* keys,
+                                    int64_t* bad, int threads) {
+    *bad = order->snake ? window_keys<SnakeTable>(coords, n, *order, keys, threads)
+                        : window_keys<RowsTable>(coords, n, *order, keys, threads);
+    return 0;
+}

@@ -1,0 +1,347 @@
+"""Serialization: an int64 key for each voxel, whose ascending order is a 1-D sequence.
+
+Every key carries the frame in its bits 48 and up, so frames follow each other. `serialize` is the entry; the curves
+have an inverse (`deserialize`), and z-order keys the arithmetic of octrees (`octree_parent`, `octree_children`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pcdet_ext.ops import _native
+from pcdet_ext.ops._native import I32, I64, POINTER
+
+BATCH_SHIFT = 48
+MAX_DEPTH = 16
+CURVES = {"zorder": 0, "zorder_x_lowest": 1, "hilbert": 2}
+ORDERS = ("zorder", "hilbert", "window_x", "window_y", "lsh")
+
+
+class _WindowOrder(ctypes.Structure):
+    """Mirrors pcdet::WindowOrder of ops/serialize/serialize.h."""
+
+    _fields_ = [
+        ("grid", ctypes.c_int32 * 3),
+        ("window", ctypes.c_int32 * 3),
+        ("shift", ctypes.c_int32 * 3),
+        ("count", ctypes.c_int32 * 3),
+        ("along_y", ctypes.c_int32),
+        ("snake", ctypes.c_int32),
+    ]
+
+
+def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: object) -> Tensor:
+    """Keys int64 [N] of voxels, distinct for distinct voxels (but for "lsh", where a key is a bucket).
+
+    coords: int32 [N, 4] as (batch, z, y, x); grid: (Z, Y, X) cells. Orders and their options:
+
+    - "zorder": Morton code (Morton 1966). `lowest="z"` as in octrees (ocnn), or `"x"`; `depth` bits an axis.
+    - "hilbert": Hilbert curve, Skilling's transform (AIP Conf. Proc. 707, 2004); `depth`.
+    - "window_x", "window_y": voxels window by window, lines of windows and of cells along x or y. `window` (Z, Y, X)
+      cells, `shift` (Z, Y, X) cells added first, `path="rows"` (LION, three axes) or `"snake"` (FlatFormer, back and
+      forth; z must have one window).
+    - "lsh": buckets of random projections (Datar et al., SCG 2004): `projections` directions drawn with `seed`, each
+      quantised in steps of `width` cells.
+
+    Raises ValueError naming the argument that is wrong; coordinates outside the grid, or a batch index outside
+    [0, 32768), are an error.
+    """
+    _check_coords(coords, grid)
+    functions = {"zorder": _zorder, "hilbert": _hilbert, "window_x": _window_x, "window_y": _window_y, "lsh": _lsh}
+    if order not in functions:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+    try:
+        return functions[order](coords, tuple(int(n) for n in grid), **options)
+    except TypeError as error:
+        raise ValueError(f"options of order {order!r}: {error}") from error
+
+
+def deserialize(keys: Tensor, order: Literal["zorder", "hilbert"], depth: int, lowest: str = "z") -> Tensor:
+    """Coordinates int32 [N, 4] as (batch, z, y, x) of keys int64 [N] made with the same `depth` and `lowest`."""
+    if keys.dtype != torch.int64 or keys.ndim != 1:
+        raise ValueError(f"keys must be int64 [N], got {keys.dtype} {list(keys.shape)}")
+    if order not in ("zorder", "hilbert"):
+        raise ValueError(f"order must be 'zorder' or 'hilbert', got {order!r}")
+    _check_depth(depth, (1, 1, 1))
+    return _curve_decode(keys.contiguous(), _curve(order, lowest), depth)
+
+
+def octree_parent(keys: Tensor, levels: int = 1) -> Tensor:
+    """Keys of the ancestors `levels` depths up, for z-order keys int64 of any shape; frames are kept."""
+    low = keys & ((1 << BATCH_SHIFT) - 1)
+    return (low >> (3 * levels)) | (keys >> BATCH_SHIFT << BATCH_SHIFT)
+
+
+def octree_children(keys: Tensor) -> Tensor:
+    """Keys [..., 8] of the children of keys at a depth below 16, in octant order 4·x + 2·y + z; frames are kept."""
+    low = keys & ((1 << BATCH_SHIFT) - 1)
+    octants = torch.arange(8, device=keys.device)
+    return ((low << 3) | (keys >> BATCH_SHIFT << BATCH_SHIFT)).unsqueeze(-1) | octants
+
+
+def curve_depth(grid: Sequence[int]) -> int:
+    """Bits an axis that hold every coordinate of a grid (Z, Y, X)."""
+    return max(1, math.ceil(math.log2(max(grid))))
+
+
+def _zorder(coords: Tensor, grid: tuple[int, ...], lowest: str = "z", depth: int | None = None) -> Tensor:
+    _check_depth(curve_depth(grid) if depth is None else depth, grid)
+    return _curve_encode(coords.contiguous(), list(grid), _curve("zorder", lowest), MAX_DEPTH)
+
+
+def _hilbert(coords: Tensor, grid: tuple[int, ...], depth: int | None = None) -> Tensor:
+    depth = curve_depth(grid) if depth is None else depth
+    _check_depth(depth, grid)
+    return _curve_encode(coords.contiguous(), list(grid), CURVES["hilbert"], depth)
+
+
+def _window_x(
+    coords: Tensor,
+    grid: tuple[int, ...],
+    window: Sequence[int],
+    shift: Sequence[int] = (0, 0, 0),
+    path: str = "rows",
+) -> Tensor:
+    return _window_order(coords, grid, window, shift, path, along_y=False)
+
+
+def _window_y(
+    coords: Tensor,
+    grid: tuple[int, ...],
+    window: Sequence[int],
+    shift: Sequence[int] = (0, 0, 0),
+    path: str = "rows",
+) -> Tensor:
+    return _window_order(coords, grid, window, shift, path, along_y=True)
+
+
+def _window_order(
+    coords: Tensor, grid: tuple[int, ...], window: Sequence[int], shift: Sequence[int], path: str, along_y: bool
+) -> Tensor:
+    for name, values, least in (("window", window, 1), ("shift", shift, 0)):
+        if len(values) != 3 or any(int(v) != v or v < least for v in values):
+            raise ValueError(f"{name} must be three whole numbers (z, y, x), at least {least}, got {list(values)}")
+    if path not in ("rows", "snake"):
+        raise ValueError(f"path must be 'rows' or 'snake', got {path!r}")
+    count = [math.ceil(g / w) + 1 for g, w in zip(grid, window, strict=True)]
+    if any(s > w for s, w in zip(shift, window, strict=True)):
+        raise ValueError(f"shift must not be larger than window, got {list(shift)} and {list(window)}")
+    if path == "snake" and (shift[0] or window[0] < grid[0]):
+        raise ValueError(f"a snake path needs one window along z, got window {list(window)} on grid {list(grid)}")
+    factor = 8 if path == "snake" else 1
+    if factor * math.prod(count) * math.prod(window) >= 1 << BATCH_SHIFT:
+        raise ValueError(f"grid {list(grid)} has too many cells for a 48-bit key")
+    return _window_keys(coords.contiguous(), list(grid), list(window), list(shift), along_y, path == "snake")
+
+
+def _lsh(coords: Tensor, grid: tuple[int, ...], projections: int = 3, width: float = 8.0, seed: int = 0) -> Tensor:
+    """Integer projections (directions in units of 2⁻¹⁶), so that every device gives the same buckets."""
+    if projections < 1 or width <= 0:
+        raise ValueError(f"projections must be at least 1 and width positive, got {projections} and {width}")
+    _check_inside(coords, grid)
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(projections, 3, generator=generator, dtype=torch.float64)
+    directions = (directions / directions.norm(dim=1, keepdim=True) * (1 << 16)).round().long()
+    step = max(1, round(width * (1 << 16)))
+    offset = (torch.rand(projections, generator=generator, dtype=torch.float64) * step).long()
+    low = (directions.clamp(max=0) * torch.tensor(grid)).sum(1)  # the smallest value on the grid
+    high = (directions.clamp(min=0) * torch.tensor(grid)).sum(1)
+    buckets = (high - low + offset) // step + 1
+    if math.prod(buckets.tolist()) >= 1 << BATCH_SHIFT:
+        raise ValueError(f"width {width} is too small for {projections} projections: keys need over 48 bits")
+    values = (coords[:, None, 1:].long() * directions.to(coords.device)).sum(-1)
+    hashes = (values - low.to(coords.device) + offset.to(coords.device)) // step
+    key = torch.zeros(len(coords), dtype=torch.int64, device=coords.device)
+    for i, size in enumerate(buckets.tolist()):
+        key = key * size + hashes[:, i]
+    return coords[:, 0].long() << BATCH_SHIFT | key
+
+
+def _curve(order: str, lowest: str) -> int:
+    if lowest not in ("z", "x"):
+        raise ValueError(f"lowest must be 'z' or 'x', got {lowest!r}")
+    return CURVES["zorder_x_lowest" if order == "zorder" and lowest == "x" else order]
+
+
+def _check_coords(coords: Tensor, grid: Sequence[int]) -> None:
+    if coords.dtype != torch.int32 or coords.ndim != 2 or coords.shape[1] != 4:
+        raise ValueError(f"coords must be int32 [N, 4], got {coords.dtype} {list(coords.shape)}")
+    if len(grid) != 3 or any(n < 1 for n in grid):
+        raise ValueError(f"grid must be three positive numbers (Z, Y, X), got {list(grid)}")
+
+
+def _check_depth(depth: int, grid: Sequence[int]) -> None:
+    if not 1 <= depth <= MAX_DEPTH:
+        raise ValueError(f"depth must be between 1 and {MAX_DEPTH}, got {depth} (grid {list(grid)})")
+    if max(grid) > 1 << depth:
+        raise ValueError(f"grid {list(grid)} needs a depth of {curve_depth(grid)}, got {depth}")
+
+
+def _check_inside(coords: Tensor, grid: Sequence[int]) -> None:
+    limit = torch.tensor([1 << 15, *grid], device=coords.device)
+    _raise_outside(int(((coords < 0) | (coords >= limit)).any(1).sum()), grid)
+
+
+def _raise_outside(count: int, grid: Sequence[int]) -> None:
+    if count:
+        raise ValueError(f"coords: {count} rows are outside the grid {list(grid)} (or their batch index is)")
+
+
+@torch.library.custom_op("pcdet_ext::curve_encode", mutates_args=())
+def _curve_encode(coords: Tensor, grid: list[int], curve: int, depth: int) -> Tensor:
+    arguments = (POINTER, I64, POINTER, I32, I32, POINTER, POINTER)
+    kernel = _launcher("pcdet_curve_encode", coords, arguments)
+    if kernel is None:
+        return curve_encode_reference(coords, grid, curve, depth)
+    keys = torch.empty(len(coords), dtype=torch.int64, device=coords.device)
+    bad = torch.zeros(1, dtype=torch.int64, device=coords.device)
+    cells = (ctypes.c_int32 * 3)(*grid)
+    here = (_native.pointer(coords), len(coords), cells, curve, depth, _native.pointer(keys), _native.pointer(bad))
+    kernel(*here)
+    _raise_outside(int(bad), grid)
+    return keys
+
+
+@_curve_encode.register_fake
+def _(coords: Tensor, grid: list[int], curve: int, depth: int) -> Tensor:
+    return coords.new_empty(len(coords), dtype=torch.int64)
+
+
+@torch.library.custom_op("pcdet_ext::curve_decode", mutates_args=())
+def _curve_decode(keys: Tensor, curve: int, depth: int) -> Tensor:
+    kernel = _launcher("pcdet_curve_decode", keys, (POINTER, I64, I32, I32, POINTER))
+    if kernel is None:
+        return curve_decode_reference(keys, curve, depth)
+    coords = torch.empty(len(keys), 4, dtype=torch.int32, device=keys.device)
+    kernel(_native.pointer(keys), len(keys), curve, depth, _native.pointer(coords))
+    return coords
+
+
+@_curve_decode.register_fake
+def _(keys: Tensor, curve: int, depth: int) -> Tensor:
+    return keys.new_empty(len(keys), 4, dtype=torch.int32)
+
+
+@torch.library.custom_op("pcdet_ext::window_keys", mutates_args=())
+def _window_keys(
+    coords: Tensor, grid: list[int], window: list[int], shift: list[int], along_y: bool, snake: bool
+) -> Tensor:
+    kernel = _launcher("pcdet_window_keys", coords, (POINTER, I64, POINTER, POINTER, POINTER))
+    if kernel is None:
+        return window_keys_reference(coords, grid, window, shift, along_y, snake)
+    count = [math.ceil(g / w) + 1 for g, w in zip(grid, window, strict=True)]
+    triple = ctypes.c_int32 * 3
+    order = _WindowOrder(triple(*grid), triple(*window), triple(*shift), triple(*count), along_y, snake)
+    keys = torch.empty(len(coords), dtype=torch.int64, device=coords.device)
+    bad = torch.zeros(1, dtype=torch.int64, device=coords.device)
+    kernel(_native.pointer(coords), len(coords), ctypes.byref(order), _native.pointer(keys), _native.pointer(bad))
+    _raise_outside(int(bad), grid)
+    return keys
+
+
+@_window_keys.register_fake
+def _(coords: Tensor, grid: list[int], window: list[int], shift: list[int], along_y: bool, snake: bool) -> Tensor:
+    return coords.new_empty(len(coords), dtype=torch.int64)
+
+
+def _launcher(name: str, tensor: Tensor, arguments: tuple) -> object:
+    """The kernel for the tensor's device with its last argument (threads or stream) filled in, or None."""
+    device = tensor.device.type
+    last, value = (POINTER, _native.stream(tensor)) if device == "cuda" else (I32, _native.threads())
+    kernel = _native.function(device, f"{name}_{device}", *arguments, last)
+    return None if kernel is None else lambda *given: kernel(*given, value)
+
+
+def _interleave(high: Tensor, middle: Tensor, low: Tensor, depth: int) -> Tensor:
+    key = torch.zeros_like(high)
+    for bit in range(depth):
+        for axis, values in enumerate((low, middle, high)):
+            key |= ((values >> bit) & 1) << (3 * bit + axis)
+    return key
+
+
+def curve_encode_reference(coords: Tensor, grid: Sequence[int], curve: int, depth: int) -> Tensor:
+    """The definition of the curve keys, in PyTorch on any device; see `serialize`."""
+    _check_inside(coords, grid)
+    batch, z, y, x = coords.long().unbind(1)
+    if curve == CURVES["hilbert"]:
+        x, y, z = _hilbert_transpose(x, y, z, depth)
+    key = _interleave(z, y, x, depth) if curve == CURVES["zorder_x_lowest"] else _interleave(x, y, z, depth)
+    return batch << BATCH_SHIFT | key
+
+
+def curve_decode_reference(keys: Tensor, curve: int, depth: int) -> Tensor:
+    """The inverse of `curve_encode_reference`."""
+    axes = [torch.zeros_like(keys) for _ in range(3)]
+    for bit in range(depth):
+        for axis in range(3):
+            axes[axis] |= ((keys >> (3 * bit + axis)) & 1) << bit
+    low, middle, high = axes
+    if curve == CURVES["hilbert"]:
+        x, y, z = _hilbert_untranspose(high, middle, low, depth)
+    else:
+        x, y, z = (low, middle, high) if curve == CURVES["zorder_x_lowest"] else (high, middle, low)
+    return torch.stack([keys >> BATCH_SHIFT, z, y, x], 1).int()
+
+
+def _hilbert_transpose(x: Tensor, y: Tensor, z: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    axes = [x, y, z]
+    for level in range(depth - 1, 0, -1):
+        axes = _hilbert_level(axes, level, (0, 1, 2))
+    x, y, z = axes
+    y = y ^ x
+    z = z ^ y
+    flip = torch.zeros_like(z)
+    for level in range(depth - 1, 0, -1):
+        flip ^= ((z >> level) & 1) * ((1 << level) - 1)
+    return x ^ flip, y ^ flip, z ^ flip
+
+
+def _hilbert_untranspose(x: Tensor, y: Tensor, z: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    x, y, z = x ^ (z >> 1), y ^ x, z ^ y
+    axes = [x, y, z]
+    for level in range(1, depth):
+        axes = _hilbert_level(axes, level, (2, 1, 0))
+    return axes[0], axes[1], axes[2]
+
+
+def _hilbert_level(axes: list[Tensor], level: int, turns: tuple[int, ...]) -> list[Tensor]:
+    """Skilling's inner loop at one bit: invert the lower bits of the first axis, or exchange them with an axis."""
+    axes = list(axes)
+    lower = (1 << level) - 1
+    for i in turns:
+        is_set = ((axes[i] >> level) & 1).bool()
+        exchange = torch.where(is_set, 0, (axes[0] ^ axes[i]) & lower)
+        axes[0] = axes[0] ^ torch.where(is_set, lower, exchange)
+        if i:
+            axes[i] = axes[i] ^ exchange
+    return axes
+
+
+def window_keys_reference(
+    coords: Tensor, grid: Sequence[int], window: Sequence[int], shift: Sequence[int], along_y: bool, snake: bool
+) -> Tensor:
+    """The definition of the window orders, in PyTorch on any device; see `serialize`."""
+    _check_inside(coords, grid)
+    batch, *cells = coords.long().unbind(1)
+    shifted = [c + s for c, s in zip(cells, shift, strict=True)]
+    w = [c // size for c, size in zip(shifted, window, strict=True)]
+    r = [c % size for c, size in zip(shifted, window, strict=True)]
+    count = [math.ceil(g / size) + 1 for g, size in zip(grid, window, strict=True)]
+    if snake:
+        line, along = (2, 1) if along_y else (1, 2)
+        turn, flip = 1 - 2 * (w[line] % 2), 1 - 2 * (r[along] % 2)
+        cell = 2 * window[line] * r[along] + flip * r[line]
+        key = (2 * count[along] * w[line] + turn * w[along]) * (4 * window[1] * window[2]) + turn * cell
+    else:
+        major, minor = (1, 2) if along_y else (2, 1)
+        place = (w[major] * count[minor] + w[minor]) * count[0] + w[0]
+        cell = (r[major] * window[minor] + r[minor]) * window[0] + r[0]
+        key = place * math.prod(window) + cell
+    return batch << BATCH_SHIFT | key
