@@ -10,11 +10,29 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NATIVE_SOURCES := $(shell find ops -type f)
 DEMO := runs/demo
+DEMO_DATA := data/demo
+DEMO_FRAME := $(DEMO_DATA)/test/training/velodyne/000000.bin
+FRAMES_train := 200
+SEED_train := 0
+FRAMES_test := 50
+SEED_test := 1
 
 .PHONY: demo test install lint format clean system
 
-demo: $(VENV)/.run $(VENV)/.native
-	$(BIN)/python tools/demo.py --out $(DEMO)
+# Simulated street scenes → training → test on scenes of another seed → pictures. Each step is a command that stands
+# by itself; make leaves out those whose result is there.
+demo: $(DEMO)/best.ckpt $(DEMO_DATA)/test/simulation.json
+	$(BIN)/python tools/test.py $(DEMO)/best.ckpt data.root=$(DEMO_DATA)/test --split all --out $(DEMO)/results
+	$(BIN)/python tools/visualize.py $(DEMO)/best.ckpt $(DEMO_FRAME) --out $(DEMO)/scene.html
+	$(BIN)/python tools/visualize.py $(DEMO)/best.ckpt $(DEMO_FRAME) --out $(DEMO)/map.png
+	@echo "Look at $(DEMO)/map.png, open $(DEMO)/scene.html in a browser."
+
+$(DEMO_DATA)/%/simulation.json: | $(VENV)/.run $(VENV)/.native
+	$(BIN)/python tools/simulate_data.py --format kitti --frames $(FRAMES_$*) --seed $(SEED_$*) --out $(@D)
+
+$(DEMO)/best.ckpt: configs/kitti/demo.yaml $(DEMO_DATA)/train/simulation.json
+	$(BIN)/python tools/prepare_data.py kitti --root $(DEMO_DATA)/train
+	$(BIN)/python tools/train.py configs/kitti/demo.yaml data.root=$(DEMO_DATA)/train --out $(DEMO)
 
 test: $(VENV)/.dev $(VENV)/.native
 	$(BIN)/python -m pytest

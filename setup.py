@@ -143,6 +143,7 @@ setup(
         "pcdet_ext.models.backbones",
         "pcdet_ext.models.heads",
         "pcdet_ext.ops",
+        "pcdet_ext.visualization",
     ],
     install_requires=["torch>=2.5", "numpy", "pyyaml", "numba", "tqdm"],
     extras_require={

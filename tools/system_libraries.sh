@@ -1,8 +1,8 @@
 #!/bin/sh
-# Install the Debian packages that Open3D loads at import: as root directly, otherwise say what is missing.
+# Install the Debian packages that Open3D loads at import and draws with: as root directly, otherwise say what is missing.
 set -eu
 
-wanted="libusb-1.0-0 libgl1 libgomp1"
+wanted="libusb-1.0-0 libgl1 libgomp1 libvulkan1 mesa-vulkan-drivers"
 
 if ! command -v dpkg-query >/dev/null 2>&1; then
     echo "pcdet_ext: not a Debian system; Open3D needs the libraries of: $wanted" >&2

@@ -1,0 +1,17 @@
+"""Pictures of frames: points, ground truth and detections, as a map, a page, or a 3-D view."""
+
+from pcdet_ext.visualization.bev import draw_bev
+from pcdet_ext.visualization.page import write_page
+from pcdet_ext.visualization.scene import Scene, box_edges, read_kitti_scene, with_detections
+from pcdet_ext.visualization.view import render, show_window
+
+__all__ = [
+    "Scene",
+    "box_edges",
+    "draw_bev",
+    "read_kitti_scene",
+    "render",
+    "show_window",
+    "with_detections",
+    "write_page",
+]

@@ -1,0 +1,101 @@
+"""What `tools/visualize.py` does with its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pcdet_ext.visualization.bev import draw_bev
+from pcdet_ext.visualization.page import write_page
+from pcdet_ext.visualization.scene import Scene, read_kitti_scene, with_detections
+from pcdet_ext.visualization.view import render, show_window
+
+
+def visualize(
+    files: list[Path],
+    out: Path | None = None,
+    style: str | None = None,
+    labels: Path | None = None,
+    results: Path | None = None,
+    calib: Path | None = None,
+    score: float = 0.3,
+    device: str = "auto",
+) -> list[Path]:
+    """Draw each frame that `files` names; returns the pictures written (none for a window).
+
+    files: point files or label files, and at most one checkpoint (.ckpt) whose detector is run on the points; out: a
+    .png or .html file, a folder for several frames, or None for a window; style: "map" (from above), "view" (Open3D)
+    or "page" (HTML), by default what the suffix of `out` means; score: lowest score shown.
+    Raises ValueError, OSError, RuntimeError or ImportError with a message that names the file or the missing part.
+    """
+    checkpoints = [f for f in files if f.suffix == ".ckpt"]
+    frames = [f for f in files if f.suffix != ".ckpt"]
+    if len(checkpoints) > 1 or not frames:
+        raise ValueError("give at least one frame (points or labels) and at most one checkpoint")
+    for path in files:
+        if not path.exists():
+            raise ValueError(f"{path}: no such file")
+    scenes = _scenes(frames, labels, results, calib)
+    if checkpoints:
+        scenes = _detected(scenes, checkpoints[0], device)
+    if out is None:
+        for scene in scenes:
+            show_window(scene.above(score))
+        return []
+    style = style or ("page" if out.suffix == ".html" else "map")
+    targets = _targets(frames, out, style)
+    for scene, target in zip(scenes, targets, strict=True):
+        _write(scene, target, style, score)
+    return targets
+
+
+def _scenes(frames: list[Path], labels: Path | None, results: Path | None, calib: Path | None) -> Iterator[Scene]:
+    for frame in frames:
+        alone = frame.suffix == ".txt"
+        yield read_kitti_scene(
+            points=None if alone else frame,
+            labels=frame if alone else _of_frame(labels, frame),
+            calibration=_of_frame(calib, frame),
+            results=_of_frame(results, frame),
+        )
+
+
+def _of_frame(path: Path | None, frame: Path) -> Path | None:
+    """The file of a frame in a folder of files, or the file itself."""
+    if path is None or not path.is_dir():
+        return path
+    candidate = path / f"{frame.stem}.txt"
+    if not candidate.exists():
+        raise ValueError(f"{candidate}: no such file")
+    return candidate
+
+
+def _detected(scenes: Iterator[Scene], checkpoint: Path, device: str) -> Iterator[Scene]:
+    from pcdet_ext.inference import load
+
+    detector = load(checkpoint, device=device)
+    for scene in scenes:
+        if len(scene.points) == 0:
+            raise ValueError(f"{scene.title}: a detector needs points, not labels alone")
+        yield with_detections(scene, detector.detect(scene.points))
+
+
+def _targets(frames: list[Path], out: Path, style: str) -> list[Path]:
+    """Where each frame's picture goes."""
+    suffix = ".html" if style == "page" else ".png"
+    if not out.suffix:
+        return [out / f"{frame.stem}{suffix}" for frame in frames]
+    if out.suffix != suffix:
+        raise ValueError(f"{out}: a picture of style {style!r} is a {suffix} file")
+    if len(frames) > 1:
+        raise ValueError(f"{out}: several frames need a folder, not one file")
+    return [out]
+
+
+def _write(scene: Scene, target: Path, style: str, score: float) -> None:
+    if style == "page":
+        write_page(scene, target, score)  # all detections: the page filters by itself
+    elif style == "view":
+        render(scene.above(score), target)
+    else:
+        draw_bev(scene.above(score), target)

@@ -1,0 +1,127 @@
+"""A 3-D view with Open3D: a window where there is a screen, a picture where there is none."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from pcdet_ext.data.files import atomic_write
+from pcdet_ext.visualization.scene import TRUTH_COLOUR, Scene, box_edges
+
+BACKGROUND = (0.06, 0.08, 0.10, 1.0)
+
+
+def _open3d() -> ModuleType:
+    try:
+        import open3d
+    except (ImportError, OSError) as error:
+        raise ImportError(
+            f"Open3D cannot be loaded ({error}): pip install 'pcdet_ext[vis]', and on Debian the packages "
+            "libusb-1.0-0 libgl1 libgomp1"
+        ) from error
+    return open3d
+
+
+def _rgb(colour: str) -> tuple[float, float, float]:
+    return tuple(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def _height_colours(points: np.ndarray) -> np.ndarray:
+    """A ramp from blue over green to yellow between the 2nd and 98th percentile of height."""
+    ramp = np.array([[0.27, 0.20, 0.55], [0.15, 0.55, 0.55], [0.40, 0.78, 0.38], [0.99, 0.91, 0.14]])
+    low, high = np.percentile(points[:, 2], [2, 98]) if len(points) else (0.0, 1.0)
+    share = np.clip((points[:, 2] - low) / max(high - low, 1e-3), 0, 1) * (len(ramp) - 1)
+    return np.stack([np.interp(share, np.arange(len(ramp)), ramp[:, c]) for c in range(3)], 1)
+
+
+def _geometries(o3d: ModuleType, scene: Scene) -> list[tuple[str, object]]:
+    """Named Open3D geometries: the cloud, the ground truth, and the detections of each class."""
+    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(scene.points[:, :3].astype(np.float64)))
+    cloud.colors = o3d.utility.Vector3dVector(_height_colours(scene.points))
+    parts = [("points", cloud)] if len(scene.points) else []
+    if scene.truth is not None and len(scene.truth):
+        parts.append(("ground truth", _lines(o3d, scene.truth.boxes, TRUTH_COLOUR)))
+    if scene.detections is not None:
+        names = np.array(scene.detections.names, dtype=object)
+        for name, colour in scene.colours().items():
+            boxes = scene.detections.boxes[np.flatnonzero(names == name)]
+            if len(boxes):
+                parts.append((name, _lines(o3d, boxes, colour)))
+    return parts
+
+
+def _lines(o3d: ModuleType, boxes: np.ndarray, colour: str) -> object:
+    ends = box_edges(np.asarray(boxes)).reshape(-1, 3).astype(np.float64)
+    pairs = np.arange(len(ends)).reshape(-1, 2)
+    lines = o3d.geometry.LineSet(o3d.utility.Vector3dVector(ends), o3d.utility.Vector2iVector(pairs))
+    lines.paint_uniform_color(_rgb(colour))
+    return lines
+
+
+def show_window(scene: Scene) -> None:
+    """Open a window and wait until it is closed. Raises RuntimeError where there is no screen."""
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise RuntimeError("there is no screen here (DISPLAY is not set): write a picture with --out instead")
+    o3d = _open3d()
+    geometries = [{"name": name, "geometry": geometry} for name, geometry in _geometries(o3d, scene)]
+    o3d.visualization.draw(
+        geometries, title=scene.title or "pcdet_ext", bg_color=BACKGROUND, point_size=2, line_width=3
+    )
+
+
+def render(scene: Scene, path: str | Path, size: tuple[int, int] = (1280, 800)) -> None:
+    """Write a PNG of the scene seen from behind and above the sensor, without a screen.
+
+    Raises ImportError without Open3D, RuntimeError where the system has no graphics driver that Open3D can use.
+    """
+    o3d = _open3d()
+    rendering = o3d.visualization.rendering
+    with _library_output_on_stderr():
+        try:
+            renderer = rendering.OffscreenRenderer(*size)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"Open3D cannot draw here ({error}): on Debian install libvulkan1 and mesa-vulkan-drivers"
+            ) from error
+        renderer.scene.set_background(BACKGROUND)
+        for name, geometry in _geometries(o3d, scene):
+            material = rendering.MaterialRecord()
+            is_cloud = name == "points"
+            material.shader = "defaultUnlit" if is_cloud else "unlitLine"
+            material.point_size, material.line_width = 2.0, 3.0
+            renderer.scene.add_geometry(name, geometry, material)
+        renderer.setup_camera(60.0, *_camera(scene))
+        image = renderer.render_to_image()
+    with atomic_write(path) as temporary:
+        if not o3d.io.write_image(str(temporary), image):
+            raise OSError(f"{path}: Open3D could not write the picture")
+
+
+def _camera(scene: Scene) -> tuple[list[float], list[float], list[float]]:
+    """Look-at point, eye and up: over the sensor's shoulder, towards where the boxes or points are."""
+    boxes = [b.boxes[:, :3] for b in (scene.truth, scene.detections) if b is not None and len(b)]
+    targets = np.concatenate(boxes) if boxes else scene.points[:, :3]
+    middle = np.median(targets, 0) if len(targets) else np.array([10.0, 0.0, -1.0])
+    forward = np.array([middle[0], middle[1]]) if np.hypot(middle[0], middle[1]) > 3 else np.array([10.0, 0.0])
+    direction = forward / np.hypot(*forward)
+    eye = [*(-14 * direction), 11.0]
+    return [*(direction * 14), -1.0], eye, [0.0, 0.0, 1.0]
+
+
+@contextmanager
+def _library_output_on_stderr() -> Iterator[None]:
+    """Send what the renderer's C++ code prints to standard error, so that standard output stays ours."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)

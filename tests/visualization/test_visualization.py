@@ -1,0 +1,186 @@
+"""Pictures: boxes stand where they should, the page filters by score, and bad input is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pcdet_ext.data.formats import kitti
+from pcdet_ext.structures import Boxes, Detections
+from pcdet_ext.visualization import Scene, draw_bev, read_kitti_scene, render
+from pcdet_ext.visualization.command import visualize
+from pcdet_ext.visualization.page import SCORE_STEPS, page_figure, write_page
+from pcdet_ext.visualization.scene import box_corners, box_edges
+
+CAR = np.array([[8.0, 6.0, -1.0, 4.0, 2.0, 1.5, 0.3]], np.float32)
+
+
+def detections(boxes: np.ndarray, scores: list[float]) -> Detections:
+    labels = np.arange(len(boxes)) % 2
+    return Detections(boxes, np.array(scores, np.float32), labels, ("Car", "Cyclist"), "7")
+
+
+def scene(scores: tuple[float, ...] = (0.9,)) -> Scene:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-12, 12, (500, 4)).astype(np.float32)
+    return Scene(points, Boxes(CAR, ("Car",)), detections(np.repeat(CAR, len(scores), 0), list(scores)), "seven")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-3, 3), min_size=7, max_size=7))
+def test_corners_equal_a_rotation_matrix(values: list[float]) -> None:
+    box = np.array([values], np.float64)
+    box[:, 3:6] = np.abs(box[:, 3:6]) + 0.1
+    angle = box[0, 6]
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    corners = box_corners(box)[0]
+    back = (corners - box[0, :3]) @ turn  # the inverse rotation, applied to rows
+    np.testing.assert_allclose(np.abs(back), np.broadcast_to(box[0, 3:6] / 2, (8, 3)), atol=1e-6)
+    assert len(np.unique(np.sign(back), axis=0)) == 8
+    lengths = np.linalg.norm(np.diff(box_edges(box)[0, :12], axis=1)[:, 0], axis=1)
+    np.testing.assert_allclose(np.sort(lengths), np.sort(np.repeat(box[0, 3:6], 4)), atol=1e-6)
+
+
+def test_the_nose_points_forward() -> None:
+    nose = box_edges(np.array([[1.0, 2.0, 0.0, 4.0, 2.0, 1.0, np.pi / 2]]))[0, 12]
+    np.testing.assert_allclose(nose, [[1, 2, -0.5], [1, 4, -0.5]], atol=1e-6)
+
+
+def pixels(path: Path, colour: tuple[int, int, int]) -> np.ndarray:
+    """Places (row, column), as shares of the picture, of pixels near a colour."""
+    from matplotlib.image import imread
+
+    picture = imread(path)[..., :3] * 255
+    rows, columns = np.nonzero(np.abs(picture - colour).max(-1) < 12)
+    return np.stack([rows / picture.shape[0], columns / picture.shape[1]], 1)
+
+
+def test_the_map_shows_the_box_where_it_is(tmp_path: Path) -> None:
+    shown = Scene(scene().points, None, scene().detections)
+    draw_bev(shown, tmp_path / "a.png")
+    draw_bev(shown.above(0.95), tmp_path / "b.png")
+    red = pixels(tmp_path / "a.png", (0xD6, 0x27, 0x28))
+    inside = red[(red[:, 1] < 0.86) | (red[:, 0] > 0.2)]  # the legend is in the upper right corner
+    assert len(inside) > 50
+    # x = 8 of about ±14 is right of the middle, y = 6 above it
+    assert 0.65 < np.median(inside[:, 1]) < 0.95
+    assert 0.1 < np.median(inside[:, 0]) < 0.4
+    assert len(pixels(tmp_path / "b.png", (0xD6, 0x27, 0x28))) == 0
+
+
+@pytest.mark.parametrize(
+    "empty", [Scene(np.zeros((0, 4), np.float32)), Scene(np.zeros((1, 4), np.float32), Boxes.empty())]
+)
+def test_nothing_to_see_is_no_error(tmp_path: Path, empty: Scene) -> None:
+    draw_bev(empty, tmp_path / "a.png")
+    write_page(empty, tmp_path / "a.html")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_the_page_filters_by_score() -> None:
+    scores = (0.05, 0.31, 0.5, 0.77, 0.99)
+    figure = page_figure(scene(scores), 0.5)
+    steps = figure.layout.sliders[0].steps
+    assert len(steps) == len(SCORE_STEPS)
+
+    def shown(visible: list[bool]) -> int:
+        traces = [t for t, v in zip(figure.data, visible, strict=True) if v and t.name.startswith(("Car", "Cyc"))]
+        return sum(int(np.isnan(t.x).sum()) // 13 for t in traces)
+
+    for step, threshold in zip(steps, SCORE_STEPS, strict=True):
+        assert shown(step.args[0]["visible"]) == sum(s >= threshold for s in scores)
+    assert shown([t.visible is not False for t in figure.data]) == 3
+
+
+def test_the_page_stands_alone(tmp_path: Path) -> None:
+    write_page(scene(), tmp_path / "a.html")
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<script src=" not in text
+    assert "score at least" in text
+
+
+def test_the_view_is_drawn_without_a_screen(tmp_path: Path) -> None:
+    pytest.importorskip("open3d", exc_type=ImportError)
+    from matplotlib.image import imread
+
+    try:
+        render(scene(), tmp_path / "a.png", size=(320, 240))
+    except RuntimeError as error:
+        if "mesa-vulkan-drivers" not in str(error):
+            raise
+        pytest.skip(str(error))
+    picture = imread(tmp_path / "a.png")
+    assert picture.shape[:2] == (240, 320)
+    assert picture[..., 0].std() > 0.01
+
+
+def write_frame(root: Path) -> Path:
+    calibration = kitti.Calibration(
+        np.array([[700.0, 0, 600, 0], [0, 700, 180, 0], [0, 0, 1, 0]]),
+        np.eye(3),
+        np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]]),
+    )
+    labels = kitti.boxes_to_labels(np.array([[15.0, 1, -1, 4, 2, 1.5, 0.3]]), ("Car",), calibration, (375, 1242))
+    kitti.write_frame(root, "000001", scene().points, labels, calibration)
+    return root / "training/velodyne/000001.bin"
+
+
+def test_files_of_one_frame_find_each_other(tmp_path: Path) -> None:
+    points = write_frame(tmp_path)
+    from_points = read_kitti_scene(points)
+    labels = tmp_path / "training/label_2/000001.txt"
+    from_labels = read_kitti_scene(None, labels)
+    assert len(from_points.points) == 500
+    assert len(from_labels.points) == 0
+    for read in (from_points, from_labels):
+        np.testing.assert_allclose(read.truth.boxes, [[15.0, 1, -1, 4, 2, 1.5, 0.3]], atol=0.02)
+
+
+def test_results_of_any_codebase_are_shown(tmp_path: Path) -> None:
+    points = write_frame(tmp_path)
+    line = (tmp_path / "training/label_2/000001.txt").read_text().strip()
+    results = tmp_path / "results/000001.txt"
+    results.parent.mkdir()
+    results.write_text(f"{line} 0.75\nDontCare -1 -1 -10 1 1 2 2 -1 -1 -1 -1000 -1000 -1000 -10 0.1\n")
+    assert visualize([points], out=tmp_path / "out", results=results.parent) == [tmp_path / "out/000001.png"]
+    shown = read_kitti_scene(points, results=results)
+    assert shown.detections.names == ["Car"]
+    assert shown.detections.scores.tolist() == [0.75]
+    results.unlink()
+    with pytest.raises(ValueError, match=r"results/000001\.txt: no such file"):
+        visualize([points], out=tmp_path / "out", results=results.parent)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.bin", "--out", "a.png"], "missing.bin: no such file"),
+        (["FRAME", "--out", "a.gif"], "a picture of style 'map' is a .png file"),
+        (["FRAME", "FRAME", "--out", "a.png"], "several frames need a folder"),
+        (["alone.txt", "--out", "a.png"], "alone.txt: no calibration file found"),
+        (["FRAME"], "no screen"),
+        (["bad.ckpt", "FRAME", "--out", "a.png"], "bad.ckpt"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(tmp_path: Path, root: Path, arguments: list[str], message: str) -> None:
+    frame = write_frame(tmp_path / "kitti")
+    (tmp_path / "alone.txt").write_text("Car 0 0 0 1 1 2 2 1 1 1 1 1 1 0\n")
+    (tmp_path / "bad.ckpt").write_text("no checkpoint")
+    arguments = [str(frame) if a == "FRAME" else a for a in arguments]
+    done = subprocess.run(
+        [sys.executable, str(root / "tools/visualize.py"), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin"},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
