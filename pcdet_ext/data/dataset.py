@@ -193,7 +193,8 @@ def build_dataset(node: Mapping[str, Any], split: str, training: bool, seed: int
     """The data set that a configuration's data section describes.
 
     In training, `sources` (a list of mappings) joins several: each has the section's own keys with those of the source
-    put over them, so `{root: …, split: …, repeat: 5}` is enough. Without training, root and `split` count alone.
+    put over them, so `{root: …, split: …, repeat: 5}` is enough (an `index` belongs to its root and is not taken over
+    with another one). Without training, root and `split` count alone.
     Raises ConfigError for wrong keys, DataError for missing data.
     """
     node = node if isinstance(node, Node) else Node(node)
@@ -206,7 +207,8 @@ def build_dataset(node: Mapping[str, Any], split: str, training: bool, seed: int
     parts = []
     for i, source in enumerate(sources):
         lines = {**section.sources, **getattr(source, "sources", {})}
-        merged = Node({**section, **source}, f"{node.key_path}.sources.{i}".lstrip("."), lines)
+        inherited = {k: v for k, v in section.items() if k != "index" or "root" not in source}
+        merged = Node({**inherited, **source}, f"{node.key_path}.sources.{i}".lstrip("."), lines)
         # Each source draws its own numbers, also where two of them are the same folder.
         parts.append(DATASETS.build(merged, split=split, training=training, seed=seed + i))
     return ConcatDataset(parts)

@@ -71,8 +71,8 @@ def read_prepared(path: Path, key: str) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(
-            f"{path}: no such file; make it with tools/prepare_data.py (with --out, and data.index set to the same "
-            "folder, where the data folder is read-only)"
+            f"{path}: no such file; make it with tools/prepare_data.py (--splits and --database name the splits; where "
+            "the data folder is read-only, --out and data.index name another one)"
         ) from None
     except ValueError as error:
         raise DataError(f"{path}: damaged ({error}); prepare the data again") from error

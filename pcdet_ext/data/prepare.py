@@ -95,7 +95,10 @@ def _run(read: Callable, frames: Sequence[kitti.Frame], workers: int, title: str
         yield from bar(map(read, frames))
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from bar(pool.map(read, frames, chunksize=4))
+        try:
+            yield from bar(pool.map(read, frames, chunksize=4))
+        finally:  # after an error the frames not yet begun are not waited for
+            pool.shutdown(cancel_futures=True)
 
 
 def _read_frame(frame: kitti.Frame, cut: bool, skip: bool) -> _Result:

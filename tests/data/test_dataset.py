@@ -1,0 +1,254 @@
+"""The KITTI data set: real and made-up frames, reproducibility, damaged input, several sources."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pcdet_ext import config
+from pcdet_ext.data.dataset import ConcatDataset, KittiDataset, build_dataset, collate
+from pcdet_ext.data.files import DataError
+from pcdet_ext.data.formats import kitti
+from pcdet_ext.data.prepare import prepare_kitti
+from pcdet_ext.structures import Boxes, Sample
+
+SPAN = [0, -40, -3, 70.4, 40, 1]
+AUGMENT = [
+    {"name": "GroundTruthSampling", "groups": {"Car": 4, "Pedestrian": 2}},
+    {"name": "RandomFlip"},
+    {"name": "RandomRotation"},
+    {"name": "RandomScaling"},
+    {"name": "PointShuffle"},
+]
+
+
+@pytest.fixture
+def prepared(kitti_root: Path) -> Path:
+    """The made-up folder, prepared in place."""
+    prepare_kitti(kitti_root, progress=False)
+    return kitti_root
+
+
+@pytest.fixture(scope="module")
+def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """A data section for the real frames: the published one, read in place with its index elsewhere."""
+    out = tmp_path_factory.mktemp("index")
+    root = shared / "data" / "kitti_mini"
+    prepare_kitti(root, database=["train", "val"], out=out, progress=False)
+    path = Path(__file__).resolve().parents[2] / "configs" / "datasets" / "kitti.yaml"
+    return config.load(path, [f"data.root={root}", f"data.index={out}"])["data"]
+
+
+def make(root: Path, training: bool = False, **options: object) -> KittiDataset:
+    options = {"classes": ["Car", "Pedestrian"], "point_cloud_range": SPAN, **options}
+    return KittiDataset(str(root), training=training, **options)
+
+
+def identical(a: Sample, b: Sample) -> bool:
+    return (
+        a.frame_id == b.frame_id
+        and np.array_equal(a.points, b.points)
+        and np.array_equal(a.boxes.boxes, b.boxes.boxes)
+        and a.boxes.names == b.boxes.names
+    )
+
+
+def as_list(samples: list[Sample]) -> list[Sample]:
+    return samples
+
+
+def test_a_frame_without_training_is_the_file_cropped(prepared: Path) -> None:
+    dataset = make(prepared, split="val")
+    sample = dataset[1]
+    raw = kitti.read_points(prepared / "training" / "velodyne" / "000005.bin")
+    seen = raw[kitti.in_image(raw, sample.calibration, (375, 1242))]
+    np.testing.assert_array_equal(sample.points, seen[(seen[:, 0] < 70.4) & (np.abs(seen[:, 1]) < 40)])
+    assert (sample.frame_id, sample.image_size) == ("000005", (375, 1242))
+    assert sample.boxes.names == ("Car", "Pedestrian", "Car")  # no Van, no DontCare
+    assert (sample.boxes.num_points >= 30).all()
+    assert dataset.labels(1).names == ("Car", "Pedestrian", "Van", "Car", "DontCare")
+    assert len(make(prepared, split="val", fov_only=False)[1].points) > len(sample.points)
+    assert make(prepared, split="val", point_features=["x", "y", "z"])[1].points.shape[1] == 3
+    assert make(prepared, split="val", mask_z=True)[1].points[:, 2].min() >= -3
+    np.testing.assert_array_equal(dataset[-1].points, sample.points)
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_real_frames_train_with_the_published_section(real: dict) -> None:
+    dataset = build_dataset(real, "train", training=True, seed=3)
+    assert len(dataset) == 17
+    cars = 0
+    for sample in (dataset[i] for i in range(len(dataset))):
+        assert 10_000 < len(sample.points) < 40_000
+        assert set(sample.boxes.names) <= {"Car", "Pedestrian", "Cyclist"}
+        assert (np.abs(sample.boxes.boxes[:, 6]) <= np.pi + 1e-6).all()
+        cars += sample.boxes.names.count("Car")
+    assert cars > 100  # 52 are labelled
+    assert dataset.counts["points not finite"] == 0
+    test = build_dataset(real, "val", training=False)
+    assert [test[i].frame_id for i in range(5)] == ["003675", "003795", "003957", "004000", "004016"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(prepared: Path, workers: int) -> None:
+    dataset = make(prepared, training=True, augment=AUGMENT, seed=11, repeat=2)
+    loader = DataLoader(dataset, 2, num_workers=workers, collate_fn=as_list, persistent_workers=True)
+    seen = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)  # must reach workers that live on
+        alone = [dataset[i] for i in range(len(dataset))]
+        loaded = [sample for batch in loader for sample in batch]
+        assert all(map(identical, alone, loaded))
+        seen.append(alone)
+    assert len(seen[0]) == 8
+    assert not any(map(identical, seen[0], seen[1]))
+    assert not identical(seen[0][0], seen[0][4])  # repeats of a frame are augmented differently
+    other = make(prepared, training=True, augment=AUGMENT, seed=12)
+    assert not identical(seen[0][0], other[0])
+
+
+def test_a_sample_without_boxes_is_replaced_by_a_seeded_one(prepared: Path) -> None:
+    # Only 000002 and 000005 have a box of the class Car beyond 30 m.
+    far = [30, *SPAN[1:]]
+    dataset = make(prepared, training=True, classes=["Car"], point_cloud_range=far)
+    samples = [dataset[i] for i in range(4)]
+    assert {s.frame_id for s in samples} == {"000002"}
+    assert dataset.counts["samples without boxes"] > 0
+    again = make(prepared, training=True, classes=["Car"], point_cloud_range=far)
+    assert all(identical(s, again[i]) for i, s in enumerate(samples))
+    nothing = make(prepared, training=True, classes=["Car"], point_cloud_range=[200, *SPAN[1:3], 300, *SPAN[4:]])
+    with pytest.raises(DataError, match="frames in a row have no box of Car inside point_cloud_range"):
+        nothing[0]
+
+
+def test_boxes_with_few_points_can_be_left_out(prepared: Path) -> None:
+    assert len(make(prepared, split="val")[1].boxes) == 3
+    assert len(make(prepared, split="val", min_points=1000)[1].boxes) == 0
+
+
+def test_bad_points_are_dropped_and_empty_clouds_work(kitti_root: Path) -> None:
+    path = kitti_root / "training" / "velodyne" / "000004.bin"
+    points = kitti.read_points(path)
+    points[3, 0], points[7, 3] = np.nan, np.inf
+    kitti.write_points(path, points)
+    kitti.write_points(path.with_name("000005.bin"), points[:0])
+    summary = prepare_kitti(kitti_root, progress=False)[1]
+    assert summary.dropped_points == 2
+    dataset = make(kitti_root, split="val")
+    assert np.isfinite(dataset[0].points).all()
+    assert dataset.counts["points not finite"] == 2
+    assert dataset[1].points.shape == (0, 4)
+    batch = collate([dataset[0], dataset[1]], dataset.classes)
+    assert batch.batch_size == 2
+    assert (batch.batch_index == 0).all()
+    assert batch.boxes[1].shape == (3, 7)
+
+
+def test_batches_join_points_and_labels(prepared: Path) -> None:
+    dataset = make(prepared, split="val")
+    batch = collate([dataset[0], dataset[1]], dataset.classes)
+    assert batch.points.dtype == torch.float32
+    assert torch.bincount(batch.batch_index).tolist() == [len(dataset[0].points), len(dataset[1].points)]
+    assert batch.labels[1].tolist() == [0, 1, 0]
+    assert batch.boxes[1].dtype == torch.float32
+    assert batch.frame_ids == ("000004", "000005")
+    unlabelled = collate([dataset[0], dataset[1].replace(boxes=None)], dataset.classes)
+    assert unlabelled.boxes is None
+    assert unlabelled.labels is None
+    empty = Sample(np.zeros((0, 4), np.float32), "e", Boxes.empty())
+    assert collate([empty], ["Car"]).labels[0].shape == (0,)
+
+
+def damage(root: Path, frame_id: str) -> str:
+    path = root / "training" / "velodyne" / f"{frame_id}.bin"
+    path.write_bytes(path.read_bytes()[:-5])
+    return path.name
+
+
+def test_a_damaged_frame_is_named(prepared: Path) -> None:
+    name = damage(prepared, "000001")
+    for training in (False, True):
+        with pytest.raises(DataError, match=rf"{name}: .*cut short"):
+            make(prepared, training=training)[1]
+    points = kitti.read_points(prepared / "training" / "velodyne" / "000002.bin")
+    kitti.write_points(prepared / "training" / "velodyne" / "000002.bin", points[:-1])
+    with pytest.raises(DataError, match=r"000002\.bin: .* where the index has"):
+        make(prepared)[2]
+    (prepared / "training" / "calib" / "000003.txt").unlink()
+    with pytest.raises(DataError, match=r"calib.000003\.txt: no such file"):
+        make(prepared)[3]
+
+
+def test_damaged_frames_can_be_skipped(prepared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    damage(prepared, "000001")
+    training = make(prepared, training=True, on_error="skip")
+    assert training[1].frame_id != "000001"
+    assert training.counts["skipped frames"] == 1
+    assert "000001.bin" in caplog.text
+    test = make(prepared, on_error="skip")
+    assert (test[1].frame_id, len(test[1].points)) == ("000001", 0)
+
+
+def test_classes_are_held_against_the_data(prepared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(config.ConfigError, match=r"'car' never occurs in .*; did you mean 'Car'"):
+        make(prepared, training=True, classes=["car", "Pedestrian"])
+    with pytest.raises(config.ConfigError, match=r"'Pedestrain' never occurs in .*; did you mean 'Pedestrian'"):
+        make(prepared, training=True, classes=["Car", "Pedestrain"])
+    with pytest.raises(config.ConfigError, match=r"none of Bus, Tram occurs in .* Car, Pedestrian, Van"):
+        make(prepared, training=True, classes=["Bus", "Tram"])
+    with caplog.at_level(logging.WARNING):
+        make(prepared, training=True, classes=["Car", "Cyclist"])
+    assert "'Cyclist' never occurs" in caplog.text
+
+
+def test_a_missing_index_says_how_to_make_it(kitti_root: Path) -> None:
+    with pytest.raises(DataError, match=r"index_train\.json: no such file; make it with tools/prepare_data\.py"):
+        make(kitti_root)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"point_cloud_range": [0, 0, 0, 1, 1]}, "point_cloud_range must be"),
+        ({"point_cloud_range": [0, 0, 0, 1, -1, 1]}, "point_cloud_range must be"),
+        ({"point_features": ["x", "z", "y"]}, "point_features must be"),
+        ({"point_features": ["x", "y", "z", "ring"]}, "point_features must be"),
+        ({"repeat": 0}, "repeat must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_named(prepared: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(prepared, **options)
+
+
+def test_several_sources_train_as_one(prepared: Path, real: dict) -> None:
+    sources = [{"root": str(prepared), "repeat": 3}, {"split": "val"}]
+    node = config.Node({**real, "sources": sources})
+    dataset = build_dataset(node, "train", training=True)
+    assert isinstance(dataset, ConcatDataset)
+    assert len(dataset) == 3 * 4 + 5
+    assert dataset[0].frame_id == "000000"
+    assert len(dataset[0].points) < 1000 < len(dataset[12].points)  # made up, real
+    assert {dataset[i].frame_id for i in range(4, 8)} <= {"000000", "000001", "000002", "000003"}
+    last = dataset[16]
+    assert identical(last, dataset[-1])
+    dataset.set_epoch(1)
+    assert not identical(last, dataset[16])
+    test = build_dataset(node, "val", training=False)  # the root alone
+    assert [test[i].frame_id for i in range(len(test))] == ["003675", "003795", "003957", "004000", "004016"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [([], "must be a list of mappings"), ("x", "must be a list"), ([{"rot": "x"}], "no such key; did you mean 'root'")],
+)
+def test_wrong_sources_are_named(prepared: Path, sources: object, message: str) -> None:
+    node = {"name": "KittiDataset", "root": str(prepared), "classes": ["Car"], "point_cloud_range": SPAN}
+    with pytest.raises(config.ConfigError, match=message):
+        build_dataset({**node, "sources": sources}, "train", training=True)

@@ -1,0 +1,138 @@
+"""Preparation: index and object database, by function and by command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pcdet_ext.data.files import DataError
+from pcdet_ext.data.formats import kitti
+from pcdet_ext.data.geometry import inside_boxes
+from pcdet_ext.data.index import index_path, read_index
+from pcdet_ext.data.objects import database_path, read_objects
+from pcdet_ext.data.prepare import prepare_kitti
+
+
+def test_the_index_holds_what_the_files_say(kitti_root: Path) -> None:
+    prepare_kitti(kitti_root, progress=False)
+    infos = read_index(index_path(kitti_root / "pcdet_ext", "train"))
+    assert [i.frame_id for i in infos] == ["000000", "000001", "000002", "000003"]
+    for info in infos:
+        frame = kitti.Frame(kitti_root, info.frame_id)
+        expected = kitti.labels_to_boxes(kitti.read_labels(frame.labels), kitti.Calibration.read(frame.calibration))
+        boxes = info.to_boxes()
+        np.testing.assert_array_equal(boxes.boxes, expected.boxes)
+        assert boxes.names == expected.names
+        np.testing.assert_array_equal(boxes.difficulty, expected.difficulty)
+        points = kitti.read_points(frame.points)
+        np.testing.assert_array_equal(boxes.num_points, inside_boxes(points, expected.boxes).sum(axis=1))
+        assert (info.num_points, info.image_size) == (len(points), (375, 1242))
+
+
+def test_the_database_holds_every_object_of_its_split(kitti_root: Path, tmp_path: Path) -> None:
+    prepare_kitti(kitti_root, out=tmp_path / "out", progress=False)
+    assert not (kitti_root / "pcdet_ext").exists()
+    assert not database_path(tmp_path / "out", "val").exists()
+    objects = read_objects(database_path(tmp_path / "out", "train"))
+    assert {name: len(found) for name, found in objects.items()} == {"Car": 5, "Pedestrian": 4, "Van": 2}
+    for found in objects.values():
+        for i, frame_id in enumerate(found.frame_ids):
+            scan = kitti.read_points(kitti.Frame(kitti_root, frame_id).points)
+            own = scan[inside_boxes(scan, found.boxes[i : i + 1])[0]]
+            assert len(own) >= 30
+            np.testing.assert_allclose(found.points_of(i)[:, :3] + found.boxes[i, :3], own[:, :3], atol=1e-5)
+            np.testing.assert_array_equal(found.points_of(i)[:, 3], own[:, 3])
+
+
+def test_processes_change_nothing(kitti_root: Path, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        prepare_kitti(kitti_root, out=tmp_path / str(workers), workers=workers, progress=False)
+    files = sorted(p.relative_to(tmp_path / "0") for p in (tmp_path / "0").rglob("*") if p.is_file())
+    assert len(files) == 2 + 1 + 3
+    for file in files:
+        assert (tmp_path / "0" / file).read_bytes() == (tmp_path / "2" / file).read_bytes()
+
+
+def test_real_frames(shared: Path, tmp_path: Path) -> None:
+    train, val = prepare_kitti(shared / "data" / "kitti_mini", out=tmp_path, progress=False)
+    assert (train.frames, val.frames) == (17, 5)
+    assert train.objects["Car"] == 52
+    assert "17 frames, 52 Car" in str(train)
+    objects = read_objects(database_path(tmp_path, "train"))
+    assert np.median(objects["Car"].num_points) > 50
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_frame_is_named_or_left_out(kitti_root: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    label = kitti_root / "training" / "label_2" / "000002.txt"
+    label.write_text(label.read_text() + "Car 0 0 0 0 0 0 0 0 0 0 0 0 0\n")
+    with pytest.raises(DataError, match=r"label_2.000002\.txt:6: a line must have 15 columns, got 14"):
+        prepare_kitti(kitti_root, workers=workers, progress=False)
+    assert not (kitti_root / "pcdet_ext").exists()
+    train, _ = prepare_kitti(kitti_root, workers=workers, on_error="skip", progress=False)
+    assert (train.frames, len(train.skipped)) == (3, 1)
+    assert "000002.txt:6" in caplog.text
+    assert [i.frame_id for i in read_index(index_path(kitti_root / "pcdet_ext", "train"))][2] == "000003"
+
+
+def test_frames_without_labels_have_no_boxes(kitti_root: Path) -> None:
+    (kitti_root / "training").rename(kitti_root / "testing")
+    (kitti_root / "ImageSets" / "test.txt").write_text("000001\n")
+    prepare_kitti(kitti_root, splits=["test"], database=[], progress=False)
+    (info,) = read_index(index_path(kitti_root / "pcdet_ext", "test"))
+    assert (info.folder, info.to_boxes()) == ("testing", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "damaged"),
+        ("[]", "prepare the data again"),
+        ('{"format": 0, "frames": []}', "not of this version's format"),
+        ('{"format": 1, "frames": [{"frame_id": "1"}]}', "damaged index"),
+    ],
+)
+def test_a_damaged_index_is_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "index_train.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"index_train\.json: .*{message}"):
+        read_index(path)
+
+
+def test_a_damaged_database_is_named(kitti_root: Path) -> None:
+    prepare_kitti(kitti_root, progress=False)
+    folder = database_path(kitti_root / "pcdet_ext", "train")
+    points = folder / json.loads((folder / "database.json").read_text())["classes"]["Car"]["points"]
+    np.save(points, np.load(points)[:-1])
+    with pytest.raises(DataError, match=r"database_train: damaged .*class_0\.npy has"):
+        read_objects(folder)
+    points.write_bytes(b"junk")
+    with pytest.raises(DataError, match="database_train: damaged"):
+        read_objects(folder)
+    with pytest.raises(DataError, match=r"database\.json: no such file; make it with"):
+        read_objects(folder.with_name("database_val"))
+
+
+def run_tool(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(root / "tools" / "prepare_data.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_tool_prepares_and_tells_what_it_found(root: Path, kitti_root: Path, tmp_path: Path) -> None:
+    done = run_tool(root, "kitti", "--root", str(kitti_root), "--out", str(tmp_path / "o"), "--splits", "train")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("train: 4 frames, 5 Car, 4 Pedestrian, 2 Van")
+    assert "4/4" in done.stderr  # the progress bar
+    assert [p.name for p in sorted((tmp_path / "o").iterdir())] == ["database_train", "index_train.json"]
+
+
+def test_the_tool_names_what_is_wrong(root: Path, kitti_root: Path) -> None:
+    (kitti_root / "training" / "calib" / "000001.txt").write_text("P2: 1\n")
+    done = run_tool(root, "kitti", "--root", str(kitti_root), "--quiet")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip().endswith("calib/000001.txt:1: P2 must have 12 numbers, got 1")
