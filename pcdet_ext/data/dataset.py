@@ -190,15 +190,16 @@ class ConcatDataset(Dataset[Sample]):
 
 
 def build_dataset(node: Mapping[str, Any], split: str, training: bool, seed: int = 0) -> Any:
-    """The data set that a configuration's data section describes.
+    """The data set that a configuration's data section describes; in training its own `split` comes before the argument.
 
     In training, `sources` (a list of mappings) joins several: each has the section's own keys with those of the source
     put over them, so `{root: …, split: …, repeat: 5}` is enough (an `index` belongs to its root and is not taken over
-    with another one). Without training, root and `split` count alone.
+    with another one). Without training, the section's root and the split asked for count alone.
     Raises ConfigError for wrong keys, DataError for missing data.
     """
     node = node if isinstance(node, Node) else Node(node)
-    section = Node({k: v for k, v in node.items() if k != "sources"}, node.key_path, node.sources)
+    own = ("sources",) if training else ("sources", "split", "repeat")
+    section = Node({k: v for k, v in node.items() if k not in own}, node.key_path, node.sources)
     sources = node.get("sources") if training else None
     if sources is None:
         return DATASETS.build(section, split=split, training=training, seed=seed)

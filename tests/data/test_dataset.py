@@ -244,6 +244,18 @@ def test_several_sources_train_as_one(prepared: Path, real: dict) -> None:
     assert [test[i].frame_id for i in range(len(test))] == ["003675", "003795", "003957", "004000", "004016"]
 
 
+def test_the_section_may_choose_the_training_split(prepared: Path) -> None:
+    node = {
+        "name": "KittiDataset",
+        "root": str(prepared),
+        "classes": ["Car"],
+        "point_cloud_range": SPAN,
+        "split": "val",
+    }
+    assert len(build_dataset({**node, "repeat": 3}, "train", training=True)) == 6
+    assert len(build_dataset({**node, "repeat": 3}, "train", training=False)) == 4
+
+
 @pytest.mark.parametrize(
     ("sources", "message"),
     [([], "must be a list of mappings"), ("x", "must be a list"), ([{"rot": "x"}], "no such key; did you mean 'root'")],

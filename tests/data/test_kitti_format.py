@@ -315,6 +315,23 @@ def test_image_size_comes_from_the_png_header(tmp_path: Path) -> None:
         frame.image_size()
 
 
+def test_a_written_frame_is_read_back(tmp_path: Path, label_file: Path) -> None:
+    labels, calibration = kitti.read_labels(label_file), random_calibration(1)
+    points = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    detections = replace(labels, scores=np.ones(2))
+    kitti.write_frame(tmp_path / "new", "000042", points, detections, calibration)
+    (frame,) = kitti.find_frames(tmp_path / "new", "trainval")
+    assert frame.frame_id == "000042"
+    np.testing.assert_array_equal(kitti.read_points(frame.points), points)
+    np.testing.assert_array_equal(kitti.Calibration.read(frame.calibration).p2, calibration.p2)
+    again = kitti.read_labels(frame.labels)
+    assert again.scores is None  # a label has none
+    np.testing.assert_allclose(again.bbox, labels.bbox)
+    with pytest.raises(ValueError, match=r"points must be \[N, 4\], got \[9, 3\]"):
+        kitti.write_frame(tmp_path / "new", "000043", points[:, :3], labels, calibration)
+    assert len(kitti.find_frames(tmp_path / "new", "trainval")) == 1
+
+
 def test_splits_come_from_lists(kitti_root: Path) -> None:
     assert [f.frame_id for f in kitti.find_frames(kitti_root, "val")] == ["000004", "000005"]
     with pytest.raises(DataError, match="no such split; did you mean 'train'"):
