@@ -190,7 +190,7 @@ class ConcatDataset(Dataset[Sample]):
 
 
 def build_dataset(node: Mapping[str, Any], split: str, training: bool, seed: int = 0) -> Any:
-    """The data set that a configuration's data section describes; in training its own `split` comes before the argument.
+    """The data set that a configuration's data section describes; in training its own `split` precedes the argument.
 
     In training, `sources` (a list of mappings) joins several: each has the section's own keys with those of the source
     put over them, so `{root: …, split: …, repeat: 5}` is enough (an `index` belongs to its root and is not taken over
