@@ -1,0 +1,9 @@
+"""Detection heads: from a bird's-eye-view map to boxes.
+
+A head has `forward(bev) -> output`, `loss(output, boxes, labels) -> {"total": …}` and `decode(output) -> [Detections]`.
+"""
+
+from pcdet_ext.models.heads.anchor import AnchorHead, AnchorOutput
+from pcdet_ext.models.heads.registry import HEADS
+
+__all__ = ["HEADS", "AnchorHead", "AnchorOutput"]

@@ -1,0 +1,82 @@
+"""OpenPCDet's settings of detection heads (`DENSE_HEAD`, `POST_PROCESSING`) in the words of this library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Config = Mapping[str, Any]
+
+
+def anchor_head(config: Config, post_processing: Config) -> dict[str, Any]:
+    """The configuration of an `AnchorHead` for an AnchorHeadSingle.
+
+    post_processing: the detector's own section, which holds score threshold and NMS of anchor heads.
+    Raises ValueError for settings that this library does not have.
+    """
+    assigner, loss = config["TARGET_ASSIGNER_CONFIG"], config["LOSS_CONFIG"]
+    if assigner["BOX_CODER"] != "ResidualCoder" or assigner.get("POS_FRACTION", -1) >= 0:
+        raise ValueError("only the target assigner with ResidualCoder and without sampling (POS_FRACTION < 0) is known")
+    if post_processing.get("OUTPUT_RAW_SCORE"):
+        raise ValueError("OUTPUT_RAW_SCORE: scores are always probabilities here")
+    weights = loss["LOSS_WEIGHTS"]
+    node = {
+        "name": "AnchorHead",
+        "anchors": [_anchors(entry) for entry in config["ANCHOR_GENERATOR_CONFIG"]],
+        "match_3d": assigner.get("MATCH_HEIGHT", False),
+        "box_loss": _named(loss.get("REG_LOSS_TYPE"), {None: "smooth_l1", "WeightedSmoothL1Loss": "smooth_l1"} | L1),
+        "class_weight": weights["cls_weight"],
+        "box_weight": weights["loc_weight"],
+        "code_weights": weights["code_weights"],
+        "score_threshold": post_processing["SCORE_THRESH"],
+        "multi_label": bool(post_processing["NMS_CONFIG"].get("MULTI_CLASSES_NMS")),
+        "nms": _nms(post_processing["NMS_CONFIG"]),
+    }
+    if config.get("USE_DIRECTION_CLASSIFIER"):
+        return node | {
+            "direction_bins": config["NUM_DIR_BINS"],
+            "direction_offset": config["DIR_OFFSET"],
+            "direction_limit_offset": config["DIR_LIMIT_OFFSET"],
+            "direction_weight": weights["dir_weight"],
+        }
+    return node | {"direction_bins": 0}
+
+
+L1 = {"WeightedL1Loss": "l1"}
+NMS_KINDS = {"nms_gpu": "rotated", "nms_normal_gpu": "axis_aligned"}
+
+
+def _anchors(entry: Config) -> dict[str, Any]:
+    if len(entry["anchor_bottom_heights"]) != 1:
+        raise ValueError(f"anchors of {entry['class_name']}: more than one bottom height is not known here")
+    return {
+        "class_name": entry["class_name"],
+        "sizes": entry["anchor_sizes"],
+        "rotations": entry["anchor_rotations"],
+        "bottom_height": entry["anchor_bottom_heights"][0],
+        "matched": entry["matched_threshold"],
+        "unmatched": entry["unmatched_threshold"],
+        "align_center": entry.get("align_center", False),
+    }
+
+
+def _nms(config: Config) -> dict[str, Any]:
+    """Fields of `NMSConfig`; the two names of per-class suppression are those of CenterHead."""
+    kind, sizes = config["NMS_TYPE"], (config["NMS_PRE_MAXSIZE"], config.get("NMS_POST_MAXSIZE"))
+    node = {"iou_threshold": config["NMS_THRESH"], "max_before": sizes[0], "max_after": sizes[1]}
+    if kind == "class_specific_nms":  # never looks at its NMS_POST_MAXSIZE
+        return node | {"per_class": True, "max_after": None}
+    if kind == "multi_class_nms":
+        return node | {"per_class": True, "turned": True}
+    return node | {"kind": _named(kind, NMS_KINDS), "per_class": bool(config.get("MULTI_CLASSES_NMS"))}
+
+
+def _named(name: str | None, known: Mapping[str | None, str]) -> str:
+    if name not in known:
+        raise ValueError(f"{name!r} is not known here; known: {', '.join(map(str, known))}")
+    return known[name]
+
+
+def class_indices(heads: Sequence[Sequence[str]], classes: Sequence[str]) -> list[list[int]]:
+    """Labels of the classes that each head of a CenterHead is for."""
+    return [[list(classes).index(name) for name in names] for names in heads]

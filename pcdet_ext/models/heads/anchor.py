@@ -1,0 +1,224 @@
+"""The anchor head of SECOND and PointPillars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pcdet_ext.config import construct, suggest
+from pcdet_ext.models.box_coding import ResidualCoder, apply_direction_bin, direction_bin
+from pcdet_ext.models.heads.registry import HEADS
+from pcdet_ext.models.losses import sigmoid_focal_loss, smooth_l1_loss, with_sine_difference
+from pcdet_ext.models.postprocess import NMSConfig, best_class, every_class, suppress
+from pcdet_ext.models.targets import BACKGROUND, AnchorSpec, assign, make_anchors, usable_boxes
+from pcdet_ext.structures import Detections
+
+PRIOR = 0.01  # probability of an object that an untrained head starts with (RetinaNet)
+
+
+@dataclass(frozen=True)
+class AnchorOutput:
+    """Predictions for N = Y * X * A anchors, flat in the order row, column, anchor.
+
+    logits: [B, N, classes]; codes: [B, N, 7]; directions: logits [B, N, bins] or None; anchors: [N, 7];
+    map_size: (Y, X).
+    """
+
+    logits: Tensor
+    codes: Tensor
+    directions: Tensor | None
+    anchors: Tensor
+    map_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class AnchorTargets:
+    """What the anchors of a batch should predict.
+
+    labels: int64 [B, N], a class, BACKGROUND or IGNORED; positive: (frame, anchor) int64 [P] of those that
+    stand for an object; codes: [P, 7]; directions: int64 [P].
+    """
+
+    labels: Tensor
+    positive: tuple[Tensor, Tensor]
+    codes: Tensor
+    directions: Tensor
+
+
+@HEADS.register
+class AnchorHead(nn.Module):
+    """One convolution each for classes, boxes and directions of the anchors (SECOND, Yan et al. 2018).
+
+    anchors: one mapping a class with the fields of `AnchorSpec`, in the order of the channels. match_3d: anchors match
+    by 3-D overlap instead of that of axis-aligned footprints. direction_bins: sectors told apart by the direction
+    classifier, 0 for none; the first starts at direction_offset (radians). code_weights: 7 factors on the differences
+    of codes.
+    multi_label: a box may be reported once for each of its classes instead of for the best one.
+    nms: fields of `NMSConfig`. State-dict keys are those of OpenPCDet's AnchorHeadSingle.
+    Raises ValueError for anchors that do not fit the classes and for weights of a wrong number.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: Sequence[str],
+        point_cloud_range: Sequence[float],
+        anchors: Sequence[Mapping[str, Any]],
+        match_3d: bool = False,
+        direction_bins: int = 2,
+        direction_offset: float = 0.78539,
+        direction_limit_offset: float = 0.0,
+        box_loss: Literal["smooth_l1", "l1"] = "smooth_l1",
+        class_weight: float = 1.0,
+        box_weight: float = 2.0,
+        direction_weight: float = 0.2,
+        code_weights: Sequence[float] = (1.0,) * 7,
+        score_threshold: float = 0.1,
+        multi_label: bool = False,
+        nms: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.point_cloud_range = tuple(point_cloud_range)
+        self.specs = [construct(AnchorSpec, node) for node in anchors]
+        self._check_specs()
+        if len(code_weights) != 7:
+            raise ValueError(f"code_weights must be 7 numbers (x, y, z, dx, dy, dz, heading), got {len(code_weights)}")
+        self.match_3d = match_3d
+        self.direction_bins = direction_bins
+        self.direction_offset = direction_offset
+        self.direction_limit_offset = direction_limit_offset
+        self.beta = 0.0 if box_loss == "l1" else 1 / 9
+        self.class_weight, self.box_weight, self.direction_weight = class_weight, box_weight, direction_weight
+        self.score_threshold = score_threshold
+        self.multi_label = multi_label
+        self.nms = construct(NMSConfig, nms or {})
+        self.nms.check(len(self.classes))
+        self.coder = ResidualCoder()
+        self.register_buffer("code_weights", torch.tensor(code_weights, dtype=torch.float32), persistent=False)
+        self._anchors: dict[tuple[int, int, torch.device], list[Tensor]] = {}
+
+        per_cell = sum(map(len, self.specs))
+        self.conv_cls = nn.Conv2d(in_channels, per_cell * len(self.classes), 1)
+        self.conv_box = nn.Conv2d(in_channels, per_cell * self.coder.code_size, 1)
+        self.conv_dir_cls = nn.Conv2d(in_channels, per_cell * direction_bins, 1) if direction_bins else None
+        nn.init.constant_(self.conv_cls.bias, -math.log((1 - PRIOR) / PRIOR))
+        nn.init.normal_(self.conv_box.weight, std=0.001)
+
+    def _check_specs(self) -> None:
+        names = [spec.class_name for spec in self.specs]
+        for name in names:
+            if name not in self.classes:
+                raise ValueError(f"anchors are given for the unknown class {name!r}{suggest(name, self.classes)}")
+        for name in self.classes:
+            if names.count(name) != 1:
+                raise ValueError(f"class {name!r} must have one entry in anchors, got {names.count(name)}")
+
+    def anchors(self, map_size: tuple[int, int], device: torch.device) -> list[Tensor]:
+        """Anchors [Y, X, A, 7] of each entry of `specs`."""
+        key = (*map_size, device)
+        if key not in self._anchors:
+            self._anchors[key] = [make_anchors(s, self.point_cloud_range, map_size, device) for s in self.specs]
+        return self._anchors[key]
+
+    def forward(self, bev: Tensor) -> AnchorOutput:
+        """Predictions from a map [B, in_channels, Y, X]."""
+
+        def flat(conv: nn.Conv2d, columns: int) -> Tensor:
+            return conv(bev).permute(0, 2, 3, 1).reshape(len(bev), -1, columns).float()
+
+        map_size = (bev.shape[2], bev.shape[3])
+        return AnchorOutput(
+            logits=flat(self.conv_cls, len(self.classes)),
+            codes=flat(self.conv_box, self.coder.code_size),
+            directions=None if self.conv_dir_cls is None else flat(self.conv_dir_cls, self.direction_bins),
+            anchors=torch.cat(self.anchors(map_size, bev.device), 2).view(-1, 7),
+            map_size=map_size,
+        )
+
+    @torch.no_grad()
+    def targets(self, output: AnchorOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> AnchorTargets:
+        """What the anchors should predict for objects boxes [G, >= 7] with labels int64 [G] in each frame.
+
+        Objects with a non-finite number or a size that is not positive are left out.
+        """
+        matches = [self._match(output, b, k) for b, k in zip(boxes, labels, strict=True)]
+        label = torch.stack([m[0] for m in matches])
+        frame, anchor = (label >= 0).nonzero().unbind(1)
+        chosen = output.anchors[anchor]
+        objects = torch.cat([m[1] for m in matches])
+        codes = self.coder.encode(objects, chosen)
+        bins = max(self.direction_bins, 1)
+        directions = direction_bin(codes[:, 6] + chosen[:, 6], bins, self.direction_offset)
+        return AnchorTargets(label, (frame, anchor), codes, directions)
+
+    def _match(self, output: AnchorOutput, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels int64 [N] of one frame's anchors, and the object [P, 7] of each positive one in order."""
+        usable = usable_boxes(boxes)
+        boxes, labels = boxes[usable, :7].to(output.anchors), labels[usable]
+        columns, objects = [], []
+        for spec, anchors in zip(self.specs, self.anchors(output.map_size, output.anchors.device), strict=True):
+            label = self.classes.index(spec.class_name)
+            mine = boxes[labels == label]
+            match = assign(anchors, mine, spec.matched, spec.unmatched, self.match_3d)
+            padded = torch.cat([mine, mine.new_zeros(1, 7)])  # negative matches read the last row
+            objects.append(padded[match.clamp_min(-1)])
+            columns.append(torch.where(match >= 0, label, match))
+        label = torch.cat(columns, 2).flatten()
+        return label, torch.cat(objects, 2).view(-1, 7)[label >= 0]
+
+    def loss(self, output: AnchorOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Losses "classification", "box", "direction" and their sum "total" for the objects of each frame.
+
+        Each is summed over a frame's anchors, divided by its positive ones (at least 1) and averaged over frames.
+        """
+        targets = self.targets(output, boxes, labels)
+        share = 1 / (targets.labels >= 0).sum(1).clamp_min(1) / len(targets.labels)
+        losses = {"classification": self._class_loss(output, targets, share)}
+        frame, anchor = targets.positive
+        predicted, target = with_sine_difference(output.codes[frame, anchor], targets.codes)
+        error = smooth_l1_loss(predicted, target, self.beta, self.code_weights)
+        losses["box"] = self.box_weight * (error * share[frame, None]).sum()
+        if output.directions is not None:
+            error = F.cross_entropy(output.directions[frame, anchor], targets.directions, reduction="none")
+            losses["direction"] = self.direction_weight * (error * share[frame]).sum()
+        return losses | {"total": sum(losses.values())}
+
+    def _class_loss(self, output: AnchorOutput, targets: AnchorTargets, share: Tensor) -> Tensor:
+        wanted = torch.zeros_like(output.logits)
+        frame, anchor = targets.positive
+        wanted[frame, anchor, targets.labels[frame, anchor]] = 1
+        weight = (targets.labels >= BACKGROUND) * share[:, None]
+        return self.class_weight * (sigmoid_focal_loss(output.logits, wanted) * weight[..., None]).sum()
+
+    def boxes(self, output: AnchorOutput, frame: int, anchor: Tensor | slice = slice(None)) -> Tensor:
+        """Predicted boxes [K, 7] of chosen anchors of one frame."""
+        boxes = self.coder.decode(output.codes[frame, anchor], output.anchors[anchor])
+        if output.directions is None:
+            return boxes
+        heading = apply_direction_bin(
+            boxes[:, 6],
+            output.directions[frame, anchor].argmax(1),
+            self.direction_bins,
+            self.direction_offset,
+            self.direction_limit_offset,
+        )
+        return torch.cat([boxes[:, :6], heading[:, None]], 1)
+
+    @torch.no_grad()
+    def decode(self, output: AnchorOutput) -> list[Detections]:
+        """Detections of each frame, best first."""
+        return [self._decode_frame(output, frame) for frame in range(len(output.logits))]
+
+    def _decode_frame(self, output: AnchorOutput, frame: int) -> Detections:
+        choose = every_class if self.multi_label else best_class
+        anchor, scores, labels = choose(output.logits[frame].sigmoid(), self.score_threshold)
+        boxes = self.boxes(output, frame, anchor)
+        kept = suppress(boxes, scores, labels, self.nms, len(self.classes))
+        return Detections(boxes[kept], scores[kept], labels[kept], self.classes)

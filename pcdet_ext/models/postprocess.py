@@ -1,0 +1,97 @@
+"""From many scored boxes to few: score thresholds and non-maximum suppression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pcdet_ext.ops import nms
+
+
+@dataclass(frozen=True)
+class NMSConfig:
+    """Non-maximum suppression.
+
+    iou_threshold: boxes that overlap a better one by more are dropped; max_before, max_after: boxes looked at, and kept
+    (None: all). Each is one value, or with `per_class` one for each class. per_class: boxes of different
+    classes do not suppress each other. kind: the overlap. turned: compare footprints turned by 90 degrees about
+    their centres, as the published Waymo heads of DSVT and LION do.
+    """
+
+    iou_threshold: float | Sequence[float] = 0.1
+    max_before: int | Sequence[int] | None = 4096
+    max_after: int | Sequence[int] | None = 500
+    per_class: bool = False
+    kind: Literal["rotated", "axis_aligned", "circle"] = "rotated"
+    turned: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("iou_threshold", "max_before", "max_after"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and not self.per_class:
+                raise ValueError(f"{name} must be one number unless per_class is set, got {value}")
+
+    def check(self, num_classes: int) -> None:
+        """Raise ValueError where a list does not have one value for each class."""
+        for name in ("iou_threshold", "max_before", "max_after"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and len(value) != num_classes:
+                raise ValueError(f"{name} must have {num_classes} values, one for each class, got {value}")
+
+    def of_class(self, label: int) -> NMSConfig:
+        """The settings of one class alone."""
+
+        def pick(value: float | Sequence[float] | None) -> float | None:
+            return value[label] if isinstance(value, Sequence) else value
+
+        return replace(
+            self,
+            iou_threshold=pick(self.iou_threshold),
+            max_before=pick(self.max_before),
+            max_after=pick(self.max_after),
+            per_class=False,
+        )
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: NMSConfig, num_classes: int) -> Tensor:
+    """Indices int64 [K] of the boxes [M, >= 7] to keep, best first (with `per_class`: class by class).
+
+    scores: [M]; labels: int64 [M], 0-based.
+    """
+    if not config.per_class:
+        return _suppress_all(boxes, scores, config)
+    kept = [torch.empty(0, dtype=torch.long, device=boxes.device)]
+    for label in range(num_classes):
+        mine = (labels == label).nonzero()[:, 0]
+        if len(mine):
+            kept.append(mine[_suppress_all(boxes[mine], scores[mine], config.of_class(label))])
+    return torch.cat(kept)
+
+
+def _suppress_all(boxes: Tensor, scores: Tensor, config: NMSConfig) -> Tensor:
+    order = torch.sort(scores, descending=True, stable=True).indices[: config.max_before]
+    footprints = boxes[order, :7]
+    if config.turned:
+        footprints = footprints[:, [0, 1, 2, 4, 3, 5, 6]]
+    kept = nms(footprints.contiguous(), scores[order], config.iou_threshold, kind=config.kind)
+    return order[kept[: config.max_after]]
+
+
+def best_class(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Each box with its best class, where that score [M, C] is at least `threshold`.
+
+    Returns (indices int64 [K], scores [K], labels int64 [K]). NaN scores are left out.
+    """
+    best, labels = scores.max(1)
+    index = (best >= threshold).nonzero()[:, 0]
+    return index, best[index], labels[index]
+
+
+def every_class(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Each box once for every class whose score [M, C] is at least `threshold`; returns as `best_class`."""
+    labels, index = scores.T.ge(threshold).nonzero().unbind(1)
+    return index, scores[index, labels], labels
