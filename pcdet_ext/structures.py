@@ -183,12 +183,14 @@ class Groups:
     """Equal-size groups of voxels.
 
     index: int64 [G, L], voxel in each slot; inverse: int64 [N], flat slot g * L + l that each voxel reads back;
-    valid: bool [G, L], False where a slot is padding or a duplicate, or None when all count.
+    valid: bool [G, L], False where a slot is padding or a duplicate, or None when all count; owner: int64 [G, L], slots
+    of different owners do not see each other, or None when all of a group do.
     """
 
     index: Tensor
     inverse: Tensor
     valid: Tensor | None = None
+    owner: Tensor | None = None
 
     def gather(self, x: Tensor) -> Tensor:
         """Voxel features [N, C] to slots [G, L, C]."""

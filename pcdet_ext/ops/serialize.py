@@ -52,7 +52,7 @@ def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: object
     Raises ValueError naming the argument that is wrong; coordinates outside the grid, or a batch index outside
     [0, 32768), are an error.
     """
-    _check_coords(coords, grid)
+    check_coords(coords, grid)
     functions = {"zorder": _zorder, "hilbert": _hilbert, "window_x": _window_x, "window_y": _window_y, "lsh": _lsh}
     if order not in functions:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
@@ -169,7 +169,8 @@ def _curve(order: str, lowest: str) -> int:
     return CURVES["zorder_x_lowest" if order == "zorder" and lowest == "x" else order]
 
 
-def _check_coords(coords: Tensor, grid: Sequence[int]) -> None:
+def check_coords(coords: Tensor, grid: Sequence[int]) -> None:
+    """Raise ValueError unless coords are int32 [N, 4] and grid three positive numbers."""
     if coords.dtype != torch.int32 or coords.ndim != 2 or coords.shape[1] != 4:
         raise ValueError(f"coords must be int32 [N, 4], got {coords.dtype} {list(coords.shape)}")
     if len(grid) != 3 or any(n < 1 for n in grid):
@@ -185,10 +186,11 @@ def _check_depth(depth: int, grid: Sequence[int]) -> None:
 
 def _check_inside(coords: Tensor, grid: Sequence[int]) -> None:
     limit = torch.tensor([1 << 15, *grid], device=coords.device)
-    _raise_outside(int(((coords < 0) | (coords >= limit)).any(1).sum()), grid)
+    raise_outside(int(((coords < 0) | (coords >= limit)).any(1).sum()), grid)
 
 
-def _raise_outside(count: int, grid: Sequence[int]) -> None:
+def raise_outside(count: int, grid: Sequence[int]) -> None:
+    """Raise ValueError when `count` rows of coordinates were found outside the grid."""
     if count:
         raise ValueError(f"coords: {count} rows are outside the grid {list(grid)} (or their batch index is)")
 
@@ -204,7 +206,7 @@ def _curve_encode(coords: Tensor, grid: list[int], curve: int, depth: int) -> Te
     cells = (ctypes.c_int32 * 3)(*grid)
     here = (_native.pointer(coords), len(coords), cells, curve, depth, _native.pointer(keys), _native.pointer(bad))
     kernel(*here)
-    _raise_outside(int(bad), grid)
+    raise_outside(int(bad), grid)
     return keys
 
 
@@ -241,7 +243,7 @@ def _window_keys(
     keys = torch.empty(len(coords), dtype=torch.int64, device=coords.device)
     bad = torch.zeros(1, dtype=torch.int64, device=coords.device)
     kernel(_native.pointer(coords), len(coords), ctypes.byref(order), _native.pointer(keys), _native.pointer(bad))
-    _raise_outside(int(bad), grid)
+    raise_outside(int(bad), grid)
     return keys
 
 

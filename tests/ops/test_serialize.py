@@ -11,8 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdet_ext.ops import serialize as module
-from pcdet_ext.ops.serialize import deserialize, octree_children, octree_parent, serialize
+from pcdet_ext.ops.serialize import (
+    CURVES,
+    _curve_decode,
+    _curve_encode,
+    _window_keys,
+    curve_decode_reference,
+    curve_encode_reference,
+    deserialize,
+    octree_children,
+    octree_parent,
+    serialize,
+    window_keys_reference,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -194,22 +205,22 @@ def test_native_kernels_equal_the_references(seed: int, depth: int) -> None:
     side = 1 << depth
     grid = [side, max(1, side - 1), max(1, side // 2)]
     coords = random_coords(seed, tuple(grid), 1300)
-    for curve in module.CURVES.values():
-        keys = module._curve_encode(coords, grid, curve, depth)
-        assert torch.equal(keys, module.curve_encode_reference(coords, grid, curve, depth))
-        decoded = module._curve_decode(keys, curve, depth)
-        assert torch.equal(decoded, module.curve_decode_reference(keys, curve, depth))
+    for curve in CURVES.values():
+        keys = _curve_encode(coords, grid, curve, depth)
+        assert torch.equal(keys, curve_encode_reference(coords, grid, curve, depth))
+        decoded = _curve_decode(keys, curve, depth)
+        assert torch.equal(decoded, curve_decode_reference(keys, curve, depth))
     for along_y, snake in itertools.product((False, True), repeat=2):
         shape = ([grid[0], 3, 5], [0, 1, 2], along_y, snake)
-        keys = module._window_keys(coords, grid, *shape)
-        assert torch.equal(keys, module.window_keys_reference(coords, grid, *shape))
+        keys = _window_keys(coords, grid, *shape)
+        assert torch.equal(keys, window_keys_reference(coords, grid, *shape))
 
 
 def test_ops_are_well_registered() -> None:
     coords = random_coords(0, (8, 9, 9), 20)
-    torch.library.opcheck(module._curve_encode, (coords, [8, 9, 9], 2, 4))
-    torch.library.opcheck(module._curve_decode, (torch.arange(9), 2, 4))
-    torch.library.opcheck(module._window_keys, (coords, [8, 9, 9], [4, 4, 4], [0, 2, 2], True, False))
+    torch.library.opcheck(_curve_encode, (coords, [8, 9, 9], 2, 4))
+    torch.library.opcheck(_curve_decode, (torch.arange(9), 2, 4))
+    torch.library.opcheck(_window_keys, (coords, [8, 9, 9], [4, 4, 4], [0, 2, 2], True, False))
 
 
 @pytest.mark.gpu

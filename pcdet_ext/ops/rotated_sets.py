@@ -1,0 +1,137 @@
+"""Rotated sets: windows of voxels cut into sets of equal size, along y and along x (DSVT, Wang et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pcdet_ext.ops import _native
+from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops.serialize import check_coords, raise_outside
+
+
+class RotatedSets(NamedTuple):
+    """index: int64 [2, S, set_size], voxel in each slot, first sorted by (y, x, z) in the window, then by (x, y, z);
+    repeats: bool [2, S, set_size], True where a slot repeats the one to its left; window: int64 [N], number of each
+    voxel's window, ascending by (frame, x, y, z); inside: int32 [N, 3], place in the window as (z, y, x).
+    """
+
+    index: Tensor
+    repeats: Tensor
+    window: Tensor
+    inside: Tensor
+
+
+def rotated_sets(
+    coords: Tensor,
+    grid: Sequence[int],
+    batch_size: int,
+    window: Sequence[int],
+    shift: Sequence[int],
+    set_size: int,
+) -> RotatedSets:
+    """Cut every window into ⌈n / set_size⌉ sets that share out its n voxels evenly (DSVT section 3.2).
+
+    Slot k of set j of a window with S sets holds the voxel of rank ⌊(j · set_size + k) · n / (S · set_size)⌋, so every
+    voxel is in exactly one set a direction, in one slot or in several adjacent ones.
+    coords: int32 [N, 4] as (batch, z, y, x), inside the grid (Z, Y, X); window and shift: cells, (Z, Y, X), the shift
+    is added to the coordinates. Raises ValueError naming the argument that is wrong.
+    """
+    check_coords(coords, grid)
+    if set_size < 1:
+        raise ValueError(f"set_size must be at least 1, got {set_size}")
+    if len(window) != 3 or len(shift) != 3 or min(window) < 1 or min(shift) < 0:
+        raise ValueError(f"window must be three positive numbers and shift three from 0 on, got {window} and {shift}")
+    count = [math.ceil((g + s) / w) for g, w, s in zip(grid, window, shift, strict=True)]
+    count = [max(c, math.ceil(g / w) + 1) for c, g, w in zip(count, grid, window, strict=True)]
+    if batch_size * math.prod(count) * math.prod(window) >= 1 << 62:
+        raise ValueError(f"grid {list(grid)} has too many cells for int64 keys")
+    return RotatedSets(
+        *_rotated_sets(coords.contiguous(), list(grid), batch_size, list(window), list(shift), count, set_size)
+    )
+
+
+@torch.library.custom_op("pcdet_ext::rotated_sets", mutates_args=())
+def _rotated_sets(
+    coords: Tensor,
+    grid: list[int],
+    batch_size: int,
+    window: list[int],
+    shift: list[int],
+    count: list[int],
+    set_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    order_types = (POINTER, I64, I64, POINTER, I64, POINTER, POINTER, POINTER, POINTER, POINTER, I32)
+    sort = _native.function("cpu", "pcdet_rotated_order_cpu", *order_types) if coords.device.type == "cpu" else None
+    if sort is None:  # also on CUDA, where sorting, which torch does, is nearly all of the work
+        return rotated_sets_reference(coords, grid, batch_size, window, shift, count, set_size)
+    n, threads, p = len(coords), _native.threads(), _native.pointer
+    number, totals = torch.empty(n, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    inside, order, starts = (torch.empty(s, dtype=torch.int32) for s in ((n, 3), (2, n), (n + 1,)))
+    windows = (ctypes.c_int32 * 12)(*grid, *window, *shift, *count)
+    sort(p(coords), n, batch_size, windows, set_size, p(number), p(inside), p(order), p(starts), p(totals), threads)
+    outside, runs, sets = totals.tolist()
+    raise_outside(outside, grid)
+    index = torch.empty(2, sets, set_size, dtype=torch.int64)
+    repeats = torch.empty(2, sets, set_size, dtype=torch.bool)
+    fill_types = (POINTER, POINTER, I64, I64, I64, I64, POINTER, POINTER, I32)
+    fill = _native.function("cpu", "pcdet_rotated_fill_cpu", *fill_types)
+    fill(p(order), p(starts), n, runs, sets, set_size, p(index), p(repeats), threads)
+    return index, repeats, number, inside
+
+
+@_rotated_sets.register_fake
+def _(
+    coords: Tensor,
+    grid: list[int],
+    batch_size: int,
+    window: list[int],
+    shift: list[int],
+    count: list[int],
+    set_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sets = torch.library.get_ctx().new_dynamic_size()
+    index = coords.new_empty(2, sets, set_size, dtype=torch.int64)
+    number = coords.new_empty(len(coords), dtype=torch.int64)
+    return index, torch.empty_like(index, dtype=torch.bool), number, coords.new_empty(len(coords), 3)
+
+
+def rotated_sets_reference(
+    coords: Tensor,
+    grid: Sequence[int],
+    batch_size: int,
+    window: Sequence[int],
+    shift: Sequence[int],
+    count: Sequence[int],
+    set_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The definition in PyTorch on any device; see `rotated_sets`. count: windows an axis, (Z, Y, X)."""
+    limit = torch.tensor([batch_size, *grid], device=coords.device)
+    raise_outside(int(((coords < 0) | (coords >= limit)).any(1).sum()), grid)
+    shifted = coords[:, 1:].long() + torch.tensor(shift, device=coords.device)
+    sizes = torch.tensor(window, device=coords.device)
+    place, inside = shifted // sizes, shifted % sizes
+    number = ((coords[:, 0].long() * count[2] + place[:, 2]) * count[1] + place[:, 1]) * count[0] + place[:, 0]
+    index = [_one_direction(number, inside, window, set_size, major) for major in (1, 2)]
+    index = torch.stack(index)
+    repeats = torch.zeros_like(index, dtype=torch.bool)
+    repeats[..., 1:] = index[..., 1:] == index[..., :-1]
+    return index, repeats, number, inside.int()
+
+
+def _one_direction(number: Tensor, inside: Tensor, window: Sequence[int], set_size: int, major: int) -> Tensor:
+    minor = 3 - major
+    cell = (inside[:, major] * window[minor] + inside[:, minor]) * window[0] + inside[:, 0]
+    order = torch.argsort(number * math.prod(window) + cell, stable=True)
+    counts = torch.unique_consecutive(number[order], return_counts=True)[1]
+    sets = (counts + set_size - 1) // set_size
+    owner = torch.repeat_interleave(sets)
+    local = torch.arange(len(owner), device=number.device) - (sets.cumsum(0) - sets)[owner]
+    slot = local[:, None] * set_size + torch.arange(set_size, device=number.device)
+    rank = slot * counts[owner, None] // (sets[owner, None] * set_size)
+    return order[(counts.cumsum(0) - counts)[owner, None] + rank]
