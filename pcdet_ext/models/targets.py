@@ -73,29 +73,39 @@ def _positions(low: float, high: float, count: int, centered: bool, device: torc
     return low + cells * ((high - low) / max(count - 1, 1))
 
 
-def assign(anchors: Tensor, boxes: Tensor, matched: float, unmatched: float, use_3d: bool = False) -> Tensor:
+@dataclass(frozen=True)
+class Matches:
+    """The anchors that are not background, as flat indices into the anchors of a class.
+
+    positive: int64 [P], ascending; objects: int64 [P], which object each stands for; close: int64 [Q], anchors that
+    overlap an object too much to be background, positive ones among them.
+    """
+
+    positive: Tensor
+    objects: Tensor
+    close: Tensor
+
+
+def assign(anchors: Tensor, boxes: Tensor, matched: float, unmatched: float, use_3d: bool = False) -> Matches:
     """Which object each anchor of one class stands for (SECOND, Yan et al. 2018; SSD's matching).
 
     anchors: [Y, X, A, 7] from `make_anchors`; boxes: [G, >= 7], objects of that class. An anchor stands for the object
     that it overlaps most (the first of equals) if by at least `matched`, or if no anchor overlaps some object more. It
     is background if it overlaps none by `unmatched`. Overlap is that of the footprints turned to the nearest axis,
     with `use_3d` the 3-D one.
-    Returns int64 [Y, X, A]: index of the object, BACKGROUND or IGNORED.
     """
-    count = anchors.shape[:3].numel()
-    result = torch.full((count,), BACKGROUND, device=anchors.device)
     if not len(boxes):
-        return result.view(anchors.shape[:3])
+        nothing = torch.empty(0, dtype=torch.long, device=anchors.device)
+        return Matches(nothing, nothing, nothing)
+    count = anchors.shape[:3].numel()
     anchor, box, overlap = overlapping_pairs(anchors, boxes[:, :7], use_3d)
-    best = overlap.new_zeros(count).scatter_reduce_(0, anchor, overlap, "amax")
-    is_best = overlap == best[anchor]
-    first = torch.full_like(result, len(boxes))
+    best = overlap.new_zeros(count).scatter_reduce_(0, anchor, overlap, "amax")[anchor]
+    highest = overlap.new_zeros(len(boxes)).scatter_reduce_(0, box, overlap, "amax")[box]
+    is_best = overlap == best
+    first = torch.full((count,), len(boxes), device=anchors.device)
     first.scatter_reduce_(0, anchor[is_best], box[is_best], "amin")
-    highest = overlap.new_zeros(len(boxes)).scatter_reduce_(0, box, overlap, "amax")
-    result[best >= unmatched] = IGNORED
-    positive = best >= matched
-    positive[anchor[overlap == highest[box]]] = True
-    return torch.where(positive, first, result).view(anchors.shape[:3])
+    positive = anchor[(best >= matched) | (overlap == highest)].unique()
+    return Matches(positive, first[positive], anchor[best >= unmatched])
 
 
 def overlapping_pairs(anchors: Tensor, boxes: Tensor, use_3d: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ from pcdet_ext.models.box_coding import ResidualCoder, apply_direction_bin, dire
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.losses import sigmoid_focal_loss, smooth_l1_loss, with_sine_difference
 from pcdet_ext.models.postprocess import NMSConfig, best_class, every_class, suppress
-from pcdet_ext.models.targets import BACKGROUND, AnchorSpec, assign, make_anchors, usable_boxes
+from pcdet_ext.models.targets import BACKGROUND, IGNORED, AnchorSpec, assign, make_anchors, usable_boxes
 from pcdet_ext.structures import Detections
 
 PRIOR = 0.01  # probability of an object that an untrained head starts with (RetinaNet)
@@ -148,30 +148,37 @@ class AnchorHead(nn.Module):
 
         Objects with a non-finite number or a size that is not positive are left out.
         """
-        matches = [self._match(output, b, k) for b, k in zip(boxes, labels, strict=True)]
-        label = torch.stack([m[0] for m in matches])
-        frame, anchor = (label >= 0).nonzero().unbind(1)
+        matched = [self._match(output, b, k) for b, k in zip(boxes, labels, strict=True)]
+        label = torch.stack([m[0] for m in matched])
+        anchor = torch.cat([m[1] for m in matched])
+        objects = torch.cat([m[2] for m in matched])
+        frame = torch.arange(len(matched), device=label.device)
+        frame = frame.repeat_interleave(torch.tensor([len(m[1]) for m in matched], device=label.device))
         chosen = output.anchors[anchor]
-        objects = torch.cat([m[1] for m in matches])
         codes = self.coder.encode(objects, chosen)
         bins = max(self.direction_bins, 1)
         directions = direction_bin(codes[:, 6] + chosen[:, 6], bins, self.direction_offset)
         return AnchorTargets(label, (frame, anchor), codes, directions)
 
-    def _match(self, output: AnchorOutput, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels int64 [N] of one frame's anchors, and the object [P, 7] of each positive one in order."""
+    def _match(self, output: AnchorOutput, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels int64 [N] of one frame's anchors; the positive ones int64 [P]; the object [P, 7] of each of them."""
         usable = usable_boxes(boxes)
         boxes, labels = boxes[usable, :7].to(output.anchors), labels[usable]
-        columns, objects = [], []
+        per_cell, before = sum(map(len, self.specs)), 0
+        target = torch.full((len(output.anchors),), BACKGROUND, device=output.anchors.device)
+        positives, objects = [], []
         for spec, anchors in zip(self.specs, self.anchors(output.map_size, output.anchors.device), strict=True):
             label = self.classes.index(spec.class_name)
             mine = boxes[labels == label]
-            match = assign(anchors, mine, spec.matched, spec.unmatched, self.match_3d)
-            padded = torch.cat([mine, mine.new_zeros(1, 7)])  # negative matches read the last row
-            objects.append(padded[match.clamp_min(-1)])
-            columns.append(torch.where(match >= 0, label, match))
-        label = torch.cat(columns, 2).flatten()
-        return label, torch.cat(objects, 2).view(-1, 7)[label >= 0]
+            matches = assign(anchors, mine, spec.matched, spec.unmatched, self.match_3d)
+            cell, kind = matches.close // len(spec), matches.close % len(spec)
+            target[cell * per_cell + before + kind] = IGNORED
+            cell, kind = matches.positive // len(spec), matches.positive % len(spec)
+            positives.append(cell * per_cell + before + kind)
+            target[positives[-1]] = label
+            objects.append(mine[matches.objects])
+            before += len(spec)
+        return target, torch.cat(positives), torch.cat(objects)
 
     def loss(self, output: AnchorOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
         """Losses "classification", "box", "direction" and their sum "total" for the objects of each frame.
