@@ -44,7 +44,7 @@ class Case:
         return Case(
             path,
             meta.get("system", path.parent.name),
-            meta.get("kind", path.stem),
+            meta.get("kind", path.stem.split("_")[0]),
             meta.get("config", {}),
             meta,
             arrays,
@@ -147,7 +147,8 @@ def compare(name: str, case: Case, values: Values, grads: bool) -> Report:
         if actual.shape != expected.shape:
             message = f"{key} has shape {actual.shape}, expected {expected.shape}"
             return Report(name, case.kind, "fail", message=message)
-        error = _grad_error(case, actual, expected) if key.startswith("grad.") else _out_error(case, actual, expected)
+        is_grad = key.startswith("grad.")
+        error = _grad_error(case, actual, expected) if is_grad else _out_error(case, key, actual, expected)
         compared += 1
         if error > worst:
             worst, worst_key = error, key
@@ -156,21 +157,46 @@ def compare(name: str, case: Case, values: Values, grads: bool) -> Report:
     return Report(name, case.kind, "pass" if worst <= 1 else "fail", worst, worst_key, compared)
 
 
-def _out_error(case: Case, actual: np.ndarray, expected: np.ndarray) -> float:
+def _out_error(case: Case, key: str, actual: np.ndarray, expected: np.ndarray) -> float:
     """Worst |a - b| / (atol + rtol |b|); integers must be equal."""
     if expected.dtype.kind in "iub":
         return 0.0 if np.array_equal(actual, expected) else math.inf
-    tolerance = case.meta.get("tolerance", {})
-    bound = tolerance.get("atol", 1e-5) + tolerance.get("rtol", 1e-4) * np.abs(expected.astype(np.float64))
-    return _ratio(np.asarray(actual, np.float64), expected.astype(np.float64), bound)
+    rtol, atol = _out_tolerance(case.meta, key)
+    size = np.abs(expected.astype(np.float64))
+    return _ratio(np.asarray(actual, np.float64), expected.astype(np.float64), atol + rtol * size)
+
+
+def _out_tolerance(meta: Mapping[str, Any], key: str) -> tuple[float, float]:
+    """(rtol, atol) of an output: its own, that of its family ("pe_atol" for "out.pe0"), or the case's."""
+    own = meta.get("tolerance_per_output", {}).get(key)
+    tolerance = meta.get("tolerance", {})
+    if own:
+        return own["rtol"], own["atol"]
+    name = key.removeprefix("out.")
+    for field_name in tolerance:
+        family = field_name.removesuffix("_atol")
+        if field_name.endswith("_atol") and not family.startswith("grad") and name.startswith(family):
+            return tolerance.get(f"{family}_rtol", tolerance.get("rtol", 0.0)), tolerance[field_name]
+    return tolerance.get("rtol", 1e-4), tolerance.get("atol", 1e-5)
 
 
 def _grad_error(case: Case, actual: np.ndarray, expected: np.ndarray) -> float:
-    """Worst |a - b| over the share of the largest gradient that the case allows."""
-    share = case.meta.get("grad_tolerance", {}).get("rel_to_max", 1e-3)
-    largest = float(np.abs(expected).max(initial=0.0))
-    bound = np.full(expected.shape, max(share * largest, 1e-12))
+    """Worst |a - b| over what the case allows a gradient."""
+    size = np.abs(expected.astype(np.float64))
+    bound = np.maximum(_grad_bound(case.meta, size), 1e-12)
     return _ratio(np.asarray(actual, np.float64), expected.astype(np.float64), bound)
+
+
+def _grad_bound(meta: Mapping[str, Any], size: np.ndarray) -> np.ndarray:
+    """Allowed difference for gradients of these absolute values, in the form in which the case states it."""
+    own, general = meta.get("grad_tolerance") or {}, meta.get("tolerance", {})
+    largest = float(size.max(initial=0.0))
+    if "atol" in own:
+        return own["atol"] + own["rtol"] * size
+    if "grad_atol_rel_to_max" in general:
+        return general["grad_atol_rel_to_max"] * largest + general["grad_rtol"] * size
+    share = own.get("rel_to_max", general.get("grad_max_abs_diff_over_max_abs_grad", 1e-3))
+    return np.full(size.shape, share * largest)
 
 
 def _ratio(actual: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> float:
