@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from pcdet_ext.models.heads.center import CHANNELS
 
 Config = Mapping[str, Any]
 
@@ -42,6 +44,49 @@ def anchor_head(config: Config, post_processing: Config) -> dict[str, Any]:
     return node | {"direction_bins": 0}
 
 
+def center_head(config: Config) -> dict[str, Any]:
+    """The configuration of a `CenterHead`, also for the variants of DSVT and LION.
+
+    Raises ValueError for settings that this library does not have.
+    """
+    separate, assigner = config["SEPARATE_HEAD_CFG"], config["TARGET_ASSIGNER_CONFIG"]
+    weights, post = config["LOSS_CONFIG"]["LOSS_WEIGHTS"], config["POST_PROCESSING"]
+    _check_branches(separate)
+    rectify = post.get("USE_IOU_TO_RECTIFY_SCORE", False)
+    return {
+        "name": "CenterHead",
+        "tasks": config["CLASS_NAMES_EACH_HEAD"],
+        "branches": {name: branch["num_conv"] for name, branch in separate["HEAD_DICT"].items()},
+        "heatmap_convs": config["NUM_HM_CONV"],
+        "shared_channels": config["SHARED_CONV_CHANNEL"],
+        "upsample": config.get("UPSAMPLE", 1),
+        "conv_bias": config.get("USE_BIAS_BEFORE_NORM", False),
+        "norm_eps": config.get("BN_EPS", 1e-5),
+        "norm_momentum": config.get("BN_MOM", 0.1),
+        "gaussian_overlap": assigner["GAUSSIAN_OVERLAP"],
+        "min_radius": assigner["MIN_RADIUS"],
+        "class_weight": weights["cls_weight"],
+        "box_weight": weights["loc_weight"],
+        "code_weights": weights["code_weights"],
+        "box_iou_loss": config.get("IOU_REG_LOSS", False),
+        "score_threshold": post["SCORE_THRESH"],
+        "max_candidates": post["MAX_OBJ_PER_SAMPLE"],
+        "center_range": post["POST_CENTER_LIMIT_RANGE"],
+        "iou_rectifier": post["IOU_RECTIFIER"] if rectify else None,
+        "nms": _nms(post["NMS_CONFIG"]),
+    }
+
+
+def _check_branches(config: Config) -> None:
+    """Branches whose channels or order would mean another box code."""
+    order = ["center", "center_z", "dim", "rot", "vel"]
+    if config["HEAD_ORDER"] not in (order, order[:4]):
+        raise ValueError(f"HEAD_ORDER {config['HEAD_ORDER']} is not known here; known: {order}, with or without 'vel'")
+    for name, branch in config["HEAD_DICT"].items():
+        if branch["out_channels"] != CHANNELS.get(name):
+            raise ValueError(f"HEAD_DICT.{name}: {branch['out_channels']} channels, known: {CHANNELS}")
+
+
 L1 = {"WeightedL1Loss": "l1"}
 NMS_KINDS = {"nms_gpu": "rotated", "nms_normal_gpu": "axis_aligned"}
 
@@ -75,8 +120,3 @@ def _named(name: str | None, known: Mapping[str | None, str]) -> str:
     if name not in known:
         raise ValueError(f"{name!r} is not known here; known: {', '.join(map(str, known))}")
     return known[name]
-
-
-def class_indices(heads: Sequence[Sequence[str]], classes: Sequence[str]) -> list[list[int]]:
-    """Labels of the classes that each head of a CenterHead is for."""
-    return [[list(classes).index(name) for name in names] for names in heads]

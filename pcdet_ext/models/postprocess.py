@@ -95,3 +95,9 @@ def every_class(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tenso
     """Each box once for every class whose score [M, C] is at least `threshold`; returns as `best_class`."""
     labels, index = scores.T.ge(threshold).nonzero().unbind(1)
     return index, scores[index, labels], labels
+
+
+def rectify_scores(scores: Tensor, iou: Tensor, share: Tensor) -> Tensor:
+    """Scores [M] mixed with the predicted overlap `iou` [M] in [-1, 1]: score^(1 - share) * ((iou + 1) / 2)^share
+    (CIA-SSD, Zheng et al. 2021)."""
+    return scores.pow(1 - share) * ((iou + 1) / 2).clamp(0, 1).pow(share)

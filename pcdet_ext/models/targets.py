@@ -213,3 +213,75 @@ def draw_gaussians(heatmap: Tensor, channels: Tensor, cells: Tensor, radii: Tens
 def usable_boxes(boxes: Tensor) -> Tensor:
     """bool [G]: which boxes [G, >= 7] are finite in their first 7 columns and of positive size."""
     return boxes[:, :7].isfinite().all(1) & (boxes[:, 3:6] > 0).all(1)
+
+
+@dataclass(frozen=True)
+class CenterTargets:
+    """What a heatmap head should predict for K object slots a frame, unused ones zero.
+
+    heatmap: [B, C, Y, X]; cells: flat cell int64 [B, K]; mask: bool [B, K], whether the slot counts; codes: [B, K, 8 or
+    10] as (offset from the cell's corner in cells, z, logarithms of the sizes, cos and sin of the heading, velocity);
+    boxes: [B, K, 7 or 9], the objects; labels: int64 [B, K] within the task, -1 where there is no object.
+    """
+
+    heatmap: Tensor
+    cells: Tensor
+    mask: Tensor
+    codes: Tensor
+    boxes: Tensor
+    labels: Tensor
+
+
+def center_targets(
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    task: Sequence[int],
+    heatmap: Tensor,
+    origin: Sequence[float],
+    cell: Sequence[float],
+    min_overlap: float,
+    min_radius: int,
+) -> CenterTargets:
+    """Targets for the objects of some classes (CenterPoint).
+
+    boxes: per frame [G, 7 or 9]; labels: per frame int64 [G]; task: the labels of its classes, in channel order;
+    heatmap: [B, C, Y, X], for its shape; origin: (x, y) of the map's corner and cell: (x, y) of a cell, in metres;
+    min_overlap, min_radius: see `gaussian_radius`. Objects beyond the border are drawn at the border. Objects with a
+    non-finite number or a size that is not positive keep their slot, unused.
+    """
+    channels, objects = _slots(boxes, labels, task)
+    mask = usable_boxes(objects.flatten(0, 1)).view(channels.shape) & (channels >= 0)
+    safe = torch.where(mask[..., None], objects, 1.0)
+    height, width = heatmap.shape[2:]
+    x = ((safe[..., 0] - origin[0]) / cell[0]).clamp(0, width - 0.5)
+    y = ((safe[..., 1] - origin[1]) / cell[1]).clamp(0, height - 0.5)
+    ix, iy = x.long(), y.long()
+    heading = safe[..., 6]
+    codes = torch.stack(
+        [x - ix, y - iy, safe[..., 2], *safe[..., 3:6].log().unbind(-1), heading.cos(), heading.sin()], -1
+    )
+    codes = torch.cat([codes, safe[..., 7:]], -1)
+    radii = gaussian_radius(safe[..., 3] / cell[0], safe[..., 4] / cell[1], min_overlap).long().clamp_min(min_radius)
+    drawn = torch.zeros_like(heatmap, dtype=torch.float32)
+    for frame, used in enumerate(mask):
+        at = torch.stack([ix[frame, used], iy[frame, used]], 1)
+        draw_gaussians(drawn[frame], channels[frame, used], at, radii[frame, used])
+    return CenterTargets(
+        heatmap=drawn,
+        cells=torch.where(mask, iy * width + ix, 0),
+        mask=mask,
+        codes=torch.where(mask[..., None], codes, 0.0),
+        boxes=objects,
+        labels=channels,
+    )
+
+
+def _slots(boxes: Sequence[Tensor], labels: Sequence[Tensor], task: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The objects of a task, padded: channels int64 [B, K] (-1 where there is none) and boxes [B, K, columns]."""
+    channels, objects = [], []
+    for frame, label in zip(boxes, labels, strict=True):
+        index, channel = (label[:, None] == torch.tensor(task, device=label.device)).nonzero().unbind(1)
+        objects.append(frame[index])
+        channels.append(channel)
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(channels, batch_first=True, padding_value=-1), pad(objects, batch_first=True)

@@ -9,7 +9,7 @@ from pcdet_ext.interop import openpcdet_heads
 from pcdet_ext.interop.golden import Case, Values, runs
 from pcdet_ext.models.heads import HEADS, AnchorHead
 from pcdet_ext.models.heads.anchor import AnchorTargets
-from pcdet_ext.models.targets import BACKGROUND, IGNORED
+from pcdet_ext.models.targets import BACKGROUND, IGNORED, CenterTargets
 from pcdet_ext.structures import Detections
 
 
@@ -58,6 +58,52 @@ def _anchor_targets(head: AnchorHead, targets: AnchorTargets) -> Values:
         "out.target.box_reg_targets": codes,
         "out.target.reg_weights": (targets.labels >= 0).float(),
     }
+
+
+@runs("openpcdet", "center_head")
+def run_center_head(case: Case, grads: bool) -> Values:
+    """Predictions, targets, losses and detections of CenterHead."""
+    config = case.config
+    head = HEADS.build(
+        openpcdet_heads.center_head(config["model_cfg"]),
+        in_channels=config["input_channels"],
+        classes=config["class_names"],
+        point_cloud_range=config["point_cloud_range"],
+        voxel_size=config["voxel_size"],
+        stride=config["model_cfg"]["TARGET_ASSIGNER_CONFIG"]["FEATURE_MAP_STRIDE"],
+    )
+    head.load_state_dict(case.tensors("param"))
+    head.eval()
+    bev = case.tensor("in.spatial_features_2d").requires_grad_()
+    output = head(bev)
+    boxes, labels = ground_truth(case.tensor("in.gt_boxes"))
+    losses = head.loss(output, boxes, labels)
+    values = {"out.loss.total": losses["total"].reshape(1), "out.loss.rpn_loss": losses["total"]}
+    for t, (maps, target) in enumerate(zip(output.tasks, head.targets(output, boxes, labels), strict=True)):
+        values |= {f"out.pred.{t}.{name}": getattr(maps, name) for name in head.branches}
+        values[f"out.pred.{t}.hm"] = maps.heatmap
+        published = {"heatmap": "hm_loss", "box": "loc_loss", "iou": "iou_loss", "box_iou": "iou_reg_loss"}
+        values |= {f"out.loss.{p}_head_{t}": losses[f"{o}_{t}"] for o, p in published.items() if f"{o}_{t}" in losses}
+        values |= _center_targets(target, case, f"out.target.{t}.")
+    values |= detections(head.decode(output))
+    return values | (gradients(case, losses["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
+
+
+def _center_targets(target: CenterTargets, case: Case, prefix: str) -> Values:
+    """Targets in as many slots as the case shows, objects with their 1-based label in the task as last column."""
+    source = torch.cat([target.boxes, target.labels[..., None] + 1], 2)
+    slots = {
+        "target_boxes": target.codes,
+        "inds": target.cells,
+        "masks": target.mask.long(),
+        "target_boxes_src": source,
+    }
+    values = {f"{prefix}heatmaps": target.heatmap}
+    for name, tensor in slots.items():
+        padded = tensor.new_zeros(case.arrays[prefix + name].shape)
+        padded[:, : tensor.shape[1]] = tensor
+        values[prefix + name] = padded
+    return values
 
 
 def ground_truth(gt_boxes: Tensor) -> tuple[list[Tensor], list[Tensor]]:

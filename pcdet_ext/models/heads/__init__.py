@@ -4,6 +4,7 @@ A head has `forward(bev) -> output`, `loss(output, boxes, labels) -> {"total": â
 """
 
 from pcdet_ext.models.heads.anchor import AnchorHead, AnchorOutput
+from pcdet_ext.models.heads.center import CenterHead, CenterOutput
 from pcdet_ext.models.heads.registry import HEADS
 
-__all__ = ["HEADS", "AnchorHead", "AnchorOutput"]
+__all__ = ["HEADS", "AnchorHead", "AnchorOutput", "CenterHead", "CenterOutput"]
