@@ -18,11 +18,13 @@ def inside_boxes(points: Array, boxes: Array, margin: float = 0.0) -> Array:
     """
     inside = np.zeros((len(boxes), len(points)), bool)
     for row, box in zip(inside, boxes, strict=True):
-        offset = points[:, :3] - box[:3]
+        # The exact test is for the few points in the square around the box only.
+        reach = np.hypot(box[3], box[4]) / 2 + 2 * margin
+        near = np.flatnonzero((np.abs(points[:, 0] - box[0]) <= reach) & (np.abs(points[:, 1] - box[1]) <= reach))
+        x, y, z = (points[near, :3] - box[:3]).T
         cos, sin = np.cos(box[6]), np.sin(box[6])
-        along, across = offset[:, 0] * cos + offset[:, 1] * sin, offset[:, 1] * cos - offset[:, 0] * sin
-        row[:] = (np.abs(along) <= box[3] / 2 + margin) & (np.abs(across) <= box[4] / 2 + margin)
-        row &= np.abs(offset[:, 2]) <= box[5] / 2
+        along, across = np.abs(x * cos + y * sin), np.abs(y * cos - x * sin)
+        row[near] = (along <= box[3] / 2 + margin) & (across <= box[4] / 2 + margin) & (np.abs(z) <= box[5] / 2)
     return inside
 
 
