@@ -1,0 +1,326 @@
+"""The center head of CenterPoint (Yin et al. 2021), with the IoU branch that DSVT and LION add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pcdet_ext.config import construct, suggest
+from pcdet_ext.models.heads.registry import HEADS
+from pcdet_ext.models.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
+from pcdet_ext.models.postprocess import NMSConfig, rectify_scores, suppress
+from pcdet_ext.models.targets import CenterTargets, center_targets
+from pcdet_ext.structures import Detections
+
+PRIOR_LOGIT = -2.19  # an untrained heatmap's: a probability of 0.1
+CHANNELS = {"center": 2, "center_z": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
+REQUIRED = ("center", "center_z", "dim", "rot")
+
+
+@dataclass(frozen=True)
+class TaskMaps:
+    """Predictions of one task (a group of classes) for every cell, each [B, channels, Y, X].
+
+    heatmap: logits, a channel a class; center: offset (x, y) of the box centre from the cell's corner, in cells;
+    center_z: metres; dim: logarithms of (dx, dy, dz); rot: (cos, sin) of the heading; vel: (vx, vy) in m/s or None;
+    iou: expected overlap of the box with the object, 2 IoU - 1, or None.
+    """
+
+    heatmap: Tensor
+    center: Tensor
+    center_z: Tensor
+    dim: Tensor
+    rot: Tensor
+    vel: Tensor | None = None
+    iou: Tensor | None = None
+
+    def codes(self) -> Tensor:
+        """The box code [B, 8 or 10, Y, X] of each cell."""
+        maps = [self.center, self.center_z, self.dim, self.rot, self.vel]
+        return torch.cat([m for m in maps if m is not None], 1)
+
+
+@dataclass(frozen=True)
+class CenterOutput:
+    """Predictions of all tasks, in their order."""
+
+    tasks: tuple[TaskMaps, ...]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best cells of one frame and task.
+
+    boxes: [M, 7 or 9]; scores: [M]; labels: int64 [M], over all classes; iou: [M], as `TaskMaps.iou`, or None.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    iou: Tensor | None
+
+
+@HEADS.register
+class CenterHead(nn.Module):
+    """Objects as peaks of a heatmap, their boxes read off at the peaks.
+
+    stride: input cells per output cell, before `upsample`. tasks: groups of class names with a branch set each;
+    default: one group of all classes. branches: convolutions of each branch by name ("center", "center_z", "dim",
+    "rot", and optionally "vel" and "iou"). upsample: factor by which the map is enlarged first. code_weights: factors
+    on the losses of the 8 numbers of a box code (10 with velocity). box_iou_loss: adds the axis-aligned distance-IoU
+    loss. gaussian_overlap, min_radius: size of the Gaussians drawn around objects. max_candidates: cells looked at in
+    each task. center_range: limits of box centres (x, y, z minimum, then maximum; closed). iou_rectifier: share of the
+    predicted IoU in the score (one number, or one a class). nms: fields of `NMSConfig`, one suppression a task.
+    State-dict keys are those of OpenPCDet's CenterHead. Raises ValueError for settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: Sequence[str],
+        point_cloud_range: Sequence[float],
+        voxel_size: Sequence[float],
+        stride: float,
+        tasks: Sequence[Sequence[str]] | None = None,
+        branches: Mapping[str, int] | None = None,
+        heatmap_convs: int = 2,
+        shared_channels: int = 64,
+        upsample: int = 1,
+        conv_bias: bool = False,
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
+        gaussian_overlap: float = 0.1,
+        min_radius: int = 2,
+        class_weight: float = 1.0,
+        box_weight: float = 2.0,
+        iou_weight: float = 1.0,
+        code_weights: Sequence[float] | None = None,
+        box_iou_loss: bool = False,
+        score_threshold: float = 0.1,
+        max_candidates: int = 500,
+        center_range: Sequence[float] | None = None,
+        iou_rectifier: float | Sequence[float] | None = None,
+        nms: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.tasks = _task_labels(self.classes, tasks or [self.classes])
+        self.branches = dict.fromkeys(REQUIRED, 2) if branches is None else dict(branches)
+        _check_branches(self.branches)
+        if iou_rectifier is not None and "iou" not in self.branches:
+            raise ValueError("iou_rectifier needs the branch 'iou'")
+        self.origin = tuple(point_cloud_range[:2])
+        self.cell = tuple(size * stride / upsample for size in voxel_size[:2])
+        self.gaussian_overlap, self.min_radius = gaussian_overlap, min_radius
+        self.class_weight, self.box_weight, self.iou_weight = class_weight, box_weight, iou_weight
+        self.box_iou_loss = box_iou_loss
+        self.score_threshold, self.max_candidates = score_threshold, max_candidates
+        self.center_range = None if center_range is None else tuple(center_range)
+        self.nms = construct(NMSConfig, nms or {})
+        self.nms.check(len(self.classes))
+        self._buffer("code_weights", code_weights, 10 if "vel" in self.branches else 8)
+        self._buffer("iou_rectifier", iou_rectifier, len(self.classes))
+
+        convolution = _Convolution(shared_channels, conv_bias, norm_eps, norm_momentum)
+        self.shared_conv = convolution.shared(in_channels, upsample)
+        self.heads_list = nn.ModuleList(
+            SeparateHead(convolution, self.branches, len(task), heatmap_convs) for task in self.tasks
+        )
+
+    def _buffer(self, name: str, values: float | Sequence[float] | None, count: int) -> None:
+        if isinstance(values, Sequence) and len(values) != count:
+            raise ValueError(f"{name} must have {count} numbers, got {len(values)}")
+        if values is None and name == "code_weights":
+            values = 1.0
+        tensor = None if values is None else torch.tensor(values, dtype=torch.float32).expand(count).clone()
+        self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, bev: Tensor) -> CenterOutput:
+        """Predictions from a map [B, in_channels, Y, X]."""
+        shared = self.shared_conv(bev)
+        return CenterOutput(tuple(head(shared) for head in self.heads_list))
+
+    @torch.no_grad()
+    def targets(
+        self, output: CenterOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> tuple[CenterTargets, ...]:
+        """What each task should predict for objects boxes [G, 7 or 9] with labels int64 [G] in each frame.
+
+        Raises ValueError where velocities are wanted and the boxes have none.
+        """
+        columns = 9 if "vel" in self.branches else 7
+        if any(b.shape[1] < columns for b in boxes):
+            raise ValueError("boxes need 9 columns, with velocity, to train the branch 'vel'")
+        boxes = [b[:, :columns].to(output.tasks[0].heatmap) for b in boxes]
+        return tuple(
+            center_targets(
+                boxes, labels, task, maps.heatmap, self.origin, self.cell, self.gaussian_overlap, self.min_radius
+            )
+            for task, maps in zip(self.tasks, output.tasks, strict=True)
+        )
+
+    def loss(self, output: CenterOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Losses of each task t ("heatmap_t", "box_t", "iou_t", "box_iou_t") and their sum "total"."""
+        losses = {}
+        targets = self.targets(output, boxes, labels)
+        for t, (maps, target) in enumerate(zip(output.tasks, targets, strict=True)):
+            losses |= {f"{name}_{t}": value for name, value in self._task_loss(maps, target).items()}
+        return losses | {"total": sum(losses.values())}
+
+    def _task_loss(self, maps: TaskMaps, target: CenterTargets) -> dict[str, Tensor]:
+        probability = maps.heatmap.sigmoid().clamp(1e-4, 1 - 1e-4)
+        codes = _gather(maps.codes(), target.cells)
+        errors = masked_l1_loss(codes, target.codes, target.mask)
+        losses = {
+            "heatmap": self.class_weight * center_focal_loss(probability, target.heatmap),
+            "box": self.box_weight * (errors * self.code_weights).sum(),
+        }
+        if maps.iou is None and not self.box_iou_loss:
+            return losses
+        frame = target.mask.nonzero()[:, 0]
+        predicted = self._boxes(codes[target.mask], target.cells[target.mask], maps.heatmap.shape[3])
+        objects = target.boxes[target.mask]
+        if maps.iou is not None:
+            expected = _gather(maps.iou, target.cells)[target.mask][:, 0]
+            losses["iou"] = self.iou_weight * iou_prediction_loss(expected, predicted.detach(), objects, frame)
+        if self.box_iou_loss:
+            diou = axis_aligned_diou(predicted, objects)
+            losses["box_iou"] = self.box_weight * (1 - diou).sum() / max(len(diou), 1)
+        return losses
+
+    def _boxes(self, codes: Tensor, cells: Tensor, width: int) -> Tensor:
+        """Boxes [M, 7 or 9] from codes [M, 8 or 10] at flat cells int64 [M] of a map `width` cells wide."""
+        x = (cells % width + codes[:, 0]) * self.cell[0] + self.origin[0]
+        y = (cells // width + codes[:, 1]) * self.cell[1] + self.origin[1]
+        heading = torch.atan2(codes[:, 7], codes[:, 6])
+        columns = torch.stack([x, y, codes[:, 2], *codes[:, 3:6].exp().unbind(1), heading], 1)
+        return torch.cat([columns, codes[:, 8:]], 1)
+
+    @torch.no_grad()
+    def candidates(self, output: CenterOutput) -> list[list[Candidates]]:
+        """The best cells of each task and frame, best first, before scores are rectified and boxes suppressed."""
+        return [self._candidates(maps, labels) for maps, labels in zip(output.tasks, self.tasks, strict=True)]
+
+    def _candidates(self, maps: TaskMaps, labels: tuple[int, ...]) -> list[Candidates]:
+        """Of each frame: the best `max_candidates` cells of each class, and of these the best of all."""
+        heatmap = maps.heatmap.float().sigmoid().flatten(2)
+        scores, cells = heatmap.topk(min(self.max_candidates, heatmap.shape[2]), dim=2)
+        count = scores.shape[2]
+        scores, place = scores.flatten(1).topk(min(self.max_candidates, scores[0].numel()), dim=1)
+        cells = cells.flatten(1).gather(1, place)
+        codes = _gather(maps.codes().float(), cells)
+        iou = None if maps.iou is None else _gather(maps.iou.float(), cells)[..., 0]
+        task = torch.tensor(labels, device=place.device)[place // count]
+        found = []
+        for frame in range(len(scores)):
+            boxes = self._boxes(codes[frame], cells[frame], maps.heatmap.shape[3])
+            keep = (scores[frame] > self.score_threshold) & self._in_range(boxes)
+            kept_iou = None if iou is None else iou[frame, keep]
+            found.append(Candidates(boxes[keep], scores[frame, keep], task[frame, keep], kept_iou))
+        return found
+
+    def _in_range(self, boxes: Tensor) -> Tensor:
+        if self.center_range is None:
+            return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+        low, high = boxes.new_tensor(self.center_range).view(2, 3)
+        return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(1)
+
+    @torch.no_grad()
+    def decode(self, output: CenterOutput) -> list[Detections]:
+        """Detections of each frame: task by task, best first (by class where the suppression is)."""
+        tasks = [[self._suppress(c) for c in frames] for frames in self.candidates(output)]
+        return [
+            Detections(*(torch.cat(parts) for parts in zip(*frame, strict=True)), class_names=self.classes)
+            for frame in zip(*tasks, strict=True)
+        ]
+
+    def _suppress(self, found: Candidates) -> tuple[Tensor, Tensor, Tensor]:
+        scores = found.scores
+        if self.iou_rectifier is not None:
+            scores = rectify_scores(scores, found.iou, self.iou_rectifier[found.labels])
+        kept = suppress(found.boxes, scores, found.labels, self.nms, len(self.classes))
+        return found.boxes[kept], scores[kept], found.labels[kept]
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """Makes the blocks of the head."""
+
+    channels: int
+    bias: bool
+    eps: float
+    momentum: float
+
+    def norm_relu(self) -> list[nn.Module]:
+        return [nn.BatchNorm2d(self.channels, eps=self.eps, momentum=self.momentum), nn.ReLU()]
+
+    def block(self, in_channels: int) -> list[nn.Module]:
+        return [nn.Conv2d(in_channels, self.channels, 3, padding=1, bias=self.bias), *self.norm_relu()]
+
+    def shared(self, in_channels: int, upsample: int) -> nn.Sequential:
+        if upsample == 1:
+            return nn.Sequential(*self.block(in_channels))
+        enlarge = nn.ConvTranspose2d(in_channels, self.channels, upsample, upsample, bias=False)
+        return nn.Sequential(enlarge, *self.norm_relu(), *self.block(self.channels))
+
+
+class SeparateHead(nn.Module):
+    """The branches of one task, each a few 3x3 convolutions."""
+
+    def __init__(
+        self, convolution: _Convolution, branches: Mapping[str, int], num_classes: int, heatmap_convs: int
+    ) -> None:
+        super().__init__()
+        for name, convs in branches.items():
+            branch = self._branch(convolution, CHANNELS[name], convs)
+            for layer in branch.modules():
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight)
+                    if layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
+            self.add_module(name, branch)
+        self.hm = self._branch(convolution, num_classes, heatmap_convs)
+        nn.init.constant_(self.hm[-1].bias, PRIOR_LOGIT)
+        self.names = tuple(branches)
+
+    @staticmethod
+    def _branch(convolution: _Convolution, out_channels: int, convs: int) -> nn.Sequential:
+        channels = convolution.channels
+        blocks = [nn.Sequential(*convolution.block(channels)) for _ in range(convs - 1)]
+        return nn.Sequential(*blocks, nn.Conv2d(channels, out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> TaskMaps:
+        """Maps of the task from the shared features [B, C, Y, X], in float32."""
+        return TaskMaps(self.hm(x).float(), **{name: getattr(self, name)(x).float() for name in self.names})
+
+
+def _gather(maps: Tensor, cells: Tensor) -> Tensor:
+    """Values [B, K, C] of maps [B, C, Y, X] at flat cells int64 [B, K]."""
+    flat = maps.flatten(2)
+    return flat.gather(2, cells[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)
+
+
+def _task_labels(classes: Sequence[str], tasks: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
+    names = [name for task in tasks for name in task]
+    for name in names:
+        if name not in classes:
+            raise ValueError(f"tasks name the unknown class {name!r}{suggest(name, classes)}")
+    for name in classes:
+        if names.count(name) != 1:
+            raise ValueError(f"class {name!r} must be in one task, got {names.count(name)}")
+    return tuple(tuple(classes.index(name) for name in task) for task in tasks)
+
+
+def _check_branches(branches: Mapping[str, int]) -> None:
+    for name, convs in branches.items():
+        if name not in CHANNELS:
+            raise ValueError(f"branches has no {name!r}{suggest(name, CHANNELS)}")
+        if convs < 1:
+            raise ValueError(f"branch {name!r} must have at least one convolution, got {convs}")
+    missing = [name for name in REQUIRED if name not in branches]
+    if missing:
+        raise ValueError(f"branches needs {', '.join(map(repr, missing))}")
