@@ -31,6 +31,11 @@ def box_corners(boxes: Tensor) -> Tensor:
     return torch.cat([torch.stack([x, y, below], 2), torch.stack([x, y, above], 2)], 1)
 
 
+def enlarge(boxes: Tensor, extra: Sequence[float]) -> Tensor:
+    """Boxes [..., >= 7] with `extra` metres added to (dx, dy, dz), centres unchanged."""
+    return torch.cat([boxes[..., :3], boxes[..., 3:6] + boxes.new_tensor(extra), boxes[..., 6:]], -1)
+
+
 def direction_bin(heading: Tensor, bins: int, offset: float) -> Tensor:
     """Which of `bins` equal sectors of the circle a heading lies in, the first starting at `offset`; int64."""
     turned = limit_period(heading - offset, 0.0, 2 * math.pi)

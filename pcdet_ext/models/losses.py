@@ -74,13 +74,13 @@ def center_focal_loss(probability: Tensor, heatmap: Tensor, mask: Tensor | None 
     return loss.sum() / peaks.sum().clamp_min(1)
 
 
-def masked_l1_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+def masked_l1_loss(prediction: Tensor, target: Tensor, mask: Tensor, ignore_nan: bool = True) -> Tensor:
     """Absolute differences [..., C] summed over the rows where `mask` [...] holds, / max(1, rows); one number a column.
 
-    A NaN target (a velocity that nobody measured) counts as no error.
+    A NaN target (a velocity that nobody measured) counts as no error; without `ignore_nan` it makes its column NaN.
     """
-    difference = prediction - torch.where(target.isnan(), prediction, target)
-    chosen = torch.where(mask.bool()[..., None], difference.abs(), 0.0)
+    known = torch.where(target.isnan(), prediction, target) if ignore_nan else target
+    chosen = torch.where(mask.bool()[..., None], (prediction - known).abs(), 0.0)
     return chosen.flatten(0, -2).sum(0) / mask.sum().clamp_min(1)
 
 

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pcdet_ext.interop import openpcdet_heads
+from pcdet_ext.data import augment
+from pcdet_ext.interop import openpcdet_boxes, openpcdet_heads
 from pcdet_ext.interop.golden import Case, Values, runs
+from pcdet_ext.models import losses
+from pcdet_ext.models.box_coding import (
+    PointResidualCoder,
+    PreviousResidualDecoder,
+    ResidualCoder,
+    box_corners,
+    direction_bin,
+    enlarge,
+    limit_period,
+)
 from pcdet_ext.models.heads import HEADS, AnchorHead
 from pcdet_ext.models.heads.anchor import AnchorTargets
-from pcdet_ext.models.targets import BACKGROUND, IGNORED, CenterTargets
-from pcdet_ext.structures import Detections
+from pcdet_ext.models.heads.center import gather_cells
+from pcdet_ext.models.targets import (
+    BACKGROUND,
+    IGNORED,
+    CenterTargets,
+    draw_gaussians,
+    gaussian,
+    gaussian_radius,
+)
+from pcdet_ext.structures import Detections, Sample
+
+KITTI_MEAN_SIZES = ((3.9, 1.6, 1.56), (0.8, 0.6, 1.73), (1.76, 0.6, 1.73))
 
 
 @runs("openpcdet", "anchor_head")
@@ -29,21 +55,21 @@ def run_anchor_head(case: Case, grads: bool) -> Values:
     bev = case.tensor("in.spatial_features_2d").requires_grad_()
     output = head(bev)
     boxes, labels = ground_truth(case.tensor("in.gt_boxes"))
-    losses = head.loss(output, boxes, labels)
+    loss = head.loss(output, boxes, labels)
     maps = {"cls_preds": output.logits, "box_preds": output.codes, "dir_cls_preds": output.directions}
     values = {f"out.{k}": v.reshape(len(bev), *output.map_size, -1) for k, v in maps.items() if v is not None}
     values |= {
         "out.batch_cls_preds": output.logits,
         "out.batch_box_preds": torch.stack([head.boxes(output, frame) for frame in range(len(bev))]),
-        "out.loss.total": losses["total"],
-        "out.loss.rpn_loss": losses["total"],
-        "out.loss.rpn_loss_cls": losses["classification"],
-        "out.loss.rpn_loss_loc": losses["box"],
-        "out.loss.rpn_loss_dir": losses.get("direction", torch.zeros(())),
+        "out.loss.total": loss["total"],
+        "out.loss.rpn_loss": loss["total"],
+        "out.loss.rpn_loss_cls": loss["classification"],
+        "out.loss.rpn_loss_loc": loss["box"],
+        "out.loss.rpn_loss_dir": loss.get("direction", torch.zeros(())),
     }
     values |= _anchor_targets(head, head.targets(output, boxes, labels))
     values |= detections(head.decode(output))
-    return values | (gradients(case, losses["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
+    return values | (gradients(case, loss["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
 
 
 def _anchor_targets(head: AnchorHead, targets: AnchorTargets) -> Values:
@@ -77,16 +103,16 @@ def run_center_head(case: Case, grads: bool) -> Values:
     bev = case.tensor("in.spatial_features_2d").requires_grad_()
     output = head(bev)
     boxes, labels = ground_truth(case.tensor("in.gt_boxes"))
-    losses = head.loss(output, boxes, labels)
-    values = {"out.loss.total": losses["total"].reshape(1), "out.loss.rpn_loss": losses["total"]}
+    loss = head.loss(output, boxes, labels)
+    values = {"out.loss.total": loss["total"].reshape(1), "out.loss.rpn_loss": loss["total"]}
     for t, (maps, target) in enumerate(zip(output.tasks, head.targets(output, boxes, labels), strict=True)):
         values |= {f"out.pred.{t}.{name}": getattr(maps, name) for name in head.branches}
         values[f"out.pred.{t}.hm"] = maps.heatmap
         published = {"heatmap": "hm_loss", "box": "loc_loss", "iou": "iou_loss", "box_iou": "iou_reg_loss"}
-        values |= {f"out.loss.{p}_head_{t}": losses[f"{o}_{t}"] for o, p in published.items() if f"{o}_{t}" in losses}
+        values |= {f"out.loss.{p}_head_{t}": loss[f"{o}_{t}"] for o, p in published.items() if f"{o}_{t}" in loss}
         values |= _center_targets(target, case, f"out.target.{t}.")
     values |= detections(head.decode(output))
-    return values | (gradients(case, losses["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
+    return values | (gradients(case, loss["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
 
 
 def _center_targets(target: CenterTargets, case: Case, prefix: str) -> Values:
@@ -104,6 +130,113 @@ def _center_targets(target: CenterTargets, case: Case, prefix: str) -> Values:
         padded[:, : tensor.shape[1]] = tensor
         values[prefix + name] = padded
     return values
+
+
+@runs("openpcdet", "losses")
+def run_losses(case: Case, grads: bool) -> Values:
+    """Each published loss on its own, with the gradient of its sum."""
+    data = {k: t.requires_grad_() if t.is_floating_point() else t for k, t in case.tensors("in").items()}
+    values = {}
+    for name, (loss, differentiated) in _losses(data).items():
+        values[f"out.{name}"] = loss
+        key = f"grad.{name}.{differentiated}"
+        if grads and key in case.arrays:
+            values[key] = torch.autograd.grad(loss.sum(), data[differentiated], retain_graph=True)[0]
+    return values
+
+
+def _losses(d: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str]]:
+    """Published name: (our value, the input it is differentiated by)."""
+    logits, onehot, weight = d["logits"], d["onehot"], d["w"][..., None]
+    reg, reg_t, probability, heatmap = d["reg"], d["reg_t"], d["hm_prob"], d["hm_t"]
+    maps, boxes = gather_cells(d["maps"], d["ind"]), gather_cells(d["box_maps"], d["ind"])
+    mask, gt = d["mask"].bool(), d["gt"].detach()
+    codes = torch.tensor([1, 1, 1, 1, 0.5, 1, 2])
+    nan_target = torch.where(torch.arange(8) == 3, math.nan, d["target"])
+    direction = F.cross_entropy(d["dirlog"].transpose(1, 2), d["dir_onehot"].argmax(-1), reduction="none")
+    iou = losses.iou_prediction_loss(
+        gather_cells(d["iou_map"], d["ind"])[mask][:, 0], boxes[mask].detach(), gt[mask], mask.nonzero()[:, 0]
+    )
+    return {
+        "SigmoidFocalClassificationLoss": (losses.sigmoid_focal_loss(logits, onehot) * weight, "logits"),
+        "SigmoidFocalClassificationLoss_g1_a04": (
+            losses.sigmoid_focal_loss(logits, onehot, alpha=0.4, gamma=1.0) * weight,
+            "logits",
+        ),
+        "WeightedSmoothL1Loss": (losses.smooth_l1_loss(reg, reg_t, code_weights=codes) * weight, "reg"),
+        "WeightedSmoothL1Loss_beta1": (losses.smooth_l1_loss(reg, reg_t, beta=1.0) * weight, "reg"),
+        "WeightedSmoothL1Loss_l1": (losses.smooth_l1_loss(reg, reg_t, beta=0.0) * weight, "reg"),
+        "WeightedCrossEntropyLoss": (direction * d["w"], "dirlog"),
+        "FocalLossCenterNet": (losses.center_focal_loss(probability, heatmap), "hm_prob"),
+        "FocalLossCenterNet_nopos": (losses.center_focal_loss(probability, d["hm_t_nopos"]), "hm_prob"),
+        "FocalLossCenterNet_masked": (losses.center_focal_loss(probability, heatmap, d["hm_mask"]), "hm_prob"),
+        "GaussianFocalLoss": (losses.gaussian_focal_loss(probability, heatmap, eps=1e-12), "hm_prob"),
+        "RegLossCenterNet": (losses.masked_l1_loss(maps, d["target"], mask), "maps"),
+        "RegLossCenterNet_nomask": (losses.masked_l1_loss(maps, d["target"], torch.zeros_like(mask)), "maps"),
+        "RegLossCenterNet_nan_target": (losses.masked_l1_loss(maps, nan_target, mask, ignore_nan=False), "maps"),
+        "calculate_iou_loss_centerhead": (iou, "iou_map"),
+        "calculate_iou_reg_loss_centerhead": (
+            (1 - losses.axis_aligned_diou(boxes[mask], gt[mask])).mean(),
+            "box_maps",
+        ),
+        "L1Loss": (losses.smooth_l1_loss(reg, reg_t, beta=0.0), "reg"),
+    }
+
+
+@runs("openpcdet", "gaussian")
+def run_gaussian(case: Case, grads: bool) -> Values:
+    """Radii, single bumps and a drawn heatmap."""
+    length, width = case.tensor("in.dx"), case.tensor("in.dy")
+    heatmap = torch.zeros(1, *case.config["hw"])
+    centers = case.tensor("in.centers").long()
+    draw_gaussians(heatmap, torch.zeros(len(centers), dtype=torch.long), centers, case.tensor("in.radii"))
+    values = {"out.heatmap": heatmap[0]}
+    for key in case.arrays:
+        name, _, number = key.removeprefix("out.").partition("radius")
+        if name == "gaussian2D_":
+            values[key] = gaussian(int(number))
+        elif key.startswith("out.radius_"):
+            values[key] = gaussian_radius(length, width, float(number.removeprefix("_")))
+    return values
+
+
+@runs("openpcdet", "box_codec")
+def run_box_codec(case: Case, grads: bool) -> Values:
+    """Codes of boxes, corners, angles and frames."""
+    d = case.tensors("in")
+    boxes, anchors, labels = d["boxes"], d["anchors"], d["classes"] - 1
+    plain, sincos, wide = ResidualCoder(), ResidualCoder(sincos=True), ResidualCoder(extra=2)
+    point, bare = PointResidualCoder(KITTI_MEAN_SIZES), PointResidualCoder()
+    codes = plain.encode(boxes, anchors)
+    values = {
+        "residual.code_size": plain.code_size,
+        "residual.encode": codes,
+        "residual.decode": plain.decode(d["enc7"], anchors),
+        "residual.encode9": wide.encode(d["boxes9"], d["anchors9"]),
+        "residual.decode9": wide.decode(d["enc9"], d["anchors9"]),
+        "residual_sincos.code_size": sincos.code_size,
+        "residual_sincos.encode": sincos.encode(boxes, anchors),
+        "residual_sincos.decode": sincos.decode(d["enc8"], anchors),
+        "previous_residual.decode": PreviousResidualDecoder().decode(d["enc7"], anchors),
+        "previous_residual_roi.decode": PreviousResidualDecoder(reverse_heading=True).decode(d["enc7"], anchors),
+        "point.encode": point.encode(boxes, anchors, labels),
+        "point.decode": point.decode(d["enc8"], anchors, labels),
+        "point_nomean.encode": bare.encode(boxes, anchors),
+        "point_nomean.decode": bare.decode(d["enc8"], anchors),
+        "corners_3d": box_corners(boxes),
+        "enlarged": enlarge(boxes, (0.2, 0.4, 1.0)),
+        "corner_loss": losses.corner_loss(boxes, d["boxes_b"]),
+        "kitti_lidar_to_fakelidar": openpcdet_boxes.to_second(boxes),
+        "kitti_fakelidar_to_lidar": openpcdet_boxes.from_second(boxes),
+        "rotate_points": np.stack([augment.rotate(Sample(d["points"].numpy(), ""), a).points for a in d["angles"][:3]]),
+    }
+    for name, offset, period in (("pi_half", 0.5, 1), ("2pi_half", 0.5, 2), ("2pi_0", 0.0, 2)):
+        values[f"limit_period_{name}"] = limit_period(d["angles"], offset, period * math.pi)
+        values[f"limit_period_edge_{name}"] = limit_period(d["angles_edge"], offset, period * math.pi)
+    for bins, offset in ((2, 0.78539), (2, 0.0), (4, 0.78539)):
+        heading = codes[:, 6] + anchors[:, 6]
+        values[f"direction_target.bins{bins}_off{offset}"] = direction_bin(heading, bins, offset)[None]
+    return {f"out.{name}": value for name, value in values.items()}
 
 
 def ground_truth(gt_boxes: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -173,7 +173,7 @@ class CenterHead(nn.Module):
 
     def _task_loss(self, maps: TaskMaps, target: CenterTargets) -> dict[str, Tensor]:
         probability = maps.heatmap.sigmoid().clamp(1e-4, 1 - 1e-4)
-        codes = _gather(maps.codes(), target.cells)
+        codes = gather_cells(maps.codes(), target.cells)
         errors = masked_l1_loss(codes, target.codes, target.mask)
         losses = {
             "heatmap": self.class_weight * center_focal_loss(probability, target.heatmap),
@@ -185,7 +185,7 @@ class CenterHead(nn.Module):
         predicted = self._boxes(codes[target.mask], target.cells[target.mask], maps.heatmap.shape[3])
         objects = target.boxes[target.mask]
         if maps.iou is not None:
-            expected = _gather(maps.iou, target.cells)[target.mask][:, 0]
+            expected = gather_cells(maps.iou, target.cells)[target.mask][:, 0]
             losses["iou"] = self.iou_weight * iou_prediction_loss(expected, predicted.detach(), objects, frame)
         if self.box_iou_loss:
             diou = axis_aligned_diou(predicted, objects)
@@ -212,8 +212,8 @@ class CenterHead(nn.Module):
         count = scores.shape[2]
         scores, place = scores.flatten(1).topk(min(self.max_candidates, scores[0].numel()), dim=1)
         cells = cells.flatten(1).gather(1, place)
-        codes = _gather(maps.codes().float(), cells)
-        iou = None if maps.iou is None else _gather(maps.iou.float(), cells)[..., 0]
+        codes = gather_cells(maps.codes().float(), cells)
+        iou = None if maps.iou is None else gather_cells(maps.iou.float(), cells)[..., 0]
         task = torch.tensor(labels, device=place.device)[place // count]
         found = []
         for frame in range(len(scores)):
@@ -298,7 +298,7 @@ class SeparateHead(nn.Module):
         return TaskMaps(self.hm(x).float(), **{name: getattr(self, name)(x).float() for name in self.names})
 
 
-def _gather(maps: Tensor, cells: Tensor) -> Tensor:
+def gather_cells(maps: Tensor, cells: Tensor) -> Tensor:
     """Values [B, K, C] of maps [B, C, Y, X] at flat cells int64 [B, K]."""
     flat = maps.flatten(2)
     return flat.gather(2, cells[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)
