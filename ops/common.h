@@ -8,7 +8,7 @@
 #if defined(__CUDACC__)
 #define PCDET_HD __host__ __device__ __forceinline__
 #else
-#define PCDET_HD inline
+#define PCDET_HD inline __attribute__((always_inline))
 #endif
 
 // Several machine-code versions of one function, the best chosen when the library is loaded: one build for every x86-64.

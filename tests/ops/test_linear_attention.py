@@ -1,0 +1,114 @@
+"""Scattered linear attention against a plain loop, in values and gradients."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pcdet_ext.ops.linear_attention import (
+    _attend,
+    _backward,
+    scattered_linear_attention,
+    scattered_linear_attention_reference,
+)
+
+
+def rows(seed: int, counts: list[int], heads: int, dim: int, dtype: torch.dtype = torch.float64) -> tuple:
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.rand(sum(counts), heads, dim, generator=generator, dtype=dtype) for _ in range(3))
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    return q, k, v - 0.5, offsets
+
+
+def loop(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor, eps: float) -> torch.Tensor:
+    """Attention weights written out: w_ij = q_i·k_j, y_i = Σ w_ij v_j / (Σ w_ij + eps)."""
+    parts = []
+    bounds = offsets.tolist()
+    for begin, end in itertools.pairwise(bounds):
+        weights = torch.einsum("ihd,jhd->hij", q[begin:end], k[begin:end])
+        above = torch.einsum("hij,jhd->ihd", weights, v[begin:end])
+        parts.append(above / (weights.sum(-1).T.unsqueeze(-1) + eps))
+    return torch.cat(parts)
+
+
+COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), COUNTS, st.integers(1, 3), st.sampled_from([1, 3, 8, 16]))
+def test_values_and_gradients_equal_attention_written_out(seed: int, counts: list[int], heads: int, dim: int) -> None:
+    q, k, v, offsets = rows(seed, counts, heads, dim)
+    inputs = [t.requires_grad_() for t in (q, k, v)]
+    ours, plain = scattered_linear_attention(*inputs, offsets, 1e-3), loop(*inputs, offsets, 1e-3)
+    torch.testing.assert_close(ours, plain)
+    probe = torch.rand_like(plain)
+    for mine, theirs in zip(
+        torch.autograd.grad((ours * probe).sum(), inputs),
+        torch.autograd.grad((plain * probe).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_gradcheck() -> None:
+    q, k, v, offsets = rows(0, [3, 0, 1, 4], 2, 4)
+    inputs = [t.requires_grad_() for t in (q, k, v)]
+    torch.autograd.gradcheck(lambda *t: scattered_linear_attention(*t, offsets, 1e-2), inputs)
+
+
+@pytest.mark.parametrize("counts", [[500], [1] * 500, [0] * 64 + [3], []])
+def test_extreme_segments(counts: list[int]) -> None:
+    q, k, v, offsets = rows(1, counts, 4, 32, torch.float32)
+    ours = scattered_linear_attention(q, k, v, offsets)
+    torch.testing.assert_close(ours, scattered_linear_attention_reference(q, k, v, offsets), rtol=1e-4, atol=1e-6)
+    if counts == [1] * 500:
+        torch.testing.assert_close(ours, v, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_without_weight_give_zero() -> None:
+    q, k, v, offsets = rows(2, [4, 2], 1, 8)
+    k[4:] = 0
+    q[0] = 0
+    y = scattered_linear_attention(q, k, v, offsets)
+    assert (y[4:] == 0).all()
+    assert (y[0] == 0).all()
+
+
+def test_wrong_arguments_are_named() -> None:
+    q, k, v, offsets = rows(0, [2, 3], 2, 4)
+    with pytest.raises(ValueError, match="of one shape"):
+        scattered_linear_attention(q, k[:-1], v, offsets)
+    with pytest.raises(ValueError, match="floating type"):
+        scattered_linear_attention(q, k.float(), v, offsets)
+    with pytest.raises(ValueError, match="offsets must be int64"):
+        scattered_linear_attention(q, k, v, offsets.int())
+    for wrong in ([0, 4], [1, 5], [0, 3, 2, 5]):
+        with pytest.raises(ValueError, match="offsets must ascend from 0 to the number of rows 5"):
+            scattered_linear_attention(q, k, v, torch.tensor(wrong))
+
+
+def test_ops_are_well_registered() -> None:
+    q, k, v, offsets = rows(0, [2, 3], 2, 4)
+    torch.library.opcheck(_attend, (q.requires_grad_(), k, v, offsets, 1e-6))
+    torch.library.opcheck(_backward, (q.detach(), k, v, offsets, 1e-6, torch.ones_like(q)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dim", [8, 16, 32, 64, 24])
+def test_cuda_equals_cpu(dtype: torch.dtype, dim: int) -> None:
+    q, k, v, offsets = rows(3, [1, 0, 37, 400, 5], 4, dim, torch.float32)
+    q, k, v = (t.to(dtype).float() for t in (q, k, v))
+    expected = [t.requires_grad_() for t in (q, k, v)]
+    given_ = [t.detach().cuda().to(dtype).requires_grad_() for t in (q, k, v)]
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    plain = scattered_linear_attention(*expected, offsets)
+    ours = scattered_linear_attention(*given_, offsets.cuda())
+    torch.testing.assert_close(ours.float().cpu(), plain, rtol=tolerance, atol=tolerance)
+    theirs = torch.autograd.grad(plain.sum(), expected)
+    for mine, other in zip(torch.autograd.grad(ours.float().sum(), given_), theirs, strict=True):
+        torch.testing.assert_close(mine.float().cpu(), other, rtol=10 * tolerance, atol=tolerance)
