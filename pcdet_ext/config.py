@@ -92,7 +92,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Node:
     return _annotate(root, "")
 
 
-def from_plain(items: Mapping[str, Any], source: str) -> Node:
+def from_plain(items: Mapping[str, Any], source: str, overrides: Iterable[str] = ()) -> Node:
     """A node tree from built-in types (a checkpoint's configuration); `source` names them in messages."""
 
     def convert(value: Any) -> Any:
@@ -100,7 +100,10 @@ def from_plain(items: Mapping[str, Any], source: str) -> Node:
             return Node({k: convert(v) for k, v in value.items()}, sources=dict.fromkeys(value, source))
         return [convert(v) for v in value] if isinstance(value, (list, tuple)) else value
 
-    return _annotate(convert(items), "")
+    root = convert(items)
+    for text in overrides:
+        _override(root, text)
+    return _annotate(root, "")
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> Node:

@@ -1,0 +1,106 @@
+"""Checkpoints: one file of plain types and tensors, written atomically, read without running code.
+
+    {"format": 1, "config": plain dict, "model": state_dict,
+     "optimizer": state_dict, "scaler": state_dict, "progress": plain dict, "rng": one entry a process}
+
+The second line is there only to continue a training.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pcdet_ext.data.files import DataError, atomic_write
+
+FORMAT = 1
+
+
+class CheckpointError(DataError):
+    """A checkpoint that cannot be read, written or used; the message names the file."""
+
+
+def write(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint; whatever goes wrong, a file that was there stays whole.
+
+    content: what the file holds besides its format number. Raises CheckpointError when the file cannot be written (disk
+    full, no permission).
+    """
+    buffer = io.BytesIO()  # so that a full disk is an OSError of our own write and not torch's, which loses the reason
+    torch.save({"format": FORMAT, **content}, buffer)
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+    except OSError as error:
+        kept = "; the one written before is intact" if Path(path).exists() else ""
+        raise CheckpointError(f"{path}: cannot write the checkpoint: {error.strerror or error}{kept}") from error
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU. Raises CheckpointError when it is missing, damaged or of another program."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: not a checkpoint that is safe to load ({reason})") from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from error
+    if not isinstance(content, dict) or not {"format", "config", "model"} <= set(content):
+        raise CheckpointError(f"{path}: not a checkpoint of this library (it has no format, config and model)")
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {content['format']!r}; this library reads {FORMAT}")
+    return content
+
+
+def load_model(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Give a model its parameters. Raises CheckpointError that tells which do not fit."""
+    own = model.state_dict()
+    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    reshaped = [
+        f"{k} is {tuple(state[k].shape)}, the model's {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("unknown", unexpected), ("other shapes", reshaped))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{path}: the parameters do not fit the model ({'; '.join(problems)})")
+    model.load_state_dict(state)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of this process's global generators (Python, NumPy, torch, CUDA), as plain types and tensors."""
+    version, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the state that foreign code draws from
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Continue the generators from `random_state`. CUDA's is left alone where there is none now or was none then."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
