@@ -1,0 +1,27 @@
+"""Published implementations: their configurations and checkpoints here, and numeric comparisons with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pcdet_ext.config import suggest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Each module has from_official(config, state_dict); it is imported when it is asked for.
+SYSTEMS = {"openpcdet": "pcdet_ext.interop.openpcdet"}
+
+
+def from_official(system: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """A module of this library, in eval mode, that does what a published one with this configuration does.
+
+    system: a key of `SYSTEMS`; config: its settings under their published names; state_dict: its parameters under
+    their published names, or None for fresh ones.
+    Raises ValueError for an unknown system, for settings without a counterpart here and for parameters that do not fit.
+    """
+    if system not in SYSTEMS:
+        raise ValueError(f"no system is named {system!r}{suggest(system, SYSTEMS)}")
+    return import_module(SYSTEMS[system]).from_official(config, state_dict)

@@ -10,6 +10,31 @@ from pcdet_ext.models.heads.center import CHANNELS
 Config = Mapping[str, Any]
 
 
+def head(config: Config, post_processing: Config) -> dict[str, Any]:
+    """The configuration of a head from DENSE_HEAD and the detector's POST_PROCESSING.
+
+    Raises ValueError for heads and settings that this library does not have.
+    """
+    if config["NAME"] == "AnchorHeadSingle":
+        return anchor_head(config, post_processing)
+    if config["NAME"] == "CenterHead":
+        return center_head(config)
+    raise ValueError(f"DENSE_HEAD: {config['NAME']!r} is not in this library; known: AnchorHeadSingle, CenterHead")
+
+
+def stride(config: Config) -> int:
+    """Voxels per cell of the map that a head is set to.
+
+    Raises ValueError for anchors of several strides.
+    """
+    if "ANCHOR_GENERATOR_CONFIG" not in config:
+        return config["TARGET_ASSIGNER_CONFIG"]["FEATURE_MAP_STRIDE"]
+    strides = {entry["feature_map_stride"] for entry in config["ANCHOR_GENERATOR_CONFIG"]}
+    if len(strides) > 1:
+        raise ValueError(f"anchors of different feature_map_stride {sorted(strides)} are not known here")
+    return strides.pop()
+
+
 def anchor_head(config: Config, post_processing: Config) -> dict[str, Any]:
     """The configuration of an `AnchorHead` for an AnchorHeadSingle.
 

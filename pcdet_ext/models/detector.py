@@ -27,7 +27,7 @@ class VoxelDetector(nn.Module):
     classes: names; point_cloud_range: (x, y, z minimum, then maximum) in metres; num_point_features: columns of the
     points; voxel_size: (x, y, z) in metres. encoder, backbone, bev_backbone, head: mappings of a component's name and
     arguments; each is told what its predecessor decides (channels, grid, stride).
-    Raises ConfigError when a component does not fit.
+    Attribute `stride`: voxels per cell of the head's input map. Raises ConfigError when a component does not fit.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class VoxelDetector(nn.Module):
         if bev_backbone is not None:
             self.bev_backbone = BEV_BACKBONES.build(bev_backbone, in_channels=channels)
             channels, stride = self.bev_backbone.out_channels, stride * self.bev_backbone.stride
+        self.stride = stride
         context = {"classes": self.classes, "stride": stride, "grid": self.encoder.grid}
         self.head = HEADS.build(head, in_channels=channels, **context, **geometry)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcdet_ext.data import augment
-from pcdet_ext.interop import openpcdet_boxes, openpcdet_heads
+from pcdet_ext.interop import from_official, openpcdet_boxes, openpcdet_heads
 from pcdet_ext.interop.golden import Case, Values, runs
 from pcdet_ext.models import losses
 from pcdet_ext.models.box_coding import (
@@ -34,7 +34,7 @@ from pcdet_ext.models.targets import (
     gaussian,
     gaussian_radius,
 )
-from pcdet_ext.structures import Detections, Sample
+from pcdet_ext.structures import Detections, PointBatch, Sample
 
 KITTI_MEAN_SIZES = ((3.9, 1.6, 1.56), (0.8, 0.6, 1.73), (1.76, 0.6, 1.73))
 
@@ -179,7 +179,7 @@ def _losses(d: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str]]:
             (1 - losses.axis_aligned_diou(boxes[mask], gt[mask])).mean(),
             "box_maps",
         ),
-        "L1Loss": (losses.smooth_l1_loss(reg, reg_t, beta=0.0), "reg"),
+        "L1Loss": (losses.smooth_l1_loss(reg, reg_t.nan_to_num(), beta=0.0), "reg"),
     }
 
 
@@ -237,6 +237,15 @@ def run_box_codec(case: Case, grads: bool) -> Values:
         heading = codes[:, 6] + anchors[:, 6]
         values[f"direction_target.bins{bins}_off{offset}"] = direction_bin(heading, bins, offset)[None]
     return {f"out.{name}": value for name, value in values.items()}
+
+
+@runs("openpcdet", "detector_e2e")
+def run_detector(case: Case, grads: bool) -> Values:
+    """A whole detector, from points to detections."""
+    detector = from_official("openpcdet", case.config, case.tensors("param"))
+    points = case.tensor("in.points")
+    frame = points[:, 0].long()
+    return detections(detector.predict(PointBatch(points[:, 1:].contiguous(), frame, int(frame.max()) + 1)))
 
 
 def ground_truth(gt_boxes: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,0 +1,194 @@
+"""Detectors of OpenPCDet: their configurations and checkpoints in this library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pcdet_ext.config import suggest
+from pcdet_ext.interop import openpcdet_heads
+from pcdet_ext.interop.openpcdet_heads import Config
+from pcdet_ext.models.detector import VoxelDetector
+
+PREFIXES = {"vfe": "encoder", "backbone_3d": "backbone", "backbone_2d": "bev_backbone", "dense_head": "head"}
+WITHOUT_PARAMETERS = ("global_step",)  # entries of official state dicts that are no parameter
+
+
+def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -> VoxelDetector:
+    """An OpenPCDet detector with its parameters, in eval mode.
+
+    config: `model` (the MODEL section; also `model_cfg`), `class_names`, `point_cloud_range`, `voxel_size`,
+    `num_point_features`, and for encoders with hard voxels `voxel_processor` (MAX_POINTS_PER_VOXEL,
+    MAX_NUMBER_OF_VOXELS) or `voxelize` (max_num_points_per_voxel, max_num_voxels). state_dict: parameters, or a
+    checkpoint with them under "model_state".
+    Raises ValueError for what this library does not have or that does not fit.
+    """
+    detector = detector_from_config(
+        _of(config, "model", "model_cfg"),
+        _of(config, "class_names"),
+        _of(config, "point_cloud_range"),
+        _of(config, "voxel_size"),
+        _of(config, "num_point_features"),
+        *_voxel_caps(config),
+        channel_divisor=config.get("channel_div", 1),
+    )
+    if state_dict is not None:
+        load_official(detector, state_dict.get("model_state", state_dict))
+    return detector.eval()
+
+
+def _of(config: Config, *names: str) -> Any:
+    for name in names:
+        if name in config:
+            return config[name]
+    raise ValueError(f"the configuration needs {names[0]!r}, it has {', '.join(map(str, config))}")
+
+
+def _voxel_caps(config: Config) -> tuple[int | None, int | tuple[int, int] | None]:
+    """Points per voxel, and voxels per frame (in training and in testing), or None where there is no limit."""
+    processor, voxelize = config.get("voxel_processor", {}), config.get("voxelize", {})
+    if voxelize:
+        return voxelize["max_num_points_per_voxel"], voxelize["max_num_voxels"]
+    if "MAX_POINTS_PER_VOXEL" not in processor:
+        return None, None
+    voxels = processor["MAX_NUMBER_OF_VOXELS"]
+    return processor["MAX_POINTS_PER_VOXEL"], (voxels["train"], voxels["test"])
+
+
+def detector_from_config(
+    model_cfg: Config,
+    class_names: Sequence[str],
+    point_cloud_range: Sequence[float],
+    voxel_size: Sequence[float],
+    num_point_features: int,
+    max_points: int | None = None,
+    max_voxels: int | tuple[int, int] | None = None,
+    channel_divisor: int = 1,
+) -> VoxelDetector:
+    """The untrained detector that an official MODEL section describes.
+
+    max_points, max_voxels: limits of hard voxels, where the encoder has such; channel_divisor: makes the 3-D backbone
+    narrower.
+    Raises ValueError for components and settings that this library does not have.
+    """
+    bev = model_cfg["BACKBONE_2D"]
+    nodes = {
+        "encoder": _encoder(model_cfg["VFE"], max_points, max_voxels),
+        "backbone": _backbone(model_cfg.get("BACKBONE_3D"), channel_divisor),
+        "bev_backbone": _bev_backbone(bev),
+        "head": openpcdet_heads.head(model_cfg["DENSE_HEAD"], model_cfg.get("POST_PROCESSING", {})),
+    }
+    detector = VoxelDetector(class_names, point_cloud_range, num_point_features, voxel_size, **nodes)
+    published = openpcdet_heads.stride(model_cfg["DENSE_HEAD"])
+    if detector.stride != published:
+        raise ValueError(f"the head is set to a stride of {published}, but its map has {detector.stride}")
+    return detector
+
+
+ENCODERS = {
+    "PillarVFE": "PillarVFE",
+    "MeanVFE": "MeanVFE",
+    "DynPillarVFE": "DynamicPillarVFE",
+    "DynamicPillarVFE": "DynamicPillarVFE",
+    "DynamicVoxelVFE": "DynamicVoxelVFE",
+    "DynMeanVFE": "DynamicMeanVFE",
+    "DynamicMeanVFE": "DynamicMeanVFE",
+}
+
+
+def _encoder(config: Config, max_points: int | None, max_voxels: int | tuple[int, int] | None) -> dict[str, Any]:
+    name = _known("VFE", config["NAME"], ENCODERS)
+    node: dict[str, Any] = {"name": name}
+    if name in ("PillarVFE", "MeanVFE"):
+        if max_points is None or max_voxels is None:
+            raise ValueError(f"{config['NAME']} needs the limits of points per voxel and of voxels")
+        node |= {"max_points": max_points, "max_voxels": max_voxels}
+    if name == "PillarVFE":
+        node["count_padding"] = True  # checkpoints were trained so
+    if "NUM_FILTERS" in config:
+        node |= {
+            "num_filters": config["NUM_FILTERS"],
+            "with_distance": config.get("WITH_DISTANCE", False),
+            "use_absolute_xyz": config["USE_ABSLOTE_XYZ"],
+            "use_norm": config["USE_NORM"],
+        }
+    return node
+
+
+BACKBONE_CHANNELS = {
+    "VoxelBackBone8x": (16, 32, 64, 64, 128),
+    "VoxelResBackBone8x": (16, 32, 64, 128, 128),
+}
+
+
+def _backbone(config: Config | None, channel_divisor: int) -> dict[str, Any] | None:
+    if config is None:
+        return None
+    channels = _known("BACKBONE_3D", config["NAME"], BACKBONE_CHANNELS)
+    node = {"name": config["NAME"], "channels": [width // channel_divisor for width in channels]}
+    if config["NAME"] == "VoxelResBackBone8x":
+        node["use_bias"] = config.get("USE_BIAS", True)
+    return node
+
+
+BEV_BACKBONES = {"BaseBEVBackbone": "BaseBEVBackbone", "BaseBEVResBackbone": "BaseBEVResBackbone"}
+
+
+def _bev_backbone(config: Config) -> dict[str, Any]:
+    return {
+        "name": _known("BACKBONE_2D", config["NAME"], BEV_BACKBONES),
+        "layer_nums": config["LAYER_NUMS"],
+        "layer_strides": config["LAYER_STRIDES"],
+        "num_filters": config["NUM_FILTERS"],
+        "upsample_strides": config.get("UPSAMPLE_STRIDES", ()),
+        "num_upsample_filters": config.get("NUM_UPSAMPLE_FILTERS", ()),
+        "use_conv_for_no_stride": config.get("USE_CONV_FOR_NO_STRIDE", False),
+    }
+
+
+def _known(section: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        raise ValueError(f"{section}: {name!r} is not in this library{suggest(name, known)}")
+    return known[name]
+
+
+def load_official(detector: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Load an official state dict into a detector, every entry of it.
+
+    Weights of sparse convolutions in the order of spconv 1 are turned to that of spconv 2.
+    Raises ValueError that names entries which are missing, have no place or another shape.
+    """
+    own = detector.state_dict()
+    loaded, wrong = {}, []
+    for name, value in state_dict.items():
+        if name in WITHOUT_PARAMETERS:
+            continue
+        prefix, _, rest = name.partition(".")
+        key = f"{PREFIXES.get(prefix, prefix)}.{rest}"
+        if key not in own:
+            wrong.append(f"{name} has no place")
+        elif (fitting := _fit(value, own[key].shape)) is None:
+            wrong.append(f"{name} is {tuple(value.shape)}, not {tuple(own[key].shape)}")
+        else:
+            loaded[key] = fitting
+    wrong += [f"{key} is missing" for key in own if key not in loaded and not _mentioned(key, wrong)]
+    if wrong:
+        more = f", and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise ValueError(f"the state dict does not fit the configuration: {'; '.join(wrong[:10])}{more}")
+    detector.load_state_dict(loaded)
+
+
+def _mentioned(key: str, wrong: Sequence[str]) -> bool:
+    return any(key.partition(".")[2] == text.split()[0].partition(".")[2] for text in wrong)
+
+
+def _fit(value: Tensor, shape: torch.Size) -> Tensor | None:
+    """The tensor in this shape, if need be from spconv 1's order [kz, ky, kx, in, out]; None where it does not fit."""
+    if value.shape == shape:
+        return value
+    if value.ndim == 5 and value.movedim(-1, 0).shape == shape:
+        return value.movedim(-1, 0)
+    return None
