@@ -95,8 +95,10 @@ def backward(outputs: Values, case: Case, inputs: Mapping[str, torch.Tensor]) ->
     """Gradients of Σ probe·out with respect to `inputs` ("in.x", "param.y"), under the keys "grad.in.x", ….
 
     The probes are the case's `probe.*`: probe.<name> belongs to out.<name>. Inputs that the case has no gradient for
-    are left out.
+    are left out; a case without probes has no gradients, and gives none.
     """
+    if not case.tensors("probe"):
+        return {}
     total = sum((case.tensor(f"probe.{n}") * outputs[f"out.{n}"]).sum() for n in case.tensors("probe"))
     wanted = {k: t for k, t in inputs.items() if f"grad.{k}" in case.arrays}
     grads = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)

@@ -1,0 +1,6 @@
+"""3-D backbones: SparseVoxels to SparseVoxels."""
+
+from pcdet_ext.models.backbones.registry import BACKBONES
+from pcdet_ext.models.backbones.second import VoxelBackBone8x, VoxelResBackBone8x
+
+__all__ = ["BACKBONES", "VoxelBackBone8x", "VoxelResBackBone8x"]

@@ -1,0 +1,311 @@
+"""Sparse 3-D convolutions (SECOND, Yan et al. 2018; submanifold: Graham et al., CVPR 2018).
+
+One layer, two engines with the same parameters and results. "native" (here): tables of neighbouring voxels and one
+matrix product per kernel cell, on every device. "spconv": the library of that name. "auto" takes spconv on CUDA where
+it is installed, and native otherwise: on the CPU it was measured faster than spconv's own CPU path. The environment
+variable PCDET_EXT_SPARSE_CONV=native|spconv decides for layers that say "auto".
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pcdet_ext.structures import SparseVoxels
+
+Triple = tuple[int, int, int]
+Engine = Literal["auto", "native", "spconv"]
+ENVIRONMENT = "PCDET_EXT_SPARSE_CONV"
+
+
+class SparseConv3d(nn.Module):
+    """Convolution whose output exists where an input falls into its receptive field; cross-correlation.
+
+    An output cell o reads the inputs o * stride - padding + k. kernel_size, stride, padding: a number or (z, y, x).
+    weight: [out, kz, ky, kx, in], as in spconv 2; bias [out] or None. Output rows of the native engine ascend by
+    (batch, z, y, x); those of spconv have no fixed order.
+    Raises ValueError for impossible sizes, ImportError when `engine` is "spconv" and it is not installed.
+    """
+
+    submanifold = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int] = 3,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        bias: bool = False,
+        engine: Engine = "auto",
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = _triple(kernel_size, "kernel_size", minimum=1)
+        self.stride = _triple(stride, "stride", minimum=1)
+        self.padding = _triple(padding, "padding", minimum=0)
+        self.engine = _checked_engine(engine, "engine")
+        self.weight = nn.Parameter(torch.empty(out_channels, *self.kernel_size, in_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform initialisation of torch's dense convolutions (bound 1 / sqrt(fan in))."""
+        bound = 1 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def extra_repr(self) -> str:
+        """Sizes, for print."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, bias={self.bias is not None}, engine={self.engine!r}"
+        )
+
+    def out_grid(self, grid: Triple) -> Triple:
+        """Cells (Z, Y, X) of the output for an input grid; ValueError where nothing is left."""
+        if self.submanifold:
+            return grid
+        sizes = zip(grid, self.kernel_size, self.stride, self.padding, strict=True)
+        result = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
+        if min(result) < 1:
+            raise ValueError(f"a grid of {grid} cells is too small for a kernel of {self.kernel_size}")
+        return result
+
+    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
+        """Features [N, in_channels] to [M, out_channels] on the output's cells."""
+        if voxels.features.shape[1] != self.in_channels:
+            raise ValueError(f"the layer takes {self.in_channels} channels, got {voxels.features.shape[1]}")
+        if len(voxels) and _resolve(self.engine, voxels.features.device.type) == "spconv":
+            return self._forward_spconv(voxels)
+        return self._forward_native(voxels)
+
+    def _forward_native(self, voxels: SparseVoxels) -> SparseVoxels:
+        key = ("sparse_conv", self.submanifold, self.kernel_size, self.stride, self.padding)
+        table = voxels.plan(key, self._table)
+        features = voxels.features.to(self.weight.dtype)
+        result = _TableConvolution.apply(features, self.weight, table.pairs, len(table.coords))
+        result = result if self.bias is None else result + self.bias
+        if self.submanifold:
+            return voxels.with_features(result)
+        return SparseVoxels(result, table.coords, table.grid, voxels.batch_size, table.plans)
+
+    def _table(self, voxels: SparseVoxels) -> NeighbourTable:
+        if self.submanifold:
+            return NeighbourTable(submanifold_pairs(voxels, self.kernel_size), voxels.coords, voxels.grid)
+        return strided_table(voxels, self.kernel_size, self.stride, self.padding, self.out_grid(voxels.grid))
+
+    def _forward_spconv(self, voxels: SparseVoxels) -> SparseVoxels:
+        spconv = _spconv()
+        tensor = spconv.SparseConvTensor(
+            voxels.features, voxels.coords.contiguous(), list(voxels.grid), voxels.batch_size
+        )
+        tables = voxels.plan("spconv_tables", lambda _: {})
+        tensor.indice_dict = tables
+        result = self._spconv_layer(voxels.features.device.type)(tensor)
+        tables.update(result.indice_dict)  # spconv works on a copy
+        if self.submanifold:
+            return voxels.with_features(result.features)
+        return SparseVoxels(result.features, result.indices, self.out_grid(voxels.grid), voxels.batch_size)
+
+    def _spconv_layer(self, device_type: str) -> nn.Module:
+        """spconv's layer for our parameters. It stays outside the module tree: the parameters are ours."""
+        layers = self.__dict__.setdefault("_spconv_layers", {})
+        if device_type not in layers:
+            spconv = _spconv()
+            sizes = (self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding)
+            options: dict[str, Any] = {"bias": self.bias is not None}
+            if device_type == "cpu":
+                options["algo"] = spconv.ConvAlgo.Native  # the only one with a CPU path
+            if self.submanifold:  # layers of one geometry share their tables through this key
+                options["indice_key"] = f"submanifold{self.kernel_size}"
+            layers[device_type] = (spconv.SubMConv3d if self.submanifold else spconv.SparseConv3d)(*sizes, **options)
+        layer = layers[device_type]
+        layer.weight, layer.bias = self.weight, self.bias
+        return layer.train(self.training)
+
+
+class SubMConv3d(SparseConv3d):
+    """Convolution whose output cells are its input cells; the kernel sizes must be odd."""
+
+    submanifold = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int] = 3,
+        bias: bool = False,
+        engine: Engine = "auto",
+    ) -> None:
+        kernel = _triple(kernel_size, "kernel_size", minimum=1)
+        if any(k % 2 == 0 for k in kernel):
+            raise ValueError(f"kernel_size of a submanifold convolution must be odd, got {kernel}")
+        super().__init__(in_channels, out_channels, kernel, 1, tuple(k // 2 for k in kernel), bias, engine)
+
+
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class NeighbourTable:
+    """What a convolution needs to know about the coordinates.
+
+    pairs: for each kernel cell in row-major order (input rows, output rows), int64, each row at most once; coords:
+    int32 [M, 4] and grid of the output; plans: cache that all outputs with these coordinates share.
+    """
+
+    pairs: Pairs
+    coords: Tensor
+    grid: Triple
+    plans: dict = field(default_factory=dict, repr=False)
+
+
+def submanifold_pairs(voxels: SparseVoxels, kernel: Triple) -> Pairs:
+    """Pairs (input row, output row) of each cell of an odd kernel, outputs being where the inputs are.
+
+    A line of the kernel along x is one binary search in the sorted keys: its further cells can only be the next keys.
+    Cells behind the centre mirror those before it.
+    """
+    half = tuple(k // 2 for k in kernel)
+    strides = _key_strides(tuple(n + 2 * h for n, h in zip(voxels.grid, half, strict=True)))  # so that no line wraps
+    keys, order = torch.sort((voxels.coords.long() * voxels.coords.new_tensor(strides, dtype=torch.int64)).sum(dim=1))
+    centre = math.prod(kernel) // 2
+    first: Pairs = []
+    for dz, dy in itertools.product(range(-half[0], half[0] + 1), range(-half[1], half[1] + 1)):
+        if len(first) >= centre:
+            break
+        query = keys + dz * strides[1] + dy * strides[2] - half[2]
+        place = torch.searchsorted(keys, query)
+        for dx in range(kernel[2]):
+            hit = keys[place.clamp(max=len(keys) - 1)] == query + dx if len(keys) else query.bool()
+            first.append((order[place[hit]], order[hit]))
+            place = place + hit
+    first = first[:centre]
+    return [*first, (order, order), *((out, into) for into, out in reversed(first))]
+
+
+def strided_table(
+    voxels: SparseVoxels, kernel: Triple, stride: Triple, padding: Triple, out_grid: Triple
+) -> NeighbourTable:
+    """Output cells, ascending by (batch, z, y, x), and the pairs of each kernel cell."""
+    coords = voxels.coords.long()
+    strides = _key_strides(out_grid)
+    axes = [
+        [_reached(coords[:, a + 1], k, stride[a], padding[a], out_grid[a]) for k in range(kernel[a])] for a in range(3)
+    ]
+    rows, keys = [], []
+    for (z, in_z), (y, in_y), (x, in_x) in itertools.product(*axes):
+        row = (in_z & in_y & in_x).nonzero().squeeze(1)
+        rows.append(row)
+        keys.append(coords[row, 0] * strides[0] + z[row] * strides[1] + y[row] * strides[2] + x[row])
+    unique, inverse = torch.unique(torch.cat(keys), return_inverse=True)
+    pairs = list(zip(rows, inverse.split([len(r) for r in rows]), strict=True))
+    return NeighbourTable(pairs, _unpack(unique, out_grid), out_grid)
+
+
+def _reached(position: Tensor, offset: int, stride: int, padding: int, size: int) -> tuple[Tensor, Tensor]:
+    """Along one axis: the output cell that reads a position at an offset of its kernel, and whether there is one."""
+    shifted = position + padding - offset
+    cell = torch.div(shifted, stride, rounding_mode="floor")
+    return cell, (cell * stride == shifted) & (cell >= 0) & (cell < size)
+
+
+def _key_strides(grid: Triple) -> tuple[int, int, int, int]:
+    depth, height, width = grid
+    return depth * height * width, height * width, width, 1
+
+
+def _unpack(keys: Tensor, grid: Triple) -> Tensor:
+    """Coordinates int32 [M, 4] of flat cell numbers."""
+    depth, height, width = grid
+    x, line = keys % width, keys // width
+    y, plane = line % height, line // height
+    return torch.stack([plane // depth, plane % depth, y, x], dim=1).int()
+
+
+class _TableConvolution(torch.autograd.Function):
+    """Sum over kernel cells of gathered inputs times the cell's weights; the gathered rows are not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: Pairs, rows: int) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        ctx.pairs = pairs
+        result = features.new_zeros(rows, weight.shape[0])
+        for cell, (into, out) in zip(_cells(weight), pairs, strict=True):
+            if len(into):
+                result.index_add_(0, out, features.index_select(0, into) @ cell.t())
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        features, weight = ctx.saved_tensors
+        grad_features = torch.zeros_like(features) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for i, (cell, (into, out)) in enumerate(zip(_cells(weight), ctx.pairs, strict=True)):
+            if not len(into):
+                continue
+            rows = grad.index_select(0, out)
+            if grad_features is not None:
+                grad_features.index_add_(0, into, rows @ cell)
+            if grad_weight is not None:
+                grad_weight.flatten(1, 3)[:, i] = rows.t() @ features.index_select(0, into)
+        return grad_features, grad_weight, None, None
+
+
+def _cells(weight: Tensor) -> Sequence[Tensor]:
+    """The weights [out, in] of each kernel cell."""
+    return weight.flatten(1, 3).unbind(1)
+
+
+def _triple(value: int | Sequence[int], name: str, minimum: int) -> Triple:
+    result = (value,) * 3 if isinstance(value, int) else tuple(int(v) for v in value)
+    if len(result) != 3 or min(result) < minimum:
+        raise ValueError(f"{name} must be a number or three (z, y, x), at least {minimum}, got {value}")
+    return result
+
+
+def _checked_engine(engine: str, name: str) -> Engine:
+    if engine not in ("auto", "native", "spconv"):
+        raise ValueError(f"{name} must be auto, native or spconv, got {engine!r}")
+    return engine
+
+
+def _resolve(engine: Engine, device_type: str) -> Engine:
+    if engine == "auto":
+        engine = _checked_engine(os.environ.get(ENVIRONMENT, "auto"), ENVIRONMENT)
+    if engine == "auto":
+        return "spconv" if device_type == "cuda" and _has_spconv() else "native"
+    return engine
+
+
+@cache
+def _has_spconv() -> bool:
+    return find_spec("spconv") is not None
+
+
+@cache
+def _spconv() -> Any:
+    """spconv's torch module, with its ConvAlgo."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its own use of deprecated torch names
+            import spconv.pytorch as module
+            from spconv.core import ConvAlgo
+    except ImportError as error:
+        raise ImportError("the engine 'spconv' needs spconv: pip install pcdet_ext[spconv]") from error
+    module.ConvAlgo = ConvAlgo
+    return module
