@@ -139,7 +139,7 @@ def _merge(old: Node, new: Node) -> Node:
     for key, value in new.items():
         before = result.get(key)
         both = isinstance(before, Node) and isinstance(value, Node)
-        renamed = both and "name" in value and value["name"] != before.get("name")
+        renamed = both and value.get("name") not in (None, before.get("name", value.get("name")))
         result[key] = _merge(before if both and not renamed else Node(), value) if isinstance(value, Node) else value
         result.sources[key] = new.sources[key]
     return result
