@@ -1,5 +1,6 @@
 """Operations on points, voxels and boxes: PyTorch references with native CPU and CUDA kernels behind them."""
 
+from pcdet_ext.ops.boxes import iou_3d, iou_3d_paired, iou_bev, iou_bev_paired, nms, points_in_boxes
 from pcdet_ext.ops.linear_attention import scattered_linear_attention
 from pcdet_ext.ops.rotated_sets import RotatedSets, rotated_sets
 from pcdet_ext.ops.serialize import deserialize, octree_children, octree_parent, serialize
@@ -7,8 +8,14 @@ from pcdet_ext.ops.serialize import deserialize, octree_children, octree_parent,
 __all__ = [
     "RotatedSets",
     "deserialize",
+    "iou_3d",
+    "iou_3d_paired",
+    "iou_bev",
+    "iou_bev_paired",
+    "nms",
     "octree_children",
     "octree_parent",
+    "points_in_boxes",
     "rotated_sets",
     "scattered_linear_attention",
     "serialize",

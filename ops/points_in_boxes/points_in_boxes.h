@@ -1,0 +1,32 @@
+// Whether a point lies in an upright box that is turned about z.
+#pragma once
+
+#include "common.h"
+
+#include <cmath>
+
+namespace pcdet {
+
+template <typename T>
+struct BoxFrame {
+    T x, y, z, half_x, half_y, half_z, cos, sin;
+};
+
+// The margin widens the box along and across its heading, not in height.
+template <typename T>
+PCDET_HD BoxFrame<T> box_frame(const T* box, T margin) {
+    const double heading = static_cast<double>(box[6]);
+    const T half = static_cast<T>(0.5);
+    return {box[0], box[1], box[2], box[3] * half + margin, box[4] * half + margin, box[5] * half,
+            static_cast<T>(::cos(heading)), static_cast<T>(::sin(heading))};
+}
+
+template <typename T>
+PCDET_HD bool holds(const BoxFrame<T>& f, T px, T py, T pz) {
+    const T dx = px - f.x, dy = py - f.y, dz = pz - f.z;
+    const T along = dx * f.cos + dy * f.sin, across = dy * f.cos - dx * f.sin;
+    return (dz <= f.half_z) & (-dz <= f.half_z) & (along < f.half_x) & (-along < f.half_x) & (across < f.half_y) &
+           (-across < f.half_y);
+}
+
+}  // namespace pcdet

@@ -1,0 +1,177 @@
+"""Overlap of upright boxes turned about z, suppression of overlapping ones, and points inside of them.
+
+A box is (x, y, z, dx, dy, dz, heading), z at the centre, metres and radians; further columns are left aside. Boxes with
+a size that is not positive, or with NaN or infinity, overlap nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pcdet_ext.ops import _native
+from pcdet_ext.ops._native import F64, I32, I64, POINTER
+from pcdet_ext.ops.boxes_reference import (
+    iou_matrix_reference,
+    iou_paired_reference,
+    nms_reference,
+    points_in_boxes_reference,
+)
+
+NMS_KINDS = {"rotated": 0, "axis_aligned": 1, "circle": 2}
+
+
+def iou_bev(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of the footprints [N, M] of boxes a [N, 7+] and b [M, 7+]; float32 or float64.
+
+    Exact polygons, accurate to 1e-6: identical boxes give 1, touching ones 0. Not differentiable.
+    Raises ValueError naming the argument that is wrong.
+    """
+    return _iou_matrix(*_box_pair(a, b), False)
+
+
+def iou_3d(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of the volumes [N, M] of boxes a [N, 7+] and b [M, 7+]; see `iou_bev`."""
+    return _iou_matrix(*_box_pair(a, b), True)
+
+
+def iou_bev_paired(a: Tensor, b: Tensor) -> Tensor:
+    """`iou_bev` of each row of a [N, 7+] with the same row of b [N, 7+], as [N]."""
+    return _iou_paired(*_box_pair(a, b, paired=True), False)
+
+
+def iou_3d_paired(a: Tensor, b: Tensor) -> Tensor:
+    """`iou_3d` of each row of a [N, 7+] with the same row of b [N, 7+], as [N]."""
+    return _iou_paired(*_box_pair(a, b, paired=True), True)
+
+
+def nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    kind: Literal["rotated", "axis_aligned", "circle"] = "rotated",
+    pre_max: int | None = None,
+    post_max: int | None = None,
+) -> Tensor:
+    """Indices int64 [K] of the boxes that stay, best score first (equal scores: lower index first).
+
+    A box that stays removes every later one that overlaps it by more than the threshold. boxes: [N, 7+]; scores: [N],
+    NaN never stays; kind: IoU of the turned footprints, IoU with headings left out, or, for "circle", a squared
+    distance of centres (m²) of at most the threshold; pre_max: candidates looked at; post_max: boxes kept at most.
+    Raises ValueError naming the argument that is wrong.
+    """
+    boxes = _check_boxes("boxes", boxes)
+    if scores.ndim != 1 or len(scores) != len(boxes) or scores.device != boxes.device:
+        raise ValueError(
+            f"scores must be [{len(boxes)}] on {boxes.device}, got {list(scores.shape)} on {scores.device}"
+        )
+    if kind not in NMS_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(NMS_KINDS)}, got {kind!r}")
+    usable = torch.nonzero(~scores.isnan()).squeeze(1)
+    order = usable[scores[usable].argsort(descending=True, stable=True)][:pre_max]
+    most = len(order) if post_max is None else min(post_max, len(order))
+    return order[_nms(boxes[order].contiguous(), float(iou_threshold), NMS_KINDS[kind], most)]
+
+
+def points_in_boxes(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:
+    """Lowest index int64 [P] of a box that holds each point, or -1.
+
+    points: [P, 3+] (x, y, z, …); boxes: [M, 7+]; margin: metres by which boxes are widened along and across their
+    heading (published codes use 0.01 or 1e-5). Top and bottom belong to a box, its sides do not.
+    Raises ValueError naming the argument that is wrong.
+    """
+    boxes = _check_boxes("boxes", boxes)
+    if points.ndim != 2 or points.shape[1] < 3 or not points.is_floating_point():
+        raise ValueError(f"points must be floating point [P, 3+], got {points.dtype} {list(points.shape)}")
+    if points.device != boxes.device:
+        raise ValueError(f"points are on {points.device}, boxes on {boxes.device}")
+    return _points_in_boxes(points.to(boxes.dtype).contiguous(), boxes.contiguous(), float(margin))
+
+
+def _check_boxes(name: str, boxes: Tensor) -> Tensor:
+    if boxes.ndim != 2 or boxes.shape[1] < 7:
+        raise ValueError(f"{name} must be [N, 7+], got {list(boxes.shape)}")
+    if boxes.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name} must be float32 or float64, got {boxes.dtype}")
+    return boxes[:, :7]
+
+
+def _box_pair(a: Tensor, b: Tensor, paired: bool = False) -> tuple[Tensor, Tensor]:
+    a, b = _check_boxes("a", a), _check_boxes("b", b)
+    if a.dtype != b.dtype or a.device != b.device:
+        raise ValueError(f"a and b must agree, got {a.dtype} on {a.device} and {b.dtype} on {b.device}")
+    if paired and len(a) != len(b):
+        raise ValueError(f"a and b must have as many rows, got {len(a)} and {len(b)}")
+    return a.contiguous(), b.contiguous()
+
+
+def _kernel(name: str, like: Tensor, *argument_types: type) -> object:
+    """The launcher for the tensor's type and device, its last argument filled in; None where there is none."""
+    device = like.device.type
+    last, value = (POINTER, _native.stream(like)) if device == "cuda" else (I32, _native.threads())
+    kernel = _native.function(device, f"{name}_{str(like.dtype)[6:]}_{device}", *argument_types, last)
+    return None if kernel is None else lambda *given: kernel(*given, value)
+
+
+@torch.library.custom_op("pcdet_ext::iou_matrix", mutates_args=())
+def _iou_matrix(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+    kernel = _kernel("pcdet_iou_matrix", a, POINTER, I64, POINTER, I64, I32, POINTER)
+    if kernel is None:
+        return iou_matrix_reference(a, b, volume)
+    out = a.new_empty(len(a), len(b))
+    kernel(_native.pointer(a), len(a), _native.pointer(b), len(b), volume, _native.pointer(out))
+    return out
+
+
+@_iou_matrix.register_fake
+def _(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+    return a.new_empty(len(a), len(b))
+
+
+@torch.library.custom_op("pcdet_ext::iou_paired", mutates_args=())
+def _iou_paired(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+    kernel = _kernel("pcdet_iou_paired", a, POINTER, POINTER, I64, I32, POINTER)
+    if kernel is None:
+        return iou_paired_reference(a, b, volume)
+    out = a.new_empty(len(a))
+    kernel(_native.pointer(a), _native.pointer(b), len(a), volume, _native.pointer(out))
+    return out
+
+
+@_iou_paired.register_fake
+def _(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+    return a.new_empty(len(a))
+
+
+@torch.library.custom_op("pcdet_ext::nms", mutates_args=())
+def _nms(boxes: Tensor, threshold: float, kind: int, most: int) -> Tensor:
+    kernel = _kernel("pcdet_nms", boxes, POINTER, I64, F64, I32, I64, POINTER, POINTER)
+    if kernel is None:
+        return nms_reference(boxes, threshold, kind, most)
+    kept = torch.empty(most, dtype=torch.int64, device=boxes.device)
+    count = torch.zeros(1, dtype=torch.int64, device=boxes.device)
+    kernel(_native.pointer(boxes), len(boxes), threshold, kind, most, _native.pointer(kept), _native.pointer(count))
+    return kept[: int(count)].clone()
+
+
+@_nms.register_fake
+def _(boxes: Tensor, threshold: float, kind: int, most: int) -> Tensor:
+    return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+@torch.library.custom_op("pcdet_ext::points_in_boxes", mutates_args=())
+def _points_in_boxes(points: Tensor, boxes: Tensor, margin: float) -> Tensor:
+    kernel = _kernel("pcdet_points_in_boxes", boxes, POINTER, I64, I64, POINTER, I64, F64, POINTER)
+    if kernel is None:
+        return points_in_boxes_reference(points, boxes, margin)
+    index = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    p = _native.pointer
+    kernel(p(points), len(points), points.shape[1], p(boxes), len(boxes), margin, p(index))
+    return index
+
+
+@_points_in_boxes.register_fake
+def _(points: Tensor, boxes: Tensor, margin: float) -> Tensor:
+    return points.new_empty(len(points), dtype=torch.int64)

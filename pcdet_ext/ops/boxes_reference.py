@@ -1,0 +1,114 @@
+"""The definitions behind `pcdet_ext.ops.boxes`, in PyTorch on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 16  # pairs whose polygons are held at once
+
+
+def iou_matrix_reference(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+    """Overlaps [N, M] of boxes [N, 7] and [M, 7]; see `iou_bev` and `iou_3d`."""
+    rows, columns = torch.meshgrid(
+        torch.arange(len(a), device=a.device), torch.arange(len(b), device=a.device), indexing="ij"
+    )
+    return iou_paired_reference(a[rows.flatten()], b[columns.flatten()], volume).view(len(a), len(b))
+
+
+def iou_paired_reference(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+    """Overlaps [N] of boxes [N, 7] and [N, 7]; see `iou_bev_paired`."""
+    if len(a) == 0:
+        return a.new_zeros(0)
+    parts = zip(a.double().split(CHUNK), b.double().split(CHUNK), strict=True)
+    return torch.cat([_iou(x, y, volume) for x, y in parts]).to(a.dtype)
+
+
+def _iou(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+    valid = a.isfinite().all(1) & b.isfinite().all(1) & (a[:, 3:5] > 0).all(1) & (b[:, 3:5] > 0).all(1)
+    shared = _shared_area(torch.where(valid[:, None], a, 1.0), torch.where(valid[:, None], b, 1.0))
+    size_a, size_b = a[:, 3] * a[:, 4], b[:, 3] * b[:, 4]
+    shared = torch.where(shared > 1e-10 * torch.minimum(size_a, size_b), shared, 0.0)
+    if volume:
+        high = torch.minimum(a[:, 2] + a[:, 5] / 2, b[:, 2] + b[:, 5] / 2)
+        low = torch.maximum(a[:, 2] - a[:, 5] / 2, b[:, 2] - b[:, 5] / 2)
+        shared = shared * (high - low).clamp(min=0)
+        size_a, size_b = size_a * a[:, 5], size_b * b[:, 5]
+        valid = valid & (a[:, 5] > 0) & (b[:, 5] > 0)
+    iou = (shared / (size_a + size_b - shared)).clamp(max=1)
+    return torch.where(valid & (shared > 0), iou, 0.0)
+
+
+def _shared_area(a: Tensor, b: Tensor) -> Tensor:
+    """Area of b's rectangle in a's frame, clipped at a's four sides (Sutherland and Hodgman, CACM 17, 1974)."""
+    dx, dy = (b[:, :2] - a[:, :2]).unbind(1)
+    cos, sin = a[:, 6].cos(), a[:, 6].sin()
+    centre = torch.stack([dx * cos + dy * sin, dy * cos - dx * sin], 1)
+    turn = b[:, 6] - a[:, 6]
+    cos, sin = turn.cos(), turn.sin()
+    u = torch.stack([cos, sin], 1) * b[:, 3:4] / 2
+    v = torch.stack([-sin, cos], 1) * b[:, 4:5] / 2
+    polygon = torch.stack([centre + u + v, centre - u + v, centre - u - v, centre + u - v], 1)
+    size = torch.full((len(a),), 4, device=a.device)
+    for axis in (0, 1):
+        for sign in (1, -1):
+            polygon, size = _clip(polygon, size, axis, sign, a[:, 3 + axis] / 2)
+    following = _following(polygon, size)
+    cross = polygon[..., 0] * following[..., 1] - polygon[..., 1] * following[..., 0]
+    used = torch.arange(polygon.shape[1], device=a.device) < size[:, None]
+    return (cross * used).sum(1).abs() / 2
+
+
+def _following(polygon: Tensor, size: Tensor) -> Tensor:
+    """The next corner of each corner [N, V, 2], the first after the last that counts."""
+    place = torch.arange(1, polygon.shape[1] + 1, device=size.device).expand(len(size), -1)
+    place = torch.where(place >= size[:, None], 0, place)
+    return polygon.gather(1, place.unsqueeze(-1).expand(-1, -1, 2))
+
+
+def _clip(polygon: Tensor, size: Tensor, axis: int, sign: int, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep where sign · coordinate <= limit; corners [N, V, 2] become [N, V + 1, 2], the first `size` of which count."""
+    following = _following(polygon, size)
+    here = limit[:, None] - sign * polygon[..., axis]
+    there = limit[:, None] - sign * following[..., axis]
+    used = torch.arange(polygon.shape[1], device=size.device) < size[:, None]
+    crosses = used & ((here >= 0) != (there >= 0))
+    share = torch.where(crosses, here / torch.where(crosses, here - there, 1.0), 0.0)
+    met = polygon + (following - polygon) * share.unsqueeze(-1)
+    corners = torch.stack([polygon, met], 2).flatten(1, 2)
+    kept = torch.stack([used & (here >= 0), crosses], 2).flatten(1)
+    first = torch.argsort(~kept, dim=1, stable=True)[:, : polygon.shape[1] + 1]
+    return corners.gather(1, first.unsqueeze(-1).expand(-1, -1, 2)), kept.sum(1)
+
+
+def nms_reference(boxes: Tensor, threshold: float, kind: int, most: int) -> Tensor:
+    """Rows int64 [K] that stay of boxes [N, 7], best score first; see `nms`. kind: as in `NMS_KINDS`."""
+    if kind == 0:
+        removes = iou_matrix_reference(boxes, boxes, False) > threshold
+    elif kind == 1:
+        upright = torch.cat([boxes[:, :6], torch.where(boxes[:, 6:].isfinite(), 0.0, boxes[:, 6:])], 1)
+        removes = iou_matrix_reference(upright, upright, False) > threshold
+    else:
+        distance = boxes[:, None, :2].double() - boxes[None, :, :2].double()
+        removes = distance.square().sum(-1) <= threshold
+    alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    kept: list[int] = []
+    for i in range(len(boxes)):
+        if len(kept) < most and bool(alive[i]):
+            kept.append(i)
+            alive &= ~removes[i]
+    return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
+
+
+def points_in_boxes_reference(points: Tensor, boxes: Tensor, margin: float) -> Tensor:
+    """Lowest index int64 [P] of a box [M, 7] that holds each point [P, 3+], or -1; see `points_in_boxes`."""
+    found = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
+    for number in range(len(boxes) - 1, -1, -1):
+        x, y, z, dx, dy, dz, heading = boxes[number].unbind()
+        offset = points[:, :3] - torch.stack([x, y, z])
+        cos, sin = heading.double().cos().to(points.dtype), heading.double().sin().to(points.dtype)
+        along = offset[:, 0] * cos + offset[:, 1] * sin
+        across = offset[:, 1] * cos - offset[:, 0] * sin
+        inside = (offset[:, 2].abs() <= dz / 2) & (along.abs() < dx / 2 + margin) & (across.abs() < dy / 2 + margin)
+        found = torch.where(inside, number, found)
+    return found
