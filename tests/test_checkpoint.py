@@ -1,0 +1,121 @@
+"""Checkpoints: round trip, damage, foreign files, full disks; and that reading one runs no code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pcdet_ext import checkpoint
+from pcdet_ext.checkpoint import CheckpointError
+
+CONTENT = {"config": {"model": {"name": "Toy", "sizes": [1, 2.5, None, True]}}, "model": {"w": torch.arange(6.0)}}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "a.ckpt"
+    checkpoint.write(path, CONTENT)
+    read = checkpoint.read(path)
+    assert read["config"] == CONTENT["config"]
+    assert torch.equal(read["model"]["w"], CONTENT["model"]["w"])
+    assert os.listdir(path.parent) == ["a.ckpt"]
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere\.ckpt: no such checkpoint"):
+        checkpoint.read(tmp_path / "nowhere.ckpt")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_cut_file_is_named(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "cut.ckpt"
+    checkpoint.write(path, CONTENT)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match=r"cut\.ckpt"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("data", [b"hello", b"PK\x03\x04 no zip", b"\x80\x02not a pickle", bytes(100)])
+def test_other_files_are_named(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "other.ckpt"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"other\.ckpt"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model_state": {}}, {"format": 99, "config": {}, "model": {}}])
+def test_other_programs_checkpoints_are_refused(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "foreign.ckpt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"foreign\.ckpt"):
+        checkpoint.read(path)
+
+
+class _Trap:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple:
+        return (open, (str(self.witness), "w"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_reading_runs_no_code(tmp_path: Path, zipped: bool) -> None:
+    path, witness = tmp_path / "trap.ckpt", tmp_path / "executed"
+    content = {"format": 1, "config": _Trap(witness), "model": {}}
+    if zipped:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(CheckpointError, match=r"trap\.ckpt"):
+        checkpoint.read(path)
+    assert not witness.exists()
+
+
+def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    """A limit on the size of files makes the write fail half way, as a full disk does."""
+    path = tmp_path / "last.ckpt"
+    checkpoint.write(path, CONTENT)
+    before = path.read_bytes()
+    code = f"""
+import resource, signal, sys, torch
+from pcdet_ext import checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    checkpoint.write({str(path)!r}, {{"config": {{}}, "model": {{"w": torch.zeros(1_000_000)}}}})
+except checkpoint.CheckpointError as error:
+    print(error)
+    sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert "last.ckpt: cannot write the checkpoint: File too large; the one written before is intact" in done.stdout
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_parameters_that_do_not_fit_are_listed() -> None:
+    state = {"weight": torch.zeros(2, 3), "scale": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"a\.ckpt.*missing: bias.*unknown: scale.*weight is \(2, 3\)"):
+        checkpoint.load_model(nn.Linear(2, 2), state, "a.ckpt")
+
+
+def test_random_states_continue(tmp_path: Path) -> None:
+    def draw() -> list[float]:
+        return [random.random(), np.random.random(), np.random.normal(), torch.rand(()).item()]  # noqa: NPY002
+
+    draw()
+    checkpoint.write(tmp_path / "rng.ckpt", {"config": {}, "model": {}, "rng": checkpoint.random_state()})
+    expected = [draw() for _ in range(3)]
+    checkpoint.restore_random_state(checkpoint.read(tmp_path / "rng.ckpt")["rng"])
+    assert [draw() for _ in range(3)] == expected
