@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcdet_ext.models.box_coding import box_corners
-from pcdet_ext.ops import iou_3d
+from pcdet_ext.ops import iou_3d_paired
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -110,17 +110,8 @@ def corner_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return smooth_l1_loss(distance, torch.zeros_like(distance), beta=1.0).mean(1)
 
 
-def iou_prediction_loss(expected: Tensor, boxes: Tensor, objects: Tensor, frame: Tensor) -> Tensor:
-    """Mean distance of predictions [M] from 2 IoU - 1 of boxes [M, >= 7] with their objects [M, >= 7]; 0 for none.
-
-    frame: int64 [M], ascending; pairs are formed within a frame.
-    """
-    iou = paired_iou_3d(boxes, objects, frame)
+def iou_prediction_loss(expected: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
+    """Mean distance of predictions [M] from 2 IoU - 1, the 3-D overlap of boxes [M, >= 7] with objects [M, >= 7]
+    row by row; 0 for none."""
+    iou = iou_3d_paired(boxes, objects)
     return (expected - (2 * iou - 1)).abs().sum() / max(len(expected), 1)
-
-
-def paired_iou_3d(a: Tensor, b: Tensor, frame: Tensor) -> Tensor:
-    """3-D overlap [M] of each box a [M, >= 7] with the box b [M, >= 7] of the same row, frame by frame."""
-    pairs = zip(*(t[:, :7].split(frame.bincount().tolist()) for t in (a, b)), strict=True)
-    found = [iou_3d(x.contiguous(), y.contiguous()).diagonal() for x, y in pairs]
-    return torch.cat([a.new_zeros(0), *found])

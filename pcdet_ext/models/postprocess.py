@@ -73,12 +73,9 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: NMSConfig, n
 
 
 def _suppress_all(boxes: Tensor, scores: Tensor, config: NMSConfig) -> Tensor:
-    order = torch.sort(scores, descending=True, stable=True).indices[: config.max_before]
-    footprints = boxes[order, :7]
     if config.turned:
-        footprints = footprints[:, [0, 1, 2, 4, 3, 5, 6]]
-    kept = nms(footprints.contiguous(), scores[order], config.iou_threshold, kind=config.kind)
-    return order[kept[: config.max_after]]
+        boxes = boxes[:, [0, 1, 2, 4, 3, 5, 6]]
+    return nms(boxes, scores, config.iou_threshold, config.kind, config.max_before, config.max_after)
 
 
 def best_class(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.models.box_coding import limit_period
-from pcdet_ext.ops import iou_3d
+from pcdet_ext.ops import iou_3d_paired
 
 BACKGROUND = -1  # label of an anchor that must predict nothing
 IGNORED = -2  # label of an anchor that takes no part in the loss
@@ -122,10 +122,8 @@ def overlapping_pairs(anchors: Tensor, boxes: Tensor, use_3d: bool) -> tuple[Ten
     box = torch.arange(len(boxes), device=boxes.device)[:, None, None, None].expand_as(index)
     real = ((rows < height)[:, :, None, None] & (columns < width)[:, None, :, None]).expand_as(index)
     index, box = index[real], box[real]
-    if use_3d:
-        overlap = _iou_3d_pairs(anchors.reshape(-1, 7), boxes, index, box)
-    else:
-        overlap = _nearest_bev_iou(anchors.reshape(-1, 7)[index], boxes[box])
+    measure = iou_3d_paired if use_3d else _nearest_bev_iou
+    overlap = measure(anchors.reshape(-1, 7)[index], boxes[box])
     some = overlap > 0
     return index[some], box[some], overlap[some]
 
@@ -161,15 +159,6 @@ def _axis_aligned(boxes: Tensor) -> Tensor:
     lengthwise = limit_period(boxes[:, 6], 0.5, math.pi).abs() < math.pi / 4
     size = torch.where(lengthwise[:, None], boxes[:, 3:5], boxes[:, [4, 3]])
     return torch.cat([boxes[:, :2] - size / 2, boxes[:, :2] + size / 2], 1)
-
-
-def _iou_3d_pairs(anchors: Tensor, boxes: Tensor, anchor: Tensor, box: Tensor) -> Tensor:
-    """3-D overlap [P] of chosen pairs, box by box."""
-    overlap = anchors.new_zeros(len(anchor))
-    for g in range(len(boxes)):
-        mine = box == g
-        overlap[mine] = iou_3d(anchors[anchor[mine]].contiguous(), boxes[g : g + 1].contiguous())[:, 0]
-    return overlap
 
 
 def gaussian_radius(length: Tensor, width: Tensor, min_overlap: float) -> Tensor:

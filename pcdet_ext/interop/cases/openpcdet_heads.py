@@ -154,9 +154,7 @@ def _losses(d: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str]]:
     codes = torch.tensor([1, 1, 1, 1, 0.5, 1, 2])
     nan_target = torch.where(torch.arange(8) == 3, math.nan, d["target"])
     direction = F.cross_entropy(d["dirlog"].transpose(1, 2), d["dir_onehot"].argmax(-1), reduction="none")
-    iou = losses.iou_prediction_loss(
-        gather_cells(d["iou_map"], d["ind"])[mask][:, 0], boxes[mask].detach(), gt[mask], mask.nonzero()[:, 0]
-    )
+    iou = losses.iou_prediction_loss(gather_cells(d["iou_map"], d["ind"])[mask][:, 0], boxes[mask].detach(), gt[mask])
     return {
         "SigmoidFocalClassificationLoss": (losses.sigmoid_focal_loss(logits, onehot) * weight, "logits"),
         "SigmoidFocalClassificationLoss_g1_a04": (
@@ -207,7 +205,7 @@ def run_box_codec(case: Case, grads: bool) -> Values:
     boxes, anchors, labels = d["boxes"], d["anchors"], d["classes"] - 1
     plain, sincos, wide = ResidualCoder(), ResidualCoder(sincos=True), ResidualCoder(extra=2)
     point, bare = PointResidualCoder(KITTI_MEAN_SIZES), PointResidualCoder()
-    codes = plain.encode(boxes, anchors)
+    codes, scene = plain.encode(boxes, anchors), Sample(d["points"].numpy(), "")
     values = {
         "residual.code_size": plain.code_size,
         "residual.encode": codes,
@@ -228,7 +226,7 @@ def run_box_codec(case: Case, grads: bool) -> Values:
         "corner_loss": losses.corner_loss(boxes, d["boxes_b"]),
         "kitti_lidar_to_fakelidar": openpcdet_boxes.to_second(boxes),
         "kitti_fakelidar_to_lidar": openpcdet_boxes.from_second(boxes),
-        "rotate_points": np.stack([augment.rotate(Sample(d["points"].numpy(), ""), a).points for a in d["angles"][:3]]),
+        "rotate_points": np.stack([augment.rotate(scene, a).points for a in d["angles"][:3].tolist()]),
     }
     for name, offset, period in (("pi_half", 0.5, 1), ("2pi_half", 0.5, 2), ("2pi_0", 0.0, 2)):
         values[f"limit_period_{name}"] = limit_period(d["angles"], offset, period * math.pi)

@@ -181,12 +181,11 @@ class CenterHead(nn.Module):
         }
         if maps.iou is None and not self.box_iou_loss:
             return losses
-        frame = target.mask.nonzero()[:, 0]
         predicted = self._boxes(codes[target.mask], target.cells[target.mask], maps.heatmap.shape[3])
         objects = target.boxes[target.mask]
         if maps.iou is not None:
             expected = gather_cells(maps.iou, target.cells)[target.mask][:, 0]
-            losses["iou"] = self.iou_weight * iou_prediction_loss(expected, predicted.detach(), objects, frame)
+            losses["iou"] = self.iou_weight * iou_prediction_loss(expected, predicted.detach(), objects)
         if self.box_iou_loss:
             diou = axis_aligned_diou(predicted, objects)
             losses["box_iou"] = self.box_weight * (1 - diou).sum() / max(len(diou), 1)
