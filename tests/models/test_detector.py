@@ -1,0 +1,165 @@
+"""Whole detectors: built from configurations, trained a few steps, and given unusual batches."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pcdet_ext import config
+from pcdet_ext.config import ConfigError
+from pcdet_ext.interop import from_official
+from pcdet_ext.models.detector import VoxelDetector, build_detector
+from pcdet_ext.structures import PointBatch
+
+RANGE = [0.0, -6.4, -3.0, 12.8, 6.4, 1.0]
+CAR = {"class_name": "Car", "sizes": [[3.9, 1.6, 1.5]], "bottom_height": -1.8, "matched": 0.6, "unmatched": 0.45}
+WALKER = CAR | {"class_name": "Walker", "sizes": [[0.8, 0.6, 1.7]], "matched": 0.5, "unmatched": 0.35}
+BEV = {
+    "name": "BaseBEVBackbone",
+    "layer_nums": [1, 1],
+    "layer_strides": [1, 2],
+    "num_filters": [8, 8],
+    "upsample_strides": [1, 2],
+    "num_upsample_filters": [8, 8],
+}
+ANCHOR_HEAD = {"name": "AnchorHead", "anchors": [CAR, WALKER], "nms": {"iou_threshold": 0.1}}
+CENTER_HEAD = {"name": "CenterHead", "shared_channels": 8}
+PILLARS = {"voxel_size": [0.4, 0.4, 4.0], "encoder": {"name": "PillarVFE", "num_filters": [8]}, "bev_backbone": BEV}
+MODELS = {
+    "pointpillars": PILLARS | {"head": ANCHOR_HEAD},
+    "centerpoint": PILLARS | {"encoder": {"name": "DynamicPillarVFE", "num_filters": [8, 8]}, "head": CENTER_HEAD},
+    "second": {
+        "voxel_size": [0.1, 0.1, 0.1],
+        "encoder": {"name": "MeanVFE"},
+        "backbone": {"name": "VoxelBackBone8x", "channels": [4, 4, 4, 4, 8]},
+        "bev_backbone": BEV,
+        "head": ANCHOR_HEAD,
+    },
+}
+
+
+def settings(model: dict, **data) -> config.Node:
+    tree = {
+        "data": {"classes": ["Car", "Walker"], "point_cloud_range": RANGE} | data,
+        "model": {"name": "VoxelDetector"} | model,
+    }
+    return config.from_plain(tree, "test.yaml")
+
+
+def build(name: str) -> VoxelDetector:
+    torch.manual_seed(0)
+    return build_detector(settings(MODELS[name]))
+
+
+def cloud(points: int, seed: int = 0) -> torch.Tensor:
+    """Points on two objects and on the ground."""
+    generator = torch.Generator().manual_seed(seed)
+    low, size = torch.tensor([0.0, -6.4, -2.5, 0.0]), torch.tensor([12.8, 12.8, 2.0, 1.0])
+    return torch.rand(points, 4, generator=generator) * size + low
+
+
+def batch(*counts: int) -> PointBatch:
+    joined = PointBatch.from_points([cloud(n, seed) for seed, n in enumerate(counts)])
+    boxes = torch.tensor([[5.0, 1.0, -1.0, 3.9, 1.6, 1.5, 0.3], [9.0, -3.0, -1.0, 0.8, 0.6, 1.7, 1.2]])
+    first = (boxes, torch.tensor([0, 1]))
+    empty = (torch.zeros(0, 7), torch.zeros(0, dtype=torch.long))
+    objects = [first if n else empty for n in counts]
+    names = tuple(f"frame{i}" for i in range(len(counts)))
+    boxes, labels = zip(*objects, strict=True)
+    return PointBatch(joined.points, joined.batch_index, len(counts), boxes, labels, names)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_few_steps_lower_the_loss(name):
+    detector, frames = build(name), batch(400, 300)
+    optimizer = torch.optim.AdamW(detector.parameters(), 3e-3)
+    history = []
+    for _ in range(8):
+        losses = detector.loss(frames)
+        optimizer.zero_grad()
+        losses["total"].backward()
+        optimizer.step()
+        history.append(float(losses["total"].detach()))
+    assert history[-1] < 0.8 * history[0]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("counts", [(300, 0, 200), (0,), (0, 0)])
+def test_empty_frames_are_detected_in_and_trained_on(name, counts):
+    detector = build(name)
+    frames = batch(*counts)
+    detector.train()
+    assert detector.loss(frames)["total"].isfinite()
+    found = detector.eval().predict(frames)
+    assert [d.frame_id for d in found] == [f"frame{i}" for i in range(len(counts))]
+    assert all(d.class_names == ("Car", "Walker") for d in found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_frames_do_not_see_each_other(name):
+    detector = build(name).eval()
+    joined = detector.bev_map(batch(300, 200))
+    for seed, count in enumerate((300, 200)):
+        alone = detector.bev_map(PointBatch.from_points([cloud(count, seed)]))
+        torch.testing.assert_close(alone[0], joined[seed])
+
+
+@pytest.mark.parametrize("name", ["pointpillars", "second", "centerpoint_pillar"])
+def test_shipped_configurations_build(root, name):
+    detector = build_detector(config.load(root / "configs" / "kitti" / f"{name}.yaml"))
+    assert detector.classes == ("Car", "Pedestrian", "Cyclist")
+    assert detector.stride == (8 if name == "second" else 2)
+    assert detector.num_point_features == 4
+
+
+@pytest.mark.parametrize(("name", "published"), [("pointpillars", "pointpillar"), ("second", "second")])
+def test_shipped_configurations_are_the_published_ones(root, shared, name, published):
+    manifest = json.loads((shared / "golden" / "openpcdet" / "manifest.json").read_text())
+    official = from_official("openpcdet", manifest[f"kitti_models/{published}.yaml"]["config"])
+    ours = build_detector(config.load(root / "configs" / "kitti" / f"{name}.yaml"))
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in official.state_dict().items()}
+    assert ours.head.specs == official.head.specs
+    assert ours.head.nms == official.head.nms
+    assert ours.encoder.grid == official.encoder.grid
+    for key in ("class_weight", "box_weight", "direction_weight", "direction_offset", "score_threshold", "beta"):
+        assert getattr(ours.head, key) == getattr(official.head, key)
+
+
+def test_points_of_another_width_are_an_error():
+    with pytest.raises(ValueError, match="4 columns"):
+        build("centerpoint").predict(PointBatch.from_points([torch.zeros(3, 5)]))
+
+
+def test_loss_needs_ground_truth():
+    with pytest.raises(ValueError, match="no ground truth"):
+        build("centerpoint").loss(PointBatch.from_points([cloud(10)]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "message"),
+    [
+        ({"encoder": {"name": "PilarVFE"}}, {}, "model.encoder.name.*did you mean 'PillarVFE'"),
+        ({"encoder": {"name": "PillarVFE", "num_filter": [8]}}, {}, "did you mean 'num_filters'"),
+        ({"head": {"name": "AnchorHed"}}, {}, "did you mean 'AnchorHead'"),
+        ({"voxel_size": [0.4, 0.4]}, {}, "voxel_size must be three"),
+        ({"hed": {}}, {}, "did you mean 'head'"),
+        ({}, {"classes": ["Car", "Car"]}, "different names"),
+        ({}, {"point_cloud_range": [0, 0, 0, 1, -1, 1]}, "point_cloud_range must be"),
+        ({}, {"point_features": ["x", "y"]}, "at least 3"),
+        ({"head": ANCHOR_HEAD}, {"classes": ["Car", "Walker", "Bike"]}, "'Bike' must have one entry"),
+    ],
+)
+def test_wrong_settings_are_named(changes, data, message):
+    with pytest.raises(ConfigError, match=message):
+        build_detector(settings(MODELS["pointpillars"] | changes, **data))
+
+
+@pytest.mark.parametrize("section", ["data", "model"])
+def test_missing_section_is_named(section):
+    whole = settings(MODELS["pointpillars"])
+    del whole[section]
+    with pytest.raises(ConfigError, match=f"needs the section '{section}'"):
+        build_detector(whole)
