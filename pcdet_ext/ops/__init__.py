@@ -3,11 +3,15 @@
 from pcdet_ext.ops.boxes import iou_3d, iou_3d_paired, iou_bev, iou_bev_paired, nms, points_in_boxes
 from pcdet_ext.ops.linear_attention import scattered_linear_attention
 from pcdet_ext.ops.rotated_sets import RotatedSets, rotated_sets
+from pcdet_ext.ops.segment import segment_reduce
 from pcdet_ext.ops.serialize import deserialize, octree_children, octree_parent, serialize
+from pcdet_ext.ops.voxelize import dynamic_voxelize, grid_size, voxelize
 
 __all__ = [
     "RotatedSets",
     "deserialize",
+    "dynamic_voxelize",
+    "grid_size",
     "iou_3d",
     "iou_3d_paired",
     "iou_bev",
@@ -18,5 +22,7 @@ __all__ = [
     "points_in_boxes",
     "rotated_sets",
     "scattered_linear_attention",
+    "segment_reduce",
     "serialize",
+    "voxelize",
 ]

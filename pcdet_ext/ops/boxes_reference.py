@@ -67,7 +67,7 @@ def _following(polygon: Tensor, size: Tensor) -> Tensor:
 
 
 def _clip(polygon: Tensor, size: Tensor, axis: int, sign: int, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep where sign · coordinate <= limit; corners [N, V, 2] become [N, V + 1, 2], the first `size` of which count."""
+    """Keep where sign · coordinate <= limit; corners [N, V, 2] become [N, V + 1, 2], of which `size` count."""
     following = _following(polygon, size)
     here = limit[:, None] - sign * polygon[..., axis]
     there = limit[:, None] - sign * following[..., axis]
