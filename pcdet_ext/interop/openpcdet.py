@@ -74,12 +74,11 @@ def detector_from_config(
     narrower.
     Raises ValueError for components and settings that this library does not have.
     """
-    bev = model_cfg["BACKBONE_2D"]
     nodes = {
-        "encoder": _encoder(model_cfg["VFE"], max_points, max_voxels),
-        "backbone": _backbone(model_cfg.get("BACKBONE_3D"), channel_divisor),
-        "bev_backbone": _bev_backbone(bev),
-        "head": openpcdet_heads.head(model_cfg["DENSE_HEAD"], model_cfg.get("POST_PROCESSING", {})),
+        "encoder": encoder(model_cfg["VFE"], max_points, max_voxels),
+        "backbone": backbone(model_cfg.get("BACKBONE_3D"), channel_divisor),
+        "bev_backbone": bev_backbone(model_cfg["BACKBONE_2D"]),
+        "head": openpcdet_heads.head(model_cfg["DENSE_HEAD"], model_cfg.get("POST_PROCESSING", {}), class_names),
     }
     detector = VoxelDetector(class_names, point_cloud_range, num_point_features, voxel_size, **nodes)
     published = openpcdet_heads.stride(model_cfg["DENSE_HEAD"])
@@ -93,13 +92,15 @@ ENCODERS = {
     "MeanVFE": "MeanVFE",
     "DynPillarVFE": "DynamicPillarVFE",
     "DynamicPillarVFE": "DynamicPillarVFE",
+    "DynamicPillarVFESimple2D": "DynamicPillarVFESimple2D",
     "DynamicVoxelVFE": "DynamicVoxelVFE",
     "DynMeanVFE": "DynamicMeanVFE",
     "DynamicMeanVFE": "DynamicMeanVFE",
 }
 
 
-def _encoder(config: Config, max_points: int | None, max_voxels: int | tuple[int, int] | None) -> dict[str, Any]:
+def encoder(config: Config, max_points: int | None, max_voxels: int | tuple[int, int] | None) -> dict[str, Any]:
+    """Our encoder for a VFE section; max_points, max_voxels: limits of hard voxels, where it has such."""
     name = _known("VFE", config["NAME"], ENCODERS)
     node: dict[str, Any] = {"name": name}
     if name in ("PillarVFE", "MeanVFE"):
@@ -124,7 +125,8 @@ BACKBONE_CHANNELS = {
 }
 
 
-def _backbone(config: Config | None, channel_divisor: int) -> dict[str, Any] | None:
+def backbone(config: Config | None, channel_divisor: int) -> dict[str, Any] | None:
+    """Our 3-D backbone for a BACKBONE_3D section, its channels divided."""
     if config is None:
         return None
     channels = _known("BACKBONE_3D", config["NAME"], BACKBONE_CHANNELS)
@@ -137,7 +139,8 @@ def _backbone(config: Config | None, channel_divisor: int) -> dict[str, Any] | N
 BEV_BACKBONES = {"BaseBEVBackbone": "BaseBEVBackbone", "BaseBEVResBackbone": "BaseBEVResBackbone"}
 
 
-def _bev_backbone(config: Config) -> dict[str, Any]:
+def bev_backbone(config: Config) -> dict[str, Any]:
+    """Our 2-D backbone for a BACKBONE_2D section."""
     return {
         "name": _known("BACKBONE_2D", config["NAME"], BEV_BACKBONES),
         "layer_nums": config["LAYER_NUMS"],

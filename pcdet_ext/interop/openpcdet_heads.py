@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pcdet_ext.models.heads.center import CHANNELS
@@ -10,7 +10,7 @@ from pcdet_ext.models.heads.center import CHANNELS
 Config = Mapping[str, Any]
 
 
-def head(config: Config, post_processing: Config) -> dict[str, Any]:
+def head(config: Config, post_processing: Config, class_names: Sequence[str]) -> dict[str, Any]:
     """The configuration of a head from DENSE_HEAD and the detector's POST_PROCESSING.
 
     Raises ValueError for heads and settings that this library does not have.
@@ -19,7 +19,10 @@ def head(config: Config, post_processing: Config) -> dict[str, Any]:
         return anchor_head(config, post_processing)
     if config["NAME"] == "CenterHead":
         return center_head(config)
-    raise ValueError(f"DENSE_HEAD: {config['NAME']!r} is not in this library; known: AnchorHeadSingle, CenterHead")
+    if config["NAME"] == "TransFusionHead":
+        return transfusion_head(config, class_names)
+    known = "AnchorHeadSingle, CenterHead, TransFusionHead"
+    raise ValueError(f"DENSE_HEAD: {config['NAME']!r} is not in this library; known: {known}")
 
 
 def stride(config: Config) -> int:
@@ -100,6 +103,76 @@ def center_head(config: Config) -> dict[str, Any]:
         "iou_rectifier": post["IOU_RECTIFIER"] if rectify else None,
         "nms": _nms(post["NMS_CONFIG"]),
     }
+
+
+# As hard-coded there: classes whose every cell is a peak, and the suppression in the version of DSVT and LION.
+SMALL_CLASSES = {"nuScenes": (8, 9), "Waymo": (1, 2)}
+SUPPRESSED = {"nuScenes": ((8, 9), 0.175), "Waymo": ((0, 1, 2), 0.7)}
+
+
+def transfusion_head(config: Config, class_names: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a `TransFusionHead`: OpenPCDet's, or with an IoU branch that of DSVT and LION.
+
+    Raises ValueError for settings that this library does not have.
+    """
+    separate, assigner, post = (config[k] for k in ("SEPARATE_HEAD_CFG", "TARGET_ASSIGNER_CONFIG", "POST_PROCESSING"))
+    weights, costs = config["LOSS_CONFIG"]["LOSS_WEIGHTS"], assigner["HUNGARIAN_ASSIGNER"]
+    dataset = assigner["DATASET"]
+    node = {
+        "name": "TransFusionHead",
+        "branches": {name: branch["num_conv"] for name, branch in separate["HEAD_DICT"].items()},
+        "heatmap_convs": config["NUM_HM_CONV"],
+        "num_proposals": config["NUM_PROPOSALS"],
+        "hidden_channels": config["HIDDEN_CHANNEL"],
+        "num_heads": config["NUM_HEADS"],
+        "ffn_channels": config["FFN_CHANNEL"],
+        "dropout": config["DROPOUT"],
+        "norm_momentum": config["BN_MOMENTUM"],
+        "conv_bias": config["USE_BIAS_BEFORE_NORM"],
+        "peak_size": config["NMS_KERNEL_SIZE"],
+        "small_classes": _names(SMALL_CLASSES.get(dataset, ()), class_names),
+        "class_cost": costs["cls_cost"]["weight"],
+        "box_cost": costs["reg_cost"]["weight"],
+        "iou_cost": costs["iou_cost"]["weight"],
+        "gaussian_overlap": assigner["GAUSSIAN_OVERLAP"],
+        "min_radius": assigner["MIN_RADIUS"],
+        "class_weight": weights["cls_weight"],
+        "box_weight": weights["bbox_weight"],
+        "heatmap_weight": weights["hm_weight"],
+        "code_weights": weights["code_weights"],
+        "score_threshold": post["SCORE_THRESH"],
+        "center_range": post["POST_CENTER_RANGE"],
+        "border_peaks": False,
+        "bottom_cost": True,
+    }
+    if "iou" not in separate["HEAD_DICT"]:
+        return node
+    labels, threshold = SUPPRESSED.get(dataset, ((), 0.0))
+    rectifier = post.get("IOU_RECTIFIER") if post.get("USE_IOU_TO_RECTIFY_SCORE") else None
+    return node | {
+        "conv_bias": True,
+        "window": 20,
+        "window_wraps": True,
+        "isolated_queries": True,
+        "iou_of_tops": True,
+        "x_rows": True,
+        "height": "top",
+        "iou_weight": weights["loss_iou_rescore_weight"],
+        "iou_rectifier": _only(rectifier),
+        "nms": dict.fromkeys(_names(labels, class_names), threshold),
+    }
+
+
+def _names(labels: Sequence[int], class_names: Sequence[str]) -> list[str]:
+    return [name for label, name in enumerate(class_names) if label in labels]
+
+
+def _only(values: float | Sequence[float] | None) -> float | None:
+    if not isinstance(values, Sequence):
+        return values
+    if len(set(values)) != 1:
+        raise ValueError(f"IOU_RECTIFIER must be one value for all classes, got {list(values)}")
+    return values[0]
 
 
 def _check_branches(config: Config) -> None:

@@ -23,9 +23,10 @@ from pcdet_ext.models.box_coding import (
     enlarge,
     limit_period,
 )
-from pcdet_ext.models.heads import HEADS, AnchorHead
+from pcdet_ext.models.heads import HEADS, AnchorHead, QueryOutput, TransFusionHead
 from pcdet_ext.models.heads.anchor import AnchorTargets
 from pcdet_ext.models.heads.center import gather_cells
+from pcdet_ext.models.heads.transfusion import CHANNELS, QueryTargets
 from pcdet_ext.models.targets import (
     BACKGROUND,
     IGNORED,
@@ -130,6 +131,61 @@ def _center_targets(target: CenterTargets, case: Case, prefix: str) -> Values:
         padded[:, : tensor.shape[1]] = tensor
         values[prefix + name] = padded
     return values
+
+
+@runs("openpcdet", "transfusion_head")
+def run_transfusion_head(case: Case, grads: bool) -> Values:
+    """Predictions, targets, losses and detections of TransFusionHead."""
+    config = case.config
+    head = HEADS.build(
+        openpcdet_heads.transfusion_head(config["model_cfg"], config["class_names"]),
+        in_channels=config["input_channels"],
+        classes=config["class_names"],
+        point_cloud_range=config["point_cloud_range"],
+        voxel_size=config["voxel_size"],
+        stride=openpcdet_heads.stride(config["model_cfg"]),
+    )
+    head.load_state_dict(case.tensors("param"))
+    head.eval()
+    bev = case.tensor("in.spatial_features_2d").requires_grad_()
+    output = head(bev)
+    boxes, labels = ground_truth(case.tensor("in.gt_boxes"))
+    targets, loss = head.targets(output, boxes, labels), head.loss(output, boxes, labels)
+    values = _queries(head, output) | _query_targets(targets, len(boxes))
+    published = {"heatmap": "loss_heatmap", "classification": "loss_cls", "box": "loss_bbox", "iou": "loss_iou"}
+    values |= {f"out.loss.{published[name]}": value for name, value in loss.items() if name in published}
+    values |= {
+        "out.loss.total": loss["total"].reshape(1),
+        "out.loss.loss_trans": loss["total"],
+        "out.loss.matched_ious": values["out.target.matched_ious"],
+    }
+    values |= detections(head.decode(output))
+    return values | (gradients(case, loss["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
+
+
+def _queries(head: TransFusionHead, output: QueryOutput) -> Values:
+    values = {"out.query_labels": output.labels, "out.pred.heatmap": output.logits}
+    names = [name for name in ("center", "height", "dim", "rot", "vel") if name in head.branches]
+    parts = output.codes.split([CHANNELS[name] for name in names], 1)
+    values |= {f"out.pred.{name}": part for name, part in zip(names, parts, strict=True)}
+    values |= {"out.pred.query_heatmap_score": output.peak_scores, "out.pred.dense_heatmap": output.heatmap}
+    return values | ({} if output.iou is None else {"out.pred.iou": output.iou[:, None]})
+
+
+def _query_targets(targets: QueryTargets, frames: int) -> Values:
+    codes = torch.zeros(*targets.labels.shape, targets.codes.shape[1])
+    weights = torch.zeros_like(codes)
+    codes[targets.positive], weights[targets.positive] = targets.codes, 1.0
+    of_frame = [targets.overlaps[targets.positive[0] == frame] for frame in range(frames)]
+    return {
+        "out.target.labels": targets.labels,
+        "out.target.label_weights": torch.ones_like(targets.labels),
+        "out.target.bbox_targets": codes,
+        "out.target.bbox_weights": weights,
+        "out.target.num_pos": len(targets.codes),
+        "out.target.heatmap": targets.heatmap,
+        "out.target.matched_ious": torch.stack([o.sum() / max(len(o), 1) for o in of_frame]).mean(),
+    }
 
 
 @runs("openpcdet", "losses")

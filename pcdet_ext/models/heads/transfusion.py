@@ -1,0 +1,351 @@
+"""The LiDAR head of TransFusion (Bai et al., CVPR 2022): object queries from heatmap peaks, refined by attention.
+
+The published heads have properties that one would not choose; they are named options, all off:
+  border_peaks=False   cells of the outermost ring are never peaks (OpenPCDet, DSVT, LION)
+  bottom_cost          matching takes z as the bottom of boxes when it measures overlap (all three)
+  iou_of_tops          the IoU branch learns the overlap of boxes around their tops (DSVT, LION; see `height`)
+  isolated_queries     queries do not attend to each other (DSVT, LION)
+  window_wraps         windows run over the left and right border into the neighbouring row (DSVT, LION)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from pcdet_ext.config import suggest
+from pcdet_ext.models.heads.registry import HEADS
+from pcdet_ext.models.heads.transfusion_decoder import DecoderLayer, PredictionHead, window_mask
+from pcdet_ext.models.losses import gaussian_focal_loss, sigmoid_focal_loss, smooth_l1_loss
+from pcdet_ext.models.postprocess import rectify_scores
+from pcdet_ext.models.targets import draw_gaussians, gaussian_radius, usable_boxes
+from pcdet_ext.ops import iou_3d, iou_3d_paired, nms
+from pcdet_ext.structures import Detections
+
+PRIOR_LOGIT = -2.19  # an untrained heatmap's: a probability of 0.1
+CHANNELS = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
+REQUIRED = ("center", "height", "dim", "rot")
+
+
+@dataclass(frozen=True)
+class QueryOutput:
+    """Predictions for P queries a frame.
+
+    heatmap: logits [B, C, rows, columns] of the dense map; labels: int64 [B, P], class of the peak that made the query;
+    peak_scores: [B, C, P], heatmap at the query's cell; logits: [B, C, P]; codes: [B, 8 or 10, P] as (centre x, y in
+    cells, z, logarithms of the sizes, sin and cos of the heading, velocity); iou: [B, P], 2 IoU - 1, or None.
+    """
+
+    heatmap: Tensor
+    labels: Tensor
+    peak_scores: Tensor
+    logits: Tensor
+    codes: Tensor
+    iou: Tensor | None
+
+
+@dataclass(frozen=True)
+class QueryTargets:
+    """What the queries should predict.
+
+    heatmap: [B, C, rows, columns]; labels: int64 [B, P], the number of classes for no object; positive: (frame, query)
+    int64 [K]; codes: [K, 8 or 10]; boxes: [K, 7]; overlaps: [K], of the matched boxes as the matching measured it.
+    """
+
+    heatmap: Tensor
+    labels: Tensor
+    positive: tuple[Tensor, Tensor]
+    codes: Tensor
+    boxes: Tensor
+    overlaps: Tensor
+
+
+@HEADS.register
+class TransFusionHead(nn.Module):
+    """Detection as a set of queries, matched one to one with objects, without suppression.
+
+    stride: input cells per output cell. num_proposals: queries a frame. branches: convolutions of each branch by name
+    ("center", "height", "dim", "rot", and optionally "vel" and "iou"). small_classes: classes so small that each of
+    their cells counts as a peak. window: queries see only so many cells to each side, None for the whole map. x_rows:
+    rows of the map stand for x. height: what the height branch says, the z of the "center" or of the "top".
+    class_cost, box_cost, iou_cost: weights of the matching. center_range: limits of box centres (closed).
+    iou_rectifier: share of the predicted IoU in the score. nms: IoU threshold of those classes that are suppressed,
+    by name. See the module for the remaining options. State-dict keys are those of OpenPCDet.
+    Raises ValueError for settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: Sequence[str],
+        point_cloud_range: Sequence[float],
+        voxel_size: Sequence[float],
+        stride: float,
+        branches: Mapping[str, int] | None = None,
+        heatmap_convs: int = 2,
+        num_proposals: int = 200,
+        hidden_channels: int = 128,
+        num_heads: int = 8,
+        ffn_channels: int = 256,
+        dropout: float = 0.1,
+        norm_momentum: float = 0.1,
+        conv_bias: bool = False,
+        peak_size: int = 3,
+        small_classes: Sequence[str] = (),
+        window: int | None = None,
+        x_rows: bool = False,
+        height: Literal["center", "top"] = "center",
+        class_cost: float = 0.15,
+        box_cost: float = 0.25,
+        iou_cost: float = 0.25,
+        gaussian_overlap: float = 0.1,
+        min_radius: int = 2,
+        class_weight: float = 1.0,
+        box_weight: float = 0.25,
+        heatmap_weight: float = 1.0,
+        iou_weight: float = 0.5,
+        code_weights: Sequence[float] | None = None,
+        score_threshold: float = 0.0,
+        center_range: Sequence[float] | None = None,
+        iou_rectifier: float | None = None,
+        nms: Mapping[str, float] | None = None,
+        border_peaks: bool = True,
+        bottom_cost: bool = False,
+        isolated_queries: bool = False,
+        window_wraps: bool = False,
+        iou_of_tops: bool = False,
+    ) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.branches = dict.fromkeys(REQUIRED, 2) if branches is None else dict(branches)
+        _check_branches(self.branches)
+        if iou_rectifier is not None and "iou" not in self.branches:
+            raise ValueError("iou_rectifier needs the branch 'iou'")
+        self.origin, self.limit = tuple(point_cloud_range[:2]), tuple(point_cloud_range[3:5])
+        self.cell = tuple(size * stride for size in voxel_size[:2])
+        self.num_proposals, self.peak_size, self.border_peaks = num_proposals, peak_size, border_peaks
+        self.small_classes = [_label(name, self.classes, "small_classes") for name in small_classes]
+        self.nms = {_label(name, self.classes, "nms"): threshold for name, threshold in (nms or {}).items()}
+        self.window, self.window_wraps, self.isolated_queries = window, window_wraps, isolated_queries
+        self.x_rows, self.height = x_rows, height
+        self.bottom_cost, self.iou_of_tops = bottom_cost, iou_of_tops
+        self.costs = (class_cost, box_cost, iou_cost)
+        self.gaussian_overlap, self.min_radius = gaussian_overlap, min_radius
+        self.class_weight, self.box_weight = class_weight, box_weight
+        self.heatmap_weight, self.iou_weight = heatmap_weight, iou_weight
+        self.score_threshold, self.iou_rectifier = score_threshold, iou_rectifier
+        self.center_range = None if center_range is None else tuple(center_range)
+        size = 10 if "vel" in self.branches else 8
+        if code_weights is not None and len(code_weights) != size:
+            raise ValueError(f"code_weights must have {size} numbers, got {len(code_weights)}")
+        self.register_buffer("code_weights", torch.tensor(code_weights or [1.0] * size), persistent=False)
+
+        count = len(self.classes)
+        self.shared_conv = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
+        first = nn.Sequential()
+        first.conv = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=conv_bias)
+        first.bn = nn.BatchNorm2d(hidden_channels, momentum=norm_momentum)
+        first.relu = nn.ReLU()
+        self.heatmap_head = nn.Sequential(first, nn.Conv2d(hidden_channels, count, 3, padding=1))
+        nn.init.constant_(self.heatmap_head[1].bias, PRIOR_LOGIT)
+        self.class_encoding = nn.Conv1d(count, hidden_channels, 1)
+        self.decoder = DecoderLayer(hidden_channels, num_heads, ffn_channels, dropout, norm_momentum)
+        outputs = {name: (CHANNELS[name], convs) for name, convs in self.branches.items()}
+        outputs["heatmap"] = (count, heatmap_convs)
+        self.prediction_head = PredictionHead(hidden_channels, outputs, conv_bias, norm_momentum)
+        nn.init.constant_(self.prediction_head.heatmap[-1].bias, PRIOR_LOGIT)
+
+    def forward(self, bev: Tensor) -> QueryOutput:
+        """Predictions from a map [B, in_channels, Y, X]."""
+        features = self.shared_conv(bev.transpose(2, 3) if self.x_rows else bev)
+        heatmap = self.heatmap_head(features).float()
+        peaks = self._peaks(heatmap.detach().sigmoid()).flatten(2)
+        cells = peaks.shape[2]
+        order = peaks.flatten(1).topk(min(self.num_proposals, peaks[0].numel()), dim=1).indices
+        labels, cell = order // cells, order % cells
+        flat = features.flatten(2)
+        one_hot = F.one_hot(labels, len(self.classes)).transpose(1, 2).to(flat)
+        queries = _take(flat, cell) + self.class_encoding(one_hot)
+        positions = self._positions(heatmap.shape[2:], flat)
+        at = positions[cell]
+        queries = self.decoder(queries, flat, at, positions, *self._masks(cell, heatmap.shape[2:]))
+        found = {name: value.float() for name, value in self.prediction_head(queries).items()}
+        center = found["center"] + at.transpose(1, 2)
+        parts = [center, *(found[name] for name in ("height", "dim", "rot", "vel") if name in found)]
+        iou = found["iou"][:, 0] if "iou" in found else None
+        return QueryOutput(heatmap, labels, _take(peaks, cell), found["heatmap"], torch.cat(parts, 1), iou)
+
+    def _peaks(self, scores: Tensor) -> Tensor:
+        """Scores [B, C, rows, columns], 0 where a neighbour is higher."""
+        pad = self.peak_size // 2
+        highest = F.max_pool2d(scores, self.peak_size, stride=1, padding=pad)
+        peak = scores == highest
+        if not self.border_peaks:
+            inner = torch.zeros_like(peak)
+            inner[:, :, pad:-pad, pad:-pad] = True
+            peak &= inner
+        peak[:, self.small_classes] = True
+        return scores * peak
+
+    def _positions(self, size: Sequence[int], like: Tensor) -> Tensor:
+        """Centres (x, y) [cells, 2] of the map's cells, in cells."""
+        rows, columns = (torch.arange(n, device=like.device, dtype=like.dtype) + 0.5 for n in size)
+        row, column = torch.meshgrid(rows, columns, indexing="ij")
+        pair = (row, column) if self.x_rows else (column, row)
+        return torch.stack([axis.flatten() for axis in pair], 1)
+
+    def _masks(self, cell: Tensor, size: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
+        """What queries must not see: queries bool [P, P], and cells bool [B, P, cells]; None where all is seen."""
+        others = None
+        if self.isolated_queries:
+            others = ~torch.eye(cell.shape[1], dtype=torch.bool, device=cell.device)
+        return others, None if self.window is None else window_mask(cell, size, self.window, self.window_wraps)
+
+    def boxes(self, codes: Tensor) -> Tensor:
+        """Boxes [B, P, 7 or 9] from codes [B, 8 or 10, P]."""
+        code = codes.transpose(1, 2)
+        size = code[..., 3:6].exp()
+        z = code[..., 2] - size[..., 2] / 2 if self.height == "top" else code[..., 2]
+        x, y = (code[..., i] * self.cell[i] + self.origin[i] for i in range(2))
+        heading = torch.atan2(code[..., 6], code[..., 7])
+        return torch.cat([torch.stack([x, y, z, *size.unbind(-1), heading], -1), code[..., 8:]], -1)
+
+    def _encode(self, boxes: Tensor) -> Tensor:
+        """Codes [K, 8 or 10] of boxes [K, 7 or 9]."""
+        x, y = ((boxes[:, i] - self.origin[i]) / self.cell[i] for i in range(2))
+        z = boxes[:, 2] + boxes[:, 5] / 2 if self.height == "top" else boxes[:, 2]
+        angles = boxes[:, 6].sin(), boxes[:, 6].cos()
+        return torch.cat([torch.stack([x, y, z, *boxes[:, 3:6].log().unbind(1), *angles], 1), boxes[:, 7:]], 1)
+
+    @torch.no_grad()
+    def targets(self, output: QueryOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> QueryTargets:
+        """What the queries should predict for objects boxes [G, 7 or 9] with labels int64 [G] in each frame.
+
+        Objects with a non-finite number or a size that is not positive are left out.
+        Raises ValueError where velocities are wanted and the boxes have none.
+        """
+        columns = 9 if "vel" in self.branches else 7
+        if any(b.shape[1] < columns for b in boxes):
+            raise ValueError("boxes need 9 columns, with velocity, to train the branch 'vel'")
+        predicted = self.boxes(output.codes)
+        wanted = torch.full_like(output.labels, len(self.classes))
+        heatmap = torch.zeros_like(output.heatmap)
+        matches, objects = [], []
+        for frame, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+            usable = usable_boxes(box)
+            box, label = box[usable, :columns].to(predicted), label[usable]
+            self._draw(heatmap[frame], box, label)
+            query, found, overlap = self._match(predicted[frame], output.logits[frame], box, label)
+            wanted[frame, query] = label[found]
+            matches.append((torch.full_like(query, frame), query, overlap))
+            objects.append(box[found])
+        frame, query, overlap = (torch.cat(part) for part in zip(*matches, strict=True))
+        matched = torch.cat(objects)
+        return QueryTargets(heatmap, wanted, (frame, query), self._encode(matched), matched[:, :7], overlap)
+
+    def _draw(self, heatmap: Tensor, boxes: Tensor, labels: Tensor) -> None:
+        x, y = (((boxes[:, i] - self.origin[i]) / self.cell[i]).long() for i in range(2))
+        size = (boxes[:, 3] / self.cell[0], boxes[:, 4] / self.cell[1])
+        radii = gaussian_radius(*size, self.gaussian_overlap).long().clamp_min(self.min_radius)
+        draw_gaussians(heatmap, labels, torch.stack([y, x] if self.x_rows else [x, y], 1), radii)
+
+    def _match(self, predicted: Tensor, logits: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The cheapest one-to-one match: query int64 [K], object int64 [K], overlap [K] (Hungarian method)."""
+        p = logits.sigmoid()[labels].T  # [P, G]
+        positive = -(p + 1e-12).log() * 0.25 * (1 - p) ** 2
+        negative = -(1 - p + 1e-12).log() * 0.75 * p**2
+        extent = boxes.new_tensor(self.limit) - boxes.new_tensor(self.origin)
+        distance = torch.cdist(predicted[:, :2] / extent, boxes[:, :2] / extent, p=1)
+        overlap = iou_3d(*(_lifted(b) if self.bottom_cost else b for b in (predicted, boxes)))
+        class_cost, box_cost, iou_cost = self.costs
+        cost = class_cost * (positive - negative) + box_cost * distance - iou_cost * overlap
+        pairs = linear_sum_assignment(cost.nan_to_num(1e4).cpu().numpy())
+        query, found = (torch.from_numpy(index).to(labels) for index in pairs)
+        return query, found, overlap[query, found]
+
+    def loss(self, output: QueryOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Losses "heatmap", "classification", "box", "iou" and their sum "total" for the objects of each frame."""
+        targets = self.targets(output, boxes, labels)
+        frame, query = targets.positive
+        count = max(len(query), 1)
+        dense = output.heatmap.sigmoid().clamp(1e-4, 1 - 1e-4)
+        peaks = (targets.heatmap == 1).sum().clamp_min(1)
+        heatmap = gaussian_focal_loss(dense, targets.heatmap, eps=1e-12).sum() / peaks
+        one_hot = F.one_hot(targets.labels, len(self.classes) + 1)[..., :-1].transpose(1, 2).to(output.logits)
+        error = smooth_l1_loss(output.codes.transpose(1, 2)[frame, query], targets.codes, beta=0.0)
+        losses = {
+            "heatmap": self.heatmap_weight * heatmap,
+            "classification": self.class_weight * sigmoid_focal_loss(output.logits, one_hot).sum() / count,
+            "box": self.box_weight * (error * self.code_weights).sum() / count,
+        }
+        if output.iou is not None:
+            found = self.boxes(output.codes.detach())[frame, query, :7]
+            pairs = (_lifted(b) if self.iou_of_tops else b for b in (found, targets.boxes))
+            losses["iou"] = self.iou_weight * _iou_loss(output.iou[frame, query], *pairs)
+        return losses | {"total": sum(losses.values())}
+
+    @torch.no_grad()
+    def decode(self, output: QueryOutput) -> list[Detections]:
+        """Detections of each frame, in the order of their queries."""
+        own = F.one_hot(output.labels, len(self.classes)).transpose(1, 2)
+        scores, labels = (output.logits.sigmoid() * output.peak_scores * own).max(1)
+        boxes = self.boxes(output.codes)
+        keep = scores > self.score_threshold
+        if self.center_range is not None:
+            low, high = boxes.new_tensor(self.center_range).view(2, 3)
+            keep &= ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(-1)
+        found = []
+        for frame, chosen in enumerate(keep):
+            score = scores[frame, chosen]
+            if self.iou_rectifier is not None:
+                score = rectify_scores(score, output.iou[frame, chosen], torch.full_like(score, self.iou_rectifier))
+            detections = Detections(boxes[frame, chosen], score, labels[frame, chosen], self.classes)
+            found.append(detections.select(self._suppressed(detections)))
+        return found
+
+    def _suppressed(self, found: Detections) -> Tensor:
+        """bool [M]: which detections stay after the suppression of some classes, each alone."""
+        keep = torch.ones_like(found.labels, dtype=torch.bool)
+        for label, threshold in self.nms.items():
+            mine = (found.labels == label).nonzero()[:, 0]
+            keep[mine] = False
+            keep[mine[nms(found.boxes[mine], found.scores[mine], threshold, pre_max=1000, post_max=100)]] = True
+        return keep
+
+
+def _lifted(boxes: Tensor) -> Tensor:
+    """Boxes [N, 7] moved up by half their height."""
+    return torch.cat([boxes[:, :2], boxes[:, 2:3] + boxes[:, 5:6] / 2, boxes[:, 3:7]], 1)
+
+
+def _iou_loss(expected: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
+    """Mean distance of predictions [K] from 2 IoU - 1, over the pairs that overlap at all."""
+    iou = iou_3d_paired(boxes, objects)
+    overlapping = iou > 0
+    return ((expected - (2 * iou - 1)).abs() * overlapping).sum() / overlapping.sum().clamp_min(1)
+
+
+def _take(maps: Tensor, index: Tensor) -> Tensor:
+    """Columns [B, C, P] of maps [B, C, cells] at index int64 [B, P]."""
+    return maps.gather(2, index[:, None].expand(-1, maps.shape[1], -1))
+
+
+def _label(name: str, classes: Sequence[str], argument: str) -> int:
+    if name not in classes:
+        raise ValueError(f"{argument} names the unknown class {name!r}{suggest(name, classes)}")
+    return classes.index(name)
+
+
+def _check_branches(branches: Mapping[str, int]) -> None:
+    for name in branches:
+        if name not in CHANNELS:
+            raise ValueError(f"branches has no {name!r}{suggest(name, CHANNELS)}")
+    missing = [name for name in REQUIRED if name not in branches]
+    if missing:
+        raise ValueError(f"branches needs {', '.join(map(repr, missing))}")

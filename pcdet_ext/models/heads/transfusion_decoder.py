@@ -1,0 +1,117 @@
+"""The transformer layer of TransFusion, its position embeddings and prediction branches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+BRANCH_CHANNELS = 64
+
+
+class PositionEmbedding(nn.Module):
+    """Positions (x, y) through two pointwise layers."""
+
+    def __init__(self, channels: int, momentum: float) -> None:
+        super().__init__()
+        self.position_embedding_head = nn.Sequential(
+            nn.Conv1d(2, channels, 1),
+            nn.BatchNorm1d(channels, momentum=momentum),
+            nn.ReLU(),
+            nn.Conv1d(channels, channels, 1),
+        )
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """[B, N, 2] to [B, N, channels]."""
+        return self.position_embedding_head(positions.transpose(1, 2)).transpose(1, 2)
+
+
+class DecoderLayer(nn.Module):
+    """Queries attend to each other, then to the map; positions are part of queries, keys and values."""
+
+    def __init__(self, channels: int, num_heads: int, ffn_channels: int, dropout: float, momentum: float) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(channels, num_heads, dropout=dropout, batch_first=True)
+        self.multihead_attn = nn.MultiheadAttention(channels, num_heads, dropout=dropout, batch_first=True)
+        self.linear1 = nn.Linear(channels, ffn_channels)
+        self.linear2 = nn.Linear(ffn_channels, channels)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+        self.self_posembed = PositionEmbedding(channels, momentum)
+        self.cross_posembed = PositionEmbedding(channels, momentum)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self,
+        queries: Tensor,
+        features: Tensor,
+        query_positions: Tensor,
+        positions: Tensor,
+        others: Tensor | None = None,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """Refined queries [B, C, P].
+
+        queries: [B, C, P]; features: [B, C, N]; query_positions: [B, P, 2]; positions: [N, 2]; others: bool [P, P] and
+        hidden: bool [B, P, N], True where a query must not look.
+        """
+        query, embedding = queries.transpose(1, 2), self.self_posembed(query_positions)
+        placed = query + embedding
+        query = self.norm1(query + self.dropout(self._attend(self.self_attn, placed, placed, others)))
+        keys = features.transpose(1, 2) + self.cross_posembed(positions[None])
+        query = self.norm2(query + self.dropout(self._attend(self.multihead_attn, query + embedding, keys, hidden)))
+        inner = self.linear2(self.dropout(torch.relu(self.linear1(query))))
+        return self.norm3(query + self.dropout(inner)).transpose(1, 2)
+
+    @staticmethod
+    def _attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None and mask.dim() == 3:
+            mask = mask.repeat_interleave(attention.num_heads, dim=0)
+        return attention(query, key, key, attn_mask=mask, need_weights=False)[0]
+
+
+class PredictionHead(nn.Module):
+    """Pointwise branches; outputs: (channels, convolutions) of each by name."""
+
+    def __init__(self, channels: int, outputs: Mapping[str, tuple[int, int]], bias: bool, momentum: float) -> None:
+        super().__init__()
+        self.names = tuple(outputs)
+        for name, (out_channels, convs) in outputs.items():
+            widths = [channels] + [BRANCH_CHANNELS] * (convs - 1)
+            blocks = [
+                nn.Sequential(
+                    nn.Conv1d(widths[i], BRANCH_CHANNELS, 1, bias=bias),
+                    nn.BatchNorm1d(BRANCH_CHANNELS, momentum=momentum),
+                    nn.ReLU(),
+                )
+                for i in range(convs - 1)
+            ]
+            self.add_module(name, nn.Sequential(*blocks, nn.Conv1d(widths[-1], out_channels, 1)))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Each branch [B, channels, P] from queries [B, C, P]."""
+        return {name: getattr(self, name)(x) for name in self.names}
+
+
+def window_mask(cell: Tensor, size: Sequence[int], radius: int, wraps: bool) -> Tensor:
+    """bool [B, P, rows * columns]: which cells lie outside a query's window of 2 * radius + 1 cells a side.
+
+    cell: flat int64 [B, P]. wraps: a window that leaves the map on the left or right goes on in the neighbouring row.
+    Raises ValueError for windows that wrap and are wider than the map.
+    """
+    rows, columns = size
+    if wraps and columns < 2 * radius + 1:
+        raise ValueError(f"a window of {2 * radius + 1} cells that wraps does not fit a map {columns} cells wide")
+    steps = torch.arange(-radius, radius + 1, device=cell.device)
+    row, column = (cell // columns)[..., None, None] + steps[:, None], (cell % columns)[..., None, None] + steps
+    flat = (row * columns + column).flatten(2)
+    inside = (flat >= 0) & (flat < rows * columns)
+    if not wraps:
+        inside &= ((row >= 0) & (row < rows) & (column >= 0) & (column < columns)).flatten(2)
+    # One more cell takes the places outside.
+    hidden = torch.ones(*cell.shape, rows * columns + 1, dtype=torch.bool, device=cell.device)
+    hidden.scatter_(2, torch.where(inside, flat, rows * columns), False)
+    return hidden[..., :-1]
