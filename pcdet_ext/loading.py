@@ -89,7 +89,7 @@ def _common(workers: int, device: torch.device) -> dict[str, Any]:
         "num_workers": workers,
         "generator": torch.Generator(),
         "pin_memory": device.type == "cuda",
-        "worker_init_fn": _ignore_signals,
+        "worker_init_fn": _outlive_signals,
     }
 
 
@@ -97,8 +97,8 @@ def _keep_samples(collate: Callable[[Sequence[Any]], Any], samples: Sequence[Any
     return list(samples), collate(samples)
 
 
-def _ignore_signals(_: int) -> None:
-    """Ctrl-C and torchrun's SIGTERM reach the whole process group, but the main process decides what happens then; it
-    ends its workers otherwise, and they end by themselves when it is gone."""
+def _outlive_signals(_: int) -> None:
+    """Ctrl-C and torchrun's SIGTERM reach the whole process group, but the main process decides what happens then: the
+    workers live through Ctrl-C and one SIGTERM. A second one, as comes when the main process clears up, ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -208,12 +208,15 @@ class Trainer:
         """
         silent = self.fabric.global_rank > 0
         with StopRequest() as self.stop, RunLog(self.out, self.total_steps, self.progress.step, silent) as self.log:
-            while not self._finished():
-                if not (self._train_epoch() and self._end_epoch()):
-                    self._flush()
-                    self._save(LAST, must=True)
-                    self.log.message(f"stopped at step {self.progress.step}; {self.out / LAST} continues from here")
-                    return False
+            try:
+                while not self._finished():
+                    if not (self._train_epoch() and self._end_epoch()):
+                        self._flush()
+                        self._save(LAST, must=True)
+                        self.log.message(f"stopped at step {self.progress.step}; {self.out / LAST} continues from here")
+                        return False
+            finally:
+                self.loader = None  # ends its workers
         return True
 
     def _finished(self) -> bool:

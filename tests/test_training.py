@@ -280,3 +280,21 @@ def test_signals_end_whole_process_groups_with_a_checkpoint(tmp_path: Path, proc
     assert "Traceback" not in errors or processes > 1  # torchrun tells of its own end
     progress = checkpoint.read(tmp_path / LAST)["progress"]
     assert progress["epoch"] < 1000
+
+
+def test_an_error_ends_the_workers(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.path[:0] = [{str(SCRIPT.parent)!r}, {str(SCRIPT.parent.parent)!r}]
+from pathlib import Path
+from toy_detector import toy_parts
+from pcdet_ext.trainer import TrainConfig, Trainer, make_fabric
+parts = toy_parts(size=100)
+def fail(batch):
+    raise ValueError("no such loss")
+parts.detector.loss = fail
+Trainer(parts, TrainConfig(epochs=1, num_workers=2), Path({str(tmp_path)!r}), make_fabric(device="cpu")).fit()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=False)
+    assert done.returncode == 1
+    assert "no such loss" in done.stderr
