@@ -14,23 +14,10 @@ from torch import Tensor, nn
 
 from pcdet_ext.config import Registry
 from pcdet_ext.models.norm import SparseBatchNorm
-from pcdet_ext.ops import dynamic_voxelize, segment_reduce, voxelize
+from pcdet_ext.ops import dynamic_voxelize, grid_size, segment_reduce, voxelize
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
 ENCODERS = Registry("encoder")
-
-
-def grid_size(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> tuple[int, int, int]:
-    """Cells (Z, Y, X) of a range (x, y, z minimum, then maximum) in voxels (x, y, z), all in metres.
-
-    Raises ValueError for a range with fewer than half a voxel along an axis.
-    """
-    low, high = point_cloud_range[:3], point_cloud_range[3:]
-    cells = [round((b - a) / size) for a, b, size in zip(low, high, voxel_size, strict=True)]
-    if min(cells) < 1:
-        raise ValueError(f"point_cloud_range {list(point_cloud_range)} has no voxel of size {list(voxel_size)}")
-    x, y, z = cells
-    return z, y, x
 
 
 class PointFeatureLayer(nn.Module):
@@ -64,7 +51,7 @@ class _Geometry(nn.Module):
         super().__init__()
         self.point_cloud_range = tuple(float(v) for v in point_cloud_range)
         self.voxel_size = tuple(float(v) for v in voxel_size)
-        self.grid = grid_size(self.point_cloud_range, self.voxel_size)
+        self.grid = grid_size(self.point_cloud_range, self.voxel_size)[::-1]
 
     def _centres(self, coords: Tensor, dtype: torch.dtype) -> Tensor:
         """Centres (x, y, z) [N, 3] in metres of voxels (batch, z, y, x) [N, 4]."""
@@ -240,7 +227,7 @@ class _DynamicVoxels:
 
     def _assign(self, batch: PointBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Points inside [R, F], the voxel of each, int64 [R], and the voxels' coords int32 [N, 4]."""
-        located, size = batch.points.detach(), self.voxel_size
+        located, size = batch.points, self.voxel_size
         if self.pillars:
             located, size = self._flattened(located)
         coords, voxel = dynamic_voxelize(located, batch.batch_index, self.point_cloud_range, size)
@@ -256,7 +243,7 @@ class _DynamicVoxels:
     def _flattened(self, points: Tensor) -> tuple[Tensor, tuple[float, float, float]]:
         """Points whose z lies in the middle of the range, and the size of a cell of the whole height."""
         low, high = self.point_cloud_range[2], self.point_cloud_range[5]
-        points = points.clone()
+        points = points.detach().clone()
         points[:, 2] = torch.where(points[:, 2].isfinite(), (low + high) / 2, points[:, 2])
         return points, (*self.voxel_size[:2], high - low)
 

@@ -243,27 +243,49 @@ class _TableConvolution(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: Pairs, rows: int) -> Tensor:
         ctx.save_for_backward(features, weight)
         ctx.pairs = pairs
+        inputs, products = _Workspace(features, pairs), _Workspace(features, pairs, weight.shape[0])
         result = features.new_zeros(rows, weight.shape[0])
         for cell, (into, out) in zip(_cells(weight), pairs, strict=True):
             if len(into):
-                result.index_add_(0, out, features.index_select(0, into) @ cell.t())
+                result.index_add_(0, out, products.multiply(inputs.gather(features, into), cell.t()))
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         features, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        grads, inputs = _Workspace(grad, ctx.pairs), _Workspace(features, ctx.pairs)
         grad_features = torch.zeros_like(features) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for i, (cell, (into, out)) in enumerate(zip(_cells(weight), ctx.pairs, strict=True)):
             if not len(into):
                 continue
-            rows = grad.index_select(0, out)
-            if grad_features is not None:
-                grad_features.index_add_(0, into, rows @ cell)
+            rows = grads.gather(grad, out)
             if grad_weight is not None:
-                grad_weight.flatten(1, 3)[:, i] = rows.t() @ features.index_select(0, into)
+                grad_weight.flatten(1, 3)[:, i] = rows.t() @ inputs.gather(features, into)
+            if grad_features is not None:
+                grad_features.index_add_(0, into, inputs.multiply(rows, cell))
         return grad_features, grad_weight, None, None
+
+
+class _Workspace:
+    """Memory for the rows of one kernel cell, used again for the next: fresh pages for each cost as much as the work.
+
+    A result is valid until the next call.
+    """
+
+    def __init__(self, like: Tensor, pairs: Pairs, channels: int | None = None) -> None:
+        longest = max(len(into) for into, _ in pairs)
+        self._rows = like.new_empty(longest, like.shape[1] if channels is None else channels)
+
+    def gather(self, features: Tensor, rows: Tensor) -> Tensor:
+        """features[rows]"""
+        return torch.index_select(features, 0, rows, out=self._rows[: len(rows)])
+
+    def multiply(self, rows: Tensor, matrix: Tensor) -> Tensor:
+        """rows @ matrix"""
+        return torch.mm(rows, matrix, out=self._rows[: len(rows)])
 
 
 def _cells(weight: Tensor) -> Sequence[Tensor]:

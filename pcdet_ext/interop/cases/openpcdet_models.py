@@ -8,46 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pcdet_ext.interop import openpcdet
 from pcdet_ext.interop.golden import Case, Values, backward, runs
-from pcdet_ext.models import encoders
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
+from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
-ENCODER_NAMES = {"DynPillarVFE": "DynamicPillarVFE", "DynMeanVFE": "DynamicMeanVFE"}  # others keep their name
-ENCODER_KEYS = {
-    "USE_NORM": "use_norm",
-    "WITH_DISTANCE": "with_distance",
-    "USE_ABSLOTE_XYZ": "use_absolute_xyz",
-    "NUM_FILTERS": "num_filters",
-}
 
-
-def encoder_of(model_cfg: Mapping[str, Any], name: str | None = None, **context: Any) -> nn.Module:
-    """Our encoder for the published VFE section, with the published quirks.
-
-    `context`: in_channels, point_cloud_range, voxel_size, and max_points and max_voxels of hard voxels.
-    """
-    name = name or model_cfg["NAME"]
-    node = {"name": ENCODER_NAMES.get(name, name)}
-    node |= {ours: model_cfg[theirs] for theirs, ours in ENCODER_KEYS.items() if theirs in model_cfg}
-    return encoders.ENCODERS.build(node, **context, count_padding=True, x_major=True)
-
-
-def bev_backbone_of(model_cfg: Mapping[str, Any], in_channels: int, name: str | None = None) -> nn.Module:
-    """Our 2-D backbone for the published BACKBONE_2D section."""
-    settings = {key.lower(): value for key, value in model_cfg.items() if key != "NAME"}
-    return BEV_BACKBONES.build({"name": name or model_cfg["NAME"]} | settings, in_channels=in_channels)
-
-
-def sparse_backbone_of(
-    model_cfg: Mapping[str, Any], in_channels: int, grid: tuple[int, int, int], name: str | None = None, divide: int = 1
-) -> nn.Module:
-    """Our 3-D backbone for the published BACKBONE_3D section, its widths divided by `divide`."""
-    settings = {key.lower(): value for key, value in model_cfg.items() if key != "NAME"}
-    node = {"name": name or model_cfg["NAME"]} | settings
-    channels = (16, 32, 64, 128, 128) if node["name"] == "VoxelResBackBone8x" else (16, 32, 64, 64, 128)
-    return BACKBONES.build(node, in_channels=in_channels, grid=grid, channels=[c // divide for c in channels])
+def _section(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's section of a published configuration, with its name."""
+    return {"NAME": config["NAME"], **config["model_cfg"]}
 
 
 def load(module: nn.Module, case: Case) -> nn.Module:
@@ -60,14 +31,14 @@ def load(module: nn.Module, case: Case) -> nn.Module:
 def run_vfe(case: Case, grads: bool) -> Values:
     """Encoders on points or on given voxels, in evaluation and training mode."""
     config = case.config
-    points_per_voxel = {"max_points": case.arrays["in.voxels"].shape[1]} if "in.voxels" in case.arrays else {}
-    encoder = encoder_of(
-        config["model_cfg"],
-        config["NAME"],
+    hard = "in.voxels" in case.arrays
+    caps = case.arrays["in.voxels"].shape[1::-1] if hard else (None, None)
+    node = openpcdet.encoder(_section(config), *caps) | ({} if hard else {"x_major": True})
+    encoder = ENCODERS.build(
+        node,
         in_channels=config["num_point_features"],
         point_cloud_range=config["point_cloud_range"],
         voxel_size=config["voxel_size"],
-        **points_per_voxel,
     )
     load(encoder, case)
     inputs = {k: v.requires_grad_(grads and v.is_floating_point()) for k, v in case.tensors("in").items()}
@@ -122,8 +93,8 @@ def run_map_to_bev(case: Case, grads: bool) -> Values:
 @runs("openpcdet", "bev_backbone")
 def run_bev_backbone(case: Case, grads: bool) -> Values:
     """A map through a 2-D backbone."""
-    config = case.config
-    backbone = load(bev_backbone_of(config["model_cfg"], config["input_channels"], config["NAME"]), case)
+    node = openpcdet.bev_backbone(_section(case.config))
+    backbone = load(BEV_BACKBONES.build(node, in_channels=case.config["input_channels"]), case)
     bev = case.tensor("in.spatial_features").requires_grad_(grads)
     values = {"out.spatial_features_2d": backbone(bev), "out.num_bev_features": backbone.out_channels}
     if grads:
@@ -136,10 +107,8 @@ def run_sparse_backbone(case: Case, grads: bool) -> Values:
     """Voxels through a 3-D backbone and onto the map."""
     config = case.config
     grid = tuple(config["grid_size"][::-1])
-    backbone = sparse_backbone_of(
-        config["model_cfg"], config["input_channels"], grid, config["NAME"], config.get("channel_div", 1)
-    )
-    load(backbone, case)
+    node = openpcdet.backbone(_section(config), config.get("channel_div", 1))
+    backbone = load(BACKBONES.build(node, in_channels=config["input_channels"], grid=grid), case)
     features = case.tensor("in.voxel_features").requires_grad_(grads)
     voxels = backbone(SparseVoxels(features, case.tensor("in.voxel_coords"), grid, config["batch_size"]))
     values = {
