@@ -1,0 +1,9 @@
+"""Measuring the library: speeds of operations against their references and against other libraries.
+
+A module of `MODULES` registers benchmarks (`registry.benchmark`), `timing` measures, `report` prints and writes.
+"""
+
+MODULES = (
+    "pcdet_ext.benchmark.voxels",
+    "pcdet_ext.benchmark.sequences",
+)

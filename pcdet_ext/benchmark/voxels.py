@@ -1,0 +1,166 @@
+"""Benchmarks of voxelisation and of reductions by voxel."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pcdet_ext.benchmark.registry import Contest, Workload, benchmark
+from pcdet_ext.ops import dynamic_voxelize, segment_reduce, voxelize
+from pcdet_ext.ops.segment import KINDS, segment_reduce_reference
+from pcdet_ext.ops.voxelize import dynamic_voxelize_reference, grid_size, voxelize_reference
+
+
+class VoxelSetting(NamedTuple):
+    """Range (x, y, z minimum, then maximum) and voxel size (x, y, z) in metres, and the caps of hard voxels."""
+
+    point_cloud_range: tuple[float, ...]
+    voxel_size: tuple[float, ...]
+    max_points: int
+    max_voxels: int
+
+
+KITTI_PILLARS = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0), (0.16, 0.16, 4.0)
+KITTI_VOXELS = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0), (0.05, 0.05, 0.1)
+WAYMO_PILLARS = (-74.88, -74.88, -2.0, 74.88, 74.88, 4.0), (0.32, 0.32, 6.0)
+WAYMO_VOXELS = (-75.2, -75.2, -2.0, 75.2, 75.2, 4.0), (0.1, 0.1, 0.15)
+# As in the published configurations: caps of training and of testing on KITTI.
+HARD = {
+    "pointpillars-kitti-train": VoxelSetting(*KITTI_PILLARS, 32, 16_000),
+    "pointpillars-kitti-test": VoxelSetting(*KITTI_PILLARS, 32, 40_000),
+    "second-kitti-train": VoxelSetting(*KITTI_VOXELS, 5, 16_000),
+    "second-kitti-test": VoxelSetting(*KITTI_VOXELS, 5, 40_000),
+    "centerpoint-waymo-test": VoxelSetting(*WAYMO_VOXELS, 5, 150_000),
+}
+DYNAMIC = {
+    "pillars-kitti": KITTI_PILLARS,
+    "voxels-kitti": KITTI_VOXELS,
+    "pillars-waymo": WAYMO_PILLARS,
+    "voxels-waymo": WAYMO_VOXELS,
+}
+
+
+@benchmark("voxelize")
+def hard_voxels(load: Workload) -> Iterator[Contest]:
+    """Hard voxelisation against spconv's PointToVoxel."""
+    for name, setting in HARD.items():
+        voxels, *rest = voxelize(load.points, *setting)
+        yield Contest(
+            name,
+            lambda setting=setting: voxelize(load.points, *setting),
+            lambda setting=setting: voxelize_reference(load.points, *setting)[:3],
+            spconv_peer(load.points, setting),
+            work={"points": len(load.points), "voxels": len(voxels)},
+            bytes=sum(t.nbytes for t in (load.points, voxels, *rest)),
+        )
+
+
+def spconv_peer(points: Tensor, setting: VoxelSetting) -> dict[str, Callable[[], Sequence[Tensor]]]:
+    """spconv's voxel generator on the CPU (that on CUDA keeps other points: no peer), where spconv is here."""
+    if points.device.type != "cpu":
+        return {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about torch's names for mixed precision
+            from spconv.pytorch.utils import PointToVoxel
+    except ImportError:
+        return {}
+    size, extent = list(setting.voxel_size), list(setting.point_cloud_range)
+    generator = PointToVoxel(size, extent, points.shape[1], setting.max_voxels, setting.max_points)
+    return {"spconv PointToVoxel": lambda: generator(points)}
+
+
+@benchmark("dynamic_voxelize")
+def dynamic_mean(load: Workload) -> Iterator[Contest]:
+    """Dynamic voxels and the mean of their points, as a mean encoder needs them."""
+    batch_index = torch.zeros(len(load.points), dtype=torch.int64, device=load.device)
+    for name, setting in DYNAMIC.items():
+        coords, mean = mean_of_voxels(load.points, batch_index, *setting)
+        yield Contest(
+            name + " + mean",
+            lambda setting=setting: mean_of_voxels(load.points, batch_index, *setting),
+            lambda setting=setting: mean_of_voxels_reference(load.points, batch_index, *setting),
+            {"torch.unique + index_add": lambda setting=setting: unique_mean(load.points, batch_index, *setting)},
+            work={"points": len(load.points), "voxels": len(coords)},
+            bytes=sum(t.nbytes for t in (load.points, batch_index, coords, mean)),
+        )
+
+
+def mean_of_voxels(points: Tensor, batch_index: Tensor, *setting: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Coords [N, 4] and mean points [N, C] with this library."""
+    coords, voxel = dynamic_voxelize(points, batch_index, *setting)
+    return coords, segment_reduce(points, voxel, len(coords), "mean")
+
+
+def mean_of_voxels_reference(points: Tensor, batch_index: Tensor, *setting: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The same with this library's references."""
+    coords, voxel = dynamic_voxelize_reference(points, batch_index, *setting)
+    return coords, segment_reduce_reference(points, voxel, len(coords), KINDS["mean"])[0]
+
+
+def unique_mean(
+    points: Tensor, batch_index: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The same as it is usually written in PyTorch: keys, torch.unique, index_add."""
+    low = torch.tensor(point_cloud_range[:3], device=points.device)
+    cells = torch.tensor(grid_size(point_cloud_range, voxel_size), device=points.device)
+    place = torch.floor((points[:, :3] - low) / torch.tensor(voxel_size, device=points.device)).long()
+    inside = ((place >= 0) & (place < cells)).all(1)
+    points, place, batch_index = points[inside], place[inside], batch_index[inside]
+    key = ((batch_index * cells[2] + place[:, 2]) * cells[1] + place[:, 1]) * cells[0] + place[:, 0]
+    key, voxel, count = torch.unique(key, return_inverse=True, return_counts=True)
+    mean = points.new_zeros(len(key), points.shape[1]).index_add_(0, voxel, points) / count[:, None]
+    plane = cells[0] * cells[1]
+    frame, rest = key // (plane * cells[2]), key % (plane * cells[2])
+    coords = torch.stack([frame, rest // plane, rest % plane // cells[0], rest % cells[0]], 1)
+    return coords.int(), mean
+
+
+@benchmark("segment_reduce")
+def reductions(load: Workload) -> Iterator[Contest]:
+    """Reductions of 64 features a point by pillar, as a pillar encoder needs them, forward and backward."""
+    batch_index = torch.zeros(len(load.points), dtype=torch.int64, device=load.device)
+    coords, pillar = dynamic_voxelize(load.points, batch_index, *WAYMO_PILLARS)
+    pillar = pillar[pillar >= 0]
+    values = torch.randn(len(pillar), 64, generator=load.generator()).to(load.device)
+    weights = torch.randn(len(coords), 64, generator=load.generator(1)).to(load.device)
+    for kind in KINDS:
+        yield Contest(
+            f"{kind} of 64 channels",
+            lambda kind=kind: segment_reduce(values, pillar, len(coords), kind),
+            lambda kind=kind: segment_reduce_reference(values, pillar, len(coords), KINDS[kind])[0],
+            {"torch scatter_reduce": lambda kind=kind: scatter_reduced(values, pillar, len(coords), kind)},
+            work={"rows": len(values), "segments": len(coords)},
+            bytes=values.nbytes + pillar.nbytes + weights.nbytes,
+        )
+    yield Contest(
+        "max of 64 channels, with gradient",
+        lambda: with_gradient(lambda v: segment_reduce(v, pillar, len(coords), "max"), values, weights),
+        peers={
+            "torch scatter_reduce": lambda: with_gradient(
+                lambda v: scatter_reduced(v, pillar, len(coords), "max"), values, weights
+            )
+        },
+        work={"rows": len(values), "segments": len(coords)},
+        bytes=2 * (values.nbytes + weights.nbytes) + pillar.nbytes,
+    )
+
+
+def scatter_reduced(values: Tensor, index: Tensor, num_segments: int, kind: str) -> Tensor:
+    """PyTorch's own: index_add for sums, else scatter_reduce."""
+    out = values.new_zeros(num_segments, values.shape[1])
+    if kind == "sum":
+        return out.index_add(0, index, values)
+    name, spread = {"max": "amax", "min": "amin"}.get(kind, kind), index[:, None].expand_as(values)
+    return out.scatter_reduce(0, spread, values, name, include_self=False)
+
+
+def with_gradient(reduce: Callable[[Tensor], Tensor], values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The reduction and the gradient of its sum under `weights` with respect to the values."""
+    values = values.detach().requires_grad_()
+    out = reduce(values)
+    return out.detach(), torch.autograd.grad(out, values, weights)[0]
