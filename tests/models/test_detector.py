@@ -27,7 +27,9 @@ BEV = {
 ANCHOR_HEAD = {"name": "AnchorHead", "anchors": [CAR, WALKER], "nms": {"iou_threshold": 0.1}}
 CENTER_HEAD = {"name": "CenterHead", "shared_channels": 8}
 PILLARS = {"voxel_size": [0.4, 0.4, 4.0], "encoder": {"name": "PillarVFE", "num_filters": [8]}, "bev_backbone": BEV}
+QUERY_HEAD = {"name": "TransFusionHead", "hidden_channels": 16, "num_heads": 2, "ffn_channels": 16, "num_proposals": 9}
 MODELS = {
+    "transfusion": PILLARS | {"head": QUERY_HEAD},
     "pointpillars": PILLARS | {"head": ANCHOR_HEAD},
     "centerpoint": PILLARS | {"encoder": {"name": "DynamicPillarVFE", "num_filters": [8, 8]}, "head": CENTER_HEAD},
     "second": {
@@ -84,6 +86,16 @@ def test_a_few_steps_lower_the_loss(name):
         history.append(float(losses["total"].detach()))
     assert history[-1] < 0.8 * history[0]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_of_mixed_precision_are_float32(name):
+    detector = build(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = detector.loss(batch(300, 200))
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    full = detector.loss(batch(300, 200))
+    assert losses["total"].item() == pytest.approx(full["total"].item(), rel=0.1)
 
 
 @pytest.mark.parametrize("name", MODELS)

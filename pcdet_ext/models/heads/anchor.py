@@ -102,7 +102,7 @@ class AnchorHead(nn.Module):
         self.nms.check(len(self.classes))
         self.coder = ResidualCoder()
         self.register_buffer("code_weights", torch.tensor(code_weights, dtype=torch.float32), persistent=False)
-        self._anchors: dict[tuple[int, int, torch.device], list[Tensor]] = {}
+        self._anchors: dict[tuple[int, int, torch.device], tuple[list[Tensor], Tensor]] = {}
 
         per_cell = sum(map(len, self.specs))
         self.conv_cls = nn.Conv2d(in_channels, per_cell * len(self.classes), 1)
@@ -120,11 +120,12 @@ class AnchorHead(nn.Module):
             if names.count(name) != 1:
                 raise ValueError(f"class {name!r} must have one entry in anchors, got {names.count(name)}")
 
-    def anchors(self, map_size: tuple[int, int], device: torch.device) -> list[Tensor]:
-        """Anchors [Y, X, A, 7] of each entry of `specs`."""
+    def anchors(self, map_size: tuple[int, int], device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """Anchors [Y, X, A, 7] of each entry of `specs`, and all of them flat [N, 7]."""
         key = (*map_size, device)
         if key not in self._anchors:
-            self._anchors[key] = [make_anchors(s, self.point_cloud_range, map_size, device) for s in self.specs]
+            single = [make_anchors(s, self.point_cloud_range, map_size, device) for s in self.specs]
+            self._anchors[key] = single, torch.cat(single, 2).view(-1, 7)
         return self._anchors[key]
 
     def forward(self, bev: Tensor) -> AnchorOutput:
@@ -138,7 +139,7 @@ class AnchorHead(nn.Module):
             logits=flat(self.conv_cls, len(self.classes)),
             codes=flat(self.conv_box, self.coder.code_size),
             directions=None if self.conv_dir_cls is None else flat(self.conv_dir_cls, self.direction_bins),
-            anchors=torch.cat(self.anchors(map_size, bev.device), 2).view(-1, 7),
+            anchors=self.anchors(map_size, bev.device)[1],
             map_size=map_size,
         )
 
@@ -167,7 +168,8 @@ class AnchorHead(nn.Module):
         per_cell, before = sum(map(len, self.specs)), 0
         target = torch.full((len(output.anchors),), BACKGROUND, device=output.anchors.device)
         positives, objects = [], []
-        for spec, anchors in zip(self.specs, self.anchors(output.map_size, output.anchors.device), strict=True):
+        of_spec = self.anchors(output.map_size, output.anchors.device)[0]
+        for spec, anchors in zip(self.specs, of_spec, strict=True):
             label = self.classes.index(spec.class_name)
             mine = boxes[labels == label]
             matches = assign(anchors, mine, spec.matched, spec.unmatched, self.match_3d)

@@ -194,8 +194,9 @@ class TransFusionHead(nn.Module):
         return scores * peak
 
     def _positions(self, size: Sequence[int], like: Tensor) -> Tensor:
-        """Centres (x, y) [cells, 2] of the map's cells, in cells."""
-        rows, columns = (torch.arange(n, device=like.device, dtype=like.dtype) + 0.5 for n in size)
+        """Centres (x, y) [cells, 2] of the map's cells, in cells; at least float32, as half precision is too coarse."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        rows, columns = (torch.arange(n, device=like.device, dtype=dtype) + 0.5 for n in size)
         row, column = torch.meshgrid(rows, columns, indexing="ij")
         pair = (row, column) if self.x_rows else (column, row)
         return torch.stack([axis.flatten() for axis in pair], 1)
