@@ -134,6 +134,7 @@ setup(
         "pcdet_ext.benchmark",
         "pcdet_ext.data",
         "pcdet_ext.data.formats",
+        "pcdet_ext.data.simulation",
         "pcdet_ext.evaluation",
         "pcdet_ext.grouping",
         "pcdet_ext.interop",

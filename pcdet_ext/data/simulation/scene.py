@@ -1,0 +1,285 @@
+"""Random street scenes: what stands where. Knows nothing of sensors or file formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pcdet_ext.data.simulation import shapes
+from pcdet_ext.data.simulation.shapes import Array, Material, Mesh
+
+SIZES = {  # length, width, height: mean and spread in metres, as labelled in KITTI
+    "Car": ((3.9, 1.63, 1.53), (0.42, 0.10, 0.13)),
+    "Van": ((5.0, 1.9, 2.2), (0.5, 0.12, 0.25)),
+    "Truck": ((9.5, 2.55, 3.2), (2.2, 0.15, 0.4)),
+    "Cyclist": ((1.76, 0.6, 1.73), (0.12, 0.05, 0.08)),
+    "Pedestrian": ((0.8, 0.65, 1.75), (0.2, 0.1, 0.1)),
+}
+
+
+@dataclass(frozen=True)
+class Actor:
+    """An object that is labelled. box: (x, y, z, dx, dy, dz, heading), z at the centre, the extent of its mesh."""
+
+    name: str
+    box: Array
+    mesh: Mesh  # placed in the scene
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A world around a sensor that stands on the ground at the origin. static: everything without a label."""
+
+    static: Mesh
+    actors: tuple[Actor, ...]
+
+
+@dataclass
+class _Ground:
+    """A gently undulating surface with a slope: height in metres."""
+
+    slope: Array
+    waves: Array  # rows: amplitude, wave number x and y, phase
+
+    def height(self, x: Array, y: Array) -> Array:
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        amplitude, kx, ky, phase = self.waves.T
+        phases = x[..., None] * kx + y[..., None] * ky + phase
+        rest = float((amplitude * np.sin(phase)).sum())  # the sensor's own place stays at height 0
+        return self.slope[0] * x + self.slope[1] * y + (amplitude * np.sin(phases)).sum(-1) - rest
+
+    @staticmethod
+    def random(rng: np.random.Generator) -> _Ground:
+        waves = np.stack(
+            [
+                rng.uniform(0.01, 0.12, 5),
+                2 * np.pi / rng.uniform(25, 90, 5) * rng.choice([-1, 1], 5),
+                2 * np.pi / rng.uniform(25, 90, 5) * rng.choice([-1, 1], 5),
+                rng.uniform(0, 2 * np.pi, 5),
+            ],
+            1,
+        )
+        return _Ground(rng.normal(0, [0.012, 0.012]), waves)
+
+
+@dataclass
+class _Builder:
+    """A scene in the making; remembers what is taken so that nothing overlaps."""
+
+    rng: np.random.Generator
+    ground: _Ground
+    yaw: float  # of the street against the sensor
+    static: list[Mesh] = field(default_factory=list)
+    actors: list[Actor] = field(default_factory=list)
+    taken: list[tuple[float, float, float]] = field(default_factory=list)  # discs: x, y, radius
+
+    def to_world(self, along: float, across: float) -> tuple[float, float]:
+        """From street coordinates to the sensor's."""
+        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
+        return along * cos - across * sin, along * sin + across * cos
+
+    def free(self, x: float, y: float, radius: float) -> bool:
+        """Whether a disc touches nothing; keeps 3 m around the sensor free."""
+        if np.hypot(x, y) < radius + 3.0:
+            return False
+        return all((x - a) ** 2 + (y - b) ** 2 > (radius + r) ** 2 for a, b, r in self.taken)
+
+    def take(self, x: float, y: float, heading: float, length: float, width: float) -> bool:
+        """Reserve a rectangle as a chain of discs, where it is free."""
+        radius = width / 2 + 0.15
+        steps = max(1, int(np.ceil(length / width)))
+        offsets = (np.arange(steps) + 0.5) / steps * length - length / 2
+        discs = [(x + o * np.cos(heading), y + o * np.sin(heading)) for o in offsets]
+        if not all(self.free(a, b, radius) for a, b in discs):
+            return False
+        self.taken += [(a, b, radius) for a, b in discs]
+        return True
+
+    def place(self, mesh: Mesh, along: float, across: float, turn: float = 0.0, radius: float = 0.0) -> None:
+        """Stand something without a label on the ground, where its disc is free (radius 0: anywhere)."""
+        x, y = self.to_world(along, across)
+        if radius and not self.free(x, y, radius):
+            return
+        if radius:
+            self.taken.append((x, y, radius))
+        self.static.append(mesh.moved(x, y, float(self.ground.height(x, y)), self.yaw + turn))
+
+    def add_actor(self, name: str, along: float, across: float, turn: float) -> None:
+        """Stand an object of a class on the ground, where it is free."""
+        size = self.size(name)
+        x, y = self.to_world(along, across)
+        heading = self.yaw + turn + self.rng.normal(0, 0.03)
+        mesh = self.mesh(name, size)
+        low, high = mesh.vertices.min(0), mesh.vertices.max(0)
+        length, width, height = high - low
+        if not self.take(x, y, heading, length, width):
+            return
+        centre = (low + high) / 2
+        mesh = Mesh(mesh.vertices - np.array([centre[0], centre[1], low[2]], np.float32), mesh.triangles, mesh.material)
+        ground = float(self.ground.height(x, y))
+        box = np.array([x, y, ground + height / 2, length, width, height, heading])
+        self.actors.append(Actor(name, box, mesh.moved(x, y, ground, heading)))
+
+    def size(self, name: str) -> Array:
+        """Length, width, height of one object of a class."""
+        mean, spread = (np.array(v) for v in SIZES[name])
+        return np.clip(self.rng.normal(mean, spread), mean - 2.2 * spread, mean + 2.2 * spread)
+
+    def mesh(self, name: str, size: Array) -> Mesh:
+        """The shape of one object."""
+        rng = self.rng
+        if name == "Car":
+            return shapes.car(rng.choice(["sedan", "hatchback", "hatchback", "estate", "suv"]), *size)
+        if name == "Van":
+            return shapes.car("van", *size)
+        if name == "Truck":
+            return shapes.truck(*size)
+        if name == "Cyclist":
+            return shapes.cyclist(size[0], size[2])
+        return shapes.pedestrian(size[2], rng.uniform(0.1, 0.7), rng.uniform(0.0, 0.5))
+
+
+def street_scene(rng: np.random.Generator) -> Scene:
+    """A street with traffic, parked cars, people, buildings and plants; different with every state of `rng`."""
+    ground = _Ground.random(rng)
+    builder = _Builder(rng, ground, rng.normal(0, 0.06) if rng.random() < 0.8 else rng.uniform(-np.pi, np.pi))
+    half_width = rng.uniform(3.5, 8.0)
+    crossing = rng.uniform(14, 45) * rng.choice([-1, 1, 1]) if rng.random() < 0.5 else None
+    busy = rng.gamma(2.0, 0.5)
+    _traffic(builder, half_width, busy)
+    if crossing is not None:
+        _cross_traffic(builder, crossing, busy)
+    for side in (-1, 1):
+        _parked(builder, side, half_width, crossing)
+        _people(builder, side, half_width)
+        _frontage(builder, side, half_width + rng.uniform(2.5, 12), crossing)
+        _roadside(builder, side, half_width, crossing)
+    builder.static.append(_surface(rng, ground, builder.yaw, half_width, crossing))
+    return Scene(shapes.join(builder.static), tuple(builder.actors))
+
+
+def _vehicle(rng: np.random.Generator) -> str:
+    return str(rng.choice(["Car", "Van", "Truck"], p=[0.87, 0.09, 0.04]))
+
+
+def _traffic(b: _Builder, half_width: float, busy: float) -> None:
+    """Moving vehicles and cyclists, keeping right."""
+    lanes = max(1, int(half_width / 3.4))
+    for side, turn in ((-1, 0.0), (1, np.pi)):
+        for lane in range(lanes):
+            across = side * (lane + 0.5) * half_width / lanes
+            along = b.rng.uniform(-60, -30)
+            while along < 75:
+                along += b.rng.exponential(45 / busy) + 9
+                b.add_actor(_vehicle(b.rng), along, across + b.rng.normal(0, 0.25), turn)
+        for _ in range(b.rng.poisson(0.5)):
+            b.add_actor("Cyclist", b.rng.uniform(-40, 55), side * (half_width - 0.7), turn)
+
+
+def _cross_traffic(b: _Builder, crossing: float, busy: float) -> None:
+    """Vehicles on the street that crosses ours, some of them turning."""
+    for lane, turn in ((-1.8, np.pi / 2), (1.8, -np.pi / 2)):
+        for _ in range(b.rng.poisson(1.5 * busy)):
+            skew = b.rng.normal(0, 0.5) if b.rng.random() < 0.25 else 0.0
+            b.add_actor(_vehicle(b.rng), crossing - lane, b.rng.uniform(-40, 40), turn + skew)
+
+
+def _parked(b: _Builder, side: int, half_width: float, crossing: float | None) -> None:
+    """A row of parked cars: along the kerb, or at an angle to it."""
+    kind = b.rng.choice(["none", "kerb", "slanted", "straight"], p=[0.3, 0.45, 0.12, 0.13])
+    if kind == "none":
+        return
+    turn, step, across = {
+        "kerb": (0.0, 5.6, half_width + 1.1),
+        "slanted": (side * np.pi / 4, 3.6, half_width + 2.4),
+        "straight": (side * np.pi / 2, 2.7, half_width + 2.8),
+    }[kind]
+    share = b.rng.uniform(0.15, 0.9)
+    for along in np.arange(-55, 70, step):
+        near_crossing = crossing is not None and abs(along - crossing) < 8
+        if b.rng.random() > share or near_crossing:
+            continue
+        flip = np.pi if b.rng.random() < (0.15 if kind == "kerb" else 0.35) else 0.0
+        direction = (0.0 if side < 0 else np.pi) if kind == "kerb" else 0.0
+        name = "Van" if b.rng.random() < 0.08 else "Car"
+        b.add_actor(name, along + b.rng.normal(0, 0.25), side * across + b.rng.normal(0, 0.12), turn + flip + direction)
+
+
+def _people(b: _Builder, side: int, half_width: float) -> None:
+    """Pedestrians on the pavement, some in groups, some crossing."""
+    for _ in range(b.rng.poisson(1.6)):
+        along, across = b.rng.uniform(-30, 45), side * (half_width + b.rng.uniform(0.4, 3.5))
+        for member in range(1 + b.rng.poisson(0.4)):
+            turn = b.rng.choice([0, np.pi]) + b.rng.normal(0, 0.4)
+            b.add_actor("Pedestrian", along + member * 0.8, across + b.rng.normal(0, 0.3), turn)
+    if b.rng.random() < 0.25:
+        b.add_actor("Pedestrian", b.rng.uniform(6, 35), b.rng.uniform(-1, 1) * half_width, np.pi / 2)
+    for _ in range(b.rng.poisson(0.35)):
+        b.add_actor("Cyclist", b.rng.uniform(-25, 45), side * (half_width + 1.2), b.rng.choice([0, np.pi]))
+
+
+def _frontage(b: _Builder, side: int, distance: float, crossing: float | None) -> None:
+    """Buildings, walls, fences or hedges along the street, with gaps."""
+    along = -75.0
+    while along < 80:
+        length = b.rng.uniform(6, 28)
+        middle = along + length / 2
+        along += length + (b.rng.uniform(1, 12) if b.rng.random() < 0.5 else 0.3)
+        if crossing is not None and abs(middle - crossing) < length / 2 + 7:
+            continue
+        kind = b.rng.choice(["building", "wall", "hedge", "fence", "open"], p=[0.5, 0.1, 0.15, 0.05, 0.2])
+        place = (middle, side * (distance + b.rng.uniform(0, 2)))
+        if kind == "building":
+            depth = b.rng.uniform(6, 14)
+            mesh = shapes.block(length, depth, b.rng.uniform(3.5, 12), Material.WALL)
+            b.place(mesh.moved(0, 0, -0.6), place[0], place[1] + side * depth / 2)
+        elif kind == "wall":
+            b.place(shapes.block(length, 0.3, b.rng.uniform(0.9, 2.3), Material.WALL).moved(0, 0, -0.3), *place)
+        elif kind == "hedge":
+            hedges = [shapes.bush(b.rng, 1.3, b.rng.uniform(1, 2.5)).moved(o, 0, 0) for o in np.arange(0, length, 1.2)]
+            b.place(shapes.join(hedges).moved(-length / 2, 0, 0), *place)
+        elif kind == "fence":
+            posts = [shapes.tube((o, 0, -0.2), (o, 0, 1.1), 0.05, Material.METAL, 4) for o in np.arange(0, length, 1.5)]
+            rails = [shapes.tube((0, 0, h), (length, 0, h), 0.04, Material.METAL, 4) for h in (0.4, 0.75, 1.1)]
+            b.place(shapes.join([*posts, *rails]).moved(-length / 2, 0, 0), *place)
+
+
+def _roadside(b: _Builder, side: int, half_width: float, crossing: float | None) -> None:
+    """Poles, signs, trees, bushes, bins along the pavement."""
+    for _ in range(b.rng.poisson(5)):
+        place = (b.rng.uniform(-60, 70), side * (half_width + b.rng.uniform(0.5, 2.2)))
+        pole = shapes.tube((0, 0, -0.3), (0, 0, b.rng.uniform(2.2, 8)), b.rng.uniform(0.04, 0.12), Material.METAL)
+        sign = shapes.block(0.05, 0.6, 0.6, Material.PLATE).moved(0, 0, 2.0)
+        b.place(shapes.join([pole, sign]) if b.rng.random() < 0.4 else pole, *place, radius=0.3)
+    for _ in range(b.rng.poisson(5)):
+        place = (b.rng.uniform(-60, 70), side * (half_width + b.rng.uniform(1.5, 9)))
+        b.place(shapes.tree(b.rng, b.rng.uniform(4, 10)), *place, radius=0.4)
+    for _ in range(b.rng.poisson(4)):
+        place = (b.rng.uniform(-50, 60), side * (half_width + b.rng.uniform(1.5, 9)))
+        b.place(shapes.bush(b.rng, b.rng.uniform(0.7, 2.5), b.rng.uniform(0.6, 2)), *place, radius=1.0)
+    for _ in range(b.rng.poisson(1.5)):
+        place = (b.rng.uniform(-40, 50), side * (half_width + b.rng.uniform(0.4, 3)))
+        size = b.rng.uniform([0.4, 0.4, 0.7], [1.2, 1.0, 1.4])
+        b.place(shapes.block(*size, Material.METAL), *place, radius=0.8)
+
+
+def _surface(rng: np.random.Generator, ground: _Ground, yaw: float, half_width: float, crossing: float | None) -> Mesh:
+    """The ground as triangles, finer near the sensor: asphalt, pavement a kerb higher, grass rough."""
+    axis = np.sign(np.linspace(-1, 1, 111)) * np.abs(np.linspace(-1, 1, 111)) ** 1.5 * 120
+    x, y = np.meshgrid(axis, axis, indexing="ij")
+    along, across = x * np.cos(yaw) + y * np.sin(yaw), y * np.cos(yaw) - x * np.sin(yaw)
+    on_road = np.abs(across) < half_width
+    if crossing is not None:
+        on_road |= np.abs(along - crossing) < 4.0
+    rough = np.where(on_road, 0.008, 0.035)
+    z = ground.height(x, y) + np.where(on_road, 0.0, rng.uniform(0.05, 0.14)) + rng.normal(0, 1, x.shape) * rough
+    n = len(axis)
+    i, j = np.meshgrid(np.arange(n - 1), np.arange(n - 1), indexing="ij")
+    a = (i * n + j).ravel()
+    triangles = np.concatenate([np.stack([a, a + n, a + n + 1], 1), np.stack([a, a + n + 1, a + 1], 1)])
+    road = on_road[:-1, :-1].ravel()
+    paved = np.abs(across[:-1, :-1]).ravel() < half_width + 3.5
+    material = np.where(road, Material.ASPHALT, np.where(paved, Material.PAVEMENT, Material.GRASS)).astype(np.uint8)
+    vertices = np.stack([x.ravel(), y.ravel(), z.ravel()], 1).astype(np.float32)
+    return Mesh(vertices, triangles.astype(np.int32), np.tile(material, 2))
