@@ -91,6 +91,11 @@ def runs(system: str, kind: str) -> Callable[[Runner], Runner]:
     return register
 
 
+def is_covered(system: str, kind: str) -> bool:
+    """Whether a runner for cases of this kind is registered."""
+    return (system, kind) in _RUNNERS
+
+
 def backward(outputs: Values, case: Case, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Gradients of Σ probe·out with respect to `inputs` ("in.x", "param.y"), under the keys "grad.in.x", ….
 
