@@ -1,7 +1,7 @@
 """The one-cycle Adam that the field trains its detectors with.
 
-Adam with decoupled weight decay (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", eq. 12: every parameter
-is first multiplied by 1 - weight_decay * lr), the learning rate and the momentum following one cosine cycle (Smith, "A
+Adam with decoupled weight decay (Loshchilov and Hutter, "Decoupled Weight Decay Regularization": every parameter is
+first multiplied by 1 - weight_decay * lr), the learning rate and the momentum following one cosine cycle (Smith, "A
 Disciplined Approach to Neural Network Hyper-Parameters").
 """
 
