@@ -90,8 +90,19 @@ def test_folders_are_searched_to_any_depth(case, tmp_path):
     evaluator.mkdir(parents=True)
     (evaluator / "expected.json").write_text("{}")
     (tmp_path / "manifest.json").write_text("{}")
-    names = [r.name for r in reproduce([tmp_path])]
-    assert names == ["eval_x/small", f"openpcdet/{CASE}"]
+    reports = [(r.name, r.status) for r in reproduce([tmp_path])]
+    assert reports == [("eval_x/small", "not covered"), (f"openpcdet/{CASE}", "pass")]
+
+
+def test_evaluator_cases_are_run_by_folder_or_file(shared, tmp_path):
+    folder = shared / "golden" / "eval_kitti" / "perfect"
+    assert [r.status for r in reproduce([folder, folder / "expected.json"])] == ["pass", "pass"]
+    damaged = tmp_path / "eval_kitti" / "damaged"
+    damaged.mkdir(parents=True)
+    (damaged / "expected.json").write_text("{}")
+    (report,) = reproduce([damaged])
+    assert report.status == "fail"
+    assert str(damaged) in report.message
 
 
 def test_npz_means_its_case_and_repeated_paths_run_once(case):

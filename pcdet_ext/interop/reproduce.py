@@ -16,10 +16,12 @@ from pathlib import Path
 import torch
 
 from pcdet_ext.data.files import atomic_write
+from pcdet_ext.interop.cases.evaluators import run_evaluator_case
 from pcdet_ext.interop.golden import Report, find_cases, run_case
 
 # Modules of pcdet_ext.interop.cases; importing one registers its runners.
 CASE_MODULES = (
+    "evaluators",
     "mappings",
     "openpcdet_data",
     "openpcdet_heads",
@@ -28,7 +30,6 @@ CASE_MODULES = (
     "openpcdet_voxels",
     "sequence_ops",
 )
-EVALUATORS = "evaluators"  # the one that offers run_evaluator_case(folder) -> Report
 EXPECTED = "expected.json"  # what makes a folder a case of an evaluator
 
 
@@ -117,10 +118,10 @@ def _run_case(path: Path, grads: bool) -> Report:
 
 
 def _run_evaluator(folder: Path) -> Report:
-    name = f"{folder.parent.name}/{folder.name}"
-    if EVALUATORS not in CASE_MODULES:
-        return Report(name, "evaluator", "not covered", message="this library has no evaluator for it")
-    return import_module(f"pcdet_ext.interop.cases.{EVALUATORS}").run_evaluator_case(folder)
+    try:
+        return run_evaluator_case(folder)
+    except Exception as error:  # as in run_case: any failure is the case's result, told by name
+        return _failed(folder, f"{type(error).__name__}: {error}")
 
 
 def _failed(path: Path, message: str) -> Report:
