@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,6 +13,7 @@ from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
 
 KINDS = {"sum": 0, "mean": 1, "max": 2, "min": 3}
+_NATIVE, _WIDENED = (torch.float32, torch.float64), (torch.float16, torch.bfloat16)
 
 
 def segment_reduce(
@@ -22,7 +25,7 @@ def segment_reduce(
     maxima goes to the lowest row (its gradient too), so results repeat. float32 or float64; float16 and bfloat16 are
     accumulated in float32. Differentiable. Raises ValueError naming the argument that is wrong.
     """
-    if values.ndim != 2 or not values.is_floating_point():
+    if values.ndim != 2 or values.dtype not in (*_NATIVE, *_WIDENED):
         raise ValueError(f"values must be floating point [P, C], got {values.dtype} {list(values.shape)}")
     if index.dtype != torch.int64 or index.shape != values.shape[:1] or index.device != values.device:
         shape = list(index.shape)
@@ -31,56 +34,104 @@ def segment_reduce(
         raise ValueError(f"reduce must be one of {', '.join(KINDS)}, got {reduce!r}")
     if num_segments < 0:
         raise ValueError(f"num_segments must not be negative, got {num_segments}")
-    wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    if len(values) >= 1 << 31:
+        raise ValueError(f"values must have fewer than 2³¹ rows, got {len(values)}")
+    wide = values.float() if values.dtype in _WIDENED else values
     return _segment_reduce(wide.contiguous(), index.contiguous(), num_segments, KINDS[reduce])[0].to(values.dtype)
 
 
 @torch.library.custom_op("pcdet_ext::segment_reduce", mutates_args=())
 def _segment_reduce(values: Tensor, index: Tensor, num_segments: int, kind: int) -> tuple[Tensor, Tensor, Tensor]:
-    if len(index) and int(index.max()) >= num_segments:
-        raise ValueError(f"index must be below num_segments {num_segments}, got {int(index.max())}")
-    types = (POINTER, POINTER, I64, I64, I64, I32, POINTER, POINTER, POINTER, I32)
-    name = f"pcdet_segment_reduce_{str(values.dtype)[6:]}_cpu"
-    kernel = _native.function("cpu", name, *types) if values.device.type == "cpu" else None
-    if kernel is None:
-        return segment_reduce_reference(values, index, num_segments, kind)
-    n, c = values.shape
-    out = torch.empty(num_segments, c, dtype=values.dtype)
-    chosen = torch.empty(num_segments if kind >= 2 else 0, c, dtype=torch.int64)
-    count = torch.empty(num_segments, dtype=torch.int64)
-    p = _native.pointer
-    kernel(p(values), p(index), n, c, num_segments, kind, p(out), p(chosen), p(count), _native.threads())
-    return out, chosen, count
+    device, (n, c) = values.device.type, values.shape
+    if device == "cpu" and _native.library("cpu") is not None:
+        out, chosen, count = _outputs(values, num_segments, kind)
+        highest, p = ctypes.c_int64(), _native.pointer
+        kernel = _kernel("reduce", values, POINTER, POINTER, I64, I64, I64, I32, *[POINTER] * 4)
+        to = (p(out), p(chosen), p(count), ctypes.byref(highest))
+        kernel(p(values), p(index), n, c, num_segments, kind, *to, _native.threads())
+        _check_highest(highest.value, num_segments)
+        return out, chosen, count
+    _check_highest(int(index.max()) if n else -1, num_segments)
+    if device == "cuda" and _native.library("cuda") is not None:
+        out, chosen, _ = _outputs(values, num_segments, kind)
+        ordered, rows = torch.sort(index, stable=True)
+        offsets = torch.searchsorted(ordered, torch.arange(num_segments + 1, device=index.device))
+        kernel, p = _kernel("reduce", values, *[POINTER] * 3, I64, I64, I32, POINTER, POINTER), _native.pointer
+        to = (p(out), p(chosen), _native.stream(values))
+        kernel(p(values), p(rows), p(offsets), num_segments, c, kind, *to)
+        return out, chosen, offsets.diff()
+    return segment_reduce_reference(values, index, num_segments, kind)
 
 
 @_segment_reduce.register_fake
 def _(values: Tensor, index: Tensor, num_segments: int, kind: int) -> tuple[Tensor, Tensor, Tensor]:
-    out = values.new_empty(num_segments, values.shape[1])
-    chosen = index.new_empty(num_segments if kind >= 2 else 0, values.shape[1])
-    return out, chosen, index.new_empty(num_segments)
+    return _outputs(values, num_segments, kind)
+
+
+@torch.library.custom_op("pcdet_ext::segment_spread", mutates_args=())
+def _segment_spread(grad: Tensor, index: Tensor, chosen: Tensor, count: Tensor, kind: int) -> Tensor:
+    """Gradients of rows [P, C] from those of segments [S, C]; the other arguments are those of the reduction."""
+    device, n, c = grad.device.type, len(index), grad.shape[1]
+    if device not in ("cpu", "cuda") or _native.library(device) is None:
+        return segment_spread_reference(grad, index, chosen, count, kind)
+    out, p, grad = grad.new_empty(n, c), _native.pointer, grad.contiguous()
+    kernel = _kernel("spread", grad, *[POINTER] * 4, I64, I64, I32, POINTER)
+    last = _native.stream(grad) if device == "cuda" else _native.threads()
+    kernel(p(grad), p(index), p(chosen), p(count), n, c, kind, p(out), last)
+    return out
+
+
+@_segment_spread.register_fake
+def _(grad: Tensor, index: Tensor, chosen: Tensor, count: Tensor, kind: int) -> Tensor:
+    return grad.new_empty(len(index), grad.shape[1])
 
 
 def _setup(ctx: object, inputs: tuple, output: tuple) -> None:
-    values, index, _, kind = inputs
-    ctx.kind, ctx.rows = kind, len(values)
+    _, index, _, ctx.kind = inputs
     ctx.save_for_backward(index, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _differentiate(ctx: object, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return _segment_spread(grad, *ctx.saved_tensors, ctx.kind), None, None, None
+
+
+def _setup_spread(ctx: object, inputs: tuple, output: Tensor) -> None:
+    _, index, chosen, count, ctx.kind = inputs
+    ctx.save_for_backward(index, chosen, count)
+
+
+def _differentiate_spread(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Spreading is linear: its transpose is the reduction again, of the chosen rows where rows were chosen."""
     index, chosen, count = ctx.saved_tensors
-    if ctx.kind >= 2:
-        taken = chosen >= 0  # each row and column is chosen once at most
-        back = grad.new_zeros(ctx.rows + 1, grad.shape[1])
-        back = back.scatter(0, torch.where(taken, chosen, ctx.rows), grad)[: ctx.rows]
-        return back, None, None, None
-    if ctx.kind == KINDS["mean"]:
-        grad = grad / count.clamp(min=1)[:, None]
-    padded = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])  # -1 reads the row of zeros
-    return padded[index.clamp(min=-1)], None, None, None
+    if ctx.kind < KINDS["max"]:
+        back = _segment_reduce(grad.contiguous(), index, len(count), ctx.kind)[0]
+    else:
+        padded = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])
+        back = padded.gather(0, torch.where(chosen < 0, len(grad), chosen).long())
+    return back, None, None, None, None
 
 
 _segment_reduce.register_autograd(_differentiate, setup_context=_setup)
+_segment_spread.register_autograd(_differentiate_spread, setup_context=_setup_spread)
+
+
+def _outputs(values: Tensor, num_segments: int, kind: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the result, the row that each maximum or minimum comes from, and the rows a segment."""
+    columns = values.shape[1]
+    chosen = values.new_empty(num_segments if kind >= KINDS["max"] else 0, columns, dtype=torch.int32)
+    return values.new_empty(num_segments, columns), chosen, values.new_empty(num_segments, dtype=torch.int64)
+
+
+def _kernel(name: str, values: Tensor, *types: type) -> Callable[..., None]:
+    device = values.device.type
+    last = POINTER if device == "cuda" else I32
+    return _native.function(device, f"pcdet_segment_{name}_{str(values.dtype)[6:]}_{device}", *types, last)
+
+
+def _check_highest(highest: int, num_segments: int) -> None:
+    if highest >= num_segments:
+        raise ValueError(f"index must be below num_segments {num_segments}, got {highest}")
 
 
 def segment_reduce_reference(
@@ -88,23 +139,40 @@ def segment_reduce_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition in PyTorch on any device; see `segment_reduce`.
 
-    Returns the result, the row that each maximum or minimum came from (-1: none) [S, C], and the rows a segment [S].
+    Returns the result, the row that each maximum or minimum came from (-1: none) int32 [S, C], and the rows a segment
+    int64 [S].
     """
     kept = index >= 0
-    values, index = values[kept], index[kept]
+    rows, values, index = torch.nonzero(kept), values[kept], index[kept]
     count = torch.bincount(index, minlength=num_segments)
     columns = values.shape[1]
-    if kind < 2:
-        order = torch.argsort(index, stable=True)
-        out = values.new_zeros(num_segments, columns).index_add(0, index[order], values[order])
-        return out / (count.clamp(min=1)[:, None] if kind else 1), index.new_empty(0, columns), count
+    if kind < KINDS["max"]:
+        out = values.new_zeros(num_segments, columns)
+        if values.is_cuda:  # index_put sorts, where index_add would add in any order
+            out.index_put_((index,), values, accumulate=True)
+        else:
+            out.index_add_(0, index, values)
+        out = out / count.clamp(min=1)[:, None] if kind == KINDS["mean"] else out
+        return out, index.new_empty(0, columns, dtype=torch.int32), count
     spread = index[:, None].expand(-1, columns)
     name = "amax" if kind == KINDS["max"] else "amin"
     out = values.new_zeros(num_segments, columns).scatter_reduce(0, spread, values, name, include_self=False)
-    rows = torch.nonzero(kept).expand(-1, columns)
     best = out.gather(0, spread)
     wins = (values == best) | (values.isnan() & best.isnan())
-    last = torch.iinfo(torch.int64).max
-    chosen = torch.full((num_segments, columns), last, device=values.device, dtype=torch.int64)
-    chosen = chosen.scatter_reduce(0, spread, torch.where(wins, rows, last), "amin")
+    last = torch.iinfo(torch.int32).max
+    candidates = torch.where(wins, rows.int(), last)
+    chosen = torch.full((num_segments, columns), last, device=values.device, dtype=torch.int32)
+    chosen = chosen.scatter_reduce(0, spread, candidates, "amin")
     return out, torch.where(chosen == last, -1, chosen), count
+
+
+def segment_spread_reference(grad: Tensor, index: Tensor, chosen: Tensor, count: Tensor, kind: int) -> Tensor:
+    """The definition in PyTorch of the gradient of `segment_reduce_reference`."""
+    if kind == KINDS["mean"]:
+        grad = grad / count.clamp(min=1)[:, None]
+    padded = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])
+    place = index.clamp(min=-1)  # -1 reads the row of zeros
+    if kind < KINDS["max"]:
+        return padded[place]
+    here = torch.arange(len(index), device=index.device)[:, None]
+    return torch.where(torch.cat([chosen, chosen.new_full((1, chosen.shape[1]), -1)])[place] == here, padded[place], 0)

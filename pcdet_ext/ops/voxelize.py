@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,20 +17,25 @@ from pcdet_ext.ops._native import I32, I64, POINTER
 def grid_size(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> tuple[int, int, int]:
     """Cells along (x, y, z) of a range (minimum, then maximum, metres) in voxels (metres): the rounded quotient.
 
-    Raises ValueError for a range or size that is not positive, or fewer than one cell.
+    Raises ValueError for a range or size that is not positive and finite, for fewer than one cell along an axis, and
+    for a plane (x, y) or (y, z) of 2³¹ cells or more.
     """
     if len(point_cloud_range) != 6 or len(voxel_size) != 3:
         raise ValueError(
             "point_cloud_range must be six numbers and voxel_size three, "
             f"got {list(point_cloud_range)} and {list(voxel_size)}"
         )
-    if not all(float(v) > 0 for v in voxel_size):
-        raise ValueError(f"voxel_size must be positive, got {list(voxel_size)}")
+    if not all(math.isfinite(v) and v > 0 for v in voxel_size):
+        raise ValueError(f"voxel_size must be positive and finite, got {list(voxel_size)}")
+    if not all(math.isfinite(v) for v in point_cloud_range):
+        raise ValueError(f"point_cloud_range must be finite, got {list(point_cloud_range)}")
     low, high = point_cloud_range[:3], point_cloud_range[3:]
-    cells = tuple(round((h - x) / v) for x, h, v in zip(low, high, voxel_size, strict=True))
-    if min(cells) < 1:
+    x, y, z = (round((b - a) / v) for a, b, v in zip(low, high, voxel_size, strict=True))
+    if min(x, y, z) < 1:
         raise ValueError(f"point_cloud_range {list(point_cloud_range)} holds no voxel of size {list(voxel_size)}")
-    return cells
+    if max(x, z) * y >= 1 << 31:
+        raise ValueError(f"voxel_size {list(voxel_size)} is too small: ({x}, {y}, {z}) cells along (x, y, z)")
+    return x, y, z
 
 
 def voxelize(
@@ -49,9 +56,8 @@ def voxelize(
     _check_points(points)
     if max_points < 1 or max_voxels < 1:
         raise ValueError(f"max_points and max_voxels must be positive, got {max_points} and {max_voxels}")
-    grid_size(point_cloud_range, voxel_size)
-    low, size = [float(v) for v in point_cloud_range], [float(v) for v in voxel_size]
-    return _voxelize(points.contiguous(), low, size, max_points, max_voxels)[:3]
+    extent, size = _numbers(point_cloud_range, voxel_size)
+    return _voxelize(points.contiguous(), extent, size, max_points, max_voxels)[:3]
 
 
 def dynamic_voxelize(
@@ -59,11 +65,15 @@ def dynamic_voxelize(
     batch_index: Tensor,
     point_cloud_range: Sequence[float],
     voxel_size: Sequence[float],
+    order: Literal["zyx", "xyz"] = "zyx",
+    pillars: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Dynamic voxelisation of a batch (Zhou et al., CoRL 2019): no point is dropped but those outside.
 
     points: float32 [P, C], columns x, y, z, …; batch_index: int64 [P], frame of each point, from 0 on.
-    Returns coords int32 [N, 4], ascending by (batch, z, y, x), and the voxel of each point int64 [P], -1 outside
+    order: "zyx" has the voxels ascend by (batch, z, y, x), "xyz" by (batch, x, y, z) as published encoders give them;
+    pillars: cells are columns of any height, so that z is not held against the range and is 0 in the coordinates.
+    Returns coords int32 [N, 4], (batch, z, y, x) in either order, and the voxel of each point int64 [P], -1 outside
     (NaN and infinity are outside). Raises ValueError naming the argument that is wrong.
     """
     _check_points(points)
@@ -72,9 +82,11 @@ def dynamic_voxelize(
         raise ValueError(f"batch_index must be int64 [{len(points)}], got {batch_index.dtype} {shape}")
     if batch_index.device != points.device:
         raise ValueError(f"points are on {points.device}, batch_index on {batch_index.device}")
-    grid_size(point_cloud_range, voxel_size)
-    low, size = [float(v) for v in point_cloud_range], [float(v) for v in voxel_size]
-    return _dynamic_voxelize(points.detach().contiguous(), batch_index.contiguous(), low, size)
+    if order not in ("zyx", "xyz"):
+        raise ValueError(f"order must be 'zyx' or 'xyz', got {order!r}")
+    extent, size = _numbers(point_cloud_range, voxel_size)
+    points, batch_index = points.detach().contiguous(), batch_index.contiguous()
+    return _dynamic_voxelize(points, batch_index, extent, size, order == "xyz", pillars)
 
 
 def _check_points(points: Tensor) -> None:
@@ -82,40 +94,60 @@ def _check_points(points: Tensor) -> None:
         raise ValueError(f"points must be float32 [N, 3+], got {points.dtype} {list(points.shape)}")
 
 
+def _numbers(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Both as lists of floats, which operators take; raises where they make no grid."""
+    extent, size = [float(v) for v in point_cloud_range], [float(v) for v in voxel_size]
+    grid_size(extent, size)
+    return extent, size
+
+
 class _VoxelGrid(ctypes.Structure):
     """Mirrors pcdet::VoxelGrid of ops/voxelize/voxelize.h."""
 
-    _fields_ = [("low", ctypes.c_float * 3), ("size", ctypes.c_float * 3), ("cells", ctypes.c_int32 * 3)]
+    _fields_ = (
+        ("low", ctypes.c_float * 3),
+        ("size", ctypes.c_float * 3),
+        ("cells", ctypes.c_int32 * 3),
+        ("pillars", ctypes.c_int32),
+        ("x_major", ctypes.c_int32),
+    )
 
     @staticmethod
-    def of(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> _VoxelGrid:
+    def of(
+        point_cloud_range: Sequence[float], voxel_size: Sequence[float], x_major: bool = False, pillars: bool = False
+    ) -> _VoxelGrid:
         """The grid of a range."""
+        x, y, z = grid_size(point_cloud_range, voxel_size)
+        cells = (ctypes.c_int32 * 3)(x, y, 1 if pillars else z)
         low, size = (ctypes.c_float * 3)(*point_cloud_range[:3]), (ctypes.c_float * 3)(*voxel_size)
-        return _VoxelGrid(low, size, (ctypes.c_int32 * 3)(*grid_size(point_cloud_range, voxel_size)))
+        return _VoxelGrid(low, size, cells, pillars, x_major)
+
+    @property
+    def volume(self) -> int:
+        """Cells of one frame."""
+        return math.prod(self.cells)
 
 
 @torch.library.custom_op("pcdet_ext::voxelize", mutates_args=())
 def _voxelize(
     points: Tensor, point_cloud_range: list[float], voxel_size: list[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grid = _VoxelGrid.of(point_cloud_range, voxel_size)
     types = (POINTER, I64, I64, POINTER, I64, I64, POINTER, POINTER, POINTER, POINTER, I32)
     assign = _native.function("cpu", "pcdet_voxelize_assign_cpu", *types) if points.device.type == "cpu" else None
     if assign is None:
-        return voxelize_reference(points, point_cloud_range, voxel_size, max_points, max_voxels)
-    n, c = points.shape
-    grid, threads, p = _VoxelGrid.of(point_cloud_range, voxel_size), _native.threads(), _native.pointer
+        return _voxelize_cells(points, _cells(points, None, grid), grid, max_points, max_voxels)
+    (n, c), g, threads, p = points.shape, ctypes.byref(grid), _native.threads(), _native.pointer
     most = min(n, max_voxels)
-    source = torch.empty(most, max_points, dtype=torch.int32)
-    cells, counts = torch.empty(most, dtype=torch.int64), torch.empty(most, dtype=torch.int32)
-    opened = torch.zeros(1, dtype=torch.int64)
-    g = ctypes.byref(grid)
-    assign(p(points), n, c, g, max_points, most, p(source), p(cells), p(counts), p(opened), threads)
-    m = int(opened)
+    places, cells = torch.empty(n, dtype=torch.int64), torch.empty(most, dtype=torch.int64)
+    counts, opened = torch.empty(most, dtype=torch.int32), ctypes.c_int64()
+    assign(p(points), n, c, g, max_points, most, p(places), p(cells), p(counts), ctypes.byref(opened), threads)
+    m = opened.value
     voxels, coords = torch.empty(m, max_points, c), torch.empty(m, 3, dtype=torch.int32)
-    types = (POINTER, I64, POINTER, I64, POINTER, POINTER, POINTER, I64, POINTER, POINTER, I32)
+    types = (POINTER, I64, I64, POINTER, I64, POINTER, POINTER, I64, POINTER, POINTER, I32)
     fill = _native.function("cpu", "pcdet_voxelize_fill_cpu", *types)
-    fill(p(points), c, g, max_points, p(source), p(cells), p(counts), m, p(voxels), p(coords), threads)
-    return voxels, coords, counts[:m].clone(), source[:m].clone()
+    fill(p(points), n, c, g, max_points, p(places), p(cells), m, p(voxels), p(coords), threads)
+    return voxels, coords, counts[:m].clone(), places
 
 
 @_voxelize.register_fake
@@ -127,22 +159,19 @@ def _(
         points.new_empty(m, max_points, points.shape[1]),
         points.new_empty(m, 3, dtype=torch.int32),
         points.new_empty(m, dtype=torch.int32),
-        points.new_empty(m, max_points, dtype=torch.int32),
+        points.new_empty(len(points), dtype=torch.int64),
     )
 
 
 def _voxelize_setup(ctx: object, inputs: tuple, output: tuple) -> None:
-    ctx.rows = len(inputs[0])
-    ctx.save_for_backward(output[2], output[3])
+    ctx.save_for_backward(output[3])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _voxelize_backward(ctx: object, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    counts, source = ctx.saved_tensors
-    filled = torch.arange(source.shape[1], device=source.device) < counts[:, None]
-    gathered = grad.new_zeros(ctx.rows, grad.shape[2])
-    gathered = gathered.index_copy(0, source[filled].long(), grad[filled])  # a point is in one slot at most
-    return gathered, None, None, None, None
+    (places,) = ctx.saved_tensors
+    padded = torch.cat([grad.flatten(0, 1), grad.new_zeros(1, grad.shape[2])])
+    return padded[places], None, None, None, None  # a place of -1 reads the row of zeros
 
 
 _voxelize.register_autograd(_voxelize_backward, setup_context=_voxelize_setup)
@@ -150,81 +179,144 @@ _voxelize.register_autograd(_voxelize_backward, setup_context=_voxelize_setup)
 
 @torch.library.custom_op("pcdet_ext::dynamic_voxelize", mutates_args=())
 def _dynamic_voxelize(
-    points: Tensor, batch_index: Tensor, point_cloud_range: list[float], voxel_size: list[float]
+    points: Tensor,
+    batch_index: Tensor,
+    point_cloud_range: list[float],
+    voxel_size: list[float],
+    x_major: bool,
+    pillars: bool,
 ) -> tuple[Tensor, Tensor]:
-    frames = int(batch_index.max()) + 1 if len(points) else 0
-    if len(points) and int(batch_index.min()) < 0:
-        raise ValueError(f"batch_index must not be negative, got {int(batch_index.min())}")
-    types = (POINTER, I64, I64, POINTER, I64, POINTER, POINTER, POINTER, POINTER, I32)
+    grid = _VoxelGrid.of(point_cloud_range, voxel_size, x_major, pillars)
+    types = (POINTER, I64, I64, POINTER, POINTER, POINTER, POINTER, POINTER, I32)
     kernel = _native.function("cpu", "pcdet_dynamic_voxelize_cpu", *types) if points.device.type == "cpu" else None
     if kernel is None:
-        return dynamic_voxelize_reference(points, batch_index, point_cloud_range, voxel_size)
-    n, c = points.shape
-    grid, p = _VoxelGrid.of(point_cloud_range, voxel_size), _native.pointer
+        if len(points):
+            _check_frames(*map(int, batch_index.aminmax()), grid)
+        return _dynamic_voxelize_cells(_cells(points, batch_index, grid), grid)
+    (n, c), p, totals = points.shape, _native.pointer, (ctypes.c_int64 * 3)()
     coords, voxel = torch.empty(n, 4, dtype=torch.int32), torch.empty(n, dtype=torch.int64)
-    count = torch.zeros(1, dtype=torch.int64)
-    g = ctypes.byref(grid)
-    kernel(p(points), n, c, p(batch_index), frames, g, p(coords), p(voxel), p(count), _native.threads())
-    return coords[: int(count)].clone(), voxel
+    kernel(p(points), n, c, p(batch_index), ctypes.byref(grid), p(coords), p(voxel), totals, _native.threads())
+    count, lowest, highest = totals
+    _check_frames(lowest, highest, grid)
+    return coords[:count].clone(), voxel
 
 
 @_dynamic_voxelize.register_fake
 def _(
-    points: Tensor, batch_index: Tensor, point_cloud_range: list[float], voxel_size: list[float]
+    points: Tensor,
+    batch_index: Tensor,
+    point_cloud_range: list[float],
+    voxel_size: list[float],
+    x_major: bool,
+    pillars: bool,
 ) -> tuple[Tensor, Tensor]:
     n = torch.library.get_ctx().new_dynamic_size()
     return points.new_empty(n, 4, dtype=torch.int32), points.new_empty(len(points), dtype=torch.int64)
 
 
-def _cells(points: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> Tensor:
-    """Number int64 [N] of each point's cell, x fastest, or -1 outside; float32 as the kernels compute it."""
-    low = torch.tensor(point_cloud_range[:3], dtype=torch.float32, device=points.device)
-    size = torch.tensor(voxel_size, dtype=torch.float32, device=points.device)
-    cells = torch.tensor(grid_size(point_cloud_range, voxel_size), device=points.device)
+def _check_frames(lowest: int, highest: int, grid: _VoxelGrid) -> None:
+    if lowest < 0:
+        raise ValueError(f"batch_index must not be negative, got {lowest}")
+    if highest + 1 >= (1 << 62) // grid.volume or highest >= 1 << 31:
+        raise ValueError(f"batch_index {highest} is too high: cells of all frames would need over 62 bits")
+
+
+def _cells(points: Tensor, batch_index: Tensor | None, grid: _VoxelGrid) -> Tensor:
+    """Number int64 [N] of each point's cell in its frame, or -1 outside; with a kernel on CUDA."""
+    types = (POINTER, I64, I64, POINTER, POINTER, POINTER, POINTER)
+    kernel = _native.function("cuda", "pcdet_point_cells_cuda", *types) if points.is_cuda else None
+    if kernel is None:
+        return cells_reference(points, batch_index, grid)
+    cells, p = torch.empty(len(points), dtype=torch.int64, device=points.device), _native.pointer
+    n, c = points.shape
+    kernel(p(points), n, c, p(batch_index), ctypes.byref(grid), p(cells), _native.stream(points))
+    return cells
+
+
+def _coords(cells: Tensor, grid: _VoxelGrid) -> Tensor:
+    """Coordinates int32 [M, 4] (batch, z, y, x) of cells int64 [M]; with a kernel on CUDA."""
+    kernel = None
+    if cells.is_cuda:
+        kernel = _native.function("cuda", "pcdet_cell_coords_cuda", POINTER, I64, POINTER, POINTER, POINTER)
+    if kernel is None:
+        return coords_reference(cells, grid)
+    coords, p = torch.empty(len(cells), 4, dtype=torch.int32, device=cells.device), _native.pointer
+    kernel(p(cells), len(cells), ctypes.byref(grid), p(coords), _native.stream(cells))
+    return coords
+
+
+def cells_reference(points: Tensor, batch_index: Tensor | None, grid: _VoxelGrid) -> Tensor:
+    """The definition of cell numbers in PyTorch on any device; float32 as the kernels compute them."""
+    low = torch.tensor(list(grid.low), device=points.device)
+    size = torch.tensor(list(grid.size), device=points.device)
     place = ((points[:, :3] - low) / size).floor()
-    inside = ((place >= 0) & (place < cells)).all(1)
+    if grid.pillars:
+        place[:, 2] = points[:, 2] - points[:, 2]  # 0, or NaN where z is not finite
+    inside = ((place >= 0) & (place < torch.tensor(list(grid.cells), device=points.device))).all(1)
     x, y, z = torch.where(inside[:, None], place, 0.0).long().unbind(1)
-    return torch.where(inside, (z * cells[1] + y) * cells[0] + x, -1)
+    width, height, depth = grid.cells
+    cells = (x * height + y) * depth + z if grid.x_major else (z * height + y) * width + x
+    if batch_index is not None:
+        cells = cells + batch_index * grid.volume
+    return torch.where(inside, cells, -1)
 
 
-def _coords(cells: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    x, y, z = cells % grid[0], cells // grid[0] % grid[1], cells // grid[0] // grid[1]
-    return torch.stack([z, y, x], 1).int()
+def coords_reference(cells: Tensor, grid: _VoxelGrid) -> Tensor:
+    """The inverse of `cells_reference`: int32 [M, 4] as (batch, z, y, x)."""
+    height, last = grid.cells[1], grid.cells[2] if grid.x_major else grid.cells[0]
+    frame, inside = cells // grid.volume, cells % grid.volume
+    major, middle, minor = inside // last // height, inside // last % height, inside % last
+    z, x = (minor, major) if grid.x_major else (major, minor)
+    return torch.stack([frame, z, middle, x], 1).int()
+
+
+def _voxelize_cells(
+    points: Tensor, cells: Tensor, grid: _VoxelGrid, max_points: int, max_voxels: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hard voxels of points whose cells are known, by sorting."""
+    order = torch.argsort(cells, stable=True)[int((cells < 0).sum()) :]
+    unique, voxel, counts = torch.unique_consecutive(cells[order], return_inverse=True, return_counts=True)
+    start = counts.cumsum(0) - counts
+    appearance = torch.argsort(order[start])  # by the first point of each cell
+    rank = torch.empty_like(appearance)
+    rank[appearance] = torch.arange(len(rank), device=points.device)
+    number, slot = rank[voxel], torch.arange(len(order), device=points.device) - start[voxel]
+    m = min(len(unique), max_voxels)
+    kept = (number < m) & (slot < max_points)
+    places = torch.full_like(cells, -1)
+    places[order[kept]] = (number * max_points + slot)[kept]
+    voxels = points.new_zeros(m * max_points, points.shape[1])
+    voxels[places[order[kept]]] = points[order[kept]]
+    first = appearance[:m]
+    held = counts[first].clamp(max=max_points).int()
+    return voxels.view(m, max_points, -1), _coords(unique[first], grid)[:, 1:].contiguous(), held, places
+
+
+def _dynamic_voxelize_cells(cells: Tensor, grid: _VoxelGrid) -> tuple[Tensor, Tensor]:
+    """Dynamic voxels of points whose cells are known, by sorting."""
+    inside = cells >= 0
+    unique, voxel = torch.unique(cells[inside], return_inverse=True)
+    point_voxel = torch.full_like(cells, -1)
+    point_voxel[inside] = voxel
+    return _coords(unique, grid), point_voxel
 
 
 def voxelize_reference(
     points: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The definition in PyTorch on any device; see `voxelize`. The fourth result is the point in each slot."""
-    cells = _cells(points, point_cloud_range, voxel_size)
-    order = torch.argsort(cells, stable=True)[int((cells < 0).sum()) :]
-    unique, voxel, counts = torch.unique_consecutive(cells[order], return_inverse=True, return_counts=True)
-    first = order[counts.cumsum(0) - counts]  # the first point of each cell, cells ascending
-    appearance = torch.argsort(first)
-    rank = torch.empty_like(appearance)
-    rank[appearance] = torch.arange(len(first), device=points.device)
-    number = rank[voxel]
-    slot = torch.arange(len(order), device=points.device) - (counts.cumsum(0) - counts)[voxel]
-    m = min(len(first), max_voxels)
-    kept = (number < m) & (slot < max_points)
-    voxels = points.new_zeros(m, max_points, points.shape[1])
-    voxels[number[kept], slot[kept]] = points[order[kept]]
-    source = torch.zeros(m, max_points, dtype=torch.int32, device=points.device)
-    source[number[kept], slot[kept]] = order[kept].int()
-    held = counts[appearance][:m].clamp(max=max_points).int()
-    return voxels, _coords(unique[appearance][:m], grid_size(point_cloud_range, voxel_size)), held, source
+    """The definition in PyTorch; see `voxelize`. Fourth, the place of each point: voxel · max_points + slot, or -1."""
+    grid = _VoxelGrid.of(point_cloud_range, voxel_size)
+    return _voxelize_cells(points, cells_reference(points, None, grid), grid, max_points, max_voxels)
 
 
 def dynamic_voxelize_reference(
-    points: Tensor, batch_index: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float]
+    points: Tensor,
+    batch_index: Tensor,
+    point_cloud_range: Sequence[float],
+    voxel_size: Sequence[float],
+    x_major: bool = False,
+    pillars: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The definition in PyTorch on any device; see `dynamic_voxelize`."""
-    grid = grid_size(point_cloud_range, voxel_size)
-    volume = grid[0] * grid[1] * grid[2]
-    cells = _cells(points, point_cloud_range, voxel_size)
-    inside = cells >= 0
-    unique, voxel = torch.unique(batch_index[inside] * volume + cells[inside], return_inverse=True)
-    point_voxel = torch.full_like(cells, -1)
-    point_voxel[inside] = voxel
-    coords = torch.cat([(unique // volume).int()[:, None], _coords(unique % volume, grid)], 1)
-    return coords, point_voxel
+    """The definition in PyTorch; see `dynamic_voxelize`."""
+    grid = _VoxelGrid.of(point_cloud_range, voxel_size, x_major, pillars)
+    return _dynamic_voxelize_cells(cells_reference(points, batch_index, grid), grid)
