@@ -78,11 +78,14 @@ class Detector:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        dropped_before = self.dropped_points
         several = isinstance(points, (list, tuple))
         inputs = list(points) if several else [points]
         results: list[Detections] = []
         for start in range(0, len(inputs), batch_size):
             results += self._detect_batch(inputs[start : start + batch_size])
+        if dropped := self.dropped_points - dropped_before:
+            warnings.warn(f"{dropped} points are NaN or infinite and were dropped", stacklevel=2)
         if score_threshold is not None:
             results = [r.above(score_threshold) for r in results]
         return results if several else results[0]
@@ -124,11 +127,7 @@ class Detector:
         cloud = torch.as_tensor(points[:, :wanted]).to(self.device, torch.float32)
         finite = cloud.isfinite().all(dim=1)
         dropped = int((~finite).sum())
-        if dropped:
-            self.dropped_points += dropped
-            warnings.warn(
-                f"{name}: {dropped} of {len(cloud)} points are NaN or infinite and were dropped", stacklevel=4
-            )
+        self.dropped_points += dropped
         return cloud[finite] if dropped else cloud
 
     def _nothing(self) -> Detections:

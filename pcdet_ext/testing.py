@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from json import dumps
 from pathlib import Path
 
 import numpy as np
 import torch.distributed
 from tqdm import tqdm
 
-from pcdet_ext.config import Node, construct
-from pcdet_ext.data.dataset import KittiDataset, collate
+from pcdet_ext.config import ConfigError, Node, construct
+from pcdet_ext.data.dataset import KittiDataset, build_dataset, collate
+from pcdet_ext.data.files import atomic_write
 from pcdet_ext.data.formats.kitti import Labels, boxes_to_labels, write_labels
-from pcdet_ext.inference import Detector
+from pcdet_ext.evaluation.kitti import CLASSES, KittiResult, evaluate
+from pcdet_ext.inference import Detector, load, section
 from pcdet_ext.loading import frame_loader
 from pcdet_ext.structures import Detections, Sample
 
@@ -76,6 +80,52 @@ def to_labels(detections: Detections, sample: Sample) -> Labels:
     rows = boxes_to_labels(detections.boxes, names, sample.calibration, sample.image_size, scores)
     seen = (rows.bbox[:, 2] > rows.bbox[:, 0]) & (rows.bbox[:, 3] > rows.bbox[:, 1])
     return rows.select(seen)
+
+
+def measure(
+    checkpoint: str | Path,
+    overrides: Iterable[str] = (),
+    split: str | None = None,
+    out: str | Path | None = None,
+    json: str | Path | None = None,
+    device: str = "auto",
+) -> str:
+    """Test a checkpoint on a split (None: the configuration's) and tell the result, as a text with the AP table.
+
+    out: folder for result files; json: file for all numbers. Frames without labels are only detected in.
+    Raises ConfigError, and DataError (CheckpointError among them) that names the file.
+    """
+    detector = load(checkpoint, device, overrides)
+    options = eval_config(detector.config)
+    split = split or options.split
+    dataset = build_dataset(section(detector.config, "data"), split, training=False)
+    started = time.perf_counter()
+    results = predict(detector, dataset, options)
+    seconds = time.perf_counter() - started
+    lines = [f"{len(dataset)} frames of {split} in {seconds:.1f} s ({len(dataset) / seconds:.1f} frames/s)"]
+    if out is not None:
+        write_results(out, dataset, results)
+        lines.append(f"result files: {out}")
+    if all(frame.boxes is not None for frame in dataset.frames):
+        result = metric(dataset, results)
+        lines.append(result.table())
+        if json is not None:
+            with atomic_write(json) as temporary:
+                temporary.write_text(dumps(result.to_json()), encoding="utf-8")
+    else:
+        lines.append(f"no labels in {split}: nothing to measure")
+    return "\n".join(lines)
+
+
+def metric(dataset: KittiDataset, results: Mapping[int, Labels]) -> KittiResult:
+    """The official metric over the frames of `results`, for those of the data set's classes that KITTI measures."""
+    known = [name for name in dataset.classes if name in CLASSES]
+    if not known:
+        raise ConfigError(
+            f"data.classes: KITTI measures none of {', '.join(dataset.classes)}, only {', '.join(CLASSES)}"
+        )
+    indices = sorted(results)
+    return evaluate([dataset.labels(i) for i in indices], [results[i] for i in indices], known)
 
 
 def gather(results: dict[int, Labels] | None) -> dict[int, Labels] | None:

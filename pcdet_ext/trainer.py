@@ -93,10 +93,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the evaluation of a detector found: the score that "best" means, and all numbers by name."""
+    """What the evaluation of a detector found: the score that "best" means, numbers to log by name, a text to show."""
 
     score: float
     values: Mapping[str, float]
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,8 @@ class Trainer:
         if not self._agree(result is not None, every=True):
             return False
         self.log.values("test", self.progress.step, result.values, epoch=self.progress.epoch)
+        if result.text:
+            self.log.message(result.text)
         if self.progress.best is None or result.score > self.progress.best:
             self.progress.best = result.score
             self._save(BEST)

@@ -105,7 +105,7 @@ def training_datasets(data: Node, options: TrainConfig) -> Callable[[int], Any]:
 
 
 def _evaluation(settings: Node, device: str) -> Callable[[nn.Module, Callable[[], bool]], Evaluation | None]:
-    """The evaluation on the test split, its frames shared out over the processes."""
+    """The evaluation on the test split, its frames shared out over the processes; its score is the mean 3-D AP."""
     options = testing.eval_config(settings)
     dataset = build_dataset(section(settings, "data"), options.split, training=False)
 
@@ -118,7 +118,12 @@ def _evaluation(settings: Node, device: str) -> Callable[[nn.Module, Callable[[]
         results = testing.predict(detector, dataset, options, indices, should_stop, silent=rank > 0)
         if processes > 1:
             results = testing.gather(results)
-        return None if results is None else testing.evaluate(dataset, results)
+        if results is None:
+            return None
+        result = testing.metric(dataset, results)
+        names = result.results["overlap_0_7"]
+        values = {f"{name} {kind} moderate R40": result.ap(name, kind) for name in names for kind in ("bev", "3d")}
+        return Evaluation(sum(result.ap(name, "3d") for name in names) / len(names), values, result.table())
 
     return evaluate
 

@@ -263,6 +263,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     expected = checkpoint.read(tmp_path / "one" / LAST)["model"]
     for name, value in content["model"].items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+    for rank in range(2):  # what each process found is known to both; a stop of one stops both
+        gathered = json.loads((tmp_path / "two" / f"gathered_{rank}.json").read_text())
+        assert gathered == [{"0": "rows", "1": "rows"}, None]
     assert len(content["rng"]) == 2
     assert not torch.equal(*(state["torch"] for state in content["rng"]))
 

@@ -7,6 +7,7 @@ mean over its frames, so that two processes with half the batch must train as on
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pcdet_ext import testing
 from pcdet_ext.data.dataset import collate
 from pcdet_ext.structures import Boxes, Detections, PointBatch, Sample
 from pcdet_ext.trainer import Evaluation, Parts, TrainConfig, Trainer, make_fabric, seed_everything
@@ -105,7 +107,14 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(toy_parts(16, 0.0, delay=options.delay), settings, options.out, fabric)
     print("ready", flush=True)
-    sys.exit(0 if trainer.fit() else 130)
+    finished = trainer.fit()
+    if finished and fabric.world_size > 1:
+        shares = [
+            testing.gather({fabric.global_rank: "rows"}),
+            testing.gather(None if fabric.global_rank else {0: "rows"}),
+        ]
+        (options.out / f"gathered_{fabric.global_rank}.json").write_text(json.dumps(shares))
+    sys.exit(0 if finished else 130)
 
 
 if __name__ == "__main__":

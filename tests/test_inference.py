@@ -1,0 +1,159 @@
+"""The inference API: every kind of input, and what is wrong with bad ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pcdet_ext
+from pcdet_ext import checkpoint
+from pcdet_ext.checkpoint import CheckpointError
+from pcdet_ext.config import ConfigError
+from pcdet_ext.data.files import DataError
+from pcdet_ext.data.formats.kitti import write_points
+from pcdet_ext.inference import Detector
+from pcdet_ext.structures import Detections
+
+SMALL = (
+    "data.point_cloud_range=[0, -6.4, -3, 12.8, 6.4, 1]",
+    "model.voxel_size=[0.4, 0.4, 4]",
+    "model.head.score_threshold=0.0",
+    "model.bev_backbone.num_filters=[8, 8, 8]",
+    "model.bev_backbone.num_upsample_filters=[8, 8, 8]",
+)
+
+
+@pytest.fixture(scope="module")
+def detector(root: Path) -> Detector:
+    """A small untrained detector whose scores and boxes depend on the points."""
+    torch.manual_seed(0)
+    return pcdet_ext.build(root / "configs" / "kitti" / "demo.yaml", SMALL, device="cpu")
+
+
+def cloud(seed: int = 0, size: int = 2000) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.uniform([0, -5, -2, 0], [10, 5, 0, 1], (size, 4)).astype(np.float32)
+
+
+def same(a: Detections, b: Detections) -> None:
+    assert len(a) > 0
+    np.testing.assert_allclose(np.asarray(a.boxes), np.asarray(b.boxes), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(a.scores), np.asarray(b.scores), rtol=1e-4, atol=1e-5)
+    assert list(a.labels) == list(b.labels)
+
+
+def test_arrays_tensors_and_files_give_the_same(detector: Detector, tmp_path: Path) -> None:
+    points = cloud()
+    expected = detector.detect(points)
+    assert isinstance(expected.boxes, np.ndarray)
+    assert expected.names == ["Car"] * len(expected)
+    np.save(tmp_path / "a.npy", points)
+    write_points(tmp_path / "a.bin", points)
+    for path in (tmp_path / "a.npy", str(tmp_path / "a.bin")):
+        found = detector.detect(path)
+        same(found, expected)
+        assert found.frame_id == str(path)
+    of_tensor = detector.detect(torch.from_numpy(points))
+    assert isinstance(of_tensor.boxes, torch.Tensor)
+    same(of_tensor, expected)
+    same(detector.detect(points.astype(np.float64)), expected)
+
+
+def test_further_columns_are_not_used(detector: Detector) -> None:
+    points = cloud()
+    wide = np.column_stack([points, np.full(len(points), 1e6, np.float32)])
+    same(detector.detect(wide), detector.detect(points))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_lists_keep_their_order(detector: Detector, batch_size: int) -> None:
+    clouds = [cloud(0), np.zeros((0, 4), np.float32), cloud(1), cloud(2)]
+    found = detector.detect(clouds, batch_size=batch_size)
+    assert [len(f) > 0 for f in found] == [True, False, True, True]
+    for i in (0, 2, 3):
+        same(found[i], detector.detect(clouds[i]))
+    assert detector.detect([]) == []
+
+
+def test_empty_clouds_have_no_detections(detector: Detector) -> None:
+    for points in (np.zeros((0, 4), np.float32), np.full((10, 4), np.nan, np.float32)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = detector.detect(points)
+        assert (len(found), found.boxes.shape, found.class_names) == (0, (0, 7), ("Car",))
+
+
+def test_points_outside_of_the_range_do_not_fail(detector: Detector) -> None:
+    far = cloud() + np.float32([500, 0, 0, 0])
+    assert isinstance(detector.detect(far), Detections)
+
+
+def test_points_that_are_not_finite_are_dropped_and_counted(detector: Detector) -> None:
+    points = cloud()
+    expected = detector.detect(points)
+    bad = np.insert(points, [5, 700], [[np.nan, 0, 0, 0], [1, 2, np.inf, 0]], axis=0)
+    before = detector.dropped_points
+    with pytest.warns(UserWarning, match="2 points are NaN or infinite") as caught:
+        same(detector.detect(bad), expected)
+    assert caught[0].filename == __file__
+    assert detector.dropped_points == before + 2
+
+
+def test_scores_are_filtered(detector: Detector) -> None:
+    everything = detector.detect(cloud())
+    middle = float(np.median(everything.scores))
+    found = detector.detect(cloud(), score_threshold=middle)
+    assert len(found) == int((everything.scores >= middle).sum()) < len(everything)
+
+
+@pytest.mark.parametrize(
+    ("points", "error", "message"),
+    [
+        (np.zeros((5, 3)), ValueError, r"points \[N, 4\] \(x, y, z, intensity\), got \[5, 3\]"),
+        (np.zeros(4), ValueError, r"got \[4\]"),
+        ({"points": 1}, TypeError, "got dict"),
+        ("nowhere.bin", DataError, "nowhere.bin"),
+    ],
+)
+def test_bad_input_is_named(detector: Detector, points: object, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        detector.detect(points)
+
+
+def test_cut_file_is_named(detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "cut.bin").write_bytes(bytes(35))
+    with pytest.raises(DataError, match=r"cut\.bin"):
+        detector.detect(tmp_path / "cut.bin")
+
+
+def test_load_gives_the_detector_back(detector: Detector, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    checkpoint.write(path, {"config": detector.config.plain(), "model": detector.model.state_dict()})
+    same(pcdet_ext.load(path, device="cpu").detect(cloud()), detector.detect(cloud()))
+    strict = pcdet_ext.load(path, device="cpu", overrides=["model.head.score_threshold=1.0"])
+    assert len(strict.detect(cloud())) == 0
+    with pytest.raises(ConfigError, match=r"model\.head\.score_treshold.*did you mean 'score_threshold'"):
+        pcdet_ext.load(path, overrides=["model.head.score_treshold=1.0"])
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: the parameters do not fit"):
+        pcdet_ext.load(path, overrides=["model.bev_backbone.num_filters=[16, 16, 16]"])
+
+
+def test_missing_device_is_named(root: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(ConfigError, match="device 'cuda'"):
+        pcdet_ext.build(root / "configs" / "kitti" / "demo.yaml", device="cuda")
+
+
+def test_the_front_door_is_light_and_complete() -> None:
+    assert {"build", "load"} <= set(dir(pcdet_ext))
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        pcdet_ext.lod  # noqa: B018
+    code = "import sys, pcdet_ext; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
