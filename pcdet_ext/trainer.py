@@ -83,11 +83,13 @@ class TrainConfig(OneCycle):
 
 @dataclass
 class Progress:
-    """Where a training stands: `batch` steps of `epoch` are done, `step` in all; `best` is the highest score so far."""
+    """Where a training stands: `batch` steps of `epoch` (which has `steps`) are done, `step` in all; `best` is the
+    highest score so far."""
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    steps: int = 0
     best: float | None = None
 
 
@@ -177,7 +179,8 @@ class _LossStep(nn.Module):
 class Trainer:
     """Trains `parts.detector` (anything with `loss(batch) -> {"total": ..., ...}`) and keeps checkpoints in `out`.
 
-    resume: the content of a checkpoint to continue from. `fit` runs to the end or to a stop request.
+    resume: the content of a checkpoint to continue from; with another number of processes than it was written by, their
+    random states start anew. `fit` runs to the end or to a stop request.
     """
 
     def __init__(
@@ -200,6 +203,7 @@ class Trainer:
         seed_everything(settings.seed + fabric.global_rank)
         if resume:
             self._restore(resume)
+        self.progress.steps = self.batches.steps
 
     def fit(self) -> bool:
         """Train to the end. Returns False when a stop was requested before; `last.ckpt` then continues exactly there.
@@ -270,9 +274,11 @@ class Trainer:
         self.log.values("test", self.progress.step, result.values, epoch=self.progress.epoch)
         if result.text:
             self.log.message(result.text)
-        if self.progress.best is None or result.score > self.progress.best:
+        before = self.progress.best
+        if before is None or result.score > before:
             self.progress.best = result.score
-            self._save(BEST)
+            if not self._save(BEST):
+                self.progress.best = before  # so that the next one as good is kept
         return True
 
     def _train_step(self, batch: Any) -> None:
@@ -352,9 +358,9 @@ class Trainer:
             "rng": states,
         }
 
-    def _save(self, name: str, must: bool = False) -> None:
+    def _save(self, name: str, must: bool = False) -> bool:
         """Write a checkpoint. When that fails, training goes on and tries again at the next turn, unless it `must`."""
-        state = self.state()
+        state, written = self.state(), True
         if self.fabric.global_rank == 0:
             try:
                 checkpoint.write(self.out / name, state)
@@ -362,8 +368,15 @@ class Trainer:
                 if must:
                     raise
                 self.log.message(f"{error}. Training goes on and tries again after a later epoch")
+                written = False
+        return self._agree(written, every=True)
 
     def _restore(self, content: Mapping[str, Any]) -> None:
+        if self.progress.batch and self.progress.steps != self.batches.steps:
+            raise CheckpointError(
+                f"the checkpoint to resume from stands inside an epoch of {self.progress.steps} steps, now an epoch "
+                f"has {self.batches.steps}: continue with the same data, train.batch_size and number of processes"
+            )
         checkpoint.load_model(self.detector, content["model"], "the checkpoint to resume from")
         try:
             self.optimizer.load_state_dict(content["optimizer"])

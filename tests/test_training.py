@@ -125,6 +125,12 @@ def test_continuing_a_finished_training_does_nothing(tmp_path: Path) -> None:
         assert (out / "log.jsonl").read_text() == before
 
 
+def test_another_batch_size_cannot_continue_inside_an_epoch(tmp_path: Path) -> None:
+    assert not run(tmp_path, stop_at(toy_parts(), 3))
+    with pytest.raises(CheckpointError, match=r"an epoch of 3 steps, now an epoch has 5.*train\.batch_size"):
+        run(tmp_path, resume=checkpoint.read(tmp_path / LAST), batch_size=2)
+
+
 def test_max_steps_ends_the_cycle(tmp_path: Path) -> None:
     assert run(tmp_path, max_steps=4)
     lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -170,13 +176,14 @@ def test_full_disk_does_not_end_a_training(
 
     def sometimes_full(path: Path, content: Any) -> None:
         calls.append(path.name)
-        if len(calls) in (4, 5, 6):
+        if len(calls) in (2, 4, 5):  # the first best one among them
             raise CheckpointError(f"{path}: cannot write the checkpoint: No space left on device")
         real(path, content)
 
     monkeypatch.setattr(trainer.checkpoint, "write", sometimes_full)
     assert run(tmp_path)
     assert "No space left on device. Training goes on" in capsys.readouterr().err
+    assert (tmp_path / BEST).exists()
     assert checkpoint.read(tmp_path / LAST)["progress"]["epoch"] == 3
 
 
