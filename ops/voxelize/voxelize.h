@@ -8,10 +8,9 @@
 namespace pcdet {
 
 struct VoxelGrid {
-    float low[3], size[3];  // (x, y, z), metres
-    int32_t cells[3];       // (x, y, z); along z 1 where pillars are asked for
-    int32_t pillars;        // z is neither divided nor checked, but has to be finite
-    int32_t x_major;        // cells are numbered with z fastest, then y, instead of x fastest, then y
+    float low[3], size[3];  // (x, y, z), metres; an infinite size makes columns of any height: every finite z is in cell 0
+    int32_t cells[3];       // (x, y, z)
+    int32_t strides[3];     // what a step along x, y and z adds to the number of a cell
 };
 
 PCDET_HD int64_t volume(const VoxelGrid& g) {
@@ -22,15 +21,13 @@ PCDET_HD int64_t volume(const VoxelGrid& g) {
 PCDET_HD int64_t cell_of(const VoxelGrid& g, float x, float y, float z) {
     const float fx = floorf((x - g.low[0]) / g.size[0]);
     const float fy = floorf((y - g.low[1]) / g.size[1]);
-    const float fz = g.pillars ? z - z : floorf((z - g.low[2]) / g.size[2]);
+    const float fz = floorf((z - g.low[2]) / g.size[2]);
     const bool inside = (fx >= 0) & (fx < static_cast<float>(g.cells[0])) & (fy >= 0) &
                         (fy < static_cast<float>(g.cells[1])) & (fz >= 0) & (fz < static_cast<float>(g.cells[2]));
-    const int32_t ix = inside ? static_cast<int32_t>(fx) : 0;
-    const int32_t iy = inside ? static_cast<int32_t>(fy) : 0;
-    const int32_t iz = inside ? static_cast<int32_t>(fz) : 0;
-    const int32_t line = (g.x_major ? ix : iz) * g.cells[1] + iy;  // both products of two sides are below 2^31
-    const int64_t cell = static_cast<int64_t>(line) * (g.x_major ? g.cells[2] : g.cells[0]) + (g.x_major ? iz : ix);
-    return inside ? cell : -1;
+    const int64_t ix = static_cast<int32_t>(inside ? fx : 0.0f);
+    const int64_t iy = static_cast<int32_t>(inside ? fy : 0.0f);
+    const int64_t iz = static_cast<int32_t>(inside ? fz : 0.0f);
+    return inside ? ix * g.strides[0] + iy * g.strides[1] + iz * g.strides[2] : -1;
 }
 
 // Division by one number many times: a multiplication while both are below 2^32 (Lemire, Kaser and Kurz, "Faster
@@ -54,11 +51,11 @@ struct Divider {
 
 // Back from cell numbers to coordinates.
 struct CellDecoder {
+    bool x_major;  // z is fastest instead of x
     Divider frame, line, row;
-    int32_t x_major;
 
     PCDET_HD explicit CellDecoder(const VoxelGrid& g)
-        : frame(volume(g)), line(g.cells[1]), row(g.x_major ? g.cells[2] : g.cells[0]), x_major(g.x_major) {}
+        : x_major(g.strides[0] != 1), frame(volume(g)), line(g.cells[1]), row(g.cells[x_major ? 2 : 0]) {}
 
     // (z, y, x) of a cell of one frame.
     PCDET_HD void inside(int64_t cell, int32_t zyx[3]) const {

@@ -15,7 +15,7 @@ class CellTable {
    public:
     explicit CellTable(int64_t entries) {
         int bits = 8;
-        while ((int64_t(1) << bits) < 2 * entries) ++bits;
+        while ((int64_t(1) << bits) < 3 * entries) ++bits;
         shift_ = 64 - bits;
         slots_.assign(size_t(1) << bits, Slot{0, -1});
     }
@@ -42,25 +42,31 @@ class CellTable {
     int shift_;
 };
 
-// Turns the cell of each point into its place, voxel * max_points + slot, or -1.
+// Turns the cell of each point into its place, voxel * max_points + slot, or -1. Points that follow each other are often
+// in one cell, which is then looked up once.
 template <typename Cell>
 int64_t assign(int64_t* places, int64_t n, int64_t max_points, int64_t max_voxels, int64_t* cells, int32_t* counts) {
     constexpr int64_t kAhead = 12;
     CellTable<Cell> table(max_voxels);
-    int64_t opened = 0;
+    int64_t opened = 0, previous = -1;
+    int32_t voxel = -1;
     for (int64_t i = 0; i < n; ++i) {
         if (i + kAhead < n) table.prefetch(places[i + kAhead]);
         const int64_t cell = places[i];
-        if (cell < 0) continue;
-        places[i] = -1;
-        int32_t& number = table.find(cell);
-        if (number < 0) {
-            if (opened == max_voxels) continue;
-            number = static_cast<int32_t>(opened);
-            cells[opened] = cell;
-            counts[opened++] = 0;
+        if (cell != previous) {
+            previous = cell;
+            voxel = -1;
+            if (cell >= 0) {
+                int32_t& number = table.find(cell);
+                if (number < 0 && opened < max_voxels) {
+                    cells[opened] = cell;
+                    counts[opened] = 0;
+                    number = static_cast<int32_t>(opened++);
+                }
+                voxel = number;
+            }
         }
-        if (counts[number] < max_points) places[i] = number * max_points + counts[number]++;
+        places[i] = voxel < 0 || counts[voxel] == max_points ? -1 : voxel * max_points + counts[voxel]++;
     }
     return opened;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -56,7 +57,8 @@ def voxelize(
     _check_points(points)
     if max_points < 1 or max_voxels < 1:
         raise ValueError(f"max_points and max_voxels must be positive, got {max_points} and {max_voxels}")
-    extent, size = _numbers(point_cloud_range, voxel_size)
+    _grid(point_cloud_range, voxel_size)  # raises outside of the operator
+    extent, size = list(point_cloud_range), list(voxel_size)
     return _voxelize(points.contiguous(), extent, size, max_points, max_voxels)[:3]
 
 
@@ -84,7 +86,8 @@ def dynamic_voxelize(
         raise ValueError(f"points are on {points.device}, batch_index on {batch_index.device}")
     if order not in ("zyx", "xyz"):
         raise ValueError(f"order must be 'zyx' or 'xyz', got {order!r}")
-    extent, size = _numbers(point_cloud_range, voxel_size)
+    _grid(point_cloud_range, voxel_size)  # raises outside of the operator
+    extent, size = list(point_cloud_range), list(voxel_size)
     points, batch_index = points.detach().contiguous(), batch_index.contiguous()
     return _dynamic_voxelize(points, batch_index, extent, size, order == "xyz", pillars)
 
@@ -94,13 +97,6 @@ def _check_points(points: Tensor) -> None:
         raise ValueError(f"points must be float32 [N, 3+], got {points.dtype} {list(points.shape)}")
 
 
-def _numbers(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Both as lists of floats, which operators take; raises where they make no grid."""
-    extent, size = [float(v) for v in point_cloud_range], [float(v) for v in voxel_size]
-    grid_size(extent, size)
-    return extent, size
-
-
 class _VoxelGrid(ctypes.Structure):
     """Mirrors pcdet::VoxelGrid of ops/voxelize/voxelize.h."""
 
@@ -108,19 +104,8 @@ class _VoxelGrid(ctypes.Structure):
         ("low", ctypes.c_float * 3),
         ("size", ctypes.c_float * 3),
         ("cells", ctypes.c_int32 * 3),
-        ("pillars", ctypes.c_int32),
-        ("x_major", ctypes.c_int32),
+        ("strides", ctypes.c_int32 * 3),
     )
-
-    @staticmethod
-    def of(
-        point_cloud_range: Sequence[float], voxel_size: Sequence[float], x_major: bool = False, pillars: bool = False
-    ) -> _VoxelGrid:
-        """The grid of a range."""
-        x, y, z = grid_size(point_cloud_range, voxel_size)
-        cells = (ctypes.c_int32 * 3)(x, y, 1 if pillars else z)
-        low, size = (ctypes.c_float * 3)(*point_cloud_range[:3]), (ctypes.c_float * 3)(*voxel_size)
-        return _VoxelGrid(low, size, cells, pillars, x_major)
 
     @property
     def volume(self) -> int:
@@ -128,11 +113,31 @@ class _VoxelGrid(ctypes.Structure):
         return math.prod(self.cells)
 
 
+def _grid(
+    point_cloud_range: Sequence[float], voxel_size: Sequence[float], x_major: bool = False, pillars: bool = False
+) -> _VoxelGrid:
+    """The grid of a range, for kernels; raises ValueError where range and size make none."""
+    return _make_grid(tuple(point_cloud_range), tuple(voxel_size), x_major, pillars)
+
+
+@lru_cache(maxsize=64)
+def _make_grid(
+    point_cloud_range: tuple[float, ...], voxel_size: tuple[float, ...], x_major: bool, pillars: bool
+) -> _VoxelGrid:
+    x, y, z = grid_size(point_cloud_range, voxel_size)
+    low, size = list(point_cloud_range[:3]), list(voxel_size)
+    if pillars:
+        z, low[2], size[2] = 1, 0.0, math.inf
+    strides = (y * z, z, 1) if x_major else (1, x, x * y)
+    floats, ints = ctypes.c_float * 3, ctypes.c_int32 * 3
+    return _VoxelGrid(floats(*low), floats(*size), ints(x, y, z), ints(*strides))
+
+
 @torch.library.custom_op("pcdet_ext::voxelize", mutates_args=())
 def _voxelize(
     points: Tensor, point_cloud_range: list[float], voxel_size: list[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grid = _VoxelGrid.of(point_cloud_range, voxel_size)
+    grid = _grid(point_cloud_range, voxel_size)
     types = (POINTER, I64, I64, POINTER, I64, I64, POINTER, POINTER, POINTER, POINTER, I32)
     assign = _native.function("cpu", "pcdet_voxelize_assign_cpu", *types) if points.device.type == "cpu" else None
     if assign is None:
@@ -186,7 +191,7 @@ def _dynamic_voxelize(
     x_major: bool,
     pillars: bool,
 ) -> tuple[Tensor, Tensor]:
-    grid = _VoxelGrid.of(point_cloud_range, voxel_size, x_major, pillars)
+    grid = _grid(point_cloud_range, voxel_size, x_major, pillars)
     types = (POINTER, I64, I64, POINTER, POINTER, POINTER, POINTER, POINTER, I32)
     kernel = _native.function("cpu", "pcdet_dynamic_voxelize_cpu", *types) if points.device.type == "cpu" else None
     if kernel is None:
@@ -250,12 +255,9 @@ def cells_reference(points: Tensor, batch_index: Tensor | None, grid: _VoxelGrid
     low = torch.tensor(list(grid.low), device=points.device)
     size = torch.tensor(list(grid.size), device=points.device)
     place = ((points[:, :3] - low) / size).floor()
-    if grid.pillars:
-        place[:, 2] = points[:, 2] - points[:, 2]  # 0, or NaN where z is not finite
     inside = ((place >= 0) & (place < torch.tensor(list(grid.cells), device=points.device))).all(1)
-    x, y, z = torch.where(inside[:, None], place, 0.0).long().unbind(1)
-    width, height, depth = grid.cells
-    cells = (x * height + y) * depth + z if grid.x_major else (z * height + y) * width + x
+    strides = torch.tensor(list(grid.strides), device=points.device)
+    cells = (torch.where(inside[:, None], place, 0.0).long() * strides).sum(1)
     if batch_index is not None:
         cells = cells + batch_index * grid.volume
     return torch.where(inside, cells, -1)
@@ -263,11 +265,8 @@ def cells_reference(points: Tensor, batch_index: Tensor | None, grid: _VoxelGrid
 
 def coords_reference(cells: Tensor, grid: _VoxelGrid) -> Tensor:
     """The inverse of `cells_reference`: int32 [M, 4] as (batch, z, y, x)."""
-    height, last = grid.cells[1], grid.cells[2] if grid.x_major else grid.cells[0]
-    frame, inside = cells // grid.volume, cells % grid.volume
-    major, middle, minor = inside // last // height, inside // last % height, inside % last
-    z, x = (minor, major) if grid.x_major else (major, minor)
-    return torch.stack([frame, z, middle, x], 1).int()
+    axes = [cells // grid.strides[axis] % grid.cells[axis] for axis in (2, 1, 0)]
+    return torch.stack([cells // grid.volume, *axes], 1).int()
 
 
 def _voxelize_cells(
@@ -305,7 +304,7 @@ def voxelize_reference(
     points: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The definition in PyTorch; see `voxelize`. Fourth, the place of each point: voxel · max_points + slot, or -1."""
-    grid = _VoxelGrid.of(point_cloud_range, voxel_size)
+    grid = _grid(point_cloud_range, voxel_size)
     return _voxelize_cells(points, cells_reference(points, None, grid), grid, max_points, max_voxels)
 
 
@@ -318,5 +317,5 @@ def dynamic_voxelize_reference(
     pillars: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The definition in PyTorch; see `dynamic_voxelize`."""
-    grid = _VoxelGrid.of(point_cloud_range, voxel_size, x_major, pillars)
+    grid = _grid(point_cloud_range, voxel_size, x_major, pillars)
     return _dynamic_voxelize_cells(cells_reference(points, batch_index, grid), grid)
