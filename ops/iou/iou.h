@@ -10,7 +10,8 @@ namespace pcdet {
 
 struct Footprint {
     double x, y, half_x, half_y, cos, sin, area, radius, z_low, z_high;
-    bool valid;  // finite, and of positive size
+    bool flat;    // place and size in the plane are finite, the size is positive
+    bool turned;  // and the heading is finite too
 };
 
 // A box is (x, y, z, dx, dy, dz, heading), z at the centre.
@@ -27,82 +28,94 @@ PCDET_HD Footprint footprint(const T* box) {
     f.radius = sqrt(f.half_x * f.half_x + f.half_y * f.half_y);
     f.z_low = box[2] - 0.5 * box[5];
     f.z_high = box[2] + 0.5 * box[5];
-    double total = 0;
-    for (int i = 0; i < 7; ++i) total += fabs(static_cast<double>(box[i]));
-    f.valid = total < 1e300 && box[3] > 0 && box[4] > 0;  // false for NaN and infinity
+    // False for NaN and infinity; products of sizes stay finite.
+    f.flat = fabs(f.x) + fabs(f.y) + f.half_x + f.half_y < 1e100 && f.half_x > 0 && f.half_y > 0;
+    f.turned = f.flat && fabs(static_cast<double>(box[6])) < 1e300;
     return f;
 }
 
-struct Polygon {
-    double x[8], y[8];
-    int size;
-};
-
-// Keep the part of a convex polygon where sign * coordinate <= limit (Sutherland and Hodgman, CACM 17, 1974).
-PCDET_HD void clip(Polygon& p, bool along_y, double sign, double limit) {
-    Polygon kept;
-    kept.size = 0;
-    for (int i = 0; i < p.size; ++i) {
-        const int next = i + 1 == p.size ? 0 : i + 1;
-        const double here = limit - sign * (along_y ? p.y[i] : p.x[i]);
-        const double there = limit - sign * (along_y ? p.y[next] : p.x[next]);
-        if (here >= 0 && kept.size < 8) {
-            kept.x[kept.size] = p.x[i];
-            kept.y[kept.size++] = p.y[i];
-        }
-        if ((here >= 0) != (there >= 0) && kept.size < 8) {
-            const double share = here / (here - there);
-            kept.x[kept.size] = p.x[i] + (p.x[next] - p.x[i]) * share;
-            kept.y[kept.size++] = p.y[i] + (p.y[next] - p.y[i]) * share;
-        }
-    }
-    p = kept;
+PCDET_HD double clamped(double value, double limit) {
+    const double low = value < -limit ? -limit : value;
+    return low > limit ? limit : low;
 }
 
-// Area shared by two footprints: b's rectangle in a's frame, clipped at a's four sides.
+// What an edge from (x0, y0) to (x1, y1) adds to the integral of clamp(y) - level over clamp(x), limits half_x and half_y.
+// slope: dy / dx of the edge, anything where dx is 0.
+PCDET_HD double clamped_integral(double x0, double y0, double x1, double y1, double slope, double half_x, double half_y,
+                                 double level) {
+    const double from = clamped(x0, half_x), to = clamped(x1, half_x);
+    const double start = y0 + (from - x0) * slope, end = y1 + (to - x1) * slope;
+    const double c0 = clamped(start, half_y), c1 = clamped(end, half_y);
+    // The edge runs outside at c0, between c0 and c1, and outside at c1: three shares of one sign, so nothing cancels.
+    const bool flat = c0 == c1;
+    const double sum = (c0 - start) * (c0 - level) + (c1 - c0) * (0.5 * (c0 + c1) - level) + (end - c1) * (c1 - level);
+    return (to - from) * ((flat ? c0 - level : sum) / (flat ? 1 : end - start));
+}
+
+// Area shared by the rectangle |x| < half_x, |y| < half_y and one with its centre at (x, y), turned by (c, s) = (cos, sin)
+// and of half sizes bx, by: Green's theorem on the second one's edges. The shared height above x is clamp(upper edge)
+// - clamp(lower edge), so the area is the integral of clamp(y) over clamp(x) around it. Without branches: it runs on vectors.
+PCDET_HD double clipped_area(double half_x, double half_y, double x, double y, double c, double s, double bx, double by) {
+    const double ux = c * bx, uy = s * bx, vx = -s * by, vy = c * by;
+    const double along = s / (c != 0 ? c : 1), across = -c / (s != 0 ? s : 1);
+    const double x0 = x + ux + vx, y0 = y + uy + vy, x1 = x - ux + vx, y1 = y - uy + vy;
+    const double x2 = x - ux - vx, y2 = y - uy - vy, x3 = x + ux - vx, y3 = y + uy - vy;
+    const double level = clamped(y, half_y);  // any level gives the same area; one near b keeps rounding small
+    const double total = clamped_integral(x0, y0, x1, y1, along, half_x, half_y, level) +
+                         clamped_integral(x1, y1, x2, y2, across, half_x, half_y, level) +
+                         clamped_integral(x2, y2, x3, y3, along, half_x, half_y, level) +
+                         clamped_integral(x3, y3, x0, y0, across, half_x, half_y, level);
+    return -total;
+}
+
+// Area shared by two footprints with finite fields: the second, given by them, seen from the first.
+PCDET_HD double shared_area(const Footprint& a, double x, double y, double half_x, double half_y, double cos, double sin,
+                            double area) {
+    const double dx = x - a.x, dy = y - a.y;
+    const double c = cos * a.cos + sin * a.sin, s = sin * a.cos - cos * a.sin;
+    const double shared = clipped_area(a.half_x, a.half_y, dx * a.cos + dy * a.sin, dy * a.cos - dx * a.sin, c, s, half_x,
+                                       half_y);
+    const double most = a.area < area ? a.area : area;
+    const double bounded = shared < most ? shared : most;
+    // Boxes that only touch share no area: what is left there is rounding.
+    return shared > 1e-10 * most ? bounded : 0;
+}
+
 PCDET_HD double shared_area(const Footprint& a, const Footprint& b) {
-    if (!a.valid || !b.valid) return 0;
+    if (!a.turned || !b.turned) return 0;
     const double dx = b.x - a.x, dy = b.y - a.y, reach = a.radius + b.radius;
     if (dx * dx + dy * dy >= reach * reach) return 0;
-    const double x = dx * a.cos + dy * a.sin, y = dy * a.cos - dx * a.sin;
-    const double c = b.cos * a.cos + b.sin * a.sin, s = b.sin * a.cos - b.cos * a.sin;
-    const double ux = c * b.half_x, uy = s * b.half_x, vx = -s * b.half_y, vy = c * b.half_y;
-    Polygon p;
-    p.size = 4;
-    p.x[0] = x + ux + vx, p.y[0] = y + uy + vy;
-    p.x[1] = x - ux + vx, p.y[1] = y - uy + vy;
-    p.x[2] = x - ux - vx, p.y[2] = y - uy - vy;
-    p.x[3] = x + ux - vx, p.y[3] = y + uy - vy;
-    clip(p, false, 1, a.half_x);
-    clip(p, false, -1, a.half_x);
-    clip(p, true, 1, a.half_y);
-    clip(p, true, -1, a.half_y);
-    double twice = 0;
-    for (int i = 0; i < p.size; ++i) {
-        const int next = i + 1 == p.size ? 0 : i + 1;
-        twice += p.x[i] * p.y[next] - p.x[next] * p.y[i];
-    }
-    const double area = 0.5 * fabs(twice);
-    // Boxes that only touch share no area: what is left there is rounding.
-    return area > 1e-10 * (a.area < b.area ? a.area : b.area) ? area : 0;
+    return shared_area(a, b.x, b.y, b.half_x, b.half_y, b.cos, b.sin, b.area);
 }
 
-PCDET_HD double iou_bev(const Footprint& a, const Footprint& b) {
-    const double shared = shared_area(a, b);
-    return shared > 0 ? fmin(shared / (a.area + b.area - shared), 1.0) : 0;
+// Intersection over union of footprints that share an area.
+PCDET_HD double iou_bev_of(double shared, const Footprint& a, const Footprint& b) {
+    return shared > 0 ? shared / (a.area + b.area - shared) : 0;
 }
 
-PCDET_HD double iou_3d(const Footprint& a, const Footprint& b) {
+// Intersection over union of the volumes of boxes whose footprints share an area.
+PCDET_HD double iou_3d_of(double shared, const Footprint& a, const Footprint& b) {
     const double height = fmin(a.z_high, b.z_high) - fmax(a.z_low, b.z_low);
     const double height_a = a.z_high - a.z_low, height_b = b.z_high - b.z_low;
-    if (!(height > 0) || !(height_a > 0) || !(height_b > 0)) return 0;
-    const double shared = shared_area(a, b) * height;
-    return shared > 0 ? fmin(shared / (a.area * height_a + b.area * height_b - shared), 1.0) : 0;
+    if (!(height > 0 && height_a > 0 && height_b > 0) || !(height_a + height_b < 1e100)) return 0;
+    const double volume = shared * height;
+    return volume > 0 ? fmin(volume / (a.area * height_a + b.area * height_b - volume), 1.0) : 0;
+}
+
+constexpr int kBev = 0, kVolume = 1, kArea = 2;
+
+// The overlap of one of these kinds of footprints that share an area.
+PCDET_HD double overlap_of(double shared, const Footprint& a, const Footprint& b, int kind) {
+    return kind == kArea ? shared : kind == kVolume ? iou_3d_of(shared, a, b) : iou_bev_of(shared, a, b);
+}
+
+PCDET_HD double overlap(const Footprint& a, const Footprint& b, int kind) {
+    return overlap_of(shared_area(a, b), a, b, kind);
 }
 
 // Heading left out: the rectangles (x, y, dx, dy).
 PCDET_HD double iou_axis_aligned(const Footprint& a, const Footprint& b) {
-    if (!a.valid || !b.valid) return 0;
+    if (!a.flat || !b.flat) return 0;
     const double w = fmin(a.x + a.half_x, b.x + b.half_x) - fmax(a.x - a.half_x, b.x - b.half_x);
     const double h = fmin(a.y + a.half_y, b.y + b.half_y) - fmax(a.y - a.half_y, b.y - b.half_y);
     if (w <= 0 || h <= 0) return 0;

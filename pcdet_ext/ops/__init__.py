@@ -1,6 +1,6 @@
 """Operations on points, voxels and boxes: PyTorch references with native CPU and CUDA kernels behind them."""
 
-from pcdet_ext.ops.boxes import iou_3d, iou_3d_paired, iou_bev, iou_bev_paired, nms, points_in_boxes
+from pcdet_ext.ops.boxes import iou_3d, iou_3d_paired, iou_bev, iou_bev_paired, nms, points_in_boxes, shared_area_bev
 from pcdet_ext.ops.linear_attention import scattered_linear_attention
 from pcdet_ext.ops.rotated_sets import RotatedSets, rotated_sets
 from pcdet_ext.ops.segment import segment_reduce
@@ -24,5 +24,6 @@ __all__ = [
     "scattered_linear_attention",
     "segment_reduce",
     "serialize",
+    "shared_area_bev",
     "voxelize",
 ]

@@ -1,7 +1,7 @@
 """Overlap of upright boxes turned about z, suppression of overlapping ones, and points inside of them.
 
 A box is (x, y, z, dx, dy, dz, heading), z at the centre, metres and radians; further columns are left aside. Boxes with
-a size that is not positive, or with NaN or infinity, overlap nothing.
+a size that is not positive, or with NaN or infinity in what an overlap is made of, overlap nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ from torch import Tensor
 from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import F64, I32, I64, POINTER
 from pcdet_ext.ops.boxes_reference import (
+    AREA,
+    BEV,
+    VOLUME,
     iou_matrix_reference,
     iou_paired_reference,
+    keep_greedily,
     nms_reference,
     points_in_boxes_reference,
 )
+from pcdet_ext.ops.published_boxes import published_removals
 
 NMS_KINDS = {"rotated": 0, "axis_aligned": 1, "circle": 2}
 
@@ -29,22 +34,27 @@ def iou_bev(a: Tensor, b: Tensor) -> Tensor:
     Exact polygons, accurate to 1e-6: identical boxes give 1, touching ones 0. Not differentiable.
     Raises ValueError naming the argument that is wrong.
     """
-    return _iou_matrix(*_box_pair(a, b), False)
+    return _iou_matrix(*_box_pair(a, b), BEV)
 
 
 def iou_3d(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of the volumes [N, M] of boxes a [N, 7+] and b [M, 7+]; see `iou_bev`."""
-    return _iou_matrix(*_box_pair(a, b), True)
+    return _iou_matrix(*_box_pair(a, b), VOLUME)
+
+
+def shared_area_bev(a: Tensor, b: Tensor) -> Tensor:
+    """Area [N, M] in m² that the footprints of boxes a [N, 7+] and b [M, 7+] share; see `iou_bev`."""
+    return _iou_matrix(*_box_pair(a, b), AREA)
 
 
 def iou_bev_paired(a: Tensor, b: Tensor) -> Tensor:
     """`iou_bev` of each row of a [N, 7+] with the same row of b [N, 7+], as [N]."""
-    return _iou_paired(*_box_pair(a, b, paired=True), False)
+    return _iou_paired(*_box_pair(a, b, paired=True), BEV)
 
 
 def iou_3d_paired(a: Tensor, b: Tensor) -> Tensor:
     """`iou_3d` of each row of a [N, 7+] with the same row of b [N, 7+], as [N]."""
-    return _iou_paired(*_box_pair(a, b, paired=True), True)
+    return _iou_paired(*_box_pair(a, b, paired=True), VOLUME)
 
 
 def nms(
@@ -54,12 +64,14 @@ def nms(
     kind: Literal["rotated", "axis_aligned", "circle"] = "rotated",
     pre_max: int | None = None,
     post_max: int | None = None,
+    published: bool = False,
 ) -> Tensor:
     """Indices int64 [K] of the boxes that stay, best score first (equal scores: lower index first).
 
     A box that stays removes every later one that overlaps it by more than the threshold. boxes: [N, 7+]; scores: [N],
     NaN never stays; kind: IoU of the turned footprints, IoU with headings left out, or, for "circle", a squared
-    distance of centres (m²) of at most the threshold; pre_max: candidates looked at; post_max: boxes kept at most.
+    distance of centres (m²) of at most the threshold; pre_max: candidates looked at; post_max: boxes kept at most;
+    published: with the overlap of OpenPCDet's kernels and its quirks (see `pcdet_ext.ops.published_boxes`; slow).
     Raises ValueError naming the argument that is wrong.
     """
     boxes = _check_boxes("boxes", boxes)
@@ -69,9 +81,21 @@ def nms(
         )
     if kind not in NMS_KINDS:
         raise ValueError(f"kind must be one of {', '.join(NMS_KINDS)}, got {kind!r}")
+    if not iou_threshold >= 0:
+        raise ValueError(f"iou_threshold must be at least 0, got {iou_threshold}")
+    for name, most in (("pre_max", pre_max), ("post_max", post_max)):
+        if most is not None and most < 0:
+            raise ValueError(f"{name} must be at least 0, got {most}")
     usable = torch.nonzero(~scores.isnan()).squeeze(1)
     order = usable[scores[usable].argsort(descending=True, stable=True)][:pre_max]
+    if kind == "axis_aligned":
+        boxes = torch.cat([boxes[:, :6], torch.zeros_like(boxes[:, 6:])], 1)
     most = len(order) if post_max is None else min(post_max, len(order))
+    if published:
+        if kind == "circle":
+            raise ValueError("published is for the kinds 'rotated' and 'axis_aligned'")
+        pairs = published_removals(boxes[order], iou_threshold, kind == "rotated")
+        return order[keep_greedily(pairs, len(order))[:most]]
     return order[_nms(boxes[order].contiguous(), float(iou_threshold), NMS_KINDS[kind], most)]
 
 
@@ -116,32 +140,32 @@ def _kernel(name: str, like: Tensor, *argument_types: type) -> object:
 
 
 @torch.library.custom_op("pcdet_ext::iou_matrix", mutates_args=())
-def _iou_matrix(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+def _iou_matrix(a: Tensor, b: Tensor, kind: int) -> Tensor:
     kernel = _kernel("pcdet_iou_matrix", a, POINTER, I64, POINTER, I64, I32, POINTER)
-    if kernel is None:
-        return iou_matrix_reference(a, b, volume)
+    if kernel is None or kind == AREA:
+        return iou_matrix_reference(a, b, kind)
     out = a.new_empty(len(a), len(b))
-    kernel(_native.pointer(a), len(a), _native.pointer(b), len(b), volume, _native.pointer(out))
+    kernel(_native.pointer(a), len(a), _native.pointer(b), len(b), kind, _native.pointer(out))
     return out
 
 
 @_iou_matrix.register_fake
-def _(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+def _(a: Tensor, b: Tensor, kind: int) -> Tensor:
     return a.new_empty(len(a), len(b))
 
 
 @torch.library.custom_op("pcdet_ext::iou_paired", mutates_args=())
-def _iou_paired(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+def _iou_paired(a: Tensor, b: Tensor, kind: int) -> Tensor:
     kernel = _kernel("pcdet_iou_paired", a, POINTER, POINTER, I64, I32, POINTER)
     if kernel is None:
-        return iou_paired_reference(a, b, volume)
+        return iou_paired_reference(a, b, kind)
     out = a.new_empty(len(a))
-    kernel(_native.pointer(a), _native.pointer(b), len(a), volume, _native.pointer(out))
+    kernel(_native.pointer(a), _native.pointer(b), len(a), kind, _native.pointer(out))
     return out
 
 
 @_iou_paired.register_fake
-def _(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+def _(a: Tensor, b: Tensor, kind: int) -> Tensor:
     return a.new_empty(len(a))
 
 

@@ -5,36 +5,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+BEV, VOLUME, AREA = 0, 1, 2  # kinds of overlap: of footprints, of volumes, and the area that footprints share
 CHUNK = 1 << 16  # pairs whose polygons are held at once
 
 
-def iou_matrix_reference(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+def iou_matrix_reference(a: Tensor, b: Tensor, kind: int) -> Tensor:
     """Overlaps [N, M] of boxes [N, 7] and [M, 7]; see `iou_bev` and `iou_3d`."""
     rows, columns = torch.meshgrid(
         torch.arange(len(a), device=a.device), torch.arange(len(b), device=a.device), indexing="ij"
     )
-    return iou_paired_reference(a[rows.flatten()], b[columns.flatten()], volume).view(len(a), len(b))
+    return iou_paired_reference(a[rows.flatten()], b[columns.flatten()], kind).view(len(a), len(b))
 
 
-def iou_paired_reference(a: Tensor, b: Tensor, volume: bool) -> Tensor:
+def iou_paired_reference(a: Tensor, b: Tensor, kind: int) -> Tensor:
     """Overlaps [N] of boxes [N, 7] and [N, 7]; see `iou_bev_paired`."""
     if len(a) == 0:
         return a.new_zeros(0)
     parts = zip(a.double().split(CHUNK), b.double().split(CHUNK), strict=True)
-    return torch.cat([_iou(x, y, volume) for x, y in parts]).to(a.dtype)
+    return torch.cat([_iou(x, y, kind) for x, y in parts]).to(a.dtype)
 
 
-def _iou(a: Tensor, b: Tensor, volume: bool) -> Tensor:
-    valid = a.isfinite().all(1) & b.isfinite().all(1) & (a[:, 3:5] > 0).all(1) & (b[:, 3:5] > 0).all(1)
+def _iou(a: Tensor, b: Tensor, kind: int) -> Tensor:
+    flat = [0, 1, 3, 4, 6]  # what a footprint is made of
+    valid = a[:, flat].isfinite().all(1) & b[:, flat].isfinite().all(1)
+    valid = valid & (a[:, 3:5] > 0).all(1) & (b[:, 3:5] > 0).all(1)
     shared = _shared_area(torch.where(valid[:, None], a, 1.0), torch.where(valid[:, None], b, 1.0))
     size_a, size_b = a[:, 3] * a[:, 4], b[:, 3] * b[:, 4]
     shared = torch.where(shared > 1e-10 * torch.minimum(size_a, size_b), shared, 0.0)
-    if volume:
+    if kind == AREA:
+        return torch.where(valid, shared, 0.0)
+    if kind == VOLUME:
         high = torch.minimum(a[:, 2] + a[:, 5] / 2, b[:, 2] + b[:, 5] / 2)
         low = torch.maximum(a[:, 2] - a[:, 5] / 2, b[:, 2] - b[:, 5] / 2)
         shared = shared * (high - low).clamp(min=0)
         size_a, size_b = size_a * a[:, 5], size_b * b[:, 5]
-        valid = valid & (a[:, 5] > 0) & (b[:, 5] > 0)
+        upright = a[:, [2, 5]].isfinite().all(1) & b[:, [2, 5]].isfinite().all(1)
+        valid = valid & upright & (a[:, 5] > 0) & (b[:, 5] > 0)
     iou = (shared / (size_a + size_b - shared)).clamp(max=1)
     return torch.where(valid & (shared > 0), iou, 0.0)
 
@@ -84,20 +90,26 @@ def _clip(polygon: Tensor, size: Tensor, axis: int, sign: int, limit: Tensor) ->
 def nms_reference(boxes: Tensor, threshold: float, kind: int, most: int) -> Tensor:
     """Rows int64 [K] that stay of boxes [N, 7], best score first; see `nms`. kind: as in `NMS_KINDS`."""
     if kind == 0:
-        removes = iou_matrix_reference(boxes, boxes, False) > threshold
+        removes = iou_matrix_reference(boxes, boxes, BEV) > threshold
     elif kind == 1:
-        upright = torch.cat([boxes[:, :6], torch.where(boxes[:, 6:].isfinite(), 0.0, boxes[:, 6:])], 1)
-        removes = iou_matrix_reference(upright, upright, False) > threshold
+        upright = torch.cat([boxes[:, :6], torch.zeros_like(boxes[:, 6:])], 1)
+        removes = iou_matrix_reference(upright, upright, BEV) > threshold
     else:
         distance = boxes[:, None, :2].double() - boxes[None, :, :2].double()
         removes = distance.square().sum(-1) <= threshold
-    alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    kept: list[int] = []
-    for i in range(len(boxes)):
-        if len(kept) < most and bool(alive[i]):
-            kept.append(i)
-            alive &= ~removes[i]
-    return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
+    return keep_greedily(removes.triu(1).nonzero(), len(boxes))[:most]
+
+
+def keep_greedily(pairs: Tensor, count: int) -> Tensor:
+    """Rows int64 [K] of `count` that stay when row i, unless removed itself, removes row j for each pair (i, j), i < j.
+
+    pairs: int64 [P, 2], ascending by i.
+    """
+    alive = [True] * count
+    for i, j in pairs.tolist():
+        if alive[i]:
+            alive[j] = False
+    return torch.tensor(alive, dtype=torch.bool, device=pairs.device).nonzero().squeeze(1)
 
 
 def points_in_boxes_reference(points: Tensor, boxes: Tensor, margin: float) -> Tensor:
