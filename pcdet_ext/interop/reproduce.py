@@ -23,6 +23,7 @@ from pcdet_ext.interop.golden import Report, find_cases, run_case
 CASE_MODULES = (
     "evaluators",
     "mappings",
+    "openpcdet_boxes",
     "openpcdet_data",
     "openpcdet_heads",
     "openpcdet_models",

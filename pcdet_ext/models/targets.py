@@ -122,7 +122,7 @@ def overlapping_pairs(anchors: Tensor, boxes: Tensor, use_3d: bool) -> tuple[Ten
     box = torch.arange(len(boxes), device=boxes.device)[:, None, None, None].expand_as(index)
     real = ((rows < height)[:, :, None, None] & (columns < width)[:, None, :, None]).expand_as(index)
     index, box = index[real], box[real]
-    measure = iou_3d_paired if use_3d else _nearest_bev_iou
+    measure = iou_3d_paired if use_3d else nearest_bev_iou
     overlap = measure(anchors.reshape(-1, 7)[index], boxes[box])
     some = overlap > 0
     return index[some], box[some], overlap[some]
@@ -146,15 +146,15 @@ def _window(positions: Tensor, centers: Tensor, reach: Tensor) -> Tensor:
     return torch.where(index < last[:, None], index, len(positions))
 
 
-def _nearest_bev_iou(a: Tensor, b: Tensor) -> Tensor:
+def nearest_bev_iou(a: Tensor, b: Tensor) -> Tensor:
     """Overlap [P] of footprints a, b [P, 7] turned to the nearest axis."""
-    a, b = _axis_aligned(a), _axis_aligned(b)
+    a, b = axis_aligned(a), axis_aligned(b)
     inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp_min(0).prod(1)
     area_a, area_b = ((x[:, 2:] - x[:, :2]).prod(1) for x in (a, b))
     return inter / (area_a + area_b - inter).clamp_min(1e-6)
 
 
-def _axis_aligned(boxes: Tensor) -> Tensor:
+def axis_aligned(boxes: Tensor) -> Tensor:
     """(x1, y1, x2, y2) [P, 4] of footprints turned to the nearest axis."""
     lengthwise = limit_period(boxes[:, 6], 0.5, math.pi).abs() < math.pi / 4
     size = torch.where(lengthwise[:, None], boxes[:, 3:5], boxes[:, [4, 3]])

@@ -263,7 +263,7 @@ class TransFusionHead(nn.Module):
         negative = -(1 - p + 1e-12).log() * 0.75 * p**2
         extent = boxes.new_tensor(self.limit) - boxes.new_tensor(self.origin)
         distance = torch.cdist(predicted[:, :2] / extent, boxes[:, :2] / extent, p=1)
-        overlap = iou_3d(*(_lifted(b) if self.bottom_cost else b for b in (predicted, boxes)))
+        overlap = iou_3d(*(lifted(b) if self.bottom_cost else b for b in (predicted, boxes)))
         class_cost, box_cost, iou_cost = self.costs
         cost = class_cost * (positive - negative) + box_cost * distance - iou_cost * overlap
         pairs = linear_sum_assignment(cost.nan_to_num(1e4).cpu().numpy())
@@ -287,7 +287,7 @@ class TransFusionHead(nn.Module):
         }
         if output.iou is not None:
             found = self.boxes(output.codes.detach())[frame, query, :7]
-            pairs = (_lifted(b) if self.iou_of_tops else b for b in (found, targets.boxes))
+            pairs = (lifted(b) if self.iou_of_tops else b for b in (found, targets.boxes))
             losses["iou"] = self.iou_weight * _iou_loss(output.iou[frame, query], *pairs)
         return losses | {"total": sum(losses.values())}
 
@@ -320,7 +320,7 @@ class TransFusionHead(nn.Module):
         return keep
 
 
-def _lifted(boxes: Tensor) -> Tensor:
+def lifted(boxes: Tensor) -> Tensor:
     """Boxes [N, 7] moved up by half their height."""
     return torch.cat([boxes[:, :2], boxes[:, 2:3] + boxes[:, 5:6] / 2, boxes[:, 3:7]], 1)
 
