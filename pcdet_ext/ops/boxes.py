@@ -6,6 +6,7 @@ a size that is not positive, or with NaN or infinity in what an overlap is made 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -81,8 +82,8 @@ def nms(
         )
     if kind not in NMS_KINDS:
         raise ValueError(f"kind must be one of {', '.join(NMS_KINDS)}, got {kind!r}")
-    if not iou_threshold >= 0:
-        raise ValueError(f"iou_threshold must be at least 0, got {iou_threshold}")
+    if not 0 <= iou_threshold < math.inf:
+        raise ValueError(f"iou_threshold must be at least 0 and finite, got {iou_threshold}")
     for name, most in (("pre_max", pre_max), ("post_max", post_max)):
         if most is not None and most < 0:
             raise ValueError(f"{name} must be at least 0, got {most}")
@@ -142,7 +143,7 @@ def _kernel(name: str, like: Tensor, *argument_types: type) -> object:
 @torch.library.custom_op("pcdet_ext::iou_matrix", mutates_args=())
 def _iou_matrix(a: Tensor, b: Tensor, kind: int) -> Tensor:
     kernel = _kernel("pcdet_iou_matrix", a, POINTER, I64, POINTER, I64, I32, POINTER)
-    if kernel is None or kind == AREA:
+    if kernel is None:
         return iou_matrix_reference(a, b, kind)
     out = a.new_empty(len(a), len(b))
     kernel(_native.pointer(a), len(a), _native.pointer(b), len(b), kind, _native.pointer(out))
