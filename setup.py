@@ -118,7 +118,7 @@ def sources(pattern: str) -> list[str]:
 def native_extensions() -> list[Extension]:
     """The CPU and the CUDA library, where there are sources for them."""
     parts = {"pcdet_ext.ops.libpcdet_ext_cpu": "*_cpu.cpp", "pcdet_ext.ops.libpcdet_ext_cuda": "*_cuda.cu"}
-    return [Extension(name, sources(pattern)) for name, pattern in parts.items() if sources(pattern)]
+    return [Extension(name, sources(pattern), optional=True) for name, pattern in parts.items() if sources(pattern)]
 
 
 VIS = ["plotly", "matplotlib", 'open3d-cpu; platform_machine == "x86_64" and sys_platform == "linux"']

@@ -174,11 +174,34 @@ def _voxelize_setup(ctx: object, inputs: tuple, output: tuple) -> None:
 
 
 def _voxelize_backward(ctx: object, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return _read_places(grad, *ctx.saved_tensors), None, None, None, None
+
+
+@torch.library.custom_op("pcdet_ext::read_places", mutates_args=())
+def _read_places(voxels: Tensor, places: Tensor) -> Tensor:
+    """Rows [N, C] that stand in voxels [M, max_points, C] at places int64 [N]; zeros where a place is -1."""
+    rows = torch.cat([voxels.flatten(0, 1), voxels.new_zeros(1, voxels.shape[2])])
+    return rows[places]
+
+
+@_read_places.register_fake
+def _(voxels: Tensor, places: Tensor) -> Tensor:
+    return voxels.new_empty(len(places), voxels.shape[2])
+
+
+def _read_setup(ctx: object, inputs: tuple, output: Tensor) -> None:
+    ctx.shape = inputs[0].shape
+    ctx.save_for_backward(inputs[1])
+
+
+def _read_backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
     (places,) = ctx.saved_tensors
-    padded = torch.cat([grad.flatten(0, 1), grad.new_zeros(1, grad.shape[2])])
-    return padded[places], None, None, None, None  # a place of -1 reads the row of zeros
+    kept = places >= 0  # each place is read once at most
+    rows = grad.new_zeros(ctx.shape[0] * ctx.shape[1], ctx.shape[2])
+    return rows.index_copy(0, places[kept], grad[kept]).view(ctx.shape), None
 
 
+_read_places.register_autograd(_read_backward, setup_context=_read_setup)
 _voxelize.register_autograd(_voxelize_backward, setup_context=_voxelize_setup)
 
 
@@ -288,7 +311,8 @@ def _voxelize_cells(
     voxels[places[order[kept]]] = points[order[kept]]
     first = appearance[:m]
     held = counts[first].clamp(max=max_points).int()
-    return voxels.view(m, max_points, -1), _coords(unique[first], grid)[:, 1:].contiguous(), held, places
+    coords = _coords(unique[first], grid)[:, 1:].contiguous()
+    return voxels.view(m, max_points, points.shape[1]), coords, held, places
 
 
 def _dynamic_voxelize_cells(cells: Tensor, grid: _VoxelGrid) -> tuple[Tensor, Tensor]:

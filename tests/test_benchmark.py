@@ -1,0 +1,144 @@
+"""Benchmarks run, agree with their peers and write what they measured; times are never judged."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pcdet_ext.benchmark import report
+from pcdet_ext.benchmark.frames import SIZES, load_frames, synthetic_scan
+from pcdet_ext.benchmark.registry import Contest, Workload, all_close, benchmark, benchmarks
+from pcdet_ext.benchmark.timing import OURS, REFERENCE, Effort, measure
+from pcdet_ext.data.files import DataError
+
+QUICK = Effort(warm_up=0, rounds=1, max_rounds=1, seconds=0.0)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", [b.name for b in benchmarks() if b.per_frame])
+def test_results_equal_those_of_references_and_peers(name: str) -> None:
+    load = Workload("tiny", torch.from_numpy(synthetic_scan(1500)))
+    (entry,) = benchmarks([name])
+    settings = []
+    for contest in entry.prepare(load):
+        settings.append(contest.setting)
+        timings = measure(contest, CPU, QUICK)
+        assert {n for n, t in timings.items() if not t.agrees} == set(), contest.setting
+        assert all(t.rounds == 1 and t.median > 0 for t in timings.values())
+    assert settings
+    assert len(set(settings)) == len(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "peer"),
+    [("voxelize", "spconv PointToVoxel"), ("dynamic_voxelize", "torch.unique + index_add")],
+)
+def test_the_peers_of_voxelisation_are_there(name: str, peer: str) -> None:
+    if "spconv" in peer:
+        pytest.importorskip("spconv")
+    load = Workload("tiny", torch.from_numpy(synthetic_scan(200)))
+    assert peer in next(iter(benchmarks([name])[0].prepare(load))).peers
+
+
+def test_a_run_prints_ratios_and_writes_everything(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "out.json"
+    assert report.run_ops(only=["segment_reduce"], json_path=path, sizes=[300, 2000], effort=QUICK)
+    lines = capsys.readouterr().out.splitlines()
+    content = json.loads(path.read_text())
+    assert len(lines) == len(content["results"]) == 10
+    assert all("ms" in line and "x torch scatter_reduce" in line and "GB/s" in line for line in lines)
+    assert content["hardware"]["cores"] >= 1
+    assert content["versions"]["torch"]
+    assert content["device"] == "cpu"
+    first = content["results"][0]
+    assert (first["name"], first["frame"]) == ("segment_reduce", "synthetic-0k")
+    timings = first["timings"]
+    assert first["ratios"] == {
+        n: pytest.approx(t["median_ms"] / timings[OURS]["median_ms"]) for n, t in timings.items() if n != OURS
+    }
+    assert first["gb_per_s"] == pytest.approx(first["bytes"] / timings[OURS]["median_ms"] / 1e6)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_wrong_result_is_told() -> None:
+    load = Workload("tiny", torch.zeros(3, 4))
+    contest = Contest("x", lambda: load.points, lambda: load.points + 1, {"peer": lambda: load.points})
+    timings = measure(contest, CPU, QUICK)
+    assert (timings[REFERENCE].agrees, timings["peer"].agrees) == (False, True)
+    line = report.Result("op", "tiny", contest, timings).line()
+    assert line.count("RESULT DIFFERS") == 1
+
+
+def test_agreement_is_exact_for_integers_and_close_for_floats() -> None:
+    whole, real = torch.tensor([1, 2]), torch.tensor([1.0, float("nan")])
+    assert all_close((whole, real), (whole, real + 1e-6))
+    assert not all_close((whole, real), (whole + 1, real))
+    assert not all_close(real, real + 1)
+    assert not all_close(whole, whole[:1])
+    assert not all_close([whole], [whole, whole])
+
+
+def test_contenders_take_turns() -> None:
+    calls: list[str] = []
+    contest = Contest("x", lambda: calls.append("a"), None, {"b": lambda: calls.append("b")}, lambda *_: True)
+    timings = measure(contest, CPU, Effort(warm_up=1, rounds=3, max_rounds=3, seconds=0.0))
+    assert calls[-6:] == ["a", "b"] * 3
+    assert all(t.rounds == 3 for t in timings.values())
+
+
+def test_names_are_unique_and_checked() -> None:
+    with pytest.raises(ValueError, match="two benchmarks are named 'voxelize'"):
+        benchmark("voxelize")(lambda load: [])
+    with pytest.raises(ValueError, match=r"no benchmark is named 'voxelise'.*voxelize"):
+        benchmarks(["voxelise"])
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+def test_synthetic_scans_are_like_scans(size: int) -> None:
+    points = synthetic_scan(size, seed=3)
+    assert points.shape == (size, 4)
+    assert points.dtype == np.float32
+    assert np.array_equal(points, synthetic_scan(size, seed=3))
+    assert not np.array_equal(points, synthetic_scan(size, seed=4))
+    distance = np.linalg.norm(points[:, :2], axis=1)
+    assert np.isfinite(points).all()
+    assert distance.max() < 100
+    assert np.median(distance) < 20  # density falls off with the range
+    assert 0 <= points[:, 3].min() <= points[:, 3].max() <= 1
+    assert (np.abs(points[:, 2] + 1.73) < 0.1).mean() > 0.2  # ground
+
+
+def test_frames_come_from_files(tmp_path: Path) -> None:
+    points = synthetic_scan(50)
+    points[3, 1] = np.nan
+    points.tofile(tmp_path / "a.bin")
+    np.save(tmp_path / "b.npy", points)
+    (tmp_path / "notes.txt").write_text("no frame")
+    frames = dict(load_frames([tmp_path]))
+    assert list(frames) == ["a.bin", "b.npy"]
+    assert all(len(p) == 49 for p in frames.values())
+    assert [n for n, _ in load_frames([tmp_path / "b.npy"])] == ["b.npy"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="no point files"):
+        list(load_frames([empty]))
+    with pytest.raises(DataError, match=r"missing\.bin"):
+        list(load_frames([tmp_path / "missing.bin"]))
+
+
+def test_the_command(root: Path, tmp_path: Path, capsys) -> None:
+    main = runpy.run_path(str(root / "tools" / "benchmark.py"))["main"]
+    synthetic_scan(100).tofile(tmp_path / "a.bin")
+    frames = ["ops", "--frames", str(tmp_path / "a.bin")]
+    assert main([*frames, "--only", "nothing"]) == 2
+    assert "no benchmark is named 'nothing'" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert main([*frames, "--device", "cuda"]) == 2
+        assert "no CUDA device" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["models"])
