@@ -162,7 +162,8 @@ def test_faded_augmentations_leave_in_the_last_epochs(root: Path, data: Path) ->
     options = TrainConfig(epochs=5, fade_epochs=2, fade_augmentations=["RandomFlip"])
     dataset = training_datasets(settings["data"], options)
     names = [[type(step).__name__ for step in dataset(epoch).augment] for epoch in range(5)]
-    assert names == [["RandomFlip", "RandomScaling"]] * 3 + [["RandomScaling"]] * 2
+    rest = ["GroundTruthSampling", "RandomScaling"]
+    assert names == [["GroundTruthSampling", "RandomFlip", "RandomScaling"]] * 3 + [rest] * 2
     assert dataset(3) is dataset(4)
     with pytest.raises(ConfigError, match="did you mean 'RandomFlip'"):
         training_datasets(settings["data"], TrainConfig(epochs=1, fade_augmentations=["randomFlip"]))
