@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -53,7 +54,13 @@ def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: object
     [0, 32768), are an error.
     """
     check_coords(coords, grid)
-    functions = {"zorder": _zorder, "hilbert": _hilbert, "window_x": _window_x, "window_y": _window_y, "lsh": _lsh}
+    functions = {
+        "zorder": _zorder,
+        "hilbert": _hilbert,
+        "window_x": partial(_window_order, along_y=False),
+        "window_y": partial(_window_order, along_y=True),
+        "lsh": _lsh,
+    }
     if order not in functions:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     try:
@@ -101,28 +108,14 @@ def _hilbert(coords: Tensor, grid: tuple[int, ...], depth: int | None = None) ->
     return _curve_encode(coords.contiguous(), list(grid), CURVES["hilbert"], depth)
 
 
-def _window_x(
-    coords: Tensor,
-    grid: tuple[int, ...],
-    window: Sequence[int],
-    shift: Sequence[int] = (0, 0, 0),
-    path: str = "rows",
-) -> Tensor:
-    return _window_order(coords, grid, window, shift, path, along_y=False)
-
-
-def _window_y(
-    coords: Tensor,
-    grid: tuple[int, ...],
-    window: Sequence[int],
-    shift: Sequence[int] = (0, 0, 0),
-    path: str = "rows",
-) -> Tensor:
-    return _window_order(coords, grid, window, shift, path, along_y=True)
-
-
 def _window_order(
-    coords: Tensor, grid: tuple[int, ...], window: Sequence[int], shift: Sequence[int], path: str, along_y: bool
+    coords: Tensor,
+    grid: tuple[int, ...],
+    window: Sequence[int],
+    shift: Sequence[int] = (0, 0, 0),
+    path: str = "rows",
+    *,
+    along_y: bool,
 ) -> Tensor:
     for name, values, least in (("window", window, 1), ("shift", shift, 0)):
         if len(values) != 3 or any(int(v) != v or v < least for v in values):
