@@ -6,4 +6,5 @@ A module of `MODULES` registers benchmarks (`registry.benchmark`), `timing` meas
 MODULES = (
     "pcdet_ext.benchmark.voxels",
     "pcdet_ext.benchmark.sequences",
+    "pcdet_ext.benchmark.boxes",
 )
