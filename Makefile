@@ -22,6 +22,7 @@ SEED_test := 1
 # Simulated street scenes → training → test on scenes of another seed → pictures. Each step is a command that stands
 # by itself; make leaves out those whose result is there.
 demo: $(DEMO)/best.ckpt $(DEMO_DATA)/test/simulation.json
+	$(BIN)/python tools/prepare_data.py kitti --root $(DEMO_DATA)/test --splits all --database
 	$(BIN)/python tools/test.py $(DEMO)/best.ckpt data.root=$(DEMO_DATA)/test --split all --out $(DEMO)/results
 	$(BIN)/python tools/visualize.py $(DEMO)/best.ckpt $(DEMO_FRAME) --out $(DEMO)/scene.html
 	$(BIN)/python tools/visualize.py $(DEMO)/best.ckpt $(DEMO_FRAME) --out $(DEMO)/map.png
@@ -32,7 +33,7 @@ $(DEMO_DATA)/%/simulation.json: | $(VENV)/.run $(VENV)/.native
 
 $(DEMO)/best.ckpt: configs/kitti/demo.yaml $(DEMO_DATA)/train/simulation.json
 	$(BIN)/python tools/prepare_data.py kitti --root $(DEMO_DATA)/train
-	$(BIN)/python tools/train.py configs/kitti/demo.yaml data.root=$(DEMO_DATA)/train --out $(DEMO)
+	$(BIN)/python tools/train.py configs/kitti/demo.yaml data.root=$(DEMO_DATA)/train --out $(DEMO) --resume
 
 test: $(VENV)/.dev $(VENV)/.native
 	$(BIN)/python -m pytest

@@ -147,7 +147,7 @@ setup(
         "pcdet_ext.ops",
         "pcdet_ext.visualization",
     ],
-    install_requires=["torch>=2.5", "numpy", "pyyaml", "numba", "tqdm"],
+    install_requires=["torch>=2.5", "numpy", "pyyaml", "numba", "scipy", "tqdm"],
     extras_require={
         "vis": VIS,
         "spconv": SPCONV,

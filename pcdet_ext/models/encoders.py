@@ -227,34 +227,11 @@ class _DynamicVoxels:
 
     def _assign(self, batch: PointBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Points inside [R, F], the voxel of each, int64 [R], and the voxels' coords int32 [N, 4]."""
-        located, size = batch.points, self.voxel_size
-        if self.pillars:
-            located, size = self._flattened(located)
-        coords, voxel = dynamic_voxelize(located, batch.batch_index, self.point_cloud_range, size)
+        order = "xyz" if self.x_major else "zyx"
+        where = (batch.points, batch.batch_index, self.point_cloud_range, self.voxel_size)
+        coords, voxel = dynamic_voxelize(*where, order=order, pillars=self.pillars)
         inside = voxel >= 0
-        points, voxel = batch.points[inside], voxel[inside]
-        if self.x_major:
-            order = _x_major_order(coords)
-            rank = torch.empty_like(order)
-            rank[order] = torch.arange(len(order), device=order.device)
-            coords, voxel = coords[order], rank[voxel]
-        return points, voxel, coords
-
-    def _flattened(self, points: Tensor) -> tuple[Tensor, tuple[float, float, float]]:
-        """Points whose z lies in the middle of the range, and the size of a cell of the whole height."""
-        low, high = self.point_cloud_range[2], self.point_cloud_range[5]
-        points = points.detach().clone()
-        points[:, 2] = torch.where(points[:, 2].isfinite(), (low + high) / 2, points[:, 2])
-        return points, (*self.voxel_size[:2], high - low)
-
-
-def _x_major_order(coords: Tensor) -> Tensor:
-    """Permutation that sorts voxels (batch, z, y, x) by batch, x, y, z."""
-    batch, z, y, x = coords.long().unbind(1)
-    if not len(coords):
-        return batch
-    depth, height, width = (int(v.max()) + 1 for v in (z, y, x))
-    return torch.argsort(((batch * width + x) * height + y) * depth + z)
+        return batch.points[inside], voxel[inside], coords
 
 
 class _DynamicPointNet(_PointNet, _DynamicVoxels):
