@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
+
+import torch.distributed
 
 
 class StopRequest:
@@ -34,3 +38,16 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+
+
+def end_process(code: int) -> NoReturn:
+    """End with an exit code. One of several processes ends at once, its output flushed, without tearing down.
+
+    The threads of the gloo backend may still run when the interpreter takes its objects apart, which aborts the process
+    (and with it the whole group) now and then, after all work is done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from pcdet_ext import testing
 from pcdet_ext.data.dataset import collate
+from pcdet_ext.interrupts import end_process
 from pcdet_ext.structures import Boxes, Detections, PointBatch, Sample
 from pcdet_ext.trainer import Evaluation, Parts, TrainConfig, Trainer, make_fabric, seed_everything
 
@@ -114,7 +114,7 @@ def main() -> None:
             testing.gather(None if fabric.global_rank else {0: "rows"}),
         ]
         (options.out / f"gathered_{fabric.global_rank}.json").write_text(json.dumps(shares))
-    sys.exit(0 if finished else 130)
+    end_process(0 if finished else 130)
 
 
 if __name__ == "__main__":

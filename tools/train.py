@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pcdet_ext import config
 from pcdet_ext.config import ConfigError
 from pcdet_ext.data.files import DataError
+from pcdet_ext.interrupts import end_process
 
 INTERRUPTED = 130  # as shells count a program that ended by Ctrl-C
 
@@ -65,4 +66,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())
