@@ -148,8 +148,10 @@ def test_vehicles_have_exactly_their_size(profile: str) -> None:
 def test_an_interrupted_run_is_completed_and_a_finished_one_left(tmp_path: Path) -> None:
     simulate_kitti(tmp_path, 2, seed=3, workers=1, sensor=SMALL)
     whole = files(tmp_path)
-    (tmp_path / "simulation.json").unlink()
+    (tmp_path / "simulation.json").rename(tmp_path / "simulation.started.json")
     (tmp_path / "training/velodyne/000001.bin").unlink()
+    with pytest.raises(DataError, match="holds another simulation"):
+        simulate_kitti(tmp_path, 1, seed=3, workers=1, sensor=SMALL)
     simulate_kitti(tmp_path, 2, seed=3, workers=1, sensor=SMALL)
     assert files(tmp_path) == whole
     stamp = (tmp_path / "training/velodyne/000001.bin").stat().st_mtime_ns
@@ -157,6 +159,16 @@ def test_an_interrupted_run_is_completed_and_a_finished_one_left(tmp_path: Path)
     assert (tmp_path / "training/velodyne/000001.bin").stat().st_mtime_ns == stamp
     with pytest.raises(DataError, match="holds another simulation"):
         simulate_kitti(tmp_path, 2, seed=4, workers=1, sensor=SMALL)
+
+
+def test_recordings_in_the_same_layout_are_never_written_over(tmp_path: Path) -> None:
+    for name in ("training/velodyne/000000.bin", "training/label_2/000000.txt", "ImageSets/train.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("recorded")
+    before = files(tmp_path)
+    with pytest.raises(DataError, match="no simulation of ours"):
+        simulate_kitti(tmp_path, 1, workers=1, sensor=SMALL)
+    assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from pcdet_ext.data.simulation.kitti import write_frame
 from pcdet_ext.data.simulation.scene import Scene, street_scene
 from pcdet_ext.data.simulation.sensor import Scan, SpinningLidar
 
-STAMP = "simulation.json"
+STAMP = "simulation.json"  # written last: the folder is complete
+STARTED = "simulation.started.json"  # written first, and gone at the end: the folder is ours to write into
 VERSION = 1  # raise it when the same seed gives other frames
 
 
@@ -40,7 +41,8 @@ def simulate_kitti(
     """Write a data set in KITTI's object-detection layout: training/{velodyne,label_2,calib} and ImageSets.
 
     val_fraction: share of the frames, drawn with the seed, that ImageSets/val.txt lists. simulation.json is written
-    last and says what was asked for: with the same request the finished folder is left as it is.
+    last and says what was asked for: with the same request a finished folder is left as it is, and an interrupted one
+    is completed.
     Raises ValueError for bad numbers, DataError for a folder that holds something else.
     """
     out, sensor = Path(out), sensor or SpinningLidar()
@@ -58,6 +60,7 @@ def simulate_kitti(
     }
     if _is_done(out, request):
         return out
+    _write_json(out / STARTED, request)
     make = partial(_make, out, seed, sensor)
     if workers == 1:
         for _ in progress(map(make, range(frames))):
@@ -67,8 +70,8 @@ def simulate_kitti(
             for _ in progress(pool.map(make, range(frames), chunksize=4)):
                 pass
     _write_splits(out, frames, seed, val_fraction)
-    with atomic_write(out / STAMP) as temporary:
-        temporary.write_text(json.dumps(request, indent=1), encoding="utf-8")
+    _write_json(out / STAMP, request)
+    (out / STARTED).unlink()
     return out
 
 
@@ -79,24 +82,30 @@ def _make(out: Path, seed: int, sensor: SpinningLidar, index: int) -> int:
 
 
 def _is_done(out: Path, request: dict) -> bool:
-    """Whether the folder holds exactly this; DataError where it holds anything else."""
+    """Whether the folder holds exactly this; False where it is empty or holds the beginning of exactly this.
+
+    DataError for anything else: data without a stamp of ours may be somebody's recordings.
+    """
     if not out.exists() or not any(out.iterdir()):
         return False
-    stamp = out / STAMP
-    if stamp.exists():
-        try:
-            made = json.loads(stamp.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{stamp}: {error}") from error
-        if made == json.loads(json.dumps(request)):
-            return True
-        raise DataError(f"{out}: holds another simulation (see {stamp.name}); name a new folder or remove it")
-    known = {"training", "ImageSets"}
-    if strange := sorted(p.name for p in out.iterdir() if p.name not in known):
-        raise DataError(f"{out}: not empty and no simulation of ours ({strange[0]} is there)")
-    if (out / "training" / "image_2").exists():
-        raise DataError(f"{out}: holds camera images, so it is no simulation of ours")
-    return False  # an interrupted run: frames are made again
+    for name, done in ((STAMP, True), (STARTED, False)):
+        if (out / name).exists():
+            if _read_json(out / name) == json.loads(json.dumps(request)):
+                return done
+            raise DataError(f"{out}: holds another simulation (see {name}); name a new folder or remove it")
+    raise DataError(f"{out}: not empty and no simulation of ours ({min(p.name for p in out.iterdir())} is there)")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _write_json(path: Path, request: dict) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(request, indent=1), encoding="utf-8")
 
 
 def _write_splits(out: Path, frames: int, seed: int, val_fraction: float) -> None:
