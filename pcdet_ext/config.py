@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import yaml
 
@@ -106,18 +106,23 @@ def from_plain(items: Mapping[str, Any], source: str, overrides: Iterable[str] =
     return _annotate(root, "")
 
 
+def _parse(stream: TextIO | str, name: str) -> Any:
+    """One YAML document by the safe loader's rules; `name` is what messages call it."""
+    loader = _Loader(stream)
+    loader.name = name
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def _read(path: Path, chain: tuple[Path, ...]) -> Node:
     path = path.resolve() if not path.exists() else path
     if path.resolve() in chain:
         raise ConfigError(f"{path}: inherits from itself through _base_")
     try:
         with path.open(encoding="utf-8") as stream:
-            loader = _Loader(stream)
-            loader.name = str(path)
-            try:
-                node = loader.get_single_data()
-            finally:
-                loader.dispose()
+            node = _parse(stream, str(path))
     except FileNotFoundError:
         inherited = f" (a _base_ of {chain[-1]})" if chain else ""
         raise ConfigError(f"{path}: no such configuration file{inherited}") from None
@@ -151,7 +156,7 @@ def _override(root: Node, text: str) -> None:
     if not equals or not all(keys):
         raise ConfigError(f"override {text!r}: write key.path=value")
     try:
-        parsed = yaml.load(value, _Loader)  # a subclass of the safe loader
+        parsed = _parse(value, f"override {text!r}")
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: {error}") from error
     node: Any = root
