@@ -6,6 +6,7 @@ cached there, so blocks of one stage that use an equal order share it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,12 +40,12 @@ def ordering_of_keys(keys: Tensor, batch_index: Tensor, batch_size: int) -> Orde
     return Ordering(order, inverse, torch.bincount(batch_index, minlength=batch_size))
 
 
-class Order:
+class Order(ABC):
     """What orders share: `keys` says how, calling sorts and caches."""
 
+    @abstractmethod
     def keys(self, voxels: SparseVoxels) -> Tensor:
         """Keys int64 [N] whose ascending order is the sequence."""
-        raise NotImplementedError
 
     def __call__(self, voxels: SparseVoxels) -> Ordering:
         """The sequence of these voxels; cached on them."""

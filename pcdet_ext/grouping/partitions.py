@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -93,16 +94,16 @@ def _starts(counts: Tensor) -> Tensor:
     return counts.cumsum(0) - counts
 
 
-class Partition:
+class Partition(ABC):
     """What partitions share: called on voxels and an order, the result is cached on the voxels."""
 
     def __call__(self, voxels: SparseVoxels, order: Order) -> Groups:
         """The groups of these voxels along this order."""
         return voxels.plan((self, order), lambda v: self.cut(order(v)))
 
+    @abstractmethod
     def cut(self, ordering: Ordering) -> Groups:
         """Cut one sequence."""
-        raise NotImplementedError
 
 
 @PARTITIONS.register

@@ -5,6 +5,7 @@ State-dict keys are those of OpenPCDet.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=EPS, momentum=MOMENTUM)
 
 
-class _MultiScale(nn.Module):
+class _MultiScale(nn.Module, ABC):
     """Levels one after the other, and their outputs brought to one scale and joined on the channels.
 
     Subclasses give the block of a level. layer_nums, layer_strides, num_filters: convolutions (beside the first),
@@ -64,8 +65,9 @@ class _MultiScale(nn.Module):
         self.out_channels = sum(num_upsample_filters or num_filters)
         self.stride = _common_stride(layer_strides, upsample_strides)
 
+    @abstractmethod
     def _level(self, in_channels: int, out_channels: int, number: int, stride: int) -> nn.Sequential:
-        raise NotImplementedError
+        """The blocks of one level, [B, in_channels, Y, X] to [B, out_channels, Y / stride, X / stride]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, in_channels, Y, X] to [B, out_channels, Y / stride, X / stride].

@@ -5,6 +5,7 @@ State-dict keys are those of OpenPCDet.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -50,7 +51,7 @@ def _conv_block(conv: SparseConv3d) -> SparseSequential:
     return SparseSequential(conv, SparseBatchNorm(conv.out_channels), nn.ReLU())
 
 
-class _Second(nn.Module):
+class _Second(nn.Module, ABC):
     """Four stages and a last convolution that halves z.
 
     in_channels: of the voxels; grid: (Z, Y, X) cells of the input, to which one layer of z is added as published;
@@ -86,9 +87,9 @@ class _Second(nn.Module):
         for conv in [*(block[0] for block in down), last]:
             self.out_grid = conv.out_grid(self.out_grid)
 
+    @abstractmethod
     def _stage(self, channels: int, first: bool = False) -> list[nn.Module]:
         """What follows the strided convolution of a stage; the first stage has none."""
-        raise NotImplementedError
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
         """Voxels [N, in_channels] on `grid` to voxels [M, out_channels] on `out_grid`."""
