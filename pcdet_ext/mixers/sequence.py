@@ -1,0 +1,70 @@
+"""What mixers of sequences share: gather the groups, mix along them, scatter back; and stochastic depth."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from pcdet_ext.structures import Groups, Segments
+
+
+class SequenceMixer(nn.Module, ABC):
+    """A mixer that reads the slots of a group one after the other.
+
+    Every slot takes part, copies that fill a group up too, except those that a plan marks as not valid: they hold
+    zeros. Subclasses give `mix`.
+    """
+
+    def forward(self, x: Tensor, plan: Groups | Segments, position: Tensor | None = None) -> Tensor:
+        """Voxel features [N, C] (plus `position` [N, C]) mixed inside each group of the plan, [N, C].
+
+        Raises ValueError for a plan that is no `Groups`, or whose groups join voxels that must not see each other.
+        """
+        if not isinstance(plan, Groups):
+            raise ValueError(f"{type(self).__name__} takes equal-size Groups, got {type(plan).__name__}")
+        if plan.owner is not None:
+            _check_owners(plan)
+        sequences = plan.gather(x if position is None else x + position)
+        if plan.valid is not None:
+            sequences = sequences * plan.valid.unsqueeze(-1)
+        return plan.scatter(self.mix(sequences))
+
+    @abstractmethod
+    def mix(self, sequences: Tensor) -> Tensor:
+        """Sequences [G, L, C] to [G, L, C]."""
+
+
+def _check_owners(plan: Groups) -> None:
+    """A sequence has no mask between its slots: all that count must have one owner."""
+    valid = torch.ones_like(plan.owner, dtype=torch.bool) if plan.valid is None else plan.valid
+    highest = plan.owner.masked_fill(~valid, -1).amax(1, keepdim=True)
+    if bool((valid & (plan.owner != highest)).any()):
+        raise ValueError("a group holds voxels of different owners, which a mixer of sequences cannot keep apart")
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016): in training, whole sequences of a branch are dropped.
+
+    rate: share that is dropped, in [0, 1); the rest is scaled up so that the mean stays.
+    Raises ValueError for another rate.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop_path must be in [0, 1), got {rate}")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sequences [G, ...] to the same shape."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = x.new_empty(len(x), *(1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * (mask / keep)
+
+    def extra_repr(self) -> str:
+        """The rate, for print."""
+        return f"rate={self.rate}"
