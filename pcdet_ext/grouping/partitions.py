@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pcdet_ext.config import Registry
-from pcdet_ext.grouping.orders import Order, Ordering
+from pcdet_ext.grouping.orders import Order, Ordering, WindowX, WindowY
+from pcdet_ext.ops.rotated_sets import rotated_sets
 from pcdet_ext.structures import Groups, Segments, SparseVoxels
 
 PARTITIONS = Registry("partition")
@@ -69,6 +71,67 @@ def octree_windows(ordering: Ordering, size: int, dilation: int = 1, straddle: b
     place_slot = torch.empty_like(ordering.order)
     place_slot[flat[flat >= 0]] = torch.nonzero(flat >= 0).squeeze(1)
     return Groups(windows(order[place]), place_slot[ordering.inverse], windows(valid), windows(owner))
+
+
+def even_sets(order: Tensor, counts: Tensor, size: int) -> Groups:
+    """Each piece of a sequence shared out evenly among ⌈n / size⌉ sets (DSVT section 3.2).
+
+    order: int64 [N], voxel at each place; counts: int64 [P], length of each piece, at least 1. Slot k of set j of a
+    piece of n voxels in S sets holds the voxel at place ⌊(j · size + k) · n / (S · size)⌋; `valid` is False where a
+    slot repeats the one to its left. Raises ValueError for a size below 1.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    sets = (counts + size - 1) // size
+    owner = torch.repeat_interleave(sets)
+    local = torch.arange(len(owner), device=owner.device) - _starts(sets)[owner]
+    slot = local[:, None] * size + torch.arange(size, device=owner.device)
+    place = slot * counts[owner, None] // (sets[owner, None] * size)
+    index = order[_starts(counts)[owner, None] + place]
+    repeats = torch.zeros_like(index, dtype=torch.bool)
+    repeats[:, 1:] = index[:, 1:] == index[:, :-1]
+    return _sets(index, repeats, len(order))
+
+
+@dataclass(frozen=True)
+class SetPlan:
+    """Rotated sets of a batch of voxels.
+
+    y_major, x_major: sets of each window's voxels sorted by (y, x, z) and by (x, y, z), `valid` being False in slots
+    that repeat the one to their left; window: int64 [N], number of each voxel's window, ascending by (frame, x, y, z);
+    inside: int32 [N, 3], place in the window as (z, y, x).
+    """
+
+    y_major: Groups
+    x_major: Groups
+    window: Tensor
+    inside: Tensor
+
+
+def rotated_set_plan(
+    voxels: SparseVoxels, window: tuple[int, int, int], shift: tuple[int, int, int], size: int
+) -> SetPlan:
+    """Windows cut into sets of `size` slots, in both directions (DSVT section 3.2); cached on the voxels.
+
+    window, shift: cells, (Z, Y, X), the shift is added to the coordinates. Raises ValueError for a size or window below
+    1 and for a negative shift.
+    """
+    key = ("rotated sets", tuple(window), tuple(shift), size)
+    return voxels.plan(key, lambda v: _set_plan(v, window, shift, size))
+
+
+def _set_plan(voxels: SparseVoxels, window: Sequence[int], shift: Sequence[int], size: int) -> SetPlan:
+    sets = rotated_sets(voxels.coords, voxels.grid, voxels.batch_size, window, shift, size)
+    y_major, x_major = (_sets(i, r, len(voxels)) for i, r in zip(sets.index, sets.repeats, strict=True))
+    return SetPlan(y_major, x_major, sets.window, sets.inside)
+
+
+def _sets(index: Tensor, repeats: Tensor, count: int) -> Groups:
+    """Groups of sets in which a voxel may fill several slots; `count` voxels read back the first of theirs."""
+    slots = torch.arange(index.numel(), device=index.device)
+    inverse = slots.new_empty(count + 1)  # one more takes the repeats, so that no two write to the same place
+    inverse[torch.where(repeats, count, index).flatten()] = slots
+    return Groups(index, inverse[:count], ~repeats)
 
 
 def window_index(
@@ -131,3 +194,31 @@ class OctreeWindows(Partition):
     def cut(self, ordering: Ordering) -> Groups:
         """See `octree_windows`."""
         return octree_windows(ordering, self.size, self.dilation, self.straddle)
+
+
+@PARTITIONS.register
+@dataclass(frozen=True)
+class RotatedSets(Partition):
+    """Sets that share out evenly the voxels of each window of the order, or of each frame where it has no windows.
+
+    With `WindowY` and `WindowX` these are the two directions of DSVT (section 3.2), as in `rotated_set_plan`; only the
+    order of the sets differs. See `even_sets`.
+    """
+
+    size: int
+
+    def __call__(self, voxels: SparseVoxels, order: Order) -> Groups:
+        """The sets of these voxels along this order."""
+        if not isinstance(order, (WindowX, WindowY)):
+            return super().__call__(voxels, order)
+        return voxels.plan((self, order), lambda v: self._cut_windows(v, order))
+
+    def _cut_windows(self, voxels: SparseVoxels, order: WindowX | WindowY) -> Groups:
+        sequence = order(voxels).order
+        windows = window_index(voxels.coords[sequence], voxels.grid, order.window, order.shift)
+        return even_sets(sequence, torch.unique_consecutive(windows, return_counts=True)[1], self.size)
+
+    def cut(self, ordering: Ordering) -> Groups:
+        """Each frame of a sequence as if it were one window."""
+        counts = ordering.counts
+        return even_sets(ordering.order, counts[counts > 0], self.size)
