@@ -1,6 +1,7 @@
-// Dynamic voxelisation on the CPU: the rank of each point's cell among the occupied ones. Points are shared out to
-// buckets of neighbouring cells; a bucket marks its cells in a bit map that fits the cache, and counts bits. Buckets
-// keep the order of the points, and their ranks add up, so the result does not depend on the threads.
+// Dynamic voxelisation on the CPU: the rank of each point's cell among the occupied ones, by marking cells in a bit map
+// and counting bits. A grid whose map fits the cache, as one of pillars, has one map. For larger grids, points are shared
+// out to buckets of neighbouring cells, each with a map that fits. Buckets keep the order of the points, and their ranks
+// add up, so the result does not depend on the threads.
 #include "point_cells.h"
 #include "radix_sort.h"
 
@@ -13,11 +14,53 @@ using namespace pcdet;
 
 constexpr int kMostBuckets = 1 << 10;
 constexpr int kLeastBucketBits = 15, kMostBucketBits = 24;
+constexpr int64_t kMostMapCells = 1 << 22;  // a map of 512 kB
 
 struct Entry {
     uint32_t cell;  // in the bucket; later the rank of that cell in the bucket
     int32_t row;
 };
+
+// Replaces the cells of points first to last - 1 by their ranks; before: bits set in the words of the map before.
+PCDET_CLONES void rank_cells(int64_t* cells, int64_t first, int64_t last, const uint64_t* map, const uint32_t* before) {
+    for (int64_t i = first; i < last; ++i) {
+        if (cells[i] < 0) continue;
+        const int64_t word = cells[i] >> 6;
+        const uint64_t lower = map[word] & ((uint64_t(1) << (cells[i] & 63)) - 1);
+        cells[i] = before[word] + __builtin_popcountll(lower);
+    }
+}
+
+int64_t rank_by_one_map(int64_t* cells, int64_t n, int64_t limit, const CellDecoder& decode, int32_t* coords, int team) {
+    const int64_t words = (limit + 63) >> 6;
+    std::vector<uint64_t> maps(team * words);  // each thread marks its own; then the first one holds all
+    std::vector<uint32_t> before(words + 1);
+    uint64_t* map = maps.data();
+#pragma omp parallel num_threads(team)
+    {
+#pragma omp for schedule(static)
+        for (int t = 0; t < team; ++t) {
+            for (int64_t i = n * t / team; i < n * (t + 1) / team; ++i) {
+                if (cells[i] >= 0) maps[t * words + (cells[i] >> 6)] |= uint64_t(1) << (cells[i] & 63);
+            }
+        }
+#pragma omp single
+        for (int64_t w = 0; w < words; ++w) {
+            for (int t = 1; t < team; ++t) map[w] |= maps[t * words + w];
+            before[w + 1] = before[w] + __builtin_popcountll(map[w]);
+        }
+#pragma omp for schedule(static) nowait
+        for (int t = 0; t < team; ++t) rank_cells(cells, n * t / team, n * (t + 1) / team, map, before.data());
+#pragma omp for schedule(static)
+        for (int64_t w = 0; w < words; ++w) {
+            int32_t* row = coords + 4 * int64_t(before[w]);
+            for (uint64_t bits = map[w]; bits; bits &= bits - 1, row += 4) {
+                decode.batched(w * 64 + __builtin_ctzll(bits), row);
+            }
+        }
+    }
+    return before.back();
+}
 
 // A bit map of a bucket's cells with a bit map of its words that are not 0, so that empty stretches cost nothing.
 struct BucketBits {
@@ -165,6 +208,10 @@ PCDET_API int pcdet_dynamic_voxelize_cpu(const float* points, int64_t n, int64_t
     }
     const int64_t limit = (totals[2] + 1) * volume(*grid);
     const CellDecoder decode(*grid);
+    if (limit <= std::min(kMostMapCells, 64 * n)) {
+        totals[0] = rank_by_one_map(voxel, n, limit, decode, coords, team);
+        return 0;
+    }
     const bool in_buckets = bits_below(limit) - bits_below(kMostBuckets) <= kMostBucketBits;
     totals[0] = in_buckets ? rank_by_buckets(voxel, n, limit, decode, coords, team)
                            : rank_by_sorting(voxel, n, limit, decode, coords);
