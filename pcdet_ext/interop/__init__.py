@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # Each module has from_official(config, state_dict); it is imported when it is asked for.
-SYSTEMS = {"openpcdet": "pcdet_ext.interop.openpcdet"}
+SYSTEMS = {
+    "dsvt": "pcdet_ext.interop.dsvt",
+    "openpcdet": "pcdet_ext.interop.openpcdet",
+}
 
 
 def from_official(system: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:

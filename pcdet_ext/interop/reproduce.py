@@ -21,7 +21,9 @@ from pcdet_ext.interop.golden import Report, find_cases, run_case
 
 # Modules of pcdet_ext.interop.cases; importing one registers its runners.
 CASE_MODULES = (
+    "dsvt",
     "evaluators",
+    "lion_operators",
     "mappings",
     "openpcdet_boxes",
     "openpcdet_data",

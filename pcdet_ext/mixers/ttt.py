@@ -1,0 +1,153 @@
+"""TTT-Linear as a mixer (Sun et al., "Learning to (Learn at Test Time)", 2024). State-dict keys are those of LION."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pcdet_ext.mixers.registry import MIXERS
+from pcdet_ext.mixers.sequence import DropPath, SequenceMixer
+
+EPS = 1e-6
+
+
+@MIXERS.register
+class TTT(SequenceMixer):
+    """x + TTT(RMSNorm(x)), then x + SwiGLU(RMSNorm(x)).
+
+    channels: C; num_heads: each with its own inner model; ffn_ratio: inner width of the feed-forward part over C;
+    mini_batch: tokens whose gradients are taken at the same inner weights; drop_path: stochastic depth.
+    Raises ValueError where num_heads do not divide the channels into an even width.
+    """
+
+    def __init__(
+        self, channels: int, num_heads: int = 2, ffn_ratio: float = 2.0, mini_batch: int = 16, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.seq_modeling_block = TTTLinear(channels, num_heads, mini_batch)
+        self.mlp = SwiGLU(channels, int(channels * ffn_ratio))
+        self.seq_norm = nn.RMSNorm(channels, eps=EPS)
+        self.ffn_norm = nn.RMSNorm(channels, eps=EPS)
+        self.drop_path = DropPath(drop_path)
+
+    def mix(self, sequences: Tensor) -> Tensor:
+        """Sequences [G, L, C] to [G, L, C]."""
+        x = sequences + self.drop_path(self.seq_modeling_block(self.seq_norm(sequences)))
+        return x + self.drop_path(self.mlp(self.ffn_norm(x)))
+
+
+class TTTLinear(nn.Module):
+    """Projections, rotary embedding and learning rates around `ttt_linear`; arguments as in `TTT`."""
+
+    def __init__(self, channels: int, num_heads: int, mini_batch: int) -> None:
+        super().__init__()
+        if num_heads < 1 or channels % num_heads or channels // num_heads % 2:
+            raise ValueError(f"num_heads must divide the {channels} channels into an even width, got {num_heads}")
+        if mini_batch < 1:
+            raise ValueError(f"mini_batch must be at least 1, got {mini_batch}")
+        self.num_heads, self.mini_batch = num_heads, mini_batch
+        width = channels // num_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(channels, channels, bias=False) for _ in range(4)
+        )
+        self.learnable_token_idx = nn.Parameter(torch.zeros(mini_batch))
+        self.learnable_ttt_lr_weight = nn.Parameter(torch.randn(num_heads, 1, channels) * 0.02)
+        self.learnable_ttt_lr_bias = nn.Parameter(torch.zeros(num_heads, 1))
+        self.ttt_norm_weight = nn.Parameter(torch.ones(num_heads, width))
+        self.ttt_norm_bias = nn.Parameter(torch.zeros(num_heads, width))
+        self.W1 = nn.Parameter(torch.randn(num_heads, width, width) * 0.02)
+        self.b1 = nn.Parameter(torch.zeros(num_heads, 1, width))
+        self.post_norm = nn.LayerNorm(channels, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[G, L, C] to [G, L, C]."""
+        q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        position = torch.arange(x.shape[1], device=x.device) % self.mini_batch
+        q, k = rotate(q, position), rotate(k, position)
+        count = torch.arange(1, self.mini_batch + 1, device=x.device)
+        token = (1 / count + self.learnable_token_idx).clamp(min=0)
+        rate = F.linear(x, self.learnable_ttt_lr_weight.squeeze(1), self.learnable_ttt_lr_bias.squeeze(1)).sigmoid()
+        y = ttt_linear(q, k, v, token, rate / q.shape[-1], self.W1, self.b1, self.ttt_norm_weight, self.ttt_norm_bias)
+        return self.o_proj(self.post_norm(y.flatten(2)))
+
+
+def ttt_linear(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    token: Tensor,
+    rate: Tensor,
+    W: Tensor,
+    b: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float = EPS,
+) -> Tensor:
+    """The dual form of TTT-Linear (section 2.5 of the paper), mini-batch after mini-batch.
+
+    q, k, v: [G, L, H, D]; token: [B], coefficient of each place in a mini-batch of B tokens; rate: [G, L, H], of each
+    token; W: [H, D, D], b: [H, 1, D], inner weights at the start; norm_weight, norm_bias: [H, D]; result [G, L, H, D].
+    With η_ij = token_i · rate_j and G_j the gradient of ½‖LN(k_j W + b) − (v_j − k_j)‖² by k_j W + b, token i of a
+    mini-batch reads q_i + LN(q_i W_i + b_i), W_i = W − Σ_{j≤i} η_ij k_jᵀ G_j, b_i = b − Σ_{j≤i} η_ij G_j; the next
+    mini-batch starts from the weights of its last token. float16 and bfloat16 are computed in float32.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        kind, length = q.dtype, q.shape[1]
+        batch = len(token)
+        q, k, v, rate = (_mini_batches(t, batch) for t in (q, k, v, rate.unsqueeze(-1)))
+        token, W, b, weight, bias = (t.to(q.dtype) for t in (token, W, b, norm_weight[:, None], norm_bias[:, None]))
+        # A constant 1 beside q and k makes the bias a row of W.
+        queries, keys = F.pad(q, (0, 1), value=1.0), F.pad(k, (0, 1), value=1.0)
+        eta = token[:, None] * rate.mT
+        update = ((queries @ keys.mT) * eta).tril()
+        last = (keys * eta[..., -1:, :].mT).mT
+        offset = weight * (bias - (v - k))
+        state = torch.cat([W, b], 1).expand(q.shape[1], -1, -1, -1)
+        rows = []
+        for query, key, reads, learns, target in zip(queries, keys, update, last, offset, strict=True):
+            gradient = _norm_gradient(key @ state, weight.square(), target, eps)
+            rows.append(query @ state - reads @ gradient)
+            state = state - learns @ gradient
+        y = torch.stack(rows) if rows else q
+        y = q + F.layer_norm(y, y.shape[-1:], eps=eps) * weight + bias
+        return y.movedim(0, 1).movedim(2, 3).flatten(1, 2)[:, :length].to(kind)
+
+
+def _norm_gradient(z: Tensor, scale: Tensor, offset: Tensor, eps: float) -> Tensor:
+    """Gradient of ½‖LN(z) − target‖² by z; scale: weight², offset: weight · (bias − target)."""
+    centred = z - z.mean(-1, keepdim=True)
+    inverse = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    normed = centred * inverse
+    outer = scale * normed + offset
+    inner = outer - outer.mean(-1, keepdim=True) - normed * (outer * normed).mean(-1, keepdim=True)
+    return inner * inverse
+
+
+def _mini_batches(x: Tensor, size: int) -> Tensor:
+    """[G, L, H, D] to [n, G, H, size, D] in float32 at least, filled up with zeros at the end."""
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % size))
+    return x.unflatten(1, (-1, size)).movedim(1, 0).movedim(3, 2)
+
+
+def rotate(x: Tensor, position: Tensor, base: float = 10000.0) -> Tensor:
+    """Rotary embedding (Su et al., 2021) of [G, L, H, D] at positions [L]: channels 2i and 2i + 1 turn together."""
+    half = torch.arange(0, x.shape[-1], 2, device=x.device, dtype=torch.float64) / x.shape[-1]
+    angle = (position[:, None] * base**-half)[:, None].repeat_interleave(2, -1)
+    turned = torch.stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2)
+    return x * angle.cos().to(x.dtype) + turned * angle.sin().to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """down(SiLU(gate(x)) · up(x)) (Shazeer, 2020)."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(channels, hidden, bias=False)
+        self.up_proj = nn.Linear(channels, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] to [..., C]."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
