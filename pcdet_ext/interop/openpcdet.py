@@ -94,6 +94,7 @@ ENCODERS = {
     "DynamicPillarVFE": "DynamicPillarVFE",
     "DynamicPillarVFESimple2D": "DynamicPillarVFESimple2D",
     "DynamicVoxelVFE": "DynamicVoxelVFE",
+    "DynPillarVFE3D": "DynamicVoxelVFE",
     "DynMeanVFE": "DynamicMeanVFE",
     "DynamicMeanVFE": "DynamicMeanVFE",
 }

@@ -100,6 +100,18 @@ def test_window_equals_naive_one(wraps):
         assert bool(hidden[b, q, key]) != seen
 
 
+def test_a_wrapping_window_wider_than_the_map_holds_cells_several_times():
+    rows, columns, radius = 4, 5, 3
+    cell = torch.tensor([[0, 7], [12, 19]])
+    times = window_mask(cell, (rows, columns), radius, wraps=True).exp()
+    for b, q in itertools.product(range(2), range(2)):
+        row, column = divmod(int(cell[b, q]), columns)
+        steps = itertools.product(range(-radius, radius + 1), repeat=2)
+        held = [(row + i) * columns + column + j for i, j in steps]
+        expected = torch.tensor([float(held.count(key)) for key in range(rows * columns)])
+        torch.testing.assert_close(times[b, q], expected)
+
+
 def test_a_window_as_large_as_the_map_changes_nothing():
     bev = random_bev(1)
     whole, window = make_head().eval()(bev), make_head(window=20).eval()(bev)
@@ -175,11 +187,6 @@ def test_no_detection_is_an_empty_result():
 def test_wrong_settings_are_named(changes, message):
     with pytest.raises(ConfigError, match=message):
         make_head(**changes)
-
-
-def test_wrapping_window_must_fit_the_map():
-    with pytest.raises(ValueError, match="does not fit"):
-        make_head(window=20, window_wraps=True)(random_bev())
 
 
 def test_velocity_head_needs_velocities():

@@ -1,6 +1,7 @@
 """3-D backbones: SparseVoxels to SparseVoxels."""
 
+from pcdet_ext.models.backbones.dsvt import DSVT
 from pcdet_ext.models.backbones.registry import BACKBONES
 from pcdet_ext.models.backbones.second import VoxelBackBone8x, VoxelResBackBone8x
 
-__all__ = ["BACKBONES", "VoxelBackBone8x", "VoxelResBackBone8x"]
+__all__ = ["BACKBONES", "DSVT", "VoxelBackBone8x", "VoxelResBackBone8x"]

@@ -100,18 +100,19 @@ def window_mask(cell: Tensor, size: Sequence[int], radius: int, wraps: bool) -> 
     """bool [B, P, rows * columns]: which cells lie outside a query's window of 2 * radius + 1 cells a side.
 
     cell: flat int64 [B, P]. wraps: a window that leaves the map on the left or right goes on in the neighbouring row.
-    Raises ValueError for windows that wrap and are wider than the map.
+    If it is wider than the map, it holds cells several times; then the result are numbers to add to the logits, log n
+    for a cell that the window holds n times, as if it were n keys, and minus infinity outside.
     """
     rows, columns = size
-    if wraps and columns < 2 * radius + 1:
-        raise ValueError(f"a window of {2 * radius + 1} cells that wraps does not fit a map {columns} cells wide")
     steps = torch.arange(-radius, radius + 1, device=cell.device)
     row, column = (cell // columns)[..., None, None] + steps[:, None], (cell % columns)[..., None, None] + steps
     flat = (row * columns + column).flatten(2)
     inside = (flat >= 0) & (flat < rows * columns)
     if not wraps:
         inside &= ((row >= 0) & (row < rows) & (column >= 0) & (column < columns)).flatten(2)
-    # One more cell takes the places outside.
+    flat = torch.where(inside, flat, rows * columns)  # one more cell takes the places outside
+    if wraps and columns < 2 * radius + 1:
+        times = torch.zeros(*cell.shape, rows * columns + 1, device=cell.device)
+        return times.scatter_add_(2, flat, torch.ones_like(flat, dtype=times.dtype))[..., :-1].log()
     hidden = torch.ones(*cell.shape, rows * columns + 1, dtype=torch.bool, device=cell.device)
-    hidden.scatter_(2, torch.where(inside, flat, rows * columns), False)
-    return hidden[..., :-1]
+    return hidden.scatter_(2, flat, False)[..., :-1]
