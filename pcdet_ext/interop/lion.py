@@ -59,6 +59,11 @@ def operator(config: Config) -> dict[str, Any]:
 GIVEN_BY_THE_BACKBONE = ("d_model", "layer_id", "n_layer", "with_cp")  # with_cp: see `checkpointed`
 
 
+def _mamba(settings: dict[str, Any]) -> dict[str, Any]:
+    known = ("d_state", "d_conv", "expand", "drop_path")
+    return {"name": "Mamba"} | {key: settings.pop(key) for key in known if key in settings}
+
+
 def _retnet(settings: dict[str, Any]) -> dict[str, Any]:
     _must_be("RetNet", settings, mode="chunk", used_MLP=True)
     return {
@@ -81,7 +86,12 @@ def _ttt(settings: dict[str, Any]) -> dict[str, Any]:
     return {"name": "TTT", "num_heads": settings.pop("n_head"), "drop_path": settings.pop("drop_path", 0.0)}
 
 
-OPERATORS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"RetNet": _retnet, "xLSTM": _xlstm, "TTT": _ttt}
+OPERATORS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "Mamba": _mamba,
+    "RetNet": _retnet,
+    "xLSTM": _xlstm,
+    "TTT": _ttt,
+}
 
 
 def _must_be(name: str, settings: dict[str, Any], **only: Any) -> None:

@@ -2,9 +2,10 @@
 
 from pcdet_ext.mixers.attention import SoftmaxAttention
 from pcdet_ext.mixers.linear_attention import LinearAttention
+from pcdet_ext.mixers.mamba import Mamba
 from pcdet_ext.mixers.registry import MIXERS
 from pcdet_ext.mixers.retnet import RetNet
 from pcdet_ext.mixers.ttt import TTT
 from pcdet_ext.mixers.xlstm import XLSTM
 
-__all__ = ["MIXERS", "TTT", "XLSTM", "LinearAttention", "RetNet", "SoftmaxAttention"]
+__all__ = ["MIXERS", "TTT", "XLSTM", "LinearAttention", "Mamba", "RetNet", "SoftmaxAttention"]

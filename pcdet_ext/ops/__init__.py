@@ -1,14 +1,17 @@
 """Operations on points, voxels and boxes: PyTorch references with native CPU and CUDA kernels behind them."""
 
 from pcdet_ext.ops.boxes import iou_3d, iou_3d_paired, iou_bev, iou_bev_paired, nms, points_in_boxes, shared_area_bev
+from pcdet_ext.ops.causal_conv1d import causal_conv1d
 from pcdet_ext.ops.linear_attention import scattered_linear_attention
 from pcdet_ext.ops.rotated_sets import RotatedSets, rotated_sets
 from pcdet_ext.ops.segment import segment_reduce
+from pcdet_ext.ops.selective_scan import selective_scan
 from pcdet_ext.ops.serialize import deserialize, octree_children, octree_parent, serialize
 from pcdet_ext.ops.voxelize import dynamic_voxelize, grid_size, voxelize
 
 __all__ = [
     "RotatedSets",
+    "causal_conv1d",
     "deserialize",
     "dynamic_voxelize",
     "grid_size",
@@ -23,6 +26,7 @@ __all__ = [
     "rotated_sets",
     "scattered_linear_attention",
     "segment_reduce",
+    "selective_scan",
     "serialize",
     "shared_area_bev",
     "voxelize",

@@ -1,0 +1,328 @@
+// Selective scan on the CPU: a task is one sequence and a portion of its channels, of which kLanes run side by side as
+// one vector. Tiles of kScanChunk steps are copied into that layout, so that inputs may have any strides.
+#include "selective_scan.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace {
+
+using namespace pcdet;
+
+constexpr int kLanes = 16;
+constexpr int kPortion = 4;  // blocks of channels whose gradients of B and C are added up by one task
+
+template <typename T>
+using Lanes = T[kLanes];
+
+struct Sizes {
+    int64_t batch, dim, state, length;
+    int64_t blocks() const { return (dim + kLanes - 1) / kLanes; }
+    int64_t chunks() const { return (length + kScanChunk - 1) / kScanChunk; }
+    int64_t portions() const { return (blocks() + kPortion - 1) / kPortion; }
+    // A state of one block of channels at the start of a chunk: [state][kLanes].
+    int64_t checkpoint(int64_t b, int64_t block, int64_t chunk) const {
+        return ((b * blocks() + block) * chunks() + chunk) * state * kLanes;
+    }
+};
+
+template <typename T>
+struct Inputs {
+    SeriesView<const T> u, delta, z, B, C;
+    const T *A, *D, *bias;
+    bool softplus;
+};
+
+template <typename T>
+struct Gradients {
+    SeriesView<T> du, ddelta, dz, dB, dC;  // dB, dC: [portions * batch, state, length]
+    T *dA, *dD, *dbias;                    // one for each sequence
+};
+
+// One block of channels over one chunk, with everything of a step beside each other.
+template <typename T>
+struct Tile {
+    Lanes<T> u[kScanChunk], raw[kScanChunk], delta[kScanChunk], z[kScanChunk], y[kScanChunk];
+};
+
+template <typename T>
+inline __attribute__((always_inline)) void load(SeriesView<const T> from, int rows, int steps, Lanes<T>* to) {
+    for (int t = 0; t < steps; ++t)
+        for (int w = 0; w < kLanes; ++w) to[t][w] = w < rows ? from(w, t) : T(0);
+}
+
+template <typename T>
+inline __attribute__((always_inline)) void store(const Lanes<T>* from, int rows, int steps, SeriesView<T> to) {
+    for (int t = 0; t < steps; ++t)
+        for (int w = 0; w < rows; ++w) to(w, t) = from[t][w];
+}
+
+// A's rows of a block as [state][kLanes], and times log2(e).
+template <typename T>
+void load_matrix(const T* A, int64_t state, int rows, T* plain, T* scaled) {
+    for (int64_t n = 0; n < state; ++n)
+        for (int w = 0; w < kLanes; ++w) {
+            plain[n * kLanes + w] = w < rows ? A[w * state + n] : T(0);
+            scaled[n * kLanes + w] = plain[n * kLanes + w] * static_cast<T>(kLog2E);
+        }
+}
+
+template <typename T>
+void load_lanes(const T* from, int rows, Lanes<T>& to) {
+    for (int w = 0; w < kLanes; ++w) to[w] = from != nullptr && w < rows ? from[w] : T(0);
+}
+
+// u, the step size before and after softplus, and the gate.
+template <typename T>
+inline __attribute__((always_inline)) void load_tile(const Inputs<T>& in, int64_t b, int64_t d, int rows, int64_t t0,
+                                                     int steps, const Lanes<T>& bias, Tile<T>& tile) {
+    load(in.u.at(b, d, t0), rows, steps, tile.u);
+    load(in.delta.at(b, d, t0), rows, steps, tile.raw);
+    if (in.z.data != nullptr) load(in.z.at(b, d, t0), rows, steps, tile.z);
+    for (int t = 0; t < steps; ++t)
+#pragma omp simd
+        for (int w = 0; w < kLanes; ++w) {
+            const T raw = tile.raw[t][w] + bias[w];
+            tile.raw[t][w] = raw;
+            tile.delta[t][w] = in.softplus ? softplus_of(raw) : raw;
+        }
+}
+
+// B or C of a chunk as [step][state].
+template <typename T>
+inline __attribute__((always_inline)) void load_rows(SeriesView<const T> from, int64_t state, int steps, T* to) {
+    for (int t = 0; t < steps; ++t)
+        for (int64_t n = 0; n < state; ++n) to[t * state + n] = from(n, t);
+}
+
+template <typename T>
+PCDET_CLONES void forward_block(const Inputs<T>& in, Sizes size, int64_t b, int64_t block, SeriesView<T> out,
+                                T* checkpoints, T* scratch) {
+    const int64_t d = block * kLanes, n_state = size.state;
+    const int rows = static_cast<int>(std::min<int64_t>(kLanes, size.dim - d));
+    T *h = scratch, *a_plain = h + n_state * kLanes, *a = a_plain + n_state * kLanes;
+    T *Bt = a + n_state * kLanes, *Ct = Bt + kScanChunk * n_state;
+    Tile<T> tile;
+    Lanes<T> bias, D;
+    load_matrix(in.A + d * n_state, n_state, rows, a_plain, a);
+    load_lanes(in.bias == nullptr ? nullptr : in.bias + d, rows, bias);
+    load_lanes(in.D == nullptr ? nullptr : in.D + d, rows, D);
+    std::fill(h, h + n_state * kLanes, T(0));
+    for (int64_t chunk = 0; chunk < size.chunks(); ++chunk) {
+        const int64_t t0 = chunk * kScanChunk;
+        const int steps = static_cast<int>(std::min<int64_t>(kScanChunk, size.length - t0));
+        std::copy(h, h + n_state * kLanes, checkpoints + size.checkpoint(b, block, chunk));
+        load_tile(in, b, d, rows, t0, steps, bias, tile);
+        load_rows(in.B.at(b, 0, t0), n_state, steps, Bt);
+        load_rows(in.C.at(b, 0, t0), n_state, steps, Ct);
+        for (int t = 0; t < steps; ++t) {
+            Lanes<T> input, y;
+#pragma omp simd
+            for (int w = 0; w < kLanes; ++w) {
+                input[w] = tile.delta[t][w] * tile.u[t][w];
+                y[w] = D[w] * tile.u[t][w];
+            }
+            for (int64_t n = 0; n < n_state; ++n) {
+                const T B = Bt[t * n_state + n], C = Ct[t * n_state + n];
+                T *hn = h + n * kLanes, *an = a + n * kLanes;
+#pragma omp simd
+                for (int w = 0; w < kLanes; ++w) {
+                    hn[w] = scan_decay(tile.delta[t][w], an[w]) * hn[w] + input[w] * B;
+                    y[w] += hn[w] * C;
+                }
+            }
+            std::copy(y, y + kLanes, tile.y[t]);
+        }
+        if (in.z.data != nullptr)
+            for (int t = 0; t < steps; ++t)
+#pragma omp simd
+                for (int w = 0; w < kLanes; ++w) tile.y[t][w] *= tile.z[t][w] * sigmoid_of(tile.z[t][w]);
+        store(tile.y, rows, steps, out.at(b, d, t0));
+    }
+}
+
+// The states after each step of a chunk and the decayed states before their input, from the chunk's first state.
+template <typename T>
+inline __attribute__((always_inline)) void replay(const Tile<T>& tile, int64_t n_state, int steps, const T* a,
+                                                  const T* Bt, const T* Ct, const T* first, const Lanes<T>& D,
+                                                  T* states, T* decays, Lanes<T>* y) {
+    const int64_t row = n_state * kLanes;
+    for (int t = 0; t < steps; ++t) {
+        const T* before = t == 0 ? first : states + (t - 1) * row;
+        Lanes<T> input, total;
+#pragma omp simd
+        for (int w = 0; w < kLanes; ++w) {
+            input[w] = tile.delta[t][w] * tile.u[t][w];
+            total[w] = D[w] * tile.u[t][w];
+        }
+        for (int64_t n = 0; n < n_state; ++n) {
+            const T B = Bt[t * n_state + n], C = Ct[t * n_state + n];
+            const T *old = before + n * kLanes, *an = a + n * kLanes;
+            T *now = states + t * row + n * kLanes, *decay = decays + t * row + n * kLanes;
+#pragma omp simd
+            for (int w = 0; w < kLanes; ++w) {
+                const T factor = scan_decay(tile.delta[t][w], an[w]);
+                const T state = factor * old[w] + input[w] * B;
+                decay[w] = factor;
+                now[w] = state;
+                total[w] += state * C;
+            }
+        }
+        std::copy(total, total + kLanes, y[t]);
+    }
+}
+
+// Gradient of the gated output: that of y (in place of `grad`), and of z.
+template <typename T>
+inline __attribute__((always_inline)) void ungate(const Tile<T>& tile, const Lanes<T>* y, int steps, Lanes<T>* grad,
+                                                  Lanes<T>* dz) {
+    for (int t = 0; t < steps; ++t)
+#pragma omp simd
+        for (int w = 0; w < kLanes; ++w) {
+            const T z = tile.z[t][w], s = sigmoid_of(z), g = grad[t][w];
+            dz[t][w] = g * y[t][w] * silu_slope(z, s);
+            grad[t][w] = g * z * s;
+        }
+}
+
+template <typename T>
+PCDET_CLONES void backward_block(const Inputs<T>& in, Sizes size, int64_t b, int64_t block, SeriesView<const T> dy,
+                                 const T* checkpoints, const Gradients<T>& out, T* scratch) {
+    const int64_t d = block * kLanes, n_state = size.state, row = n_state * kLanes;
+    const int rows = static_cast<int>(std::min<int64_t>(kLanes, size.dim - d));
+    const int64_t slice = block / kPortion * size.batch + b;
+    T *g = scratch, *a_plain = g + row, *a = a_plain + row, *dA = a + row;
+    T *Bt = dA + row, *Ct = Bt + kScanChunk * n_state;
+    T *states = Ct + kScanChunk * n_state, *decays = states + kScanChunk * row;
+    Tile<T> tile;
+    Lanes<T> grad[kScanChunk], dz[kScanChunk], bias, D, dD = {}, dbias = {};
+    load_matrix(in.A + d * n_state, n_state, rows, a_plain, a);
+    load_lanes(in.bias == nullptr ? nullptr : in.bias + d, rows, bias);
+    load_lanes(in.D == nullptr ? nullptr : in.D + d, rows, D);
+    std::fill(g, g + row, T(0));
+    std::fill(dA, dA + row, T(0));
+    for (int64_t chunk = size.chunks() - 1; chunk >= 0; --chunk) {
+        const int64_t t0 = chunk * kScanChunk;
+        const int steps = static_cast<int>(std::min<int64_t>(kScanChunk, size.length - t0));
+        const T* first = checkpoints + size.checkpoint(b, block, chunk);
+        load_tile(in, b, d, rows, t0, steps, bias, tile);
+        load_rows(in.B.at(b, 0, t0), n_state, steps, Bt);
+        load_rows(in.C.at(b, 0, t0), n_state, steps, Ct);
+        load(dy.at(b, d, t0), rows, steps, grad);
+        replay(tile, n_state, steps, a, Bt, Ct, first, D, states, decays, tile.y);
+        if (in.z.data != nullptr) {
+            ungate(tile, tile.y, steps, grad, dz);
+            store(dz, rows, steps, out.dz.at(b, d, t0));
+        }
+        const SeriesView<T> dB = out.dB.at(slice, 0, t0), dC = out.dC.at(slice, 0, t0);
+        const bool begins = block % kPortion == 0;
+        for (int t = steps - 1; t >= 0; --t) {
+            const T* before = t == 0 ? first : states + (t - 1) * row;
+            Lanes<T> dinput = {}, ddelta = {}, input;
+#pragma omp simd
+            for (int w = 0; w < kLanes; ++w) input[w] = tile.delta[t][w] * tile.u[t][w];
+            for (int64_t n = 0; n < n_state; ++n) {
+                const T B = Bt[t * n_state + n], C = Ct[t * n_state + n];
+                const T *old = before + n * kLanes, *now = states + t * row + n * kLanes;
+                const T *decay = decays + t * row + n * kLanes, *an = a_plain + n * kLanes;
+                T *gn = g + n * kLanes, *dAn = dA + n * kLanes;
+                T to_B = 0, to_C = 0;
+#pragma omp simd reduction(+ : to_B, to_C)
+                for (int w = 0; w < kLanes; ++w) {
+                    const T total = gn[w] + grad[t][w] * C;
+                    const ScanAdjoint<T> step = scan_adjoint(total, decay[w] * old[w], tile.delta[t][w], an[w], B);
+                    to_C += grad[t][w] * now[w];
+                    to_B += total * input[w];
+                    ddelta[w] += step.delta;
+                    dinput[w] += step.input;
+                    dAn[w] += step.a;
+                    gn[w] = total * decay[w];
+                }
+                dB(n, t) = begins ? to_B : dB(n, t) + to_B;
+                dC(n, t) = begins ? to_C : dC(n, t) + to_C;
+            }
+#pragma omp simd
+            for (int w = 0; w < kLanes; ++w) {
+                const T u = tile.u[t][w];
+                T change = ddelta[w] + dinput[w] * u;
+                if (in.softplus) change *= sigmoid_of(tile.raw[t][w]);
+                dD[w] += grad[t][w] * u;
+                dbias[w] += change;
+                tile.y[t][w] = change;
+                tile.u[t][w] = dinput[w] * tile.delta[t][w] + grad[t][w] * D[w];
+            }
+        }
+        store(tile.u, rows, steps, out.du.at(b, d, t0));
+        store(tile.y, rows, steps, out.ddelta.at(b, d, t0));
+    }
+    for (int w = 0; w < rows; ++w) {
+        for (int64_t n = 0; n < n_state; ++n) out.dA[(b * size.dim + d + w) * n_state + n] = dA[n * kLanes + w];
+        out.dD[b * size.dim + d + w] = dD[w];
+        out.dbias[b * size.dim + d + w] = dbias[w];
+    }
+}
+
+template <typename T>
+int forward(const Inputs<T>& in, Sizes size, SeriesView<T> out, T* checkpoints, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<T> scratch(size.state * (3 * kLanes + 2 * kScanChunk));
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < size.batch * size.blocks(); ++task)
+            forward_block(in, size, task / size.blocks(), task % size.blocks(), out, checkpoints, scratch.data());
+    }
+    return 0;
+}
+
+template <typename T>
+int backward(const Inputs<T>& in, Sizes size, SeriesView<const T> dy, const T* checkpoints, const Gradients<T>& out,
+             int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<T> scratch(size.state * (4 * kLanes + 2 * kScanChunk + 2 * kScanChunk * kLanes));
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < size.batch * size.portions(); ++task) {
+            const int64_t first = task % size.portions() * kPortion;
+            for (int64_t block = first; block < std::min(first + kPortion, size.blocks()); ++block)
+                backward_block(in, size, task / size.portions(), block, dy, checkpoints, out, scratch.data());
+        }
+    }
+    return 0;
+}
+
+template <typename T>
+Inputs<T> inputs(const T* u, const T* delta, const T* z, const T* A, const T* B, const T* C, const T* D, const T* bias,
+                 const int64_t* strides, int64_t length, bool softplus, bool reverse) {
+    const auto view = [=](const T* data, int i) { return series_view(data, strides + 3 * i, length, reverse); };
+    return {view(u, 0), view(delta, 1), view(z, 2), view(B, 3), view(C, 4), A, D, bias, softplus};
+}
+
+}  // namespace
+
+// u, delta, z, y: [batch, dim, length]; B, C: [batch, state, length]; A [dim, state]; D, bias [dim]; z, D, bias may be
+// null. strides: three (batch, row, time) for each of u, delta, z, B, C and then the outputs in the order of the arguments.
+// checkpoints: [batch, ceil(dim / 16), ceil(length / 32), state, 16]. dB, dC: [ceil(dim / 64) * batch, state, length],
+// the sum over the first axis is to be taken; dA [batch, dim, state], dD, dbias [batch, dim] likewise.
+#define PCDET_SELECTIVE_SCAN(T, name)                                                                                 \
+    PCDET_API int pcdet_selective_scan_forward_##name##_cpu(                                                          \
+        const T* u, const T* delta, const T* z, const T* A, const T* B, const T* C, const T* D, const T* bias,        \
+        const int64_t* strides, int64_t batch, int64_t dim, int64_t state, int64_t length, int softplus, int reverse, \
+        T* y, T* checkpoints, int threads) {                                                                          \
+        const auto in = inputs(u, delta, z, A, B, C, D, bias, strides, length, softplus, reverse);                    \
+        return forward<T>(in, {batch, dim, state, length}, series_view(y, strides + 15, length, reverse),             \
+                          checkpoints, threads);                                                                      \
+    }                                                                                                                 \
+    PCDET_API int pcdet_selective_scan_backward_##name##_cpu(                                                         \
+        const T* u, const T* delta, const T* z, const T* A, const T* B, const T* C, const T* D, const T* bias,        \
+        const int64_t* strides, int64_t batch, int64_t dim, int64_t state, int64_t length, int softplus, int reverse, \
+        const T* dy, const T* checkpoints, T* du, T* ddelta, T* dz, T* dB, T* dC, T* dA, T* dD, T* dbias,             \
+        int threads) {                                                                                                \
+        const auto in = inputs(u, delta, z, A, B, C, D, bias, strides, length, softplus, reverse);                    \
+        const auto view = [=](T* data, int i) { return series_view(data, strides + 3 * i, length, reverse); };        \
+        const Gradients<T> out{view(du, 6), view(ddelta, 7), view(dz, 8), view(dB, 9), view(dC, 10), dA, dD, dbias};  \
+        return backward<T>(in, {batch, dim, state, length}, series_view(dy, strides + 15, length, reverse),           \
+                           checkpoints, out, threads);                                                                \
+    }
+
+PCDET_SELECTIVE_SCAN(float, float32)
+PCDET_SELECTIVE_SCAN(double, float64)

@@ -1,0 +1,280 @@
+"""Selective scan: the recurrence of Mamba (Gu & Dao, 2023, equation 2 with input-dependent Δ, B and C)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pcdet_ext.ops import _native
+from pcdet_ext.ops._native import I32, I64, POINTER
+
+CHUNK = 32  # kScanChunk of ops/selective_scan: steps between the states that the forward pass leaves
+CUDA_STATES = (4, 8, 16, 32)  # sizes of the state that the CUDA kernel is compiled for
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_LANES, _PORTION = 16, 64  # channels that a CPU kernel runs side by side, and whose gradients of B and C it adds up
+MaybeTensor = Tensor | None
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+) -> Tensor:
+    """h ← exp(Δ A) h + Δ u B, y = C·h + D u, times SiLU(z): a scan along time, from a state of zeros [batch, dim, L].
+
+    u, delta, z: [batch, dim, L]; A: [dim, state]; B, C: [batch, state, L]; D, delta_bias: [dim]. Any strides, so that
+    transposed views of [batch, L, dim] cost no copy; the result has the strides of u. delta_softplus:
+    Δ = softplus(delta + delta_bias). reverse: from the last step to the first, nothing is flipped in memory.
+    float32 or float64; of float16 and bfloat16 (of any of u, delta, B, C, z) the widest type is read, the state and A,
+    D, delta_bias are float32, and the result is of u's type. Differentiable in all tensors; the backward pass makes the
+    states again from one in 32. Sums run in a fixed order, so results repeat. On the CPU and in float32, exponentials
+    are exact to about 3e-7. Raises ValueError naming the argument that is wrong.
+    """
+    _check(u, delta, A, B, C, D, z, delta_bias)
+    kind = u.dtype
+    for tensor in (delta, B, C, z):
+        kind = kind if tensor is None else torch.promote_types(kind, tensor.dtype)
+    wide = torch.promote_types(kind, torch.float32)
+    series = kind if u.is_cuda else wide
+    u_, delta, B, C = (t.to(series) for t in (u, delta, B, C))
+    z = None if z is None else z.to(series)
+    D, delta_bias = (None if t is None else t.to(wide).contiguous() for t in (D, delta_bias))
+    A = A.to(wide).contiguous()
+    return _scan(u_, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)[0].to(u.dtype)
+
+
+def selective_scan_reference(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+) -> Tensor:
+    """The definition in PyTorch on any device, step by step; see `selective_scan`."""
+    wide = torch.promote_types(u.dtype, torch.float32)
+    kind, length = u.dtype, u.shape[2]
+    u, delta, B, C = (t.to(wide) for t in (u, delta, B, C))
+    if delta_bias is not None:
+        delta = delta + delta_bias[:, None]
+    if delta_softplus:
+        delta = F.softplus(delta)
+    state, outputs = u.new_zeros(*u.shape[:2], A.shape[1]), list(u.unbind(2))
+    for t in reversed(range(length)) if reverse else range(length):
+        step = delta[:, :, t, None]
+        state = torch.exp(step * A) * state + step * u[:, :, t, None] * B[:, None, :, t]
+        outputs[t] = (state * C[:, None, :, t]).sum(-1)
+    y = torch.stack(outputs, -1) if outputs else u
+    if D is not None:
+        y = y + D[:, None] * u
+    if z is not None:
+        y = y * F.silu(z.to(wide))
+    return y.to(kind)
+
+
+@torch.library.custom_op("pcdet_ext::selective_scan", mutates_args=())
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: MaybeTensor,
+    z: MaybeTensor,
+    delta_bias: MaybeTensor,
+    delta_softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    y, states = torch.empty_like(u), _checkpoints(u, A)
+    if not _has_kernel(u, A):
+        y.copy_(selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse))
+        return y, states
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    _launch("forward", inputs, (y,), delta_softplus, reverse, (y, states))
+    return y, states
+
+
+@_scan.register_fake
+def _(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: MaybeTensor,
+    z: MaybeTensor,
+    delta_bias: MaybeTensor,
+    delta_softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(u), _checkpoints(u, A)
+
+
+@torch.library.custom_op("pcdet_ext::selective_scan_backward", mutates_args=())
+def _backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: MaybeTensor,
+    z: MaybeTensor,
+    delta_bias: MaybeTensor,
+    delta_softplus: bool,
+    reverse: bool,
+    dy: Tensor,
+    states: Tensor,
+) -> list[Tensor]:
+    """Gradients of u, delta, A, B, C, D, z, delta_bias; empty where there is no such argument."""
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    if not _has_kernel(u, A):
+        return _reference_gradients(inputs, delta_softplus, reverse, dy)
+    du, ddelta = torch.empty_like(u), torch.empty_like(delta)
+    dz = u.new_empty(0, 0, 0) if z is None else torch.empty_like(z)
+    batch, dim, length = u.shape
+    parts = -(-dim // _PORTION)
+    dB, dC = (A.new_empty(parts * batch, A.shape[1], length) for _ in range(2))
+    dA, dD, dbias = A.new_empty(batch, *A.shape), A.new_empty(batch, dim), A.new_empty(batch, dim)
+    outputs = (du, ddelta, dz, dB, dC)
+    _launch("backward", inputs, (dy, *outputs), delta_softplus, reverse, (dy, states, *outputs, dA, dD, dbias))
+    dB, dC = (t.view(parts, batch, *t.shape[1:]).sum(0).to(u.dtype) for t in (dB, dC))
+    dD = dD.sum(0) if D is not None else A.new_empty(0)
+    dbias = dbias.sum(0) if delta_bias is not None else A.new_empty(0)
+    return [du, ddelta, dA.sum(0), dB, dC, dD, dz if z is not None else u.new_empty(0), dbias]
+
+
+@_backward.register_fake
+def _(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: MaybeTensor,
+    z: MaybeTensor,
+    delta_bias: MaybeTensor,
+    delta_softplus: bool,
+    reverse: bool,
+    dy: Tensor,
+    states: Tensor,
+) -> list[Tensor]:
+    dB, dC = B.new_empty(B.shape), C.new_empty(C.shape)
+    rest = [t.new_empty(0) if x is None else torch.empty_like(x) for x, t in ((D, A), (z, u), (delta_bias, A))]
+    return [torch.empty_like(u), torch.empty_like(delta), torch.empty_like(A), dB, dC, *rest]
+
+
+def _setup(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.delta_softplus, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: object, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, states = ctx.saved_tensors
+    grads = _backward(*inputs, ctx.delta_softplus, ctx.reverse, dy, states)
+    return (*(g if t is not None else None for t, g in zip(inputs, grads, strict=True)), None, None)
+
+
+_scan.register_autograd(_differentiate, setup_context=_setup)
+
+
+def _reference_gradients(
+    inputs: Sequence[Tensor | None], delta_softplus: bool, reverse: bool, dy: Tensor
+) -> list[Tensor]:
+    with torch.enable_grad():
+        leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
+        y = selective_scan_reference(*leaves, delta_softplus, reverse)
+        wanted = [t for t in leaves if t is not None]
+        grads = iter(torch.autograd.grad(y, wanted, dy, allow_unused=True, materialize_grads=True))
+    return [inputs[0].new_empty(0) if t is None else next(grads) for t in inputs]
+
+
+def _has_kernel(u: Tensor, A: Tensor) -> bool:
+    """Whether a native kernel covers these sequences."""
+    if u.device.type == "cpu":
+        return u.dtype in (torch.float32, torch.float64) and _native.library("cpu") is not None
+    return (
+        u.device.type == "cuda"
+        and u.dtype in _TYPES
+        and A.shape[1] in CUDA_STATES
+        and _native.library("cuda") is not None
+    )
+
+
+def _checkpoints(u: Tensor, A: Tensor) -> Tensor:
+    """Room for the states at the start of every chunk, in the layout of the device's kernel."""
+    if not _has_kernel(u, A):
+        return A.new_empty(0)
+    batch, dim, length = u.shape
+    chunks = -(-length // CHUNK)
+    if u.device.type == "cpu":
+        return A.new_empty(batch, -(-dim // _LANES), chunks, A.shape[1], _LANES)
+    return A.new_empty(batch, chunks, dim, A.shape[1])
+
+
+def _launch(
+    direction: str,
+    inputs: Sequence[Tensor | None],
+    strided: Sequence[Tensor],
+    delta_softplus: bool,
+    reverse: bool,
+    last: Sequence[Tensor],
+) -> None:
+    """Call the kernel; `strided` are those of the `last` arguments whose strides it is told."""
+    u, delta, A, B, C, D, z, delta_bias = inputs
+    ordered = (u, delta, z, A, B, C, D, delta_bias)
+    strides = [s for t in (u, delta, z, B, C, *strided) for s in (t.stride() if t is not None else (0, 0, 0))]
+    sizes = (*u.shape[:2], A.shape[1], u.shape[2], delta_softplus, reverse)
+    arguments = [None if t is None else t.data_ptr() for t in ordered]
+    arguments += [(I64 * len(strides))(*strides), *sizes, *(t.data_ptr() for t in last)]
+    types = [POINTER] * 9 + [I64] * 4 + [I32] * 2 + [POINTER] * len(last)
+    name = f"pcdet_selective_scan_{direction}"
+    if u.is_cuda:
+        kernel = _native.function("cuda", f"{name}_cuda", *types, I32, POINTER)
+        kernel(*arguments, _TYPES[u.dtype], _native.stream(u))
+    else:
+        kernel = _native.function("cpu", f"{name}_{str(u.dtype)[6:]}_cpu", *types, I32)
+        kernel(*arguments, _native.threads())
+
+
+def _check(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: MaybeTensor, z: MaybeTensor, delta_bias: MaybeTensor
+) -> None:
+    if u.ndim != 3:
+        raise ValueError(f"u must be [batch, dim, L], got {list(u.shape)}")
+    if A.ndim != 2:
+        raise ValueError(f"A must be [dim, state], got {list(A.shape)}")
+    batch, dim, length = u.shape
+    state = A.shape[1]
+    for name, tensor, shape in (
+        ("delta", delta, (batch, dim, length)),
+        ("A", A, (dim, state)),
+        ("B", B, (batch, state, length)),
+        ("C", C, (batch, state, length)),
+        ("D", D, (dim,)),
+        ("z", z, (batch, dim, length)),
+        ("delta_bias", delta_bias, (dim,)),
+    ):
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must be {list(shape)} beside u {list(u.shape)}, got {list(tensor.shape)}")
+        if tensor.device != u.device:
+            raise ValueError(f"{name} must be on {u.device} as u is, got {tensor.device}")
+    for name, tensor in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C), ("z", z)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {tensor.dtype}")

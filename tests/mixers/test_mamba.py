@@ -1,0 +1,87 @@
+"""The Mamba mixer: both directions, groups, and its parts written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pcdet_ext.mixers.mamba import Mamba
+from pcdet_ext.mixers.registry import MIXERS
+from pcdet_ext.structures import Groups
+
+
+def test_is_built_by_name_and_has_the_published_keys() -> None:
+    mixer = MIXERS.build({"name": "Mamba", "d_state": 8, "expand": 2}, channels=20)
+    shapes = {name: tuple(value.shape) for name, value in mixer.state_dict().items()}
+    assert shapes.pop("norm.weight") == shapes.pop("norm.bias") == (20,)
+    assert shapes.pop("mamba.in_proj.weight") == (80, 20)
+    assert shapes.pop("mamba.out_proj.weight") == (20, 40)
+    assert shapes.pop("mamba.A_log") == shapes.pop("mamba.A_b_log") == (40, 8)
+    for suffix in ("", "_b"):
+        assert shapes.pop(f"mamba.D{suffix}") == (40,)
+        assert shapes.pop(f"mamba.conv1d{suffix}.weight") == (40, 1, 4)
+        assert shapes.pop(f"mamba.conv1d{suffix}.bias") == (40,)
+        assert shapes.pop(f"mamba.x_proj{suffix}.weight") == (2 + 16, 40)
+        assert shapes.pop(f"mamba.dt_proj{suffix}.weight") == (40, 2)
+        assert shapes.pop(f"mamba.dt_proj{suffix}.bias") == (40,)
+    assert not shapes
+
+
+def test_steps_start_in_their_range() -> None:
+    steps = F.softplus(Mamba(64).mamba.dt_proj.bias.detach())
+    assert 1e-3 <= float(steps.min()) < 1e-2 < float(steps.max()) <= 0.1 + 1e-6
+
+
+def test_directions_mirror_each_other() -> None:
+    """With the two directions' parameters exchanged, a flipped sequence gives the flipped result."""
+    torch.manual_seed(0)
+    mixer, mirrored = Mamba(16), Mamba(16)
+    state = mixer.state_dict()
+
+    def other(name: str) -> str:
+        parts = name.split(".")
+        if len(parts) < 2 or parts[1] in ("in_proj", "out_proj") or parts[0] == "norm":
+            return name
+        if parts[1] in ("A_log", "A_b_log"):
+            parts[1] = {"A_log": "A_b_log", "A_b_log": "A_log"}[parts[1]]
+        else:
+            parts[1] = parts[1].removesuffix("_b") if parts[1].endswith("_b") else parts[1] + "_b"
+        return ".".join(parts)
+
+    mirrored.load_state_dict({other(name): value for name, value in state.items()})
+    x = torch.randn(3, 21, 16)
+    torch.testing.assert_close(mixer.mix(x).flip(1), mirrored.mix(x.flip(1)))
+
+
+def test_groups_are_independent_and_every_voxel_sees_its_whole_group() -> None:
+    torch.manual_seed(1)
+    mixer, x = Mamba(8), torch.randn(12, 8)
+    plan = Groups(torch.arange(12).view(2, 6), torch.arange(12))
+    y = mixer(x, plan)
+    changed = x.clone()
+    changed[2] += 1
+    differs = (mixer(changed, plan) != y).any(1)
+    assert differs.tolist() == [True] * 6 + [False] * 6
+
+
+@pytest.mark.parametrize("groups", [(0, 4), (3, 1)])
+def test_extreme_groups(groups: tuple[int, int]) -> None:
+    mixer, x = Mamba(8), torch.randn(*groups, 8, requires_grad=True)
+    y = mixer.mix(x)
+    assert y.shape == x.shape
+    assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
+
+
+def test_half_precision() -> None:
+    torch.manual_seed(2)
+    mixer, x = Mamba(16), torch.randn(2, 50, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mixer.mix(x)
+    torch.testing.assert_close(y.float(), mixer.mix(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("wrong", ["d_state", "d_conv", "expand"])
+def test_wrong_sizes_are_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match=f"{wrong} must be positive, got 0"):
+        Mamba(16, **{wrong: 0})
