@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SYSTEMS = {
     "dsvt": "pcdet_ext.interop.dsvt",
     "openpcdet": "pcdet_ext.interop.openpcdet",
+    "scatterformer": "pcdet_ext.interop.scatterformer",
 }
 
 

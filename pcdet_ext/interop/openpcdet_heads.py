@@ -111,7 +111,7 @@ SUPPRESSED = {"nuScenes": ((8, 9), 0.175), "Waymo": ((0, 1, 2), 0.7)}
 
 
 def transfusion_head(config: Config, class_names: Sequence[str]) -> dict[str, Any]:
-    """The configuration of a `TransFusionHead`: OpenPCDet's, or with an IoU branch that of DSVT and LION.
+    """The configuration of a `TransFusionHead`: OpenPCDet's, or with an IoU branch DSVT's, LION's or ScatterFormer's.
 
     Raises ValueError for settings that this library does not have.
     """
@@ -149,6 +149,9 @@ def transfusion_head(config: Config, class_names: Sequence[str]) -> dict[str, An
         return node
     labels, threshold = SUPPRESSED.get(dataset, ((), 0.0))
     rectifier = post.get("IOU_RECTIFIER") if post.get("USE_IOU_TO_RECTIFY_SCORE") else None
+    node |= {"iou_rectifier": _only(rectifier), "nms": dict.fromkeys(_names(labels, class_names), threshold)}
+    if "QUERY_RADIUS" in config:
+        return node | _local_queries(config)
     return node | {
         "conv_bias": True,
         "window": 20,
@@ -158,8 +161,21 @@ def transfusion_head(config: Config, class_names: Sequence[str]) -> dict[str, An
         "x_rows": True,
         "height": "top",
         "iou_weight": weights["loss_iou_rescore_weight"],
-        "iou_rectifier": _only(rectifier),
-        "nms": dict.fromkeys(_names(labels, class_names), threshold),
+    }
+
+
+def _local_queries(config: Config) -> dict[str, Any]:
+    """What ScatterFormer's version of the head has of its own."""
+    loss = config["LOSS_CONFIG"]
+    for key, known in (("QUERY_LOCAL", True), ("CLASS_AGNOSTIC", False), ("ACTIVATION", "relu")):
+        if config.get(key, known) != known:
+            raise ValueError(f"{key}: {config[key]!r} is not known here; known: {known!r}")
+    return {
+        "window": config["QUERY_RADIUS"],
+        "window_repeats": True,
+        "isolated_queries": True,
+        "iou_weight": loss["LOSS_WEIGHTS"]["iou_weight"] if loss["LOSS_IOU"] else 0.0,
+        "box_iou_weight": loss["LOSS_WEIGHTS"]["iou_reg_weight"] if loss["LOSS_IOU_REG"] else 0.0,
     }
 
 

@@ -31,6 +31,7 @@ CASE_MODULES = (
     "openpcdet_models",
     "openpcdet_training",
     "openpcdet_voxels",
+    "scatterformer",
     "sequence_ops",
 )
 EXPECTED = "expected.json"  # what makes a folder a case of an evaluator

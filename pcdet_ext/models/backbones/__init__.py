@@ -2,6 +2,7 @@
 
 from pcdet_ext.models.backbones.dsvt import DSVT
 from pcdet_ext.models.backbones.registry import BACKBONES
+from pcdet_ext.models.backbones.scatterformer import ScatterFormer
 from pcdet_ext.models.backbones.second import VoxelBackBone8x, VoxelResBackBone8x
 
-__all__ = ["BACKBONES", "DSVT", "VoxelBackBone8x", "VoxelResBackBone8x"]
+__all__ = ["BACKBONES", "DSVT", "ScatterFormer", "VoxelBackBone8x", "VoxelResBackBone8x"]

@@ -1,11 +1,12 @@
 """The LiDAR head of TransFusion (Bai et al., CVPR 2022): object queries from heatmap peaks, refined by attention.
 
 The published heads have properties that one would not choose; they are named options, all off:
-  border_peaks=False   cells of the outermost ring are never peaks (OpenPCDet, DSVT, LION)
-  bottom_cost          matching takes z as the bottom of boxes when it measures overlap (all three)
+  border_peaks=False   cells of the outermost ring are never peaks (all: OpenPCDet, DSVT, LION, ScatterFormer)
+  bottom_cost          matching takes z as the bottom of boxes when it measures overlap (OpenPCDet, DSVT, LION)
   iou_of_tops          the IoU branch learns the overlap of boxes around their tops (DSVT, LION; see `height`)
-  isolated_queries     queries do not attend to each other (DSVT, LION)
+  isolated_queries     queries do not attend to each other (DSVT, LION, ScatterFormer)
   window_wraps         windows run over the left and right border into the neighbouring row (DSVT, LION)
+  window_repeats       windows hold the nearest cells of the map again for places outside it (ScatterFormer)
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 
 from pcdet_ext.config import suggest
 from pcdet_ext.models.heads.registry import HEADS
-from pcdet_ext.models.heads.transfusion_decoder import DecoderLayer, PredictionHead, window_mask
-from pcdet_ext.models.losses import gaussian_focal_loss, sigmoid_focal_loss, smooth_l1_loss
+from pcdet_ext.models.heads.transfusion_decoder import DecoderLayer, PredictionHead, repeated_window, window_mask
+from pcdet_ext.models.losses import axis_aligned_diou, gaussian_focal_loss, sigmoid_focal_loss, smooth_l1_loss
 from pcdet_ext.models.postprocess import rectify_scores
 from pcdet_ext.models.targets import draw_gaussians, gaussian_radius, usable_boxes
 from pcdet_ext.ops import iou_3d, iou_3d_paired, nms
@@ -75,7 +76,7 @@ class TransFusionHead(nn.Module):
     their cells counts as a peak. window: queries see only so many cells to each side, None for the whole map. x_rows:
     rows of the map stand for x. height: what the height branch says, the z of the "center" or of the "top".
     class_cost, box_cost, iou_cost: weights of the matching. center_range: limits of box centres (closed).
-    iou_rectifier: share of the predicted IoU in the score. nms: IoU threshold of those classes that are suppressed,
+    box_iou_weight: of the axis-aligned distance-IoU loss, which is left out at 0. iou_rectifier: share of the predicted IoU in the score. nms: IoU threshold of those classes that are suppressed,
     by name. See the module for the remaining options. State-dict keys are those of OpenPCDet.
     Raises ValueError for settings that contradict each other.
     """
@@ -110,6 +111,7 @@ class TransFusionHead(nn.Module):
         box_weight: float = 0.25,
         heatmap_weight: float = 1.0,
         iou_weight: float = 0.5,
+        box_iou_weight: float = 0.0,
         code_weights: Sequence[float] | None = None,
         score_threshold: float = 0.0,
         center_range: Sequence[float] | None = None,
@@ -119,6 +121,7 @@ class TransFusionHead(nn.Module):
         bottom_cost: bool = False,
         isolated_queries: bool = False,
         window_wraps: bool = False,
+        window_repeats: bool = False,
         iou_of_tops: bool = False,
     ) -> None:
         super().__init__()
@@ -132,13 +135,17 @@ class TransFusionHead(nn.Module):
         self.num_proposals, self.peak_size, self.border_peaks = num_proposals, peak_size, border_peaks
         self.small_classes = [_label(name, self.classes, "small_classes") for name in small_classes]
         self.nms = {_label(name, self.classes, "nms"): threshold for name, threshold in (nms or {}).items()}
-        self.window, self.window_wraps, self.isolated_queries = window, window_wraps, isolated_queries
+        if window_wraps and window_repeats:
+            raise ValueError("window_wraps and window_repeats exclude each other")
+        self.window, self.window_wraps, self.window_repeats = window, window_wraps, window_repeats
+        self.isolated_queries = isolated_queries
         self.x_rows, self.height = x_rows, height
         self.bottom_cost, self.iou_of_tops = bottom_cost, iou_of_tops
         self.costs = (class_cost, box_cost, iou_cost)
         self.gaussian_overlap, self.min_radius = gaussian_overlap, min_radius
         self.class_weight, self.box_weight = class_weight, box_weight
         self.heatmap_weight, self.iou_weight = heatmap_weight, iou_weight
+        self.box_iou_weight = box_iou_weight
         self.score_threshold, self.iou_rectifier = score_threshold, iou_rectifier
         self.center_range = None if center_range is None else tuple(center_range)
         size = 10 if "vel" in self.branches else 8
@@ -202,11 +209,15 @@ class TransFusionHead(nn.Module):
         return torch.stack([axis.flatten() for axis in pair], 1)
 
     def _masks(self, cell: Tensor, size: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
-        """What queries must not see: queries bool [P, P], and cells bool [B, P, cells]; None where all is seen."""
+        """Attention masks: of queries [P, P], and of cells [B, P, cells]; None where all is seen."""
         others = None
         if self.isolated_queries:
             others = ~torch.eye(cell.shape[1], dtype=torch.bool, device=cell.device)
-        return others, None if self.window is None else window_mask(cell, size, self.window, self.window_wraps)
+        if self.window is None:
+            return others, None
+        if self.window_repeats:
+            return others, repeated_window(cell, size, self.window)
+        return others, window_mask(cell, size, self.window, self.window_wraps)
 
     def boxes(self, codes: Tensor) -> Tensor:
         """Boxes [B, P, 7 or 9] from codes [B, 8 or 10, P]."""
@@ -271,7 +282,7 @@ class TransFusionHead(nn.Module):
         return query, found, overlap[query, found]
 
     def loss(self, output: QueryOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Losses "heatmap", "classification", "box", "iou" and their sum "total" for the objects of each frame."""
+        """Losses "heatmap", "classification", "box", "iou", "box_iou" and their sum "total" for each frame's objects."""
         targets = self.targets(output, boxes, labels)
         frame, query = targets.positive
         count = max(len(query), 1)
@@ -289,6 +300,9 @@ class TransFusionHead(nn.Module):
             found = self.boxes(output.codes.detach())[frame, query, :7]
             pairs = (lifted(b) if self.iou_of_tops else b for b in (found, targets.boxes))
             losses["iou"] = self.iou_weight * _iou_loss(output.iou[frame, query], *pairs)
+        if self.box_iou_weight:
+            found = self.boxes(output.codes)[frame, query, :7]
+            losses["box_iou"] = self.box_iou_weight * (1 - axis_aligned_diou(found, targets.boxes)).sum() / count
         return losses | {"total": sum(losses.values())}
 
     @torch.no_grad()

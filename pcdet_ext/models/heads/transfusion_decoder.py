@@ -56,7 +56,7 @@ class DecoderLayer(nn.Module):
         """Refined queries [B, C, P].
 
         queries: [B, C, P]; features: [B, C, N]; query_positions: [B, P, 2]; positions: [N, 2]; others: bool [P, P] and
-        hidden: bool [B, P, N], True where a query must not look.
+        hidden: bool [B, P, N], True where a query must not look, or numbers that are added to the logits.
         """
         query, embedding = queries.transpose(1, 2), self.self_posembed(query_positions)
         placed = query + embedding
@@ -116,3 +116,18 @@ def window_mask(cell: Tensor, size: Sequence[int], radius: int, wraps: bool) -> 
         return times.scatter_add_(2, flat, torch.ones_like(flat, dtype=times.dtype))[..., :-1].log()
     hidden = torch.ones(*cell.shape, rows * columns + 1, dtype=torch.bool, device=cell.device)
     return hidden.scatter_(2, flat, False)[..., :-1]
+
+
+def repeated_window(cell: Tensor, size: Sequence[int], radius: int) -> Tensor:
+    """[B, P, rows * columns]: what to add to the logits of a window of 2 * radius + 1 cells a side around each query.
+
+    cell: flat int64 [B, P]. Places outside the map are its nearest cells again: a cell that the window holds n times
+    gets log n, as if it were n keys, and one that it does not hold minus infinity.
+    """
+    rows, columns = size
+    steps = torch.arange(-radius, radius + 1, device=cell.device)
+    row = ((cell // columns)[..., None, None] + steps[:, None]).clamp(0, rows - 1)
+    column = ((cell % columns)[..., None, None] + steps).clamp(0, columns - 1)
+    flat = (row * columns + column).flatten(2)
+    times = torch.zeros(*cell.shape, rows * columns, device=cell.device)
+    return times.scatter_add_(2, flat, torch.ones_like(flat, dtype=times.dtype)).log()

@@ -1,0 +1,64 @@
+"""Depth-wise submanifold convolutions with small or very long kernels (ScatterFormer, He et al., ECCV 2024)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pcdet_ext.ops.depthwise_conv import depthwise_conv
+from pcdet_ext.structures import SparseVoxels
+
+
+class DepthwiseSubMConv3d(nn.Module):
+    """Each channel of a voxel sums its neighbours' inside a kernel, weighted by their place; cross-correlation.
+
+    channels: C; kernel_size: odd sizes (z, y, x). weight: [kz, ky, kx, C], no bias, at first zero, as in the published
+    models. Needs no library: neighbour tables and a native operation. Raises ValueError for sizes that are not odd.
+    """
+
+    def __init__(self, channels: int, kernel_size: Sequence[int]) -> None:
+        super().__init__()
+        self.kernel_size = tuple(kernel_size)
+        if len(self.kernel_size) != 3 or any(k < 1 or k % 2 == 0 for k in self.kernel_size):
+            raise ValueError(f"kernel_size must be three odd sizes (z, y, x), got {self.kernel_size}")
+        self.weight = nn.Parameter(torch.zeros(*self.kernel_size, channels))
+
+    def extra_repr(self) -> str:
+        """Sizes, for print."""
+        return f"{self.weight.shape[-1]}, kernel_size={self.kernel_size}"
+
+    def forward(self, voxels: SparseVoxels, features: Tensor) -> Tensor:
+        """features: [N, C] on the cells of `voxels`; the result has the weight's type."""
+        kernel = self.kernel_size
+        table = voxels.plan(("submanifold_table", kernel), lambda v: submanifold_table(v, kernel))
+        return depthwise_conv(features.to(self.weight.dtype), self.weight.flatten(0, 2), table)
+
+
+def submanifold_table(voxels: SparseVoxels, kernel: tuple[int, int, int]) -> Tensor:
+    """Row int64 [N, kz * ky * kx] of each voxel's neighbour at each cell of an odd kernel, -1 where there is none.
+
+    A line of the kernel along x is one binary search in the sorted keys: its further cells can only be the next keys.
+    """
+    half = [k // 2 for k in kernel]
+    _, height, width = (n + 2 * h for n, h in zip(voxels.grid, half, strict=True))  # so that no line wraps
+    depth = voxels.grid[0] + 2 * half[0]
+    strides = torch.tensor([depth * height * width, height * width, width, 1], device=voxels.coords.device)
+    keys, order = torch.sort((voxels.coords.long() * strides).sum(1))
+    table = order.new_full((math.prod(kernel), len(keys)), -1)
+    last = max(len(keys) - 1, 0)
+    lines = itertools.product(range(-half[0], half[0] + 1), range(-half[1], half[1] + 1))
+    for line, (dz, dy) in enumerate(lines):
+        wanted = keys + ((dz * height + dy) * width - half[2])
+        place = torch.searchsorted(keys, wanted)
+        for dx in range(kernel[2]):
+            at = place.clamp(max=last)
+            hit = keys[at] == wanted + dx
+            table[line * kernel[2] + dx] = torch.where(hit, order[at], -1)
+            place = place + hit
+    by_row = torch.empty_like(table)
+    by_row[:, order] = table
+    return by_row.t().contiguous()
