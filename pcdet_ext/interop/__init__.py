@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # Each module has from_official(config, state_dict); it is imported when it is asked for.
 SYSTEMS = {
     "dsvt": "pcdet_ext.interop.dsvt",
+    "flatformer": "pcdet_ext.interop.flatformer",
+    "lion": "pcdet_ext.interop.lion",
     "openpcdet": "pcdet_ext.interop.openpcdet",
     "scatterformer": "pcdet_ext.interop.scatterformer",
 }

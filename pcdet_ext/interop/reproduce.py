@@ -23,6 +23,7 @@ from pcdet_ext.interop.golden import Report, find_cases, run_case
 CASE_MODULES = (
     "dsvt",
     "evaluators",
+    "flatformer",
     "lion_operators",
     "mappings",
     "openpcdet_boxes",

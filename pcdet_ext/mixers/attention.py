@@ -15,7 +15,8 @@ class SoftmaxAttention(nn.Module):
     """Multi-head self-attention inside the groups of a plan: softmax(q kᵀ / √(C / num_heads)) v.
 
     channels: C; num_heads must divide it. The position is added to queries and keys, not to values, as in FlatFormer
-    and DSVT. State-dict keys and initialisation are those of `torch.nn.MultiheadAttention`.
+    and DSVT, whose initialisation it has: Xavier-uniform weights. State-dict keys are those of
+    `torch.nn.MultiheadAttention`.
     Raises ValueError for heads that do not divide the channels, or fewer than one of either.
     """
 
@@ -27,7 +28,8 @@ class SoftmaxAttention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
         self.out_proj = nn.Linear(channels, channels)
-        nn.init.xavier_uniform_(self.in_proj_weight)
+        for weight in (self.in_proj_weight, self.out_proj.weight):
+            nn.init.xavier_uniform_(weight)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, plan: Groups | Segments, position: Tensor | None = None) -> Tensor:

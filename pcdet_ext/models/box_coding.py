@@ -148,6 +148,11 @@ class PointResidualCoder:
         return like.new_tensor(sizes)[labels]
 
 
+def lifted(boxes: Tensor) -> Tensor:
+    """Boxes [N, >= 7] moved up by half their height, [N, 7]: their overlap is that of boxes taken to stand at z."""
+    return torch.cat([boxes[:, :2], boxes[:, 2:3] + boxes[:, 5:6] / 2, boxes[:, 3:7]], 1)
+
+
 def _units(size: Tensor) -> Tensor:
     """What offsets in x, y, z are measured in: BEV diagonal, BEV diagonal, height."""
     diagonal = torch.sqrt(size[..., 0:1] ** 2 + size[..., 1:2] ** 2)

@@ -222,16 +222,36 @@ class _DynamicVoxels:
 
     point_cloud_range: tuple[float, ...]
     voxel_size: tuple[float, ...]
+    grid: tuple[int, int, int]
     x_major: bool
+    clamp = False  # points outside count for the cell at the border
+    drop_first = False  # each frame lacks its first voxel
     pillars = False  # columns of the whole height: z is neither divided nor checked
 
     def _assign(self, batch: PointBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Points inside [R, F], the voxel of each, int64 [R], and the voxels' coords int32 [N, 4]."""
         order = "xyz" if self.x_major else "zyx"
-        where = (batch.points, batch.batch_index, self.point_cloud_range, self.voxel_size)
-        coords, voxel = dynamic_voxelize(*where, order=order, pillars=self.pillars)
+        where = (batch.batch_index, self.point_cloud_range, self.voxel_size, order, self.pillars)
+        coords, voxel = dynamic_voxelize(self._clamped(batch.points) if self.clamp else batch.points, *where)
+        if self.drop_first:
+            coords, voxel = _without_first(coords, voxel)
         inside = voxel >= 0
         return batch.points[inside], voxel[inside], coords
+
+    def _clamped(self, points: Tensor) -> Tensor:
+        """Points whose finite x, y, z are moved into the cells at the border, [P, 3]."""
+        low, size = points.new_tensor(self.point_cloud_range[:3]), points.new_tensor(self.voxel_size)
+        xyz = points[:, :3]
+        inside = torch.clamp(xyz, low, low + (points.new_tensor(self.grid[::-1]) - 0.5) * size)
+        return torch.where(xyz.isfinite(), inside, xyz)
+
+
+def _without_first(coords: Tensor, voxel: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted coords [N, 4] without the first voxel of each frame, and the voxel of each point, -1 in those."""
+    kept = coords[:, 0] == torch.nn.functional.pad(coords[:-1, 0], (1, 0), value=-1)[: len(coords)]
+    number = torch.where(kept, kept.cumsum(0) - 1, -1)
+    number = torch.cat([number, number.new_full((1,), -1)])  # the last is that of voxel -1
+    return coords[kept], number[voxel]
 
 
 class _DynamicPointNet(_PointNet, _DynamicVoxels):
@@ -241,6 +261,9 @@ class _DynamicPointNet(_PointNet, _DynamicVoxels):
     metres; num_filters: width of each layer; with_distance: adds the range of a point; use_absolute_xyz: keeps x, y, z
     themselves; x_major: rows ascend by (batch, x, y, z), as published implementations give them, instead of in the
     order of `dynamic_voxelize`.
+
+    Two quirks of the published FlatFormer: clamp: points outside of the range count for the nearest cell instead of
+    being left out; drop_first: in each frame the voxel of the lowest (z, y, x) vanishes with its points.
     """
 
     cluster_offset = True
@@ -255,12 +278,16 @@ class _DynamicPointNet(_PointNet, _DynamicVoxels):
         use_absolute_xyz: bool = True,
         use_norm: bool = True,
         x_major: bool = False,
+        clamp: bool = False,
+        drop_first: bool = False,
     ) -> None:
         offsets = 2 if self.cluster_offset else 1
         super().__init__(
             in_channels, point_cloud_range, voxel_size, num_filters, with_distance, use_absolute_xyz, use_norm, offsets
         )
-        self.x_major = x_major
+        if x_major and drop_first:
+            raise ValueError("drop_first goes by (z, y, x): x_major must be False with it")
+        self.x_major, self.clamp, self.drop_first = x_major, clamp, drop_first
         if self.pillars:
             self.grid = (1, *self.grid[1:])
 

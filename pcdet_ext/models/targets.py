@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -230,21 +231,25 @@ def center_targets(
     cell: Sequence[float],
     min_overlap: float,
     min_radius: int,
+    outside: Literal["border", "skip"] = "border",
 ) -> CenterTargets:
     """Targets for the objects of some classes (CenterPoint).
 
     boxes: per frame [G, 7 or 9]; labels: per frame int64 [G]; task: the labels of its classes, in channel order;
     heatmap: [B, C, Y, X], for its shape; origin: (x, y) of the map's corner and cell: (x, y) of a cell, in metres;
-    min_overlap, min_radius: see `gaussian_radius`. Objects beyond the border are drawn at the border. Objects with a
-    non-finite number or a size that is not positive keep their slot, unused.
+    min_overlap, min_radius: see `gaussian_radius`. Objects beyond the border are drawn at the border, or with `outside`
+    "skip" keep their slot, unused, if more than a cell below the lower edges or at all beyond the upper ones
+    (CenterPoint). So do objects with a non-finite number or a size that is not positive.
     """
     channels, objects = _slots(boxes, labels, task)
     mask = usable_boxes(objects.flatten(0, 1)).view(channels.shape) & (channels >= 0)
     safe = torch.where(mask[..., None], objects, 1.0)
     height, width = heatmap.shape[2:]
-    x = ((safe[..., 0] - origin[0]) / cell[0]).clamp(0, width - 0.5)
-    y = ((safe[..., 1] - origin[1]) / cell[1]).clamp(0, height - 0.5)
-    ix, iy = x.long(), y.long()
+    x, y = ((safe[..., i] - origin[i]) / cell[i] for i in range(2))
+    if outside == "border":
+        x, y = x.clamp(0, width - 0.5), y.clamp(0, height - 0.5)
+    mask = mask & (x > -1) & (x < width) & (y > -1) & (y < height)
+    ix, iy = x.long(), y.long()  # towards zero
     heading = safe[..., 6]
     codes = torch.stack(
         [x - ix, y - iy, safe[..., 2], *safe[..., 3:6].log().unbind(-1), heading.cos(), heading.sin()], -1

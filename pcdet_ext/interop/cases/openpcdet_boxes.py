@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.interop.golden import Case, Partly, Values, runs
-from pcdet_ext.models.heads.transfusion import lifted
+from pcdet_ext.models.box_coding import lifted
 from pcdet_ext.models.losses import axis_aligned_diou
 from pcdet_ext.models.postprocess import NMSConfig, best_class, every_class, suppress
 from pcdet_ext.models.targets import axis_aligned, nearest_bev_iou

@@ -1,8 +1,9 @@
 """3-D backbones: SparseVoxels to SparseVoxels."""
 
 from pcdet_ext.models.backbones.dsvt import DSVT
+from pcdet_ext.models.backbones.flatformer import FlatFormer
 from pcdet_ext.models.backbones.registry import BACKBONES
 from pcdet_ext.models.backbones.scatterformer import ScatterFormer
 from pcdet_ext.models.backbones.second import VoxelBackBone8x, VoxelResBackBone8x
 
-__all__ = ["BACKBONES", "DSVT", "ScatterFormer", "VoxelBackBone8x", "VoxelResBackBone8x"]
+__all__ = ["BACKBONES", "DSVT", "FlatFormer", "ScatterFormer", "VoxelBackBone8x", "VoxelResBackBone8x"]

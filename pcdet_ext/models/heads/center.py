@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct, suggest
+from pcdet_ext.models.box_coding import lifted
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
 from pcdet_ext.models.postprocess import NMSConfig, rectify_scores, suppress
@@ -55,13 +57,15 @@ class CenterOutput:
 class Candidates:
     """The best cells of one frame and task.
 
-    boxes: [M, 7 or 9]; scores: [M]; labels: int64 [M], over all classes; iou: [M], as `TaskMaps.iou`, or None.
+    boxes: [M, 7 or 9]; scores: [M]; labels: int64 [M], over all classes; iou: [M], as `TaskMaps.iou`, or None; cells:
+    flat cell int64 [M] that each was read at.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     iou: Tensor | None
+    cells: Tensor
 
 
 @HEADS.register
@@ -75,6 +79,12 @@ class CenterHead(nn.Module):
     loss. gaussian_overlap, min_radius: size of the Gaussians drawn around objects. max_candidates: cells looked at in
     each task. center_range: limits of box centres (x, y, z minimum, then maximum; closed). iou_rectifier: share of the
     predicted IoU in the score (one number, or one a class). nms: fields of `NMSConfig`, one suppression a task.
+
+    Variants of FlatFormer's published head: branch_channels, branch_norm_eps, branch_norm_momentum: width and norm of
+    the branches where they differ from the shared convolution's; outside: objects whose centre is outside of the map
+    are drawn at its border, or skipped; iou_power: instead of `iou_rectifier`, the score of every cell is multiplied by
+    this power of the predicted IoU before the best cells are chosen; iou_of_tops: the IoU branch learns the overlap of
+    boxes around their tops. Velocities that have no weight in `code_weights` need not be known.
     State-dict keys are those of OpenPCDet's CenterHead. Raises ValueError for settings that contradict each other.
     """
 
@@ -105,14 +115,24 @@ class CenterHead(nn.Module):
         center_range: Sequence[float] | None = None,
         iou_rectifier: float | Sequence[float] | None = None,
         nms: Mapping[str, Any] | None = None,
+        branch_channels: int | None = None,
+        branch_norm_eps: float | None = None,
+        branch_norm_momentum: float | None = None,
+        outside: Literal["border", "skip"] = "border",
+        iou_power: float | None = None,
+        iou_of_tops: bool = False,
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
         self.tasks = _task_labels(self.classes, tasks or [self.classes])
         self.branches = dict.fromkeys(REQUIRED, 2) if branches is None else dict(branches)
         _check_branches(self.branches)
-        if iou_rectifier is not None and "iou" not in self.branches:
-            raise ValueError("iou_rectifier needs the branch 'iou'")
+        for name, value in (("iou_rectifier", iou_rectifier), ("iou_power", iou_power)):
+            if value is not None and "iou" not in self.branches:
+                raise ValueError(f"{name} needs the branch 'iou'")
+        if iou_rectifier is not None and iou_power is not None:
+            raise ValueError(f"iou_rectifier ({iou_rectifier}) and iou_power ({iou_power}) exclude each other")
+        self.outside, self.iou_power, self.iou_of_tops = outside, iou_power, iou_of_tops
         self.origin = tuple(point_cloud_range[:2])
         self.cell = tuple(size * stride / upsample for size in voxel_size[:2])
         self.gaussian_overlap, self.min_radius = gaussian_overlap, min_radius
@@ -127,8 +147,14 @@ class CenterHead(nn.Module):
 
         convolution = _Convolution(shared_channels, conv_bias, norm_eps, norm_momentum)
         self.shared_conv = convolution.shared(in_channels, upsample)
+        branch = _Convolution(
+            shared_channels if branch_channels is None else branch_channels,
+            conv_bias,
+            norm_eps if branch_norm_eps is None else branch_norm_eps,
+            norm_momentum if branch_norm_momentum is None else branch_norm_momentum,
+        )
         self.heads_list = nn.ModuleList(
-            SeparateHead(convolution, self.branches, len(task), heatmap_convs) for task in self.tasks
+            SeparateHead(shared_channels, branch, self.branches, len(task), heatmap_convs) for task in self.tasks
         )
 
     def _buffer(self, name: str, values: float | Sequence[float] | None, count: int) -> None:
@@ -154,12 +180,13 @@ class CenterHead(nn.Module):
         """
         columns = 9 if "vel" in self.branches else 7
         if any(b.shape[1] < columns for b in boxes):
-            raise ValueError("boxes need 9 columns, with velocity, to train the branch 'vel'")
+            if self.code_weights[8:].any():
+                raise ValueError("boxes need 9 columns, with velocity, to train the branch 'vel'")
+            boxes = [F.pad(b, (0, columns - b.shape[1])) if b.shape[1] < columns else b for b in boxes]
         boxes = [b[:, :columns].to(output.tasks[0].heatmap) for b in boxes]
+        geometry = (self.origin, self.cell, self.gaussian_overlap, self.min_radius, self.outside)
         return tuple(
-            center_targets(
-                boxes, labels, task, maps.heatmap, self.origin, self.cell, self.gaussian_overlap, self.min_radius
-            )
+            center_targets(boxes, labels, task, maps.heatmap, *geometry)
             for task, maps in zip(self.tasks, output.tasks, strict=True)
         )
 
@@ -185,7 +212,8 @@ class CenterHead(nn.Module):
         objects = target.boxes[target.mask]
         if maps.iou is not None:
             expected = gather_cells(maps.iou, target.cells)[target.mask][:, 0]
-            losses["iou"] = self.iou_weight * iou_prediction_loss(expected, predicted.detach(), objects)
+            pairs = (lifted(b) if self.iou_of_tops else b for b in (predicted.detach(), objects))
+            losses["iou"] = self.iou_weight * iou_prediction_loss(expected, *pairs)
         if self.box_iou_loss:
             diou = axis_aligned_diou(predicted, objects)
             losses["box_iou"] = self.box_weight * (1 - diou).sum() / max(len(diou), 1)
@@ -206,7 +234,10 @@ class CenterHead(nn.Module):
 
     def _candidates(self, maps: TaskMaps, labels: tuple[int, ...]) -> list[Candidates]:
         """Of each frame: the best `max_candidates` cells of each class, and of these the best of all."""
-        heatmap = maps.heatmap.float().sigmoid().flatten(2)
+        heatmap = maps.heatmap.float().sigmoid()
+        if self.iou_power is not None:
+            heatmap = heatmap * ((maps.iou.float() + 1) / 2).clamp(0, 1).pow(self.iou_power)
+        heatmap = heatmap.flatten(2)
         scores, cells = heatmap.topk(min(self.max_candidates, heatmap.shape[2]), dim=2)
         count = scores.shape[2]
         scores, place = scores.flatten(1).topk(min(self.max_candidates, scores[0].numel()), dim=1)
@@ -219,7 +250,8 @@ class CenterHead(nn.Module):
             boxes = self._boxes(codes[frame], cells[frame], maps.heatmap.shape[3])
             keep = (scores[frame] > self.score_threshold) & self._in_range(boxes)
             kept_iou = None if iou is None else iou[frame, keep]
-            found.append(Candidates(boxes[keep], scores[frame, keep], task[frame, keep], kept_iou))
+            at = cells[frame, keep]
+            found.append(Candidates(boxes[keep], scores[frame, keep], task[frame, keep], kept_iou, at))
         return found
 
     def _in_range(self, boxes: Tensor) -> Tensor:
@@ -271,26 +303,31 @@ class SeparateHead(nn.Module):
     """The branches of one task, each a few 3x3 convolutions."""
 
     def __init__(
-        self, convolution: _Convolution, branches: Mapping[str, int], num_classes: int, heatmap_convs: int
+        self,
+        in_channels: int,
+        convolution: _Convolution,
+        branches: Mapping[str, int],
+        num_classes: int,
+        heatmap_convs: int,
     ) -> None:
         super().__init__()
         for name, convs in branches.items():
-            branch = self._branch(convolution, CHANNELS[name], convs)
+            branch = self._branch(in_channels, convolution, CHANNELS[name], convs)
             for layer in branch.modules():
                 if isinstance(layer, nn.Conv2d):
                     nn.init.kaiming_normal_(layer.weight)
                     if layer.bias is not None:
                         nn.init.zeros_(layer.bias)
             self.add_module(name, branch)
-        self.hm = self._branch(convolution, num_classes, heatmap_convs)
+        self.hm = self._branch(in_channels, convolution, num_classes, heatmap_convs)
         nn.init.constant_(self.hm[-1].bias, PRIOR_LOGIT)
         self.names = tuple(branches)
 
     @staticmethod
-    def _branch(convolution: _Convolution, out_channels: int, convs: int) -> nn.Sequential:
-        channels = convolution.channels
-        blocks = [nn.Sequential(*convolution.block(channels)) for _ in range(convs - 1)]
-        return nn.Sequential(*blocks, nn.Conv2d(channels, out_channels, 3, padding=1))
+    def _branch(in_channels: int, convolution: _Convolution, out_channels: int, convs: int) -> nn.Sequential:
+        widths = [in_channels] + [convolution.channels] * (convs - 1)
+        blocks = [nn.Sequential(*convolution.block(width)) for width in widths[:-1]]
+        return nn.Sequential(*blocks, nn.Conv2d(widths[-1], out_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> TaskMaps:
         """Maps of the task from the shared features [B, C, Y, X], in float32."""

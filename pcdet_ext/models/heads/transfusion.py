@@ -21,6 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from pcdet_ext.config import suggest
+from pcdet_ext.models.box_coding import lifted
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.transfusion_decoder import DecoderLayer, PredictionHead, repeated_window, window_mask
 from pcdet_ext.models.losses import axis_aligned_diou, gaussian_focal_loss, sigmoid_focal_loss, smooth_l1_loss
@@ -332,11 +333,6 @@ class TransFusionHead(nn.Module):
             keep[mine] = False
             keep[mine[nms(found.boxes[mine], found.scores[mine], threshold, pre_max=1000, post_max=100)]] = True
         return keep
-
-
-def lifted(boxes: Tensor) -> Tensor:
-    """Boxes [N, 7] moved up by half their height."""
-    return torch.cat([boxes[:, :2], boxes[:, 2:3] + boxes[:, 5:6] / 2, boxes[:, 3:7]], 1)
 
 
 def _iou_loss(expected: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
