@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,20 +54,18 @@ def _detector(config: Config) -> VoxelDetector:
             raise ValueError(f"the configuration of a detector needs {key!r}, it has {', '.join(map(str, config))}")
     head = config["DENSE_HEAD"]
     _check_grid(config)
+    whole = {"partial_cells": False}  # a map of partial cells would be larger than the range
     detector = VoxelDetector(
         classes=config["CLASS_NAMES"],
         point_cloud_range=config["POINT_CLOUD_RANGE"],
         num_point_features=config["NUM_POINT_FEATURES"],
         voxel_size=config["VOXEL_SIZE"],
         encoder=openpcdet.encoder(config["VFE"], None, None) | {"x_major": True},
-        backbone=backbone(config["BACKBONE_3D"]),
+        backbone=backbone(config["BACKBONE_3D"]) | whole,
         bev_backbone=openpcdet.bev_backbone({"NAME": "BaseBEVResBackbone", **config["BACKBONE_2D"]}),
         head=openpcdet_heads.head(head, config.get("POST_PROCESSING", {}), config["CLASS_NAMES"]),
     )
-    if detector.stride != openpcdet_heads.stride(head):
-        raise ValueError(
-            f"the head is set to a stride of {openpcdet_heads.stride(head)}, but its map has {detector.stride}"
-        )
+    _check_maps(config, detector)
     return detector
 
 
@@ -77,6 +76,21 @@ def _check_grid(config: Config) -> None:
     for name, size in sizes.items():
         if list(size) != list(expected):
             raise ValueError(f"{name} is {list(size)}, but range and voxel size make {list(expected)} cells")
+
+
+def _check_maps(config: Config, detector: VoxelDetector) -> None:
+    """What follows the 3-D backbone must be set to the map it makes. Raises ValueError where it is not."""
+    depth, *size = detector.backbone.out_grid
+    channels = depth * detector.backbone.out_channels
+    expected = config.get("MAP_TO_BEV", {}).get("NUM_BEV_FEATURES", channels)
+    if expected != channels:
+        raise ValueError(f"NUM_BEV_FEATURES is {expected}, but the backbone's map has {channels} channels")
+    factor = math.prod(config["BACKBONE_2D"]["LAYER_STRIDES"])
+    if any(cells % factor for cells in size):
+        raise ValueError(f"LAYER_STRIDES: a map of {size} cells (Y, X) does not divide by their product {factor}")
+    stride = openpcdet_heads.stride(config["DENSE_HEAD"])
+    if detector.stride != stride:
+        raise ValueError(f"the head is set to a stride of {stride}, but its map has {detector.stride}")
 
 
 def grid(config: Config) -> tuple[int, int, int]:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pcdet_ext.mixers.attention import SoftmaxAttention
 from pcdet_ext.structures import SparseVoxels
 
 Triple = tuple[int, int, int]
@@ -86,16 +88,23 @@ class AttentionPool(Pool):
         super().__init__(stride, count_empty)
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f"pool_heads must divide the channels, got {num_heads} and {channels} channels")
-        self.self_attn = nn.MultiheadAttention(channels, num_heads, batch_first=True)
+        self.self_attn = SoftmaxAttention(channels, num_heads)
         self.pos_embedding = nn.Parameter(torch.empty(self.volume, channels))
         self.norm = nn.LayerNorm(channels)
 
     def reduce(self, slots: Tensor, filled: Tensor | None) -> Tensor:
         """See `Pool`."""
         query, keys = self.highest(slots, filled), slots + self.pos_embedding
-        hidden = None if filled is None else ~filled
-        mixed = self.self_attn(query[:, None], keys, slots, key_padding_mask=hidden, need_weights=False)[0]
-        return self.norm(mixed[:, 0] + query)
+        weights, biases = self.self_attn.in_proj_weight.chunk(3), self.self_attn.in_proj_bias.chunk(3)
+        inputs = (query[:, None], keys, slots)
+        q, k, v = (self._heads(F.linear(x, w, b)) for x, w, b in zip(inputs, weights, biases, strict=True))
+        visible = None if filled is None else filled[:, None, None]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        return self.norm(self.self_attn.out_proj(mixed.flatten(1)) + query)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[M, L, C] to [M, heads, L, C / heads]."""
+        return x.unflatten(2, (self.self_attn.num_heads, -1)).transpose(1, 2)
 
 
 class LinearPool(Pool):
