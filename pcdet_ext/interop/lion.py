@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from pcdet_ext.config import suggest
 from pcdet_ext.mixers import MIXERS
+from pcdet_ext.models.backbones import BACKBONES
+from pcdet_ext.models.backbones.lion import LION, Layers, LIONBlock
+from pcdet_ext.models.voxel_merging import VoxelMerging
 
 Config = Mapping[str, Any]
 
@@ -16,10 +19,16 @@ Config = Mapping[str, Any]
 def from_official(config: Config, state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
     """A module of LION with its parameters, in eval mode.
 
-    config: of an operator, OPERATOR (its CFG with d_model).
+    config: of a backbone, BACKBONE_3D, `input_channels` and `grid_size_xyz`; of a block, `dim`, `window_shape` and what
+    goes with them; of a merge, `dim` and `down_scale`; of an operator, OPERATOR with `d_model` in its CFG.
     Raises ValueError for what this library does not have or that does not fit.
     """
-    module = mixer(config["OPERATOR"])
+    for key, make in MODULES.items():
+        if key in config:
+            module = make(config)
+            break
+    else:
+        raise ValueError(f"the configuration needs one of {', '.join(MODULES)}, it has {', '.join(map(str, config))}")
     if state_dict is not None:
         load(module, state_dict)
     return module.eval()
@@ -33,11 +42,74 @@ def load(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         raise ValueError(f"the state dict does not fit the configuration: {error}") from error
 
 
-def mixer(config: Config) -> nn.Module:
-    """The mixer of an OPERATOR section whose CFG says `d_model` (and `layer_id`, `n_layer`, where they matter)."""
-    settings = config["CFG"]
+def backbone_of(config: Config) -> LION:
+    """The backbone for BACKBONE_3D, `input_channels` and `grid_size_xyz`."""
+    grid = tuple(reversed(config["grid_size_xyz"]))
+    return BACKBONES.build(backbone(config["BACKBONE_3D"]), in_channels=config["input_channels"], grid=grid)
+
+
+BEV_LAYERS = {"bev_windows": [[1, 25, 25], [1, 37, 37], [1, 51, 51]], "bev_group_sizes": [512, 1024, 2048]}
+FORMS = {"LION3DBackboneOneStride": {}, "LION3DBackboneOneStride_Sparse": BEV_LAYERS}
+
+
+def backbone(config: Config) -> dict[str, Any]:
+    """The configuration of a `LION` for a BACKBONE_3D section.
+
+    Raises ValueError for settings that this library does not have.
+    """
+    if config["NAME"] not in FORMS:
+        raise ValueError(f"BACKBONE_3D: {config['NAME']!r} is not in this library{suggest(config['NAME'], FORMS)}")
+    widths = {config["FEATURE_DIM"], *config["LAYER_DIM"]}
+    if len(widths) > 1:
+        raise ValueError(f"FEATURE_DIM and LAYER_DIM must be one width, got {sorted(widths)}")
+    depths = [len(scales) for scales in config["LAYER_DOWN_SCALES"]]
+    if depths != list(config["DEPTHS"]) or len(depths) != config.get("NUM_LAYERS", len(depths)):
+        raise ValueError(f"DEPTHS {config['DEPTHS']} and NUM_LAYERS do not fit LAYER_DOWN_SCALES with {depths} entries")
+    return {
+        "name": "LION",
+        "mixer": operator(config["OPERATOR"]),
+        "windows": [list(reversed(window)) for window in config["WINDOW_SHAPE"]],
+        "group_sizes": config["GROUP_SIZE"],
+        "scales": [[list(reversed(scale)) for scale in scales] for scales in config["LAYER_DOWN_SCALES"]],
+        "generation": config["DIFF_SCALE"] if config["DIFFUSION"] else 0.0,
+        "shift": config["SHIFT"],
+        "orders": config["DIRECTION"],
+        "recompute": config["OPERATOR"]["CFG"].get("with_cp", False),
+        "floor_keys": True,
+        **FORMS[config["NAME"]],
+    }
+
+
+def block_of(config: Config) -> LIONBlock:
+    """The encoder-decoder block for `dim`, `depth`, `down_scales`, `window_shape`, `group_size` and so on."""
+    if config["depth"] != len(config["down_scales"]):
+        raise ValueError(f"depth {config['depth']} does not fit {len(config['down_scales'])} down_scales")
+    return LIONBlock(
+        Layers(operator(config["OPERATOR"]), config["dim"], config["direction"], config["n_layer"]),
+        tuple(reversed(config["window_shape"])),
+        config["group_size"],
+        [tuple(reversed(scale)) for scale in config["down_scales"]],
+        config["shift"],
+        config["layer_id"],
+        floor_keys=True,
+    )
+
+
+def merging_of(config: Config) -> VoxelMerging:
+    """The merge for `dim`, `down_scale`, `diffusion` and `diff_scale`."""
+    generation = config["diff_scale"] if config["diffusion"] else 0.0
+    return VoxelMerging(config["dim"], tuple(reversed(config["down_scale"])), generation, floor_keys=True)
+
+
+def mixer_of(config: Config) -> nn.Module:
+    """The mixer for an OPERATOR whose CFG says `d_model` (and `layer_id`, `n_layer`, where they matter)."""
+    settings = config["OPERATOR"]["CFG"]
     context = {"layer_id": settings.get("layer_id", 0), "num_layers": settings.get("n_layer", 1)}
-    return MIXERS.build(operator(config), channels=settings["d_model"], **context)
+    return MIXERS.build(operator(config["OPERATOR"]), channels=settings["d_model"], **context)
+
+
+# The key that tells what a configuration is of; a block has an OPERATOR too.
+MODULES = {"BACKBONE_3D": backbone_of, "down_scales": block_of, "down_scale": merging_of, "OPERATOR": mixer_of}
 
 
 def operator(config: Config) -> dict[str, Any]:
@@ -56,7 +128,7 @@ def operator(config: Config) -> dict[str, Any]:
     return node
 
 
-GIVEN_BY_THE_BACKBONE = ("d_model", "layer_id", "n_layer", "with_cp")  # with_cp: see `checkpointed`
+GIVEN_BY_THE_BACKBONE = ("d_model", "layer_id", "n_layer", "with_cp")  # with_cp: see `backbone`
 
 
 def _mamba(settings: dict[str, Any]) -> dict[str, Any]:

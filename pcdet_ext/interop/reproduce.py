@@ -24,6 +24,7 @@ CASE_MODULES = (
     "dsvt",
     "evaluators",
     "flatformer",
+    "lion",
     "lion_operators",
     "mappings",
     "openpcdet_boxes",

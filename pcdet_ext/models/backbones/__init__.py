@@ -2,8 +2,9 @@
 
 from pcdet_ext.models.backbones.dsvt import DSVT
 from pcdet_ext.models.backbones.flatformer import FlatFormer
+from pcdet_ext.models.backbones.lion import LION
 from pcdet_ext.models.backbones.registry import BACKBONES
 from pcdet_ext.models.backbones.scatterformer import ScatterFormer
 from pcdet_ext.models.backbones.second import VoxelBackBone8x, VoxelResBackBone8x
 
-__all__ = ["BACKBONES", "DSVT", "FlatFormer", "ScatterFormer", "VoxelBackBone8x", "VoxelResBackBone8x"]
+__all__ = ["BACKBONES", "DSVT", "LION", "FlatFormer", "ScatterFormer", "VoxelBackBone8x", "VoxelResBackBone8x"]
