@@ -149,6 +149,13 @@ def _retnet(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _rwkv(settings: dict[str, Any]) -> dict[str, Any]:
+    _must_be("RWKV", settings, shift_mode="time_shift", shift_pixel=1, init_mode="fancy")
+    known = ("hidden_rate", "init_values", "drop_path")
+    node = {"name": "RWKV", "heads": settings.pop("n_head"), "channel_mix": "difference"}
+    return node | {key: settings.pop(key) for key in known if key in settings}
+
+
 def _xlstm(settings: dict[str, Any]) -> dict[str, Any]:
     return {"name": "XLSTM", "drop_path": settings.pop("drop_path", 0.0)}
 
@@ -161,6 +168,7 @@ def _ttt(settings: dict[str, Any]) -> dict[str, Any]:
 OPERATORS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "Mamba": _mamba,
     "RetNet": _retnet,
+    "RWKV": _rwkv,
     "xLSTM": _xlstm,
     "TTT": _ttt,
 }

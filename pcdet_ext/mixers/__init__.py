@@ -5,7 +5,8 @@ from pcdet_ext.mixers.linear_attention import LinearAttention
 from pcdet_ext.mixers.mamba import Mamba
 from pcdet_ext.mixers.registry import MIXERS
 from pcdet_ext.mixers.retnet import RetNet
+from pcdet_ext.mixers.rwkv import RWKV
 from pcdet_ext.mixers.ttt import TTT
 from pcdet_ext.mixers.xlstm import XLSTM
 
-__all__ = ["MIXERS", "TTT", "XLSTM", "LinearAttention", "Mamba", "RetNet", "SoftmaxAttention"]
+__all__ = ["MIXERS", "RWKV", "TTT", "XLSTM", "LinearAttention", "Mamba", "RetNet", "SoftmaxAttention"]

@@ -1,0 +1,152 @@
+"""The recurrence of RWKV-6 (Peng et al., "Eagle and Finch", 2024, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pcdet_ext.ops import _native
+from pcdet_ext.ops._native import I32, I64, POINTER
+
+CHUNK = 32  # kWkvChunk of ops/wkv: steps between the states that the forward pass leaves
+CUDA_DIMS = (8, 16, 32, 64)  # widths of a head that the CUDA kernel is compiled for
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+MaybeTensor = Tensor | None
+
+
+def wkv(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None = None, reverse: bool = False) -> Tensor:
+    """y_t = r_tᵀ (S + diag(u) k_t v_tᵀ), then S ← diag(e_t) S + k_t v_tᵀ with e_t = exp(−exp(w_t)); [batch, L, H, D].
+
+    r, k, v, w: [batch, L, heads, D]; u: [heads, D], or None where a step does not see itself. The state S [D, D] of a
+    head starts at zero; its rows (key channels) decay each at their own rate. reverse: from the last step to the first.
+    float32 or float64; of float16 and bfloat16 the widest type of r, k, v, w is read, the state and u are float32, and
+    the result is of r's type. Differentiable in all tensors; the backward pass makes the states again from one in 32.
+    Sums run in a fixed order, so results repeat. Raises ValueError naming the argument that is wrong.
+    """
+    _check(r, k, v, w, u)
+    kind = r.dtype
+    for tensor in (k, v, w):
+        kind = torch.promote_types(kind, tensor.dtype)
+    wide = torch.promote_types(kind, torch.float32)
+    rows = [t.to(kind if r.is_cuda else wide).contiguous() for t in (r, k, v, w)]
+    u = None if u is None else u.to(wide).contiguous()
+    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*rows, u))
+    return _scan(*rows, u, reverse, differentiable)[0].to(r.dtype)
+
+
+def wkv_reference(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None = None, reverse: bool = False) -> Tensor:
+    """The definition in PyTorch on any device, step by step; see `wkv`."""
+    kind, length = r.dtype, r.shape[1]
+    r, k, v, w = (t.to(torch.promote_types(kind, torch.float32)) for t in (r, k, v, w))
+    decay = torch.exp(-torch.exp(w))
+    state, outputs = r.new_zeros(len(r), *r.shape[2:], r.shape[3]), list(v.unbind(1))
+    for t in reversed(range(length)) if reverse else range(length):
+        update = k[:, t, :, :, None] * v[:, t, :, None, :]
+        seen = state if u is None else state + u[:, :, None] * update
+        outputs[t] = (r[:, t, :, None, :] @ seen).squeeze(-2)
+        state = decay[:, t, :, :, None] * state + update
+    return (torch.stack(outputs, 1) if outputs else v).to(kind)
+
+
+@torch.library.custom_op("pcdet_ext::wkv", mutates_args=())
+def _scan(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: MaybeTensor, reverse: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """The result, and with `keep` the states that the backward pass starts from."""
+    if not _has_kernel(r):
+        return wkv_reference(r, k, v, w, u, reverse), _checkpoints(r, keep)
+    y, states = torch.empty_like(r), _checkpoints(r, keep)
+    _launch("forward", (r, k, v, w, u), reverse, (y, states if keep else None))
+    return y, states
+
+
+@_scan.register_fake
+def _(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: MaybeTensor, reverse: bool, keep: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(r), _checkpoints(r, keep)
+
+
+@torch.library.custom_op("pcdet_ext::wkv_backward", mutates_args=())
+def _backward(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: MaybeTensor, reverse: bool, dy: Tensor, states: Tensor
+) -> list[Tensor]:
+    """Gradients of r, k, v, w, and u where there is one."""
+    inputs = (r, k, v, w, u)
+    if not _has_kernel(r):
+        with torch.enable_grad():
+            leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
+            y = wkv_reference(*leaves, reverse)
+            wanted = [t for t in leaves if t is not None]
+            return list(torch.autograd.grad(y, wanted, dy, allow_unused=True, materialize_grads=True))
+    grads = [torch.empty_like(r) for _ in range(4)]
+    du = None if u is None else u.new_empty(len(r), *u.shape)
+    _launch("backward", inputs, reverse, (dy.contiguous(), states, *grads, du))
+    return grads if du is None else [*grads, du.sum(0)]
+
+
+@_backward.register_fake
+def _(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: MaybeTensor, reverse: bool, dy: Tensor, states: Tensor
+) -> list[Tensor]:
+    return [torch.empty_like(t) for t in (r, k, v, w, u) if t is not None]
+
+
+def _setup(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.reverse, _ = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: object, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, states = ctx.saved_tensors
+    grads = _backward(*inputs, ctx.reverse, dy, states)
+    return (*grads, *([None] * (7 - len(grads))))
+
+
+_scan.register_autograd(_differentiate, setup_context=_setup)
+
+
+def _has_kernel(r: Tensor) -> bool:
+    """Whether a native kernel covers these sequences."""
+    if r.device.type == "cpu":
+        return r.dtype in (torch.float32, torch.float64) and _native.library("cpu") is not None
+    if r.device.type != "cuda" or r.dtype not in _TYPES or r.shape[3] not in CUDA_DIMS:
+        return False
+    return _native.library("cuda") is not None
+
+
+def _checkpoints(r: Tensor, keep: bool) -> Tensor:
+    """Room for the states at the start of every chunk."""
+    kind = torch.promote_types(r.dtype, torch.float32)
+    if not keep or not _has_kernel(r):
+        return r.new_empty(0, dtype=kind)
+    batch, length, heads, d = r.shape
+    return r.new_empty(batch, heads, -(-length // CHUNK), d, d, dtype=kind)
+
+
+def _launch(direction: str, inputs: Sequence[Tensor | None], reverse: bool, last: Sequence[Tensor | None]) -> None:
+    p, r = _native.pointer, inputs[0]
+    arguments = (*map(p, inputs), *r.shape, reverse, *map(p, last))
+    types = [POINTER] * 5 + [I64] * 4 + [I32] + [POINTER] * len(last)
+    if r.is_cuda:
+        kernel = _native.function("cuda", f"pcdet_wkv_{direction}_cuda", *types, I32, POINTER)
+        kernel(*arguments, _TYPES[r.dtype], _native.stream(r))
+    else:
+        kernel = _native.function("cpu", f"pcdet_wkv_{direction}_{str(r.dtype)[6:]}_cpu", *types, I32)
+        kernel(*arguments, _native.threads())
+
+
+def _check(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None) -> None:
+    if r.ndim != 4 or not r.is_floating_point():
+        raise ValueError(f"r must be floating point [batch, L, heads, D], got {r.dtype} {list(r.shape)}")
+    for name, tensor in (("k", k), ("v", v), ("w", w)):
+        _check_one(name, tensor, r.shape, r.device)
+    if u is not None:
+        _check_one("u", u, r.shape[2:], r.device)
+
+
+def _check_one(name: str, tensor: Tensor, shape: torch.Size, device: torch.device) -> None:
+    if tensor.shape != shape or tensor.device != device or not tensor.is_floating_point():
+        ours = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+        raise ValueError(f"{name} must be floating point {list(shape)} on {device} beside r, got {ours}")
