@@ -8,30 +8,105 @@ from typing import Any
 from torch import Tensor, nn
 
 from pcdet_ext.config import suggest
+from pcdet_ext.interop import openpcdet, openpcdet_heads
+from pcdet_ext.interop.openpcdet_heads import Config
 from pcdet_ext.mixers import MIXERS
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.backbones.lion import LION, Layers, LIONBlock
+from pcdet_ext.models.detector import VoxelDetector
 from pcdet_ext.models.voxel_merging import VoxelMerging
-
-Config = Mapping[str, Any]
+from pcdet_ext.ops import grid_size
 
 
 def from_official(config: Config, state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
     """A module of LION with its parameters, in eval mode.
 
-    config: of a backbone, BACKBONE_3D, `input_channels` and `grid_size_xyz`; of a block, `dim`, `window_shape` and what
-    goes with them; of a merge, `dim` and `down_scale`; of an operator, OPERATOR with `d_model` in its CFG.
+    config: of a detector, MODEL, CLASS_NAMES, POINT_CLOUD_RANGE, VOXEL_SIZE and NUM_POINT_FEATURES (or the encoder's
+    parameters, which tell it); of a backbone, BACKBONE_3D, `input_channels` and `grid_size_xyz`; of a block, `dim`,
+    `down_scales` and what goes with them; of a merge, `dim` and `down_scale`; of an operator, OPERATOR with `d_model`
+    in its CFG. state_dict: parameters, or a checkpoint with them under "model_state". Where a detector's are those of
+    its 3-D backbone alone ("backbone_3d.…"), the backbone alone is made.
     Raises ValueError for what this library does not have or that does not fit.
     """
+    state_dict = None if state_dict is None else state_dict.get("model_state", state_dict)
+    if "MODEL" in config:
+        return _whole(config, state_dict).eval()
     for key, make in MODULES.items():
         if key in config:
             module = make(config)
             break
     else:
-        raise ValueError(f"the configuration needs one of {', '.join(MODULES)}, it has {', '.join(map(str, config))}")
+        known = ", ".join(["MODEL", *MODULES])
+        raise ValueError(f"the configuration needs one of {known}, it has {', '.join(map(str, config))}")
     if state_dict is not None:
         load(module, state_dict)
     return module.eval()
+
+
+def _whole(config: Config, state_dict: Mapping[str, Tensor] | None) -> nn.Module:
+    """The detector, or its backbone where the parameters are those of the backbone alone."""
+    start = "backbone_3d."
+    if state_dict and all(name.startswith(start) for name in state_dict):
+        backbone_3d = config["MODEL"]["BACKBONE_3D"]
+        grid = grid_size(config["POINT_CLOUD_RANGE"], config["VOXEL_SIZE"])
+        parts = {"BACKBONE_3D": backbone_3d, "input_channels": backbone_3d["FEATURE_DIM"], "grid_size_xyz": grid}
+        return from_official(parts, {name.removeprefix(start): value for name, value in state_dict.items()})
+    detector = detector_of(config, state_dict or {})
+    if state_dict is not None:
+        openpcdet.load_official(detector, state_dict)
+    return detector
+
+
+def detector_of(config: Config, state_dict: Mapping[str, Tensor]) -> VoxelDetector:
+    """The untrained detector for MODEL, CLASS_NAMES, POINT_CLOUD_RANGE and VOXEL_SIZE.
+
+    Raises ValueError that names every section this library cannot build.
+    """
+    model, classes = config["MODEL"], config["CLASS_NAMES"]
+    makers = {
+        "encoder": lambda: openpcdet.encoder(model["VFE"], None, None) | {"x_major": True},
+        "backbone": lambda: backbone(model["BACKBONE_3D"]),
+        "bev_backbone": lambda: openpcdet.bev_backbone(model["BACKBONE_2D"]),
+        "head": lambda: openpcdet_heads.head(model["DENSE_HEAD"], model.get("POST_PROCESSING", {}), classes),
+    }
+    if "BACKBONE_2D" not in model:  # as in the sparse form
+        del makers["bev_backbone"]
+    nodes, wrong = {}, []
+    for name, make in makers.items():
+        try:
+            nodes[name] = make()
+        except KeyError as error:
+            wrong.append(f"the configuration has no {error}")
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError(f"this detector cannot be built here: {'; '.join(wrong)}")
+    columns = _point_features(config, state_dict)
+    detector = VoxelDetector(classes, config["POINT_CLOUD_RANGE"], columns, config["VOXEL_SIZE"], **nodes)
+    _check_map(config, detector)
+    return detector
+
+
+def _point_features(config: Config, state_dict: Mapping[str, Tensor]) -> int:
+    """Columns of the points: as the configuration says, or as the encoder's first layer tells."""
+    first = state_dict.get("vfe.pfn_layers.0.linear.weight")
+    if "NUM_POINT_FEATURES" in config or first is None:
+        if "NUM_POINT_FEATURES" not in config:
+            raise ValueError("a detector needs NUM_POINT_FEATURES, the columns of its points")
+        return config["NUM_POINT_FEATURES"]
+    vfe = config["MODEL"]["VFE"]
+    return first.shape[1] - (6 if vfe["USE_ABSLOTE_XYZ"] else 3) - int(vfe.get("WITH_DISTANCE", False))
+
+
+def _check_map(config: Config, detector: VoxelDetector) -> None:
+    """What follows the backbone must be set to the map it makes."""
+    channels = detector.backbone.out_grid[0] * detector.backbone.out_channels
+    expected = config["MODEL"].get("MAP_TO_BEV", {}).get("NUM_BEV_FEATURES", channels)
+    if expected != channels:
+        raise ValueError(f"NUM_BEV_FEATURES is {expected}, but the backbone's map has {channels} channels")
+    stride = openpcdet_heads.stride(config["MODEL"]["DENSE_HEAD"])
+    if detector.stride != stride:
+        raise ValueError(f"the head is set to a stride of {stride}, but its map has {detector.stride}")
 
 
 def load(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
