@@ -1,4 +1,4 @@
-"""Reduction of rows by segment: sum, mean, maximum, minimum."""
+"""Reduction of rows by segment (sum, mean, maximum, minimum), and softmax inside segments."""
 
 from __future__ import annotations
 
@@ -38,6 +38,22 @@ def segment_reduce(
         raise ValueError(f"values must have fewer than 2³¹ rows, got {len(values)}")
     wide = values.float() if values.dtype in _WIDENED else values
     return _segment_reduce(wide.contiguous(), index.contiguous(), num_segments, KINDS[reduce])[0].to(values.dtype)
+
+
+def segment_softmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
+    """exp(v) / Σ exp over the rows of `values` [P, C] that share a number in `index` int64 [P], for each column.
+
+    Rows with a negative index are 0, and so are rows of a segment whose values are all -inf. Differentiable; types and
+    errors as in `segment_reduce`, on which it stands.
+    """
+    wide = values.float() if values.dtype in _WIDENED else values
+    highest = segment_reduce(wide.detach(), index, num_segments, "max")
+    padded = torch.cat([highest, highest.new_zeros(1, values.shape[1])])  # what rows outside read
+    shift = torch.where(padded.isinf(), 0.0, padded)[index.clamp(min=-1)]
+    raised = torch.where((index < 0)[:, None], -torch.inf, wide - shift).exp()
+    total = segment_reduce(raised, index, num_segments, "sum")
+    below = torch.cat([total, total.new_ones(1, values.shape[1])])[index.clamp(min=-1)]
+    return (raised / torch.where(below == 0, 1.0, below)).to(values.dtype)
 
 
 @torch.library.custom_op("pcdet_ext::segment_reduce", mutates_args=())

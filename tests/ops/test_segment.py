@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pcdet_ext.ops import segment_reduce
+from pcdet_ext.ops import segment_reduce, segment_softmax
 from pcdet_ext.ops.segment import (
     KINDS,
     _segment_reduce,
@@ -182,3 +182,25 @@ def test_cuda_equals_cpu_and_repeats(kind: str, dtype: torch.dtype) -> None:
     expected = run("cpu")
     for _ in range(3):  # rows are added in order on both, so that even sums are equal
         assert all(map(torch.equal, run("cuda"), expected))
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEEDS, st.integers(0, 20), st.integers(1, 3), st.integers(1, 5))
+def test_softmax_is_that_of_each_segment(seed: int, rows: int, columns: int, segments: int) -> None:
+    values, index = random_rows(seed, rows, columns, segments, torch.float64)
+    values = (values * 300).requires_grad_()  # far beyond what exp can take
+    expected = torch.zeros_like(values)
+    for segment in range(segments):
+        mine = index == segment
+        expected = expected.index_add(0, mine.nonzero().squeeze(1), values[mine].softmax(0))
+    ours = segment_softmax(values, index, segments)
+    torch.testing.assert_close(ours, expected)
+    probe = torch.rand_like(ours)
+    grads = [torch.autograd.grad((out * probe).sum(), values)[0] for out in (ours, expected)]
+    torch.testing.assert_close(*grads)
+
+
+def test_softmax_of_nothing_and_of_minus_infinity_is_zero() -> None:
+    values = torch.tensor([[-math.inf], [-math.inf], [1.0], [2.0]])
+    out = segment_softmax(values, torch.tensor([0, 0, -1, 2]), 3)
+    assert out.flatten().tolist() == [0.0, 0.0, 0.0, 1.0]
