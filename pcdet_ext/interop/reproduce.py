@@ -27,6 +27,7 @@ CASE_MODULES = (
     "lion",
     "lion_operators",
     "mappings",
+    "octree",
     "openpcdet_boxes",
     "openpcdet_data",
     "openpcdet_heads",

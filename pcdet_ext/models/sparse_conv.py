@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pcdet_ext.structures import SparseVoxels
+from pcdet_ext.structures import SparseVoxels, untraced
 
 Triple = tuple[int, int, int]
 Engine = Literal["auto", "native", "spconv"]
@@ -84,8 +84,9 @@ class SparseConv3d(nn.Module):
             raise ValueError(f"a grid of {grid} cells is too small for a kernel of {self.kernel_size}")
         return result
 
+    @untraced
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        """Features [N, in_channels] to [M, out_channels] on the output's cells."""
+        """Features [N, in_channels] to [M, out_channels] on the output's cells; torch.compile runs it as it is."""
         if voxels.features.shape[1] != self.in_channels:
             raise ValueError(f"the layer takes {self.in_channels} channels, got {voxels.features.shape[1]}")
         if len(voxels) and _resolve(self.engine, voxels.features.device.type) == "spconv":
@@ -234,6 +235,14 @@ def _unpack(keys: Tensor, grid: Triple) -> Tensor:
     x, line = keys % width, keys // width
     y, plane = line % height, line // height
     return torch.stack([plane // depth, plane % depth, y, x], dim=1).int()
+
+
+def convolve_pairs(features: Tensor, weight: Tensor, pairs: Pairs, rows: int) -> Tensor:
+    """Rows [rows, Cout]: the sum over kernel cells k of features[input rows] @ weight[k], at the output rows.
+
+    features: [N, Cin]; weight: [K, Cin, Cout]; pairs: for each cell (input rows, output rows), each row at most once.
+    """
+    return _TableConvolution.apply(features, weight.permute(2, 0, 1)[:, None, None], pairs, rows)
 
 
 class _TableConvolution(torch.autograd.Function):

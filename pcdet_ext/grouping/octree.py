@@ -1,0 +1,255 @@
+"""Octrees of point clouds: which nodes exist at each depth, their children and their neighbours.
+
+Nodes are the cells of a cube [-1, 1]³ halved again and again, in z-order (z lowest; see `pcdet_ext.ops.serialize`),
+cloud after cloud. Down to `full_depth` all exist; below, the eight children of every node that holds points do, empty
+ones too (Wang et al., "O-CNN", SIGGRAPH 2017; "OctFormer", SIGGRAPH 2023). Rows of features go with all nodes of a
+depth or with the occupied ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pcdet_ext.ops.segment import segment_reduce
+from pcdet_ext.ops.serialize import BATCH_SHIFT, deserialize, octree_children, octree_parent, serialize
+
+MAX_DEPTH = 16
+# Kernels by their extents along x, y, z: which of the 27 cells around a node they read, in their own order.
+KERNELS = {
+    "333": tuple(range(27)),
+    "222": (13, 14, 16, 17, 22, 23, 25, 26),
+    "311": (4, 13, 22),
+    "131": (10, 13, 16),
+    "113": (12, 13, 14),
+    "331": (1, 4, 7, 10, 13, 16, 19, 22, 25),
+    "313": (3, 4, 5, 12, 13, 14, 21, 22, 23),
+    "133": tuple(range(9, 18)),
+}
+
+
+@dataclass(frozen=True)
+class OctreeLevel:
+    """The nodes of one depth.
+
+    keys: int64 [n], z-order with the cloud from bit 48; children: int32 [n], running number among the occupied nodes,
+    -1 where empty; counts, occupied: int64 [B], nodes and occupied nodes of each cloud.
+    """
+
+    keys: Tensor
+    children: Tensor
+    counts: Tensor
+    occupied: Tensor
+
+    @cached_property
+    def occupied_rows(self) -> Tensor:
+        """Nodes that hold points, int64."""
+        return torch.nonzero(self.children >= 0).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Octree:
+    """An octree of a batch of clouds; see `build_octree`.
+
+    levels: depths 0 to `depth`. points: float32 [leaves, 3], mean of the points of each occupied leaf, in leaf cells;
+    normals: [leaves, 3], of length 1, or None; features: [leaves, F], means, or None. point_leaf: int64 [P], occupied
+    leaf of each point.
+    """
+
+    depth: int
+    full_depth: int
+    batch_size: int
+    levels: tuple[OctreeLevel, ...]
+    points: Tensor
+    point_leaf: Tensor
+    normals: Tensor | None = None
+    features: Tensor | None = None
+    _neighbours: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def coords(self, depth: int, nempty: bool = True) -> Tensor:
+        """Cells int32 [n, 4] as (batch, z, y, x) of the occupied nodes, or of all with nempty=False."""
+        level = self.levels[depth]
+        keys = level.keys[level.occupied_rows] if nempty else level.keys
+        return deserialize(keys, "zorder", max(depth, 1))
+
+    def neighbours(self, depth: int) -> Tensor:
+        """Nodes int64 [n, 27] around each node (itself: column 13), -1 where there is none.
+
+        Column 9 (dx + 1) + 3 (dy + 1) + dz + 1. Tables are kept; each comes from that of the depth above.
+        """
+        if depth not in self._neighbours:
+            self._neighbours[depth] = self._root_table() if depth == 0 else self._table_from_parents(depth)
+        return self._neighbours[depth]
+
+    def table(self, depth: int, kernel: str = "333", stride: int = 1, nempty: bool = True) -> Tensor:
+        """What a convolution reads: rows int64 [M, K] of the features of a depth, -1 where there is none.
+
+        stride 1: an output a node (occupied nodes with nempty); stride 2: an output an occupied parent.
+        Raises ValueError for an unknown kernel or stride.
+        """
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+        if stride not in (1, 2):
+            raise ValueError(f"stride must be 1 or 2, got {stride}")
+        level, table = self.levels[depth], self.neighbours(depth)
+        if stride == 2:
+            table = table[::8]
+        elif nempty:
+            table = table[level.occupied_rows]
+        table = table[:, list(KERNELS[kernel])]
+        return _lookup(level.children.long(), table) if nempty else table
+
+    def pad(self, features: Tensor, depth: int) -> Tensor:
+        """Rows of occupied nodes to rows of all nodes, zeros elsewhere."""
+        level = self.levels[depth]
+        rows = features.new_zeros(len(level.keys), features.shape[1])
+        return rows.index_copy(0, level.occupied_rows, features)
+
+    def depad(self, features: Tensor, depth: int) -> Tensor:
+        """Rows of all nodes to rows of occupied nodes."""
+        return features[self.levels[depth].occupied_rows]
+
+    def search(self, cells: Tensor, depth: int, nempty: bool = True) -> Tensor:
+        """Row int64 of the node at each of `cells` int [..., 4] (batch, z, y, x), -1 outside and where none is."""
+        cells, size = cells.long(), 1 << depth
+        inside = ((cells[..., 1:] >= 0) & (cells[..., 1:] < size)).all(-1)
+        inside &= (cells[..., 0] >= 0) & (cells[..., 0] < self.batch_size)
+        safe = torch.where(inside[..., None], cells, 0).int()
+        keys = serialize(safe.flatten(0, -2), (size,) * 3, "zorder").view(inside.shape)
+        level = self.levels[depth]
+        place = torch.searchsorted(level.keys, keys)
+        found = torch.cat([level.keys, level.keys.new_full((1,), -1)])[place] == keys
+        row = torch.where(inside & found, place, -1)
+        return _lookup(level.children.long(), row) if nempty else row
+
+    def frame(self, depth: int, nempty: bool = True) -> Tensor:
+        """Cloud int64 of each row."""
+        level = self.levels[depth]
+        return torch.repeat_interleave(level.occupied if nempty else level.counts)
+
+    def _root_table(self) -> Tensor:
+        table = self.levels[0].keys.new_full((self.batch_size, 27), -1)
+        table[:, 13] = torch.arange(self.batch_size, device=table.device)
+        return table
+
+    def _table_from_parents(self, depth: int) -> Tensor:
+        """A neighbour is a child of the parent or of one of the parent's neighbours."""
+        parents = self.levels[depth - 1]
+        above = self.neighbours(depth - 1)[parents.occupied_rows]  # [occupied parents, 27]
+        column, octant = (t.to(above.device) for t in _NEIGHBOUR_OF_CHILD)
+        number = _lookup(parents.children.long(), above)[:, column]  # [occupied parents, 8, 27]
+        return torch.where(number < 0, -1, 8 * number + octant).view(-1, 27)
+
+
+def _neighbour_of_child() -> tuple[Tensor, Tensor]:
+    """For each octant and offset: which neighbour of the parent holds the cell, and as which octant; [8, 27] each."""
+    column, octant = torch.empty(8, 27, dtype=torch.int64), torch.empty(8, 27, dtype=torch.int64)
+    for child, offset in itertools.product(range(8), range(27)):
+        at = [(child >> 2 & 1) + offset // 9 - 1, (child >> 1 & 1) + offset // 3 % 3 - 1, (child & 1) + offset % 3 - 1]
+        x, y, z = (cell // 2 + 1 for cell in at)
+        column[child, offset] = 9 * x + 3 * y + z
+        octant[child, offset] = 4 * (at[0] % 2) + 2 * (at[1] % 2) + at[2] % 2
+    return column, octant
+
+
+_NEIGHBOUR_OF_CHILD = _neighbour_of_child()
+
+
+def _lookup(table: Tensor, rows: Tensor) -> Tensor:
+    """table[rows], and -1 where rows are."""
+    return torch.cat([table, table.new_full((1,), -1)])[rows]
+
+
+def build_octree(
+    points: Sequence[Tensor],
+    depth: int,
+    full_depth: int = 2,
+    normals: Sequence[Tensor] | None = None,
+    features: Sequence[Tensor] | None = None,
+    wrap: bool = False,
+) -> Octree:
+    """The octree of clouds of points float32 [P, 3] (x, y, z) in [-1, 1].
+
+    depth: of the leaves, which are 2^(1 - depth) wide; full_depth: down to it all nodes exist. normals [P, 3], features
+    [P, F] of each cloud: reduced to the leaves. wrap: a coordinate of exactly +1 falls into the first cell of its axis,
+    as published, instead of the last one. Raises ValueError for points outside, without a cloud, and for depths that
+    make no tree.
+    """
+    if not 1 <= depth <= MAX_DEPTH or not 1 <= full_depth <= depth:
+        raise ValueError(f"1 ≤ full_depth ≤ depth ≤ {MAX_DEPTH} must hold, got full_depth {full_depth}, depth {depth}")
+    if not points or any(p.ndim != 2 or p.shape[1] != 3 or p.dtype != torch.float32 for p in points):
+        raise ValueError("points must be float32 [P, 3], one tensor a cloud")
+    joined = torch.cat(list(points))
+    if not bool((joined.abs() <= 1).all()):
+        raise ValueError("points must lie in [-1, 1]")
+    sizes = torch.tensor([len(p) for p in points], device=joined.device)
+    size = 1 << depth
+    scaled = (joined + 1.0) * (size / 2)
+    cells = scaled.int()
+    cells = cells % size if wrap else cells.clamp(max=size - 1)
+    coords = torch.cat([torch.repeat_interleave(sizes)[:, None].int(), cells.flip(1)], 1)
+    leaves, point_leaf = torch.unique(serialize(coords, (size,) * 3, "zorder"), return_inverse=True)
+
+    def at_leaves(values: Sequence[Tensor] | None, kind: str) -> Tensor | None:
+        return None if values is None else segment_reduce(torch.cat(list(values)), point_leaf, len(leaves), kind)
+
+    normal = at_leaves(normals, "sum")
+    return Octree(
+        depth,
+        full_depth,
+        len(points),
+        _levels(leaves, depth, full_depth, len(points)),
+        segment_reduce(scaled, point_leaf, len(leaves), "mean"),
+        point_leaf,
+        None if normal is None else torch.nn.functional.normalize(normal),
+        at_leaves(features, "mean"),
+    )
+
+
+def _levels(leaves: Tensor, depth: int, full_depth: int, batch_size: int) -> tuple[OctreeLevel, ...]:
+    """Every depth from the keys of the occupied leaves, ascending."""
+    occupied = [torch.unique_consecutive(octree_parent(leaves, depth - d)) for d in range(full_depth, depth + 1)]
+    levels = []
+    for d in range(full_depth + 1):
+        cells = torch.arange(8**d, device=leaves.device)
+        frames = torch.arange(batch_size, device=leaves.device) << BATCH_SHIFT
+        keys = (frames[:, None] | cells).flatten()
+        levels.append(_level(keys, keys if d < full_depth else occupied[0], batch_size))
+    for above, here in itertools.pairwise(occupied):
+        levels.append(_level(octree_children(above).flatten(), here, batch_size))
+    return tuple(levels)
+
+
+def _level(keys: Tensor, occupied: Tensor, batch_size: int) -> OctreeLevel:
+    rows = torch.searchsorted(keys, occupied)
+    children = torch.full_like(keys, -1, dtype=torch.int32)
+    children[rows] = torch.arange(len(occupied), device=keys.device, dtype=torch.int32)
+    counts = [torch.bincount(k >> BATCH_SHIFT, minlength=batch_size) for k in (keys, occupied)]
+    return OctreeLevel(keys, children, *counts)
+
+
+def input_features(octree: Octree, channels: str) -> Tensor:
+    """Features float32 [leaves, …] of the occupied leaves: letters of `channels`, always joined as N, D, L, P, F.
+
+    N: normal (3); D: dot product of L and N (1); L: place of the mean point in its leaf, from -0.5 to 0.5 (3); P: mean
+    point in [-1, 1] (3); F: features. Raises ValueError for other letters and for what the octree does not have.
+    """
+    wanted = set(channels.upper())
+    if not wanted or wanted - set("NDLPF"):
+        raise ValueError(f"channels must be letters of NDLPF, got {channels!r}")
+    if (wanted & set("ND") and octree.normals is None) or ("F" in wanted and octree.features is None):
+        raise ValueError(f"channels {channels!r} need normals or features that the octree does not have")
+    local = octree.points.frac() - 0.5
+    make = {
+        "N": lambda: octree.normals,
+        "D": lambda: (local * octree.normals).sum(1, keepdim=True),
+        "L": lambda: local,
+        "P": lambda: octree.points * 2.0 ** (1 - octree.depth) - 1.0,
+        "F": lambda: octree.features,
+    }
+    return torch.cat([make[letter]() for letter in "NDLPF" if letter in wanted], 1)
