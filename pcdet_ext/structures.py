@@ -17,6 +17,10 @@ from torch import Tensor
 
 Array = np.ndarray
 
+# Decorator: torch.compile runs the function as it is instead of tracing it, for what decides sizes from data and gains
+# nothing from compilation. torch's own lazy form of `torch.compiler.disable`, which would import the compiler at once.
+untraced = torch._disable_dynamo
+
 
 @dataclass(frozen=True)
 class Boxes:
@@ -162,8 +166,9 @@ class SparseVoxels:
         """The same cells with other features [N, C']; cached plans are shared."""
         return replace(self, features=features)
 
+    @untraced
     def plan(self, key: Hashable, make: Callable[[SparseVoxels], Any]) -> Any:
-        """The cached plan under `key`, made by `make(self)` the first time."""
+        """The cached plan under `key`, made by `make(self)` the first time; torch.compile does not look inside."""
         if key not in self.plans:
             self.plans[key] = make(self)
         return self.plans[key]
