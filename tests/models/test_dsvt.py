@@ -32,6 +32,8 @@ STAGES = {
     "pool_strides": [[2, 2, 1]],
 }
 
+ONE_STAGE = {k: v[:1] for k, v in STAGES.items() if isinstance(v, list) and len(v) == 2} | {"pool_strides": []}
+
 
 def make_backbone(**changes) -> DSVT:
     torch.manual_seed(0)
@@ -171,8 +173,7 @@ def test_the_order_of_rows_does_not_matter(seed: int, count: int) -> None:
 
 
 def test_rows_keep_their_order_without_pooling() -> None:
-    one_stage = {k: v[:1] for k, v in STAGES.items() if isinstance(v, list) and k != "hybrid_factor"}
-    backbone, voxels = make_backbone(**one_stage | {"pool_strides": []}), random_voxels(2)
+    backbone, voxels = make_backbone(**ONE_STAGE), random_voxels(2)
     shuffle = torch.randperm(len(voxels), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         one = backbone(voxels)
@@ -218,11 +219,42 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     torch.testing.assert_close(*grads)
 
 
+def test_compiled_backbone_gives_the_same() -> None:
+    backbone = make_backbone()
+    compiled = torch.compile(backbone, backend="eager", dynamic=True)  # what is traced; the next test is of its code
+    with torch.no_grad():
+        for count in (150, 90):
+            found = [module(random_voxels(count, count)).features for module in (backbone, compiled)]
+            torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_layer_gives_the_same() -> None:
+    backbone = make_backbone()
+    layer = backbone.stage_0[0].encoder_list[0]
+    compiled = torch.compile(layer, dynamic=True)
+    with torch.no_grad():
+        for count in (150, 90):
+            voxels = random_voxels(count, count)
+            arguments = (voxels.features, backbone.layouts[0][0].plan(voxels).y_major, torch.ones(count, 16))
+            torch.testing.assert_close(compiled(*arguments), layer(*arguments), rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_is_close() -> None:
+    backbone, voxels = make_backbone(), random_voxels(9)
+    exact = backbone(voxels).features
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = backbone(random_voxels(9)).features
+    assert rough.dtype == torch.float32  # the last norm's
+    torch.testing.assert_close(rough, exact, rtol=0, atol=0.1)  # features of a norm are of size 1
+    assert (rough - exact).square().mean().sqrt() < 0.02
+    rough.sum().backward()
+    assert all(p.grad.isfinite().all() for p in backbone.parameters() if p.grad is not None)
+
+
 def test_gradients_in_double_precision() -> None:
-    one_stage = {k: v[:1] for k, v in STAGES.items() if isinstance(v, list) and k != "hybrid_factor"}
-    small = {"blocks": [2], "channels": [4], "num_heads": [2], "ffn_channels": [3], "pool_strides": []}
+    small = {"blocks": [2], "channels": [4], "num_heads": [2], "ffn_channels": [3]}
     torch.manual_seed(0)
-    backbone = BACKBONES.build({"name": "DSVT"} | one_stage | small, in_channels=4, grid=GRID).double().eval()
+    backbone = BACKBONES.build({"name": "DSVT"} | ONE_STAGE | small, in_channels=4, grid=GRID).double().eval()
     voxels = random_voxels(6, 12)
     x = torch.randn(12, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: backbone(voxels.with_features(x)).features, x)

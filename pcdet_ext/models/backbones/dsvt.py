@@ -181,11 +181,9 @@ class DSVT(nn.Module):
         self.in_grid, self.out_grid = grids[0], grids[-1]
         self.out_channels = channels[-1]
 
-        position_windows = [
-            [[layout.window for layout in self._layouts(s, b)[1]] for b in range(count)]
-            for s, count in enumerate(blocks)
-        ]
-        self.input_layer = InputLayer(channels, position_windows, normalize_position)
+        told = [[self._layouts(s, b)[1] for b in range(count)] for s, count in enumerate(blocks)]
+        told_windows = [[[both[i].window for i in b] for b in s] for both, s in zip(self.layouts, told, strict=True)]
+        self.input_layer = InputLayer(channels, told_windows, normalize_position)
         for s, (width, count) in enumerate(zip(channels, blocks, strict=True)):
             arguments = (width, num_heads[s], ffn_channels[s], dropout, activation)
             self.add_module(f"stage_{s}", nn.ModuleList(DSVTBlock(*arguments) for _ in range(count)))
@@ -197,11 +195,10 @@ class DSVT(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def _layouts(self, stage: int, block: int) -> tuple[Layout, tuple[Layout, Layout]]:
-        """The layout of a block, and those whose windows its layers are told the place in."""
-        both = self.layouts[stage]
-        own = both[(sum(self.blocks[:stage]) + block) % 2]
-        return own, both if self.mixed_positions else (own, own)
+    def _layouts(self, stage: int, block: int) -> tuple[int, tuple[int, int]]:
+        """Which layout a block has, and in the windows of which ones its layers are told the place."""
+        own = (sum(self.blocks[:stage]) + block) % 2
+        return own, (0, 1) if self.mixed_positions else (own, own)
 
     @property
     def stride(self) -> int:
@@ -216,23 +213,29 @@ class DSVT(nn.Module):
 
         Rows keep their order, or where there is pooling ascend by (batch, x, y, z).
         """
-        for s, count in enumerate(self.blocks):
-            for b in range(count):
-                voxels = voxels.with_features(self._run_block(voxels, s, b))
+        for s in range(len(self.blocks)):
+            voxels = voxels.with_features(self._run_stage(voxels, s))
             if s < len(self.pool_strides):
                 voxels = getattr(self, f"stage_{s}_reduction")(voxels)
         return voxels
 
-    def _run_block(self, voxels: SparseVoxels, stage: int, number: int) -> Tensor:
-        own, told = self._layouts(stage, number)
-        embeddings = self.input_layer.posembed_layers[stage][number]
-        positions = [embed(layout.plan(voxels).inside) for embed, layout in zip(embeddings, told, strict=True)]
-        block, arguments = getattr(self, f"stage_{stage}")[number], (voxels.features, own.plan(voxels), positions)
+    def _run_stage(self, voxels: SparseVoxels, stage: int) -> Tensor:
+        blocks, norms = getattr(self, f"stage_{stage}"), getattr(self, f"residual_norm_stage_{stage}")
+        layouts = [self._layouts(stage, number) for number in range(len(blocks))]
+        used = {i for own, told in layouts for i in (own, *told)}
+        plans = {i: self.layouts[stage][i].plan(voxels) for i in sorted(used)}
+        x = voxels.features
+        for (own, told), block, norm, embeddings in zip(
+            layouts, blocks, norms, self.input_layer.posembed_layers[stage], strict=True
+        ):
+            positions = [embed(plans[i].inside) for embed, i in zip(embeddings, told, strict=True)]
+            x = norm(self._run_block(block, x, plans[own], positions) + x)
+        return x
+
+    def _run_block(self, block: DSVTBlock, x: Tensor, plan: SetPlan, positions: list[Tensor]) -> Tensor:
         if self.checkpoint and torch.is_grad_enabled():
-            y = recompute(block, *arguments, use_reentrant=False)
-        else:
-            y = block(*arguments)
-        return getattr(self, f"residual_norm_stage_{stage}")[number](y + voxels.features)
+            return recompute(block, x, plan, positions, use_reentrant=False)
+        return block(x, plan, positions)
 
 
 def stage_grids(grid: Sequence[int], pool_strides: Sequence[Sequence[int]], partial_cells: bool) -> list[Triple]:
