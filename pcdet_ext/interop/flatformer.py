@@ -84,7 +84,7 @@ def build(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
 
 def backbone(config: Config) -> dict[str, Any]:
     """The configuration of a `FlatFormer` from a middle_encoder section."""
-    (wx, wy, _), (nx, ny, _) = _of(config, "window_shape"), _of(config, "sparse_shape")
+    (wx, wy, _), (nx, ny, _) = _sizes(config, "window_shape"), _sizes(config, "sparse_shape")
     if tuple(config.get("output_shape", (ny, nx))) != (ny, nx):
         raise ValueError(f"output_shape {config['output_shape']} must be sparse_shape's (ny, nx) {(ny, nx)}")
     return {
@@ -101,7 +101,7 @@ def backbone(config: Config) -> dict[str, Any]:
 
 def grid(config: Config) -> tuple[int, int, int]:
     """(Z, Y, X) cells of a middle_encoder section."""
-    nx, ny, nz = _of(config, "sparse_shape")
+    nx, ny, nz = _sizes(config, "sparse_shape")
     return nz, ny, nx
 
 
@@ -122,25 +122,25 @@ def detector(config: Config) -> VoxelDetector:
 
     Raises ValueError for components and settings that this library does not have.
     """
-    encoder, fusion = _of(config, "voxel_encoder"), _of(config, "bbox_head")
+    encoder, bbox_head = _of(config, "voxel_encoder"), _of(config, "bbox_head")
     extent = config.get("point_cloud_range", encoder["point_cloud_range"])
     voxel_size = config.get("voxel_size", encoder["voxel_size"])
     built = VoxelDetector(
-        classes=classes(fusion),
+        classes=classes(bbox_head),
         point_cloud_range=extent,
         num_point_features=_of(encoder, "in_channels"),
         voxel_size=voxel_size,
         encoder=vfe(encoder, config.get("drop_first_voxel", True)),
         backbone=backbone(_of(config, "middle_encoder")),
         bev_backbone=bev_backbone(_of(config, "backbone"), _of(config, "neck")),
-        head=head(fusion, config.get("train_cfg", {}), config.get("test_cfg", {})),
+        head=head(bbox_head, config.get("train_cfg", {}), config.get("test_cfg", {})),
     )
     if built.encoder.grid != grid(config["middle_encoder"]):
         raise ValueError(
             f"sparse_shape {list(config['middle_encoder']['sparse_shape'])} does not fit range and voxel size, "
             f"which make {list(built.encoder.grid[::-1])} cells"
         )
-    published = fusion["bbox_coder"]["out_size_factor"]
+    published = bbox_head["bbox_coder"]["out_size_factor"]
     if built.stride != published:
         raise ValueError(f"out_size_factor: the head is set to a stride of {published}, but its map has {built.stride}")
     return built
@@ -187,7 +187,7 @@ def head(config: Config, train_cfg: Config, test_cfg: Config) -> dict[str, Any]:
     """The configuration of a `CenterHead` from a bbox_head section and the model's train_cfg and test_cfg."""
     train, test, coder = TRAIN_CFG | dict(train_cfg), TEST_CFG | dict(test_cfg), _of(config, "bbox_coder")
     _check_head(config, coder, test)
-    branches, norm = _of(config, "common_heads"), config["norm_cfg"]
+    branches, norm = _of(config, "common_heads"), _of(config, "norm_cfg")
     weights = train["code_weights"]
     node = {
         "name": "CenterHead",
@@ -228,7 +228,7 @@ def _alone(node: dict[str, Any], config: Config, train_cfg: Config) -> CenterHea
     high = [a + n * s for a, n, s in zip(low[:2], cells, size, strict=False)]
     return HEADS.build(
         node,
-        in_channels=config["in_channels"],
+        in_channels=_of(config, "in_channels"),
         classes=classes(config),
         point_cloud_range=[*low[:2], 0.0, *high, 1.0],
         voxel_size=[*size[:2], 1.0],
@@ -268,6 +268,13 @@ def _of(config: Config, name: str) -> Any:
     return config[name]
 
 
+def _sizes(config: Config, name: str) -> tuple[int, int, int]:
+    sizes = tuple(_of(config, name))
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise ValueError(f"{name} must be three positive sizes (x, y, z), got {list(sizes)}")
+    return sizes
+
+
 PREFIXES = {
     r"voxel_encoder\.vfe_layers": "encoder.pfn_layers",
     r"middle_encoder": "backbone",
@@ -292,14 +299,10 @@ def _head_name(name: str) -> str:
     return name
 
 
-def sizes(published: Tensor) -> Tensor:
-    """(w, l, h) to (dx, dy, dz), or back, along the first dimension."""
-    return published[[1, 0, 2]]
-
-
-# Published (sin, cos) of the yaw is minus our (cos, sin) of the heading -(yaw + π/2); ours is 2 IoU - 1.
+# Published (w, l, h) is our (dy, dx, dz); (sin, cos) of the yaw is minus our (cos, sin) of the heading -(yaw + π/2); an
+# expected overlap is 2 IoU - 1 here.
 _HEAD_OUTPUTS: dict[str, Callable[[Tensor, bool], Tensor]] = {
-    "dim": lambda t, bias: sizes(t),
+    "dim": lambda t, bias: t[[1, 0, 2]],
     "rot": lambda t, bias: -t,
     "iou": lambda t, bias: 2 * t - 1 if bias else 2 * t,
 }
@@ -331,7 +334,7 @@ def load_official(module: nn.Module, state_dict: Mapping[str, Tensor], rename: C
         elif value.shape != own[key].shape:
             wrong.append(f"{name} is {tuple(value.shape)}, not {tuple(own[key].shape)}")
     placed = {rename(name) for name in state_dict}
-    wrong += [f"{key} is missing" for key in own if key not in placed]
+    wrong += [f"it has nothing for {key}" for key in own if key not in placed]
     if wrong:
         more = f", and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise ValueError(f"the state dict does not fit the configuration: {'; '.join(wrong[:10])}{more}")
