@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from pcdet_ext.interop import from_official
+from pcdet_ext import config
+from pcdet_ext.interop import dsvt, from_official, openpcdet, openpcdet_heads
 from pcdet_ext.interop.golden import Case
+from pcdet_ext.models.backbones import BACKBONES
+from pcdet_ext.models.bev import BEV_BACKBONES
+from pcdet_ext.models.detector import build_detector
+from pcdet_ext.models.encoders import ENCODERS
+from pcdet_ext.models.heads import HEADS
+from pcdet_ext.optim import trained_parameters
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +87,12 @@ BACKBONE_CHANGES = [
 
 @pytest.mark.parametrize(("change", "message"), BACKBONE_CHANGES)
 def test_senseless_backbones_are_refused(voxel, change, message) -> None:
-    config = copy.deepcopy(voxel.config) | {"conv_out_channel": 32}
-    change(config)
+    changed = copy.deepcopy(voxel.config) | {"conv_out_channel": 32}
+    change(changed)
     if message.startswith("pool_heads"):
-        config["conv_out_channel"] = 36
+        changed["conv_out_channel"] = 36
     with pytest.raises(ValueError, match=message):
-        from_official("dsvt", config)
+        from_official("dsvt", changed)
 
 
 DETECTOR_CHANGES = [
@@ -100,18 +108,18 @@ DETECTOR_CHANGES = [
 
 @pytest.mark.parametrize(("change", "message"), DETECTOR_CHANGES)
 def test_senseless_detectors_are_refused(center, change, message) -> None:
-    config = copy.deepcopy(center.config)
-    change(config)
+    changed = copy.deepcopy(center.config)
+    change(changed)
     with pytest.raises(ValueError, match=message):
-        from_official("dsvt", config)
+        from_official("dsvt", changed)
 
 
 def test_a_map_that_does_not_divide_is_refused(center) -> None:
-    config = copy.deepcopy(center.config)
-    config["POINT_CLOUD_RANGE"] = [-15.0, -15.0, -2, 15.0, 15.0, 4.0]
-    config["GRID_SIZE"] = config["BACKBONE_3D"]["INPUT_LAYER"]["sparse_shape"] = [50, 50, 1]
+    changed = copy.deepcopy(center.config)
+    changed["POINT_CLOUD_RANGE"] = [-15.0, -15.0, -2, 15.0, 15.0, 4.0]
+    changed["GRID_SIZE"] = changed["BACKBONE_3D"]["INPUT_LAYER"]["sparse_shape"] = [50, 50, 1]
     with pytest.raises(ValueError, match="does not divide by their product 4"):
-        from_official("dsvt", config)
+        from_official("dsvt", changed)
 
 
 def test_checkpoints_of_other_models_are_refused(center, voxel, shared) -> None:
@@ -123,3 +131,74 @@ def test_checkpoints_of_other_models_are_refused(center, voxel, shared) -> None:
     state["backbone_3d.residual_norm_stage_0.0.weight"] = torch.ones(31)
     with pytest.raises(ValueError, match=r"residual_norm_stage_0.0.weight is \(31,\), not \(32,\)"):
         from_official("dsvt", center.config, state)
+
+
+CONFIGS = {
+    "waymo/dsvt_pillar": "dsvt_plain_1f_onestage.yaml",
+    "waymo/dsvt_voxel": "dsvt_3D_1f_onestage.yaml",
+    "nuscenes/dsvt_pillar": "dsvt_plain_1f_onestage_nusences.yaml",
+}
+# Parameters that the published optimiser never receives.
+NEVER_TRAINED = {"waymo/dsvt_pillar": 889_344, "waymo/dsvt_voxel": 1_224_768, "nuscenes/dsvt_pillar": 495_360}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_hold_the_published_values(root, manifest, name) -> None:
+    settings = config.load(root / "configs" / f"{name}.yaml")
+    published = manifest[CONFIGS[name]]["config"]
+    assert list(settings["data"]["classes"]) == published["CLASS_NAMES"]
+    assert list(settings["data"]["point_cloud_range"]) == published["POINT_CLOUD_RANGE"]
+    assert list(settings["model"]["voxel_size"]) == published["VOXEL_SIZE"]
+    sections = {
+        "encoder": (ENCODERS, openpcdet.encoder(published["VFE"], None, None)),
+        "backbone": (BACKBONES, dsvt.backbone(published["BACKBONE_3D"])),
+        "bev_backbone": (BEV_BACKBONES, openpcdet.bev_backbone(published["BACKBONE_2D"])),
+        "head": (HEADS, openpcdet_heads.head(published["DENSE_HEAD"], {}, published["CLASS_NAMES"])),
+    }
+    for section, (registry, expected) in sections.items():
+        ours = settings["model"][section]
+        assert ours["name"] == expected["name"]
+        defaults = inspect.signature(registry._entries[ours["name"]]).parameters
+        for key, value in expected.items():
+            pointless = key == "count_empty" and not expected["pool_strides"]
+            if (section, key) not in IMPLIED and not pointless:
+                found = ours[key] if key in ours else defaults[key].default
+                assert plain(found) == plain(value), (section, key)
+
+
+IMPLIED = {("backbone", "partial_cells"), ("head", "tasks")}  # the grids divide; one task of all classes
+
+
+def plain(value: object) -> object:
+    """Lists for tuples, one number for a list that repeats it, None for a list of ones."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [plain(v) for v in value]
+        if items and all(i == items[0] and isinstance(i, (int, float)) for i in items):
+            return None if items[0] == 1 and len(items) > 3 else items[0]
+        return items
+    return value
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_train_as_published(root, manifest, name) -> None:
+    settings, published = config.load(root / "configs" / f"{name}.yaml"), manifest[CONFIGS[name]]["config"]
+    train, expected = settings["train"], published["OPTIMIZATION"]
+    words = {
+        "epochs": "NUM_EPOCHS",
+        "batch_size": "BATCH_SIZE_PER_GPU",
+        "learning_rate": "LR",
+        "weight_decay": "WEIGHT_DECAY",
+        "momentum": "MOMS",
+        "pct_start": "PCT_START",
+        "div_factor": "DIV_FACTOR",
+        "grad_norm_clip": "GRAD_NORM_CLIP",
+    }
+    assert {ours: train[ours] for ours in words} == {ours: expected[theirs] for ours, theirs in words.items()}
+    assert train["fade_epochs"] == published["HOOK"]["DisableAugmentationHook"]["NUM_LAST_EPOCHS"]
+    with torch.device("meta"):
+        detector = build_detector(settings)
+    every, trained = (trained_parameters(detector, groups) for groups in ("all", train["parameter_groups"]))
+    assert sum(p.numel() for p in every) == manifest[CONFIGS[name]]["total_params"]
+    assert sum(p.numel() for p in every) - sum(p.numel() for p in trained) == NEVER_TRAINED[name]

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pcdet_ext import config
 from pcdet_ext.config import ConfigError
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.backbones.dsvt import DSVT, PositionEmbedding
 from pcdet_ext.models.backbones.dsvt_pooling import AttentionPool, LinearPool, MaxPool, make_pool
-from pcdet_ext.structures import SparseVoxels
+from pcdet_ext.models.detector import build_detector
+from pcdet_ext.structures import PointBatch, SparseVoxels
 
 GRID = (4, 14, 12)
 STAGES = {
@@ -249,6 +251,27 @@ def test_bfloat16_is_close() -> None:
     assert (rough - exact).square().mean().sqrt() < 0.02
     rough.sum().backward()
     assert all(p.grad.isfinite().all() for p in backbone.parameters() if p.grad is not None)
+
+
+def test_configured_detector_learns_and_detects(root) -> None:
+    settings = config.load(root / "configs" / "kitti" / "dsvt.yaml", ["data.point_cloud_range=[0,-9.6,-3,19.2,9.6,1]"])
+    torch.manual_seed(0)
+    detector = build_detector(settings)
+    points = torch.rand(2000, 4) * torch.tensor([19.0, 19.0, 3.5, 1.0]) - torch.tensor([0.0, 9.5, 2.8, 0.0])
+    objects = torch.tensor([[6.0, -2.0, -1.0, 4.0, 1.7, 1.5, 0.3], [14.0, 5.0, -1.0, 3.8, 1.6, 1.5, -2.0]])
+    frame = torch.arange(2).repeat_interleave(1000)
+    batch = PointBatch(points, frame, 2, (objects, objects[:1]), (torch.zeros(2).long(), torch.zeros(1).long()))
+    optimizer = torch.optim.AdamW(detector.parameters(), 1e-3)
+    history = []
+    for _ in range(6):
+        loss = detector.loss(batch)["total"]
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < history[0]
+    assert len(detector.eval().predict(batch)) == 2
 
 
 def test_gradients_in_double_precision() -> None:
