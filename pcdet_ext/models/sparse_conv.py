@@ -117,24 +117,28 @@ class SparseConv3d(nn.Module):
         tensor.indice_dict = tables
         result = self._spconv_layer(voxels.features.device.type)(tensor)
         tables.update(result.indice_dict)  # spconv works on a copy
+        features = result.features if self.bias is None else result.features + self.bias
         if self.submanifold:
-            return voxels.with_features(result.features)
-        return SparseVoxels(result.features, result.indices, self.out_grid(voxels.grid), voxels.batch_size)
+            return voxels.with_features(features)
+        return SparseVoxels(features, result.indices, self.out_grid(voxels.grid), voxels.batch_size)
 
     def _spconv_layer(self, device_type: str) -> nn.Module:
-        """spconv's layer for our parameters. It stays outside the module tree: the parameters are ours."""
+        """spconv's layer for our weight, outside the module tree because the weight is ours.
+
+        Without the bias, which spconv refuses to add on the CPU outside of training.
+        """
         layers = self.__dict__.setdefault("_spconv_layers", {})
         if device_type not in layers:
             spconv = _spconv()
             sizes = (self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding)
-            options: dict[str, Any] = {"bias": self.bias is not None}
+            options: dict[str, Any] = {"bias": False}
             if device_type == "cpu":
                 options["algo"] = spconv.ConvAlgo.Native  # the only one with a CPU path
             if self.submanifold:  # layers of one geometry share their tables through this key
                 options["indice_key"] = f"submanifold{self.kernel_size}"
             layers[device_type] = (spconv.SubMConv3d if self.submanifold else spconv.SparseConv3d)(*sizes, **options)
         layer = layers[device_type]
-        layer.weight, layer.bias = self.weight, self.bias
+        layer.weight = self.weight
         return layer.train(self.training)
 
 

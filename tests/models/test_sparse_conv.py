@@ -161,6 +161,15 @@ def test_environment_and_argument_choose_the_engine(monkeypatch):
         SubMConv3d(2, 2)(voxels)
 
 
+@needs_spconv
+def test_engines_agree_with_a_bias_in_inference():
+    """spconv itself refuses a bias on the CPU outside of training."""
+    ours, theirs = (SubMConv3d(3, 4, 3, bias=True, engine=engine).eval() for engine in ("native", "spconv"))
+    theirs.load_state_dict(ours.state_dict())
+    voxels = random_voxels(1, (4, 5, 6), 3)
+    torch.testing.assert_close(ours(voxels).features, theirs(voxels).features)
+
+
 def test_missing_spconv_is_told_with_its_remedy():
     code = (
         "import sys; sys.modules['spconv'] = None; import torch\n"
