@@ -98,7 +98,7 @@ class PillarPooling(nn.Module):
 
     def __init__(self, channels: int, depth: int, num_heads: int = 8, nonnegative_query: bool = False) -> None:
         super().__init__()
-        if channels % num_heads:
+        if num_heads < 1 or channels % num_heads:
             raise ValueError(f"channels must be divisible by the {num_heads} heads of the pooling, got {channels}")
         self.nonnegative_query = nonnegative_query
         self.norm = nn.LayerNorm(channels)
@@ -120,7 +120,7 @@ class PillarPooling(nn.Module):
         attention = self.self_attn
         projections = zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True)
         rows = zip((query, keys, values), projections, strict=True)
-        q, k, v = (nn.functional.linear(x, *projection).float() for x, projection in rows)
+        q, k, v = (nn.functional.linear(x, *projection).to(query.dtype) for x, projection in rows)  # also in autocast
         heads, width = attention.num_heads, attention.head_dim
         logits = (q[pillar] * k).unflatten(1, (heads, width)).sum(2) / math.sqrt(width)
         highest = segment_reduce(logits.detach(), pillar, len(query), "max")

@@ -1,8 +1,8 @@
 """The LiDAR head of TransFusion (Bai et al., CVPR 2022): object queries from heatmap peaks, refined by attention.
 
 The published heads have properties that one would not choose; they are named options, all off:
-  border_peaks=False   cells of the outermost ring are never peaks (all: OpenPCDet, DSVT, LION, ScatterFormer)
-  bottom_cost          matching takes z as the bottom of boxes when it measures overlap (OpenPCDet, DSVT, LION)
+  border_peaks=False   cells of the outermost ring are never peaks (OpenPCDet, DSVT, LION, ScatterFormer)
+  bottom_cost          matching takes z as the bottom of boxes when it measures overlap (all four)
   iou_of_tops          the IoU branch learns the overlap of boxes around their tops (DSVT, LION; see `height`)
   isolated_queries     queries do not attend to each other (DSVT, LION, ScatterFormer)
   window_wraps         windows run over the left and right border into the neighbouring row (DSVT, LION)

@@ -1,0 +1,238 @@
+"""ScatterFormer's backbone and 2-D cascade: windows, pillars, orders of voxels, engines, compilation, precision."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pcdet_ext import config
+from pcdet_ext.models.backbones.scatterformer import (
+    CrossWindowFFN,
+    PillarPooling,
+    ScatterFormer,
+    ScatterFormerBlock,
+    pillars,
+)
+from pcdet_ext.models.bev import CascadeDEDBackbone
+from pcdet_ext.models.detector import build_detector
+from pcdet_ext.optim import OneCycle, build_optimizer
+from pcdet_ext.structures import PointBatch, SparseVoxels
+
+GRID = (8, 20, 24)
+
+
+def voxels(
+    seed: int = 0, number: int = 400, channels: int = 8, grid: tuple = GRID, batch_size: int = 2
+) -> SparseVoxels:
+    """Distinct cells in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    depth, height, width = grid
+    cells = torch.randperm(batch_size * depth * height * width, generator=generator)[:number]
+    line, plane = cells // width, cells // (width * height)
+    coords = torch.stack([plane // depth, plane % depth, line % height, cells % width], 1).int()
+    return SparseVoxels(torch.randn(len(cells), channels, generator=generator), coords, grid, batch_size)
+
+
+def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
+    """The module with parameters and statistics that no longer hide anything (depth-wise weights start at zero)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            elif name.endswith("running_mean") or tensor.ndim == 4:
+                tensor.normal_(0, 0.2, generator=generator)
+    return module.eval()
+
+
+def small(**options: object) -> ScatterFormer:
+    torch.manual_seed(0)
+    return randomized(ScatterFormer(8, GRID, **{"channels": 32, "window": 6, "num_layers": 2} | options))
+
+
+def rows_by_cell(found: SparseVoxels) -> Tensor:
+    """Features ordered by cell."""
+    return found.features[pillars(found)[1].argsort()]
+
+
+def test_attributes_tell_what_comes_out():
+    backbone = small()
+    found = backbone(voxels())
+    assert found.features.shape[1] == backbone.out_channels == 32
+    assert found.grid == backbone.out_grid == (1, 10, 12)
+    assert backbone.stride == 2
+
+
+def test_voxels_may_come_in_any_order():
+    backbone, given = small(), voxels()
+    shuffle = torch.randperm(len(given), generator=torch.Generator().manual_seed(1))
+    moved = SparseVoxels(given.features[shuffle], given.coords[shuffle], GRID, 2)
+    one, other = backbone(given), backbone(moved)
+    assert one.coords.equal(other.coords)
+    torch.testing.assert_close(one.features, other.features, rtol=1e-4, atol=1e-5)
+
+
+def test_frames_do_not_see_each_other():
+    backbone, given = small(), voxels()
+    joined = backbone(given)
+    for frame in range(2):
+        mine = given.coords[:, 0] == frame
+        coords = given.coords[mine] - torch.tensor([frame, 0, 0, 0], dtype=torch.int32)
+        alone = backbone(SparseVoxels(given.features[mine], coords, GRID, 1))
+        torch.testing.assert_close(alone.features, joined.features[joined.coords[:, 0] == frame], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_empty_batch_passes(training):
+    backbone = small().train(training)
+    found = backbone(voxels(number=0))
+    assert found.features.shape == (0, 32)
+    assert found.grid == (1, 10, 12)
+
+
+@pytest.mark.skipif(find_spec("spconv") is None, reason="spconv is not installed")
+def test_engines_agree():
+    ours, theirs = small(engine="native"), small(engine="spconv")
+    theirs.load_state_dict(ours.state_dict())
+    given = voxels()
+    one, other = ours(given), theirs(SparseVoxels(given.features, given.coords, GRID, 2))
+    assert one.coords.equal(other.coords)
+    torch.testing.assert_close(one.features, other.features, rtol=1e-4, atol=1e-4)
+
+
+def test_without_interaction_windows_are_on_their_own():
+    """With the convolutions at zero a voxel moves no other but those of its window, which spans the height."""
+    torch.manual_seed(0)
+    block = ScatterFormerBlock(8, 4, num_layers=2, num_heads=2).eval()
+    given = voxels()
+    changed = given.features.clone()
+    changed[0] += 1
+    difference = (block(given).features - block(given.with_features(changed)).features).abs().sum(1)
+    window = torch.cat([given.coords[:, :1], given.coords[:, 2:] // 4], 1)
+    same = (window == window[0]).all(1)
+    assert difference[0] > 0
+    assert difference[~same].max() == 0
+    assert same.sum() > 1
+
+
+def test_interaction_crosses_windows_along_each_axis():
+    layer = randomized(CrossWindowFFN(8, 4)).double()
+    coords = torch.tensor([[0, 1, 5, 5], [0, 1, 5, 7], [0, 1, 3, 5], [0, 2, 6, 6], [0, 1, 7, 7], [1, 1, 5, 6]])
+    given = SparseVoxels(torch.ones(6, 8).double(), coords.int(), GRID, 2)
+    changed = given.features.clone()
+    changed[0] = 2
+    moved = (layer(given).features - layer(given.with_features(changed)).features).abs().sum(1) > 0
+    assert moved.tolist() == [True, True, True, True, False, False]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 80), st.booleans())
+def test_pooling_equals_attention_on_padded_pillars(seed, number, nonnegative):
+    torch.manual_seed(seed)
+    layer = PillarPooling(8, 4, num_heads=2, nonnegative_query=nonnegative).double()
+    given = voxels(seed, number, grid=(4, 4, 5))
+    x = given.features.double().requires_grad_()
+    coords, pillar = pillars(given)
+    padded = x.new_zeros(len(coords), 4, 8).index_put((pillar, given.coords[:, 1].long()), x)
+    empty = torch.ones(len(coords), 4, dtype=torch.bool)
+    empty[pillar, given.coords[:, 1].long()] = False
+    query = padded.masked_fill(empty[..., None], -torch.inf).amax(1)
+    query = query.relu() if nonnegative else query
+    keys = (padded + layer.pos_embedding.weight).transpose(0, 1)
+    mixed, _ = layer.self_attn(query[None], keys, padded.transpose(0, 1), key_padding_mask=empty)
+    expected = layer.norm(query + mixed[0])
+    actual = layer(given.with_features(x)).features
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+    probe = torch.randn_like(expected)
+    for mine, theirs in zip(
+        *(torch.autograd.grad((y * probe).sum(), [x, *layer.parameters()]) for y in (actual, expected)), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_pillars_ascend():
+    given = voxels()
+    coords, pillar = pillars(given)
+    order = (coords[:, 0].long() * GRID[1] + coords[:, 2]) * GRID[2] + coords[:, 3]
+    assert (order.diff() > 0).all()
+    assert coords[pillar][:, [0, 2, 3]].equal(given.coords[:, [0, 2, 3]])
+
+
+def test_bfloat16_stays_close():
+    """Autocast to bfloat16 (8 bits of mantissa) moves outputs of unit variance by a few hundredths."""
+    backbone, given = small(), voxels()
+    full = backbone(given).features
+    with torch.autocast("cpu", torch.bfloat16):
+        half = backbone(given).features.float()
+    assert (half - full).abs().mean() < 0.03
+    assert (half - full).abs().max() < 0.3
+
+
+def test_bfloat16_trains():
+    backbone = small().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = backbone(voxels()).features.float().square().mean()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: small(channels=30), "num_heads must be positive and divide channels, got 4 and 30"),
+        (lambda: small(channels=36), "channels must be divisible by the 8 heads of the pooling, got 36"),
+        (lambda: small(channels=30, num_heads=2), "channels must be divisible by four, got 30"),
+        (lambda: small(window=5), "window must be even.*got 5"),
+        (lambda: small(window=0), "window and num_layers must be at least 1, got 0 and 2"),
+        (lambda: small(num_layers=0), "got 6 and 0"),
+        (lambda: small(pooling_heads=0), "divisible by the 0 heads"),
+        (lambda: ScatterFormer(8, (1, 20, 24)), "too small for a kernel"),
+        (lambda: CascadeDEDBackbone(8, num_sbb=[1, 1]), r"one entry a level, got 4, \[1, 1\] and \[1, 2, 2\]"),
+        (lambda: CascadeDEDBackbone(8, down_strides=[1, 0, 2]), "must be positive, got"),
+    ],
+)
+def test_impossible_sizes_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_cascade_keeps_the_size():
+    cascade = CascadeDEDBackbone(6, num_layers=2, feature_dim=4)
+    assert cascade(torch.randn(1, 6, 8, 12)).shape == (1, 4, 8, 12)
+    assert (cascade.out_channels, cascade.stride) == (4, 1)
+    halving = CascadeDEDBackbone(6, num_layers=1, num_sbb=[0, 1], down_strides=[2, 2], feature_dim=4)
+    assert halving(torch.randn(1, 6, 8, 12)).shape == (1, 4, 4, 6)
+    assert halving.stride == 2
+
+
+def test_cascade_refuses_maps_that_do_not_divide():
+    with pytest.raises(ValueError, match=r"a map of \(10, 12\) cells does not divide"):
+        CascadeDEDBackbone(4, num_layers=1, feature_dim=4)(torch.randn(1, 4, 10, 12))
+
+
+def test_configuration_for_kitti_trains_a_step(root):
+    """A step of the configuration for a first look: finite gradients everywhere, and parameters that move."""
+    torch.manual_seed(0)
+    detector = build_detector(config.load(root / "configs" / "kitti" / "scatterformer.yaml")).train()
+    assert detector.stride == 2
+    generator = torch.Generator().manual_seed(0)
+    clouds = [
+        torch.rand(800, 4, generator=generator) * torch.tensor([40.0, 30, 3, 1]) - torch.tensor([0, 15, 2.5, 0])
+    ] * 2
+    points = PointBatch.from_points(clouds)
+    box = torch.tensor([[20.0, 0, -1, 3.9, 1.6, 1.5, 0.3]])
+    batch = PointBatch(points.points, points.batch_index, 2, (box, box[:0]), (torch.tensor([0]), torch.zeros(0).long()))
+    optimizer = build_optimizer(detector, OneCycle())
+    before = [p.detach().clone() for p in detector.parameters()]
+    loss = detector.loss(batch)["total"]
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
+    optimizer.step()
+    assert sum(not old.equal(new) for old, new in zip(before, detector.parameters(), strict=True)) == len(before)
+    assert len(detector.eval().predict(batch)) == 2
