@@ -38,12 +38,8 @@ TRAIN_CFG = {
     "code_weights": [1.0] * 8 + [0.0, 0.0],
     "iou_weight": 1.0,
 }
-TEST_CFG = {
-    "iou_pow": 2.0,
-    "nms_thr": [0.8, 0.55, 0.55],
-    "pre_max_size": [2048, 1024, 1024],
-    "post_max_size": [300, 100, 100],
-}
+TEST_CFG = {"iou_pow": 2.0}
+NMS = {"nms_thr": "iou_threshold", "pre_max_size": "max_before", "post_max_size": "max_after"}
 
 
 def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -> nn.Module:
@@ -123,13 +119,11 @@ def detector(config: Config) -> VoxelDetector:
     Raises ValueError for components and settings that this library does not have.
     """
     encoder, bbox_head = _of(config, "voxel_encoder"), _of(config, "bbox_head")
-    extent = config.get("point_cloud_range", encoder["point_cloud_range"])
-    voxel_size = config.get("voxel_size", encoder["voxel_size"])
+    geometry = {name: _of(config if name in config else encoder, name) for name in ("point_cloud_range", "voxel_size")}
     built = VoxelDetector(
         classes=classes(bbox_head),
-        point_cloud_range=extent,
         num_point_features=_of(encoder, "in_channels"),
-        voxel_size=voxel_size,
+        **geometry,
         encoder=vfe(encoder, config.get("drop_first_voxel", True)),
         backbone=backbone(_of(config, "middle_encoder")),
         bev_backbone=bev_backbone(_of(config, "backbone"), _of(config, "neck")),
@@ -207,12 +201,7 @@ def head(config: Config, train_cfg: Config, test_cfg: Config) -> dict[str, Any]:
         "score_threshold": coder["score_threshold"],
         "max_candidates": coder["max_num"],
         "center_range": coder["post_center_range"],
-        "nms": {
-            "iou_threshold": test["nms_thr"],
-            "max_before": test["pre_max_size"],
-            "max_after": test["post_max_size"],
-            "per_class": True,
-        },
+        "nms": {"per_class": True} | {ours: test[name] for name, ours in NMS.items() if name in test},
     }
     if "iou" in branches:
         # Ours predicts 2 IoU - 1, whose distance is twice that of the IoU.
