@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pcdet_ext.ops.depthwise_conv import depthwise_conv
+from pcdet_ext.ops.octree_conv import octree_depthwise_conv
 from pcdet_ext.structures import SparseVoxels
 
 
@@ -35,7 +35,7 @@ class DepthwiseSubMConv3d(nn.Module):
         """features: [N, C] on the cells of `voxels`; the result has the weight's type."""
         kernel = self.kernel_size
         table = voxels.plan(("submanifold_table", kernel), lambda v: submanifold_table(v, kernel))
-        return depthwise_conv(features.to(self.weight.dtype), self.weight.flatten(0, 2), table)
+        return octree_depthwise_conv(features.to(self.weight.dtype), self.weight.flatten(0, 2), table)
 
 
 def submanifold_table(voxels: SparseVoxels, kernel: tuple[int, int, int]) -> Tensor:
