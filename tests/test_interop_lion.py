@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pcdet_ext.interop import from_official
+from pcdet_ext import config
+from pcdet_ext.config import Registry, construct
+from pcdet_ext.interop import from_official, openpcdet, openpcdet_heads
 from pcdet_ext.interop.lion import backbone, operator
-from pcdet_ext.models.backbones import LION
+from pcdet_ext.mixers import MIXERS
+from pcdet_ext.models.backbones import BACKBONES, LION
+from pcdet_ext.models.bev import BEV_BACKBONES
 from pcdet_ext.models.detector import VoxelDetector
+from pcdet_ext.models.encoders import ENCODERS
+from pcdet_ext.models.heads import HEADS
+from pcdet_ext.models.postprocess import NMSConfig
+from pcdet_ext.trainer import TrainConfig
 
 PREFIXES = {"encoder": "vfe", "backbone": "backbone_3d", "bev_backbone": "backbone_2d", "head": "dense_head"}
 
@@ -32,11 +42,11 @@ def published(name: str) -> str:
 
 def test_every_published_parameter_has_its_place(manifest: dict[str, Any]) -> None:
     for name, model in manifest.items():
-        config = model["config"] | {"NUM_POINT_FEATURES": 5}
-        sparse = "SparseCenterHead" in json.dumps(config)
+        settings = model["config"] | {"NUM_POINT_FEATURES": 5}
+        sparse = "SparseCenterHead" in json.dumps(settings)
         with torch.device("meta"):
             parameters = {key: torch.empty(shape) for key, shape in model["params"]}
-            module = from_official("lion", config, parameters if sparse else None)
+            module = from_official("lion", settings, parameters if sparse else None)
         assert isinstance(module, LION if sparse else VoxelDetector), name
         backbone_3d = module if sparse else module.backbone
         own = {f"backbone_3d.{key}": list(value.shape) for key, value in backbone_3d.state_dict().items()}
@@ -44,7 +54,7 @@ def test_every_published_parameter_has_its_place(manifest: dict[str, Any]) -> No
         assert sum(p.numel() for p in backbone_3d.parameters()) == model["total_params_backbone_3d"], name
         if sparse:
             with pytest.raises(ValueError, match="DENSE_HEAD: 'SparseCenterHead' is not in this library"):
-                from_official("lion", config)
+                from_official("lion", settings)
 
 
 def test_parameters_of_a_backbone_alone_make_the_backbone(manifest: dict[str, Any]) -> None:
@@ -113,3 +123,94 @@ def test_parameters_of_a_module_must_fit() -> None:
     assert not from_official("lion", config, parameters).training
     with pytest.raises(ValueError, match=r"(?s)does not fit the configuration.*proj_down\.bias"):
         from_official("lion", config, {k: v for k, v in parameters.items() if not k.endswith("proj_down.bias")})
+
+
+CONFIGS = {  # of configs/lion: the published configuration with the same settings
+    "waymo_mamba": "lion_mamba_waymo_8x_1f_1x_one_stride_64dim",
+    "waymo_mamba_large": "lion_mamba_waymo_8x_1f_1x_one_stride_128dim",
+    "waymo_retnet": "lion_retnet_waymo_8x_1f_1x_one_stride_64dim",
+    "waymo_rwkv": "lion_rwkv_waymo_8x_1f_1x_one_stride_64dim",
+    "nuscenes_mamba": "lion_mamba_nusc_8x_1f_1x_one_stride_128dim",
+    "nuscenes_mamba_48_epochs": "lion_mamba_nusc_8x_1f_1x_one_stride_128dim_ep48",
+    "nuscenes_retnet": "lion_retnet_nusc_8x_1f_1x_one_stride_128dim",
+    "nuscenes_rwkv": "lion_rwkv_nusc_8x_1f_1x_one_stride_128dim",
+    "argoverse2_mamba": "lion_mamba_1f_1x_argo_128dim_sparse_v2",
+    "argoverse2_retnet": "lion_retnet_1f_1x_argo_128dim_sparse_v2",
+    "argoverse2_rwkv": "lion_rwkv_1f_1x_argo_128dim_sparse_v2",
+    "once_mamba": "centerpoint_with_lion_with_128dim_mamba",
+    "once_retnet": "centerpoint_with_lion_with_128dim_retnet",
+    "once_rwkv": "centerpoint_with_lion_with_128dim_rwkv",
+    "kitti_mamba": "second_with_lion_mamba_64dim",
+    "kitti_retnet": "second_with_lion_retnet_64dim",
+    "kitti_rwkv": "second_with_lion_rwkv_64dim",
+    "kitti_xlstm": "second_with_lion_xLSTM_64dim",
+    "kitti_ttt": "second_with_lion_TTT_64dim",
+}
+AUGMENTATIONS = {
+    "gt_sampling": "GroundTruthSampling",
+    "random_world_flip": "RandomFlip",
+    "random_world_rotation": "RandomRotation",
+    "random_world_scaling": "RandomScaling",
+    "random_world_translation": "RandomTranslation",
+}
+NOT_IN_FILES = ("floor_keys", "x_major")  # without influence where grids divide
+
+
+def complete(registry: Registry, node: dict[str, Any], classes: list[str]) -> dict[str, Any]:
+    """A component with the defaults of its class filled in."""
+    entry = registry._entries[node["name"]]
+    defaults = {n: p.default for n, p in inspect.signature(entry).parameters.items() if p.default is not p.empty}
+    full = {k: plain(v) for k, v in (defaults | node).items() if k not in NOT_IN_FILES}
+    if "mixer" in full:
+        full["mixer"] = complete(MIXERS, full["mixer"], classes)
+    if full["name"] == "AnchorHead":
+        full["anchors"] = [{"align_center": False, **anchor} for anchor in full["anchors"]]
+        full["code_weights"] = full["code_weights"] or [1] * 7
+    if full["name"] == "CenterHead":
+        full |= {"tasks": full["tasks"] or [classes], "code_weights": full["code_weights"] or [1] * 8}
+    if isinstance(full.get("nms"), dict) and "iou_threshold" in full["nms"]:
+        full["nms"] = plain(asdict(NMSConfig(**full["nms"])))
+    return full
+
+
+def plain(value: Any) -> Any:
+    """Lists for tuples, at any depth."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def test_configurations_have_the_published_values(root: Path, manifest: dict[str, Any]) -> None:
+    assert {p.stem for p in (root / "configs" / "lion").glob("*.yaml")} == set(CONFIGS)
+    assert {f"{name}.yaml" for name in CONFIGS.values()} == set(manifest)
+    for file, name in CONFIGS.items():
+        ours = config.load(root / "configs" / "lion" / f"{file}.yaml")
+        theirs = manifest[f"{name}.yaml"]["config"]
+        data, model, published_model = ours["data"], ours["model"].plain(), theirs["MODEL"]
+        assert list(data["classes"]) == theirs["CLASS_NAMES"], file
+        assert data["point_cloud_range"] == theirs["POINT_CLOUD_RANGE"], file
+        assert model["voxel_size"] == theirs["VOXEL_SIZE"], file
+        parts = [(ENCODERS, "encoder", openpcdet.encoder(published_model["VFE"], None, None))]
+        parts.append((BACKBONES, "backbone", backbone(published_model["BACKBONE_3D"])))
+        if not file.startswith("argoverse2"):
+            post = published_model["POST_PROCESSING"]
+            parts.append((BEV_BACKBONES, "bev_backbone", openpcdet.bev_backbone(published_model["BACKBONE_2D"])))
+            head = openpcdet_heads.head(published_model["DENSE_HEAD"], post, theirs["CLASS_NAMES"])
+            parts.append((HEADS, "head", head))
+        for registry, part, node in parts:
+            mine, published_values = (complete(registry, n, theirs["CLASS_NAMES"]) for n in (model[part], node))
+            assert mine == published_values, f"{file}: {part}"
+        check_training(construct(TrainConfig, ours["train"]), theirs, file)
+
+
+def check_training(train: TrainConfig, theirs: dict[str, Any], file: str) -> None:
+    settings = theirs["OPTIMIZATION"]
+    ours = (train.epochs, train.batch_size, train.learning_rate, train.weight_decay, train.pct_start)
+    keys = ("NUM_EPOCHS", "BATCH_SIZE_PER_GPU", "LR", "WEIGHT_DECAY", "PCT_START")
+    assert ours == tuple(settings[k] for k in keys), file
+    assert list(train.momentum) == settings["MOMS"], file
+    assert (train.div_factor, train.grad_norm_clip) == (settings["DIV_FACTOR"], settings["GRAD_NORM_CLIP"]), file
+    hook = (theirs["HOOK"] or {}).get("DisableAugmentationHook")
+    if hook and not file.startswith("argoverse2"):  # whose data configuration has no augmentations yet
+        assert train.fade_epochs == hook["NUM_LAST_EPOCHS"], file
+        assert list(train.fade_augmentations) == [AUGMENTATIONS[n] for n in hook["DISABLE_AUG_LIST"]], file

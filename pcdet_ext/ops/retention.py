@@ -33,6 +33,7 @@ def retention(
         raise ValueError(f"within must be causal or symmetric, got {within!r}")
     with torch.autocast(q.device.type, enabled=False):
         kind, length = q.dtype, q.shape[1]
+        chunk = min(chunk, max(length, 1))
         q, k, v = (_chunks(t, chunk) for t in (q, k, v))
         log_decay = decay.to(q.dtype).log()
         place = torch.arange(chunk, device=q.device)
@@ -89,6 +90,7 @@ def mlstm(
             raise ValueError(f"{name} must be {list(q.shape[:3])}, got {list(gate.shape)}")
     with torch.autocast(q.device.type, enabled=False):
         kind, length = q.dtype, q.shape[1]
+        chunk = min(chunk, max(length, 1))
         q, k, v = (_chunks(t, chunk) for t in (q * q.shape[3] ** -0.5, k, v))
         gate, forget = (_chunks(t.unsqueeze(-1), chunk).squeeze(-1) for t in (input_gate, forget_gate))
         since = F.logsigmoid(forget).cumsum(-1)  # log of what is left since the chunk began, [G, H, n, chunk]

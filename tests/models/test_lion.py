@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pcdet_ext import config
 from pcdet_ext.config import ConfigError
 from pcdet_ext.models.backbones import BACKBONES, LION
 from pcdet_ext.models.backbones.lion import PositionEmbedding
+from pcdet_ext.models.detector import build_detector
 from pcdet_ext.models.voxel_merging import VoxelMerging
-from pcdet_ext.structures import SparseVoxels
+from pcdet_ext.structures import PointBatch, SparseVoxels
 
 GRID = (16, 12, 8)
 MIXERS = ("RetNet", "XLSTM", "TTT", "Mamba")
@@ -242,3 +246,18 @@ def test_works_under_autocast() -> None:
 def test_wrong_arguments_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(**arguments)
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "retnet", "rwkv", "xlstm", "ttt"])
+def test_small_configuration_trains(root: Path, mixer: str) -> None:
+    torch.manual_seed(0)
+    detector = build_detector(config.load(root / "configs" / "kitti" / f"lion_{mixer}.yaml")).train()
+    points = torch.rand(2, 300, 4) * torch.tensor([20, 10, 2, 1]) + torch.tensor([0, -5, -2, 0])
+    cars = torch.tensor([[10.0, 0, -1, 3.9, 1.6, 1.5, 0.3]])
+    frames = PointBatch.from_points(list(points))
+    batch = replace(frames, boxes=(cars, cars), labels=(torch.zeros(1, dtype=torch.int64),) * 2)
+    before = detector.loss(batch)["total"]
+    before.backward()
+    assert [n for n, p in detector.named_parameters() if p.grad is None or not bool(p.grad.isfinite().all())] == []
+    torch.optim.AdamW(detector.parameters(), lr=1e-3).step()
+    assert detector.loss(batch)["total"] < before
