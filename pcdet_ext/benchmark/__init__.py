@@ -7,4 +7,5 @@ MODULES = (
     "pcdet_ext.benchmark.voxels",
     "pcdet_ext.benchmark.sequences",
     "pcdet_ext.benchmark.boxes",
+    "pcdet_ext.benchmark.sparse_conv",
 )
