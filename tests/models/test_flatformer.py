@@ -166,6 +166,17 @@ def test_compiled_by_inductor_is_the_same() -> None:
             torch.testing.assert_close(compiled(voxels(seed, counts)).features, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cuda_agrees_with_the_cpu(dtype: torch.dtype) -> None:
+    module, v = backbone(channels=32, num_blocks=2), voxels(4, [120, 60], channels=32)
+    on_gpu = SparseVoxels(v.features.cuda(), v.coords.cuda(), v.grid, v.batch_size)
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        found = copy.deepcopy(module).cuda()(on_gpu).features.cpu()
+    expected = module(v).features
+    assert (found - expected).abs().max() < (1e-4 if dtype == torch.float32 else 0.05) * expected.abs().max()
+
+
 def test_gradients_of_every_parameter_are_finite_and_some_are_not_zero() -> None:
     module, v = backbone(num_blocks=2), voxels(7, [25, 11])
     module(v).features.square().sum().backward()
