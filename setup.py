@@ -47,11 +47,20 @@ def arch_flags(archs: list[str]) -> list[str]:
     return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
 
 
+def with_headers(source: Path) -> list[Path]:
+    """A source and our headers that it includes, directly or through others."""
+    found = [source]
+    for path in found:
+        for name in re.findall(r'^#include "(.+)"', path.read_text(encoding="utf-8"), re.MULTILINE):
+            candidates = (path.parent / name, SOURCES / name)
+            found += [c for c in candidates if c.exists() and c not in found][:1]
+    return found
+
+
 def compile_object(command: list[str], source: Path) -> Path:
     """Compile one file, or take the object of an earlier build with the same inputs."""
-    headers = sorted(SOURCES.rglob("*.h"))
     digest = hashlib.sha256(" ".join([*command, str(source)]).encode())
-    for path in (source, *headers):
+    for path in with_headers(source):
         digest.update(path.read_bytes())
     target = ROOT / "build" / "native" / f"{source.stem}-{digest.hexdigest()[:16]}.o"
     if not target.exists():
@@ -68,7 +77,7 @@ def build_library(compiler: str, flags: list[str], sources: list[Path], target: 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda source: compile_object(command, source), sources))
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".part")
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     subprocess.run([*command, "-shared", *map(str, objects), "-o", str(partial)], check=True)
     partial.replace(target)
 
