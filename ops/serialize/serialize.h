@@ -128,14 +128,14 @@ PCDET_HD int64_t window_key_rows(const WindowOrder& o, const int32_t w[3], const
 }
 
 // Back and forth: windows row by row of y (x order) or of x (y order), every other row backwards, and the same for the
-// cells inside. FlatFormer's order; z is not part of it.
+// cells inside; a column of cells from the bottom up. FlatFormer's order, whose pillars leave z out.
 PCDET_HD int64_t window_key_snake(const WindowOrder& o, const int32_t w[3], const int32_t r[3]) {
     const int line = o.along_y ? 2 : 1, along = o.along_y ? 1 : 2;
     const int64_t stride = 2 * static_cast<int64_t>(o.count[along]);
     const int64_t area = 4 * static_cast<int64_t>(o.window[1]) * o.window[2];
     const int32_t turn = alternate(w[line]);
     const int64_t cell = 2 * static_cast<int64_t>(o.window[line]) * r[along] + alternate(r[along]) * r[line];
-    return (stride * w[line] + turn * w[along]) * area + turn * cell;
+    return ((stride * w[line] + turn * w[along]) * area + turn * cell) * o.window[0] + r[0];
 }
 
 }  // namespace pcdet

@@ -36,11 +36,11 @@ struct RowsTable {
 };
 
 // On the snake path the line's coordinate decides the direction, and the other's parity that of the cells:
-// key = start[line] + turn[line] * (step[along] + flip[along] * rest[line]).
+// key = start[line] + turn[line] * (step[along] + flip[along] * rest[line]) + z.
 struct SnakeTable {
     int line_column, along_column;
-    std::vector<int64_t> start, step;
-    std::vector<int32_t> turn, rest, flip;
+    std::vector<int64_t> start, step, rest;
+    std::vector<int32_t> turn, flip;
 
     explicit SnakeTable(const WindowOrder& o) : line_column(o.along_y ? 3 : 2), along_column(o.along_y ? 2 : 3) {
         const int line = line_column - 1, along = along_column - 1;
@@ -50,7 +50,7 @@ struct SnakeTable {
             w[line] = place / o.window[line];
             start.push_back(window_key_snake(o, w, r));
             turn.push_back(alternate(w[line]));
-            rest.push_back(place % o.window[line]);
+            rest.push_back(int64_t(place % o.window[line]) * o.window[0]);
         }
         for (int32_t c = 0; c < o.grid[along]; ++c) {
             int32_t w[3] = {0, 0, 0}, r[3] = {0, 0, 0};
@@ -63,7 +63,7 @@ struct SnakeTable {
 
     int64_t key(const int32_t* row) const {
         const int32_t i = row[line_column], j = row[along_column];
-        return start[i] + turn[i] * (step[j] + flip[j] * rest[i]);
+        return start[i] + turn[i] * (step[j] + flip[j] * rest[i]) + row[1];
     }
 };
 

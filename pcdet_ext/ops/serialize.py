@@ -334,6 +334,7 @@ def window_keys_reference(
         turn, flip = 1 - 2 * (w[line] % 2), 1 - 2 * (r[along] % 2)
         cell = 2 * window[line] * r[along] + flip * r[line]
         key = (2 * count[along] * w[line] + turn * w[along]) * (4 * window[1] * window[2]) + turn * cell
+        key = key * window[0] + r[0]
     else:
         major, minor = (1, 2) if along_y else (2, 1)
         place = (w[major] * count[minor] + w[minor]) * count[0] + w[0]
