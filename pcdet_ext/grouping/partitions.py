@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.config import Registry
-from pcdet_ext.grouping.orders import Order, Ordering, WindowX, WindowY
+from pcdet_ext.grouping.orders import LSH, Order, Ordering, WindowX, WindowY
 from pcdet_ext.ops.rotated_sets import rotated_sets
 from pcdet_ext.structures import Groups, Segments, SparseVoxels
 
@@ -160,12 +160,12 @@ def _starts(counts: Tensor) -> Tensor:
 class Partition(ABC):
     """What partitions share: called on voxels and an order, the result is cached on the voxels."""
 
-    def __call__(self, voxels: SparseVoxels, order: Order) -> Groups:
-        """The groups of these voxels along this order."""
+    def __call__(self, voxels: SparseVoxels, order: Order) -> Groups | Segments:
+        """The groups or segments of these voxels along this order."""
         return voxels.plan((self, order), lambda v: self.cut(order(v)))
 
     @abstractmethod
-    def cut(self, ordering: Ordering) -> Groups:
+    def cut(self, ordering: Ordering) -> Groups | Segments:
         """Cut one sequence."""
 
 
@@ -222,3 +222,32 @@ class RotatedSets(Partition):
         """Each frame of a sequence as if it were one window."""
         counts = ordering.counts
         return even_sets(ordering.order, counts[counts > 0], self.size)
+
+
+@PARTITIONS.register
+@dataclass(frozen=True)
+class Windows(Partition):
+    """Segments of any length: the windows of a window order, the buckets of `LSH`, the frames of any other order."""
+
+    def __call__(self, voxels: SparseVoxels, order: Order) -> Segments:
+        """The segments of these voxels along this order."""
+        if not isinstance(order, (WindowX, WindowY, LSH)):
+            return super().__call__(voxels, order)
+        return voxels.plan((self, order), lambda v: self._cut_numbers(v, order))
+
+    def _cut_numbers(self, voxels: SparseVoxels, order: WindowX | WindowY | LSH) -> Segments:
+        ordering = order(voxels)
+        if isinstance(order, LSH):
+            numbers = order.keys(voxels)
+        else:
+            numbers = window_index(voxels.coords, voxels.grid, order.window, order.shift)
+        counts = torch.unique_consecutive(numbers[ordering.order], return_counts=True)[1]
+        return _segments(ordering, counts)
+
+    def cut(self, ordering: Ordering) -> Segments:
+        """Each frame of a sequence as one segment."""
+        return _segments(ordering, ordering.counts)
+
+
+def _segments(ordering: Ordering, counts: Tensor) -> Segments:
+    return Segments(ordering.order, ordering.inverse, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))

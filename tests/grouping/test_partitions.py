@@ -16,6 +16,7 @@ from pcdet_ext.grouping.partitions import (
     PARTITIONS,
     EqualGroups,
     OctreeWindows,
+    Windows,
     equal_groups,
     octree_windows,
     window_index,
@@ -196,3 +197,27 @@ def test_wrong_arguments_are_named() -> None:
         rotated_sets(voxels.coords, GRID, 3, (1, 1, 1), (0, 0, 0), 0)
     with pytest.raises(ValueError, match="outside the grid"):
         rotated_sets(voxels.coords, GRID, 1, (1, 1, 1), (0, 0, 0), 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.integers(0, 30), min_size=1, max_size=3))
+def test_windows_hold_the_voxels_of_one_window_or_bucket(seed: int, counts: list[int]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    cells = [torch.randperm(512, generator=generator)[:count] for count in counts]
+    coords = torch.cat([torch.stack([c * 0 + b, c // 64, c // 8 % 8, c % 8], 1) for b, c in enumerate(cells)]).int()
+    voxels = SparseVoxels(torch.zeros(len(coords), 1), coords, (8, 8, 8), len(counts))
+    window, shift = (8, 3, 2), (0, 1, 1)
+    orders = {
+        WindowX(window, shift): [(b, (y + 1) // 3, (x + 1) // 2) for b, _, y, x in coords.tolist()],
+        LSH(2, 3.0): LSH(2, 3.0).keys(voxels).tolist(),
+        Hilbert(): coords[:, 0].tolist(),
+    }
+    for order, numbers in orders.items():
+        segments = Windows()(voxels, order)
+        bounds = segments.offsets.tolist()
+        found = [segments.order[a:b].tolist() for a, b in itertools.pairwise(bounds)]
+        groups = [{numbers[i] for i in rows} for rows in found]
+        assert all(len(group) <= 1 for group in groups)
+        together = [group for group in groups if group]
+        assert len(set().union(*together)) == len(together)
+        assert torch.equal(segments.order[segments.inverse], torch.arange(len(coords)))
