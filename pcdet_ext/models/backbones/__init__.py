@@ -6,5 +6,15 @@ from pcdet_ext.models.backbones.lion import LION
 from pcdet_ext.models.backbones.registry import BACKBONES
 from pcdet_ext.models.backbones.scatterformer import ScatterFormer
 from pcdet_ext.models.backbones.second import VoxelBackBone8x, VoxelResBackBone8x
+from pcdet_ext.models.backbones.sequence import SequenceBackbone
 
-__all__ = ["BACKBONES", "DSVT", "LION", "FlatFormer", "ScatterFormer", "VoxelBackBone8x", "VoxelResBackBone8x"]
+__all__ = [
+    "BACKBONES",
+    "DSVT",
+    "LION",
+    "FlatFormer",
+    "ScatterFormer",
+    "SequenceBackbone",
+    "VoxelBackBone8x",
+    "VoxelResBackBone8x",
+]
