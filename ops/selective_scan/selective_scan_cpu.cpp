@@ -1,5 +1,6 @@
 // Selective scan on the CPU: a task is one sequence and a portion of its channels, of which kLanes run side by side as
 // one vector. Tiles of kScanChunk steps are copied into that layout, so that inputs may have any strides.
+#pragma GCC optimize("fp-contract=fast", "no-thread-jumps")
 #include "selective_scan.h"
 
 #include <algorithm>
@@ -42,19 +43,28 @@ struct Gradients {
 // One block of channels over one chunk, with everything of a step beside each other.
 template <typename T>
 struct Tile {
-    Lanes<T> u[kScanChunk], raw[kScanChunk], delta[kScanChunk], z[kScanChunk], y[kScanChunk];
+    Lanes<T> u[kScanChunk], raw[kScanChunk], delta[kScanChunk], input[kScanChunk], z[kScanChunk], y[kScanChunk];
 };
 
+// Rows that lie beside each other in memory are copied as vectors.
 template <typename T>
 inline __attribute__((always_inline)) void load(SeriesView<const T> from, int rows, int steps, Lanes<T>* to) {
-    for (int t = 0; t < steps; ++t)
-        for (int w = 0; w < kLanes; ++w) to[t][w] = w < rows ? from(w, t) : T(0);
+    if (from.row == 1 && rows == kLanes) {
+        for (int t = 0; t < steps; ++t) std::memcpy(to[t], from.data + t * from.time, sizeof(Lanes<T>));
+        return;
+    }
+    for (int w = 0; w < kLanes; ++w)
+        for (int t = 0; t < steps; ++t) to[t][w] = w < rows ? from(w, t) : T(0);
 }
 
 template <typename T>
 inline __attribute__((always_inline)) void store(const Lanes<T>* from, int rows, int steps, SeriesView<T> to) {
-    for (int t = 0; t < steps; ++t)
-        for (int w = 0; w < rows; ++w) to(w, t) = from[t][w];
+    if (to.row == 1 && rows == kLanes) {
+        for (int t = 0; t < steps; ++t) std::memcpy(to.data + t * to.time, from[t], sizeof(Lanes<T>));
+        return;
+    }
+    for (int w = 0; w < rows; ++w)
+        for (int t = 0; t < steps; ++t) to(w, t) = from[t][w];
 }
 
 // A's rows of a block as [state][kLanes], and times log2(e).
@@ -81,22 +91,26 @@ inline __attribute__((always_inline)) void load_tile(const Inputs<T>& in, int64_
     if (in.z.data != nullptr) load(in.z.at(b, d, t0), rows, steps, tile.z);
     for (int t = 0; t < steps; ++t)
 #pragma omp simd
-        for (int w = 0; w < kLanes; ++w) {
-            const T raw = tile.raw[t][w] + bias[w];
-            tile.raw[t][w] = raw;
-            tile.delta[t][w] = in.softplus ? softplus_of(raw) : raw;
-        }
+        for (int w = 0; w < kLanes; ++w) tile.delta[t][w] = tile.raw[t][w] += bias[w];
+    if (!in.softplus) return;
+    for (int t = 0; t < steps; ++t)
+#pragma omp simd
+        for (int w = 0; w < kLanes; ++w) tile.delta[t][w] = softplus_of(tile.raw[t][w]);
 }
 
 // B or C of a chunk as [step][state].
 template <typename T>
 inline __attribute__((always_inline)) void load_rows(SeriesView<const T> from, int64_t state, int steps, T* to) {
-    for (int t = 0; t < steps; ++t)
-        for (int64_t n = 0; n < state; ++n) to[t * state + n] = from(n, t);
+    for (int t = 0; t < steps; ++t) {
+        if (from.row == 1)
+            std::memcpy(to + t * state, from.data + t * from.time, state * sizeof(T));
+        else
+            for (int64_t n = 0; n < state; ++n) to[t * state + n] = from(n, t);
+    }
 }
 
 template <typename T>
-PCDET_CLONES void forward_block(const Inputs<T>& in, Sizes size, int64_t b, int64_t block, SeriesView<T> out,
+PCDET_FUSED_CLONES void forward_block(const Inputs<T>& in, Sizes size, int64_t b, int64_t block, SeriesView<T> out,
                                 T* checkpoints, T* scratch) {
     const int64_t d = block * kLanes, n_state = size.state;
     const int rows = static_cast<int>(std::min<int64_t>(kLanes, size.dim - d));
@@ -107,31 +121,34 @@ PCDET_CLONES void forward_block(const Inputs<T>& in, Sizes size, int64_t b, int6
     load_matrix(in.A + d * n_state, n_state, rows, a_plain, a);
     load_lanes(in.bias == nullptr ? nullptr : in.bias + d, rows, bias);
     load_lanes(in.D == nullptr ? nullptr : in.D + d, rows, D);
-    std::fill(h, h + n_state * kLanes, T(0));
+    for (int64_t i = 0; i < n_state * kLanes; ++i) h[i] = a[i] == a[i] ? T(0) : a[i];  // exp2_of hides NaN
     for (int64_t chunk = 0; chunk < size.chunks(); ++chunk) {
         const int64_t t0 = chunk * kScanChunk;
         const int steps = static_cast<int>(std::min<int64_t>(kScanChunk, size.length - t0));
-        std::copy(h, h + n_state * kLanes, checkpoints + size.checkpoint(b, block, chunk));
+        if (checkpoints != nullptr)
+            std::copy(h, h + n_state * kLanes, checkpoints + size.checkpoint(b, block, chunk));
         load_tile(in, b, d, rows, t0, steps, bias, tile);
         load_rows(in.B.at(b, 0, t0), n_state, steps, Bt);
         load_rows(in.C.at(b, 0, t0), n_state, steps, Ct);
-        for (int t = 0; t < steps; ++t) {
-            Lanes<T> input, y;
+        for (int t = 0; t < steps; ++t)
 #pragma omp simd
             for (int w = 0; w < kLanes; ++w) {
-                input[w] = tile.delta[t][w] * tile.u[t][w];
-                y[w] = D[w] * tile.u[t][w];
+                tile.input[t][w] = tile.delta[t][w] * tile.u[t][w];
+                tile.y[t][w] = D[w] * tile.u[t][w];
             }
-            for (int64_t n = 0; n < n_state; ++n) {
+        for (int64_t n = 0; n < n_state; ++n) {
+            Lanes<T> state, decay;
+            std::memcpy(state, h + n * kLanes, sizeof(state));
+            std::memcpy(decay, a + n * kLanes, sizeof(decay));
+            for (int t = 0; t < steps; ++t) {
                 const T B = Bt[t * n_state + n], C = Ct[t * n_state + n];
-                T *hn = h + n * kLanes, *an = a + n * kLanes;
 #pragma omp simd
                 for (int w = 0; w < kLanes; ++w) {
-                    hn[w] = scan_decay(tile.delta[t][w], an[w]) * hn[w] + input[w] * B;
-                    y[w] += hn[w] * C;
+                    state[w] = scan_decay(tile.delta[t][w], decay[w]) * state[w] + tile.input[t][w] * B;
+                    tile.y[t][w] += state[w] * C;
                 }
             }
-            std::copy(y, y + kLanes, tile.y[t]);
+            std::memcpy(h + n * kLanes, state, sizeof(state));
         }
         if (in.z.data != nullptr)
             for (int t = 0; t < steps; ++t)
@@ -139,6 +156,24 @@ PCDET_CLONES void forward_block(const Inputs<T>& in, Sizes size, int64_t b, int6
                 for (int w = 0; w < kLanes; ++w) tile.y[t][w] *= tile.z[t][w] * sigmoid_of(tile.z[t][w]);
         store(tile.y, rows, steps, out.at(b, d, t0));
     }
+}
+
+// Overwrite steps before softplus by the slope there.
+template <typename T>
+inline __attribute__((always_inline)) void softplus_slopes(bool softplus, int steps, Lanes<T>* raw) {
+    if (!softplus) std::fill(raw[0], raw[0] + steps * kLanes, T(1));
+    if (!softplus) return;
+    for (int t = 0; t < steps; ++t)
+#pragma omp simd
+        for (int w = 0; w < kLanes; ++w) raw[t][w] = sigmoid_of(raw[t][w]);
+}
+
+template <typename T>
+inline __attribute__((always_inline)) T sum_lanes(Lanes<T>& x) {
+    static_assert(kLanes == 16);
+    for (int w = 0; w < 8; ++w) x[w] += x[w + 8];
+    for (int w = 0; w < 4; ++w) x[w] += x[w + 4];
+    return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
 // The states after each step of a chunk and the decayed states before their input, from the chunk's first state.
@@ -186,7 +221,7 @@ inline __attribute__((always_inline)) void ungate(const Tile<T>& tile, const Lan
 }
 
 template <typename T>
-PCDET_CLONES void backward_block(const Inputs<T>& in, Sizes size, int64_t b, int64_t block, SeriesView<const T> dy,
+PCDET_FUSED_CLONES void backward_block(const Inputs<T>& in, Sizes size, int64_t b, int64_t block, SeriesView<const T> dy,
                                  const T* checkpoints, const Gradients<T>& out, T* scratch) {
     const int64_t d = block * kLanes, n_state = size.state, row = n_state * kLanes;
     const int rows = static_cast<int>(std::min<int64_t>(kLanes, size.dim - d));
@@ -209,6 +244,7 @@ PCDET_CLONES void backward_block(const Inputs<T>& in, Sizes size, int64_t b, int
         load_rows(in.B.at(b, 0, t0), n_state, steps, Bt);
         load_rows(in.C.at(b, 0, t0), n_state, steps, Ct);
         load(dy.at(b, d, t0), rows, steps, grad);
+        softplus_slopes(in.softplus, steps, tile.raw);
         replay(tile, n_state, steps, a, Bt, Ct, first, D, states, decays, tile.y);
         if (in.z.data != nullptr) {
             ungate(tile, tile.y, steps, grad, dz);
@@ -226,26 +262,26 @@ PCDET_CLONES void backward_block(const Inputs<T>& in, Sizes size, int64_t b, int
                 const T *old = before + n * kLanes, *now = states + t * row + n * kLanes;
                 const T *decay = decays + t * row + n * kLanes, *an = a_plain + n * kLanes;
                 T *gn = g + n * kLanes, *dAn = dA + n * kLanes;
-                T to_B = 0, to_C = 0;
-#pragma omp simd reduction(+ : to_B, to_C)
+                Lanes<T> to_B, to_C;
+#pragma omp simd
                 for (int w = 0; w < kLanes; ++w) {
                     const T total = gn[w] + grad[t][w] * C;
                     const ScanAdjoint<T> step = scan_adjoint(total, decay[w] * old[w], tile.delta[t][w], an[w], B);
-                    to_C += grad[t][w] * now[w];
-                    to_B += total * input[w];
+                    to_C[w] = grad[t][w] * now[w];
+                    to_B[w] = total * input[w];
                     ddelta[w] += step.delta;
                     dinput[w] += step.input;
                     dAn[w] += step.a;
                     gn[w] = total * decay[w];
                 }
-                dB(n, t) = begins ? to_B : dB(n, t) + to_B;
-                dC(n, t) = begins ? to_C : dC(n, t) + to_C;
+                const T sum_B = sum_lanes(to_B), sum_C = sum_lanes(to_C);
+                dB(n, t) = begins ? sum_B : dB(n, t) + sum_B;
+                dC(n, t) = begins ? sum_C : dC(n, t) + sum_C;
             }
 #pragma omp simd
             for (int w = 0; w < kLanes; ++w) {
                 const T u = tile.u[t][w];
-                T change = ddelta[w] + dinput[w] * u;
-                if (in.softplus) change *= sigmoid_of(tile.raw[t][w]);
+                const T change = (ddelta[w] + dinput[w] * u) * tile.raw[t][w];
                 dD[w] += grad[t][w] * u;
                 dbias[w] += change;
                 tile.y[t][w] = change;
@@ -300,9 +336,10 @@ Inputs<T> inputs(const T* u, const T* delta, const T* z, const T* A, const T* B,
 }  // namespace
 
 // u, delta, z, y: [batch, dim, length]; B, C: [batch, state, length]; A [dim, state]; D, bias [dim]; z, D, bias may be
-// null. strides: three (batch, row, time) for each of u, delta, z, B, C and then the outputs in the order of the arguments.
-// checkpoints: [batch, ceil(dim / 16), ceil(length / 32), state, 16]. dB, dC: [ceil(dim / 64) * batch, state, length],
-// the sum over the first axis is to be taken; dA [batch, dim, state], dD, dbias [batch, dim] likewise.
+// null. strides: three (batch, row, time) for each of u, delta, z, B, C, and y or dy, du, ddelta, dz, dB, dC.
+// checkpoints: [batch, ceil(dim / 16), ceil(length / 32), state, 16], null in a forward pass without a backward one.
+// dB, dC: [ceil(dim / 64) * batch, state, length], the sum over the first axis (parts major) is to be taken; likewise of
+// dA [batch, dim, state] and dD, dbias [batch, dim].
 #define PCDET_SELECTIVE_SCAN(T, name)                                                                                 \
     PCDET_API int pcdet_selective_scan_forward_##name##_cpu(                                                          \
         const T* u, const T* delta, const T* z, const T* A, const T* B, const T* C, const T* D, const T* bias,        \

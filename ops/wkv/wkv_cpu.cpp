@@ -1,5 +1,6 @@
 // RWKV-6 on the CPU: a task is one head of one sequence, whose state stays in the first cache. The forward pass holds it
 // as [key][value], the backward pass as [value][key], so that most sums run along vectors and not across them.
+#pragma GCC optimize("fp-contract=fast")
 #include "wkv.h"
 
 #include <algorithm>
@@ -30,7 +31,7 @@ struct Gradients {
 
 // D: the width of a head where it is known to the compiler, or 0.
 template <typename T, int D>
-PCDET_CLONES void forward_task(const Inputs<T>& in, int64_t task, T* y, T* checkpoints, T* scratch) {
+PCDET_FUSED_CLONES void forward_task(const Inputs<T>& in, int64_t task, T* y, T* checkpoints, T* scratch) {
     const int d = D ? D : static_cast<int>(in.d);
     const int64_t b = task / in.heads, head = task % in.heads;
     T *state = scratch, *decay = state + d * d, *out = decay + d;
@@ -78,7 +79,7 @@ inline __attribute__((always_inline)) void replay(const Inputs<T>& in, int64_t b
 }
 
 template <typename T, int D>
-PCDET_CLONES void backward_task(const Inputs<T>& in, int64_t task, const T* dy, const T* checkpoints,
+PCDET_FUSED_CLONES void backward_task(const Inputs<T>& in, int64_t task, const T* dy, const T* checkpoints,
                                 const Gradients<T>& out, T* scratch) {
     const int d = D ? D : static_cast<int>(in.d);
     const int64_t b = task / in.heads, head = task % in.heads;
@@ -170,8 +171,9 @@ int backward(const Inputs<T>& in, const T* dy, const T* checkpoints, const Gradi
 
 }  // namespace
 
-// r, k, v, w, y and their gradients: [batch, length, heads, d]; u [heads, d] or null; du [batch, heads, d], to be summed
-// over the first axis, or null; checkpoints [batch, heads, ceil(length / 32), d, d], null in a forward pass without one.
+// r, k, v, w, y and their gradients: [batch, length, heads, d]; u [heads, d] or null; du [batch, heads, d], of which the
+// sum over the first axis is to be taken, or null; checkpoints [batch, heads, ceil(length / 32), d, d], null in a forward
+// pass without a backward one.
 #define PCDET_WKV(T, name)                                                                                            \
     PCDET_API int pcdet_wkv_forward_##name##_cpu(const T* r, const T* k, const T* v, const T* w, const T* u,          \
                                                  int64_t batch, int64_t length, int64_t heads, int64_t d,             \

@@ -12,7 +12,7 @@ from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
 
 CHUNK = 32  # kScanChunk of ops/selective_scan: steps between the states that the forward pass leaves
-CUDA_STATES = (4, 8, 16, 32)  # sizes of the state that the CUDA kernel is compiled for
+CUDA_STATES = ()  # sizes of the state that the CUDA kernel is compiled for
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _LANES, _PORTION = 16, 64  # channels that a CPU kernel runs side by side, and whose gradients of B and C it adds up
 MaybeTensor = Tensor | None
@@ -37,8 +37,8 @@ def selective_scan(
     Δ = softplus(delta + delta_bias). reverse: from the last step to the first, nothing is flipped in memory.
     float32 or float64; of float16 and bfloat16 (of any of u, delta, B, C, z) the widest type is read, the state and A,
     D, delta_bias are float32, and the result is of u's type. Differentiable in all tensors; the backward pass makes the
-    states again from one in 32. Sums run in a fixed order, so results repeat. On the CPU and in float32, exponentials
-    are exact to about 3e-7. Raises ValueError naming the argument that is wrong.
+    states again from one in 32. Sums run in a fixed order, so results repeat. On the CPU, float32
+    exponentials are exact to about 3e-7. Raises ValueError naming the argument that is wrong.
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
     kind = u.dtype
@@ -50,7 +50,9 @@ def selective_scan(
     z = None if z is None else z.to(series)
     D, delta_bias = (None if t is None else t.to(wide).contiguous() for t in (D, delta_bias))
     A = A.to(wide).contiguous()
-    return _scan(u_, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)[0].to(u.dtype)
+    inputs = (u_, delta, A, B, C, D, z, delta_bias)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    return _scan(*inputs, delta_softplus, reverse, keep)[0].to(u.dtype)
 
 
 def selective_scan_reference(
@@ -98,13 +100,15 @@ def _scan(
     delta_bias: MaybeTensor,
     delta_softplus: bool,
     reverse: bool,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    y, states = torch.empty_like(u), _checkpoints(u, A)
+    """The result, and with `keep` the states that the backward pass starts from."""
+    y, states = torch.empty_like(u), _checkpoints(u, A, keep)
     if not _has_kernel(u, A):
         y.copy_(selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse))
         return y, states
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    _launch("forward", inputs, (y,), delta_softplus, reverse, (y, states))
+    _launch("forward", inputs, (y,), delta_softplus, reverse, (y, states if keep else None))
     return y, states
 
 
@@ -120,8 +124,9 @@ def _(
     delta_bias: MaybeTensor,
     delta_softplus: bool,
     reverse: bool,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(u), _checkpoints(u, A)
+    return torch.empty_like(u), _checkpoints(u, A, keep)
 
 
 @torch.library.custom_op("pcdet_ext::selective_scan_backward", mutates_args=())
@@ -147,11 +152,11 @@ def _backward(
     dz = u.new_empty(0, 0, 0) if z is None else torch.empty_like(z)
     batch, dim, length = u.shape
     parts = -(-dim // _PORTION)
-    dB, dC = (A.new_empty(parts * batch, A.shape[1], length) for _ in range(2))
+    shares = [A.new_empty(parts * batch, length, A.shape[1]) for _ in range(2)]  # of the gradients of B and C
     dA, dD, dbias = A.new_empty(batch, *A.shape), A.new_empty(batch, dim), A.new_empty(batch, dim)
-    outputs = (du, ddelta, dz, dB, dC)
+    outputs = (du, ddelta, dz, *(t.mT for t in shares))
     _launch("backward", inputs, (dy, *outputs), delta_softplus, reverse, (dy, states, *outputs, dA, dD, dbias))
-    dB, dC = (t.view(parts, batch, *t.shape[1:]).sum(0).to(u.dtype) for t in (dB, dC))
+    dB, dC = (t.unflatten(0, (parts, batch)).sum(0).to(u.dtype).mT for t in shares)
     dD = dD.sum(0) if D is not None else A.new_empty(0)
     dbias = dbias.sum(0) if delta_bias is not None else A.new_empty(0)
     return [du, ddelta, dA.sum(0), dB, dC, dD, dz if z is not None else u.new_empty(0), dbias]
@@ -172,13 +177,13 @@ def _(
     dy: Tensor,
     states: Tensor,
 ) -> list[Tensor]:
-    dB, dC = B.new_empty(B.shape), C.new_empty(C.shape)
+    dB, dC = (B.new_empty(B.shape[0], B.shape[2], B.shape[1]).mT for _ in range(2))
     rest = [t.new_empty(0) if x is None else torch.empty_like(x) for x, t in ((D, A), (z, u), (delta_bias, A))]
     return [torch.empty_like(u), torch.empty_like(delta), torch.empty_like(A), dB, dC, *rest]
 
 
 def _setup(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.delta_softplus, ctx.reverse = inputs
+    *tensors, ctx.delta_softplus, ctx.reverse, _ = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
 
@@ -186,7 +191,7 @@ def _setup(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 def _differentiate(ctx: object, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, states = ctx.saved_tensors
     grads = _backward(*inputs, ctx.delta_softplus, ctx.reverse, dy, states)
-    return (*(g if t is not None else None for t, g in zip(inputs, grads, strict=True)), None, None)
+    return (*(g if t is not None else None for t, g in zip(inputs, grads, strict=True)), None, None, None)
 
 
 _scan.register_autograd(_differentiate, setup_context=_setup)
@@ -215,9 +220,9 @@ def _has_kernel(u: Tensor, A: Tensor) -> bool:
     )
 
 
-def _checkpoints(u: Tensor, A: Tensor) -> Tensor:
+def _checkpoints(u: Tensor, A: Tensor, keep: bool) -> Tensor:
     """Room for the states at the start of every chunk, in the layout of the device's kernel."""
-    if not _has_kernel(u, A):
+    if not keep or not _has_kernel(u, A):
         return A.new_empty(0)
     batch, dim, length = u.shape
     chunks = -(-length // CHUNK)
@@ -232,7 +237,7 @@ def _launch(
     strided: Sequence[Tensor],
     delta_softplus: bool,
     reverse: bool,
-    last: Sequence[Tensor],
+    last: Sequence[Tensor | None],
 ) -> None:
     """Call the kernel; `strided` are those of the `last` arguments whose strides it is told."""
     u, delta, A, B, C, D, z, delta_bias = inputs
@@ -240,7 +245,7 @@ def _launch(
     strides = [s for t in (u, delta, z, B, C, *strided) for s in (t.stride() if t is not None else (0, 0, 0))]
     sizes = (*u.shape[:2], A.shape[1], u.shape[2], delta_softplus, reverse)
     arguments = [None if t is None else t.data_ptr() for t in ordered]
-    arguments += [(I64 * len(strides))(*strides), *sizes, *(t.data_ptr() for t in last)]
+    arguments += [(I64 * len(strides))(*strides), *sizes, *(None if t is None else t.data_ptr() for t in last)]
     types = [POINTER] * 9 + [I64] * 4 + [I32] * 2 + [POINTER] * len(last)
     name = f"pcdet_selective_scan_{direction}"
     if u.is_cuda:

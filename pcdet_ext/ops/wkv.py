@@ -11,7 +11,7 @@ from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
 
 CHUNK = 32  # kWkvChunk of ops/wkv: steps between the states that the forward pass leaves
-CUDA_DIMS = (8, 16, 32, 64)  # widths of a head that the CUDA kernel is compiled for
+CUDA_DIMS = ()  # widths of a head that the CUDA kernel is compiled for
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MaybeTensor = Tensor | None
 

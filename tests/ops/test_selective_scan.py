@@ -150,6 +150,9 @@ def test_not_a_number_stays() -> None:
     y = selective_scan(**x, delta_softplus=True)
     assert y[0, 1, 3:].isnan().all()
     assert not y[0, 0].isnan().any()
+    x = series(7, 1, 2, 2, 6, torch.float32)
+    x["A"][1, 0] = math.nan
+    assert selective_scan(**x)[0, 1].isnan().all()
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -168,10 +171,10 @@ def test_wrong_arguments_are_named() -> None:
 def test_ops_are_well_registered(options: bool) -> None:
     x = series(0, 2, 3, 4, 5, rows_last=True)
     arguments = [t if options or name in NAMES[:5] else None for name, t in x.items()]
-    _, states = _scan(*arguments, True, False)
+    _, states = _scan(*arguments, True, False, True)
     torch.library.opcheck(_backward, (*arguments, True, False, torch.ones_like(x["u"]), states))
     leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
-    torch.library.opcheck(_scan, (*leaves, True, False))
+    torch.library.opcheck(_scan, (*leaves, True, False, True))
 
 
 @pytest.mark.gpu
