@@ -236,3 +236,29 @@ def test_configuration_for_kitti_trains_a_step(root):
     optimizer.step()
     assert sum(not old.equal(new) for old, new in zip(before, detector.parameters(), strict=True)) == len(before)
     assert len(detector.eval().predict(batch)) == 2
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same():
+    """A block under torch.compile (inductor), with another number of voxels the second time; rounding apart."""
+    torch.manual_seed(0)
+    block = randomized(ScatterFormerBlock(16, 4, num_layers=1, num_heads=2))
+    compiled = torch.compile(block, dynamic=True)
+    with torch.no_grad():
+        for seed, number in ((0, 300), (1, 217)):
+            given = voxels(seed, number, channels=16)
+            expected = block(SparseVoxels(given.features, given.coords, GRID, 2)).features
+            torch.testing.assert_close(compiled(given).features, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_traced_backbone_gives_the_same_with_gradients():
+    """All of torch.compile but the code generation, which takes a minute here."""
+    ours, given = small(num_layers=1), voxels()
+    compiled = torch.compile(small(num_layers=1), backend="aot_eager")
+    results = []
+    for backbone in (ours, compiled):
+        found = backbone(SparseVoxels(given.features, given.coords, GRID, 2))
+        found.features.square().mean().backward()
+        results.append([found.features.detach(), *(p.grad for p in backbone.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
