@@ -63,6 +63,12 @@ PCDET_HD T sigmoid_of(T x) {
     return T(1) / (T(1) + exp_of(-x));
 }
 
+// d(x sigmoid(x)) / dx from s = sigmoid(x).
+template <typename T>
+PCDET_HD T silu_slope(T x, T s) {
+    return s * (T(1) + x * (T(1) - s));
+}
+
 // log(1 + y) for y in [0, 1]: 2 atanh(s) with s = y / (2 + y) <= 1/3, by its series.
 PCDET_HD float log1p_of(float y) {
     const float s = y / (2.0f + y), r = s * s;

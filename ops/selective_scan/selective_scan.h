@@ -3,29 +3,12 @@
 // The arithmetic of one step of one state, its adjoint, and of the gate; A is given times log2(e).
 #pragma once
 
+#include "series.h"
 #include "vector_math.h"
 
 namespace pcdet {
 
 constexpr int kScanChunk = 32;  // steps between the states that the forward pass leaves for the backward pass
-
-// Three-dimensional data [batch, row, time] with any strides; reversed in time by pointing at the last step.
-template <typename T>
-struct SeriesView {
-    T* data;
-    int64_t batch, row, time;
-
-    PCDET_HD SeriesView at(int64_t b, int64_t r, int64_t t) const {
-        return {data + b * batch + r * row + t * time, batch, row, time};
-    }
-    PCDET_HD T& operator()(int64_t r, int64_t t) const { return data[r * row + t * time]; }
-};
-
-template <typename T>
-SeriesView<T> series_view(T* data, const int64_t* strides, int64_t length, bool reverse) {
-    if (!reverse || data == nullptr) return {data, strides[0], strides[1], strides[2]};
-    return {data + (length - 1) * strides[2], strides[0], strides[1], -strides[2]};
-}
 
 template <typename T>
 PCDET_HD T scan_decay(T delta, T a_log2) {
@@ -43,12 +26,6 @@ template <typename T>
 PCDET_HD ScanAdjoint<T> scan_adjoint(T g, T decayed, T delta, T a, T b) {
     const T through_decay = g * decayed;
     return {through_decay * a, g * b, through_decay * delta};
-}
-
-// d(x sigmoid(x)) / dx from s = sigmoid(x).
-template <typename T>
-PCDET_HD T silu_slope(T x, T s) {
-    return s * (T(1) + x * (T(1) - s));
 }
 
 }  // namespace pcdet

@@ -10,11 +10,7 @@ namespace {
 
 using namespace pcdet;
 
-constexpr int kLanes = 16;
 constexpr int kPortion = 4;  // blocks of channels whose gradients of B and C are added up by one task
-
-template <typename T>
-using Lanes = T[kLanes];
 
 struct Sizes {
     int64_t batch, dim, state, length;
@@ -46,27 +42,6 @@ struct Tile {
     Lanes<T> u[kScanChunk], raw[kScanChunk], delta[kScanChunk], input[kScanChunk], z[kScanChunk], y[kScanChunk];
 };
 
-// Rows that lie beside each other in memory are copied as vectors.
-template <typename T>
-inline __attribute__((always_inline)) void load(SeriesView<const T> from, int rows, int steps, Lanes<T>* to) {
-    if (from.row == 1 && rows == kLanes) {
-        for (int t = 0; t < steps; ++t) std::memcpy(to[t], from.data + t * from.time, sizeof(Lanes<T>));
-        return;
-    }
-    for (int w = 0; w < kLanes; ++w)
-        for (int t = 0; t < steps; ++t) to[t][w] = w < rows ? from(w, t) : T(0);
-}
-
-template <typename T>
-inline __attribute__((always_inline)) void store(const Lanes<T>* from, int rows, int steps, SeriesView<T> to) {
-    if (to.row == 1 && rows == kLanes) {
-        for (int t = 0; t < steps; ++t) std::memcpy(to.data + t * to.time, from[t], sizeof(Lanes<T>));
-        return;
-    }
-    for (int w = 0; w < rows; ++w)
-        for (int t = 0; t < steps; ++t) to(w, t) = from[t][w];
-}
-
 // A's rows of a block as [state][kLanes], and times log2(e).
 template <typename T>
 void load_matrix(const T* A, int64_t state, int rows, T* plain, T* scaled) {
@@ -75,11 +50,6 @@ void load_matrix(const T* A, int64_t state, int rows, T* plain, T* scaled) {
             plain[n * kLanes + w] = w < rows ? A[w * state + n] : T(0);
             scaled[n * kLanes + w] = plain[n * kLanes + w] * static_cast<T>(kLog2E);
         }
-}
-
-template <typename T>
-void load_lanes(const T* from, int rows, Lanes<T>& to) {
-    for (int w = 0; w < kLanes; ++w) to[w] = from != nullptr && w < rows ? from[w] : T(0);
 }
 
 // u, the step size before and after softplus, and the gate.

@@ -1,12 +1,20 @@
-"""Causal depth-wise convolution along time, with the activation behind it (as in front of Mamba's scan)."""
+"""Causal depth-wise convolution along time, with the activation behind it (before Mamba's scan, Gu & Dao, 2023)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcdet_ext.ops import _native
+from pcdet_ext.ops._native import I32, I64, POINTER
+
 ACTIVATIONS = (None, "silu")
+CUDA_WIDTHS = ()  # widths of the filter that the CUDA kernel is compiled for
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+MaybeTensor = Tensor | None
 
 
 def causal_conv1d(
@@ -14,28 +22,122 @@ def causal_conv1d(
 ) -> Tensor:
     """y_t = bias + Σ_k weight_k x_{t−K+1+k}, zeros before the first step; then SiLU where asked. [batch, dim, L].
 
-    x: [batch, dim, L]; weight: [dim, K]; bias: [dim]; activation: None or "silu"; reverse: look at later steps
-    instead, as if x and the result were flipped. Raises ValueError naming the argument that is wrong.
+    x: [batch, dim, L] of any strides, which the result has too, so that transposed views of [batch, L, dim] cost no
+    copy; weight: [dim, K]; bias: [dim]; activation: None or "silu"; reverse: look at later steps instead, as if x and
+    the result were flipped. float32 or float64; float16 and bfloat16 are summed in float32, with weight and bias in
+    float32. Differentiable; sums run in a fixed order, so results repeat.
+    Raises ValueError naming the argument that is wrong.
     """
-    if x.ndim != 3:
-        raise ValueError(f"x must be [batch, dim, L], got {list(x.shape)}")
-    if weight.ndim != 2 or len(weight) != x.shape[1] or weight.shape[1] < 1:
-        raise ValueError(f"weight must be [{x.shape[1]}, K], got {list(weight.shape)}")
-    if bias is not None and bias.shape != x.shape[1:2]:
-        raise ValueError(f"bias must be [{x.shape[1]}], got {list(bias.shape)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or 'silu', got {activation!r}")
-    return causal_conv1d_reference(x, weight, bias, activation, reverse)
+    _check(x, weight, bias, activation)
+    kind = x.dtype
+    wide = torch.promote_types(kind, torch.float32)
+    weight = weight.to(wide).contiguous()
+    bias = None if bias is None else bias.to(wide).contiguous()
+    x = x if x.is_cuda else x.to(wide)
+    return _convolve(x, weight, bias, activation == "silu", reverse).to(kind)
 
 
 def causal_conv1d_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, reverse: bool = False
 ) -> Tensor:
     """The definition in PyTorch on any device; see `causal_conv1d`."""
-    before = weight.shape[1] - 1
+    kind, before = x.dtype, weight.shape[1] - 1
+    x = x.to(torch.promote_types(kind, torch.float32))
     padded = F.pad(x, (0, before) if reverse else (before, 0))
-    kernel = weight.flip(1) if reverse else weight
+    weight = weight.flip(1) if reverse else weight
     y = torch.zeros_like(x) if bias is None else bias[:, None].expand(x.shape)
     for k in range(weight.shape[1]):
-        y = y + kernel[:, k, None] * padded[:, :, k : k + x.shape[2]]
-    return F.silu(y) if activation == "silu" else y
+        y = y + weight[:, k, None] * padded[:, :, k : k + x.shape[2]]
+    return (F.silu(y) if activation == "silu" else y).to(kind)
+
+
+@torch.library.custom_op("pcdet_ext::causal_conv1d", mutates_args=())
+def _convolve(x: Tensor, weight: Tensor, bias: MaybeTensor, silu: bool, reverse: bool) -> Tensor:
+    y = torch.empty_like(x)
+    if not _has_kernel(x, weight):
+        return y.copy_(causal_conv1d_reference(x, weight, bias, "silu" if silu else None, reverse))
+    _launch("forward", (x, weight, bias), (y,), silu, reverse, (y,))
+    return y
+
+
+@_convolve.register_fake
+def _(x: Tensor, weight: Tensor, bias: MaybeTensor, silu: bool, reverse: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("pcdet_ext::causal_conv1d_backward", mutates_args=())
+def _backward(x: Tensor, weight: Tensor, bias: MaybeTensor, silu: bool, reverse: bool, dy: Tensor) -> list[Tensor]:
+    """Gradients of x, weight, and bias where there is one."""
+    dx = torch.empty_like(x)
+    if not _has_kernel(x, weight):
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in (x, weight, bias) if t is not None]
+            y = causal_conv1d_reference(*leaves[:2], *(leaves[2:] or [None]), "silu" if silu else None, reverse)
+            first, *rest = torch.autograd.grad(y, leaves, dy)
+        return [dx.copy_(first), *rest]
+    slices = len(x)
+    dweight, dbias = weight.new_empty(slices, *weight.shape), weight.new_empty(slices, len(weight))
+    _launch("backward", (x, weight, bias), (dy, dx), silu, reverse, (dy, dx, dweight, dbias))
+    return [dx, dweight.sum(0), *([] if bias is None else [dbias.sum(0)])]
+
+
+@_backward.register_fake
+def _(x: Tensor, weight: Tensor, bias: MaybeTensor, silu: bool, reverse: bool, dy: Tensor) -> list[Tensor]:
+    return [torch.empty_like(t) for t in (x, weight, bias) if t is not None]
+
+
+def _setup(ctx: object, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.silu, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: object, dy: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _backward(*ctx.saved_tensors, ctx.silu, ctx.reverse, dy)
+    return (*grads, *([None] * (5 - len(grads))))
+
+
+_convolve.register_autograd(_differentiate, setup_context=_setup)
+
+
+def _has_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Whether a native kernel covers these sequences."""
+    if x.device.type == "cpu":
+        return x.dtype in (torch.float32, torch.float64) and _native.library("cpu") is not None
+    if x.device.type != "cuda" or x.dtype not in _TYPES or weight.shape[1] not in CUDA_WIDTHS:
+        return False
+    return _native.library("cuda") is not None
+
+
+def _launch(
+    direction: str,
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    strided: Sequence[Tensor],
+    silu: bool,
+    reverse: bool,
+    last: Sequence[Tensor],
+) -> None:
+    """Call the kernel; `strided` are those of the `last` arguments whose strides it is told."""
+    x, weight, _ = inputs
+    strides = [s for t in (x, *strided) for s in t.stride()]
+    arguments = [None if t is None else t.data_ptr() for t in inputs]
+    arguments += [(I64 * len(strides))(*strides), *x.shape, weight.shape[1], silu, reverse]
+    arguments += [t.data_ptr() for t in last]
+    types = [POINTER] * 4 + [I64] * 4 + [I32] * 2 + [POINTER] * len(last)
+    name = f"pcdet_causal_conv1d_{direction}"
+    if x.is_cuda:
+        kernel = _native.function("cuda", f"{name}_cuda", *types, I32, POINTER)
+        kernel(*arguments, _TYPES[x.dtype], _native.stream(x))
+    else:
+        kernel = _native.function("cpu", f"{name}_{str(x.dtype)[6:]}_cpu", *types, I32)
+        kernel(*arguments, _native.threads())
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+    if x.ndim != 3 or not x.is_floating_point():
+        raise ValueError(f"x must be floating point [batch, dim, L], got {x.dtype} {list(x.shape)}")
+    if weight.ndim != 2 or len(weight) != x.shape[1] or weight.shape[1] < 1 or weight.device != x.device:
+        raise ValueError(f"weight must be [{x.shape[1]}, K] on {x.device}, got {list(weight.shape)} on {weight.device}")
+    if bias is not None and (bias.shape != x.shape[1:2] or bias.device != x.device):
+        raise ValueError(f"bias must be [{x.shape[1]}] on {x.device}, got {list(bias.shape)} on {bias.device}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be None or 'silu', got {activation!r}")

@@ -45,7 +45,7 @@ def wkv_reference(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None =
     for t in reversed(range(length)) if reverse else range(length):
         update = k[:, t, :, :, None] * v[:, t, :, None, :]
         seen = state if u is None else state + u[:, :, None] * update
-        outputs[t] = (r[:, t, :, None, :] @ seen).squeeze(-2)
+        outputs[t] = (r[:, t, :, :, None] * seen).sum(-2)
         state = decay[:, t, :, :, None] * state + update
     return (torch.stack(outputs, 1) if outputs else v).to(kind)
 
