@@ -370,4 +370,4 @@ def test_contradicting_scores_are_refused() -> None:
     with pytest.raises(ValueError, match=r"iou_rectifier \(0.5\) and iou_power \(2.0\) exclude each other"):
         center_head(iou_power=2.0, iou_rectifier=0.5)
     with pytest.raises(ConfigError, match="iou_power needs the branch 'iou'"):
-        small("kitti/flatformer.yaml", "model.head.branches={center: 2, center_z: 2, dim: 2, rot: 2}")
+        small("waymo/flatformer.yaml", "model.head.branches={center: 2, center_z: 2, dim: 2, rot: 2, vel: 2}")
