@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from pcdet_ext.models.sparse_conv import submanifold_table
 from pcdet_ext.ops.octree_conv import octree_depthwise_conv
 from pcdet_ext.structures import SparseVoxels
 
@@ -36,29 +35,3 @@ class DepthwiseSubMConv3d(nn.Module):
         kernel = self.kernel_size
         table = voxels.plan(("submanifold_table", kernel), lambda v: submanifold_table(v, kernel))
         return octree_depthwise_conv(features.to(self.weight.dtype), self.weight.flatten(0, 2), table)
-
-
-def submanifold_table(voxels: SparseVoxels, kernel: tuple[int, int, int]) -> Tensor:
-    """Row int64 [N, kz * ky * kx] of each voxel's neighbour at each cell of an odd kernel, -1 where there is none.
-
-    A line of the kernel along x is one binary search in the sorted keys: its further cells can only be the next keys.
-    """
-    half = [k // 2 for k in kernel]
-    _, height, width = (n + 2 * h for n, h in zip(voxels.grid, half, strict=True))  # so that no line wraps
-    depth = voxels.grid[0] + 2 * half[0]
-    strides = torch.tensor([depth * height * width, height * width, width, 1], device=voxels.coords.device)
-    keys, order = torch.sort((voxels.coords.long() * strides).sum(1))
-    table = order.new_full((math.prod(kernel), len(keys)), -1)
-    last = max(len(keys) - 1, 0)
-    lines = itertools.product(range(-half[0], half[0] + 1), range(-half[1], half[1] + 1))
-    for line, (dz, dy) in enumerate(lines):
-        wanted = keys + ((dz * height + dy) * width - half[2])
-        place = torch.searchsorted(keys, wanted)
-        for dx in range(kernel[2]):
-            at = place.clamp(max=last)
-            hit = keys[at] == wanted + dx
-            table[line * kernel[2] + dx] = torch.where(hit, order[at], -1)
-            place = place + hit
-    by_row = torch.empty_like(table)
-    by_row[:, order] = table
-    return by_row.t().contiguous()

@@ -2,8 +2,8 @@
 
 One layer, two engines with the same parameters and results. "native" (here): tables of neighbouring voxels and one
 matrix product per kernel cell, on every device. "spconv": the library of that name. "auto" takes spconv on CUDA where
-it is installed, and native otherwise: on the CPU it was measured faster than spconv's own CPU path. The environment
-variable PCDET_EXT_SPARSE_CONV=native|spconv decides for layers that say "auto".
+it is installed, and native otherwise: on the CPU both are about as fast (tools/benchmark.py ops --only sparse_conv).
+The environment variable PCDET_EXT_SPARSE_CONV=native|spconv decides for layers that say "auto".
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pcdet_ext.ops.neighbours import neighbour_table
 from pcdet_ext.structures import SparseVoxels, untraced
 
 Triple = tuple[int, int, int]
@@ -181,25 +182,30 @@ class NeighbourTable:
 def submanifold_pairs(voxels: SparseVoxels, kernel: Triple) -> Pairs:
     """Pairs (input row, output row) of each cell of an odd kernel, outputs being where the inputs are.
 
-    A line of the kernel along x is one binary search in the sorted keys: its further cells can only be the next keys.
     Cells behind the centre mirror those before it.
     """
-    half = tuple(k // 2 for k in kernel)
+    keys, shifts = _keys_and_shifts(voxels, kernel)
+    centre = len(shifts) // 2
+    table = neighbour_table(keys, shifts[:centre])
+    cell, out = (table.t() >= 0).nonzero(as_tuple=True)
+    counts = torch.bincount(cell, minlength=centre).tolist()
+    first = list(zip(table[out, cell].split(counts), out.split(counts), strict=True)) if centre else []
+    same = torch.arange(len(keys), device=keys.device)
+    return [*first, (same, same), *((out, into) for into, out in reversed(first))]
+
+
+def submanifold_table(voxels: SparseVoxels, kernel: Triple) -> Tensor:
+    """Row int64 [N, kz * ky * kx] of each voxel's neighbour at each cell of an odd kernel, -1 where there is none."""
+    return neighbour_table(*_keys_and_shifts(voxels, kernel))
+
+
+def _keys_and_shifts(voxels: SparseVoxels, kernel: Triple) -> tuple[Tensor, Tensor]:
+    """A number int64 [N] for each voxel, and how far that of the neighbour at each kernel cell is from it."""
+    half = [k // 2 for k in kernel]
     strides = _key_strides(tuple(n + 2 * h for n, h in zip(voxels.grid, half, strict=True)))  # so that no line wraps
-    keys, order = torch.sort((voxels.coords.long() * voxels.coords.new_tensor(strides, dtype=torch.int64)).sum(dim=1))
-    centre = math.prod(kernel) // 2
-    first: Pairs = []
-    for dz, dy in itertools.product(range(-half[0], half[0] + 1), range(-half[1], half[1] + 1)):
-        if len(first) >= centre:
-            break
-        query = keys + dz * strides[1] + dy * strides[2] - half[2]
-        place = torch.searchsorted(keys, query)
-        for dx in range(kernel[2]):
-            hit = keys[place.clamp(max=len(keys) - 1)] == query + dx if len(keys) else query.bool()
-            first.append((order[place[hit]], order[hit]))
-            place = place + hit
-    first = first[:centre]
-    return [*first, (order, order), *((out, into) for into, out in reversed(first))]
+    strides = torch.tensor(strides, device=voxels.coords.device)
+    steps = torch.cartesian_prod(*(torch.arange(-h, h + 1, device=voxels.coords.device) for h in half))
+    return (voxels.coords.long() * strides).sum(1), (steps * strides[1:]).sum(1)
 
 
 def strided_table(
@@ -259,7 +265,9 @@ class _TableConvolution(torch.autograd.Function):
         inputs, products = _Workspace(features, pairs), _Workspace(features, pairs, weight.shape[0])
         result = features.new_zeros(rows, weight.shape[0])
         for cell, (into, out) in zip(_cells(weight), pairs, strict=True):
-            if len(into):
+            if _is_identity(into, out, rows, len(features)):
+                result.addmm_(features, cell.t())
+            elif len(into):
                 result.index_add_(0, out, products.multiply(inputs.gather(features, into), cell.t()))
         return result
 
@@ -274,12 +282,21 @@ class _TableConvolution(torch.autograd.Function):
         for i, (cell, (into, out)) in enumerate(zip(_cells(weight), ctx.pairs, strict=True)):
             if not len(into):
                 continue
-            rows = grads.gather(grad, out)
+            identity = _is_identity(into, out, len(grad), len(features))
+            rows = grad if identity else grads.gather(grad, out)
             if grad_weight is not None:
-                grad_weight.flatten(1, 3)[:, i] = rows.t() @ inputs.gather(features, into)
-            if grad_features is not None:
+                taken = features if identity else inputs.gather(features, into)
+                grad_weight.flatten(1, 3)[:, i] = rows.t() @ taken
+            if grad_features is not None and identity:
+                grad_features.addmm_(rows, cell)
+            elif grad_features is not None:
                 grad_features.index_add_(0, into, inputs.multiply(rows, cell))
         return grad_features, grad_weight, None, None
+
+
+def _is_identity(into: Tensor, out: Tensor, outputs: int, inputs: int) -> bool:
+    """Whether a kernel cell maps every row to itself, as the centre of a submanifold convolution: nothing to gather."""
+    return into is out and len(into) == outputs == inputs
 
 
 class _Workspace:

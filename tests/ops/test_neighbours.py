@@ -1,0 +1,50 @@
+"""Neighbour tables against a dictionary of keys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pcdet_ext.ops.neighbours import neighbour_table, neighbour_table_reference
+
+KEYS = st.lists(st.integers(-50, 50), max_size=40, unique=True)
+
+
+def looked_up(keys: Tensor, shifts: Tensor) -> Tensor:
+    rows = {key: row for row, key in enumerate(keys.tolist())}
+    table = [[rows.get(key + shift, -1) for shift in shifts.tolist()] for key in keys.tolist()]
+    return torch.tensor(table, dtype=torch.int64).view(len(keys), len(shifts))
+
+
+@settings(max_examples=60, deadline=None)
+@given(KEYS, st.lists(st.integers(-30, 30), max_size=9))
+def test_tables_hold_the_rows_that_a_dictionary_finds(keys, shifts):
+    keys, shifts = torch.tensor(keys, dtype=torch.int64), torch.tensor(shifts, dtype=torch.int64)
+    expected = looked_up(keys, shifts)
+    assert neighbour_table(keys, shifts).equal(expected)
+    assert neighbour_table_reference(*torch.sort(keys), shifts).equal(expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_keys(threads):
+    """More than one task, and shifts beyond both ends."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randperm(20_000, generator=generator)[:7000]
+    shifts = torch.tensor([-30_000, -101, -1, 0, 1, 101, 30_000])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert neighbour_table(keys, shifts).equal(looked_up(keys, shifts))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_wrong_arguments_are_named():
+    keys = torch.arange(3)
+    with pytest.raises(ValueError, match=r"keys must be int64 with one dimension, got torch.int32 \[3\]"):
+        neighbour_table(keys.int(), keys)
+    with pytest.raises(ValueError, match=r"shifts must be int64 with one dimension, got torch.int64 \[3, 1\]"):
+        neighbour_table(keys, keys[:, None])
