@@ -1,135 +1,233 @@
-// DSVT's rotated sets on the CPU: voxels sorted window by window, once along y and once along x, and each window cut
-// into sets of equal size that share out its voxels evenly.
-#include "common.h"
-#include "radix_sort.h"
+// DSVT's rotated sets on the CPU: voxels are counted and gathered window by window; then each window marks its cells in
+// a bit map, once along y and once along x, and deals its voxels out to the slots in the order of the bits.
+#include "rotated_sets.h"
 
+#include <algorithm>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace {
 
 using namespace pcdet;
 
-struct Windows {
-    int32_t grid[3];    // cells, (z, y, x)
-    int32_t window[3];  // cells of a window
-    int32_t shift[3];   // added to the coordinates
-    int32_t count[3];   // windows
+constexpr int64_t kDenseCells = 2048;  // of a window, up to which it is quickest to look at every word of its bit map
+
+// A voxel of a window.
+struct Member {
+    int32_t row;
+    int32_t cell[2];  // in each direction
 };
 
-struct AxisTable {
-    std::vector<int32_t> window, rest;
+// What a coordinate along one axis adds to the number of the window and to the cells inside, and its place inside.
+struct Share {
+    int32_t window, cell[2], inside;
+};
 
-    AxisTable(const Windows& w, int axis) : window(w.grid[axis]), rest(w.grid[axis]) {
-        for (int32_t c = 0; c < w.grid[axis]; ++c) {
-            window[c] = (c + w.shift[axis]) / w.window[axis];
-            rest[c] = (c + w.shift[axis]) % w.window[axis];
-        }
+std::vector<Share> shares(const Windows& w, int axis) {
+    std::vector<Share> table(w.grid[axis]);
+    for (int32_t c = 0; c < w.grid[axis]; ++c) {
+        int32_t place[3] = {0, 0, 0}, inside[3] = {0, 0, 0};
+        place[axis] = window_along(w, axis, c);
+        inside[axis] = inside_along(w, axis, c);
+        table[c] = {static_cast<int32_t>(window_number(w, 0, place)),
+                    {cell_inside(w, 0, inside), cell_inside(w, 1, inside)},
+                    inside[axis]};
     }
-};
-
-// Voxels window by window, inside a window by (y, x, z) for direction 0 and by (x, y, z) for direction 1. A key is the
-// window's number above `cell_bits` bits for the cell.
-template <typename Key>
-void sort_direction(const Windows& w, const int64_t* number, const int32_t* inside, int64_t n, int bits, int cell_bits,
-                    int direction, int32_t* order, Key* sorted_windows) {
-    const int major = 1 + direction, minor = 2 - direction;
-    const int32_t scale_minor = w.window[0], scale_major = scale_minor * w.window[minor];
-    const auto key = [&](int64_t i) {
-        const int32_t* r = inside + 3 * i;
-        const int32_t cell = r[major] * scale_major + r[minor] * scale_minor + r[0];
-        return static_cast<Key>(number[i]) << cell_bits | static_cast<Key>(cell);
-    };
-    radix_sort_rows<Key>(n, bits, key, [=](int64_t place, int32_t row, Key sorted) {
-        order[place] = row;
-        if (sorted_windows) sorted_windows[place] = sorted >> cell_bits;
-    });
+    return table;
 }
 
-// Sort both directions side by side; the runs of equal windows, the same for both, begin at starts[0 .. windows).
-template <typename Key>
-int64_t sort_both(const Windows& w, const int64_t* number, const int32_t* inside, int64_t n, int bits, int cell_bits,
-                  int32_t* order, int32_t* starts, int threads) {
-    std::unique_ptr<Key[]> sorted_windows(new Key[n]);
-#pragma omp parallel for num_threads(threads < 2 ? threads : 2)
-    for (int direction = 0; direction < 2; ++direction) {
-        sort_direction<Key>(w, number, inside, n, bits, cell_bits, direction, order + direction * n,
-                            direction == 0 ? sorted_windows.get() : nullptr);
+struct Range {
+    int64_t begin, end;
+};
+
+Range part(int64_t n, int number, int parts) { return {n * number / parts, n * (number + 1) / parts}; }
+
+// The tables of all axes, and what goes with them.
+struct Grid {
+    const Windows& w;
+    int64_t frames;
+    std::vector<Share> z, y, x;
+
+    Grid(const Windows& windows, int64_t frames)
+        : w(windows), frames(frames), z(shares(w, 0)), y(shares(w, 1)), x(shares(w, 2)) {}
+
+    int64_t windows_of_frame() const { return int64_t(w.count[0]) * w.count[1] * w.count[2]; }
+};
+
+// Window and place inside of the rows of a range, and how many each window has; returns the rows outside the grid.
+int64_t locate(const Grid& grid, const int32_t* coords, Range rows, int64_t* number, int32_t* inside,
+               uint32_t* counts) {
+    const Share *z = grid.z.data(), *y = grid.y.data(), *x = grid.x.data();
+    const uint32_t depth = grid.w.grid[0], height = grid.w.grid[1], width = grid.w.grid[2];
+    const int64_t frames = grid.frames, windows = grid.windows_of_frame();
+    int64_t outside = 0;
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+        const uint32_t b = coords[4 * i], cz = coords[4 * i + 1], cy = coords[4 * i + 2], cx = coords[4 * i + 3];
+        if ((b >= frames) | (cz >= depth) | (cy >= height) | (cx >= width)) {  // also the negative ones
+            ++outside;
+            continue;
+        }
+        const Share sz = z[cz], sy = y[cy], sx = x[cx];
+        const int64_t window = b * windows + sz.window + sy.window + sx.window;
+        inside[3 * i] = sz.inside;
+        inside[3 * i + 1] = sy.inside;
+        inside[3 * i + 2] = sx.inside;
+        number[i] = window;
+        ++counts[window];
     }
-    int64_t windows = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        if (i == 0 || sorted_windows[i] != sorted_windows[i - 1]) starts[windows++] = static_cast<int32_t>(i);
+    return outside;
+}
+
+// Put the rows of a range to their windows, at the places that are free next.
+void gather(const Grid& grid, const int32_t* coords, Range rows, const int64_t* number, uint32_t* places,
+            Member* members) {
+    const Share *z = grid.z.data(), *y = grid.y.data(), *x = grid.x.data();
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+        const int32_t* row = coords + 4 * i;
+        const Share sz = z[row[1]], sy = y[row[2]], sx = x[row[3]];
+        members[places[number[i]]++] = {static_cast<int32_t>(i),
+                                        {sz.cell[0] + sy.cell[0] + sx.cell[0], sz.cell[1] + sy.cell[1] + sx.cell[1]}};
     }
-    starts[windows] = static_cast<int32_t>(n);
-    return windows;
+}
+
+// A set of cells of a window that gives them back in ascending order. `sparse`: empty stretches of 4096 cells cost next
+// to nothing.
+template <bool sparse>
+class CellMap {
+public:
+    explicit CellMap(int64_t cells)
+        : words_((cells + 63) / 64), some_((words_.size() + 63) / 64), rows_(new int32_t[cells]) {}
+
+    // False where the cell is taken already.
+    bool put(int32_t cell, int32_t row) {
+        const uint64_t bit = uint64_t(1) << (cell & 63), word = words_[cell >> 6];
+        if (sparse) some_[cell >> 12] |= uint64_t(1) << (cell >> 6 & 63);
+        words_[cell >> 6] = word | bit;
+        rows_[cell] = row;
+        return !(word & bit);
+    }
+
+    // Rows in ascending order of their cells; empties the map.
+    template <typename Take>
+    void drain(const Take& take) {
+        const auto drain_word = [&](size_t w) {
+            for (uint64_t word = std::exchange(words_[w], 0); word; word &= word - 1) {
+                take(rows_[w * 64 + __builtin_ctzll(word)]);
+            }
+        };
+        if (!sparse) {
+            for (size_t w = 0; w < words_.size(); ++w) drain_word(w);
+            return;
+        }
+        for (size_t s = 0; s < some_.size(); ++s) {
+            for (uint64_t some = std::exchange(some_[s], 0); some; some &= some - 1) {
+                drain_word(s * 64 + __builtin_ctzll(some));
+            }
+        }
+    }
+
+private:
+    std::vector<uint64_t> words_, some_;
+    std::unique_ptr<int32_t[]> rows_;  // not initialized: read only where a bit is set
+};
+
+// Deals the voxels of a window out to its slots, in the order in which they come.
+struct Dealer {
+    int64_t next, end, voxels;  // slots, and how many voxels there are
+    int64_t* index;
+    bool* repeats;
+    int64_t* slot;
+    int64_t spare = end - next - voxels, rest = 0;
+
+    void operator()(int32_t row) {  // as far as first_slot of the next rank, stepped instead of divided
+        slot[row] = next;
+        put(row, false);
+        for (rest += spare; rest > 0; rest -= voxels) put(row, true);
+    }
+
+    void put(int32_t row, bool repeat) {
+        index[next] = row;
+        repeats[next++] = repeat;
+    }
+};
+
+// Deal the members of a window in the order of their cells in one direction; those in one cell keep their order.
+template <bool sparse>
+void deal(const Member* members, int64_t count, int direction, CellMap<sparse>& map, Dealer dealer) {
+    bool distinct = true;
+    for (int64_t i = 0; i < count; ++i) distinct &= map.put(members[i].cell[direction], members[i].row);
+    if (distinct) {
+        map.drain([&](int32_t row) { dealer(row); });
+        return;
+    }
+    map.drain([](int32_t) {});
+    std::vector<std::pair<int32_t, int32_t>> sorted(count);
+    for (int64_t i = 0; i < count; ++i) sorted[i] = {members[i].cell[direction], members[i].row};
+    std::sort(sorted.begin(), sorted.end());
+    for (const auto& [cell, row] : sorted) dealer(row);
+}
+
+// All windows; see pcdet_rotated_fill_cpu.
+template <bool sparse>
+void fill(const Member* members, const int32_t* starts, const int32_t* first_set, int64_t n, int64_t windows,
+          int64_t cells, int64_t set_size, int64_t sets, int64_t* index, bool* repeats, int64_t* slot, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        CellMap<sparse> map(cells);
+#pragma omp for schedule(dynamic, 64)
+        for (int64_t i = 0; i < windows; ++i) {
+            const int64_t voxels = starts[i + 1] - starts[i];
+            for (int direction = 0; direction < 2 && voxels; ++direction) {
+                const int64_t base = direction * sets * set_size;
+                deal(members + starts[i], voxels, direction, map,
+                     {first_set[i] * set_size, first_set[i + 1] * set_size, voxels, index + base, repeats + base,
+                      slot + direction * n});
+            }
+        }
+    }
 }
 
 }  // namespace
 
-// First half: window number [n], place inside [n, 3] (z, y, x), and for both directions the voxels in sorted order
-// [2, n], in runs of one window that begin at starts [windows + 1]. totals: rows outside the grid (which end the work),
-// windows, sets.
-PCDET_API int pcdet_rotated_order_cpu(const int32_t* coords, int64_t n, int64_t frames, const Windows* windows,
-                                      int64_t set_size, int64_t* number, int32_t* inside, int32_t* order,
-                                      int32_t* starts, int64_t* totals, int threads) {
-    const Windows w = *windows;
-    const AxisTable tables[3] = {{w, 0}, {w, 1}, {w, 2}};
+// First half: window number [n] and place inside [n, 3] (z, y, x) of each voxel, and the voxels window by window:
+// members [n], which begin at starts [windows + 1], and fill the sets from first_set [windows + 1] on. totals: rows
+// outside the grid (which end the work), and sets.
+PCDET_API int pcdet_rotated_windows_cpu(const int32_t* coords, int64_t n, int64_t frames, const Windows* windows,
+                                        int64_t set_size, int64_t* number, int32_t* inside, Member* members,
+                                        int32_t* starts, int32_t* first_set, int64_t* totals, int threads) {
+    const Grid grid(*windows, frames);
+    const int64_t count = frames * grid.windows_of_frame();
+    const int parts = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, 8 * n / count)));
+    std::vector<uint32_t> places(parts * count);  // counts of each part, then where its members go
     int64_t outside = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : outside) schedule(static)
-    for (int64_t i = 0; i < n; ++i) {
-        const int32_t* row = coords + 4 * i;
-        bool ok = row[0] >= 0 && row[0] < frames;
-        for (int axis = 0; axis < 3; ++axis) ok = ok && row[axis + 1] >= 0 && row[axis + 1] < w.grid[axis];
-        if (!ok) {
-            ++outside;
-            continue;
-        }
-        int64_t place[3];
-        for (int axis = 0; axis < 3; ++axis) {
-            place[axis] = tables[axis].window[row[axis + 1]];
-            inside[3 * i + axis] = tables[axis].rest[row[axis + 1]];
-        }
-        number[i] =
-            ((row[0] * static_cast<int64_t>(w.count[2]) + place[2]) * w.count[1] + place[1]) * w.count[0] + place[0];
+#pragma omp parallel for num_threads(parts) reduction(+ : outside) schedule(static, 1)
+    for (int p = 0; p < parts; ++p) {
+        outside += locate(grid, coords, part(n, p, parts), number, inside, places.data() + p * count);
     }
     totals[0] = outside;
-    totals[1] = totals[2] = 0;
-    if (outside || n == 0) return 0;
-    const int64_t cells = static_cast<int64_t>(w.window[0]) * w.window[1] * w.window[2];
-    const int64_t windows_limit = frames * w.count[0] * w.count[1] * w.count[2];
-    const int cell_bits = bits_below(static_cast<uint64_t>(cells));
-    const int bits = bits_below(static_cast<uint64_t>(windows_limit)) + cell_bits;
-    totals[1] = bits <= 32 ? sort_both<uint32_t>(w, number, inside, n, bits, cell_bits, order, starts, threads)
-                           : sort_both<uint64_t>(w, number, inside, n, bits, cell_bits, order, starts, threads);
-    for (int64_t i = 0; i < totals[1]; ++i) totals[2] += (starts[i + 1] - starts[i] + set_size - 1) / set_size;
+    if (outside) return 0;
+    int32_t next = 0, set = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        starts[i] = next;
+        first_set[i] = set;
+        for (int p = 0; p < parts; ++p) next += std::exchange(places[p * count + i], next);
+        set += static_cast<int32_t>(sets_of(next - starts[i], set_size));
+    }
+    starts[count] = next;
+    first_set[count] = set;
+    totals[1] = set;
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+    for (int p = 0; p < parts; ++p) gather(grid, coords, part(n, p, parts), number, places.data() + p * count, members);
     return 0;
 }
 
-// Second half: the voxel in each slot [2, sets, set_size], and whether it repeats the slot to its left.
-PCDET_API int pcdet_rotated_fill_cpu(const int32_t* order, const int32_t* starts, int64_t n, int64_t windows,
-                                     int64_t sets, int64_t set_size, int64_t* index, bool* repeats, int threads) {
-#pragma omp parallel for num_threads(threads < 2 ? threads : 2)
-    for (int direction = 0; direction < 2; ++direction) {
-        const int32_t* sorted = order + direction * n;
-        int64_t* slot = index + direction * sets * set_size;
-        bool* repeat = repeats + direction * sets * set_size;
-        for (int64_t window = 0; window < windows; ++window) {
-            const int64_t count = starts[window + 1] - starts[window];
-            const int64_t set_count = (count + set_size - 1) / set_size, slots = set_count * set_size;
-            // rank = floor(k * count / slots), stepped instead of divided
-            for (int64_t set = 0, rank = starts[window], rest = 0; set < set_count; ++set) {
-                int64_t previous = -1;
-                for (int64_t k = 0; k < set_size; ++k, ++slot, ++repeat) {
-                    *slot = sorted[rank];
-                    *repeat = rank == previous;
-                    previous = rank;
-                    rest += count;
-                    const bool step = rest >= slots;
-                    rest -= step ? slots : 0;
-                    rank += step;
-                }
-            }
-        }
-    }
+// Second half: the voxel in each slot [2, sets, set_size], whether it repeats the slot to its left, and the first slot
+// of each voxel [2, n]. cells: of a window.
+PCDET_API int pcdet_rotated_fill_cpu(const Member* members, const int32_t* starts, const int32_t* first_set, int64_t n,
+                                     int64_t windows, int64_t cells, int64_t set_size, int64_t sets, int64_t* index,
+                                     bool* repeats, int64_t* slot, int threads) {
+    const auto run = cells > kDenseCells ? fill<true> : fill<false>;
+    run(members, starts, first_set, n, windows, cells, set_size, sets, index, repeats, slot, threads);
     return 0;
 }

@@ -90,7 +90,10 @@ def even_sets(order: Tensor, counts: Tensor, size: int) -> Groups:
     index = order[_starts(counts)[owner, None] + place]
     repeats = torch.zeros_like(index, dtype=torch.bool)
     repeats[:, 1:] = index[:, 1:] == index[:, :-1]
-    return _sets(index, repeats, len(order))
+    slots = torch.arange(index.numel(), device=index.device)
+    inverse = slots.new_empty(len(order) + 1)  # one more takes the repeats, so that no two write to the same place
+    inverse[torch.where(repeats, len(order), index).flatten()] = slots
+    return Groups(index, inverse[:-1], ~repeats)
 
 
 @dataclass(frozen=True)
@@ -122,16 +125,9 @@ def rotated_set_plan(
 
 def _set_plan(voxels: SparseVoxels, window: Sequence[int], shift: Sequence[int], size: int) -> SetPlan:
     sets = rotated_sets(voxels.coords, voxels.grid, voxels.batch_size, window, shift, size)
-    y_major, x_major = (_sets(i, r, len(voxels)) for i, r in zip(sets.index, sets.repeats, strict=True))
+    valid = ~sets.repeats
+    y_major, x_major = (Groups(*parts) for parts in zip(sets.index, sets.slot, valid, strict=True))
     return SetPlan(y_major, x_major, sets.window, sets.inside)
-
-
-def _sets(index: Tensor, repeats: Tensor, count: int) -> Groups:
-    """Groups of sets in which a voxel may fill several slots; `count` voxels read back the first of theirs."""
-    slots = torch.arange(index.numel(), device=index.device)
-    inverse = slots.new_empty(count + 1)  # one more takes the repeats, so that no two write to the same place
-    inverse[torch.where(repeats, count, index).flatten()] = slots
-    return Groups(index, inverse[:count], ~repeats)
 
 
 def window_index(

@@ -17,12 +17,14 @@ from pcdet_ext.ops.serialize import check_coords, raise_outside
 
 class RotatedSets(NamedTuple):
     """index: int64 [2, S, set_size], voxel in each slot, first sorted by (y, x, z) in the window, then by (x, y, z);
-    repeats: bool [2, S, set_size], True where a slot repeats the one to its left; window: int64 [N], number of each
-    voxel's window, ascending by (frame, x, y, z); inside: int32 [N, 3], place in the window as (z, y, x).
+    repeats: bool [2, S, set_size], True where a slot repeats the one to its left; slot: int64 [2, N], the first slot of
+    each voxel, set * set_size + place; window: int64 [N], number of each voxel's window, ascending by (frame, x, y, z);
+    inside: int32 [N, 3], place in the window as (z, y, x).
     """
 
     index: Tensor
     repeats: Tensor
+    slot: Tensor
     window: Tensor
     inside: Tensor
 
@@ -39,8 +41,8 @@ def rotated_sets(
 
     Slot k of set j of a window with S sets holds the voxel of rank ⌊(j · set_size + k) · n / (S · set_size)⌋, so every
     voxel is in exactly one set a direction, in one slot or in several adjacent ones.
-    coords: int32 [N, 4] as (batch, z, y, x), inside the grid (Z, Y, X); window and shift: cells, (Z, Y, X), the shift
-    is added to the coordinates. Raises ValueError naming the argument that is wrong.
+    coords: int32 [N, 4] as (batch, z, y, x), each at most once, inside the grid (Z, Y, X); window and shift: cells,
+    (Z, Y, X), the shift is added to the coordinates. Raises ValueError naming the argument that is wrong.
     """
     check_coords(coords, grid)
     if set_size < 1:
@@ -65,24 +67,67 @@ def _rotated_sets(
     shift: list[int],
     count: list[int],
     set_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    order_types = (POINTER, I64, I64, POINTER, I64, POINTER, POINTER, POINTER, POINTER, POINTER, I32)
-    sort = _native.function("cpu", "pcdet_rotated_order_cpu", *order_types) if coords.device.type == "cpu" else None
-    if sort is None:  # also on CUDA, where sorting, which torch does, is nearly all of the work
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    windows, cells = batch_size * math.prod(count), math.prod(window)
+    device = coords.device.type
+    # Tables of windows and of their cells pay where there are not many more of them than voxels.
+    fits = windows <= 8 * len(coords) + 65536 and cells <= (
+        CUDA_CELLS if device == "cuda" else 64 * len(coords) + 65536
+    )
+    if not fits or _native.library(device) is None:
         return rotated_sets_reference(coords, grid, batch_size, window, shift, count, set_size)
+    run = _sets_on_cuda if device == "cuda" else _sets_on_cpu
+    layout = (ctypes.c_int32 * 12)(*grid, *window, *shift, *count)
+    return run(coords, grid, batch_size, layout, windows, cells, set_size)
+
+
+CUDA_CELLS = 6000 * 32  # whose bit map and its running sum fit into a block's shared memory
+Layout = ctypes.Array  # grid, window, shift and number of windows, (Z, Y, X) each
+
+
+def _sets_on_cpu(
+    coords: Tensor, grid: Sequence[int], batch_size: int, layout: Layout, windows: int, cells: int, set_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, threads, p = len(coords), _native.threads(), _native.pointer
-    number, totals = torch.empty(n, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
-    inside, order, starts = (torch.empty(s, dtype=torch.int32) for s in ((n, 3), (2, n), (n + 1,)))
-    windows = (ctypes.c_int32 * 12)(*grid, *window, *shift, *count)
-    sort(p(coords), n, batch_size, windows, set_size, p(number), p(inside), p(order), p(starts), p(totals), threads)
-    outside, runs, sets = totals.tolist()
+    number, totals = torch.empty(n, dtype=torch.int64), torch.empty(2, dtype=torch.int64)
+    inside, members = torch.empty(2, n, 3, dtype=torch.int32)
+    starts, first_set = torch.empty(2, windows + 1, dtype=torch.int32)
+    gathered = p(members), p(starts), p(first_set)
+    gather = _native.function(
+        "cpu", "pcdet_rotated_windows_cpu", POINTER, *[I64] * 2, POINTER, I64, *[POINTER] * 6, I32
+    )
+    gather(p(coords), n, batch_size, layout, set_size, p(number), p(inside), *gathered, p(totals), threads)
+    outside, sets = totals.tolist()
     raise_outside(outside, grid)
     index = torch.empty(2, sets, set_size, dtype=torch.int64)
     repeats = torch.empty(2, sets, set_size, dtype=torch.bool)
-    fill_types = (POINTER, POINTER, I64, I64, I64, I64, POINTER, POINTER, I32)
-    fill = _native.function("cpu", "pcdet_rotated_fill_cpu", *fill_types)
-    fill(p(order), p(starts), n, runs, sets, set_size, p(index), p(repeats), threads)
-    return index, repeats, number, inside
+    slot = torch.empty(2, n, dtype=torch.int64)
+    fill = _native.function("cpu", "pcdet_rotated_fill_cpu", *[POINTER] * 3, *[I64] * 5, *[POINTER] * 3, I32)
+    fill(*gathered, n, windows, cells, set_size, sets, p(index), p(repeats), p(slot), threads)
+    return index, repeats, slot, number, inside
+
+
+def _sets_on_cuda(
+    coords: Tensor, grid: Sequence[int], batch_size: int, layout: Layout, windows: int, _cells: int, set_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    n, stream, p = len(coords), _native.stream(coords), _native.pointer
+    number, slot = (coords.new_empty(*shape, n, dtype=torch.int64) for shape in ((), (2,)))
+    inside, arrival, members = (coords.new_empty(*shape) for shape in ((n, 3), (n,), (n,)))
+    counts, outside = coords.new_zeros(windows), coords.new_zeros(1, dtype=torch.int64)
+    locate = _native.function("cuda", "pcdet_rotated_windows_cuda", POINTER, *[I64] * 2, *[POINTER] * 7)
+    locate(p(coords), n, batch_size, layout, p(number), p(inside), p(arrival), p(counts), p(outside), stream)
+    sizes = torch.stack([counts, (counts + set_size - 1) // set_size])
+    starts, first_set = torch.nn.functional.pad(sizes.cumsum(1), (1, 0))
+    wrong, sets = torch.stack([outside[0], first_set[-1]]).tolist()
+    raise_outside(wrong, grid)
+    index = torch.zeros(2, sets, set_size, dtype=torch.int64, device=coords.device)  # some stay where cells repeat
+    repeats = torch.zeros_like(index, dtype=torch.bool)
+    fill = _native.function(
+        "cuda", "pcdet_rotated_fill_cuda", *[POINTER] * 5, *[I64] * 2, POINTER, *[I64] * 2, *[POINTER] * 5
+    )
+    places = p(number), p(inside), p(arrival), p(starts), p(first_set)
+    fill(*places, n, windows, layout, set_size, sets, p(members), p(index), p(repeats), p(slot), stream)
+    return index, repeats, slot, number, inside
 
 
 @_rotated_sets.register_fake
@@ -94,11 +139,11 @@ def _(
     shift: list[int],
     count: list[int],
     set_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     sets = torch.library.get_ctx().new_dynamic_size()
     index = coords.new_empty(2, sets, set_size, dtype=torch.int64)
-    number = coords.new_empty(len(coords), dtype=torch.int64)
-    return index, torch.empty_like(index, dtype=torch.bool), number, coords.new_empty(len(coords), 3)
+    slot, number = (coords.new_empty(*shape, len(coords), dtype=torch.int64) for shape in ((2,), ()))
+    return index, torch.empty_like(index, dtype=torch.bool), slot, number, coords.new_empty(len(coords), 3)
 
 
 def rotated_sets_reference(
@@ -109,7 +154,7 @@ def rotated_sets_reference(
     shift: Sequence[int],
     count: Sequence[int],
     set_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The definition in PyTorch on any device; see `rotated_sets`. count: windows an axis, (Z, Y, X)."""
     limit = torch.tensor([batch_size, *grid], device=coords.device)
     raise_outside(int(((coords < 0) | (coords >= limit)).any(1).sum()), grid)
@@ -121,7 +166,10 @@ def rotated_sets_reference(
     index = torch.stack(index)
     repeats = torch.zeros_like(index, dtype=torch.bool)
     repeats[..., 1:] = index[..., 1:] == index[..., :-1]
-    return index, repeats, number, inside.int()
+    slots = torch.arange(index[0].numel(), device=coords.device)
+    slot = slots.new_empty(2, len(coords) + 1)  # one more takes the repeats, so that no two write to the same place
+    slot.scatter_(1, torch.where(repeats, len(coords), index).flatten(1), slots.expand(2, -1))
+    return index, repeats, slot[:, :-1].contiguous(), number, inside.int()
 
 
 def _one_direction(number: Tensor, inside: Tensor, window: Sequence[int], set_size: int, major: int) -> Tensor:

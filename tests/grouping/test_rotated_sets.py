@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pcdet_ext.grouping.orders import Hilbert, WindowX, WindowY
 from pcdet_ext.grouping.partitions import PARTITIONS, RotatedSets, rotated_set_plan
+from pcdet_ext.ops.rotated_sets import _rotated_sets, rotated_sets, rotated_sets_reference
 from pcdet_ext.structures import Groups, SparseVoxels
 
 GRID = (4, 26, 23)
@@ -106,3 +107,52 @@ def test_senseless_sets_are_refused(window, shift, size, message) -> None:
     if size < 1:
         with pytest.raises(ValueError, match=message):
             RotatedSets(size)(random_voxels(0), Hilbert())
+
+
+def arguments(coords: torch.Tensor, window: tuple[int, int, int], size: int) -> tuple:
+    count = [max(-(-(g + s) // w), -(-g // w) + 1) for g, w, s in zip(GRID, window, SHIFT, strict=True)]
+    return coords, list(GRID), 3, list(window), list(SHIFT), count, size
+
+
+def check_native(coords: torch.Tensor, window: tuple[int, int, int], size: int) -> None:
+    """The kernel of the device, with one thread and with two, gives what the reference gives."""
+    expected = rotated_sets_reference(*arguments(coords.cpu(), window, size))
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            for native, reference in zip(_rotated_sets(*arguments(coords, window, size)), expected, strict=True):
+                assert native.dtype == reference.dtype
+                assert torch.equal(native.cpu(), reference)
+    finally:
+        torch.set_num_threads(threads)
+
+
+# Small windows, more of them than voxels, and windows whose bit map is taken as mostly empty.
+WINDOWS = [WINDOW, (1, 1, 1), (4, 26, 23)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from(WINDOWS))
+def test_native_kernels_give_what_the_reference_gives(seed: int, size: int, window: tuple[int, int, int]) -> None:
+    check_native(random_voxels(seed, most=2000).coords, window, size)
+
+
+def test_rows_that_repeat_a_cell_keep_their_order() -> None:
+    coords = random_voxels(3).coords
+    check_native(torch.cat([coords, coords[:50], coords[:20]]), WINDOW, 7)
+
+
+@pytest.mark.parametrize("row", [[3, 0, 0, 0], [-1, 0, 0, 0], [0, 4, 0, 0], [0, 0, -1, 0], [0, 0, 0, 23]])
+def test_rows_outside_the_grid_are_refused(row) -> None:
+    coords = torch.cat([random_voxels(3).coords, torch.tensor([row], dtype=torch.int32)])
+    with pytest.raises(ValueError, match="1 rows are outside the grid"):
+        rotated_sets(coords, GRID, 3, WINDOW, SHIFT, 7)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", WINDOWS)
+def test_cuda_kernel_gives_what_the_reference_gives(window) -> None:
+    for seed, size in ((0, 1), (1, 7), (2, 36)):
+        check_native(random_voxels(seed, most=2000).coords.cuda(), window, size)
+    check_native(torch.zeros(0, 4, dtype=torch.int32, device="cuda"), window, 7)
