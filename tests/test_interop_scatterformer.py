@@ -124,9 +124,9 @@ def _set(path: str, value: object):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("voxel_size"), "of a detector needs voxel_size; it has"),
-        (lambda c: c["BACKBONE_3D"].pop("WIN_SIZE"), "of a backbone needs WIN_SIZE; it has FEATURE_DIM"),
-        (lambda c: c["BACKBONE_2D"].pop("NUM_SBB"), "of a 2-D backbone needs NUM_SBB"),
+        (lambda c: c.pop("voxel_size"), "of the detector needs voxel_size; it has"),
+        (lambda c: c["BACKBONE_3D"].pop("WIN_SIZE"), "of the backbone needs WIN_SIZE; it has FEATURE_DIM"),
+        (lambda c: c["BACKBONE_2D"].pop("NUM_SBB"), "of the 2-D backbone needs NUM_SBB"),
         (_set("BACKBONE_3D.NAME", "DSVT"), "BACKBONE_3D: 'DSVT' is not in this library; known: ScatterFormer"),
         (_set("BACKBONE_2D.NAME", "BaseBEVBackbone"), "known: CascadeDEDBackbone"),
         (_set("VFE.NAME", "MeanVFE"), "VFE: 'MeanVFE'"),
@@ -151,6 +151,27 @@ def test_query_heads_of_another_kind_are_refused(transfusion, key, value):
         from_official("scatterformer", config)
 
 
+@pytest.mark.parametrize(
+    "name", ["sla_layer", "cwi_ffn", "block_batch2", "pillar_pool", "vfe", "bev_ded", "backbone", "detector_center"]
+)
+def test_parts_load_alone(shared, name):
+    golden = Case.read(shared / "golden" / "scatterformer" / f"{name}.json")
+    state = golden.tensors("param")
+    module = from_official("scatterformer", golden.config, state)
+    assert len(module.state_dict()) == len([key for key in state if key != "global_step"])
+    with pytest.raises(ValueError, match="is missing"):
+        from_official("scatterformer", golden.config, {})
+
+
+def test_a_configuration_of_nothing_known_is_refused():
+    with pytest.raises(ValueError, match=r"needs one of BACKBONE_3D, WIN_SIZE.*; it has FEATURE_DIM"):
+        from_official("scatterformer", {"FEATURE_DIM": 32})
+    with pytest.raises(ValueError, match="of the attention layer needs dim; it has num_heads"):
+        from_official("scatterformer", {"num_heads": 4})
+
+
 def test_a_backbone_needs_its_geometry():
-    with pytest.raises(ValueError, match="of a backbone needs input_channels, grid_size; it has FEATURE_DIM, WIN_SIZE"):
+    with pytest.raises(
+        ValueError, match="of the backbone needs input_channels, grid_size; it has FEATURE_DIM, WIN_SIZE"
+    ):
         from_official("scatterformer", {"FEATURE_DIM": 32, "WIN_SIZE": 12})

@@ -10,14 +10,10 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
-from pcdet_ext.interop import from_official, openpcdet, scatterformer
+from pcdet_ext.interop import from_official, openpcdet
 from pcdet_ext.interop.golden import Case, Values, backward, runs
-from pcdet_ext.mixers.linear_attention import LinearAttention
-from pcdet_ext.models.backbones.scatterformer import CrossWindowFFN, PillarPooling, ScatterFormerBlock
-from pcdet_ext.models.bev import BEV_BACKBONES
-from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads.center import CenterHead, CenterOutput
-from pcdet_ext.models.heads.transfusion import TransFusionHead
+from pcdet_ext.models.heads.transfusion import CHANNELS, TransFusionHead
 from pcdet_ext.models.postprocess import rectify_scores
 from pcdet_ext.structures import Detections, PointBatch, Segments, SparseVoxels
 
@@ -25,8 +21,7 @@ from pcdet_ext.structures import Detections, PointBatch, Segments, SparseVoxels
 @runs("scatterformer", "sla_layer")
 def run_attention(case: Case, grads: bool) -> Values:
     """The attention layer on rows that are sorted by window."""
-    config, counts = case.config, case.tensor("in.counts")
-    layer = _loaded(LinearAttention(config["dim"], config["num_heads"], config["qkv_bias"]), case)
+    layer, counts = _module(case), case.tensor("in.counts")
     x = case.tensor("in.x").requires_grad_(grads)
     same = torch.arange(len(x))
     windows = Segments(same, same, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
@@ -35,34 +30,21 @@ def run_attention(case: Case, grads: bool) -> Values:
 
 
 @runs("scatterformer", "cwi_ffn")
-def run_cross_window(case: Case, grads: bool) -> Values:
-    """The interaction across windows with its feed-forward network."""
-    config = case.config
-    layer = _loaded(CrossWindowFFN(config["embed_dim"], config["conv_size"] - 1), case)
-    return _on_voxels(case, layer, grads)
-
-
 @runs("scatterformer", "block")
-def run_block(case: Case, grads: bool) -> Values:
-    """Layers of attention and interaction."""
-    config = case.config
-    sizes = (config["embed_dim"], config["win_size"], config["num_layers"], config["nhead"])
-    return _on_voxels(case, _loaded(ScatterFormerBlock(*sizes), case), grads)
-
-
 @runs("scatterformer", "pillar_pool")
-def run_pooling(case: Case, grads: bool) -> Values:
-    """Attention over the voxels of each pillar."""
-    config = case.config
-    layer = _loaded(PillarPooling(config["dim"], config["pillar_size"], nonnegative_query=True), case)
-    return _on_voxels(case, layer, grads)
+def run_on_voxels(case: Case, grads: bool) -> Values:
+    """The interaction across windows, blocks, and attention over the voxels of each pillar."""
+    config, module = case.config, _module(case)
+    features = case.tensor("in.features").requires_grad_(grads)
+    grid = tuple(config["spatial_shape"])
+    found = module(SparseVoxels(features, case.tensor("in.indices"), grid, config["batch_size"]))
+    return _with_gradients(_as_published(case, found), case, module, {"in.features": features}, grads)
 
 
 @runs("scatterformer", "backbone")
 def run_backbone(case: Case, grads: bool) -> Values:
     """The whole 3-D backbone."""
-    config = case.config
-    backbone = from_official("scatterformer", config, case.tensors("param"))
+    config, backbone = case.config, _module(case)
     features = case.tensor("in.voxel_features").requires_grad_(grads)
     grid = tuple(reversed(config["grid_size"]))
     found = backbone(SparseVoxels(features, case.tensor("in.voxel_coords"), grid, config["batch_size"]))
@@ -72,12 +54,8 @@ def run_backbone(case: Case, grads: bool) -> Values:
 @runs("scatterformer", "vfe")
 def run_encoder(case: Case, grads: bool) -> Values:
     """Points to features of dynamic voxels."""
-    config = case.config
-    names = ("num_point_features", "point_cloud_range", "voxel_size")
-    channels, extent, size = (config[name] for name in names)
-    node = scatterformer.encoder(config)
-    encoder = ENCODERS.build(node, in_channels=channels, point_cloud_range=extent, voxel_size=size)
-    voxels = _loaded(encoder, case)(_points(case))
+    encoder = _module(case)
+    voxels = encoder(_points(case))
     values = {"out.voxel_features": voxels.features, "out.voxel_coords": voxels.coords}
     return _with_gradients(values, case, encoder, {}, grads)
 
@@ -85,8 +63,7 @@ def run_encoder(case: Case, grads: bool) -> Values:
 @runs("scatterformer", "bev_ded")
 def run_bev_backbone(case: Case, grads: bool) -> Values:
     """The cascade of encoder-decoders on a map."""
-    node = scatterformer.bev_backbone(case.config)
-    backbone = _loaded(BEV_BACKBONES.build(node, in_channels=case.config["input_channels"]), case)
+    backbone = _module(case)
     bev = case.tensor("in.spatial_features").requires_grad_(grads)
     values = {"out.spatial_features_2d": backbone(bev)}
     return _with_gradients(values, case, backbone, {"in.spatial_features": bev}, grads)
@@ -95,7 +72,7 @@ def run_bev_backbone(case: Case, grads: bool) -> Values:
 @runs("scatterformer", "detector_center")
 def run_center_detector(case: Case, grads: bool) -> Values:
     """Points to maps and to boxes before suppression, scores rectified."""
-    detector = from_official("scatterformer", case.config, case.tensors("param"))
+    detector = _module(case)
     output = detector(_points(case))
     maps = output.tasks[0]
     values = {f"out.{name}": getattr(maps, name) for name in detector.head.branches} | {"out.hm": maps.heatmap}
@@ -106,7 +83,9 @@ def run_center_detector(case: Case, grads: bool) -> Values:
 def _center_boxes(case: Case, head: CenterHead, output: CenterOutput) -> Values:
     values = {}
     for frame, found in enumerate(head.candidates(output)[0]):
-        scores = rectify_scores(found.scores, found.iou, head.iou_rectifier[found.labels])
+        scores = found.scores
+        if head.iou_rectifier is not None:
+            scores = rectify_scores(scores, found.iou, head.iou_rectifier[found.labels])
         boxes = Detections(found.boxes, scores, found.labels, head.classes)
         values |= _boxes(frame, _in_published_order(case, frame, boxes))
     return values
@@ -124,16 +103,16 @@ def _in_published_order(case: Case, frame: int, found: Detections) -> Detections
 @runs("scatterformer", "detector_transfusion")
 def run_transfusion_detector(case: Case, grads: bool) -> Values:
     """Points to predictions of queries and to boxes before suppression, scores rectified."""
-    detector = from_official("scatterformer", case.config, case.tensors("param"))
+    detector = _module(case)
     head: TransFusionHead = detector.head
     head.nms = {}
     output = detector(_points(case))
-    names = [name for name in head.branches if name != "iou"]
-    sizes = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
-    parts = output.codes.split([sizes[name] for name in names], 1)
+    names = [name for name in ("center", "height", "dim", "rot", "vel") if name in head.branches]
+    parts = output.codes.split([CHANNELS[name] for name in names], 1)
     values = {f"out.{name}": part for name, part in zip(names, parts, strict=True)}
-    values |= {"out.iou": output.iou[:, None], "out.heatmap": output.logits}
-    values |= {"out.query_heatmap_score": output.peak_scores, "out.dense_heatmap": output.heatmap}
+    values |= {} if output.iou is None else {"out.iou": output.iou[:, None]}
+    values |= {"out.heatmap": output.logits, "out.query_heatmap_score": output.peak_scores}
+    values |= {"out.dense_heatmap": output.heatmap}
     for frame, found in enumerate(head.decode(output)):
         values |= _boxes(frame, found)
     return _with_gradients(values, case, detector, {}, grads)
@@ -144,25 +123,15 @@ def _boxes(frame: int, found: Detections) -> Values:
     return {f"out.pre_nms_{name}{frame}": part for name, part in parts.items()}
 
 
-def _loaded(module: nn.Module, case: Case) -> nn.Module:
-    """The module in evaluation mode with exactly the case's parameters."""
-    module.load_state_dict(case.tensors("param"))
-    return module.eval()
+def _module(case: Case) -> nn.Module:
+    """What the case is of, with its parameters, in evaluation mode."""
+    return from_official("scatterformer", case.config, case.tensors("param"))
 
 
 def _points(case: Case) -> PointBatch:
     points = case.tensor("in.points")
     frames = points[:, 0].long()
     return PointBatch(points[:, 1:].contiguous(), frames, case.config.get("batch_size", int(frames.max()) + 1))
-
-
-def _on_voxels(case: Case, module: nn.Module, grads: bool) -> Values:
-    """A module from voxels to voxels."""
-    config = case.config
-    features = case.tensor("in.features").requires_grad_(grads)
-    grid = tuple(config["spatial_shape"])
-    found = module(SparseVoxels(features, case.tensor("in.indices"), grid, config["batch_size"]))
-    return _with_gradients(_as_published(case, found), case, module, {"in.features": features}, grads)
 
 
 def _as_published(case: Case, found: SparseVoxels) -> Values:
