@@ -63,7 +63,7 @@ def build(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
     if "model" in config:
         return build(config["model"] | {k: config[k] for k in ("drop_first_voxel",) if k in config})
     if "voxel_encoder" in config:
-        return detector(config), _detector_name
+        return detector(config), detector_name
     if "head" in config:
         sections = (config.get("train_cfg", {}), config.get("test_cfg", {}))
         return _alone(head(config["head"], *sections), config["head"], config.get("train_cfg", {})), _head_name
@@ -272,7 +272,8 @@ PREFIXES = {
 }
 
 
-def _detector_name(name: str) -> str:
+def detector_name(name: str) -> str:
+    """Our name for a published parameter of a whole detector."""
     for pattern, ours in PREFIXES.items():
         if found := re.match(rf"({pattern})\.", name):
             rest = name[found.end() :]

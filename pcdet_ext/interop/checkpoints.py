@@ -1,0 +1,93 @@
+"""Checkpoints of other code bases, read without running code and turned into those of this library."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcdet_ext import checkpoint, config
+from pcdet_ext.checkpoint import CheckpointError
+from pcdet_ext.interop import flatformer, openpcdet
+from pcdet_ext.models.detector import VoxelDetector, build_detector
+
+# Where code bases keep the parameters in their files: OpenPCDet, mmdetection3d, Lightning and others.
+STATE_KEYS = ("model_state", "state_dict", "model_state_dict", "model")
+# How each names its parameters: by the name of its encoder, which every detector has.
+LOADERS: dict[str, Callable[[VoxelDetector, Mapping[str, Tensor]], None]] = {
+    "vfe.": openpcdet.load_official,
+    "voxel_encoder.": lambda detector, state: flatformer.load_official(detector, state, flatformer.detector_name),
+}
+# Numbers of NumPy, which training logs in checkpoints hold. They cannot run anything.
+HARMLESS = [np.dtype, np._core.multiarray.scalar, *{type(np.dtype(t)) for t in ("f4", "f8", "i4", "i8", "bool")}]
+
+
+def read_official(path: str | Path) -> dict[str, Tensor]:
+    """The parameters in a checkpoint file of another code base, on the CPU.
+
+    Only tensors and plain values are read. Raises CheckpointError for a file that is missing, damaged, or holds
+    anything else.
+    """
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: holds more than tensors and plain values ({reason})") from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from error
+    state = _parameters(content)
+    if not state:
+        raise CheckpointError(f"{path}: holds no parameters (looked for {', '.join(STATE_KEYS)})")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _parameters(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    for key in STATE_KEYS:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def load_official(detector: VoxelDetector, state: Mapping[str, Tensor]) -> None:
+    """Give a detector the parameters of a published one, every one of them.
+
+    Raises ValueError for parameters of an unknown code base, and one that lists what does not fit.
+    """
+    for prefix, load in LOADERS.items():
+        if any(name.startswith(prefix) for name in state):
+            load(detector, state)
+            return
+    raise ValueError(
+        f"no parameter starts with {' or '.join(LOADERS)}, so these are no parameters of a whole detector; "
+        f"they are {', '.join(list(state)[:3])}, …"
+    )
+
+
+def convert(official: str | Path, path: str | Path, out: str | Path, overrides: Iterable[str] = ()) -> int:
+    """Write a checkpoint of this library from an official one and the configuration of the same model.
+
+    official: the file of the other code base; path: our YAML file; overrides: changes "a.b=value" of it. Returns how
+    many parameters and buffers were taken over. Raises CheckpointError and ConfigError with the file's name.
+    """
+    state = read_official(official)
+    settings = config.load(path, overrides)
+    detector = build_detector(settings)
+    try:
+        load_official(detector, state)
+    except ValueError as error:
+        raise CheckpointError(f"{official} and {path}: {error}") from error
+    checkpoint.write(out, {"config": settings.plain(), "model": detector.state_dict()})
+    return len(detector.state_dict())

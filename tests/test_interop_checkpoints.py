@@ -1,0 +1,95 @@
+"""Official checkpoints through the command: files of other code bases become ours, and others are refused by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import pcdet_ext
+from pcdet_ext import config
+from pcdet_ext.interop import from_official
+
+# One of each kind; that every published model fits is tested with each system.
+MODELS = {
+    "waymo/dsvt_voxel": ("dsvt", "dsvt_3D_1f_onestage.yaml"),
+    "nuscenes/dsvt_pillar": ("dsvt", "dsvt_plain_1f_onestage_nusences.yaml"),
+    "waymo/flatformer": ("flatformer", "flatformer_waymo_D1_2x_3class.py"),
+    "waymo/scatterformer": ("scatterformer", "waymo_models/scatterformer.yaml"),
+}
+
+
+def command(root: Path) -> object:
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", root / "tools" / "convert_checkpoint.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def published_state(shared: Path, system: str, model: str) -> dict[str, Tensor]:
+    """Made-up parameters with the names and shapes of a published model."""
+    manifest = json.loads((shared / "golden" / system / "manifest.json").read_text(encoding="utf-8"))
+    entry = manifest[model]
+    generator = torch.Generator().manual_seed(0)
+    names = {name: shape for name, shape, *_ in entry["params"]}
+    state = {}
+    for name, shape in names.items():
+        whole = name.endswith("num_batches_tracked") or name == "global_step"
+        value = torch.rand(shape, generator=generator) * 0.1
+        state[name] = torch.zeros(shape, dtype=torch.int64) if whole else value
+    return state
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_published_checkpoints_become_ours(root: Path, shared: Path, tmp_path: Path, name: str) -> None:
+    state = published_state(shared, *MODELS[name])
+    extras = {"epoch": 24, "optimizer_state": None, "version": "pcdet+0.6", "best": np.float64(0.5)}
+    key = "state_dict" if "flatformer" in name else "model_state"
+    torch.save({key: state, **extras}, tmp_path / "official.pth")
+    settings = root / "configs" / f"{name}.yaml"
+    assert command(root)([str(tmp_path / "official.pth"), str(settings), str(tmp_path / "ours.ckpt")]) == 0
+    detector = pcdet_ext.load(tmp_path / "ours.ckpt", device="cpu")
+    system, model = MODELS[name]
+    manifest = json.loads((shared / "golden" / system / "manifest.json").read_text(encoding="utf-8"))
+    direct = from_official(system, manifest[model]["config"], state).state_dict()
+    ours = detector.model.state_dict()
+    assert set(ours) == set(direct)
+    assert all(torch.equal(ours[key], direct[key]) for key in direct)
+    assert detector.classes == tuple(config.load(settings)["data"]["classes"])
+
+
+def test_what_does_not_fit_is_refused_by_name(
+    root: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    official, out = tmp_path / "official.pth", tmp_path / "ours.ckpt"
+    settings = str(root / "configs/waymo/dsvt_pillar.yaml")
+
+    def refused(message: str, path: str = settings) -> None:
+        assert command(root)([str(official), path, str(out)]) == 2
+        error = capsys.readouterr().err
+        assert str(official) in error
+        assert message in error
+        assert not out.exists()
+
+    refused("no such checkpoint")
+    official.write_bytes(b"PK\x03\x04 cut short")
+    refused("damaged")
+    torch.save({"model_state": {}}, official)
+    refused("holds no parameters")
+    torch.save({"backbone_3d.weight": torch.zeros(1)}, official)
+    refused("no parameters of a whole detector")
+    torch.save({"model_state": {"vfe.w": torch.zeros(1)}, "code": Path("x")}, official)
+    refused("more than tensors")
+    state = published_state(shared, "dsvt", "dsvt_plain_1f_onestage.yaml")
+    torch.save({"model_state": state}, official)
+    refused("does not fit", str(root / "configs/waymo/scatterformer.yaml"))
+    del state["dense_head.shared_conv.0.weight"]
+    state["vfe.extra"] = torch.zeros(1)
+    torch.save({"model_state": state}, official)
+    refused("vfe.extra has no place")
+    refused("head.shared_conv.0.weight is missing")
