@@ -20,6 +20,8 @@ from pcdet_ext.models.backbones.scatterformer import (
 )
 from pcdet_ext.models.bev import CascadeDEDBackbone
 from pcdet_ext.models.detector import build_detector
+from pcdet_ext.models.heads.transfusion import TransFusionHead
+from pcdet_ext.models.heads.transfusion_decoder import repeated_window
 from pcdet_ext.optim import OneCycle, build_optimizer
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
@@ -213,6 +215,49 @@ def test_cascade_keeps_the_size():
 def test_cascade_refuses_maps_that_do_not_divide():
     with pytest.raises(ValueError, match=r"a map of \(10, 12\) cells does not divide"):
         CascadeDEDBackbone(4, num_layers=1, feature_dim=4)(torch.randn(1, 4, 10, 12))
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3, 9])
+def test_windows_that_repeat_cells_equal_attention_to_gathered_ones(radius):
+    """Each query attends to the cells around it, those outside of the map replaced by the nearest inside."""
+    torch.manual_seed(0)
+    rows, columns = 5, 7
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).double()
+    cells, queries = torch.randn(1, rows * columns, 8).double(), torch.randn(1, 6, 8).double()
+    at = torch.tensor([[0, 6, 16, 17, 28, 34]])
+    bias = repeated_window(at, (rows, columns), radius).double().repeat_interleave(2, 0)
+    actual = attention(queries, cells, cells, attn_mask=bias, need_weights=False)[0]
+    for i, cell in enumerate(at[0].tolist()):
+        around = [
+            min(max(cell // columns + dy, 0), rows - 1) * columns + min(max(cell % columns + dx, 0), columns - 1)
+            for dy in range(-radius, radius + 1)
+            for dx in range(-radius, radius + 1)
+        ]
+        keys = cells[:, around]
+        expected = attention(queries[:, i : i + 1], keys, keys, need_weights=False)[0]
+        torch.testing.assert_close(actual[:, i : i + 1], expected)
+
+
+def query_head(**options: object) -> TransFusionHead:
+    torch.manual_seed(0)
+    small = {"hidden_channels": 16, "num_heads": 2, "ffn_channels": 16, "num_proposals": 5, "window": 2}
+    return TransFusionHead(4, ["Car"], [0, -8, -3, 16, 8, 1], [0.5, 0.5, 0.5], 2, **small | options)
+
+
+def test_the_overlap_of_boxes_can_be_a_loss_of_query_heads():
+    bev, boxes = torch.randn(1, 4, 16, 16), [torch.tensor([[8.0, 0, -1, 3.9, 1.6, 1.5, 0.3]])]
+    plain, with_overlap = (
+        head.loss(head(bev), boxes, [torch.tensor([0])])
+        for head in (query_head(), query_head(box_iou_weight=0.5, window_repeats=True))
+    )
+    assert "box_iou" not in plain
+    assert 0 < with_overlap["box_iou"] < 1  # half of 1 - DIoU, of a single object
+    with_overlap["total"].backward()
+
+
+def test_windows_cannot_wrap_and_repeat():
+    with pytest.raises(ValueError, match="window_wraps and window_repeats exclude each other"):
+        query_head(window_wraps=True, window_repeats=True)
 
 
 def test_configuration_for_kitti_trains_a_step(root):
