@@ -25,11 +25,12 @@ from pcdet_ext.models.depthwise_conv import DepthwiseSubMConv3d
 from pcdet_ext.models.norm import SparseBatchNorm
 from pcdet_ext.models.sparse_conv import Engine, SparseConv3d, SubMConv3d
 from pcdet_ext.ops import segment_reduce
+from pcdet_ext.ops.segment import segment_softmax
 from pcdet_ext.structures import Segments, SparseVoxels
 
 
 class CrossWindowFFN(nn.Module):
-    """Interaction across windows, then a feed-forward network (CWI and FFN in the paper's figure 3).
+    """Interaction across windows, then a feed-forward network (CWI and FFN in the paper).
 
     A quarter of the channels each goes through a depth-wise 3x3x3 convolution, one along x, one along y, both longer
     than a window, and none. channels: C, divisible by four; window: cells a side, even, the long kernels have one more.
@@ -123,12 +124,9 @@ class PillarPooling(nn.Module):
         q, k, v = (nn.functional.linear(x, *projection).to(query.dtype) for x, projection in rows)  # also in autocast
         heads, width = attention.num_heads, attention.head_dim
         logits = (q[pillar] * k).unflatten(1, (heads, width)).sum(2) / math.sqrt(width)
-        highest = segment_reduce(logits.detach(), pillar, len(query), "max")
-        weights = (logits - highest[pillar]).exp()
-        total = segment_reduce(weights, pillar, len(query), "sum")
+        weights = segment_softmax(logits, pillar, len(query))
         weighted = (weights[:, :, None] * v.unflatten(1, (heads, width))).flatten(1)
-        mixed = segment_reduce(weighted, pillar, len(query), "sum") / total.repeat_interleave(width, 1)
-        return attention.out_proj(mixed)
+        return attention.out_proj(segment_reduce(weighted, pillar, len(query), "sum"))
 
 
 def pillars(voxels: SparseVoxels) -> tuple[Tensor, Tensor]:
