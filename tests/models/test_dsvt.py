@@ -359,6 +359,12 @@ def test_senseless_settings_are_refused(changes, message) -> None:
         make_backbone(**changes)
 
 
+def test_voxels_of_another_grid_are_refused() -> None:
+    voxels = random_voxels(1)
+    with pytest.raises(ValueError, match=r"grid of \(4, 16, 12\) cells \(Z, Y, X\), not of \(4, 14, 12\)"):
+        make_backbone()(SparseVoxels(voxels.features, voxels.coords, (4, 16, 12), 2))
+
+
 def test_a_map_needs_one_stride() -> None:
     backbone = make_backbone()
     with pytest.raises(ValueError, match="pool_strides shrink y by 2 and x by 1"):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -212,7 +213,10 @@ class DSVT(nn.Module):
         """Voxels [N, in_channels] on `grid` to voxels [M, out_channels] on `out_grid`.
 
         Rows keep their order, or where there is pooling ascend by (batch, x, y, z).
+        Raises ValueError for voxels on another grid.
         """
+        if tuple(voxels.grid) != self.in_grid:
+            raise ValueError(f"the voxels are on a grid of {voxels.grid} cells (Z, Y, X), not of {self.in_grid}")
         for s in range(len(self.blocks)):
             voxels = voxels.with_features(self._run_stage(voxels, s))
             if s < len(self.pool_strides):
@@ -224,18 +228,14 @@ class DSVT(nn.Module):
         layouts = [self._layouts(stage, number) for number in range(len(blocks))]
         used = {i for own, told in layouts for i in (own, *told)}
         plans = {i: self.layouts[stage][i].plan(voxels) for i in sorted(used)}
-        x = voxels.features
+        x, recomputing = voxels.features, self.checkpoint and torch.is_grad_enabled()
         for (own, told), block, norm, embeddings in zip(
             layouts, blocks, norms, self.input_layer.posembed_layers[stage], strict=True
         ):
             positions = [embed(plans[i].inside) for embed, i in zip(embeddings, told, strict=True)]
-            x = norm(self._run_block(block, x, plans[own], positions) + x)
+            run = partial(recompute, block, use_reentrant=False) if recomputing else block
+            x = norm(run(x, plans[own], positions) + x)
         return x
-
-    def _run_block(self, block: DSVTBlock, x: Tensor, plan: SetPlan, positions: list[Tensor]) -> Tensor:
-        if self.checkpoint and torch.is_grad_enabled():
-            return recompute(block, x, plan, positions, use_reentrant=False)
-        return block(x, plan, positions)
 
 
 def stage_grids(grid: Sequence[int], pool_strides: Sequence[Sequence[int]], partial_cells: bool) -> list[Triple]:
