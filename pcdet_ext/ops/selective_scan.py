@@ -12,9 +12,10 @@ from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
 
 CHUNK = 32  # kScanChunk of ops/selective_scan: steps between the states that the forward pass leaves
-CUDA_STATES = ()  # sizes of the state that the CUDA kernel is compiled for
+CUDA_STATES = (8, 16)  # sizes of the state that the CUDA kernel is compiled for
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_LANES, _PORTION = 16, 64  # channels that a CPU kernel runs side by side, and whose gradients of B and C it adds up
+_LANES = 16  # channels that the CPU kernel runs side by side
+_PORTION = {"cpu": 64, "cuda": 32}  # channels whose gradients of B and C a kernel adds up
 MaybeTensor = Tensor | None
 
 
@@ -103,13 +104,14 @@ def _scan(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """The result, and with `keep` the states that the backward pass starts from."""
-    y, states = torch.empty_like(u), _checkpoints(u, A, keep)
+    y = torch.empty_like(u)
     if not _has_kernel(u, A):
         y.copy_(selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse))
-        return y, states
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
-    _launch("forward", inputs, (y,), delta_softplus, reverse, (y, states if keep else None))
-    return y, states
+        return y, _checkpoints(u, A, keep)
+    states = _checkpoints(u, A, keep or u.is_cuda)  # on CUDA the chunks meet there
+    room = [states, _elapsed(states)] if u.is_cuda else [states if keep else None]
+    _launch("forward", (u, delta, A, B, C, D, z, delta_bias), (y,), delta_softplus, reverse, (y, *room))
+    return y, states if keep else _checkpoints(u, A, False)
 
 
 @_scan.register_fake
@@ -151,11 +153,12 @@ def _backward(
     du, ddelta = torch.empty_like(u), torch.empty_like(delta)
     dz = u.new_empty(0, 0, 0) if z is None else torch.empty_like(z)
     batch, dim, length = u.shape
-    parts = -(-dim // _PORTION)
+    parts, slices = -(-dim // _PORTION[u.device.type]), batch * (states.shape[1] if u.is_cuda else 1)
     shares = [A.new_empty(parts * batch, length, A.shape[1]) for _ in range(2)]  # of the gradients of B and C
-    dA, dD, dbias = A.new_empty(batch, *A.shape), A.new_empty(batch, dim), A.new_empty(batch, dim)
+    dA, dD, dbias = A.new_empty(slices, *A.shape), A.new_empty(slices, dim), A.new_empty(slices, dim)
     outputs = (du, ddelta, dz, *(t.mT for t in shares))
-    _launch("backward", inputs, (dy, *outputs), delta_softplus, reverse, (dy, states, *outputs, dA, dD, dbias))
+    room = [torch.empty_like(states), _elapsed(states)] if u.is_cuda else []
+    _launch("backward", inputs, (dy, *outputs), delta_softplus, reverse, (dy, states, *outputs, dA, dD, dbias, *room))
     dB, dC = (t.unflatten(0, (parts, batch)).sum(0).to(u.dtype).mT for t in shares)
     dD = dD.sum(0) if D is not None else A.new_empty(0)
     dbias = dbias.sum(0) if delta_bias is not None else A.new_empty(0)
@@ -229,6 +232,11 @@ def _checkpoints(u: Tensor, A: Tensor, keep: bool) -> Tensor:
     if u.device.type == "cpu":
         return A.new_empty(batch, -(-dim // _LANES), chunks, A.shape[1], _LANES)
     return A.new_empty(batch, chunks, dim, A.shape[1])
+
+
+def _elapsed(states: Tensor) -> Tensor:
+    """Room for the sum of the steps of every chunk, which CUDA kernels use between them."""
+    return states.new_empty(states.shape[:3])
 
 
 def _launch(

@@ -11,7 +11,7 @@ from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
 
 CHUNK = 32  # kWkvChunk of ops/wkv: steps between the states that the forward pass leaves
-CUDA_DIMS = ()  # widths of a head that the CUDA kernel is compiled for
+CUDA_DIMS = (16, 32)  # widths of a head that the CUDA kernel is compiled for
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MaybeTensor = Tensor | None
 
@@ -57,9 +57,10 @@ def _scan(
     """The result, and with `keep` the states that the backward pass starts from."""
     if not _has_kernel(r):
         return wkv_reference(r, k, v, w, u, reverse), _checkpoints(r, keep)
-    y, states = torch.empty_like(r), _checkpoints(r, keep)
-    _launch("forward", (r, k, v, w, u), reverse, (y, states if keep else None))
-    return y, states
+    y, states = torch.empty_like(r), _checkpoints(r, keep or r.is_cuda)  # on CUDA the chunks meet there
+    room = [states, _kept(states)] if r.is_cuda else [states if keep else None]
+    _launch("forward", (r, k, v, w, u), reverse, (y, *room))
+    return y, states if keep else _checkpoints(r, False)
 
 
 @_scan.register_fake
@@ -80,8 +81,10 @@ def _backward(
             wanted = [t for t in leaves if t is not None]
             return list(torch.autograd.grad(y, wanted, dy, allow_unused=True, materialize_grads=True))
     grads = [torch.empty_like(r) for _ in range(4)]
-    du = None if u is None else u.new_empty(len(r), *u.shape)
-    _launch("backward", inputs, reverse, (dy.contiguous(), states, *grads, du))
+    slices = len(r) * (states.shape[2] if r.is_cuda else 1)
+    du = None if u is None else u.new_empty(slices, *u.shape)
+    room = [torch.empty_like(states), _kept(states)] if r.is_cuda else []
+    _launch("backward", inputs, reverse, (dy.contiguous(), states, *grads, du, *room))
     return grads if du is None else [*grads, du.sum(0)]
 
 
@@ -123,6 +126,11 @@ def _checkpoints(r: Tensor, keep: bool) -> Tensor:
         return r.new_empty(0, dtype=kind)
     batch, length, heads, d = r.shape
     return r.new_empty(batch, heads, -(-length // CHUNK), d, d, dtype=kind)
+
+
+def _kept(states: Tensor) -> Tensor:
+    """Room for the share of every row of the state that is left after a chunk, which CUDA kernels use between them."""
+    return states.new_empty(states.shape[:4])
 
 
 def _launch(direction: str, inputs: Sequence[Tensor | None], reverse: bool, last: Sequence[Tensor | None]) -> None:

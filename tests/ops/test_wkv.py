@@ -143,7 +143,7 @@ def test_ops_are_well_registered(bonus: bool) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("dim", [8, 16, 32, 64, 24])
+@pytest.mark.parametrize("dim", [16, 32, 24])
 @pytest.mark.parametrize("bonus", [True, False])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_cuda_equals_cpu(dtype: torch.dtype, dim: int, bonus: bool, reverse: bool) -> None:
@@ -153,7 +153,9 @@ def test_cuda_equals_cpu(dtype: torch.dtype, dim: int, bonus: bool, reverse: boo
     x = [t.requires_grad_() for t in x]
     tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
     plain, ours = (wkv(*v, *([] if bonus else [None]), reverse) for v in (x, on_cuda))
-    torch.testing.assert_close(ours.float().cpu(), plain, rtol=tolerance, atol=tolerance * float(plain.detach().abs().max()))
+    torch.testing.assert_close(
+        ours.float().cpu(), plain, rtol=tolerance, atol=tolerance * float(plain.detach().abs().max())
+    )
     theirs, mine = (torch.autograd.grad(y.float().sum(), v) for y, v in ((plain, x), (ours, on_cuda)))
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a.float().cpu(), b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
