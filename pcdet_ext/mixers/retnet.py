@@ -72,7 +72,7 @@ class MultiScaleRetention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[G, L, C] to [G, L, C]."""
         q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        decay = 1 - 2.0 ** (-5 - torch.arange(self.num_heads, device=x.device))
+        decay = 1 - torch.exp2(-5.0 - torch.arange(self.num_heads, device=x.device))
         y = retention(q, k, v, decay, self.scale, self.within, self.chunk)
         return self.o_proj(y.flatten(2))
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pcdet_ext.mixers.registry import MIXERS
 from pcdet_ext.mixers.sequence import DropPath, SequenceMixer
+from pcdet_ext.structures import untraced
 
 EPS = 1e-6
 
@@ -72,6 +73,7 @@ class TTTLinear(nn.Module):
         return self.o_proj(self.post_norm(y.flatten(2)))
 
 
+@untraced  # compilation would write out the loop, some hundred steps
 def ttt_linear(
     q: Tensor,
     k: Tensor,

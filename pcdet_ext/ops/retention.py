@@ -1,7 +1,8 @@
 """Linear attention along a sequence with a decay that is one number a head: retention and the matrix LSTM.
 
 Both are the recurrence S ← f·S + i·k vᵀ, y = qᵀS, computed in chunks: inside a chunk as masked attention, and between
-chunks through the states at their borders, all of them at once by batched matrix products.
+chunks through the states at their borders, all of them at once by batched matrix products. torch.compile runs them as
+they are: how many chunks there are depends on the length, and traced shapes of that kind cost more than they bring.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcdet_ext.structures import untraced
+
 Within = Literal["causal", "symmetric"]
 
 
+@untraced
 def retention(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, scale: float = 1.0, within: Within = "causal", chunk: int = 64
 ) -> Tensor:
@@ -54,7 +58,7 @@ def _carry(log_decay: Tensor, states: Tensor) -> Tensor:
     """S_c = Σ_{b≤c} exp(log_decay·(c−b)) states_b; log_decay: [H], states: [G, H, n, D, E]."""
     step = torch.arange(states.shape[2], device=states.device)
     weight = (log_decay[:, None, None] * (step[:, None] - step).clamp(min=0)).exp().tril()
-    return (weight @ states.flatten(3)).view_as(states)
+    return (weight @ states.flatten(3)).reshape(states.shape)
 
 
 def retention_reference(
@@ -73,6 +77,7 @@ def retention_reference(
     return torch.stack(rows, 1) if rows else torch.zeros_like(v)
 
 
+@untraced
 def mlstm(
     q: Tensor, k: Tensor, v: Tensor, input_gate: Tensor, forget_gate: Tensor, eps: float = 1e-6, chunk: int = 64
 ) -> Tensor:
@@ -123,7 +128,7 @@ def _mlstm_states(k: Tensor, v: Tensor, gate: Tensor, since: Tensor) -> tuple[Te
     later = torch.ones(steps, steps, dtype=torch.bool, device=k.device).triu(1)
     share = share.masked_fill(later, -torch.inf).exp()
     outer = keys.mT @ v[:, :, :-1]
-    state, total = (share @ outer.flatten(3)).view_as(outer), share @ keys.sum(-2)
+    state, total = (share @ outer.flatten(3)).reshape(outer.shape), share @ keys.sum(-2)
     empty = level.new_full((*level.shape[:2], 1), -torch.inf)
     return F.pad(state, (0, 0, 0, 0, 1, 0)), F.pad(total, (0, 0, 1, 0)), torch.cat([empty, level], -1)
 
@@ -151,7 +156,7 @@ def _chunks(x: Tensor, chunk: int) -> Tensor:
     """[G, L, H, D] to [G, H, n, chunk, D] in float32 at least; the last chunk is filled up with zeros."""
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk))
-    return x.unflatten(1, (-1, chunk)).movedim(3, 1)
+    return x.unflatten(1, (-1, chunk)).movedim(3, 1).contiguous()
 
 
 def _sequence(x: Tensor, length: int) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from pcdet_ext.grouping.orders import Hilbert, WindowX
 from pcdet_ext.grouping.partitions import EqualGroups, OctreeWindows
+from pcdet_ext.mixers import MIXERS
 from pcdet_ext.mixers.sequence import DropPath, SequenceMixer
 from pcdet_ext.structures import Segments, SparseVoxels
 
@@ -69,3 +70,15 @@ def test_drop_path_drops_whole_sequences_in_training_and_keeps_the_mean() -> Non
     assert drop.eval()(x) is x
     with pytest.raises(ValueError, match="drop_path must be in"):
         DropPath(1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["RetNet", "XLSTM", "TTT"])
+def test_mixers_can_be_compiled(mixer: str) -> None:
+    module = MIXERS.build({"name": mixer}, channels=8)
+    compiled = torch.compile(module.mix, backend="eager", dynamic=True)
+    for length in (20, 70):
+        x = torch.randn(2, length, 8)
+        torch.testing.assert_close(compiled(x), module.mix(x), rtol=1e-4, atol=1e-5)
+    compiled(x).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in module.parameters())
