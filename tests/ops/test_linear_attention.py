@@ -13,6 +13,7 @@ from pcdet_ext.ops.linear_attention import (
     _attend,
     _backward,
     scattered_linear_attention,
+    scattered_linear_attention_backward_reference,
     scattered_linear_attention_reference,
 )
 
@@ -58,6 +59,28 @@ def test_gradcheck() -> None:
     q, k, v, offsets = rows(0, [3, 0, 1, 4], 2, 4)
     inputs = [t.requires_grad_() for t in (q, k, v)]
     torch.autograd.gradcheck(lambda *t: scattered_linear_attention(*t, offsets, 1e-2), inputs)
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 1, 4], [0], [7]])
+def test_gradients_without_kernel_are_those_of_the_definition(counts: list[int]) -> None:
+    q, k, v, offsets = rows(5, counts, 2, 4)
+    inputs, dy = [t.requires_grad_() for t in (q, k, v)], torch.rand_like(q)
+    expected = torch.autograd.grad(scattered_linear_attention_reference(*inputs, offsets, 1e-2), inputs, dy)
+    plain = (t.detach() for t in inputs)
+    for mine, theirs in zip(
+        scattered_linear_attention_backward_reference(*plain, offsets, 1e-2, dy), expected, strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_trains_on_the_cpu_too(dtype: torch.dtype) -> None:
+    q, k, v, offsets = rows(6, [30, 50], 2, 8, torch.float32)
+    wide, half = ([t.to(kind).requires_grad_() for t in (q, k, v)] for kind in (torch.float32, dtype))
+    outputs = [scattered_linear_attention(*inputs, offsets) for inputs in (wide, half)]
+    found = [torch.autograd.grad(y.float().square().sum(), t) for y, t in zip(outputs, (wide, half), strict=True)]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other.float(), one, rtol=0.05, atol=0.01)
 
 
 @pytest.mark.parametrize("counts", [[500], [1] * 500, [0] * 64 + [3], []])
