@@ -12,7 +12,8 @@ from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
 
 ACTIVATIONS = (None, "silu")
-CUDA_WIDTHS = ()  # widths of the filter that the CUDA kernel is compiled for
+CUDA_WIDTHS = (2, 3, 4)  # widths of the filter that the CUDA kernel is compiled for
+_CUDA_CHUNK = 32  # steps of a sequence that share a gradient of the weights there
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MaybeTensor = Tensor | None
 
@@ -75,7 +76,7 @@ def _backward(x: Tensor, weight: Tensor, bias: MaybeTensor, silu: bool, reverse:
             y = causal_conv1d_reference(*leaves[:2], *(leaves[2:] or [None]), "silu" if silu else None, reverse)
             first, *rest = torch.autograd.grad(y, leaves, dy)
         return [dx.copy_(first), *rest]
-    slices = len(x)
+    slices = len(x) * (-(-x.shape[2] // _CUDA_CHUNK) if x.is_cuda else 1)
     dweight, dbias = weight.new_empty(slices, *weight.shape), weight.new_empty(slices, len(weight))
     _launch("backward", (x, weight, bias), (dy, dx), silu, reverse, (dy, dx, dweight, dbias))
     return [dx, dweight.sum(0), *([] if bias is None else [dbias.sum(0)])]
