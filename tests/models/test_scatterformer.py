@@ -296,6 +296,7 @@ def test_compiled_blocks_give_the_same():
             torch.testing.assert_close(compiled(given).features, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_traced_backbone_gives_the_same_with_gradients():
     """All of torch.compile but the code generation, which takes a minute here."""
     ours, given = small(num_layers=1), voxels()
