@@ -77,8 +77,9 @@ class TransFusionHead(nn.Module):
     their cells counts as a peak. window: queries see only so many cells to each side, None for the whole map. x_rows:
     rows of the map stand for x. height: what the height branch says, the z of the "center" or of the "top".
     class_cost, box_cost, iou_cost: weights of the matching. center_range: limits of box centres (closed).
-    box_iou_weight: of the axis-aligned distance-IoU loss, which is left out at 0. iou_rectifier: share of the predicted IoU in the score. nms: IoU threshold of those classes that are suppressed,
-    by name. See the module for the remaining options. State-dict keys are those of OpenPCDet.
+    box_iou_weight: of the axis-aligned distance-IoU loss, which is left out at 0. iou_rectifier: share of the predicted
+    IoU in the score. nms: IoU threshold of those classes that are suppressed, by name. See the module for the remaining
+    options. State-dict keys are those of OpenPCDet.
     Raises ValueError for settings that contradict each other.
     """
 
@@ -283,7 +284,7 @@ class TransFusionHead(nn.Module):
         return query, found, overlap[query, found]
 
     def loss(self, output: QueryOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Losses "heatmap", "classification", "box", "iou", "box_iou" and their sum "total" for each frame's objects."""
+        """Losses "heatmap", "classification", "box", "iou", "box_iou" of each frame's objects, and their sum "total"."""
         targets = self.targets(output, boxes, labels)
         frame, query = targets.positive
         count = max(len(query), 1)
