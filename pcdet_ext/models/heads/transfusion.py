@@ -284,7 +284,7 @@ class TransFusionHead(nn.Module):
         return query, found, overlap[query, found]
 
     def loss(self, output: QueryOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Losses "heatmap", "classification", "box", "iou", "box_iou" of each frame's objects, and their sum "total"."""
+        """Losses "heatmap", "classification", "box", "iou", "box_iou" of the frames' objects, and their sum "total"."""
         targets = self.targets(output, boxes, labels)
         frame, query = targets.positive
         count = max(len(query), 1)
