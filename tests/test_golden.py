@@ -11,7 +11,7 @@ from pcdet_ext.interop.golden import find_cases, is_covered
 from pcdet_ext.interop.reproduce import load_runners, reproduce
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
-COMPLETE = ("dsvt", "flatformer", "openpcdet", "scatterformer")  # systems of which every case is covered
+COMPLETE = ("dsvt", "flatformer", "lion", "openpcdet", "scatterformer")  # systems of which every case is covered
 
 
 def cases() -> list[Path]:

@@ -19,7 +19,7 @@ from pcdet_ext.interop.lion import backbone, operator
 from pcdet_ext.mixers import MIXERS
 from pcdet_ext.models.backbones import BACKBONES, LION
 from pcdet_ext.models.bev import BEV_BACKBONES
-from pcdet_ext.models.detector import VoxelDetector
+from pcdet_ext.models.detector import VoxelDetector, build_detector
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
 from pcdet_ext.models.postprocess import NMSConfig
@@ -92,7 +92,15 @@ def test_what_does_not_fit_is_named(manifest: dict[str, Any]) -> None:
     wrong["MODEL"]["MAP_TO_BEV"]["NUM_BEV_FEATURES"] = 64
     with pytest.raises(ValueError, match="NUM_BEV_FEATURES is 64, but the backbone's map has 128 channels"):
         from_official("lion", wrong)
+    wrong = copy.deepcopy(config)
+    wrong["MODEL"]["VFE"]["NUM_FILTERS"] = [64, 32]
+    with pytest.raises(ValueError, match="FEATURE_DIM is 64, but the voxels have 32 channels"):
+        from_official("lion", wrong)
     section = config["MODEL"]["BACKBONE_3D"]
+    with pytest.raises(ValueError, match="FEATURE_DIM is 64, but the voxels have 32 channels"):
+        from_official("lion", {"BACKBONE_3D": section, "input_channels": 32, "grid_size_xyz": [8, 8, 32]})
+    with pytest.raises(ValueError, match="has no 'input_channels'"):
+        from_official("lion", {"BACKBONE_3D": section, "grid_size_xyz": [8, 8, 32]})
     for change, message in (
         ({"NAME": "LION3D"}, "'LION3D' is not in this library"),
         ({"LAYER_DIM": [64, 64, 64, 32]}, "must be one width"),
@@ -201,6 +209,14 @@ def test_configurations_have_the_published_values(root: Path, manifest: dict[str
             mine, published_values = (complete(registry, n, theirs["CLASS_NAMES"]) for n in (model[part], node))
             assert mine == published_values, f"{file}: {part}"
         check_training(construct(TrainConfig, ours["train"]), theirs, file)
+
+
+@pytest.mark.parametrize("file", CONFIGS)
+def test_configurations_build_a_detector(root: Path, file: str) -> None:
+    with torch.device("meta"):
+        detector = build_detector(config.load(root / "configs" / "lion" / f"{file}.yaml"))
+    assert detector.backbone.out_grid[0] == (1 if "argoverse2" in file else 2)
+    assert detector.stride == (2 if "nuscenes" in file else 1)
 
 
 def check_training(train: TrainConfig, theirs: dict[str, Any], file: str) -> None:

@@ -29,18 +29,22 @@ def from_official(config: Config, state_dict: Mapping[str, Tensor] | None = None
     Raises ValueError for what this library does not have or that does not fit.
     """
     state_dict = None if state_dict is None else state_dict.get("model_state", state_dict)
-    if "MODEL" in config:
-        return _whole(config, state_dict).eval()
-    for key, make in MODULES.items():
-        if key in config:
-            module = make(config)
-            break
-    else:
+    try:
+        return (_whole if "MODEL" in config else _part)(config, state_dict).eval()
+    except KeyError as error:
+        raise ValueError(f"the configuration has no {error}") from error
+
+
+def _part(config: Config, state_dict: Mapping[str, Tensor] | None) -> nn.Module:
+    """The part that the configuration is of."""
+    make = next((make for key, make in MODULES.items() if key in config), None)
+    if make is None:
         known = ", ".join(["MODEL", *MODULES])
         raise ValueError(f"the configuration needs one of {known}, it has {', '.join(map(str, config))}")
+    module = make(config)
     if state_dict is not None:
         load(module, state_dict)
-    return module.eval()
+    return module
 
 
 def _whole(config: Config, state_dict: Mapping[str, Tensor] | None) -> nn.Module:
@@ -50,7 +54,7 @@ def _whole(config: Config, state_dict: Mapping[str, Tensor] | None) -> nn.Module
         backbone_3d = config["MODEL"]["BACKBONE_3D"]
         grid = grid_size(config["POINT_CLOUD_RANGE"], config["VOXEL_SIZE"])
         parts = {"BACKBONE_3D": backbone_3d, "input_channels": backbone_3d["FEATURE_DIM"], "grid_size_xyz": grid}
-        return from_official(parts, {name.removeprefix(start): value for name, value in state_dict.items()})
+        return _part(parts, {name.removeprefix(start): value for name, value in state_dict.items()})
     detector = detector_of(config, state_dict or {})
     if state_dict is not None:
         openpcdet.load_official(detector, state_dict)
@@ -89,17 +93,18 @@ def detector_of(config: Config, state_dict: Mapping[str, Tensor]) -> VoxelDetect
 
 def _point_features(config: Config, state_dict: Mapping[str, Tensor]) -> int:
     """Columns of the points: as the configuration says, or as the encoder's first layer tells."""
-    first = state_dict.get("vfe.pfn_layers.0.linear.weight")
-    if "NUM_POINT_FEATURES" in config or first is None:
-        if "NUM_POINT_FEATURES" not in config:
-            raise ValueError("a detector needs NUM_POINT_FEATURES, the columns of its points")
+    if "NUM_POINT_FEATURES" in config:
         return config["NUM_POINT_FEATURES"]
+    first = state_dict.get("vfe.pfn_layers.0.linear.weight")
+    if first is None:
+        raise ValueError("a detector needs NUM_POINT_FEATURES, the columns of its points")
     vfe = config["MODEL"]["VFE"]
     return first.shape[1] - (6 if vfe["USE_ABSLOTE_XYZ"] else 3) - int(vfe.get("WITH_DISTANCE", False))
 
 
 def _check_map(config: Config, detector: VoxelDetector) -> None:
-    """What follows the backbone must be set to the map it makes."""
+    """The backbone must be set to the voxels it gets, and what follows to the map it makes."""
+    _check_width(config["MODEL"]["BACKBONE_3D"], detector.encoder.out_channels)
     channels = detector.backbone.out_grid[0] * detector.backbone.out_channels
     expected = config["MODEL"].get("MAP_TO_BEV", {}).get("NUM_BEV_FEATURES", channels)
     if expected != channels:
@@ -119,8 +124,15 @@ def load(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 def backbone_of(config: Config) -> LION:
     """The backbone for BACKBONE_3D, `input_channels` and `grid_size_xyz`."""
-    grid = tuple(reversed(config["grid_size_xyz"]))
-    return BACKBONES.build(backbone(config["BACKBONE_3D"]), in_channels=config["input_channels"], grid=grid)
+    section, channels = config["BACKBONE_3D"], config["input_channels"]
+    _check_width(section, channels)
+    return BACKBONES.build(backbone(section), in_channels=channels, grid=tuple(reversed(config["grid_size_xyz"])))
+
+
+def _check_width(section: Config, channels: int) -> None:
+    """The backbone takes the width of its input, which it must be set to."""
+    if section["FEATURE_DIM"] != channels:
+        raise ValueError(f"FEATURE_DIM is {section['FEATURE_DIM']}, but the voxels have {channels} channels")
 
 
 BEV_LAYERS = {"bev_windows": [[1, 25, 25], [1, 37, 37], [1, 51, 51]], "bev_group_sizes": [512, 1024, 2048]}
