@@ -19,23 +19,15 @@ namespace pcdet {
 
 constexpr double kLog2E = 1.4426950408889634;
 
-// 2^x, within 2^-125 and 2^126; NaN becomes a number.
+// 2^x for finite x, within 2^-125 and 2^126 (up to rounding); for x that is not finite, some number.
 PCDET_HD float exp2_of(float x) {
 #if defined(__CUDA_ARCH__)
     return exp2f(x);
 #else
-    // As integers, negative floats ascend from 2^31 with their size, and positive ones from 0: bounds are one instruction.
-    constexpr uint32_t kLowest = 0xC2FA0000u;  // -125
-    constexpr int32_t kHighest = 0x42FC0000;   // 126
-    uint32_t raw;
-    std::memcpy(&raw, &x, 4);
-    const int32_t above = static_cast<int32_t>(raw < kLowest ? raw : kLowest);
-    const int32_t between = above < kHighest ? above : kHighest;
-    float bounded;
-    std::memcpy(&bounded, &between, 4);
     constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
-    const float shifted = bounded + kShift;
-    const float f = bounded - (shifted - kShift);
+    constexpr int32_t kZero = 0x4B400000;  // its bits
+    const float shifted = x + kShift;
+    const float f = x - (shifted - kShift);
     // The polynomial of degree 5 of least relative error to 2^f on [-0.5, 0.5].
     const float p =
         1.0f +
@@ -43,7 +35,9 @@ PCDET_HD float exp2_of(float x) {
     int32_t exponent, bits;
     std::memcpy(&exponent, &shifted, 4);
     std::memcpy(&bits, &p, 4);
-    bits += exponent << 23;
+    exponent = exponent < kZero - 125 ? kZero - 125 : exponent;  // as integers: one instruction each
+    exponent = exponent > kZero + 126 ? kZero + 126 : exponent;
+    bits += static_cast<int32_t>(static_cast<uint32_t>(exponent) << 23);
     float y;
     std::memcpy(&y, &bits, 4);
     return y;
@@ -53,7 +47,8 @@ PCDET_HD double exp2_of(double x) { return exp2(x); }
 
 // e^x, within the bounds of exp2_of; NaN stays NaN.
 PCDET_HD float exp_of(float x) {
-    const float y = exp2_of(x * static_cast<float>(kLog2E));
+    const float bounded = x < -87.0f ? -87.0f : (x > 87.0f ? 87.0f : x);
+    const float y = exp2_of(bounded * static_cast<float>(kLog2E));
     return x == x ? y : x;
 }
 PCDET_HD double exp_of(double x) { return exp(x); }

@@ -79,6 +79,28 @@ inline __attribute__((always_inline)) void load_rows(SeriesView<const T> from, i
     }
 }
 
+// Numbers n to n + K of the states through a chunk, and their part of y. Side by side, none waits for the other.
+template <typename T, int K>
+inline __attribute__((always_inline)) void advance(Tile<T>& tile, int steps, int64_t n_state, int64_t n, const T* a,
+                                                   const T* Bt, const T* Ct, T* h) {
+    Lanes<T> state[K], rate[K];
+    std::memcpy(state, h + n * kLanes, sizeof(state));
+    std::memcpy(rate, a + n * kLanes, sizeof(rate));
+    for (int t = 0; t < steps; ++t) {
+        const T *B = Bt + t * n_state + n, *C = Ct + t * n_state + n;
+#pragma omp simd
+        for (int w = 0; w < kLanes; ++w) {
+            T y = tile.y[t][w];
+            for (int k = 0; k < K; ++k) {
+                state[k][w] = scan_decay(tile.delta[t][w], rate[k][w]) * state[k][w] + tile.input[t][w] * B[k];
+                y += state[k][w] * C[k];
+            }
+            tile.y[t][w] = y;
+        }
+    }
+    std::memcpy(h + n * kLanes, state, sizeof(state));
+}
+
 template <typename T>
 PCDET_FUSED_CLONES void forward_block(const Inputs<T>& in, Sizes size, int64_t b, int64_t block, SeriesView<T> out,
                                 T* checkpoints, T* scratch) {
@@ -106,20 +128,9 @@ PCDET_FUSED_CLONES void forward_block(const Inputs<T>& in, Sizes size, int64_t b
                 tile.input[t][w] = tile.delta[t][w] * tile.u[t][w];
                 tile.y[t][w] = D[w] * tile.u[t][w];
             }
-        for (int64_t n = 0; n < n_state; ++n) {
-            Lanes<T> state, decay;
-            std::memcpy(state, h + n * kLanes, sizeof(state));
-            std::memcpy(decay, a + n * kLanes, sizeof(decay));
-            for (int t = 0; t < steps; ++t) {
-                const T B = Bt[t * n_state + n], C = Ct[t * n_state + n];
-#pragma omp simd
-                for (int w = 0; w < kLanes; ++w) {
-                    state[w] = scan_decay(tile.delta[t][w], decay[w]) * state[w] + tile.input[t][w] * B;
-                    tile.y[t][w] += state[w] * C;
-                }
-            }
-            std::memcpy(h + n * kLanes, state, sizeof(state));
-        }
+        int64_t n = 0;
+        for (; n + 1 < n_state; n += 2) advance<T, 2>(tile, steps, n_state, n, a, Bt, Ct, h);
+        for (; n < n_state; ++n) advance<T, 1>(tile, steps, n_state, n, a, Bt, Ct, h);
         if (in.z.data != nullptr)
             for (int t = 0; t < steps; ++t)
 #pragma omp simd
