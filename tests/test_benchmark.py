@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import runpy
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 import torch
 
 from pcdet_ext.benchmark import report
-from pcdet_ext.benchmark.frames import SIZES, load_frames, synthetic_scan
+from pcdet_ext.benchmark.copy import copy_bandwidth
+from pcdet_ext.benchmark.frames import SIZES, load_frames, street_voxels, synthetic_scan
+from pcdet_ext.benchmark.memory import peak_memory
 from pcdet_ext.benchmark.registry import Contest, Workload, all_close, benchmark, benchmarks
-from pcdet_ext.benchmark.timing import OURS, REFERENCE, Effort, measure
+from pcdet_ext.benchmark.timing import OURS, REFERENCE, Effort, Timing, measure
 from pcdet_ext.data.files import DataError
 
 QUICK = Effort(warm_up=0, rounds=1, max_rounds=1, seconds=0.0)
@@ -22,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", [b.name for b in benchmarks() if b.per_frame])
 def test_results_equal_those_of_references_and_peers(name: str) -> None:
-    load = Workload("tiny", torch.from_numpy(synthetic_scan(1500)))
+    load = Workload("tiny", torch.from_numpy(synthetic_scan(600)))
     (entry,) = benchmarks([name])
     settings = []
     for contest in entry.prepare(load):
@@ -47,10 +51,18 @@ def test_the_peers_of_voxelisation_are_there(name: str, peer: str) -> None:
 
 def test_a_run_prints_ratios_and_writes_everything(tmp_path: Path, capsys) -> None:
     path = tmp_path / "out.json"
-    assert report.run_ops(only=["segment_reduce"], json_path=path, sizes=[300, 2000], effort=QUICK)
-    lines = capsys.readouterr().out.splitlines()
+    assert report.run_ops(only=["segment_reduce"], json_path=path, voxels=[300, 3000], effort=QUICK)
+    copy, *lines, scaling = capsys.readouterr().out.splitlines()
     content = json.loads(path.read_text())
+    assert copy == f"copy on cpu: {content['copy_gb_per_s']:.2f} GB/s, read and written"
     assert len(lines) == len(content["results"]) == 10
+    assert all("% of copy)" in line for line in lines)
+    assert scaling.startswith("time at 3000 voxels over that at 300: ")
+    medians = {(r["setting"], r["voxels"]): r["timings"][OURS]["median_ms"] for r in content["results"]}
+    assert len(content["scaling"]) == 5
+    for pair in content["scaling"]:
+        assert (pair["name"], pair["few"]) == ("segment_reduce", 300)
+        assert pair["ratio"] == pytest.approx(medians[pair["setting"], 3000] / medians[pair["setting"], 300])
     assert all("ms" in line and "x torch scatter_reduce" in line and "GB/s" in line for line in lines)
     assert content["hardware"]["cores"] >= 1
     assert content["versions"]["torch"]
@@ -62,6 +74,7 @@ def test_a_run_prints_ratios_and_writes_everything(tmp_path: Path, capsys) -> No
         n: pytest.approx(t["median_ms"] / timings[OURS]["median_ms"]) for n, t in timings.items() if n != OURS
     }
     assert first["gb_per_s"] == pytest.approx(first["bytes"] / timings[OURS]["median_ms"] / 1e6)
+    assert first["of_copy"] == pytest.approx(first["gb_per_s"] / content["copy_gb_per_s"])
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -89,6 +102,79 @@ def test_contenders_take_turns() -> None:
     timings = measure(contest, CPU, Effort(warm_up=1, rounds=3, max_rounds=3, seconds=0.0))
     assert calls[-6:] == ["a", "b"] * 3
     assert all(t.rounds == 3 for t in timings.values())
+
+
+def test_a_reference_is_left_out_above_its_limit_and_the_line_says_so() -> None:
+    def refused() -> torch.Tensor:
+        raise AssertionError("the reference must not run")
+
+    contest = Contest("x", lambda: torch.ones(1), refused, work={"voxels": 11}, flops=10**6, reference_limit=10)
+    timings = measure(contest, CPU, QUICK)
+    assert set(timings) == {OURS}
+    line = report.Result("op", "tiny", contest, timings, peak=2_000_000).line()
+    assert line.endswith("peak 2.0 MB, reference left out above 10")
+    assert "GFLOP/s" in line
+    assert not replace(contest, work={"voxels": 10}).reference_left_out
+    assert not replace(contest, reference=None).reference_left_out
+
+
+def test_slow_contenders_run_twice_in_all() -> None:
+    calls: list[str] = []
+
+    def slow() -> None:
+        calls.append("slow")
+        time.sleep(0.02)
+
+    effort = Effort(warm_up=1, rounds=3, max_rounds=3, seconds=0.0, slow=0.01)
+    contest = Contest("x", lambda: None, slow, agrees=lambda *_: True)
+    timings = measure(contest, CPU, effort)
+    assert len(calls) == 2  # to compare, and to time
+    assert (timings[OURS].rounds, timings[REFERENCE].rounds) == (3, 1)
+    assert timings[REFERENCE].median >= 0.02
+
+
+def test_scaling_pairs_sizes_a_factor_of_ten_apart() -> None:
+    def result(name: str, voxels: int | None, seconds: float) -> report.Result:
+        return report.Result(
+            name, "f", Contest("s", lambda: None), {OURS: Timing(seconds, seconds, 1, True)}, voxels=voxels
+        )
+
+    results = [result("a", 10, 1.0), result("a", 100, 20.0), result("b", 100, 3.0), result("c", None, 1.0)]
+    results += [result("b", 10, 1.0), result("b", 30, 1.0)]
+    found = report.scalings(results)
+    assert [(s.name, s.setting, s.few, s.ratio) for s in found] == [("a", "s", 10, 20.0), ("b", "s", 10, 3.0)]
+    (line,) = report.scaling_lines(found)
+    assert line == "time at 100 voxels over that at 10: 3.0x to 20.0x, median 11.5x; above 12x: a s 20.0x"
+    assert report.scaling_lines([]) == []
+
+
+def test_peak_memory_counts_what_a_call_takes_at_its_highest() -> None:
+    size = 48 << 20
+
+    def call() -> torch.Tensor:
+        two = torch.ones(2, size // 4)
+        return two.sum(0)[:10].clone()
+
+    peak = peak_memory(call, CPU)
+    if peak is None:
+        pytest.skip("this system does not say how much memory a process had at most")
+    assert 2 * size <= peak <= 4 * size
+    assert peak_memory(lambda: None, CPU) < size // 8
+
+
+def test_a_copy_has_a_bandwidth() -> None:
+    assert 1e7 < copy_bandwidth(CPU, size=1 << 20, rounds=3) < 1e13
+
+
+def test_voxels_of_streets_are_as_many_as_asked_for() -> None:
+    setting = (-74.88, -74.88, -2.0, 74.88, 74.88, 4.0), (0.32, 0.32, 6.0)
+    coords = street_voxels(30_000, *setting)
+    assert coords.shape == (30_000, 4)
+    assert len(torch.unique(coords, dim=0)) == 30_000
+    frames = torch.bincount(coords[:, 0])
+    assert len(frames) > 1
+    assert frames.min() > 0
+    assert bool((coords[:, 0].diff() >= 0).all())
 
 
 def test_names_are_unique_and_checked() -> None:
@@ -140,5 +226,7 @@ def test_the_command(root: Path, tmp_path: Path, capsys) -> None:
     if not torch.cuda.is_available():
         assert main([*frames, "--device", "cuda"]) == 2
         assert "no CUDA device" in capsys.readouterr().err
+    assert main(["ops", "--voxels", "0", "--only", "segment_reduce"]) == 2
+    assert "voxels must be at least 1, got 0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["models"])
+        main(["everything"])

@@ -20,6 +20,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     ops.add_argument(
         "--frames", nargs="+", type=Path, default=[], metavar="PATH", help="point files or folders of them"
     )
+    sizes = {"nargs": "+", "type": int, "default": [20_000, 100_000], "metavar": "N"}
+    ops.add_argument("--voxels", **sizes, help="sizes of the synthetic scans (default: 20000 100000)")
     ops.add_argument("--only", nargs="+", default=[], metavar="NAME", help="benchmarks to run (default: all)")
     ops.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     ops.add_argument("--json", type=Path, help="write everything measured to this file")
@@ -32,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     from pcdet_ext.data.files import DataError
 
     try:
-        agreed = run_ops(options.device, options.frames, options.only, options.json, options.threads)
+        places = (options.device, options.frames, options.only, options.json, options.threads)
+        agreed = run_ops(*places, options.voxels)
     except (ValueError, DataError, OSError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2

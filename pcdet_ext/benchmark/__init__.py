@@ -6,6 +6,7 @@ A module of `MODULES` registers benchmarks (`registry.benchmark`), `timing` meas
 MODULES = (
     "pcdet_ext.benchmark.voxels",
     "pcdet_ext.benchmark.sequences",
+    "pcdet_ext.benchmark.octrees",
     "pcdet_ext.benchmark.scans",
     "pcdet_ext.benchmark.boxes",
     "pcdet_ext.benchmark.sparse_conv",

@@ -16,10 +16,15 @@ from pcdet_ext.config import suggest
 
 @dataclass(frozen=True)
 class Workload:
-    """What a benchmark gets. points: float32 [P, 4 or more] (x, y, z, intensity, …) of one frame, on the device."""
+    """What a benchmark gets.
+
+    points: float32 [P, 4 or more] (x, y, z, intensity, …) of one frame, on the device; voxels: how many an operation on
+    voxels is measured with, None for those that the points lie in.
+    """
 
     frame: str
     points: Tensor
+    voxels: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +54,9 @@ class Contest:
 
     setting: which sizes and options; ours: this library; reference: its PyTorch reference, or None; peers: other
     libraries by name; agrees(ours, theirs): whether two results are the same; work: what there is of it, such as
-    {"points": 17000}; bytes: that ours must at least read and write, for the achieved bandwidth.
+    {"voxels": 17000}, the size first; bytes: that ours must at least read and write, for the achieved bandwidth; flops:
+    multiplications and additions of ours, for what computes more than it moves; reference_limit: the size above which
+    the reference is left out, because it takes minutes or does not fit into memory.
     """
 
     setting: str
@@ -59,6 +66,14 @@ class Contest:
     agrees: Callable[[Any, Any], bool] = all_close
     work: Mapping[str, int] = field(default_factory=dict)
     bytes: int | None = None
+    flops: int | None = None
+    reference_limit: int | None = None
+
+    @property
+    def reference_left_out(self) -> bool:
+        """Whether there is a reference that is too slow or too large at this size."""
+        size = next(iter(self.work.values()), 0)
+        return self.reference is not None and self.reference_limit is not None and size > self.reference_limit
 
 
 Prepare = Callable[[Workload], Iterable[Contest]]

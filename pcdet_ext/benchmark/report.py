@@ -7,32 +7,53 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
+from pcdet_ext.benchmark.copy import copy_bandwidth
 from pcdet_ext.benchmark.frames import SIZES, load_frames
+from pcdet_ext.benchmark.memory import peak_memory
 from pcdet_ext.benchmark.registry import Benchmark, Contest, Workload, benchmarks
 from pcdet_ext.benchmark.timing import OURS, Effort, Timing, measure
 from pcdet_ext.data.files import atomic_write
 from pcdet_ext.info import hardware, native_status, optional_packages, versions
 
-FORMAT = 1
+FORMAT = 2
+LINEAR = 12.0  # times longer at most, for ten times as many voxels, to count as linear
 
 
 @dataclass(frozen=True)
 class Result:
-    """One contest as it went on one frame."""
+    """One contest as it went on one frame.
+
+    voxels: the size that was asked for, or None; copy: bytes a second that a copy on the device achieves; peak: bytes
+    that one call of ours takes at its highest; both None where not measured.
+    """
 
     name: str
     frame: str
     contest: Contest
     timings: dict[str, Timing]
+    voxels: int | None = None
+    copy: float | None = None
+    peak: int | None = None
 
     @property
     def bandwidth(self) -> float | None:
         """Achieved GB/s of ours, where the contest states its bytes."""
         return None if self.contest.bytes is None else self.contest.bytes / self.timings[OURS].median / 1e9
+
+    @property
+    def of_copy(self) -> float | None:
+        """Achieved bandwidth over that of a copy."""
+        return None if self.bandwidth is None or self.copy is None else self.bandwidth * 1e9 / self.copy
+
+    @property
+    def gflops(self) -> float | None:
+        """Achieved GFLOP/s of ours, where the contest states its operations."""
+        return None if self.contest.flops is None else self.contest.flops / self.timings[OURS].median / 1e9
 
     def ratios(self) -> dict[str, float]:
         """How many times longer each other contender took, of medians."""
@@ -42,10 +63,17 @@ class Result:
         """One line for the terminal."""
         parts = [f"{self.name} {self.contest.setting} · {self.frame}: {self.timings[OURS].median * 1e3:.3f} ms"]
         if self.bandwidth is not None:
-            parts.append(f"{self.bandwidth:.2f} GB/s")
+            share = "" if self.of_copy is None else f" ({self.of_copy:.0%} of copy)"
+            parts.append(f"{self.bandwidth:.2f} GB/s{share}")
+        if self.gflops is not None:
+            parts.append(f"{self.gflops:.2f} GFLOP/s")
+        if self.peak is not None:
+            parts.append(f"peak {self.peak / 1e6:.1f} MB")
         for name, ratio in self.ratios().items():
             doubt = "" if self.timings[name].agrees else " RESULT DIFFERS"
             parts.append(f"{ratio:.2f}x {name} ({self.timings[name].median * 1e3:.3f} ms){doubt}")
+        if self.contest.reference_left_out:
+            parts.append(f"reference left out above {self.contest.reference_limit}")
         return ", ".join(parts)
 
     def record(self) -> dict[str, Any]:
@@ -54,9 +82,14 @@ class Result:
             "name": self.name,
             "setting": self.contest.setting,
             "frame": self.frame,
+            "voxels": self.voxels,
             "work": dict(self.contest.work),
             "bytes": self.contest.bytes,
             "gb_per_s": self.bandwidth,
+            "of_copy": self.of_copy,
+            "gflop_per_s": self.gflops,
+            "peak_bytes": self.peak,
+            "reference_left_out": self.contest.reference_left_out,
             "timings": {
                 name: {
                     "median_ms": t.median * 1e3,
@@ -70,48 +103,93 @@ class Result:
         }
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """How many times longer ours took for ten times as many voxels: few, and then 10 · few."""
+
+    name: str
+    setting: str
+    few: int
+    ratio: float
+
+
+def scalings(results: Sequence[Result]) -> list[Scaling]:
+    """Every pair of results of one contest whose sizes are a factor of ten apart."""
+    took = {(r.name, r.contest.setting, r.voxels): r.timings[OURS].median for r in results if r.voxels is not None}
+    return [
+        Scaling(name, setting, voxels, took[name, setting, 10 * voxels] / seconds)
+        for (name, setting, voxels), seconds in took.items()
+        if (name, setting, 10 * voxels) in took
+    ]
+
+
+def scaling_lines(found: Sequence[Scaling]) -> list[str]:
+    """For each size one line: the range of ratios, and who is above `LINEAR`."""
+    lines = []
+    for few in sorted({s.few for s in found}):
+        here = [s for s in found if s.few == few]
+        ratios = [s.ratio for s in here]
+        above = [f"{s.name} {s.setting} {s.ratio:.1f}x" for s in here if s.ratio > LINEAR]
+        lines.append(
+            f"time at {10 * few} voxels over that at {few}: {min(ratios):.1f}x to {max(ratios):.1f}x, median "
+            f"{median(ratios):.1f}x; above {LINEAR:.0f}x: {', '.join(above) or 'none'}"
+        )
+    return lines
+
+
 def run_ops(
     device: str = "cpu",
     paths: Sequence[Path] = (),
     only: Sequence[str] = (),
     json_path: Path | None = None,
     threads: int | None = None,
-    sizes: Sequence[int] = SIZES,
+    voxels: Sequence[int] = SIZES,
     effort: Effort | None = None,
 ) -> bool:
     """Measure the operations, printing a line each; True when every result agreed with that of its peers.
 
-    paths: point files or folders, instead of synthetic scans of `sizes` points; only: names of benchmarks; json_path:
-    where everything is written, once, at the end; threads: of torch and the native kernels.
+    paths: point files or folders, instead of synthetic scans; only: names of benchmarks; json_path: where everything is
+    written, once, at the end; threads: of torch and the native kernels; voxels: sizes of the synthetic scans, of which
+    operations on points get as many points.
     Raises ValueError for an unknown benchmark or folder without frames, DataError for a damaged frame.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch sees no CUDA device")
     if threads is not None:
         torch.set_num_threads(threads)
+    if any(n < 1 for n in voxels):
+        raise ValueError(f"voxels must be at least 1, got {min(voxels)}")
     effort, wanted, results = effort or Effort(), benchmarks(only), []
-    for result in _measure_all(wanted, device, paths, sizes, effort):
+    copy = copy_bandwidth(torch.device(device))
+    print(f"copy on {device}: {copy / 1e9:.2f} GB/s, read and written", flush=True)
+    for result in _measure_all(wanted, device, paths, voxels, effort, copy):
         print(result.line(), flush=True)
         results.append(result)
+    for line in scaling_lines(scalings(results)):
+        print(line)
     if json_path is not None:
-        _write(json_path, device, effort, results)
+        _write(json_path, device, effort, results, copy)
     return all(t.agrees for result in results for t in result.timings.values())
 
 
 def _measure_all(
-    wanted: list[Benchmark], device: str, paths: Sequence[Path], sizes: Sequence[int], effort: Effort
+    wanted: list[Benchmark], device: str, paths: Sequence[Path], voxels: Sequence[int], effort: Effort, copy: float
 ) -> Iterator[Result]:
-    for number, (frame, points) in enumerate(load_frames(paths, sizes)):
-        workload = Workload(frame, torch.from_numpy(points).to(device))
+    for number, (frame, points) in enumerate(load_frames(paths, voxels)):
+        size = None if paths else voxels[number]
+        workload = Workload(frame, torch.from_numpy(points).to(device), size)
         for entry in wanted:
             if number and not entry.per_frame:
                 continue
             for contest in entry.prepare(workload):
-                name = frame if entry.per_frame else "own input"
-                yield Result(entry.name, name, contest, measure(contest, workload.device, effort))
+                timings, peak = measure(contest, workload.device, effort), peak_memory(contest.ours, workload.device)
+                if entry.per_frame:
+                    yield Result(entry.name, frame, contest, timings, size, copy, peak)
+                else:
+                    yield Result(entry.name, "own input", contest, timings, None, copy, peak)
 
 
-def _write(path: Path, device: str, effort: Effort, results: list[Result]) -> None:
+def _write(path: Path, device: str, effort: Effort, results: list[Result], copy: float) -> None:
     content = {
         "format": FORMAT,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -120,7 +198,9 @@ def _write(path: Path, device: str, effort: Effort, results: list[Result]) -> No
         "versions": versions() | {name: v for name, v in optional_packages().items() if v},
         "native": native_status(device),
         "effort": asdict(effort),
+        "copy_gb_per_s": copy / 1e9,
         "results": [result.record() for result in results],
+        "scaling": [asdict(scaling) for scaling in scalings(results)],
     }
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.benchmark.registry import Contest, Workload, all_close, benchmark
-from pcdet_ext.benchmark.sequences import occupied
+from pcdet_ext.benchmark.sequences import frames_of, occupied
 from pcdet_ext.benchmark.voxels import KITTI_VOXELS
 from pcdet_ext.models.depthwise_conv import DepthwiseSubMConv3d
 from pcdet_ext.models.sparse_conv import Engine, SparseConv3d, SubMConv3d, submanifold_table
@@ -51,13 +51,15 @@ def depthwise(load: Workload) -> Iterator[Contest]:
             ),
             work={"voxels": len(voxels), "neighbours": int((table >= 0).sum())},
             bytes=2 * voxels.features.nbytes + table.nbytes,
+            flops=2 * CHANNELS * int((table >= 0).sum()),
+            reference_limit=200_000,  # it holds all neighbours at once
         )
 
 
 def _voxels(load: Workload, setting: tuple) -> SparseVoxels:
     coords, grid = occupied(load, setting)
     features = torch.randn(len(coords), CHANNELS, generator=load.generator()).to(load.device)
-    return SparseVoxels(features, coords, grid, 1)
+    return SparseVoxels(features, coords, grid, frames_of(coords))
 
 
 def _submanifold(engine: Engine) -> SparseConv3d:
@@ -123,12 +125,13 @@ def _same_cells(ours: SparseVoxels, theirs: SparseVoxels) -> bool:
         return False
     rows = [_keys(v).argsort() for v in (ours, theirs)]
     ours, theirs = (
-        SparseVoxels(v.features[r], v.coords[r], v.grid, 1) for v, r in zip((ours, theirs), rows, strict=True)
+        SparseVoxels(v.features[r], v.coords[r], v.grid, v.batch_size)
+        for v, r in zip((ours, theirs), rows, strict=True)
     )
     return ours.coords.equal(theirs.coords) and all_close(ours.features, theirs.features)
 
 
 def _keys(voxels: SparseVoxels) -> Tensor:
-    _, height, width = voxels.grid
-    _, z, y, x = voxels.coords.long().unbind(1)
-    return (z * height + y) * width + x
+    depth, height, width = voxels.grid
+    b, z, y, x = voxels.coords.long().unbind(1)
+    return ((b * depth + z) * height + y) * width + x

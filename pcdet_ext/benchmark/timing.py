@@ -17,12 +17,16 @@ OURS, REFERENCE = "ours", "reference"
 
 @dataclass(frozen=True)
 class Effort:
-    """How long is measured: `warm_up` calls of each contender, then at least `rounds`, and more until `seconds`."""
+    """How long is measured: `warm_up` calls of each contender, then at least `rounds`, and more until `seconds`.
+
+    A contender whose first call takes longer than `slow` seconds is not warmed up, and takes part in one round only.
+    """
 
     warm_up: int = 2
     rounds: int = 7
     max_rounds: int = 100
     seconds: float = 1.0
+    slow: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -36,21 +40,30 @@ class Timing:
 
 
 def measure(contest: Contest, device: torch.device, effort: Effort) -> dict[str, Timing]:
-    """Time ours, the reference and the peers of a contest, after comparing their results with ours."""
+    """Time ours, the reference and the peers of a contest, after comparing their results with ours.
+
+    Warming up counts as `Effort` says. The reference takes no part where the contest leaves it out.
+    """
     contenders: dict[str, Callable[[], Any]] = {OURS: contest.ours}
-    if contest.reference is not None:
+    if contest.reference is not None and not contest.reference_left_out:
         contenders[REFERENCE] = contest.reference
     contenders |= contest.peers
-    agrees = {name: contest.agrees(contest.ours(), call()) for name, call in contenders.items()}
-    for call in contenders.values():
+    agrees, slow = {}, set()
+    for name, call in contenders.items():
+        seconds, result = _timed(call, device)
+        agrees[name] = contest.agrees(contest.ours(), result)
+        if seconds > effort.slow:
+            slow.add(name)
+        del result
+    for name in contenders.keys() - slow:
         for _ in range(effort.warm_up):
-            call()
-    seconds = _rounds(contenders, device, effort)
-    return {name: Timing(median(s), min(s), len(s), agrees[name]) for name, s in seconds.items()}
+            contenders[name]()
+    rounds = _rounds(contenders, slow, device, effort)
+    return {name: Timing(median(s), min(s), len(s), agrees[name]) for name, s in rounds.items()}
 
 
 def _rounds(
-    contenders: Mapping[str, Callable[[], Any]], device: torch.device, effort: Effort
+    contenders: Mapping[str, Callable[[], Any]], slow: set[str], device: torch.device, effort: Effort
 ) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     end = time.perf_counter() + effort.seconds
@@ -58,15 +71,25 @@ def _rounds(
         if done >= effort.rounds and time.perf_counter() > end:
             break
         for name, call in contenders.items():
-            _synchronize(device)
-            start = time.perf_counter()
-            result = call()
-            _synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
+            if done and name in slow:
+                continue
+            took, result = _timed(call, device)
+            seconds[name].append(took)
             del result  # its memory is free for the next contender, outside of the timing
+        if slow.issuperset(contenders):
+            break
     return seconds
 
 
-def _synchronize(device: torch.device) -> None:
+def _timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    synchronize(device)
+    start = time.perf_counter()
+    result = call()
+    synchronize(device)
+    return time.perf_counter() - start, result
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

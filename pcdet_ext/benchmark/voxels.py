@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pcdet_ext.benchmark.peers import torch_scatter_reduce, torch_scatter_softmax
 from pcdet_ext.benchmark.registry import Contest, Workload, benchmark
-from pcdet_ext.ops import dynamic_voxelize, segment_reduce, voxelize
+from pcdet_ext.ops import dynamic_voxelize, segment_reduce, segment_softmax, voxelize
 from pcdet_ext.ops.segment import KINDS, segment_reduce_reference
 from pcdet_ext.ops.voxelize import dynamic_voxelize_reference, grid_size, voxelize_reference
 
@@ -133,7 +135,8 @@ def reductions(load: Workload) -> Iterator[Contest]:
             f"{kind} of 64 channels",
             lambda kind=kind: segment_reduce(values, pillar, len(coords), kind),
             lambda kind=kind: segment_reduce_reference(values, pillar, len(coords), KINDS[kind])[0],
-            {"torch scatter_reduce": lambda kind=kind: scatter_reduced(values, pillar, len(coords), kind)},
+            {"torch scatter_reduce": lambda kind=kind: scatter_reduced(values, pillar, len(coords), kind)}
+            | torch_scatter_reduce(values, pillar, len(coords), kind),
             work={"rows": len(values), "segments": len(coords)},
             bytes=values.nbytes + pillar.nbytes + weights.nbytes,
         )
@@ -148,6 +151,41 @@ def reductions(load: Workload) -> Iterator[Contest]:
         work={"rows": len(values), "segments": len(coords)},
         bytes=2 * (values.nbytes + weights.nbytes) + pillar.nbytes,
     )
+
+
+@benchmark("segment_softmax")
+def softmax(load: Workload) -> Iterator[Contest]:
+    """Softmax of 8 columns a point inside pillars, as attention over points needs it, forward and backward."""
+    batch_index = torch.zeros(len(load.points), dtype=torch.int64, device=load.device)
+    coords, pillar = dynamic_voxelize(load.points, batch_index, *WAYMO_PILLARS)
+    pillar = pillar[pillar >= 0]
+    values, weights = (torch.randn(len(pillar), 8, generator=load.generator(i)).to(load.device) for i in (0, 1))
+    peers = {"torch scatter_reduce": softmax_of_scatter} | torch_scatter_softmax()
+    work = {"rows": len(values), "segments": len(coords)}
+    yield Contest(
+        "8 columns",
+        lambda: segment_softmax(values, pillar, len(coords)),
+        peers={name: partial(call, values, pillar, len(coords)) for name, call in peers.items()},
+        work=work,
+        bytes=2 * values.nbytes + pillar.nbytes,
+    )
+    yield Contest(
+        "8 columns, with gradient",
+        lambda: with_gradient(lambda v: segment_softmax(v, pillar, len(coords)), values, weights),
+        peers={
+            name: lambda call=call: with_gradient(lambda v: call(v, pillar, len(coords)), values, weights)
+            for name, call in peers.items()
+        },
+        work=work,
+        bytes=5 * values.nbytes + pillar.nbytes,
+    )
+
+
+def softmax_of_scatter(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
+    """Softmax inside segments as it is usually written in PyTorch."""
+    highest = scatter_reduced(values.detach(), index, num_segments, "max")
+    raised = (values - highest[index]).exp()
+    return raised / values.new_zeros(num_segments, values.shape[1]).index_add(0, index, raised)[index]
 
 
 def scatter_reduced(values: Tensor, index: Tensor, num_segments: int, kind: str) -> Tensor:

@@ -1,0 +1,88 @@
+"""Other libraries to measure against, where they are installed; none is required."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Peers = dict[str, Callable[[], Any]]
+
+
+@lru_cache
+def optional(module: str) -> Any:
+    """The module, or None where it is not installed or does not load with this PyTorch."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about torch's own names, from libraries of other versions of it
+            return import_module(module)
+    except (ImportError, OSError, RuntimeError, AttributeError):
+        return None
+
+
+def torch_scatter_reduce(values: Tensor, index: Tensor, num_segments: int, kind: str) -> Peers:
+    """torch-scatter's reduction of rows [P, C]."""
+    library = optional("torch_scatter")
+    if library is None:
+        return {}
+    return {"torch-scatter": lambda: library.scatter(values, index, 0, dim_size=num_segments, reduce=kind)}
+
+
+def torch_scatter_softmax() -> dict[str, Callable[[Tensor, Tensor, int], Tensor]]:
+    """torch-scatter's softmax inside segments (values, index, number of segments)."""
+    library = optional("torch_scatter")
+    if library is None:
+        return {}
+    return {"torch-scatter": lambda values, index, segments: library.scatter_softmax(values, index, 0, segments)}
+
+
+def ocnn_encode(coords: Tensor) -> Peers:
+    """ocnn's z-order keys."""
+    library = optional("ocnn.octree.shuffled_key")
+    if library is None:
+        return {}
+
+    def encode() -> Tensor:
+        batch, z, y, x = coords.long().unbind(1)
+        return library.xyz2key(x, y, z, batch)
+
+    return {"ocnn": encode}
+
+
+def ocnn_decode(keys: Tensor, depth: int) -> Peers:
+    """ocnn's coordinates of z-order keys, (batch, z, y, x)."""
+    library = optional("ocnn.octree.shuffled_key")
+    if library is None:
+        return {}
+    return {"ocnn": lambda: torch.stack(library.key2xyz(keys, depth)[::-1], 1).int()}
+
+
+def mamba_scan() -> Callable[..., Tensor] | None:
+    """mamba-ssm's selective scan, which takes what ours takes; on CUDA only."""
+    library = optional("mamba_ssm.ops.selective_scan_interface")
+    return None if library is None else library.selective_scan_fn
+
+
+def mamba_conv() -> Callable[..., Tensor] | None:
+    """The causal convolution that belongs to mamba-ssm (x, weight, bias, activation); on CUDA only."""
+    library = optional("causal_conv1d")
+    if library is None:
+        return None
+    return lambda x, weight, bias, activation: library.causal_conv1d_fn(x, weight, bias, activation=activation)
+
+
+def fla_wkv() -> Callable[..., Tensor] | None:
+    """flash-linear-attention's RWKV-6 (r, k, v, w, u), whose decay is the log of ours; on CUDA only."""
+    library = optional("fla.ops.rwkv6")
+    return None if library is None else lambda r, k, v, w, u: library.chunk_rwkv6(r, k, v, -w.exp(), u, scale=1.0)[0]
+
+
+def fla_retention() -> Callable[..., Tensor] | None:
+    """flash-linear-attention's retention (q, k, v), with its own decay 1 - 2^(-5 - head); on CUDA only."""
+    library = optional("fla.ops.retention")
+    return None if library is None else lambda q, k, v, _decay: library.chunk_retention(q, k, v, scale=1.0)[0]
