@@ -1,6 +1,9 @@
-"""Measure this library: python tools/benchmark.py ops [--device cuda] [--only voxelize] [--json FILE]
+"""Measure this library.
 
-Ratios are how many times longer the named peer took, both measured in turns in one run; exits 1 when results differ.
+    python tools/benchmark.py ops [--device cuda] [--only voxelize] [--json FILE]
+    python tools/benchmark.py models [CONFIG …] [--device cuda] [--json FILE]
+
+Ratios are how many times longer the named peer took, both measured in one run; exits 1 when results differ.
 """
 
 from __future__ import annotations
@@ -25,21 +28,42 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     ops.add_argument("--only", nargs="+", default=[], metavar="NAME", help="benchmarks to run (default: all)")
     ops.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     ops.add_argument("--json", type=Path, help="write everything measured to this file")
+    models = commands.add_parser("models", help="detectors at their published size, stage by stage")
+    models.add_argument("configs", nargs="*", type=Path, help="configurations (default: published models)")
+    models.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    models.add_argument("--voxels", type=int, default=60_000, help="voxels of the frame, at least (default 60000)")
+    models.add_argument("--rounds", type=int, default=3, help="passes that count (default 3)")
+    models.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    models.add_argument("--reference-scan", action="store_true", help="also time Mamba on the PyTorch scan")
+    models.add_argument("--json", type=Path, help="write everything measured to this file")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    from pcdet_ext.benchmark.report import run_ops
+    from pcdet_ext.config import ConfigError
     from pcdet_ext.data.files import DataError
 
     try:
-        places = (options.device, options.frames, options.only, options.json, options.threads)
-        agreed = run_ops(*places, options.voxels)
-    except (ValueError, DataError, OSError) as error:
+        return {"ops": run_ops, "models": run_models}[options.command](options)
+    except (ConfigError, ValueError, DataError, OSError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
-    return 0 if agreed else 1
+
+
+def run_ops(options: argparse.Namespace) -> int:
+    from pcdet_ext.benchmark import report
+
+    places = (options.device, options.frames, options.only, options.json, options.threads)
+    return 0 if report.run_ops(*places, options.voxels) else 1
+
+
+def run_models(options: argparse.Namespace) -> int:
+    from pcdet_ext.benchmark import models
+
+    sizes = (options.voxels, options.rounds, options.threads)
+    models.run_models(options.configs, options.device, *sizes, options.reference_scan, options.json)
+    return 0
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def library(device_type: str) -> ctypes.CDLL | None:
 def function(device_type: str, name: str, *argument_types: type) -> Callable[..., None] | None:
     """The kernel launcher `name`, raising NativeError when it returns non-zero; None without a native library.
 
-    On "cuda" the caller appends the stream (`stream(tensor)`) as the last argument, and lists POINTER for it.
+    On "cuda" the caller appends the stream (`stream(tensor)`) as the last argument, and lists POINTER for it; the
+    kernel is launched on the stream's device.
     """
     loaded = library(device_type)
     if loaded is None:
@@ -68,7 +69,11 @@ def function(device_type: str, name: str, *argument_types: type) -> Callable[...
         if status != 0:
             raise NativeError(f"{name}: {_describe(loaded, device_type, status)}")
 
-    return call
+    def call_on_device(*arguments: object) -> None:
+        with torch.cuda.device(arguments[-1].device):
+            call(*arguments)
+
+    return call_on_device if device_type == "cuda" else call
 
 
 def _describe(loaded: ctypes.CDLL, device_type: str, status: int) -> str:
@@ -87,9 +92,17 @@ def pointer(tensor: Tensor | None) -> int | None:
     return tensor.data_ptr()
 
 
-def stream(tensor: Tensor) -> int:
+class Stream(int):
+    """Address of a CUDA stream, and the device it belongs to, which need not be the current one."""
+
+    device: torch.device
+
+
+def stream(tensor: Tensor) -> Stream:
     """torch's current CUDA stream on the tensor's device."""
-    return torch.cuda.current_stream(tensor.device).cuda_stream
+    address = Stream(torch.cuda.current_stream(tensor.device).cuda_stream)
+    address.device = tensor.device
+    return address
 
 
 def threads() -> int:

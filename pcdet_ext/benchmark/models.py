@@ -1,0 +1,255 @@
+"""Time and memory of whole detectors on one frame, stage by stage, and what of it is grouping."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import wraps
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import nn
+
+from pcdet_ext import config
+from pcdet_ext.benchmark.frames import synthetic_scan
+from pcdet_ext.data.files import atomic_write
+from pcdet_ext.info import hardware, native_status, versions
+from pcdet_ext.mixers import mamba
+from pcdet_ext.models.detector import VoxelDetector, build_detector
+from pcdet_ext.ops.selective_scan import selective_scan_reference
+from pcdet_ext.structures import PointBatch, SparseVoxels
+
+FORMAT = 1
+CONFIGS = (
+    "waymo/flatformer",
+    "waymo/dsvt_pillar",
+    "waymo/dsvt_voxel",
+    "waymo/scatterformer",
+    "lion/waymo_mamba",
+    "lion/nuscenes_mamba",
+)
+SCAN_POINTS = 60_000  # of each scan that is added until there are enough voxels
+MOST_SCANS = 64
+STAGES = ("encoder", "backbone", "bev_backbone", "head")
+
+
+@dataclass(frozen=True)
+class ModelTiming:
+    """What one detector took for one frame.
+
+    seconds: median of each stage; parts: of the backbone's plans, "grouping" (orders, partitions and what is derived
+    from them) and "neighbour tables" (of sparse convolutions); peak_mb: highest memory in MB after each stage, beyond
+    what the process (on CUDA: the device) held with model and frame; reference_scan: seconds of the backbone on the
+    PyTorch definition of Mamba's scan.
+    """
+
+    config: str
+    points: int
+    voxels: int
+    parameters: int
+    rounds: int
+    seconds: dict[str, float]
+    parts: dict[str, float]
+    peak_mb: dict[str, float]
+    reference_scan: float | None = None
+
+    @property
+    def grouping_share(self) -> float:
+        """Share of the backbone's time that is grouping."""
+        return self.parts.get("grouping", 0.0) / self.seconds["backbone"]
+
+    def lines(self) -> Iterator[str]:
+        """What to print."""
+        total = sum(self.seconds.values())
+        yield (
+            f"{self.config}: {self.voxels} voxels of {self.points} points, {self.parameters / 1e6:.2f} M parameters: "
+            f"{total:.3f} s, {max(self.peak_mb.values()):.0f} MB"
+        )
+        for name, seconds in self.seconds.items():
+            yield f"    {name:14s} {seconds:8.3f} s  peak {self.peak_mb[name]:7.0f} MB"
+        yield f"    of the backbone: grouping {self.parts.get('grouping', 0.0):.3f} s ({self.grouping_share:.1%}), " + (
+            f"neighbour tables {self.parts.get('neighbour tables', 0.0):.3f} s"
+        )
+        if self.reference_scan is not None:
+            ratio = self.reference_scan / self.seconds["backbone"]
+            yield f"    backbone on the PyTorch scan: {self.reference_scan:.3f} s, {ratio:.1f}x"
+
+
+def run_models(
+    paths: Sequence[Path] = (),
+    device: str = "cpu",
+    voxels: int = 60_000,
+    rounds: int = 3,
+    threads: int | None = None,
+    reference_scan: bool = False,
+    json_path: Path | None = None,
+) -> None:
+    """Measure detectors, each in a process of its own, so that the memory of one is not that of the next.
+
+    paths: configurations (default: published models of each backbone); voxels: at least so many in the frame; rounds:
+    forward passes, after one that does not count; reference_scan: also time a backbone with Mamba on the PyTorch
+    definition of its scan, once. Raises ConfigError for a configuration that cannot be used.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda': torch sees no CUDA device")
+    folder = Path(__file__).resolve().parents[2] / "configs"
+    context = multiprocessing.get_context("spawn")
+    results = []
+    for path in paths or [folder / f"{name}.yaml" for name in CONFIGS]:
+        with context.Pool(1) as pool:
+            timing = pool.apply(measure_model, (path, device, voxels, rounds, threads, reference_scan))
+        print("\n".join(timing.lines()), flush=True)
+        results.append(timing)
+    if json_path is not None:
+        _write(json_path, device, results)
+
+
+def measure_model(
+    path: Path, device: str, voxels: int, rounds: int, threads: int | None, reference_scan: bool
+) -> ModelTiming:
+    """Measure one detector; see `run_models`."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    detector = build_detector(config.load(path)).to(device).eval()
+    batch, count = frame_with_voxels(detector, voxels, device)
+    base, seconds, parts, peaks = _memory(device), [], [], {}
+    with torch.inference_mode():
+        for _ in range(rounds + 1):
+            found, plans = _one_pass(detector, batch, device, lambda name: peaks.update({name: _memory(device) - base}))
+            seconds.append(found)
+            parts.append(plans)
+        reference = None
+        if reference_scan and any(isinstance(m, mamba.BidirectionalMamba) for m in detector.modules()):
+            with mock.patch.object(mamba, "selective_scan", selective_scan_reference):
+                reference = _one_pass(detector, batch, device, lambda _: None)[0]["backbone"]
+    return ModelTiming(
+        f"{path.parent.name}/{path.stem}",
+        len(batch.points),
+        count,
+        sum(p.numel() for p in detector.parameters()),
+        rounds,
+        _medians(seconds[1:]),
+        _medians(parts[1:]),
+        peaks,
+        reference,
+    )
+
+
+def frame_with_voxels(detector: VoxelDetector, voxels: int, device: str) -> tuple[PointBatch, int]:
+    """A frame of synthetic scans in which the detector's encoder finds at least `voxels`, and how many it finds.
+
+    Several scans stand for the several sensors or sweeps of one frame. Raises ValueError when the range is too small.
+    """
+    scans: list[np.ndarray] = []
+    for seed in range(MOST_SCANS):
+        scan = synthetic_scan(SCAN_POINTS, seed)
+        columns = np.zeros((len(scan), max(detector.num_point_features - scan.shape[1], 0)), np.float32)
+        scans.append(np.concatenate([scan, columns], 1)[:, : detector.num_point_features])
+        batch = PointBatch.from_points([torch.from_numpy(np.concatenate(scans))]).to(device)
+        with torch.inference_mode():
+            count = len(detector.encoder(batch))
+        if count >= voxels:
+            return batch, count
+    raise ValueError(f"{MOST_SCANS} scans have {count} voxels in the detector's range, {voxels} were asked for")
+
+
+def _one_pass(
+    detector: VoxelDetector, batch: PointBatch, device: str, after: Callable[[str], None]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of each stage, and of the plans made in the backbone."""
+    seconds: dict[str, float] = {}
+    with _timed_stages(detector, device, seconds, after), _timed_plans(device) as parts:
+        detector(batch)
+    return seconds, dict(parts)
+
+
+@contextmanager
+def _timed_stages(
+    detector: VoxelDetector, device: str, seconds: dict[str, float], after: Callable[[str], None]
+) -> Iterator[None]:
+    begun: dict[str, float] = {}
+    handles = []
+
+    def before(name: str) -> Callable[..., None]:
+        return lambda *_: begun.update({name: _now(device)})
+
+    def behind(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            seconds[name] = _now(device) - begun[name]
+            after(name)
+
+        return hook
+
+    for name in STAGES:
+        stage: nn.Module | None = getattr(detector, name)
+        if stage is not None:
+            handles += [stage.register_forward_pre_hook(before(name)), stage.register_forward_hook(behind(name))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _timed_plans(device: str) -> Iterator[Counter[str]]:
+    """Seconds that making plans took, those of a plan inside another one counted once."""
+    parts: Counter[str] = Counter()
+    original, depth = SparseVoxels.plan, [0]
+
+    @wraps(original)
+    def plan(self: SparseVoxels, key: Any, make: Callable[[SparseVoxels], Any]) -> Any:
+        if key in self.plans:
+            return self.plans[key]
+        start, depth[0] = _now(device), depth[0] + 1
+        try:
+            return original(self, key, make)
+        finally:
+            depth[0] -= 1
+            if depth[0] == 0:
+                is_table = "conv" in str(key[0] if isinstance(key, tuple) else key)
+                parts["neighbour tables" if is_table else "grouping"] += _now(device) - start
+
+    with mock.patch.object(SparseVoxels, "plan", plan):
+        yield parts
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _memory(device: str) -> float:
+    """Highest memory so far in MB: of the device, or of this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def _medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: median(row.get(name, 0.0) for row in rows) for name in rows[0]}
+
+
+def _write(path: Path, device: str, results: Sequence[ModelTiming]) -> None:
+    content = {
+        "format": FORMAT,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "device": device,
+        "hardware": hardware(),
+        "versions": versions(),
+        "native": native_status(device),
+        "results": [asdict(result) | {"grouping_share": result.grouping_share} for result in results],
+    }
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
