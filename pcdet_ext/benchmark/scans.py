@@ -79,7 +79,7 @@ def retentions(load: Workload) -> Iterator[Contest]:
         q, k, v = (torch.randn(shape, generator=generator).to(load.device) for _ in range(3))
         decay = 1 - 2.0 ** (-5 - torch.arange(HEADS, device=load.device))
         peer = {"flash-linear-attention": fla_retention()}
-        yield from _contests(name, retention, retention_reference, peer, [q, k, v, decay], (), batch * length)
+        yield from _contests(name, retention, retention_reference, peer, [q, k, v], (decay,), batch * length)
 
 
 def _contests(
