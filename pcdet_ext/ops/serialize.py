@@ -148,12 +148,13 @@ def _lsh(coords: Tensor, grid: tuple[int, ...], projections: int = 3, width: flo
     buckets = (high - low + offset) // step + 1
     if math.prod(buckets.tolist()) >= 1 << BATCH_SHIFT:
         raise ValueError(f"width {width} is too small for {projections} projections: keys need over 48 bits")
-    values = (coords[:, None, 1:].long() * directions.to(coords.device)).sum(-1)
-    hashes = (values - low.to(coords.device) + offset.to(coords.device)) // step
-    key = torch.zeros(len(coords), dtype=torch.int64, device=coords.device)
-    for i, size in enumerate(buckets.tolist()):
-        key = key * size + hashes[:, i]
-    return coords[:, 0].long() << BATCH_SHIFT | key
+    batch, z, y, x = coords.t().long()
+    key = torch.zeros_like(batch)
+    starts = (offset - low).tolist()  # so that no value is negative
+    for size, start, (dz, dy, dx) in zip(buckets.tolist(), starts, directions.tolist(), strict=True):
+        value = torch.add(z * dz + start, y, alpha=dy).add_(x, alpha=dx)
+        key = key.mul_(size).add_(value.div_(step, rounding_mode="trunc"))
+    return (batch << BATCH_SHIFT).bitwise_or_(key)
 
 
 def _curve(order: str, lowest: str) -> int:
