@@ -34,24 +34,30 @@ template <typename T, int D>
 PCDET_FUSED_CLONES void forward_task(const Inputs<T>& in, int64_t task, T* y, T* checkpoints, T* scratch) {
     const int d = D ? D : static_cast<int>(in.d);
     const int64_t b = task / in.heads, head = task % in.heads;
-    T *state = scratch, *decay = state + d * d, *out = decay + d;
+    T *state = scratch, *decay = state + d * d, *rest = decay + d;
+    T near_out[D ? D : 1], near_value[D ? D : 1];  // in registers, as far as they go
+    T *out = D ? near_out : rest, *value = D ? near_value : rest + d;
     std::fill(state, state + d * d, T(0));
     for (int64_t s = 0; s < in.length; ++s) {
         if (checkpoints != nullptr && s % kWkvChunk == 0)
             std::copy(state, state + d * d, checkpoints + in.checkpoint(task, s / kWkvChunk));
         const int64_t row = in.at(b, s, head);
         const T *r = in.r + row, *k = in.k + row, *v = in.v + row, *w = in.w + row;
+        const T *u = in.u == nullptr ? nullptr : in.u + head * d;
         T seen = 0;  // how much the step sees of itself
-        if (in.u != nullptr)
-            for (int i = 0; i < d; ++i) seen += r[i] * in.u[head * d + i] * k[i];
+        if (u != nullptr)
+#pragma omp simd reduction(+ : seen)
+            for (int i = 0; i < d; ++i) seen += r[i] * u[i] * k[i];
 #pragma omp simd
         for (int i = 0; i < d; ++i) decay[i] = wkv_decay(w[i]);
-#pragma omp simd
-        for (int j = 0; j < d; ++j) out[j] = seen * v[j];
+        for (int j = 0; j < d; ++j) {
+            value[j] = v[j];
+            out[j] = seen * v[j];
+        }
         for (int i = 0; i < d; ++i) {
             T* line = state + i * d;
 #pragma omp simd
-            for (int j = 0; j < d; ++j) wkv_step(line[j], out[j], r[i], k[i], v[j], decay[i]);
+            for (int j = 0; j < d; ++j) wkv_step(line[j], out[j], r[i], k[i], value[j], decay[i]);
         }
         std::copy(out, out + d, y + row);
     }
@@ -98,6 +104,7 @@ PCDET_FUSED_CLONES void backward_task(const Inputs<T>& in, int64_t task, const T
             const T *state = states + t * d * d, *decay = decays + t * d;
             T agreement = 0, seen = 0;  // v . dy, and how much the step sees of itself
             if (u != nullptr)
+#pragma omp simd reduction(+ : agreement, seen)
                 for (int i = 0; i < d; ++i) {
                     agreement += v[i] * dout[i];
                     seen += r[i] * u[i] * k[i];
@@ -146,7 +153,7 @@ int forward(const Inputs<T>& in, T* y, T* checkpoints, int threads) {
     with_width(in.d, [&](auto width) {
 #pragma omp parallel num_threads(threads)
         {
-            std::vector<T> scratch(in.d * in.d + 2 * in.d);
+            std::vector<T> scratch(in.d * in.d + 3 * in.d);
 #pragma omp for schedule(dynamic)
             for (int64_t task = 0; task < in.batch * in.heads; ++task)
                 forward_task<T, decltype(width)::value>(in, task, y, checkpoints, scratch.data());
