@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._reference import reference_gradients
 
 ACTIVATIONS = (None, "silu")
 CUDA_WIDTHS = (2, 3, 4)  # widths of the filter that the CUDA kernel is compiled for
@@ -70,12 +72,6 @@ def _(x: Tensor, weight: Tensor, bias: MaybeTensor, silu: bool, reverse: bool) -
 def _backward(x: Tensor, weight: Tensor, bias: MaybeTensor, silu: bool, reverse: bool, dy: Tensor) -> list[Tensor]:
     """Gradients of x, weight, and bias where there is one."""
     dx = torch.empty_like(x)
-    if not _has_kernel(x, weight):
-        with torch.enable_grad():
-            leaves = [t.detach().requires_grad_() for t in (x, weight, bias) if t is not None]
-            y = causal_conv1d_reference(*leaves[:2], *(leaves[2:] or [None]), "silu" if silu else None, reverse)
-            first, *rest = torch.autograd.grad(y, leaves, dy)
-        return [dx.copy_(first), *rest]
     slices = len(x) * (-(-x.shape[2] // _CUDA_CHUNK) if x.is_cuda else 1)
     dweight, dbias = weight.new_empty(slices, *weight.shape), weight.new_empty(slices, len(weight))
     _launch("backward", (x, weight, bias), (dy, dx), silu, reverse, (dy, dx, dweight, dbias))
@@ -93,7 +89,12 @@ def _setup(ctx: object, inputs: tuple, output: Tensor) -> None:
 
 
 def _differentiate(ctx: object, dy: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _backward(*ctx.saved_tensors, ctx.silu, ctx.reverse, dy)
+    inputs = ctx.saved_tensors
+    if _has_kernel(*inputs[:2]):
+        grads = _backward(*inputs, ctx.silu, ctx.reverse, dy)
+    else:
+        flags = {"activation": "silu" if ctx.silu else None, "reverse": ctx.reverse}
+        grads = reference_gradients(partial(causal_conv1d_reference, **flags), inputs, dy)
     return (*grads, *([None] * (5 - len(grads))))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._reference import reference_gradients
 
 CHUNK = 32  # kScanChunk of ops/selective_scan: steps between the states that the forward pass leaves
 CUDA_STATES = (8, 16)  # sizes of the state that the CUDA kernel is compiled for
@@ -148,8 +150,6 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias; empty where there is no such argument."""
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    if not _has_kernel(u, A):
-        return _reference_gradients(inputs, delta_softplus, reverse, dy)
     du, ddelta = torch.empty_like(u), torch.empty_like(delta)
     dz = u.new_empty(0, 0, 0) if z is None else torch.empty_like(z)
     batch, dim, length = u.shape
@@ -193,22 +193,15 @@ def _setup(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _differentiate(ctx: object, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, states = ctx.saved_tensors
-    grads = _backward(*inputs, ctx.delta_softplus, ctx.reverse, dy, states)
+    flags = {"delta_softplus": ctx.delta_softplus, "reverse": ctx.reverse}
+    if _has_kernel(inputs[0], inputs[2]):
+        grads = _backward(*inputs, *flags.values(), dy, states)
+    else:
+        grads = reference_gradients(partial(selective_scan_reference, **flags), inputs, dy)
     return (*(g if t is not None else None for t, g in zip(inputs, grads, strict=True)), None, None, None)
 
 
 _scan.register_autograd(_differentiate, setup_context=_setup)
-
-
-def _reference_gradients(
-    inputs: Sequence[Tensor | None], delta_softplus: bool, reverse: bool, dy: Tensor
-) -> list[Tensor]:
-    with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
-        y = selective_scan_reference(*leaves, delta_softplus, reverse)
-        wanted = [t for t in leaves if t is not None]
-        grads = iter(torch.autograd.grad(y, wanted, dy, allow_unused=True, materialize_grads=True))
-    return [inputs[0].new_empty(0) if t is None else next(grads) for t in inputs]
 
 
 def _has_kernel(u: Tensor, A: Tensor) -> bool:

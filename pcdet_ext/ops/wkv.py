@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._reference import reference_gradients
 
 CHUNK = 32  # kWkvChunk of ops/wkv: steps between the states that the forward pass leaves
 CUDA_DIMS = (16, 32)  # widths of a head that the CUDA kernel is compiled for
@@ -74,12 +76,6 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of r, k, v, w, and u where there is one."""
     inputs = (r, k, v, w, u)
-    if not _has_kernel(r):
-        with torch.enable_grad():
-            leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
-            y = wkv_reference(*leaves, reverse)
-            wanted = [t for t in leaves if t is not None]
-            return list(torch.autograd.grad(y, wanted, dy, allow_unused=True, materialize_grads=True))
     grads = [torch.empty_like(r) for _ in range(4)]
     slices = len(r) * (states.shape[2] if r.is_cuda else 1)
     du = None if u is None else u.new_empty(slices, *u.shape)
@@ -103,7 +99,10 @@ def _setup(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _differentiate(ctx: object, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, states = ctx.saved_tensors
-    grads = _backward(*inputs, ctx.reverse, dy, states)
+    if _has_kernel(inputs[0]):
+        grads = _backward(*inputs, ctx.reverse, dy, states)
+    else:
+        grads = reference_gradients(partial(wkv_reference, reverse=ctx.reverse), inputs, dy)
     return (*grads, *([None] * (7 - len(grads))))
 
 

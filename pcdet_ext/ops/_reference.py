@@ -1,0 +1,23 @@
+"""Gradients of references, for what no kernel covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def reference_gradients(
+    reference: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad: Tensor
+) -> list[Tensor | None]:
+    """Gradients of the tensors among `inputs` for that of reference(*inputs), and None in the other places.
+
+    By autograd, so not for the body of a custom operator, where autograd is off.
+    """
+    with torch.enable_grad():
+        leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
+        wanted = [t for t in leaves if t is not None]
+        found = torch.autograd.grad(reference(*leaves), wanted, grad, allow_unused=True, materialize_grads=True)
+    grads = iter(found)
+    return [None if t is None else next(grads) for t in inputs]
