@@ -148,12 +148,13 @@ def _lsh(coords: Tensor, grid: tuple[int, ...], projections: int = 3, width: flo
     buckets = (high - low + offset) // step + 1
     if math.prod(buckets.tolist()) >= 1 << BATCH_SHIFT:
         raise ValueError(f"width {width} is too small for {projections} projections: keys need over 48 bits")
-    batch, z, y, x = coords.t().long()
-    key = torch.zeros_like(batch)
+    batch, z, y, x = coords.t().to(torch.int64, memory_format=torch.contiguous_format)
+    key, value = torch.zeros_like(batch), torch.empty_like(batch)
     starts = (offset - low).tolist()  # so that no value is negative
     for size, start, (dz, dy, dx) in zip(buckets.tolist(), starts, directions.tolist(), strict=True):
-        value = torch.add(z * dz + start, y, alpha=dy).add_(x, alpha=dx)
-        key = key.mul_(size).add_(value.div_(step, rounding_mode="trunc"))
+        torch.mul(z, dz, out=value)
+        value.add_(y, alpha=dy).add_(x, alpha=dx).add_(start)
+        key.mul_(size).add_(value.div_(step, rounding_mode="trunc"))
     return (batch << BATCH_SHIFT).bitwise_or_(key)
 
 
@@ -179,8 +180,12 @@ def _check_depth(depth: int, grid: Sequence[int]) -> None:
 
 
 def _check_inside(coords: Tensor, grid: Sequence[int]) -> None:
+    if not len(coords):
+        return
     limit = torch.tensor([1 << 15, *grid], device=coords.device)
-    raise_outside(int(((coords < 0) | (coords >= limit)).any(1).sum()), grid)
+    low, high = torch.aminmax(coords, dim=0)
+    if bool(((low < 0) | (high >= limit)).any()):  # only then they are counted, which takes longer
+        raise_outside(int(((coords < 0) | (coords >= limit)).any(1).sum()), grid)
 
 
 def raise_outside(count: int, grid: Sequence[int]) -> None:
