@@ -48,9 +48,9 @@ class ModelTiming:
     """What one detector took for one frame.
 
     seconds: median of each stage; parts: of the backbone's plans, "grouping" (orders, partitions and what is derived
-    from them) and "neighbour tables" (of sparse convolutions); peak_mb: highest memory in MB after each stage, beyond
-    what the process (on CUDA: the device) held with model and frame; reference_scan: seconds of the backbone on the
-    PyTorch definition of Mamba's scan.
+    from them), "neighbour tables" (of sparse convolutions) and "position embeddings"; peak_mb: highest memory in MB
+    after each stage, beyond what the process (on CUDA: the device) held with model and frame; reference_scan: seconds
+    of the backbone on the PyTorch definition of Mamba's scan.
     """
 
     config: str
@@ -217,11 +217,19 @@ def _timed_plans(device: str) -> Iterator[Counter[str]]:
         finally:
             depth[0] -= 1
             if depth[0] == 0:
-                is_table = "conv" in str(key[0] if isinstance(key, tuple) else key)
-                parts["neighbour tables" if is_table else "grouping"] += _now(device) - start
+                parts[_part(key)] += _now(device) - start
 
     with mock.patch.object(SparseVoxels, "plan", plan):
         yield parts
+
+
+def _part(key: Any) -> str:
+    """What the plan under a key of `SparseVoxels.plan` is for."""
+    first = key[0] if isinstance(key, tuple) else key
+    if isinstance(first, type):
+        return "position embeddings"
+    is_table = isinstance(first, str) and any(word in first for word in ("conv", "table"))
+    return "neighbour tables" if is_table else "grouping"
 
 
 def _now(device: str) -> float:
