@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.benchmark.peers import torch_scatter_reduce, torch_scatter_softmax
-from pcdet_ext.benchmark.registry import Contest, Workload, benchmark
+from pcdet_ext.benchmark.registry import Contest, Workload, all_close, benchmark
 from pcdet_ext.ops import dynamic_voxelize, segment_reduce, segment_softmax, voxelize
 from pcdet_ext.ops.segment import KINDS, segment_reduce_reference
 from pcdet_ext.ops.voxelize import dynamic_voxelize_reference, grid_size, voxelize_reference
@@ -148,6 +148,7 @@ def reductions(load: Workload) -> Iterator[Contest]:
                 lambda v: scatter_reduced(v, pillar, len(coords), "max"), values, weights
             )
         },
+        agrees=lambda ours, theirs: same_but_for_ties(ours, theirs, pillar),
         work={"rows": len(values), "segments": len(coords)},
         bytes=2 * (values.nbytes + weights.nbytes) + pillar.nbytes,
     )
@@ -186,6 +187,14 @@ def softmax_of_scatter(values: Tensor, index: Tensor, num_segments: int) -> Tens
     highest = scatter_reduced(values.detach(), index, num_segments, "max")
     raised = (values - highest[index]).exp()
     return raised / values.new_zeros(num_segments, values.shape[1]).index_add(0, index, raised)[index]
+
+
+def same_but_for_ties(ours: Sequence[Tensor], theirs: Sequence[Tensor], index: Tensor) -> bool:
+    """Whether maxima are the same and their gradients add up to the same in each segment: PyTorch shares them out
+    among equal rows, we give them to the first.
+    """
+    sums = [segment_reduce(grad, index, len(out), "sum") for out, grad in (ours, theirs)]
+    return all_close(ours[0], theirs[0]) and all_close(*sums)
 
 
 def scatter_reduced(values: Tensor, index: Tensor, num_segments: int, kind: str) -> Tensor:
