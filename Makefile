@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 NATIVE_SOURCES := $(shell find ops -type f)
+# The demo is for a first look: it compiles for CUDA only where there is a GPU.
+DEMO_NATIVE := $(if $(wildcard /dev/nvidia0),$(VENV)/.native,$(VENV)/.native_cpu)
 DEMO := runs/demo
 DEMO_DATA := data/demo
 DEMO_FRAME := $(DEMO_DATA)/test/training/velodyne/000000.bin
@@ -28,7 +30,7 @@ demo: $(DEMO)/best.ckpt $(DEMO_DATA)/test/simulation.json
 	$(BIN)/python tools/visualize.py $(DEMO)/best.ckpt $(DEMO_FRAME) --out $(DEMO)/map.png
 	@echo "Look at $(DEMO)/map.png, open $(DEMO)/scene.html in a browser."
 
-$(DEMO_DATA)/%/simulation.json: | $(VENV)/.run $(VENV)/.native
+$(DEMO_DATA)/%/simulation.json: | $(VENV)/.run $(DEMO_NATIVE)
 	$(BIN)/python tools/simulate_data.py --format kitti --frames $(FRAMES_$*) --seed $(SEED_$*) --out $(@D)
 
 $(DEMO)/best.ckpt: configs/kitti/demo.yaml $(DEMO_DATA)/train/simulation.json
@@ -61,14 +63,19 @@ $(VENV)/.run: setup.py | system
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install $(TORCH)
 	$(PIP) install 'setuptools>=77' wheel
-	PCDET_EXT_REQUIRE_NATIVE=$(REQUIRE_NATIVE) $(PIP) install --no-build-isolation -e '.[vis,train]'
+	PCDET_EXT_CUDA=0 PCDET_EXT_REQUIRE_NATIVE=$(REQUIRE_NATIVE) $(PIP) install --no-build-isolation -e '.[vis,train]'
 	touch $@
 
 # And what the tests need on top.
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) install --no-build-isolation -e '.[dev]'
+	PCDET_EXT_CUDA=0 $(PIP) install --no-build-isolation -e '.[dev]'
 	touch $@
 
+$(VENV)/.native_cpu: setup.py $(NATIVE_SOURCES) | $(VENV)/.run
+	PCDET_EXT_CUDA=0 $(BIN)/python setup.py -q build_ext --inplace
+	touch $@
+
+# For CUDA too, where nvcc is found.
 $(VENV)/.native: setup.py $(NATIVE_SOURCES) | $(VENV)/.run
 	$(BIN)/python setup.py -q build_ext --inplace
 	touch $@
