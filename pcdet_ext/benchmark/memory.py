@@ -19,26 +19,32 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
     growth of the resident memory: what the C library kept is handed back first, then the kernel's high-water mark is
     set back.
     """
-    return _peak_on_cuda(call, device) if device.type == "cuda" else _peak_of_process(call)
-
-
-def _peak_on_cuda(call: Callable[[], Any], device: torch.device) -> int:
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    before = start_peak(device)
     call()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    return peak_since(before, device)
 
 
-def _peak_of_process(call: Callable[[], Any]) -> int | None:
+def start_peak(device: torch.device) -> int | None:
+    """Set the high-water mark back; the bytes in use, or None where that cannot be had. See `peak_memory`."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
     try:
         ctypes.CDLL(None).malloc_trim(0)
         _CLEAR.write_text("5")  # proc(5): sets the peak to the present size
-        before = _resident("VmRSS")
+        return _resident("VmRSS")
     except (AttributeError, OSError, TypeError):  # no glibc, no /proc or not writable, no C library by that way
         return None
-    call()
+
+
+def peak_since(before: int | None, device: torch.device) -> int | None:
+    """Bytes at the highest since `start_peak` gave `before`, beyond what was in use then."""
+    if before is None:
+        return None
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     return max(_resident("VmHWM") - before, 0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from torch import nn
 
 from pcdet_ext import config
 from pcdet_ext.benchmark.frames import synthetic_scan
+from pcdet_ext.benchmark.memory import peak_since, start_peak
 from pcdet_ext.data.files import atomic_write
 from pcdet_ext.info import hardware, native_status, versions
 from pcdet_ext.mixers import mamba
@@ -40,6 +40,7 @@ CONFIGS = (
 )
 SCAN_POINTS = 60_000  # of each scan that is added until there are enough voxels
 MOST_SCANS = 64
+SPREAD = 40.0  # metres that scans are apart, at most, along x and y
 STAGES = ("encoder", "backbone", "bev_backbone", "head")
 
 
@@ -49,8 +50,8 @@ class ModelTiming:
 
     seconds: median of each stage; parts: of the backbone's plans, "grouping" (orders, partitions and what is derived
     from them), "neighbour tables" (of sparse convolutions) and "position embeddings"; peak_mb: highest memory in MB
-    after each stage, beyond what the process (on CUDA: the device) held with model and frame; reference_scan: seconds
-    of the backbone on the PyTorch definition of Mamba's scan.
+    until the end of each stage, beyond model and frame, None where that cannot be had; reference_scan: seconds of the
+    backbone on the PyTorch definition of Mamba's scan.
     """
 
     config: str
@@ -60,7 +61,7 @@ class ModelTiming:
     rounds: int
     seconds: dict[str, float]
     parts: dict[str, float]
-    peak_mb: dict[str, float]
+    peak_mb: dict[str, float | None]
     reference_scan: float | None = None
 
     @property
@@ -73,10 +74,11 @@ class ModelTiming:
         total = sum(self.seconds.values())
         yield (
             f"{self.config}: {self.voxels} voxels of {self.points} points, {self.parameters / 1e6:.2f} M parameters: "
-            f"{total:.3f} s, {max(self.peak_mb.values()):.0f} MB"
+            f"{total:.3f} s"
         )
         for name, seconds in self.seconds.items():
-            yield f"    {name:14s} {seconds:8.3f} s  peak {self.peak_mb[name]:7.0f} MB"
+            peak = self.peak_mb[name]
+            yield f"    {name:14s} {seconds:8.3f} s" + ("" if peak is None else f"  peak {peak:7.0f} MB")
         yield f"    of the backbone: grouping {self.parts.get('grouping', 0.0):.3f} s ({self.grouping_share:.1%}), " + (
             f"neighbour tables {self.parts.get('neighbour tables', 0.0):.3f} s"
         )
@@ -122,10 +124,13 @@ def measure_model(
         torch.set_num_threads(threads)
     detector = build_detector(config.load(path)).to(device).eval()
     batch, count = frame_with_voxels(detector, voxels, device)
-    base, seconds, parts, peaks = _memory(device), [], [], {}
+    seconds, parts, place = [], [], torch.device(device)
+    peaks: dict[str, float | None] = {}
     with torch.inference_mode():
-        for _ in range(rounds + 1):
-            found, plans = _one_pass(detector, batch, device, lambda name: peaks.update({name: _memory(device) - base}))
+        before = start_peak(place)
+        _one_pass(detector, batch, device, lambda name: peaks.update({name: peak_since(before, place)}))
+        for _ in range(rounds):
+            found, plans = _one_pass(detector, batch, device, lambda _: None)
             seconds.append(found)
             parts.append(plans)
         reference = None
@@ -138,9 +143,9 @@ def measure_model(
         count,
         sum(p.numel() for p in detector.parameters()),
         rounds,
-        _medians(seconds[1:]),
-        _medians(parts[1:]),
-        peaks,
+        _medians(seconds),
+        _medians(parts),
+        {name: None if peak is None else peak / 1e6 for name, peak in peaks.items()},
         reference,
     )
 
@@ -148,19 +153,28 @@ def measure_model(
 def frame_with_voxels(detector: VoxelDetector, voxels: int, device: str) -> tuple[PointBatch, int]:
     """A frame of synthetic scans in which the detector's encoder finds at least `voxels`, and how many it finds.
 
-    Several scans stand for the several sensors or sweeps of one frame. Raises ValueError when the range is too small.
+    Scans from places some metres apart stand for the sensors and sweeps of one frame; their number is doubled until
+    there are enough. Raises ValueError when the range is too small.
     """
-    scans: list[np.ndarray] = []
-    for seed in range(MOST_SCANS):
-        scan = synthetic_scan(SCAN_POINTS, seed)
-        columns = np.zeros((len(scan), max(detector.num_point_features - scan.shape[1], 0)), np.float32)
-        scans.append(np.concatenate([scan, columns], 1)[:, : detector.num_point_features])
-        batch = PointBatch.from_points([torch.from_numpy(np.concatenate(scans))]).to(device)
+    number = 1
+    while True:
+        points = np.concatenate([_scan(seed, detector.num_point_features) for seed in range(number)])
+        batch = PointBatch.from_points([torch.from_numpy(points)]).to(device)
         with torch.inference_mode():
             count = len(detector.encoder(batch))
         if count >= voxels:
             return batch, count
-    raise ValueError(f"{MOST_SCANS} scans have {count} voxels in the detector's range, {voxels} were asked for")
+        if number >= MOST_SCANS:
+            raise ValueError(f"{number} scans have {count} voxels in the detector's range, {voxels} were asked for")
+        number *= 2
+
+
+def _scan(seed: int, columns: int) -> np.ndarray:
+    """A synthetic scan float32 [SCAN_POINTS, columns] from a place of its own, further columns 0."""
+    scan = synthetic_scan(SCAN_POINTS, seed)
+    scan[:, :2] += np.random.default_rng(seed).uniform(-SPREAD, SPREAD, 2) * (seed > 0)
+    more = np.zeros((len(scan), max(columns - scan.shape[1], 0)), np.float32)
+    return np.concatenate([scan, more], 1)[:, :columns].astype(np.float32)
 
 
 def _one_pass(
@@ -236,13 +250,6 @@ def _now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _memory(device: str) -> float:
-    """Highest memory so far in MB: of the device, or of this process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def _medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
