@@ -47,21 +47,29 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
 
 def read(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU. Raises CheckpointError when it is missing, damaged or of another program."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not a checkpoint that is safe to load ({reason})") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from error
+    content = load_safely(path, "not a checkpoint that is safe to load")
     if not isinstance(content, dict) or not {"format", "config", "model"} <= set(content):
         raise CheckpointError(f"{path}: not a checkpoint of this library (it has no format, config and model)")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {content['format']!r}; this library reads {FORMAT}")
     return content
+
+
+def load_safely(path: str | Path, refusal: str) -> Any:
+    """What torch saved in a file, on the CPU, tensors and plain values only: nothing that is read runs code.
+
+    Raises CheckpointError for a file that is missing or damaged, and beginning with `refusal` for one that holds more.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: {refusal} ({reason})") from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from error
 
 
 def load_model(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:

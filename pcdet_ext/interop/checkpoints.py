@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,17 +32,8 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     Only tensors and plain values are read. Raises CheckpointError for a file that is missing, damaged, or holds
     anything else.
     """
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: holds more than tensors and plain values ({reason})") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from error
+    with torch.serialization.safe_globals(HARMLESS):
+        content = checkpoint.load_safely(path, "holds more than tensors and plain values")
     state = _parameters(content)
     if not state:
         raise CheckpointError(f"{path}: holds no parameters (looked for {', '.join(STATE_KEYS)})")
