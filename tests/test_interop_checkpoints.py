@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 import pcdet_ext
 from pcdet_ext import config
 from pcdet_ext.interop import from_official
+from pcdet_ext.interop.checkpoints import read_official
 
 # One of each kind; that every published model fits is tested with each system.
 MODELS = {
@@ -61,6 +63,17 @@ def test_published_checkpoints_become_ours(root: Path, shared: Path, tmp_path: P
     assert set(ours) == set(direct)
     assert all(torch.equal(ours[key], direct[key]) for key in direct)
     assert detector.classes == tuple(config.load(settings)["data"]["classes"])
+
+
+def test_numbers_of_old_and_new_numpy_are_read(tmp_path: Path) -> None:
+    new, old = tmp_path / "new.pth", tmp_path / "old.pth"
+    torch.save({"model_state": {"vfe.w": torch.ones(2)}, "best": np.float64(0.5)}, new)
+    with zipfile.ZipFile(new) as source, zipfile.ZipFile(old, "w") as target:
+        for entry in source.infolist():
+            target.writestr(entry, source.read(entry).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert b"numpy.core.multiarray" in old.read_bytes()
+    for path in (new, old):
+        assert read_official(path)["vfe.w"].tolist() == [1.0, 1.0]
 
 
 def test_what_does_not_fit_is_refused_by_name(

@@ -22,8 +22,16 @@ LOADERS: dict[str, Callable[[VoxelDetector, Mapping[str, Tensor]], None]] = {
     "vfe.": openpcdet.load_official,
     "voxel_encoder.": lambda detector, state: flatformer.load_official(detector, state, flatformer.detector_name),
 }
-# Numbers of NumPy, which training logs in checkpoints hold. They cannot run anything.
-HARMLESS = [np.dtype, np._core.multiarray.scalar, *{type(np.dtype(t)) for t in ("f4", "f8", "i4", "i8", "bool")}]
+# Numbers of NumPy, which training logs in checkpoints hold; the first by the name that NumPy 1 wrote, too. They cannot
+# run anything.
+_SCALAR = np.float64(0).__reduce__()[0]
+HARMLESS = [
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *{type(np.dtype(t)) for t in ("f4", "f8", "i4", "i8", "bool")},
+]
 
 
 def read_official(path: str | Path) -> dict[str, Tensor]:
