@@ -195,4 +195,4 @@ def test_parameters_that_do_not_fit_are_named(detector_case: Case) -> None:
     text = str(error.value)
     assert f"{fc1} is (3, 32), not (64, 32)" in text
     assert "middle_encoder.block_list.7.fc1.weight has no place" in text
-    assert "it has nothing for head.heads_list.0.hm.1.bias" in text
+    assert "head.heads_list.0.hm.1.bias is missing" in text

@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from pcdet_ext.config import suggest
+from pcdet_ext.interop.parameters import load_renamed
 from pcdet_ext.models.backbones.flatformer import FlatFormer, FlatFormerLayer
 from pcdet_ext.models.detector import VoxelDetector
 from pcdet_ext.models.heads import HEADS, CenterHead
@@ -298,16 +299,12 @@ _HEAD_OUTPUTS: dict[str, Callable[[Tensor, bool], Tensor]] = {
 }
 
 
-def our_parameters(state_dict: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """Published parameters under our names, the last convolutions of a head converted; differentiable."""
-    ours = {}
-    for name, value in state_dict.items():
-        key = rename(name)
-        found = re.search(r"heads_list\.\d+\.(\w+)\.\d+\.(weight|bias)$", key)
-        if found and found.group(1) in _HEAD_OUTPUTS:
-            value = _HEAD_OUTPUTS[found.group(1)](value, found.group(2) == "bias")
-        ours[key] = value
-    return ours
+def our_value(key: str, value: Tensor) -> Tensor:
+    """The value of a parameter under our name, those of a head's last convolutions converted; differentiable."""
+    found = re.search(r"heads_list\.\d+\.(\w+)\.\d+\.(weight|bias)$", key)
+    if found and found.group(1) in _HEAD_OUTPUTS:
+        return _HEAD_OUTPUTS[found.group(1)](value, found.group(2) == "bias")
+    return value
 
 
 def load_official(module: nn.Module, state_dict: Mapping[str, Tensor], rename: Callable[[str], str]) -> None:
@@ -315,17 +312,8 @@ def load_official(module: nn.Module, state_dict: Mapping[str, Tensor], rename: C
 
     Raises ValueError that names entries which are missing, have no place or another shape.
     """
-    own = module.state_dict()
-    wrong = []
-    for name, value in state_dict.items():
-        key = rename(name)
-        if key not in own:
-            wrong.append(f"{name} has no place")
-        elif value.shape != own[key].shape:
-            wrong.append(f"{name} is {tuple(value.shape)}, not {tuple(own[key].shape)}")
-    placed = {rename(name) for name in state_dict}
-    wrong += [f"it has nothing for {key}" for key in own if key not in placed]
-    if wrong:
-        more = f", and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(f"the state dict does not fit the configuration: {'; '.join(wrong[:10])}{more}")
-    module.load_state_dict(our_parameters(state_dict, rename))
+
+    def convert(key: str, value: Tensor, shape: Size) -> Tensor:
+        return our_value(key, value) if value.shape == shape else value
+
+    load_renamed(module, state_dict, rename, convert)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pcdet_ext.config import suggest
 from pcdet_ext.interop import openpcdet_heads
 from pcdet_ext.interop.openpcdet_heads import Config
+from pcdet_ext.interop.parameters import load_renamed
 from pcdet_ext.models.detector import VoxelDetector
 
 PREFIXES = {"vfe": "encoder", "backbone_3d": "backbone", "backbone_2d": "bev_backbone", "dense_head": "head"}
@@ -165,34 +166,16 @@ def load_official(detector: nn.Module, state_dict: Mapping[str, Tensor]) -> None
     Weights of sparse convolutions in the order of spconv 1 are turned to that of spconv 2.
     Raises ValueError that names entries which are missing, have no place or another shape.
     """
-    own = detector.state_dict()
-    loaded, wrong = {}, []
-    for name, value in state_dict.items():
-        if name in WITHOUT_PARAMETERS:
-            continue
-        prefix, _, rest = name.partition(".")
-        key = f"{PREFIXES.get(prefix, prefix)}.{rest}"
-        if key not in own:
-            wrong.append(f"{name} has no place")
-        elif (fitting := _fit(value, own[key].shape)) is None:
-            wrong.append(f"{name} is {tuple(value.shape)}, not {tuple(own[key].shape)}")
-        else:
-            loaded[key] = fitting
-    wrong += [f"{key} is missing" for key in own if key not in loaded and not _mentioned(key, wrong)]
-    if wrong:
-        more = f", and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(f"the state dict does not fit the configuration: {'; '.join(wrong[:10])}{more}")
-    detector.load_state_dict(loaded)
+    parameters = {name: value for name, value in state_dict.items() if name not in WITHOUT_PARAMETERS}
+    load_renamed(detector, parameters, _our_name, _of_spconv_2)
 
 
-def _mentioned(key: str, wrong: Sequence[str]) -> bool:
-    return any(key.partition(".")[2] == text.split()[0].partition(".")[2] for text in wrong)
+def _our_name(name: str) -> str:
+    prefix, _, rest = name.partition(".")
+    return f"{PREFIXES.get(prefix, prefix)}.{rest}"
 
 
-def _fit(value: Tensor, shape: torch.Size) -> Tensor | None:
-    """The tensor in this shape, if need be from spconv 1's order [kz, ky, kx, in, out]; None where it does not fit."""
-    if value.shape == shape:
-        return value
-    if value.ndim == 5 and value.movedim(-1, 0).shape == shape:
-        return value.movedim(-1, 0)
-    return None
+def _of_spconv_2(_: str, value: Tensor, shape: torch.Size) -> Tensor:
+    """The tensor as it is, or from spconv 1's order [kz, ky, kx, in, out] where that gives the shape."""
+    turned = value.ndim == 5 and value.shape != shape and value.movedim(-1, 0).shape == shape
+    return value.movedim(-1, 0) if turned else value

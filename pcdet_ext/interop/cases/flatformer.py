@@ -29,7 +29,8 @@ def _run(case: Case, grads: bool, inputs: dict[str, Tensor], compute: Callable[[
     for tensor in inputs.values():
         tensor.requires_grad_(grads)
     leaves = {name: t.requires_grad_(grads) for name, t in state.items() if f"grad.param.{name}" in case.arrays}
-    parameters = {f"module.{name}": t for name, t in flatformer.our_parameters(leaves, rename).items()}
+    ours = {rename(name): t for name, t in leaves.items()}
+    parameters = {f"module.{key}": flatformer.our_value(key, t) for key, t in ours.items()}
     values = functional_call(_Computation(module, compute), parameters, ())
     if not grads:
         return values

@@ -1,0 +1,38 @@
+"""Published parameters under our names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+MOST_NAMED = 10  # entries that do not fit, in a message
+
+
+def load_renamed(
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    rename: Callable[[str], str],
+    convert: Callable[[str, Tensor, torch.Size], Tensor] = lambda key, value, shape: value,
+) -> None:
+    """Load a published state dict into a module, every entry of it.
+
+    rename: our name for a published one; convert: our value for (our name, published value, our shape).
+    Raises ValueError that names entries which are missing, have no place or another shape.
+    """
+    own = module.state_dict()
+    loaded, wrong = {}, []
+    for name, value in state_dict.items():
+        key = rename(name)
+        if key not in own:
+            wrong.append(f"{name} has no place")
+            continue
+        loaded[key] = convert(key, value, own[key].shape)
+        if loaded[key].shape != own[key].shape:
+            wrong.append(f"{name} is {tuple(value.shape)}, not {tuple(own[key].shape)}")
+    wrong += [f"{key} is missing" for key in own if key not in loaded]
+    if wrong:
+        more = f", and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+        raise ValueError(f"the state dict does not fit the configuration: {'; '.join(wrong[:MOST_NAMED])}{more}")
+    module.load_state_dict(loaded)
