@@ -239,7 +239,7 @@ def _retnet(settings: dict[str, Any]) -> dict[str, Any]:
 def _rwkv(settings: dict[str, Any]) -> dict[str, Any]:
     _must_be("RWKV", settings, shift_mode="time_shift", shift_pixel=1, init_mode="fancy")
     known = ("hidden_rate", "init_values", "drop_path")
-    node = {"name": "RWKV", "heads": settings.pop("n_head"), "channel_mix": "difference"}
+    node = {"name": "RWKV", "num_heads": settings.pop("n_head"), "channel_mix": "difference"}
     return node | {key: settings.pop(key) for key in known if key in settings}
 
 

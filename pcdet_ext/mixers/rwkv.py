@@ -31,7 +31,7 @@ class Place(NamedTuple):
 class RWKV(SequenceMixer):
     """x + γ1 · SpatialMix(LN(x)), then x + γ2 · ChannelMix(LN(x)), along every group.
 
-    channels: C; heads: of the state, each C / heads wide; hidden_rate: inner width of the channel mix over C;
+    channels: C; num_heads: of the state, each C / num_heads wide; hidden_rate: inner width of the channel mix over C;
     layer_id, num_layers: place among all layers, for the initialisation, and layer 0 norms its input first;
     channel_mix: mix each token with the one before it ("shifted", as in RWKV), or with the difference to it
     ("difference", as LION was trained); init_values: γ at the start; drop_path: stochastic depth.
@@ -41,7 +41,7 @@ class RWKV(SequenceMixer):
     def __init__(
         self,
         channels: int,
-        heads: int = 2,
+        num_heads: int = 2,
         hidden_rate: float = 4,
         layer_id: int = 0,
         num_layers: int = 1,
@@ -50,8 +50,8 @@ class RWKV(SequenceMixer):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if heads < 1 or channels < 1 or channels % heads:
-            raise ValueError(f"heads must be positive and divide channels, got {heads} and {channels} channels")
+        if num_heads < 1 or channels < 1 or channels % num_heads:
+            raise ValueError(f"num_heads must be positive and divide channels, got {num_heads} and {channels} channels")
         if int(hidden_rate * channels) < 1:
             raise ValueError(f"hidden_rate must be positive, got {hidden_rate}")
         if layer_id < 0 or num_layers < 1:
@@ -60,7 +60,7 @@ class RWKV(SequenceMixer):
         if layer_id == 0:
             self.ln0 = nn.LayerNorm(channels)
         self.ln1, self.ln2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.att = SpatialMix(channels, heads, place)
+        self.att = SpatialMix(channels, num_heads, place)
         self.ffn = ChannelMixer(channels, int(hidden_rate * channels), place, channel_mix)
         self.gamma1 = nn.Parameter(torch.full((channels,), float(init_values)))
         self.gamma2 = nn.Parameter(torch.full((channels,), float(init_values)))

@@ -22,7 +22,7 @@ def lively(**options: object) -> RWKV:
 
 
 def test_is_built_by_name_and_has_the_published_keys() -> None:
-    mixer = MIXERS.build({"name": "RWKV", "heads": 4, "hidden_rate": 4, "layer_id": 1}, channels=32)
+    mixer = MIXERS.build({"name": "RWKV", "num_heads": 4, "hidden_rate": 4, "layer_id": 1}, channels=32)
     shapes = {name: tuple(value.shape) for name, value in mixer.state_dict().items()}
     assert shapes["att.time_faaaa"] == (4, 8)
     assert shapes["att.time_maa_w1"] == (32, 160)
@@ -85,7 +85,7 @@ def test_half_precision() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 3}, "heads must be positive and divide channels, got 3 and 16"),
+        ({"num_heads": 3}, "num_heads must be positive and divide channels, got 3 and 16"),
         ({"hidden_rate": 0}, "hidden_rate must be positive, got 0"),
         ({"layer_id": -1}, "layer_id must not be negative"),
         ({"channel_mix": "both"}, "channel_mix must be one of shifted, difference, got 'both'"),
