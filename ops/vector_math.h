@@ -19,31 +19,69 @@ namespace pcdet {
 
 constexpr double kLog2E = 1.4426950408889634;
 
+// The body of exp2_of for a number, or for a vector of them: Float has the bits of Int.
+template <typename Float, typename Int>
+PCDET_HD Float exp2_by_bits(Float x) {
+    constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
+    constexpr int32_t kLeast = 0x4B400000 - 125, kMost = 0x4B400000 + 126;  // its bits, and the exponents that there are
+    const Float shifted = x + kShift;
+    const Float f = x - (shifted - kShift);
+    // The polynomial of degree 5 of least relative error to 2^f on [-0.5, 0.5].
+    const Float p =
+        1.0f +
+        f * (0.693147004f + f * (0.240222424f + f * (0.0555073358f + f * (0.00967151299f + f * 0.00132647273f))));
+    Int exponent, bits;
+    std::memcpy(&exponent, &shifted, sizeof(Float));
+    std::memcpy(&bits, &p, sizeof(Float));
+    exponent = exponent > kLeast ? exponent : kLeast;  // as integers, and so written: one instruction each
+    exponent = exponent > kMost ? kMost : exponent;
+    bits += exponent << 23;
+    Float y;
+    std::memcpy(&y, &bits, sizeof(Float));
+    return y;
+}
+
 // 2^x for finite x, within 2^-125 and 2^126 (up to rounding); for x that is not finite, some number.
 PCDET_HD float exp2_of(float x) {
 #if defined(__CUDA_ARCH__)
     return exp2f(x);
 #else
-    constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
-    constexpr int32_t kZero = 0x4B400000;  // its bits
-    const float shifted = x + kShift;
-    const float f = x - (shifted - kShift);
-    // The polynomial of degree 5 of least relative error to 2^f on [-0.5, 0.5].
-    const float p =
-        1.0f +
-        f * (0.693147004f + f * (0.240222424f + f * (0.0555073358f + f * (0.00967151299f + f * 0.00132647273f))));
-    int32_t exponent, bits;
-    std::memcpy(&exponent, &shifted, 4);
-    std::memcpy(&bits, &p, 4);
-    exponent = exponent < kZero - 125 ? kZero - 125 : exponent;  // as integers: one instruction each
-    exponent = exponent > kZero + 126 ? kZero + 126 : exponent;
-    bits += static_cast<int32_t>(static_cast<uint32_t>(exponent) << 23);
-    float y;
-    std::memcpy(&y, &bits, 4);
-    return y;
+    return exp2_by_bits<float, int32_t>(x);
 #endif
 }
 PCDET_HD double exp2_of(double x) { return exp2(x); }
+
+#if !defined(__CUDACC__)
+
+// Numbers that a processor's widest usual register holds; the compiler splits them where there are only narrower ones.
+template <typename T>
+struct VectorOf {
+    typedef T type __attribute__((vector_size(32)));
+    static constexpr int width = 32 / sizeof(T);
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+template <typename T>
+PCDET_HD Vector<T> vector_at(const T* from) {
+    Vector<T> v;
+    std::memcpy(&v, from, sizeof(v));
+    return v;
+}
+
+template <typename T>
+PCDET_HD void put_vector(T* to, Vector<T> v) {
+    std::memcpy(to, &v, sizeof(v));
+}
+
+PCDET_HD Vector<float> exp2_of(Vector<float> x) { return exp2_by_bits<Vector<float>, Vector<int32_t>>(x); }
+PCDET_HD Vector<double> exp2_of(Vector<double> x) {
+    Vector<double> y;
+    for (int i = 0; i < VectorOf<double>::width; ++i) y[i] = exp2(x[i]);
+    return y;
+}
+
+#endif
 
 // e^x, within the bounds of exp2_of; NaN stays NaN.
 PCDET_HD float exp_of(float x) {

@@ -10,6 +10,7 @@ namespace pcdet {
 
 constexpr int kScanChunk = 32;  // steps between the states that the forward pass leaves for the backward pass
 
+// T: a number, or a vector of them.
 template <typename T>
 PCDET_HD T scan_decay(T delta, T a_log2) {
     return exp2_of(delta * a_log2);

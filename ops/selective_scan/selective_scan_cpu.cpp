@@ -10,7 +10,7 @@ namespace {
 
 using namespace pcdet;
 
-constexpr int kPortion = 4;  // blocks of channels whose gradients of B and C are added up by one task
+constexpr int kPortion = 4;  // blocks of channels of one task, which adds up their gradients of B and C
 
 struct Sizes {
     int64_t batch, dim, state, length;
@@ -79,63 +79,78 @@ inline __attribute__((always_inline)) void load_rows(SeriesView<const T> from, i
     }
 }
 
-// Numbers n to n + K of the states through a chunk, and their part of y. Side by side, none waits for the other.
-template <typename T, int K>
-inline __attribute__((always_inline)) void advance(Tile<T>& tile, int steps, int64_t n_state, int64_t n, const T* a,
-                                                   const T* Bt, const T* Ct, T* h) {
-    Lanes<T> state[K], rate[K];
-    std::memcpy(state, h + n * kLanes, sizeof(state));
-    std::memcpy(rate, a + n * kLanes, sizeof(rate));
-    for (int t = 0; t < steps; ++t) {
-        const T *B = Bt + t * n_state + n, *C = Ct + t * n_state + n;
-#pragma omp simd
-        for (int w = 0; w < kLanes; ++w) {
-            T y = tile.y[t][w];
-            for (int k = 0; k < K; ++k) {
-                state[k][w] = scan_decay(tile.delta[t][w], rate[k][w]) * state[k][w] + tile.input[t][w] * B[k];
-                y += state[k][w] * C[k];
-            }
-            tile.y[t][w] = y;
+// One number of the states through a chunk, and its part of y.
+template <typename T>
+inline __attribute__((always_inline)) void advance(Tile<T>& tile, int steps, int64_t n_state, const T* a, const T* B,
+                                                   const T* C, T* h) {
+    for (int w = 0; w < kLanes; w += VectorOf<T>::width) {
+        const Vector<T> rate = vector_at(a + w);
+        Vector<T> state = vector_at(h + w);
+        for (int t = 0; t < steps; ++t) {
+            const Vector<T> decay = scan_decay(vector_at(tile.delta[t] + w), rate);
+            state = decay * state + vector_at(tile.input[t] + w) * B[t * n_state];
+            put_vector(tile.y[t] + w, vector_at(tile.y[t] + w) + state * C[t * n_state]);
         }
+        put_vector(h + w, state);
     }
-    std::memcpy(h + n * kLanes, state, sizeof(state));
 }
 
+// A block of channels on its way along the sequence.
 template <typename T>
-PCDET_FUSED_CLONES void forward_block(const Inputs<T>& in, Sizes size, int64_t b, int64_t block, SeriesView<T> out,
-                                T* checkpoints, T* scratch) {
-    const int64_t d = block * kLanes, n_state = size.state;
-    const int rows = static_cast<int>(std::min<int64_t>(kLanes, size.dim - d));
-    T *h = scratch, *a_plain = h + n_state * kLanes, *a = a_plain + n_state * kLanes;
-    T *Bt = a + n_state * kLanes, *Ct = Bt + kScanChunk * n_state;
-    Tile<T> tile;
+struct Walker {
+    T *h, *a;  // [state][kLanes]: the states, and A times log2(e)
     Lanes<T> bias, D;
-    load_matrix(in.A + d * n_state, n_state, rows, a_plain, a);
-    load_lanes(in.bias == nullptr ? nullptr : in.bias + d, rows, bias);
-    load_lanes(in.D == nullptr ? nullptr : in.D + d, rows, D);
-    for (int64_t i = 0; i < n_state * kLanes; ++i) h[i] = a[i] == a[i] ? T(0) : a[i];  // exp2_of hides NaN
+    int64_t d;
+    int rows;
+
+    static int64_t room(int64_t n_state) { return 2 * n_state * kLanes; }
+
+    void begin(const Inputs<T>& in, Sizes size, int64_t block, T* scratch) {
+        d = block * kLanes;
+        rows = static_cast<int>(std::min<int64_t>(kLanes, size.dim - d));
+        h = scratch;
+        a = h + size.state * kLanes;
+        load_matrix(in.A + d * size.state, size.state, rows, h, a);
+        load_lanes(in.bias == nullptr ? nullptr : in.bias + d, rows, bias);
+        load_lanes(in.D == nullptr ? nullptr : in.D + d, rows, D);
+        for (int64_t i = 0; i < size.state * kLanes; ++i) h[i] = a[i] == a[i] ? T(0) : a[i];  // exp2_of hides NaN
+    }
+};
+
+// Chunk by chunk, so that rows of several blocks are read from end to end.
+template <typename T>
+PCDET_FUSED_CLONES void forward_portion(const Inputs<T>& in, Sizes size, int64_t b, int64_t first, SeriesView<T> out,
+                                        T* checkpoints, T* scratch) {
+    const int64_t n_state = size.state, blocks = std::min<int64_t>(kPortion, size.blocks() - first);
+    T *Bt = scratch, *Ct = Bt + kScanChunk * n_state;
+    Walker<T> walkers[kPortion];
+    Tile<T> tile;
+    for (int64_t i = 0; i < blocks; ++i)
+        walkers[i].begin(in, size, first + i, Ct + kScanChunk * n_state + i * Walker<T>::room(n_state));
     for (int64_t chunk = 0; chunk < size.chunks(); ++chunk) {
         const int64_t t0 = chunk * kScanChunk;
         const int steps = static_cast<int>(std::min<int64_t>(kScanChunk, size.length - t0));
-        if (checkpoints != nullptr)
-            std::copy(h, h + n_state * kLanes, checkpoints + size.checkpoint(b, block, chunk));
-        load_tile(in, b, d, rows, t0, steps, bias, tile);
         load_rows(in.B.at(b, 0, t0), n_state, steps, Bt);
         load_rows(in.C.at(b, 0, t0), n_state, steps, Ct);
-        for (int t = 0; t < steps; ++t)
-#pragma omp simd
-            for (int w = 0; w < kLanes; ++w) {
-                tile.input[t][w] = tile.delta[t][w] * tile.u[t][w];
-                tile.y[t][w] = D[w] * tile.u[t][w];
-            }
-        int64_t n = 0;
-        for (; n + 1 < n_state; n += 2) advance<T, 2>(tile, steps, n_state, n, a, Bt, Ct, h);
-        for (; n < n_state; ++n) advance<T, 1>(tile, steps, n_state, n, a, Bt, Ct, h);
-        if (in.z.data != nullptr)
+        for (int64_t i = 0; i < blocks; ++i) {
+            const Walker<T>& walker = walkers[i];
+            if (checkpoints != nullptr)
+                std::copy(walker.h, walker.h + n_state * kLanes, checkpoints + size.checkpoint(b, first + i, chunk));
+            load_tile(in, b, walker.d, walker.rows, t0, steps, walker.bias, tile);
             for (int t = 0; t < steps; ++t)
 #pragma omp simd
-                for (int w = 0; w < kLanes; ++w) tile.y[t][w] *= tile.z[t][w] * sigmoid_of(tile.z[t][w]);
-        store(tile.y, rows, steps, out.at(b, d, t0));
+                for (int w = 0; w < kLanes; ++w) {
+                    tile.input[t][w] = tile.delta[t][w] * tile.u[t][w];
+                    tile.y[t][w] = walker.D[w] * tile.u[t][w];
+                }
+            for (int64_t n = 0; n < n_state; ++n)
+                advance(tile, steps, n_state, walker.a + n * kLanes, Bt + n, Ct + n, walker.h + n * kLanes);
+            if (in.z.data != nullptr)
+                for (int t = 0; t < steps; ++t)
+#pragma omp simd
+                    for (int w = 0; w < kLanes; ++w) tile.y[t][w] *= tile.z[t][w] * sigmoid_of(tile.z[t][w]);
+            store(tile.y, walker.rows, steps, out.at(b, walker.d, t0));
+        }
     }
 }
 
@@ -283,10 +298,11 @@ template <typename T>
 int forward(const Inputs<T>& in, Sizes size, SeriesView<T> out, T* checkpoints, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<T> scratch(size.state * (3 * kLanes + 2 * kScanChunk));
+        std::vector<T> scratch(size.state * 2 * kScanChunk + kPortion * Walker<T>::room(size.state));
 #pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < size.batch * size.blocks(); ++task)
-            forward_block(in, size, task / size.blocks(), task % size.blocks(), out, checkpoints, scratch.data());
+        for (int64_t task = 0; task < size.batch * size.portions(); ++task)
+            forward_portion(in, size, task / size.portions(), task % size.portions() * kPortion, out, checkpoints,
+                            scratch.data());
     }
     return 0;
 }
