@@ -30,18 +30,23 @@ void load_weights(const Filter<T>& filter, int64_t d, int rows, Lanes<T>* to) {
         for (int w = 0; w < kLanes; ++w) to[k][w] = w < rows ? filter.weight[(d + w) * filter.width + k] : T(0);
 }
 
+template <typename T>
+inline __attribute__((always_inline)) void convolve_by(const Lanes<T>* x, const Lanes<T>* weight, const Lanes<T>& bias,
+                                                       int width, int steps, Lanes<T>* y) {
+    for (int w = 0; w < kLanes; w += VectorOf<T>::width)
+        for (int t = 0; t < steps; ++t) {
+            Vector<T> total = vector_at(bias + w);
+            for (int k = 0; k < width; ++k) total += vector_at(weight[k] + w) * vector_at(x[t + k] + w);
+            put_vector(y[t] + w, total);
+        }
+}
+
 // y before activation: x begins width - 1 steps before the first.
 template <typename T>
 inline __attribute__((always_inline)) void convolve(const Lanes<T>* x, const Lanes<T>* weight, const Lanes<T>& bias,
                                                     int width, int steps, Lanes<T>* y) {
-    for (int t = 0; t < steps; ++t) {
-        Lanes<T> total;
-        std::memcpy(total, bias, sizeof(total));
-        for (int k = 0; k < width; ++k)
-#pragma omp simd
-            for (int w = 0; w < kLanes; ++w) total[w] += weight[k][w] * x[t + k][w];
-        std::memcpy(y[t], total, sizeof(total));
-    }
+    if (width == 4) return convolve_by(x, weight, bias, 4, steps, y);  // that of Mamba, its weights in registers
+    convolve_by(x, weight, bias, width, steps, y);
 }
 
 template <typename T>
