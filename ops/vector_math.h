@@ -85,8 +85,8 @@ PCDET_HD Vector<double> exp2_of(Vector<double> x) {
 
 // e^x, within the bounds of exp2_of; NaN stays NaN.
 PCDET_HD float exp_of(float x) {
-    const float bounded = x < -87.0f ? -87.0f : (x > 87.0f ? 87.0f : x);
-    const float y = exp2_of(bounded * static_cast<float>(kLog2E));
+    const float above = x < -87.0f ? -87.0f : x;  // one instruction each, by which NaN passes
+    const float y = exp2_of((87.0f < above ? 87.0f : above) * static_cast<float>(kLog2E));
     return x == x ? y : x;
 }
 PCDET_HD double exp_of(double x) { return exp(x); }

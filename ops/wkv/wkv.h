@@ -14,9 +14,9 @@ PCDET_HD T wkv_decay(T w) {
     return exp_of(-exp_of(w));
 }
 
-// Take the entry's part of the output, then its decay and the new token.
-template <typename T>
-PCDET_HD void wkv_step(T& state, T& y, T r, T k, T v, T decay) {
+// Take the entry's part of the output, then its decay and the new token. Value: a number, or a vector of value channels.
+template <typename Value, typename T>
+PCDET_HD void wkv_step(Value& state, Value& y, T r, T k, Value v, T decay) {
     y += r * state;
     state = decay * state + k * v;
 }

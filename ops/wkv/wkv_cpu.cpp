@@ -10,6 +10,8 @@ namespace {
 
 using namespace pcdet;
 
+constexpr int64_t kChannels = 64;  // of the heads of one task
+
 template <typename T>
 struct Inputs {
     const T *r, *k, *v, *w, *u;  // u [heads, d] or null
@@ -29,37 +31,91 @@ struct Gradients {
     T *dr, *dk, *dv, *dw, *du;  // du [batch, heads, d] or null
 };
 
-// D: the width of a head where it is known to the compiler, or 0.
-template <typename T, int D>
-PCDET_FUSED_CLONES void forward_task(const Inputs<T>& in, int64_t task, T* y, T* checkpoints, T* scratch) {
-    const int d = D ? D : static_cast<int>(in.d);
-    const int64_t b = task / in.heads, head = task % in.heads;
-    T *state = scratch, *decay = state + d * d, *rest = decay + d;
-    T near_out[D ? D : 1], near_value[D ? D : 1];  // in registers, as far as they go
-    T *out = D ? near_out : rest, *value = D ? near_value : rest + d;
-    std::fill(state, state + d * d, T(0));
-    for (int64_t s = 0; s < in.length; ++s) {
-        if (checkpoints != nullptr && s % kWkvChunk == 0)
-            std::copy(state, state + d * d, checkpoints + in.checkpoint(task, s / kWkvChunk));
-        const int64_t row = in.at(b, s, head);
-        const T *r = in.r + row, *k = in.k + row, *v = in.v + row, *w = in.w + row;
-        const T *u = in.u == nullptr ? nullptr : in.u + head * d;
-        T seen = 0;  // how much the step sees of itself
-        if (u != nullptr)
-#pragma omp simd reduction(+ : seen)
-            for (int i = 0; i < d; ++i) seen += r[i] * u[i] * k[i];
-#pragma omp simd
-        for (int i = 0; i < d; ++i) decay[i] = wkv_decay(w[i]);
-        for (int j = 0; j < d; ++j) {
-            value[j] = v[j];
-            out[j] = seen * v[j];
+// One step of N vectors of value channels, which stay in registers while the key channels pass.
+template <int N, typename T>
+inline __attribute__((always_inline)) void advance(int d, const T* r, const T* k, const T* v, const T* decay, T seen,
+                                                   T* state, T* y) {
+    constexpr int width = VectorOf<T>::width;
+    Vector<T> out[N], value[N];
+    for (int n = 0; n < N; ++n) {
+        value[n] = vector_at(v + n * width);
+        out[n] = seen * value[n];
+    }
+    for (int i = 0; i < d; ++i) {
+        const T ri = r[i], ki = k[i], ei = decay[i];
+        for (int n = 0; n < N; ++n) {
+            T* entry = state + i * d + n * width;
+            Vector<T> old = vector_at(entry);
+            wkv_step(old, out[n], ri, ki, value[n], ei);
+            put_vector(entry, old);
         }
-        for (int i = 0; i < d; ++i) {
-            T* line = state + i * d;
-#pragma omp simd
-            for (int j = 0; j < d; ++j) wkv_step(line[j], out[j], r[i], k[i], value[j], decay[i]);
+    }
+    for (int n = 0; n < N; ++n) put_vector(y + n * width, out[n]);
+}
+
+// Heads of one sequence that are worked on together, so that their rows are read from end to end.
+struct Heads {
+    int64_t b, first;
+    int count;
+};
+
+// What the steps of a chunk need beside their inputs: the decays [step][head][d], and how much each head of a step sees
+// of itself, [step][head].
+template <typename T>
+inline __attribute__((always_inline)) void prepare(const Inputs<T>& in, Heads heads, int64_t first, int steps,
+                                                   T* decays, T* seen) {
+    const int d = static_cast<int>(in.d), channels = heads.count * d;
+    const T* u = in.u == nullptr ? nullptr : in.u + heads.first * d;
+    for (int t = 0; t < steps; ++t) {
+        const int64_t row = in.at(heads.b, first + t, heads.first);
+        const T *r = in.r + row, *k = in.k + row, *w = in.w + row;
+        T* decay = decays + t * channels;
+        for (int h = 0; h < heads.count; ++h) {
+            T total = 0;
+            if (u != nullptr)
+#pragma omp simd reduction(+ : total)
+                for (int i = h * d; i < (h + 1) * d; ++i) total += r[i] * u[i] * k[i];
+            seen[t * heads.count + h] = total;
         }
-        std::copy(out, out + d, y + row);
+#pragma omp simd
+        for (int i = 0; i < channels; ++i) decay[i] = wkv_decay(w[i]);
+    }
+}
+
+// One step of one head.
+template <typename T>
+inline __attribute__((always_inline)) void forward_step(int d, const T* r, const T* k, const T* v, const T* decay,
+                                                        T seen, T* state, T* y) {
+    constexpr int width = VectorOf<T>::width;
+    int j = 0;
+    for (; j + 4 * width <= d; j += 4 * width) advance<4>(d, r, k, v + j, decay, seen, state + j, y + j);
+    for (; j + width <= d; j += width) advance<1>(d, r, k, v + j, decay, seen, state + j, y + j);
+    for (; j < d; ++j) {
+        y[j] = seen * v[j];
+        for (int i = 0; i < d; ++i) wkv_step(state[i * d + j], y[j], r[i], k[i], v[j], decay[i]);
+    }
+}
+
+template <typename T>
+PCDET_FUSED_CLONES void forward_heads(const Inputs<T>& in, Heads heads, T* y, T* checkpoints, T* scratch) {
+    const int d = static_cast<int>(in.d), size = d * d;
+    T *states = scratch, *decays = states + heads.count * size, *seen = decays + kWkvChunk * heads.count * d;
+    std::fill(states, states + heads.count * size, T(0));
+    for (int64_t chunk = 0; chunk < in.chunks(); ++chunk) {
+        const int64_t first = chunk * kWkvChunk;
+        const int steps = static_cast<int>(std::min<int64_t>(kWkvChunk, in.length - first));
+        prepare(in, heads, first, steps, decays, seen);
+        for (int h = 0; h < heads.count; ++h) {
+            const int64_t head = heads.first + h;
+            T* state = states + h * size;
+            if (checkpoints != nullptr)
+                std::copy(state, state + size, checkpoints + in.checkpoint(heads.b * in.heads + head, chunk));
+            for (int t = 0; t < steps; ++t) {
+                const int64_t row = in.at(heads.b, first + t, head);
+                const int place = t * heads.count + h;
+                forward_step(d, in.r + row, in.k + row, in.v + row, decays + place * d, seen[place], state, y + row);
+            }
+        }
     }
 }
 
@@ -84,6 +140,7 @@ inline __attribute__((always_inline)) void replay(const Inputs<T>& in, int64_t b
     }
 }
 
+// D: the width of a head where it is known to the compiler, or 0.
 template <typename T, int D>
 PCDET_FUSED_CLONES void backward_task(const Inputs<T>& in, int64_t task, const T* dy, const T* checkpoints,
                                 const Gradients<T>& out, T* scratch) {
@@ -150,15 +207,19 @@ void with_width(int64_t d, const With& with) {
 
 template <typename T>
 int forward(const Inputs<T>& in, T* y, T* checkpoints, int threads) {
-    with_width(in.d, [&](auto width) {
+    const int64_t most = std::max<int64_t>(1, kChannels / std::max<int64_t>(in.d, 1));
+    const int64_t together = in.batch < 2 * threads ? 1 : std::min(most, in.heads);
+    const int64_t portions = (in.heads + together - 1) / together;
 #pragma omp parallel num_threads(threads)
-        {
-            std::vector<T> scratch(in.d * in.d + 3 * in.d);
+    {
+        std::vector<T> scratch(together * (in.d * in.d + kWkvChunk * (in.d + 1)));
 #pragma omp for schedule(dynamic)
-            for (int64_t task = 0; task < in.batch * in.heads; ++task)
-                forward_task<T, decltype(width)::value>(in, task, y, checkpoints, scratch.data());
+        for (int64_t task = 0; task < in.batch * portions; ++task) {
+            const int64_t first = task % portions * together;
+            const Heads heads{task / portions, first, static_cast<int>(std::min(together, in.heads - first))};
+            forward_heads(in, heads, y, checkpoints, scratch.data());
         }
-    });
+    }
     return 0;
 }
 
