@@ -49,8 +49,11 @@ def test_reference_is_the_sum_over_pairs(seed: int, sizes: tuple, bonus: bool, r
     torch.testing.assert_close(wkv_reference(r, k, v, w, u, reverse), pairs(r, k, v, w, u, reverse))
 
 
-SIZES = st.tuples(
-    st.integers(0, 3), st.sampled_from([0, 1, 2, 31, 32, 33, 70]), st.integers(1, 3), st.sampled_from([1, 5, 16, 32])
+SIZES = st.tuples(  # with nine sequences, heads are worked on together
+    st.sampled_from([0, 1, 3, 9]),
+    st.sampled_from([0, 1, 2, 31, 32, 33, 70]),
+    st.integers(1, 3),
+    st.sampled_from([1, 5, 16, 22, 32]),
 )
 
 
