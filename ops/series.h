@@ -54,6 +54,22 @@ inline __attribute__((always_inline)) void store(const Lanes<T>* from, int rows,
         for (int t = 0; t < steps; ++t) to(w, t) = from[t][w];
 }
 
+// The rows of some steps, those of a step beside each other; where they already lie so, they are not copied.
+template <typename T>
+struct Steps {
+    const T* data;
+    int64_t stride;
+
+    const T* operator[](int t) const { return data + t * stride; }
+};
+
+template <typename T>
+inline __attribute__((always_inline)) Steps<T> steps_of(SeriesView<const T> from, int rows, int steps, Lanes<T>* room) {
+    if (from.row == 1 && rows == kLanes) return {from.data, from.time};
+    load(from, rows, steps, room);
+    return {room[0], kLanes};
+}
+
 template <typename T>
 void load_lanes(const T* from, int rows, Lanes<T>& to) {
     for (int w = 0; w < kLanes; ++w) to[w] = from != nullptr && w < rows ? from[w] : T(0);

@@ -1,5 +1,5 @@
-// exp, softplus and the logistic function from additions and multiplications alone, so that compilers turn loops over
-// them into vector instructions. float: relative error below 3e-7; double: the C library's functions.
+// exp, softplus and the logistic function of numbers and, on the CPU, of vectors, from additions and multiplications
+// alone. float: relative error below 3e-7; double: the C library's functions.
 #pragma once
 
 #include <cmath>
@@ -19,7 +19,39 @@ namespace pcdet {
 
 constexpr double kLog2E = 1.4426950408889634;
 
-// The body of exp2_of for a number, or for a vector of them: Float has the bits of Int.
+#if !defined(__CUDACC__)
+
+// Numbers that a processor's widest usual register holds; the compiler splits them where there are only narrower ones.
+template <typename T>
+struct VectorOf {
+    typedef T type __attribute__((vector_size(32)));
+    static constexpr int width = 32 / sizeof(T);
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+template <typename T>
+PCDET_HD Vector<T> vector_at(const T* from) {
+    Vector<T> v;
+    std::memcpy(&v, from, sizeof(v));
+    return v;
+}
+
+template <typename T>
+PCDET_HD void put_vector(T* to, Vector<T> v) {
+    std::memcpy(to, &v, sizeof(v));
+}
+
+template <typename Function>
+PCDET_HD Vector<double> for_each(Vector<double> x, const Function& function) {
+    for (int i = 0; i < VectorOf<double>::width; ++i) x[i] = function(x[i]);
+    return x;
+}
+
+#endif
+
+// Below, Float is float or a vector of floats, whose bits are those of Int, and Real is any of float, double and vectors.
+
 template <typename Float, typename Int>
 PCDET_HD Float exp2_by_bits(Float x) {
     constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
@@ -52,69 +84,62 @@ PCDET_HD float exp2_of(float x) {
 PCDET_HD double exp2_of(double x) { return exp2(x); }
 
 #if !defined(__CUDACC__)
-
-// Numbers that a processor's widest usual register holds; the compiler splits them where there are only narrower ones.
-template <typename T>
-struct VectorOf {
-    typedef T type __attribute__((vector_size(32)));
-    static constexpr int width = 32 / sizeof(T);
-};
-template <typename T>
-using Vector = typename VectorOf<T>::type;
-
-template <typename T>
-PCDET_HD Vector<T> vector_at(const T* from) {
-    Vector<T> v;
-    std::memcpy(&v, from, sizeof(v));
-    return v;
-}
-
-template <typename T>
-PCDET_HD void put_vector(T* to, Vector<T> v) {
-    std::memcpy(to, &v, sizeof(v));
-}
-
 PCDET_HD Vector<float> exp2_of(Vector<float> x) { return exp2_by_bits<Vector<float>, Vector<int32_t>>(x); }
 PCDET_HD Vector<double> exp2_of(Vector<double> x) {
-    Vector<double> y;
-    for (int i = 0; i < VectorOf<double>::width; ++i) y[i] = exp2(x[i]);
-    return y;
+    return for_each(x, [](double number) { return exp2(number); });
 }
-
 #endif
 
-// e^x, within the bounds of exp2_of; NaN stays NaN.
-PCDET_HD float exp_of(float x) {
-    const float above = x < -87.0f ? -87.0f : x;  // one instruction each, by which NaN passes
-    const float y = exp2_of((87.0f < above ? 87.0f : above) * static_cast<float>(kLog2E));
+template <typename Float>
+PCDET_HD Float exp_by_exp2(Float x) {
+    const Float above = x < -87.0f ? Float{} - 87.0f : x;  // so written: one instruction, by which NaN passes
+    const Float bounded = 87.0f < above ? Float{} + 87.0f : above;
+    const Float y = exp2_of(bounded * static_cast<float>(kLog2E));
     return x == x ? y : x;
 }
+
+// e^x, within the bounds of exp2_of; NaN stays NaN.
+PCDET_HD float exp_of(float x) { return exp_by_exp2(x); }
 PCDET_HD double exp_of(double x) { return exp(x); }
 
-template <typename T>
-PCDET_HD T sigmoid_of(T x) {
-    return T(1) / (T(1) + exp_of(-x));
-}
-
-// d(x sigmoid(x)) / dx from s = sigmoid(x).
-template <typename T>
-PCDET_HD T silu_slope(T x, T s) {
-    return s * (T(1) + x * (T(1) - s));
+template <typename Float>
+PCDET_HD Float log1p_by_series(Float y) {
+    const Float s = y / (2.0f + y), r = s * s;
+    const Float high = 0.11111111f + r * (0.090909091f + r * (0.076923077f + r * 0.072f));
+    const Float series = 1.0f + r * (0.33333333f + r * (0.2f + r * (0.14285714f + r * high)));
+    return 2.0f * s * series;
 }
 
 // log(1 + y) for y in [0, 1]: 2 atanh(s) with s = y / (2 + y) <= 1/3, by its series.
-PCDET_HD float log1p_of(float y) {
-    const float s = y / (2.0f + y), r = s * s;
-    const float high = 0.11111111f + r * (0.090909091f + r * (0.076923077f + r * 0.072f));
-    const float series = 1.0f + r * (0.33333333f + r * (0.2f + r * (0.14285714f + r * high)));
-    return 2.0f * s * series;
-}
+PCDET_HD float log1p_of(float y) { return log1p_by_series(y); }
 PCDET_HD double log1p_of(double y) { return log1p(y); }
 
-template <typename T>
-PCDET_HD T softplus_of(T x) {
-    const T size = x < T(0) ? -x : x;
-    return (x < T(0) ? T(0) : x) + log1p_of(exp_of(-size));
+#if !defined(__CUDACC__)
+PCDET_HD Vector<float> exp_of(Vector<float> x) { return exp_by_exp2(x); }
+PCDET_HD Vector<double> exp_of(Vector<double> x) {
+    return for_each(x, [](double number) { return exp(number); });
+}
+PCDET_HD Vector<float> log1p_of(Vector<float> y) { return log1p_by_series(y); }
+PCDET_HD Vector<double> log1p_of(Vector<double> y) {
+    return for_each(y, [](double number) { return log1p(number); });
+}
+#endif
+
+template <typename Real>
+PCDET_HD Real sigmoid_of(Real x) {
+    return 1.0f / (1.0f + exp_of(-x));
+}
+
+// d(x sigmoid(x)) / dx from s = sigmoid(x).
+template <typename Real>
+PCDET_HD Real silu_slope(Real x, Real s) {
+    return s * (1.0f + x * (1.0f - s));
+}
+
+template <typename Real>
+PCDET_HD Real softplus_of(Real x) {
+    const Real size = x < 0.0f ? -x : x;
+    return (x < 0.0f ? Real{} : x) + log1p_of(exp_of(-size));
 }
 
 }  // namespace pcdet

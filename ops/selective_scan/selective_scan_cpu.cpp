@@ -117,6 +117,31 @@ struct Walker {
     }
 };
 
+// Step sizes, inputs and the start of y.
+template <typename T>
+inline __attribute__((always_inline)) void begin_tile(const Walker<T>& walker, Steps<T> u, Steps<T> raw, bool softplus,
+                                                      int steps, Tile<T>& tile) {
+    for (int w = 0; w < kLanes; w += VectorOf<T>::width) {
+        const Vector<T> bias = vector_at(walker.bias + w), D = vector_at(walker.D + w);
+        for (int t = 0; t < steps; ++t) {
+            const Vector<T> u_t = vector_at(u[t] + w), step = vector_at(raw[t] + w) + bias;
+            const Vector<T> delta = softplus ? softplus_of(step) : step;
+            put_vector(tile.delta[t] + w, delta);
+            put_vector(tile.input[t] + w, delta * u_t);
+            put_vector(tile.y[t] + w, D * u_t);
+        }
+    }
+}
+
+template <typename T>
+inline __attribute__((always_inline)) void gate(Steps<T> z, int steps, Lanes<T>* y) {
+    for (int t = 0; t < steps; ++t)
+        for (int w = 0; w < kLanes; w += VectorOf<T>::width) {
+            const Vector<T> z_t = vector_at(z[t] + w);
+            put_vector(y[t] + w, vector_at(y[t] + w) * z_t * sigmoid_of(z_t));
+        }
+}
+
 // Chunk by chunk, so that rows of several blocks are read from end to end.
 template <typename T>
 PCDET_FUSED_CLONES void forward_portion(const Inputs<T>& in, Sizes size, int64_t b, int64_t first, SeriesView<T> out,
@@ -136,19 +161,13 @@ PCDET_FUSED_CLONES void forward_portion(const Inputs<T>& in, Sizes size, int64_t
             const Walker<T>& walker = walkers[i];
             if (checkpoints != nullptr)
                 std::copy(walker.h, walker.h + n_state * kLanes, checkpoints + size.checkpoint(b, first + i, chunk));
-            load_tile(in, b, walker.d, walker.rows, t0, steps, walker.bias, tile);
-            for (int t = 0; t < steps; ++t)
-#pragma omp simd
-                for (int w = 0; w < kLanes; ++w) {
-                    tile.input[t][w] = tile.delta[t][w] * tile.u[t][w];
-                    tile.y[t][w] = walker.D[w] * tile.u[t][w];
-                }
+            const Steps<T> u = steps_of(in.u.at(b, walker.d, t0), walker.rows, steps, tile.u);
+            const Steps<T> raw = steps_of(in.delta.at(b, walker.d, t0), walker.rows, steps, tile.raw);
+            begin_tile(walker, u, raw, in.softplus, steps, tile);
             for (int64_t n = 0; n < n_state; ++n)
                 advance(tile, steps, n_state, walker.a + n * kLanes, Bt + n, Ct + n, walker.h + n * kLanes);
             if (in.z.data != nullptr)
-                for (int t = 0; t < steps; ++t)
-#pragma omp simd
-                    for (int w = 0; w < kLanes; ++w) tile.y[t][w] *= tile.z[t][w] * sigmoid_of(tile.z[t][w]);
+                gate(steps_of(in.z.at(b, walker.d, t0), walker.rows, steps, tile.z), steps, tile.y);
             store(tile.y, walker.rows, steps, out.at(b, walker.d, t0));
         }
     }
