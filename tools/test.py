@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pcdet_ext.allocation import keep_freed_memory
 from pcdet_ext.config import ConfigError
 from pcdet_ext.data.files import DataError
 
@@ -28,6 +29,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    keep_freed_memory()
     from pcdet_ext.testing import measure
 
     try:

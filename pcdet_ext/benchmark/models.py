@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from pcdet_ext import config
+from pcdet_ext.allocation import keep_freed_memory
 from pcdet_ext.benchmark.frames import synthetic_scan
 from pcdet_ext.benchmark.memory import peak_since, start_peak
 from pcdet_ext.data.files import atomic_write
@@ -108,7 +109,7 @@ def run_models(
     context = multiprocessing.get_context("spawn")
     results = []
     for path in paths or [folder / f"{name}.yaml" for name in CONFIGS]:
-        with context.Pool(1) as pool:
+        with context.Pool(1, keep_freed_memory) as pool:
             timing = pool.apply(measure_model, (path, device, voxels, rounds, threads, reference_scan))
         print("\n".join(timing.lines()), flush=True)
         results.append(timing)
