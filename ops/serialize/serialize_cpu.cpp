@@ -10,10 +10,22 @@ using namespace pcdet;
 
 constexpr int64_t kBlock = 512;  // rows handled together, so that the transform runs on vectors from the first cache
 
-bool inside(const int32_t* row, const int32_t* grid) {
-    return row[0] >= 0 && row[0] < (1 << 15) && static_cast<uint32_t>(row[1]) < static_cast<uint32_t>(grid[0]) &&
-           static_cast<uint32_t>(row[2]) < static_cast<uint32_t>(grid[1]) &&
-           static_cast<uint32_t>(row[3]) < static_cast<uint32_t>(grid[2]);
+bool inside(const int32_t* row, const int32_t* grid) {  // negative numbers are large ones here
+    const auto below = [](int32_t a, int32_t b) { return static_cast<uint32_t>(a) < static_cast<uint32_t>(b); };
+    return below(row[0], 1 << 15) & below(row[1], grid[0]) & below(row[2], grid[1]) & below(row[3], grid[2]);
+}
+
+// Calls take(cell, window along the axis, place inside) for every cell of an axis: counted, not divided.
+template <typename Take>
+void walk(const WindowOrder& o, int axis, const Take& take) {
+    int32_t window = o.shift[axis] / o.window[axis], place = o.shift[axis] % o.window[axis];
+    for (int32_t cell = 0; cell < o.grid[axis]; ++cell) {
+        take(cell, window, place);
+        if (++place == o.window[axis]) {
+            place = 0;
+            ++window;
+        }
+    }
 }
 
 // The key of one row is a sum over axes of what each coordinate adds, so it is looked up instead of divided.
@@ -23,12 +35,12 @@ struct RowsTable {
     explicit RowsTable(const WindowOrder& o) {
         for (int axis = 0; axis < 3; ++axis) {
             part[axis].resize(o.grid[axis]);
-            for (int32_t c = 0; c < o.grid[axis]; ++c) {
+            walk(o, axis, [&](int32_t cell, int32_t window, int32_t place) {
                 int32_t w[3] = {0, 0, 0}, r[3] = {0, 0, 0};
-                w[axis] = (c + o.shift[axis]) / o.window[axis];
-                r[axis] = (c + o.shift[axis]) % o.window[axis];
-                part[axis][c] = window_key_rows(o, w, r);
-            }
+                w[axis] = window;
+                r[axis] = place;
+                part[axis][cell] = window_key_rows(o, w, r);
+            });
         }
     }
 
@@ -44,21 +56,20 @@ struct SnakeTable {
 
     explicit SnakeTable(const WindowOrder& o) : line_column(o.along_y ? 3 : 2), along_column(o.along_y ? 2 : 3) {
         const int line = line_column - 1, along = along_column - 1;
-        for (int32_t c = 0; c < o.grid[line]; ++c) {
-            const int32_t place = c + o.shift[line];
+        walk(o, line, [&](int32_t, int32_t window, int32_t place) {
             int32_t w[3] = {0, 0, 0}, r[3] = {0, 0, 0};
-            w[line] = place / o.window[line];
+            w[line] = window;
             start.push_back(window_key_snake(o, w, r));
-            turn.push_back(alternate(w[line]));
-            rest.push_back(int64_t(place % o.window[line]) * o.window[0]);
-        }
-        for (int32_t c = 0; c < o.grid[along]; ++c) {
+            turn.push_back(alternate(window));
+            rest.push_back(int64_t(place) * o.window[0]);
+        });
+        walk(o, along, [&](int32_t, int32_t window, int32_t place) {
             int32_t w[3] = {0, 0, 0}, r[3] = {0, 0, 0};
-            w[along] = (c + o.shift[along]) / o.window[along];
-            r[along] = (c + o.shift[along]) % o.window[along];
+            w[along] = window;
+            r[along] = place;
             step.push_back(window_key_snake(o, w, r));
-            flip.push_back(alternate(r[along]));
-        }
+            flip.push_back(alternate(place));
+        });
     }
 
     int64_t key(const int32_t* row) const {

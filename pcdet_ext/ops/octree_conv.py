@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._operator import integer_operator
 
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -84,7 +85,7 @@ def _(grad: Tensor, features: Tensor, neighbours: Tensor) -> Tensor:
     return features.new_empty(neighbours.shape[1], features.shape[1])
 
 
-@torch.library.custom_op("pcdet_ext::octree_conv_readers", mutates_args=())
+@integer_operator("octree_conv_readers")
 def _readers(neighbours: Tensor, rows: int) -> Tensor:
     """The transposed table int64 [N, K]: which output reads a row through a column, or -1."""
     m, k = neighbours.shape
@@ -97,7 +98,7 @@ def _readers(neighbours: Tensor, rows: int) -> Tensor:
     return table.contiguous()
 
 
-@_readers.register_fake
+@torch.library.register_fake("pcdet_ext::octree_conv_readers")
 def _(neighbours: Tensor, rows: int) -> Tensor:
     return neighbours.new_empty(rows, neighbours.shape[1])
 

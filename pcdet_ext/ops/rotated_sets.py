@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._operator import integer_operator
 from pcdet_ext.ops.serialize import check_coords, raise_outside
 
 
@@ -58,7 +59,7 @@ def rotated_sets(
     )
 
 
-@torch.library.custom_op("pcdet_ext::rotated_sets", mutates_args=())
+@integer_operator("rotated_sets")
 def _rotated_sets(
     coords: Tensor,
     grid: list[int],
@@ -130,7 +131,7 @@ def _sets_on_cuda(
     return index, repeats, slot, number, inside
 
 
-@_rotated_sets.register_fake
+@torch.library.register_fake("pcdet_ext::rotated_sets")
 def _(
     coords: Tensor,
     grid: list[int],

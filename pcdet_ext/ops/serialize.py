@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._operator import integer_operator
 
 BATCH_SHIFT = 48
 MAX_DEPTH = 16
 CURVES = {"zorder": 0, "zorder_x_lowest": 1, "hilbert": 2}
-ORDERS = ("zorder", "hilbert", "window_x", "window_y", "lsh")
 
 
 class _WindowOrder(ctypes.Structure):
@@ -54,17 +54,10 @@ def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: object
     [0, 32768), are an error.
     """
     check_coords(coords, grid)
-    functions = {
-        "zorder": _zorder,
-        "hilbert": _hilbert,
-        "window_x": partial(_window_order, along_y=False),
-        "window_y": partial(_window_order, along_y=True),
-        "lsh": _lsh,
-    }
-    if order not in functions:
-        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+    if order not in _FUNCTIONS:
+        raise ValueError(f"order must be one of {', '.join(_FUNCTIONS)}, got {order!r}")
     try:
-        return functions[order](coords, tuple(int(n) for n in grid), **options)
+        return _FUNCTIONS[order](coords, tuple(int(n) for n in grid), **options)
     except TypeError as error:
         raise ValueError(f"options of order {order!r}: {error}") from error
 
@@ -117,6 +110,12 @@ def _window_order(
     *,
     along_y: bool,
 ) -> Tensor:
+    _check_windows(grid, tuple(window), tuple(shift), path)
+    return _window_keys(coords.contiguous(), grid, window, shift, along_y, path == "snake")
+
+
+@lru_cache(maxsize=64)
+def _check_windows(grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], path: str) -> None:
     for name, values, least in (("window", window, 1), ("shift", shift, 0)):
         if len(values) != 3 or any(int(v) != v or v < least for v in values):
             raise ValueError(f"{name} must be three whole numbers (z, y, x), at least {least}, got {list(values)}")
@@ -130,7 +129,6 @@ def _window_order(
     factor = 8 if path == "snake" else 1
     if factor * math.prod(count) * math.prod(window) >= 1 << BATCH_SHIFT:
         raise ValueError(f"grid {list(grid)} has too many cells for a 48-bit key")
-    return _window_keys(coords.contiguous(), list(grid), list(window), list(shift), along_y, path == "snake")
 
 
 def _lsh(coords: Tensor, grid: tuple[int, ...], projections: int = 3, width: float = 8.0, seed: int = 0) -> Tensor:
@@ -156,6 +154,15 @@ def _lsh(coords: Tensor, grid: tuple[int, ...], projections: int = 3, width: flo
         value.add_(y, alpha=dy).add_(x, alpha=dx).add_(start)
         key.mul_(size).add_(value.div_(step, rounding_mode="trunc"))
     return (batch << BATCH_SHIFT).bitwise_or_(key)
+
+
+_FUNCTIONS = {
+    "zorder": _zorder,
+    "hilbert": _hilbert,
+    "window_x": partial(_window_order, along_y=False),
+    "window_y": partial(_window_order, along_y=True),
+    "lsh": _lsh,
+}
 
 
 def _curve(order: str, lowest: str) -> int:
@@ -194,7 +201,7 @@ def raise_outside(count: int, grid: Sequence[int]) -> None:
         raise ValueError(f"coords: {count} rows are outside the grid {list(grid)} (or their batch index is)")
 
 
-@torch.library.custom_op("pcdet_ext::curve_encode", mutates_args=())
+@integer_operator("curve_encode")
 def _curve_encode(coords: Tensor, grid: list[int], curve: int, depth: int) -> Tensor:
     arguments = (POINTER, I64, POINTER, I32, I32, POINTER, POINTER)
     kernel = _launcher("pcdet_curve_encode", coords, arguments)
@@ -209,12 +216,12 @@ def _curve_encode(coords: Tensor, grid: list[int], curve: int, depth: int) -> Te
     return keys
 
 
-@_curve_encode.register_fake
+@torch.library.register_fake("pcdet_ext::curve_encode")
 def _(coords: Tensor, grid: list[int], curve: int, depth: int) -> Tensor:
     return coords.new_empty(len(coords), dtype=torch.int64)
 
 
-@torch.library.custom_op("pcdet_ext::curve_decode", mutates_args=())
+@integer_operator("curve_decode")
 def _curve_decode(keys: Tensor, curve: int, depth: int) -> Tensor:
     kernel = _launcher("pcdet_curve_decode", keys, (POINTER, I64, I32, I32, POINTER))
     if kernel is None:
@@ -224,12 +231,12 @@ def _curve_decode(keys: Tensor, curve: int, depth: int) -> Tensor:
     return coords
 
 
-@_curve_decode.register_fake
+@torch.library.register_fake("pcdet_ext::curve_decode")
 def _(keys: Tensor, curve: int, depth: int) -> Tensor:
     return keys.new_empty(len(keys), 4, dtype=torch.int32)
 
 
-@torch.library.custom_op("pcdet_ext::window_keys", mutates_args=())
+@integer_operator("window_keys")
 def _window_keys(
     coords: Tensor, grid: list[int], window: list[int], shift: list[int], along_y: bool, snake: bool
 ) -> Tensor:
@@ -246,7 +253,7 @@ def _window_keys(
     return keys
 
 
-@_window_keys.register_fake
+@torch.library.register_fake("pcdet_ext::window_keys")
 def _(coords: Tensor, grid: list[int], window: list[int], shift: list[int], along_y: bool, snake: bool) -> Tensor:
     return coords.new_empty(len(coords), dtype=torch.int64)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._operator import integer_operator
 
 
 def grid_size(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> tuple[int, int, int]:
@@ -205,7 +206,7 @@ _read_places.register_autograd(_read_backward, setup_context=_read_setup)
 _voxelize.register_autograd(_voxelize_backward, setup_context=_voxelize_setup)
 
 
-@torch.library.custom_op("pcdet_ext::dynamic_voxelize", mutates_args=())
+@integer_operator("dynamic_voxelize")
 def _dynamic_voxelize(
     points: Tensor,
     batch_index: Tensor,
@@ -229,7 +230,7 @@ def _dynamic_voxelize(
     return coords[:count].clone(), voxel
 
 
-@_dynamic_voxelize.register_fake
+@torch.library.register_fake("pcdet_ext::dynamic_voxelize")
 def _(
     points: Tensor,
     batch_index: Tensor,
