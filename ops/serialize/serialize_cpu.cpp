@@ -28,18 +28,29 @@ void walk(const WindowOrder& o, int axis, const Take& take) {
     }
 }
 
+// What one window, and one place inside of it, along an axis adds to a key, which is linear in both.
+struct Weights {
+    int64_t window, place;
+
+    template <typename Key>
+    Weights(const WindowOrder& o, int axis, const Key& key) {
+        int32_t zero[3] = {0, 0, 0}, one[3] = {0, 0, 0};
+        one[axis] = 1;
+        window = key(o, one, zero);
+        place = key(o, zero, one);
+    }
+};
+
 // The key of one row is a sum over axes of what each coordinate adds, so it is looked up instead of divided.
 struct RowsTable {
     std::vector<int64_t> part[3];
 
     explicit RowsTable(const WindowOrder& o) {
         for (int axis = 0; axis < 3; ++axis) {
+            const Weights weights(o, axis, window_key_rows);
             part[axis].resize(o.grid[axis]);
             walk(o, axis, [&](int32_t cell, int32_t window, int32_t place) {
-                int32_t w[3] = {0, 0, 0}, r[3] = {0, 0, 0};
-                w[axis] = window;
-                r[axis] = place;
-                part[axis][cell] = window_key_rows(o, w, r);
+                part[axis][cell] = window * weights.window + place * weights.place;
             });
         }
     }
@@ -47,34 +58,37 @@ struct RowsTable {
     int64_t key(const int32_t* row) const { return part[0][row[1]] + part[1][row[2]] + part[2][row[3]]; }
 };
 
-// On the snake path the line's coordinate decides the direction, and the other's parity that of the cells:
-// key = start[line] + turn[line] * (step[along] + flip[along] * rest[line]) + z.
+// On the snake path the line's coordinate decides the direction, and the other's parity that of the cells.
 struct SnakeTable {
+    struct Line {
+        int64_t start, rest;
+        int32_t turn;
+    };
+    struct Step {
+        int64_t forward;
+        int32_t flip;
+    };
     int line_column, along_column;
-    std::vector<int64_t> start, step, rest;
-    std::vector<int32_t> turn, flip;
+    std::vector<Line> lines;
+    std::vector<Step> steps;
 
     explicit SnakeTable(const WindowOrder& o) : line_column(o.along_y ? 3 : 2), along_column(o.along_y ? 2 : 3) {
         const int line = line_column - 1, along = along_column - 1;
-        walk(o, line, [&](int32_t, int32_t window, int32_t place) {
-            int32_t w[3] = {0, 0, 0}, r[3] = {0, 0, 0};
-            w[line] = window;
-            start.push_back(window_key_snake(o, w, r));
-            turn.push_back(alternate(window));
-            rest.push_back(int64_t(place) * o.window[0]);
+        const Weights across(o, line, window_key_snake), forward(o, along, window_key_snake);
+        lines.resize(o.grid[line]);
+        steps.resize(o.grid[along]);
+        walk(o, line, [&](int32_t cell, int32_t window, int32_t place) {
+            lines[cell] = {window * across.window, place * across.place, alternate(window)};
         });
-        walk(o, along, [&](int32_t, int32_t window, int32_t place) {
-            int32_t w[3] = {0, 0, 0}, r[3] = {0, 0, 0};
-            w[along] = window;
-            r[along] = place;
-            step.push_back(window_key_snake(o, w, r));
-            flip.push_back(alternate(place));
+        walk(o, along, [&](int32_t cell, int32_t window, int32_t place) {
+            steps[cell] = {window * forward.window + place * forward.place, alternate(place)};
         });
     }
 
     int64_t key(const int32_t* row) const {
-        const int32_t i = row[line_column], j = row[along_column];
-        return start[i] + turn[i] * (step[j] + flip[j] * rest[i]) + row[1];
+        const Line& line = lines[row[line_column]];
+        const Step& step = steps[row[along_column]];
+        return line.start + line.turn * (step.forward + step.flip * line.rest) + row[1];
     }
 };
 
