@@ -26,6 +26,7 @@ class OneCycle:
     parameter_groups: "all" updates every parameter. "published" leaves out what the published training leaves out:
     parameters held directly by a module that has children (`in_proj_weight` of every nn.MultiheadAttention), whose
     gradients then pile up over the steps and enter the clipped norm; only for reproducing published weights.
+    undecayed: parameters whose name contains one of these are left out of the weight decay ("norm" in FlatFormer).
     """
 
     learning_rate: float = 3e-3
@@ -36,6 +37,7 @@ class OneCycle:
     div_factor: float = 10.0
     grad_norm_clip: float = 10.0
     parameter_groups: Literal["all", "published"] = "all"
+    undecayed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.div_factor <= 0:
@@ -74,17 +76,35 @@ def trained_parameters(model: nn.Module, groups: Literal["all", "published"]) ->
 
 
 def build_optimizer(model: nn.Module, settings: OneCycle) -> torch.optim.AdamW:
-    """Adam for a model, set to the first step of the cycle. Weight decay applies to norms and biases too."""
+    """Adam for a model, set to the first step of the cycle. Weight decay applies to norms and biases too, unless they
+    are `settings.undecayed`. Raises ValueError for a model without parameters, and for names that none of them has.
+    """
     parameters = trained_parameters(model, settings.parameter_groups)
     if not parameters:
         raise ValueError("the model has no parameters to train")
+    spared = _named(model, settings.undecayed)
+    groups = [
+        {"params": [p for p in parameters if id(p) not in spared]},
+        {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(
-        parameters,
+        [group for group in groups if group["params"]],
         lr=settings.learning_rate / settings.div_factor,
         betas=(settings.momentum[0], settings.beta2),
         eps=1e-8,
         weight_decay=settings.weight_decay,
     )
+
+
+def _named(model: nn.Module, parts: Iterable[str]) -> set[int]:
+    """Identities of the parameters whose name contains one of the parts."""
+    found = set()
+    for part in parts:
+        these = {id(p) for name, p in model.named_parameters() if part in name}
+        if not these:
+            raise ValueError(f"undecayed: no parameter of the model has {part!r} in its name")
+        found |= these
+    return found
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, learning_rate: float, momentum: float) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from pcdet_ext import config
 from pcdet_ext.interop import from_official
+from pcdet_ext.interop.flatformer import detector_name
 from pcdet_ext.interop.golden import Case
 from pcdet_ext.models.backbones import FlatFormer
 from pcdet_ext.models.detector import VoxelDetector, build_detector
@@ -58,6 +59,14 @@ def test_every_name_and_shape_of_a_published_model_has_its_place(manifest: dict,
     assert len(detector.state_dict()) == len(state)
     assert found >= {10.0 + i for i, (key, _) in enumerate(entry["params"]) if key not in CONVERTED}
     assert sum(p.numel() for p in detector.parameters()) == entry["total_params"]
+
+
+def test_the_configuration_decays_what_the_published_training_decays(manifest: dict, root: Path) -> None:
+    settings = config.load(root / "configs" / "waymo" / "flatformer.yaml")
+    names = [name for name, _ in build_detector(settings).named_parameters()]
+    published = [key for key, _ in manifest[MODELS[0]]["params"] if "norm" in key and "running" not in key]
+    spared = {name for name in names if any(part in name for part in settings["train"]["undecayed"])}
+    assert spared == {detector_name(key) for key in published if not key.endswith("num_batches_tracked")}
 
 
 @pytest.mark.parametrize(

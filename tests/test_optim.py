@@ -89,6 +89,19 @@ def test_senseless_settings_are_refused(wrong: dict) -> None:
         OneCycle(**wrong)
 
 
+def test_undecayed_parameters_keep_their_value_without_a_gradient() -> None:
+    model = nn.ModuleDict({"linear": nn.Linear(2, 2), "norm1": nn.LayerNorm(2)})
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, OneCycle(weight_decay=0.5, undecayed=("norm",)))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"linear.weight", "linear.bias"}
+    with pytest.raises(ValueError, match="no parameter of the model has 'bn' in its name"):
+        build_optimizer(model, OneCycle(undecayed=("bn",)))
+
+
 def test_a_model_without_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="no parameters"):
         build_optimizer(nn.ReLU(), OneCycle())

@@ -1,27 +1,17 @@
 // Scattered linear attention on CUDA: one block is one head of one segment. Thread (j, r) owns value channel j; the R row
 // groups share out the rows and add their states in a fixed order, so that results repeat. Accumulation is float32.
 #include "common.h"
+#include "half.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 namespace {
 
+using pcdet::set;
+using pcdet::to_float;
+using pcdet::with_type;
+
 constexpr int kGroups = 4;
-
-__device__ float to_float(float x) { return x; }
-__device__ float to_float(__half x) { return __half2float(x); }
-__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-template <typename T>
-__device__ T from_float(float x);
-template <>
-__device__ float from_float<float>(float x) { return x; }
-template <>
-__device__ __half from_float<__half>(float x) { return __float2half(x); }
-template <>
-__device__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16(x); }
 
 // Sum over the D threads of a row group; `scratch` is that group's D floats. All threads of the block must call.
 template <int D>
@@ -88,7 +78,7 @@ __global__ void forward(const T* q, const T* k, const T* v, const int64_t* offse
         float out = 0;
 #pragma unroll
         for (int i = 0; i < D; ++i) out += rows[r][i] * state[i][j];
-        if (live) y[at(row)] = from_float<T>(out / z);
+        if (live) set(y[at(row)], out / z);
         __syncthreads();
     }
 }
@@ -121,7 +111,7 @@ __global__ void backward(const T* q, const T* k, const T* v, const T* dy, const 
 #pragma unroll
         for (int i = 0; i < D; ++i) dquery += state[j][i] * rows[r][i];
         if (live) {
-            dq[at(row)] = from_float<T>(dquery);
+            set(dq[at(row)], dquery);
             if (j == 0) {
                 scales[2 * (row * heads + head)] = scale;
                 scales[2 * (row * heads + head) + 1] = dz;
@@ -146,8 +136,8 @@ __global__ void backward(const T* q, const T* k, const T* v, const T* dy, const 
             dvalue += state[i][j] * scratch[r][i];
         }
         if (live) {
-            dk[at(row)] = from_float<T>(dkey);
-            dv[at(row)] = from_float<T>(dvalue);
+            set(dk[at(row)], dkey);
+            set(dv[at(row)], dvalue);
         }
         __syncthreads();
     }
@@ -174,24 +164,14 @@ int launch_backward(const void* q, const void* k, const void* v, const void* dy,
     return cudaGetLastError();
 }
 
-// Calls `launch` with the element type (0 float32, 1 float16, 2 bfloat16) and head dimension as template arguments.
+// Calls launch.template with_dim<T, D>() with the dimension of a head; -1 for what is not covered.
 template <typename T, typename Launch>
 int with_dim(int64_t d, const Launch& launch) {
     switch (d) {
-        case 8: return launch.template operator()<T, 8>();
-        case 16: return launch.template operator()<T, 16>();
-        case 32: return launch.template operator()<T, 32>();
-        case 64: return launch.template operator()<T, 64>();
-        default: return -1;
-    }
-}
-
-template <typename Launch>
-int with_type(int type, int64_t d, const Launch& launch) {
-    switch (type) {
-        case 0: return with_dim<float>(d, launch);
-        case 1: return with_dim<__half>(d, launch);
-        case 2: return with_dim<__nv_bfloat16>(d, launch);
+        case 8: return launch.template with_dim<T, 8>();
+        case 16: return launch.template with_dim<T, 16>();
+        case 32: return launch.template with_dim<T, 32>();
+        case 64: return launch.template with_dim<T, 64>();
         default: return -1;
     }
 }
@@ -199,12 +179,17 @@ int with_type(int type, int64_t d, const Launch& launch) {
 struct Forward {
     const void *q, *k, *v;
     const int64_t* offsets;
-    int64_t segments, heads;
+    int64_t segments, heads, d;
     float eps;
     void* y;
     cudaStream_t stream;
+
+    template <typename T>
+    int run() const {
+        return ::with_dim<T>(d, *this);
+    }
     template <typename T, int D>
-    int operator()() const {
+    int with_dim() const {
         return launch_forward<T, D>(q, k, v, offsets, segments, heads, eps, y, stream);
     }
 };
@@ -212,13 +197,18 @@ struct Forward {
 struct Backward {
     const void *q, *k, *v, *dy;
     const int64_t* offsets;
-    int64_t segments, heads;
+    int64_t segments, heads, d;
     float eps;
     float* scales;
     void *dq, *dk, *dv;
     cudaStream_t stream;
+
+    template <typename T>
+    int run() const {
+        return ::with_dim<T>(d, *this);
+    }
     template <typename T, int D>
-    int operator()() const {
+    int with_dim() const {
         return launch_backward<T, D>(q, k, v, dy, offsets, segments, heads, eps, scales, dq, dk, dv, stream);
     }
 };
@@ -233,8 +223,8 @@ PCDET_API int pcdet_linear_attention_forward_cuda(const void* q, const void* k, 
                                                   void* y, void* stream) {
     if (segments * heads == 0) return 0;
     if (segments * heads > kMaxBlocks) return -1;
-    const Forward launch{q, k, v, offsets, segments, heads, static_cast<float>(eps), y, static_cast<cudaStream_t>(stream)};
-    return with_type(type, d, launch);
+    const Forward launch{q, k, v, offsets, segments, heads, d, static_cast<float>(eps), y, static_cast<cudaStream_t>(stream)};
+    return with_type(type, launch);
 }
 
 // scales: float32 [n, heads, 2], scratch.
@@ -244,7 +234,7 @@ PCDET_API int pcdet_linear_attention_backward_cuda(const void* q, const void* k,
                                                    void* stream) {
     if (segments * heads == 0) return 0;
     if (segments * heads > kMaxBlocks) return -1;
-    const Backward launch{q,      k,  v,  dy, offsets, segments, heads, static_cast<float>(eps), scales, dq,
+    const Backward launch{q,      k,  v,  dy, offsets, segments, heads, d, static_cast<float>(eps), scales, dq,
                           dk, dv, static_cast<cudaStream_t>(stream)};
-    return with_type(type, d, launch);
+    return with_type(type, launch);
 }
