@@ -1,5 +1,5 @@
 // Selective scan on the CPU: a task is one sequence and a portion of its channels, of which kLanes run side by side as
-// one vector. Tiles of kScanChunk steps are copied into that layout, so that inputs may have any strides.
+// vectors, kScanChunk steps at a time. Inputs may have any strides: those whose channels are not neighbours are copied.
 #pragma GCC optimize("fp-contract=fast", "no-thread-jumps")
 #include "selective_scan.h"
 
@@ -142,11 +142,11 @@ inline __attribute__((always_inline)) void gate(Steps<T> z, int steps, Lanes<T>*
         }
 }
 
-// Chunk by chunk, so that rows of several blocks are read from end to end.
+// At most kPortion blocks from the first on, chunk by chunk, so that their rows are read from end to end.
 template <typename T>
-PCDET_FUSED_CLONES void forward_portion(const Inputs<T>& in, Sizes size, int64_t b, int64_t first, SeriesView<T> out,
-                                        T* checkpoints, T* scratch) {
-    const int64_t n_state = size.state, blocks = std::min<int64_t>(kPortion, size.blocks() - first);
+PCDET_FUSED_CLONES void forward_portion(const Inputs<T>& in, Sizes size, int64_t b, int64_t first, int64_t blocks,
+                                        SeriesView<T> out, T* checkpoints, T* scratch) {
+    const int64_t n_state = size.state;
     T *Bt = scratch, *Ct = Bt + kScanChunk * n_state;
     Walker<T> walkers[kPortion];
     Tile<T> tile;
@@ -315,13 +315,17 @@ PCDET_FUSED_CLONES void backward_block(const Inputs<T>& in, Sizes size, int64_t 
 
 template <typename T>
 int forward(const Inputs<T>& in, Sizes size, SeriesView<T> out, T* checkpoints, int threads) {
+    const int64_t together = size.batch * size.portions() < 2 * threads ? 1 : kPortion;  // enough tasks for all threads
+    const int64_t parts = (size.blocks() + together - 1) / together;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<T> scratch(size.state * 2 * kScanChunk + kPortion * Walker<T>::room(size.state));
+        std::vector<T> scratch(size.state * 2 * kScanChunk + together * Walker<T>::room(size.state));
 #pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < size.batch * size.portions(); ++task)
-            forward_portion(in, size, task / size.portions(), task % size.portions() * kPortion, out, checkpoints,
+        for (int64_t task = 0; task < size.batch * parts; ++task) {
+            const int64_t first = task % parts * together;
+            forward_portion(in, size, task / parts, first, std::min(together, size.blocks() - first), out, checkpoints,
                             scratch.data());
+        }
     }
     return 0;
 }
