@@ -155,6 +155,13 @@ struct Dealer {
 // Deal the members of a window in the order of their cells in one direction; those in one cell keep their order.
 template <bool sparse>
 void deal(const Member* members, int64_t count, int direction, CellMap<sparse>& map, Dealer dealer) {
+    int64_t ordered = 1;  // voxels that come line by line are in order already
+    while (ordered < count && members[ordered - 1].cell[direction] < members[ordered].cell[direction])
+        ++ordered;
+    if (ordered == count) {
+        for (int64_t i = 0; i < count; ++i) dealer(members[i].row);
+        return;
+    }
     bool distinct = true;
     for (int64_t i = 0; i < count; ++i) distinct &= map.put(members[i].cell[direction], members[i].row);
     if (distinct) {
