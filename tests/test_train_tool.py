@@ -190,3 +190,17 @@ def test_ctrl_c_in_the_first_step_leaves_a_checkpoint(root: Path, arguments: lis
     assert b"continues from here" in rest
     assert b"Traceback" not in rest
     assert checkpoint.read(tmp_path / "run" / "last.ckpt")["progress"]["step"] <= 2
+
+
+def test_training_steps_are_timed(root: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, benchmark = str(root / "configs" / "kitti" / "demo.yaml"), tool(root, "benchmark")
+    given = ["steps", path, f"data.root={data}", *SMALL]
+    assert benchmark.main([*given, "train.batch_size=3", "--steps", "2", "--threads", "1"]) == 0
+    assert "kitti/demo" in (line := capsys.readouterr().out)
+    assert "s a step of 3 frames (median of 2, fastest" in line
+    assert benchmark.main(["steps", path, "data.root=/nowhere"]) == 2
+    assert "/nowhere" in capsys.readouterr().err
+    assert benchmark.main(["steps", path, "train.batchsize=3", f"data.root={data}"]) == 2
+    assert "batch_size" in capsys.readouterr().err
+    assert benchmark.main(["steps", f"data.root={data}"]) == 2
+    assert "name a configuration" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
     python tools/benchmark.py ops [--device cuda] [--only voxelize] [--json FILE]
     python tools/benchmark.py models [CONFIG …] [--device cuda] [--json FILE]
+    python tools/benchmark.py steps CONFIG … data.root=DIR [--device cuda]
 
 Ratios are how many times longer the named peer took, both measured in one run; exits 1 when results differ.
 """
@@ -38,6 +39,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     models.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     models.add_argument("--reference-scan", action="store_true", help="also time Mamba on the PyTorch scan")
     models.add_argument("--json", type=Path, help="write everything measured to this file")
+    steps = commands.add_parser("steps", help="training steps on the frames of a data set")
+    steps.add_argument("given", nargs="+", metavar="CONFIG|a.b=c", help="configurations, and changes of all of them")
+    steps.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    steps.add_argument("--steps", type=int, default=6, help="steps that count (default 6)")
+    steps.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     return parser.parse_args(arguments)
 
 
@@ -48,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     from pcdet_ext.data.files import DataError
 
     try:
-        return {"ops": run_ops, "models": run_models}[options.command](options)
+        return {"ops": run_ops, "models": run_models, "steps": run_steps}[options.command](options)
     except (ConfigError, ValueError, DataError, OSError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
@@ -66,6 +72,15 @@ def run_models(options: argparse.Namespace) -> int:
 
     sizes = (options.voxels, options.rounds, options.threads)
     models.run_models(options.configs, options.device, *sizes, options.reference_scan, options.json)
+    return 0
+
+
+def run_steps(options: argparse.Namespace) -> int:
+    from pcdet_ext.benchmark import steps
+
+    overrides = [given for given in options.given if "=" in given]
+    configs = [Path(given) for given in options.given if "=" not in given]
+    steps.run_steps(configs, overrides, options.device, options.steps, options.threads)
     return 0
 
 

@@ -23,6 +23,7 @@ from pcdet_ext import config
 from pcdet_ext.allocation import keep_freed_memory
 from pcdet_ext.benchmark.frames import synthetic_scan
 from pcdet_ext.benchmark.memory import peak_since, start_peak
+from pcdet_ext.benchmark.timing import now
 from pcdet_ext.data.files import atomic_write
 from pcdet_ext.info import hardware, native_status, versions
 from pcdet_ext.mixers import mamba
@@ -196,11 +197,11 @@ def _timed_stages(
     handles = []
 
     def before(name: str) -> Callable[..., None]:
-        return lambda *_: begun.update({name: _now(device)})
+        return lambda *_: begun.update({name: now(device)})
 
     def behind(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            seconds[name] = _now(device) - begun[name]
+            seconds[name] = now(device) - begun[name]
             after(name)
 
         return hook
@@ -226,13 +227,13 @@ def _timed_plans(device: str) -> Iterator[Counter[str]]:
     def plan(self: SparseVoxels, key: Any, make: Callable[[SparseVoxels], Any]) -> Any:
         if key in self.plans:
             return self.plans[key]
-        start, depth[0] = _now(device), depth[0] + 1
+        start, depth[0] = now(device), depth[0] + 1
         try:
             return original(self, key, make)
         finally:
             depth[0] -= 1
             if depth[0] == 0:
-                parts[_part(key)] += _now(device) - start
+                parts[_part(key)] += now(device) - start
 
     with mock.patch.object(SparseVoxels, "plan", plan):
         yield parts
@@ -245,12 +246,6 @@ def _part(key: Any) -> str:
         return "position embeddings"
     is_table = isinstance(first, str) and any(word in first for word in ("conv", "table"))
     return "neighbour tables" if is_table else "grouping"
-
-
-def _now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:

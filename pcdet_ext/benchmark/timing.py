@@ -104,3 +104,9 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def now(device: str) -> float:
+    """Seconds on a clock, when the device has done what it was given."""
+    synchronize(torch.device(device))
+    return time.perf_counter()

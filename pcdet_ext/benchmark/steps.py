@@ -1,0 +1,97 @@
+"""Time of a training step: forward, backward and update, on batches of a data set that are there already."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from pcdet_ext import config
+from pcdet_ext.allocation import keep_freed_memory
+from pcdet_ext.benchmark.timing import now
+from pcdet_ext.config import construct
+from pcdet_ext.data.dataset import build_dataset, collate
+from pcdet_ext.inference import section
+from pcdet_ext.models.detector import build_detector
+from pcdet_ext.optim import build_optimizer, clip_gradients
+from pcdet_ext.structures import PointBatch
+from pcdet_ext.trainer import TrainConfig, seed_everything
+
+WARM_UP = 2  # steps that do not count
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """Seconds of a training step of a configuration in float32: median and fastest of `steps` ones."""
+
+    config: str
+    frames: int
+    steps: int
+    median: float
+    fastest: float
+
+    def line(self) -> str:
+        """What to print."""
+        return (
+            f"{self.config}: {self.median:.3f} s a step of {self.frames} frames "
+            f"(median of {self.steps}, fastest {self.fastest:.3f} s)"
+        )
+
+
+def run_steps(
+    paths: Sequence[Path], overrides: Sequence[str], device: str = "cpu", steps: int = 6, threads: int | None = None
+) -> None:
+    """Measure training steps of each configuration, in a process of its own, and print a line each.
+
+    overrides: changes of every configuration (`data.root=…`); steps: those that count.
+    Raises ConfigError for a configuration that cannot be used, DataError where its training frames cannot be read, and
+    ValueError without a configuration or device.
+    """
+    if not paths:
+        raise ValueError("name a configuration, and its data as data.root=DIR")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda': torch sees no CUDA device")
+    context = multiprocessing.get_context("spawn")
+    for path in paths:
+        with context.Pool(1, keep_freed_memory) as pool:
+            print(pool.apply(measure_steps, (path, overrides, device, steps, threads)).line(), flush=True)
+
+
+def measure_steps(
+    path: Path, overrides: Sequence[str], device: str, steps: int, threads: int | None = None
+) -> StepTiming:
+    """Measure the training steps of one configuration; see `run_steps`."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = config.load(path, overrides)
+    options = construct(TrainConfig, section(settings, "train"))
+    seed_everything(options.seed)
+    batches = [batch.to(device) for batch in _batches(settings, options, WARM_UP + steps)]
+    detector = build_detector(settings).to(device).train()
+    optimizer = build_optimizer(detector, options)
+    seconds = []
+    for batch in batches:
+        begun = now(device)
+        optimizer.zero_grad()
+        detector.loss(batch)["total"].backward()
+        clip_gradients(detector.parameters(), options.grad_norm_clip)
+        optimizer.step()
+        seconds.append(now(device) - begun)
+    counted = seconds[WARM_UP:]
+    return StepTiming(f"{path.parent.name}/{path.stem}", options.batch_size, steps, median(counted), min(counted))
+
+
+def _batches(settings: config.Node, options: TrainConfig, count: int) -> list[PointBatch]:
+    """The first batches of the training set, from its start again where it is small."""
+    data = section(settings, "data")
+    dataset = build_dataset(data, "train", training=True, seed=options.seed)
+    wanted = [i % len(dataset) for i in range(count * options.batch_size)]
+    samples = (dataset[i] for i in wanted)
+    return [collate(list(islice(samples, options.batch_size)), tuple(data["classes"])) for _ in range(count)]
