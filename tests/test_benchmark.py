@@ -58,7 +58,7 @@ def test_a_run_prints_ratios_and_writes_everything(tmp_path: Path, capsys) -> No
     assert len(lines) == len(content["results"]) == 10
     assert all("% of copy)" in line for line in lines)
     assert scaling.startswith("time at 3000 voxels over that at 300: ")
-    took = {(r["setting"], r["voxels"]): r["timings"][OURS]["processor_ms"] for r in content["results"]}
+    took = {(r["setting"], r["voxels"]): r["timings"][OURS]["fastest_ms"] for r in content["results"]}
     assert len(content["scaling"]) == 5
     for pair in content["scaling"]:
         assert (pair["name"], pair["few"]) == ("segment_reduce", 300)
@@ -131,7 +131,6 @@ def test_slow_contenders_run_twice_in_all() -> None:
     assert len(calls) == 2  # to compare, and to time
     assert (timings[OURS].rounds, timings[REFERENCE].rounds) == (3, 1)
     assert timings[REFERENCE].median >= 0.02
-    assert timings[REFERENCE].processor < 0.01  # to sleep is no work
 
 
 def test_scaling_pairs_sizes_a_factor_of_ten_apart() -> None:

@@ -82,18 +82,24 @@ PCDET_HD void hilbert_transpose(uint32_t& x, uint32_t& y, uint32_t& z, int depth
     z ^= flip;
 }
 
-// The inverse of hilbert_transpose.
-PCDET_HD void hilbert_untranspose(uint32_t& x, uint32_t& y, uint32_t& z, int depth) {
+// The inverse of the Gray code at the end of hilbert_transpose, and of one of its levels.
+PCDET_HD void hilbert_unflip(uint32_t& x, uint32_t& y, uint32_t& z) {
     const uint32_t gray = z >> 1;
     z ^= y;
     y ^= x;
     x ^= gray;
-    for (uint32_t q = 2; q != 1u << depth; q <<= 1) {
-        const uint32_t lower = q - 1;
-        hilbert_step(x, z, q, lower);
-        hilbert_step(x, y, q, lower);
-        hilbert_step_first(x, q, lower);
-    }
+}
+
+PCDET_HD void hilbert_step_back(uint32_t& x, uint32_t& y, uint32_t& z, uint32_t q) {
+    hilbert_step(x, z, q, q - 1);
+    hilbert_step(x, y, q, q - 1);
+    hilbert_step_first(x, q, q - 1);
+}
+
+// The inverse of hilbert_transpose.
+PCDET_HD void hilbert_untranspose(uint32_t& x, uint32_t& y, uint32_t& z, int depth) {
+    hilbert_unflip(x, y, z);
+    for (uint32_t q = 2; q != 1u << depth; q <<= 1) hilbert_step_back(x, y, z, q);
 }
 
 PCDET_HD int64_t hilbert_encode(uint32_t x, uint32_t y, uint32_t z, int depth) {

@@ -8,6 +8,7 @@ namespace {
 
 using namespace pcdet;
 
+constexpr int64_t kCellMask = (int64_t(1) << kBatchShift) - 1;
 constexpr int64_t kBlock = 512;  // rows handled together, so that the transform runs on vectors from the first cache
 
 bool inside(const int32_t* row, const int32_t* grid) {  // negative numbers are large ones here
@@ -136,6 +137,20 @@ PCDET_CLONES void morton_block(const uint32_t* high, const uint32_t* middle, con
     }
 }
 
+PCDET_CLONES void unmorton_block(const int64_t* keys, int64_t n, uint32_t* high, uint32_t* middle, uint32_t* low) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) morton_decode(keys[i] & kCellMask, high[i], middle[i], low[i]);
+}
+
+PCDET_CLONES void unhilbert_block(uint32_t* x, uint32_t* y, uint32_t* z, int64_t n, int depth) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) hilbert_unflip(x[i], y[i], z[i]);
+    for (uint32_t q = 2; q != 1u << depth; q <<= 1) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) hilbert_step_back(x[i], y[i], z[i], q);
+    }
+}
+
 }  // namespace
 
 // Curves: 0 Morton with z lowest, 1 Morton with x lowest, 2 Hilbert. coords [n, 4], keys [n]; the return value is the
@@ -164,18 +179,18 @@ PCDET_API int pcdet_curve_encode_cpu(const int32_t* coords, int64_t n, const int
 
 PCDET_API int pcdet_curve_decode_cpu(const int64_t* keys, int64_t n, int curve, int depth, int32_t* coords, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; ++i) {
-        uint32_t high, middle, low;
-        const int64_t key = keys[i] & ((int64_t(1) << kBatchShift) - 1);
-        if (curve == 2) {
-            hilbert_decode(key, depth, high, middle, low);
-        } else {
-            morton_decode(key, high, middle, low);
+    for (int64_t start = 0; start < n; start += kBlock) {
+        const int64_t count = std::min(kBlock, n - start);
+        uint32_t high[kBlock], middle[kBlock], low[kBlock];
+        unmorton_block(keys + start, count, high, middle, low);
+        if (curve == 2) unhilbert_block(high, middle, low, count, depth);
+        int32_t* rows = coords + 4 * start;
+        for (int64_t i = 0; i < count; ++i) {
+            rows[4 * i] = static_cast<int32_t>(keys[start + i] >> kBatchShift);
+            rows[4 * i + 1] = static_cast<int32_t>(curve == 1 ? high[i] : low[i]);
+            rows[4 * i + 2] = static_cast<int32_t>(middle[i]);
+            rows[4 * i + 3] = static_cast<int32_t>(curve == 1 ? low[i] : high[i]);
         }
-        coords[4 * i] = static_cast<int32_t>(keys[i] >> kBatchShift);
-        coords[4 * i + 1] = static_cast<int32_t>(curve == 1 ? high : low);
-        coords[4 * i + 2] = static_cast<int32_t>(middle);
-        coords[4 * i + 3] = static_cast<int32_t>(curve == 1 ? low : high);
     }
     return 0;
 }

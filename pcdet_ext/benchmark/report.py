@@ -94,7 +94,6 @@ class Result:
                 name: {
                     "median_ms": t.median * 1e3,
                     "fastest_ms": t.fastest * 1e3,
-                    "processor_ms": None if t.processor is None else t.processor * 1e3,
                     "rounds": t.rounds,
                     "agrees": t.agrees,
                 }
@@ -106,10 +105,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How many times longer ours took for ten times as many voxels, `few` and then 10 · few.
-
-    Of processor seconds on the CPU, which other work on the machine hardly changes; elsewhere of the fastest rounds.
-    """
+    """How many times longer the fastest round of ours took for ten times as many voxels, `few` and then 10 · few."""
 
     name: str
     setting: str
@@ -120,7 +116,7 @@ class Scaling:
 def scalings(results: Sequence[Result]) -> list[Scaling]:
     """Every pair of results of one contest whose sizes are a factor of ten apart."""
     ours = {(r.name, r.contest.setting, r.voxels): r.timings[OURS] for r in results if r.voxels is not None}
-    took = {key: t.fastest if t.processor is None else t.processor for key, t in ours.items()}
+    took = {key: t.fastest for key, t in ours.items()}
     return [
         Scaling(name, setting, voxels, took[name, setting, 10 * voxels] / seconds)
         for (name, setting, voxels), seconds in took.items()

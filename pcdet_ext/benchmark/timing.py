@@ -31,17 +31,12 @@ class Effort:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one contender took: median and fastest round in seconds, and whether its result agreed with ours.
-
-    processor: median of the seconds that all threads of this process computed, which other work on the machine hardly
-    changes; None on other devices than the CPU.
-    """
+    """What one contender took: median and fastest round in seconds, and whether its result agreed with ours."""
 
     median: float
     fastest: float
     rounds: int
     agrees: bool
-    processor: float | None = None
 
 
 def measure(contest: Contest, device: torch.device, effort: Effort) -> dict[str, Timing]:
@@ -55,7 +50,7 @@ def measure(contest: Contest, device: torch.device, effort: Effort) -> dict[str,
     contenders |= contest.peers
     agrees, slow = {}, set()
     for name, call in contenders.items():
-        seconds, _, result = _timed(call, device)
+        seconds, result = _timed(call, device)
         agrees[name] = contest.agrees(contest.ours(), result)
         if seconds > effort.slow:
             slow.add(name)
@@ -64,19 +59,14 @@ def measure(contest: Contest, device: torch.device, effort: Effort) -> dict[str,
         for _ in range(effort.warm_up):
             contenders[name]()
     rounds = _rounds(contenders, slow, device, effort)
-    timings = {}
-    for name, took in rounds.items():
-        seconds, processor = zip(*took, strict=True)
-        computed = median(processor) if device.type == "cpu" else None
-        timings[name] = Timing(median(seconds), min(seconds), len(took), agrees[name], computed)
-    return timings
+    return {name: Timing(median(took), min(took), len(took), agrees[name]) for name, took in rounds.items()}
 
 
 def _rounds(
     contenders: Mapping[str, Callable[[], Any]], slow: set[str], device: torch.device, effort: Effort
-) -> dict[str, list[tuple[float, float]]]:
-    """Seconds and processor seconds of every round."""
-    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+) -> dict[str, list[float]]:
+    """Seconds of every round."""
+    rounds: dict[str, list[float]] = {name: [] for name in contenders}
     end = time.perf_counter() + effort.seconds
     for done in range(effort.max_rounds):
         if done >= effort.rounds and time.perf_counter() > end:
@@ -84,20 +74,20 @@ def _rounds(
         for name, call in contenders.items():
             if done and name in slow:
                 continue
-            *took, result = _timed(call, device)
-            rounds[name].append(tuple(took))
+            seconds, result = _timed(call, device)
+            rounds[name].append(seconds)
             del result  # its memory is free for the next contender, outside of the timing
         if slow.issuperset(contenders):
             break
     return rounds
 
 
-def _timed(call: Callable[[], Any], device: torch.device) -> tuple[float, float, Any]:
+def _timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     synchronize(device)
-    start, computed = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
     result = call()
     synchronize(device)
-    return time.perf_counter() - start, time.process_time() - computed, result
+    return time.perf_counter() - start, result
 
 
 def synchronize(device: torch.device) -> None:
