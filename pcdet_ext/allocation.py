@@ -13,8 +13,9 @@ def keep_freed_memory() -> bool:
 
     By default glibc hands every block of more than 32 MB back to the system, which clears it page by page when the next
     tensor asks for it: over a third of the time of a backbone on the CPU. Afterwards freed memory stays with the
-    process, and torch asks for large pages (THP_MEM_ALLOC_ENABLE, left alone where the environment sets it). To be
-    called before the first tensor; nothing changes where there is no glibc, nor for tensors on GPUs.
+    process, which is as large as it ever was until it ends, and torch asks for large pages (THP_MEM_ALLOC_ENABLE, left
+    alone where the environment sets it). To be called before the first tensor; nothing changes where there is no glibc,
+    nor for tensors on GPUs.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
