@@ -94,8 +94,8 @@ def native_status(device_type: str) -> str:
     if loaded is None:
         return f"built, but not loaded: {caught[-1].message if caught else 'see the warning above'}"
     if device_type == "cuda" and not torch.cuda.is_available():
-        return f"built, loaded, but torch sees no CUDA device ({path})"
-    return f"built, loaded ({path})"
+        return "built, loaded, but torch sees no CUDA device"
+    return "built, loaded"
 
 
 def describe() -> str:

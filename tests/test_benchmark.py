@@ -67,6 +67,7 @@ def test_a_run_prints_ratios_and_writes_everything(tmp_path: Path, capsys) -> No
     assert content["hardware"]["cores"] >= 1
     assert content["versions"]["torch"]
     assert content["device"] == "cpu"
+    assert str(Path(report.__file__).parents[2]) not in path.read_text()  # what is measured is shown to others
     first = content["results"][0]
     assert (first["name"], first["frame"]) == ("segment_reduce", "synthetic-0k")
     timings = first["timings"]
