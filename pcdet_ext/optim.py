@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pcdet_ext.config import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class OneCycle:
@@ -77,7 +79,7 @@ def trained_parameters(model: nn.Module, groups: Literal["all", "published"]) ->
 
 def build_optimizer(model: nn.Module, settings: OneCycle) -> torch.optim.AdamW:
     """Adam for a model, set to the first step of the cycle. Weight decay applies to norms and biases too, unless they
-    are `settings.undecayed`. Raises ValueError for a model without parameters, and for names that none of them has.
+    are `settings.undecayed`. Raises ValueError for a model without parameters, ConfigError for names that none has.
     """
     parameters = trained_parameters(model, settings.parameter_groups)
     if not parameters:
@@ -102,7 +104,7 @@ def _named(model: nn.Module, parts: Iterable[str]) -> set[int]:
     for part in parts:
         these = {id(p) for name, p in model.named_parameters() if part in name}
         if not these:
-            raise ValueError(f"undecayed: no parameter of the model has {part!r} in its name")
+            raise ConfigError(f"train.undecayed: no parameter of the model has {part!r} in its name")
         found |= these
     return found
 

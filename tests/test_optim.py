@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pcdet_ext.config import ConfigError
 from pcdet_ext.interop.cases.openpcdet_training import one_cycle
 from pcdet_ext.interop.golden import Case, run_case
 from pcdet_ext.optim import OneCycle, build_optimizer, clip_gradients, set_schedule, trained_parameters
@@ -98,7 +99,7 @@ def test_undecayed_parameters_keep_their_value_without_a_gradient() -> None:
     optimizer.step()
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {"linear.weight", "linear.bias"}
-    with pytest.raises(ValueError, match="no parameter of the model has 'bn' in its name"):
+    with pytest.raises(ConfigError, match=r"train\.undecayed: no parameter of the model has 'bn' in its name"):
         build_optimizer(model, OneCycle(undecayed=("bn",)))
 
 

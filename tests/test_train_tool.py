@@ -204,3 +204,12 @@ def test_training_steps_are_timed(root: Path, data: Path, capsys: pytest.Capture
     assert "batch_size" in capsys.readouterr().err
     assert benchmark.main(["steps", f"data.root={data}"]) == 2
     assert "name a configuration" in capsys.readouterr().err
+
+
+def test_undecayed_names_that_no_parameter_has_are_an_error(
+    root: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool(root, "train").main([*arguments, "train.undecayed=[bn_]"]) == 2
+    assert "train.undecayed: no parameter of the model has 'bn_' in its name" in capsys.readouterr().err
+    assert tool(root, "train").main([*arguments, "train.undecayed=norm", "--overwrite"]) == 2
+    assert "train.undecayed" in capsys.readouterr().err

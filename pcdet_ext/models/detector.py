@@ -86,7 +86,7 @@ class VoxelDetector(nn.Module):
 
     @torch.no_grad()
     def predict(self, batch: PointBatch) -> list[Detections]:
-        """Detections in each frame of a batch. Call `eval()` before, as for every module."""
+        """Detections in each frame of a batch, by a module that is in evaluation mode."""
         found = self.head.decode(self(batch))
         if not batch.frame_ids:
             return found

@@ -9,14 +9,14 @@ import torch
 _LIBRARY = torch.library.Library("pcdet_ext", "FRAGMENT")
 
 
-def integer_operator(name: str) -> Callable[[Callable], torch._ops.OpOverload]:
+def integer_operator(name: str) -> Callable[[Callable], Callable]:
     """Decorator: this function is the operator `pcdet_ext::name` on every device; the operator takes its place.
 
     For integer results, through which no gradient goes; the function's types are the schema, as of
     `torch.library.custom_op`, and it must return new tensors. Shapes for tracing: `torch.library.register_fake`.
     """
 
-    def register(function: Callable) -> torch._ops.OpOverload:
+    def register(function: Callable) -> Callable:
         _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         return getattr(torch.ops.pcdet_ext, name).default
