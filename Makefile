@@ -41,7 +41,7 @@ test: $(VENV)/.dev $(VENV)/.native
 	$(BIN)/python -m pytest
 
 install: $(VENV)/.run $(VENV)/.native
-	$(BIN)/python -m pcdet_ext.info
+	$(BIN)/python -m pcdet_ext.engine.info
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

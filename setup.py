@@ -16,7 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 try:
@@ -140,23 +140,7 @@ setup(
     version="0.1.0",
     description="3D object detection in LiDAR point clouds with sparse voxel sequence backbones, on CPU and GPU",
     python_requires=">=3.10",
-    packages=[
-        "pcdet_ext",
-        "pcdet_ext.benchmark",
-        "pcdet_ext.data",
-        "pcdet_ext.data.formats",
-        "pcdet_ext.data.simulation",
-        "pcdet_ext.evaluation",
-        "pcdet_ext.grouping",
-        "pcdet_ext.interop",
-        "pcdet_ext.interop.cases",
-        "pcdet_ext.mixers",
-        "pcdet_ext.models",
-        "pcdet_ext.models.backbones",
-        "pcdet_ext.models.heads",
-        "pcdet_ext.ops",
-        "pcdet_ext.visualization",
-    ],
+    packages=find_packages(include=["pcdet_ext", "pcdet_ext.*"]),
     install_requires=["torch>=2.5", "numpy", "pyyaml", "numba", "scipy", "tqdm"],
     extras_require={
         "vis": VIS,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcdet_ext.data.files import DataError, atomic_write
+from pcdet_ext.files import DataError, atomic_write
 
 FORMAT = 1
 

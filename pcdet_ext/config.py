@@ -306,3 +306,12 @@ class Registry:
                 f"{node.where('name')}: no {self.kind} is named {name!r}{suggest(str(name), self._entries)}"
             )
         return construct(self._entries[name], node, **context)
+
+
+def section(settings: Mapping, name: str) -> Node:
+    """A top-level section of a configuration. Raises ConfigError when it is missing."""
+    value = settings.get(name)
+    if not isinstance(value, Node):
+        where = settings.where() if isinstance(settings, Node) else "configuration"
+        raise ConfigError(f"{where}: the configuration needs a section {name!r}")
+    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pcdet_ext import checkpoint, config
-from pcdet_ext.config import ConfigError, Node
+from pcdet_ext.config import ConfigError, Node, section
 from pcdet_ext.data.dataset import POINT_FEATURES
-from pcdet_ext.data.formats.points import read_points
+from pcdet_ext.data.points import read_points
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.structures import Array, Detections, PointBatch
 
@@ -134,12 +134,3 @@ class Detector:
         boxes = torch.zeros(0, 7, device=self.device)
         labels = torch.zeros(0, dtype=torch.int64, device=self.device)
         return Detections(boxes, boxes[:, 0], labels, self.classes)
-
-
-def section(settings: Mapping, name: str) -> Node:
-    """A top-level section of a configuration. Raises ConfigError when it is missing."""
-    value = settings.get(name)
-    if not isinstance(value, Node):
-        where = settings.where() if isinstance(settings, Node) else "configuration"
-        raise ConfigError(f"{where}: the configuration needs a section {name!r}")
-    return value

@@ -7,9 +7,9 @@ from +x in radians. Ranges are half-open ``[min, max)``. Voxel coordinates are `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ Array = np.ndarray
 untraced = torch._disable_dynamo
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Boxes:
     """Labelled 3-D boxes of one frame, NumPy side.
 
@@ -64,7 +64,7 @@ class Boxes:
         return Boxes(np.zeros((0, columns), np.float32), ())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """One frame as read from a data set.
 
@@ -85,48 +85,98 @@ class Sample:
         return replace(self, **changes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Ground truth of one frame; every field is optional, what is None is not labelled.
+
+    All values are tensors, or all are arrays:
+      boxes         float32 [M, 7] or [M, 9]
+      labels        int64 [M], 0-based positions in `class_names`
+      class_names   names of the classes
+      track_ids     int64 [M], the same number for one object in all frames of a sequence
+      difficulty    int64 [M], as the data set counts it, -1 for none
+      num_points    int64 [M], LiDAR points inside each box
+      point_labels  int64 [P], the class of each point
+      maps          named dense maps, such as a segmentation of the bird's-eye view
+
+    Raises ValueError for columns of another length than the boxes.
+    """
+
+    boxes: Tensor | Array | None = None
+    labels: Tensor | Array | None = None
+    class_names: tuple[str, ...] = ()
+    track_ids: Tensor | Array | None = None
+    difficulty: Tensor | Array | None = None
+    num_points: Tensor | Array | None = None
+    point_labels: Tensor | Array | None = None
+    maps: Mapping[str, Tensor | Array] = field(default_factory=dict)
+
+    BOX_COLUMNS: ClassVar[tuple[str, ...]] = ("labels", "track_ids", "difficulty", "num_points")
+
+    def __post_init__(self) -> None:
+        boxes = self.boxes
+        if boxes is not None and (boxes.ndim != 2 or boxes.shape[1] not in (7, 9)):
+            raise ValueError(f"boxes must be [M, 7] or [M, 9], got {tuple(boxes.shape)}")
+        for name in self.BOX_COLUMNS:
+            column = getattr(self, name)
+            if column is not None and len(column) != len(self):
+                raise ValueError(f"{len(self)} boxes but {len(column)} entries in {name}")
+
+    def __len__(self) -> int:
+        """Number of boxes."""
+        return 0 if self.boxes is None else len(self.boxes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class name of each box."""
+        return () if self.labels is None else tuple(self.class_names[int(i)] for i in self.labels)
+
+    def replace(self, **changes: Any) -> Targets:
+        """A copy with some fields exchanged."""
+        return replace(self, **changes)
+
+    def select(self, keep: Tensor | Array) -> Targets:
+        """The same with the boxes that `keep` (bool [M] or int64 [K]) picks, in its order."""
+        columns = {name: getattr(self, name) for name in ("boxes", *self.BOX_COLUMNS)}
+        return replace(self, **{name: column[keep] for name, column in columns.items() if column is not None})
+
+    def map(self, change: Callable[[Any], Any]) -> Targets:
+        """The same with every tensor or array replaced by `change` of it."""
+        names = ("boxes", *self.BOX_COLUMNS, "point_labels")
+        columns = {name: change(value) for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **columns, maps={name: change(value) for name, value in self.maps.items()})
+
+    def tensors(self) -> Targets:
+        """The same with tensors, which share memory with the arrays."""
+        return self.map(torch.as_tensor)
+
+
+@dataclass(frozen=True, eq=False)
 class PointBatch:
     """Points of several frames, and optionally their ground truth.
 
-    points: float32 [P, F]; batch_index: int64 [P], frame of each point; boxes: per frame float32 [M, 7 or 9];
-    labels: per frame int64 [M], 0-based.
+    points: float32 [P, F]; batch_index: int64 [P], frame of each point, in any order; targets: one of tensors for each
+    frame, their labels being positions in the detector's classes.
     """
 
     points: Tensor
     batch_index: Tensor
     batch_size: int
-    boxes: tuple[Tensor, ...] | None = None
-    labels: tuple[Tensor, ...] | None = None
+    targets: tuple[Targets, ...] | None = None
     frame_ids: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PointBatch:
         """The same batch on another device."""
-
-        def move(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-            return None if tensors is None else tuple(t.to(device, non_blocking=non_blocking) for t in tensors)
-
-        return replace(
-            self,
-            points=self.points.to(device, non_blocking=non_blocking),
-            batch_index=self.batch_index.to(device, non_blocking=non_blocking),
-            boxes=move(self.boxes),
-            labels=move(self.labels),
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PointBatch:
         """The same batch in page-locked memory (called by torch's data loader)."""
+        return self._map(lambda tensor: tensor.pin_memory())
 
-        def pin(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-            return None if tensors is None else tuple(t.pin_memory() for t in tensors)
-
-        return replace(
-            self,
-            points=self.points.pin_memory(),
-            batch_index=self.batch_index.pin_memory(),
-            boxes=pin(self.boxes),
-            labels=pin(self.labels),
-        )
+    def _map(self, change: Callable[[Tensor], Tensor]) -> PointBatch:
+        targets = None if self.targets is None else tuple(t.map(change) for t in self.targets)
+        points, batch_index = change(self.points), change(self.batch_index)
+        return replace(self, points=points, batch_index=batch_index, targets=targets)
 
     @staticmethod
     def from_points(clouds: Sequence[Tensor]) -> PointBatch:
@@ -138,7 +188,7 @@ class PointBatch:
         return PointBatch(torch.cat(list(clouds)), index, len(clouds))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseVoxels:
     """Features on the occupied cells of a batch of voxel grids.
 
@@ -183,7 +233,7 @@ class SparseVoxels:
         return cells.view(self.batch_size, depth, height, width, -1).permute(0, 4, 1, 2, 3)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Groups:
     """Equal-size groups of voxels.
 
@@ -206,7 +256,7 @@ class Groups:
         return y.reshape(-1, y.shape[-1])[self.inverse]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segments:
     """Variable-length runs of voxels.
 
@@ -227,7 +277,7 @@ class Segments:
         return y[self.inverse]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Detections:
     """What a detector found in one frame.
 

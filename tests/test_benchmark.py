@@ -18,7 +18,7 @@ from pcdet_ext.benchmark.frames import SIZES, load_frames, street_voxels, synthe
 from pcdet_ext.benchmark.memory import peak_memory
 from pcdet_ext.benchmark.registry import Contest, Workload, all_close, benchmark, benchmarks
 from pcdet_ext.benchmark.timing import OURS, REFERENCE, Effort, Timing, measure
-from pcdet_ext.data.files import DataError
+from pcdet_ext.files import DataError
 
 QUICK = Effort(warm_up=0, rounds=1, max_rounds=1, seconds=0.0)
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The house rule: five floors, imports only downwards, no circles; and `import pcdet_ext` stays light."""
+"""The house rule: seven floors, imports only downwards, no circles; and `import pcdet_ext` stays light."""
 
 from __future__ import annotations
 
@@ -12,14 +12,25 @@ import pytest
 FLOORS = {
     "structures": 1,
     "config": 1,
+    "files": 1,
+    "checkpoint": 1,
     "ops": 1,
     "grouping": 2,
     "mixers": 2,
     "data": 2,
     "evaluation": 2,
     "models": 3,
+    "inference": 4,
+    "tracking": 4,
+    "engine": 5,
+    "export": 5,
+    "visualization": 5,
+    "interop": 5,
+    "plugins": 6,
+    "conformance": 6,
+    "benchmark": 6,
+    "cli": 7,
 }
-TOP = 4  # what a user does with a detector: every other room
 
 
 def package_modules(root: Path) -> dict[str, Path]:
@@ -69,7 +80,7 @@ def test_imports_only_go_down(root: Path) -> None:
         if name == "pcdet_ext":  # the front door: opens the upper rooms on demand
             continue
         for target in imported_modules(name, path, set(modules)):
-            if target != "pcdet_ext" and FLOORS.get(room(target), TOP) > FLOORS.get(room(name), TOP):
+            if target != "pcdet_ext" and FLOORS[room(target)] > FLOORS[room(name)]:
                 wrong.append(f"{name} imports {target}")
     assert not wrong, wrong
 
@@ -103,10 +114,3 @@ def test_tools_are_thin(root: Path) -> None:
 def test_import_is_light(heavy: str) -> None:
     code = f"import sys, pcdet_ext; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, f"import pcdet_ext loads {heavy}"
-
-
-def test_every_package_is_installed(root: Path) -> None:
-    text = (root / "setup.py").read_text(encoding="utf-8")
-    for init in (root / "pcdet_ext").rglob("__init__.py"):
-        package = ".".join(init.parent.relative_to(root).parts)
-        assert f'"{package}"' in text, f"setup.py does not list {package}"

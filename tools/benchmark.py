@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pcdet_ext.allocation import keep_freed_memory
+from pcdet_ext.engine.allocation import keep_freed_memory
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     keep_freed_memory()
     from pcdet_ext.config import ConfigError
-    from pcdet_ext.data.files import DataError
+    from pcdet_ext.files import DataError
 
     try:
         return {"ops": run_ops, "models": run_models, "steps": run_steps}[options.command](options)

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pcdet_ext.config import ConfigError
-from pcdet_ext.data.files import DataError
+from pcdet_ext.files import DataError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

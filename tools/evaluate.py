@@ -23,8 +23,8 @@ def main() -> int:
     kitti.add_argument("--classes", nargs="+", default=["Car", "Pedestrian", "Cyclist"])
     kitti.add_argument("--json", type=Path, help="write all numbers and curves here")
     options = parser.parse_args()
-    from pcdet_ext.data.files import DataError, atomic_write
     from pcdet_ext.evaluation.kitti import evaluate_folders
+    from pcdet_ext.files import DataError, atomic_write
 
     try:
         result = evaluate_folders(options.ground_truth, options.results, options.classes)

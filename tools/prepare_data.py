@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pcdet_ext.data.files import DataError
 from pcdet_ext.data.prepare import prepare_kitti
+from pcdet_ext.files import DataError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pcdet_ext.interop.reproduce import all_pass, reproduce, summary, write_json
+from pcdet_ext.conformance.reproduce import all_pass, reproduce, summary, write_json
 
 
 def main(arguments: list[str] | None = None) -> int:

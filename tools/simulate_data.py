@@ -25,8 +25,8 @@ def main() -> int:
     parser.add_argument("--beams", type=int, default=64)
     parser.add_argument("--azimuths", type=int, default=2080, help="firings a turn")
     options = parser.parse_args()
-    from pcdet_ext.data.files import DataError
     from pcdet_ext.data.simulation import SpinningLidar, simulate_kitti
+    from pcdet_ext.files import DataError
 
     bar = partial(tqdm, total=options.frames, unit="frame", desc=str(options.out))
     sensor = SpinningLidar(beams=options.beams, azimuths=options.azimuths)

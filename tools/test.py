@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pcdet_ext.allocation import keep_freed_memory
 from pcdet_ext.config import ConfigError
-from pcdet_ext.data.files import DataError
+from pcdet_ext.engine.allocation import keep_freed_memory
+from pcdet_ext.files import DataError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     keep_freed_memory()
-    from pcdet_ext.testing import measure
+    from pcdet_ext.engine.testing import measure
 
     try:
         print(measure(**vars(options)))

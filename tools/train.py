@@ -12,10 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pcdet_ext import config
-from pcdet_ext.allocation import keep_freed_memory
 from pcdet_ext.config import ConfigError
-from pcdet_ext.data.files import DataError
-from pcdet_ext.interrupts import end_process
+from pcdet_ext.engine.allocation import keep_freed_memory
+from pcdet_ext.engine.interrupts import end_process
+from pcdet_ext.files import DataError
 
 INTERRUPTED = 130  # as shells count a program that ended by Ctrl-C
 
@@ -44,7 +44,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     keep_freed_memory()
-    from pcdet_ext.training import TrainingError, train
+    from pcdet_ext.engine.training import TrainingError, train
 
     out = options.out or Path("runs") / options.config.stem
     try:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcdet_ext.data.formats.points import read_points
+from pcdet_ext.data.points import read_points
 from pcdet_ext.ops import dynamic_voxelize
 from pcdet_ext.structures import Array
 

@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from pcdet_ext import config
-from pcdet_ext.allocation import keep_freed_memory
 from pcdet_ext.benchmark.frames import synthetic_scan
 from pcdet_ext.benchmark.memory import peak_since, start_peak
 from pcdet_ext.benchmark.timing import now
-from pcdet_ext.data.files import atomic_write
-from pcdet_ext.info import hardware, native_status, versions
+from pcdet_ext.engine.allocation import keep_freed_memory
+from pcdet_ext.engine.info import hardware, native_status, versions
+from pcdet_ext.files import atomic_write
 from pcdet_ext.mixers import mamba
 from pcdet_ext.models.detector import VoxelDetector, build_detector
 from pcdet_ext.ops.selective_scan import selective_scan_reference

@@ -17,8 +17,8 @@ from pcdet_ext.benchmark.frames import SIZES, load_frames
 from pcdet_ext.benchmark.memory import peak_memory
 from pcdet_ext.benchmark.registry import Benchmark, Contest, Workload, benchmarks
 from pcdet_ext.benchmark.timing import OURS, Effort, Timing, measure
-from pcdet_ext.data.files import atomic_write
-from pcdet_ext.info import hardware, native_status, optional_packages, versions
+from pcdet_ext.engine.info import hardware, native_status, optional_packages, versions
+from pcdet_ext.files import atomic_write
 
 FORMAT = 2
 LINEAR = 12.0  # times longer at most, for ten times as many voxels, to count as linear

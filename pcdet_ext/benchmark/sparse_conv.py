@@ -12,8 +12,8 @@ from torch import Tensor
 from pcdet_ext.benchmark.registry import Contest, Workload, all_close, benchmark
 from pcdet_ext.benchmark.sequences import frames_of, occupied
 from pcdet_ext.benchmark.voxels import KITTI_VOXELS
-from pcdet_ext.models.depthwise_conv import DepthwiseSubMConv3d
-from pcdet_ext.models.sparse_conv import Engine, SparseConv3d, SubMConv3d, submanifold_table
+from pcdet_ext.models.layers.depthwise_conv import DepthwiseSubMConv3d
+from pcdet_ext.models.layers.sparse_conv import Engine, SparseConv3d, SubMConv3d, submanifold_table
 from pcdet_ext.ops.octree_conv import octree_depthwise_conv_reference
 from pcdet_ext.structures import SparseVoxels
 

@@ -12,15 +12,14 @@ from statistics import median
 import torch
 
 from pcdet_ext import config
-from pcdet_ext.allocation import keep_freed_memory
 from pcdet_ext.benchmark.timing import now
-from pcdet_ext.config import construct
+from pcdet_ext.config import construct, section
 from pcdet_ext.data.dataset import build_dataset, collate
-from pcdet_ext.inference import section
+from pcdet_ext.engine.allocation import keep_freed_memory
+from pcdet_ext.engine.optimizer import build_optimizer, clip_gradients
+from pcdet_ext.engine.trainer import TrainConfig, seed_everything
 from pcdet_ext.models.detector import build_detector
-from pcdet_ext.optim import build_optimizer, clip_gradients
 from pcdet_ext.structures import PointBatch
-from pcdet_ext.trainer import TrainConfig, seed_everything
 
 WARM_UP = 2  # steps that do not count
 

@@ -17,13 +17,13 @@ import torch
 from torch.utils.data import Dataset
 
 from pcdet_ext.config import ConfigError, Node, Registry
-from pcdet_ext.data.augment import AUGMENTATIONS, keep_classes, wrap_headings
-from pcdet_ext.data.files import DataError
-from pcdet_ext.data.formats import kitti
+from pcdet_ext.data.augment.steps import AUGMENTATIONS, keep_classes, wrap_headings
+from pcdet_ext.files import DataError
+from pcdet_ext.data.kitti import files as kitti
 from pcdet_ext.data.geometry import boxes_in_range, finite_points, points_in_range
 from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, read_index
 from pcdet_ext.data.objects import database_path
-from pcdet_ext.structures import PointBatch, Sample
+from pcdet_ext.structures import PointBatch, Sample, Targets
 
 DATASETS = Registry("dataset")
 MAX_REPLACEMENTS = 200  # frames tried for one sample before giving up
@@ -226,9 +226,12 @@ def collate(samples: Sequence[Sample], classes: Sequence[str]) -> PointBatch:
     batch = replace(batch, frame_ids=tuple(s.frame_id for s in samples))
     if any(s.boxes is None for s in samples):
         return batch
-    boxes = tuple(torch.from_numpy(s.boxes.boxes) for s in samples)
-    labels = tuple(torch.tensor([number[n] for n in s.boxes.names], dtype=torch.int64) for s in samples)
-    return replace(batch, boxes=boxes, labels=labels)
+    names = tuple(classes)
+    targets = []
+    for sample in samples:
+        labels = torch.tensor([number[n] for n in sample.boxes.names], dtype=torch.int64)
+        targets.append(Targets(torch.from_numpy(sample.boxes.boxes), labels, names))
+    return replace(batch, targets=tuple(targets))
 
 
 def check_classes(classes: Sequence[str], frames: Sequence[FrameInfo], where: str, strict: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.data.files import DataError, atomic_write
+from pcdet_ext.files import DataError, atomic_write
 from pcdet_ext.structures import Boxes
 
 FORMAT = 1  # of the prepared files; a reader takes no other

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.data.files import DataError, atomic_write
+from pcdet_ext.files import DataError, atomic_write
 from pcdet_ext.data.index import FORMAT, FrameInfo, read_prepared
 from pcdet_ext.structures import Array, Boxes
 

@@ -16,8 +16,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pcdet_ext.data.files import DataError
-from pcdet_ext.data.formats import kitti
+from pcdet_ext.files import DataError
+from pcdet_ext.data.kitti import files as kitti
 from pcdet_ext.data.geometry import finite_points, inside_boxes
 from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, write_index
 from pcdet_ext.data.objects import database_path, write_objects

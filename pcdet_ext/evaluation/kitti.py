@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from pcdet_ext.config import suggest
-from pcdet_ext.data.files import DataError
-from pcdet_ext.data.formats.kitti import Labels, read_labels
+from pcdet_ext.data.kitti.files import Labels, read_labels
 from pcdet_ext.evaluation.matching import IGNORED, OTHER, THRESHOLDS, VALID, Array, Curve, Pairs, match
+from pcdet_ext.files import DataError
 from pcdet_ext.ops import iou_3d_paired, iou_bev_paired
 
 CLASSES = ("Car", "Pedestrian", "Cyclist", "Van", "Person_sitting", "Truck")

@@ -14,7 +14,7 @@ from pcdet_ext.mixers import MIXERS
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.backbones.lion import LION, Layers, LIONBlock
 from pcdet_ext.models.detector import VoxelDetector
-from pcdet_ext.models.voxel_merging import VoxelMerging
+from pcdet_ext.models.layers.voxel_merging import VoxelMerging
 from pcdet_ext.ops import grid_size
 
 

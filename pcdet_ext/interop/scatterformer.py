@@ -12,9 +12,9 @@ from pcdet_ext.interop.openpcdet_heads import Config
 from pcdet_ext.mixers.linear_attention import LinearAttention
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.backbones.scatterformer import CrossWindowFFN, PillarPooling, ScatterFormerBlock
-from pcdet_ext.models.bev import BEV_BACKBONES
+from pcdet_ext.models.bev.backbones import BEV_BACKBONES
 from pcdet_ext.models.detector import VoxelDetector
-from pcdet_ext.models.encoders import ENCODERS
+from pcdet_ext.models.encoders.points import ENCODERS
 
 DETECTOR_KEYS = (
     "CLASS_NAMES",

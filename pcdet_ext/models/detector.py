@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pcdet_ext.config import ConfigError, Node, Registry, suggest
 from pcdet_ext.data.dataset import POINT_FEATURES
 from pcdet_ext.models.backbones import BACKBONES
-from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
-from pcdet_ext.models.encoders import ENCODERS
+from pcdet_ext.models.bev.backbones import BEV_BACKBONES, flatten_to_bev
+from pcdet_ext.models.encoders.points import ENCODERS
 from pcdet_ext.models.heads import HEADS
 from pcdet_ext.structures import Detections, PointBatch
 
@@ -80,9 +80,10 @@ class VoxelDetector(nn.Module):
 
     def loss(self, batch: PointBatch) -> dict[str, Tensor]:
         """Losses for a batch with ground truth, among them their sum "total"."""
-        if batch.boxes is None or batch.labels is None:
-            raise ValueError("the batch has no ground truth (boxes and labels) to compute a loss from")
-        return self.head.loss(self(batch), batch.boxes, batch.labels)
+        if batch.targets is None:
+            raise ValueError("the batch has no ground truth (targets) to compute a loss from")
+        boxes, labels = ([getattr(t, name) for t in batch.targets] for name in ("boxes", "labels"))
+        return self.head.loss(self(batch), boxes, labels)
 
     @torch.no_grad()
     def predict(self, batch: PointBatch) -> list[Detections]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.data.files import atomic_write
+from pcdet_ext.files import atomic_write
 from pcdet_ext.visualization.scene import TRUTH_COLOUR, Scene, box_corners
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pcdet_ext.data.files import atomic_write
+from pcdet_ext.files import atomic_write
 from pcdet_ext.visualization.scene import TRUTH_COLOUR, Scene, box_edges
 
 if TYPE_CHECKING:

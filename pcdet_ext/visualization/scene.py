@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.data.formats import kitti
-from pcdet_ext.data.formats.points import read_points
+from pcdet_ext.data.kitti import files as kitti
+from pcdet_ext.data.points import read_points
 from pcdet_ext.structures import Boxes, Detections
 
 TRUTH_COLOUR = "#2ca02c"

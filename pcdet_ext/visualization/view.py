@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
-from pcdet_ext.data.files import atomic_write
+from pcdet_ext.files import atomic_write
 from pcdet_ext.visualization.scene import TRUTH_COLOUR, Scene, box_edges
 
 BACKGROUND = (0.06, 0.08, 0.10, 1.0)

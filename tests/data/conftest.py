@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pcdet_ext.data.formats import kitti
+from pcdet_ext.data.kitti import files as kitti
 
 CALIBRATION = kitti.Calibration(
     p2=[[721.5, 0.0, 609.6, 44.9], [0.0, 721.5, 172.9, 0.2], [0.0, 0.0, 1.0, 0.0027]],

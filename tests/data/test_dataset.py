@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from pcdet_ext import config
 from pcdet_ext.data.dataset import ConcatDataset, KittiDataset, build_dataset, collate
-from pcdet_ext.data.files import DataError
-from pcdet_ext.data.formats import kitti
+from pcdet_ext.files import DataError
+from pcdet_ext.data.kitti import files as kitti
 from pcdet_ext.data.prepare import prepare_kitti
 from pcdet_ext.structures import Boxes, Sample
 
@@ -147,7 +147,7 @@ def test_bad_points_are_dropped_and_empty_clouds_work(kitti_root: Path) -> None:
     batch = collate([dataset[0], dataset[1]], dataset.classes)
     assert batch.batch_size == 2
     assert (batch.batch_index == 0).all()
-    assert batch.boxes[1].shape == (3, 7)
+    assert batch.targets[1].boxes.shape == (3, 7)
 
 
 def test_batches_join_points_and_labels(prepared: Path) -> None:
@@ -155,8 +155,8 @@ def test_batches_join_points_and_labels(prepared: Path) -> None:
     batch = collate([dataset[0], dataset[1]], dataset.classes)
     assert batch.points.dtype == torch.float32
     assert torch.bincount(batch.batch_index).tolist() == [len(dataset[0].points), len(dataset[1].points)]
-    assert batch.labels[1].tolist() == [0, 1, 0]
-    assert batch.boxes[1].dtype == torch.float32
+    assert batch.targets[1].labels.tolist() == [0, 1, 0]
+    assert batch.targets[1].boxes.dtype == torch.float32
     assert batch.frame_ids == ("000004", "000005")
     unlabelled = collate([dataset[0], dataset[1].replace(boxes=None)], dataset.classes)
     assert unlabelled.boxes is None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pcdet_ext.data.files import atomic_write
+from pcdet_ext.files import atomic_write
 
 
 def test_a_finished_block_replaces_the_file(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pcdet_ext.data.files import DataError
-from pcdet_ext.data.formats.points import read_points
+from pcdet_ext.files import DataError
+from pcdet_ext.data.points import read_points
 
 PLY = "ply\nformat {order} 1.0\ncomment made by hand\nelement vertex 2\n"
 PCD = (

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pcdet_ext.data.files import DataError
-from pcdet_ext.data.formats import kitti
+from pcdet_ext.files import DataError
+from pcdet_ext.data.kitti import files as kitti
 from pcdet_ext.data.geometry import inside_boxes
 from pcdet_ext.data.index import index_path, read_index
 from pcdet_ext.data.objects import database_path, read_objects

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pcdet_ext.data.files import DataError
-from pcdet_ext.data.formats import kitti
+from pcdet_ext.files import DataError
+from pcdet_ext.data.kitti import files as kitti
 from pcdet_ext.data.simulation import Actor, Scene, SpinningLidar, shapes, simulate_frame, simulate_kitti
 from pcdet_ext.data.simulation.kitti import calibration, labels_of
 from pcdet_ext.data.simulation.shapes import Material, Mesh

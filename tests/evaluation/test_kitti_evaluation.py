@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdet_ext.data.files import DataError
-from pcdet_ext.data.formats.kitti import Labels, write_labels
+from pcdet_ext.conformance.cases.evaluators import find_evaluator_cases, run_evaluator_case
+from pcdet_ext.data.kitti.files import Labels, write_labels
 from pcdet_ext.evaluation.kitti import CLASSES, evaluate, evaluate_folders
 from pcdet_ext.evaluation.matching import Pairs, match, match_reference, pick_thresholds
-from pcdet_ext.interop.cases.evaluators import find_evaluator_cases, run_evaluator_case
+from pcdet_ext.files import DataError
 
 
 @pytest.mark.parametrize("case", ["small", "edge_rules"])

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pcdet_ext.interop.cases.openpcdet_heads  # noqa: F401  (registers the runners)
+import pcdet_ext.conformance.cases.openpcdet_heads  # noqa: F401  (registers the runners)
 from pcdet_ext.config import ConfigError
-from pcdet_ext.interop.golden import run_case
+from pcdet_ext.conformance.golden import run_case
 from pcdet_ext.models.heads import HEADS, AnchorHead
-from pcdet_ext.models.targets import BACKGROUND, IGNORED, AnchorSpec, assign, make_anchors
+from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED, AnchorSpec, assign, make_anchors
 
 RANGE = (0.0, -4.0, -3.0, 8.0, 4.0, 1.0)
 CLASSES = ("Car", "Pedestrian")

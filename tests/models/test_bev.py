@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcdet_ext.config import ConfigError
-from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
+from pcdet_ext.models.bev.backbones import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.structures import SparseVoxels
 
 LEVELS = {"layer_nums": [1, 2, 1], "layer_strides": [2, 2, 2], "num_filters": [4, 6, 8]}

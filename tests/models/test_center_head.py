@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pcdet_ext.interop.cases.openpcdet_heads  # noqa: F401  (registers the runners)
+import pcdet_ext.conformance.cases.openpcdet_heads  # noqa: F401  (registers the runners)
 from pcdet_ext.config import ConfigError
-from pcdet_ext.interop.golden import run_case
+from pcdet_ext.conformance.golden import run_case
 from pcdet_ext.models.heads import HEADS, CenterHead
 from pcdet_ext.models.heads.center import CenterOutput, TaskMaps
-from pcdet_ext.models.targets import draw_gaussians, gaussian, gaussian_radius
+from pcdet_ext.models.targets.anchors import draw_gaussians, gaussian, gaussian_radius
 
 CLASSES = ("car", "bus", "walker")
 CONTEXT = {

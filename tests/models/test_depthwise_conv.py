@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pcdet_ext.models.depthwise_conv import DepthwiseSubMConv3d
+from pcdet_ext.models.layers.depthwise_conv import DepthwiseSubMConv3d
 from pcdet_ext.structures import SparseVoxels
 
 KERNELS = [(3, 3, 3), (1, 1, 7), (1, 5, 1), (1, 1, 1), (5, 1, 3)]

@@ -11,7 +11,7 @@ from pcdet_ext import config
 from pcdet_ext.config import ConfigError
 from pcdet_ext.interop import from_official
 from pcdet_ext.models.detector import VoxelDetector, build_detector
-from pcdet_ext.structures import PointBatch
+from pcdet_ext.structures import PointBatch, Targets
 
 RANGE = [0.0, -6.4, -3.0, 12.8, 6.4, 1.0]
 CAR = {"class_name": "Car", "sizes": [[3.9, 1.6, 1.5]], "bottom_height": -1.8, "matched": 0.6, "unmatched": 0.45}
@@ -69,8 +69,8 @@ def batch(*counts: int) -> PointBatch:
     empty = (torch.zeros(0, 7), torch.zeros(0, dtype=torch.long))
     objects = [first if n else empty for n in counts]
     names = tuple(f"frame{i}" for i in range(len(counts)))
-    boxes, labels = zip(*objects, strict=True)
-    return PointBatch(joined.points, joined.batch_index, len(counts), boxes, labels, names)
+    targets = tuple(Targets(*columns) for columns in objects)
+    return PointBatch(joined.points, joined.batch_index, len(counts), targets, names)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -18,7 +18,7 @@ from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.backbones.dsvt import DSVT, PositionEmbedding
 from pcdet_ext.models.backbones.dsvt_pooling import AttentionPool, LinearPool, MaxPool, make_pool
 from pcdet_ext.models.detector import build_detector
-from pcdet_ext.structures import PointBatch, SparseVoxels
+from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
 
 GRID = (4, 14, 12)
 STAGES = {
@@ -260,7 +260,9 @@ def test_configured_detector_learns_and_detects(root) -> None:
     points = torch.rand(2000, 4) * torch.tensor([19.0, 19.0, 3.5, 1.0]) - torch.tensor([0.0, 9.5, 2.8, 0.0])
     objects = torch.tensor([[6.0, -2.0, -1.0, 4.0, 1.7, 1.5, 0.3], [14.0, 5.0, -1.0, 3.8, 1.6, 1.5, -2.0]])
     frame = torch.arange(2).repeat_interleave(1000)
-    batch = PointBatch(points, frame, 2, (objects, objects[:1]), (torch.zeros(2).long(), torch.zeros(1).long()))
+    batch = PointBatch(
+        points, frame, 2, (Targets(objects, torch.zeros(2).long()), Targets(objects[:1], torch.zeros(1).long()))
+    )
     optimizer = torch.optim.AdamW(detector.parameters(), 1e-3)
     history = []
     for _ in range(6):

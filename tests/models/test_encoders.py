@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.config import ConfigError
-from pcdet_ext.models.encoders import ENCODERS
-from pcdet_ext.models.norm import SparseBatchNorm
+from pcdet_ext.models.encoders.points import ENCODERS
+from pcdet_ext.models.layers.norm import SparseBatchNorm
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
 RANGE = (0.0, -4.0, -2.0, 8.0, 4.0, 2.0)

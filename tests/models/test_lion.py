@@ -17,7 +17,7 @@ from pcdet_ext.config import ConfigError
 from pcdet_ext.models.backbones import BACKBONES, LION
 from pcdet_ext.models.backbones.lion import PositionEmbedding
 from pcdet_ext.models.detector import build_detector
-from pcdet_ext.models.voxel_merging import VoxelMerging
+from pcdet_ext.models.layers.voxel_merging import VoxelMerging
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
 GRID = (16, 12, 8)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-import pcdet_ext.interop.cases.openpcdet_heads  # noqa: F401  (registers the runners)
-from pcdet_ext.interop.golden import run_case
-from pcdet_ext.models import losses
-from pcdet_ext.models.box_coding import (
+import pcdet_ext.conformance.cases.openpcdet_heads  # noqa: F401  (registers the runners)
+from pcdet_ext.conformance.golden import run_case
+from pcdet_ext.models.heads import losses
+from pcdet_ext.models.targets.box_coding import (
     PointResidualCoder,
     ResidualCoder,
     apply_direction_bin,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.grouping.octree import Octree, build_octree
-from pcdet_ext.models.octree import (
+from pcdet_ext.models.layers.octree import (
     OctreeConv,
     OctreeDeconv,
     OctreeDWConv,

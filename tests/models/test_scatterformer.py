@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pcdet_ext import config
+from pcdet_ext.engine.optimizer import OneCycle, build_optimizer
 from pcdet_ext.models.backbones.scatterformer import (
     CrossWindowFFN,
     PillarPooling,
@@ -18,12 +19,11 @@ from pcdet_ext.models.backbones.scatterformer import (
     ScatterFormerBlock,
     pillars,
 )
-from pcdet_ext.models.bev import CascadeDEDBackbone
+from pcdet_ext.models.bev.backbones import CascadeDEDBackbone
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.models.heads.transfusion import TransFusionHead
 from pcdet_ext.models.heads.transfusion_decoder import repeated_window
-from pcdet_ext.optim import OneCycle, build_optimizer
-from pcdet_ext.structures import PointBatch, SparseVoxels
+from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
 
 GRID = (8, 20, 24)
 
@@ -271,7 +271,9 @@ def test_configuration_for_kitti_trains_a_step(root):
     ] * 2
     points = PointBatch.from_points(clouds)
     box = torch.tensor([[20.0, 0, -1, 3.9, 1.6, 1.5, 0.3]])
-    batch = PointBatch(points.points, points.batch_index, 2, (box, box[:0]), (torch.tensor([0]), torch.zeros(0).long()))
+    batch = PointBatch(
+        points.points, points.batch_index, 2, (Targets(box, torch.tensor([0])), Targets(box[:0], torch.zeros(0).long()))
+    )
     optimizer = build_optimizer(detector, OneCycle())
     before = [p.detach().clone() for p in detector.parameters()]
     loss = detector.loss(batch)["total"]

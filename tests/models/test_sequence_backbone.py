@@ -14,7 +14,7 @@ from pcdet_ext.mixers import MIXERS
 from pcdet_ext.mixers.sequence import SequenceMixer
 from pcdet_ext.models.backbones import SequenceBackbone
 from pcdet_ext.models.detector import build_detector
-from pcdet_ext.structures import PointBatch, SparseVoxels
+from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
 
 GRID = (4, 16, 16)
 ORDERS = [
@@ -89,7 +89,9 @@ def test_mixed_configurations_train_a_step(path: Path) -> None:
     detector = build_detector(config.load(path))
     points = torch.rand(600, 4) * torch.tensor([40.0, 30.0, 2.0, 1.0]) - torch.tensor([0.0, 15.0, 2.0, 0.0])
     box = torch.tensor([[10.0, 0.0, -1.0, 3.9, 1.6, 1.5, 0.3]])
-    batch = PointBatch(points, torch.zeros(600, dtype=torch.int64), 1, (box,), (torch.zeros(1, dtype=torch.int64),))
+    batch = PointBatch(
+        points, torch.zeros(600, dtype=torch.int64), 1, (Targets(box, torch.zeros(1, dtype=torch.int64)),)
+    )
     loss = detector.loss(batch)["total"]
     loss.backward()
     assert torch.isfinite(loss)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pcdet_ext.config import ConfigError
-from pcdet_ext.models import sparse_conv
 from pcdet_ext.models.backbones import BACKBONES
-from pcdet_ext.models.sparse_conv import SparseConv3d, SubMConv3d
+from pcdet_ext.models.layers import sparse_conv
+from pcdet_ext.models.layers.sparse_conv import SparseConv3d, SubMConv3d
 from pcdet_ext.structures import SparseVoxels
 
 needs_spconv = pytest.mark.skipif(find_spec("spconv") is None, reason="spconv is not installed")
@@ -173,7 +173,7 @@ def test_engines_agree_with_a_bias_in_inference():
 def test_missing_spconv_is_told_with_its_remedy():
     code = (
         "import sys; sys.modules['spconv'] = None; import torch\n"
-        "from pcdet_ext.models.sparse_conv import SubMConv3d\n"
+        "from pcdet_ext.models.layers.sparse_conv import SubMConv3d\n"
         "from pcdet_ext.structures import SparseVoxels\n"
         "v = SparseVoxels(torch.zeros(1, 2), torch.zeros(1, 4, dtype=torch.int32), (1, 1, 1), 1)\n"
         "SubMConv3d(2, 2, 3)(v)\n"

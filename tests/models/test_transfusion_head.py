@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-import pcdet_ext.interop.cases.openpcdet_heads  # noqa: F401  (registers the runners)
+import pcdet_ext.conformance.cases.openpcdet_heads  # noqa: F401  (registers the runners)
 from pcdet_ext.config import ConfigError
-from pcdet_ext.interop.golden import run_case
+from pcdet_ext.conformance.golden import run_case
 from pcdet_ext.models.heads import HEADS, TransFusionHead
 from pcdet_ext.models.heads.transfusion_decoder import window_mask
 from pcdet_ext.ops import iou_3d

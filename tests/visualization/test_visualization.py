@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdet_ext.data.formats import kitti
+from pcdet_ext.data.kitti import files as kitti
 from pcdet_ext.structures import Boxes, Detections
 from pcdet_ext.visualization import Scene, draw_bev, read_kitti_scene, render
 from pcdet_ext.visualization.command import visualize

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.data.files import DataError, atomic_write
+from pcdet_ext.files import DataError, atomic_write
 from pcdet_ext.data.simulation.kitti import write_frame
 from pcdet_ext.data.simulation.scene import Scene, street_scene
 from pcdet_ext.data.simulation.sensor import Scan, SpinningLidar

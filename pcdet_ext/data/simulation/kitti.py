@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.data.formats import kitti
+from pcdet_ext.data.kitti import files as kitti
 from pcdet_ext.data.simulation.scene import Actor, Scene
 from pcdet_ext.data.simulation.sensor import Scan, SpinningLidar
 from pcdet_ext.data.simulation.shapes import Array

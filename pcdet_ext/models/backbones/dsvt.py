@@ -27,7 +27,7 @@ from pcdet_ext.grouping.partitions import SetPlan, rotated_set_plan
 from pcdet_ext.mixers.attention import SoftmaxAttention
 from pcdet_ext.models.backbones.dsvt_pooling import Triple, make_pool, pooled_grid
 from pcdet_ext.models.backbones.registry import BACKBONES
-from pcdet_ext.models.norm import SparseBatchNorm
+from pcdet_ext.models.layers.norm import SparseBatchNorm
 from pcdet_ext.structures import Groups, SparseVoxels
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}

@@ -16,9 +16,9 @@ from pcdet_ext.grouping.orders import ORDERS, Order, WindowX, WindowY
 from pcdet_ext.grouping.partitions import EqualGroups
 from pcdet_ext.mixers import MIXERS
 from pcdet_ext.models.backbones.registry import BACKBONES
-from pcdet_ext.models.norm import SparseBatchNorm
-from pcdet_ext.models.sparse_conv import Triple
-from pcdet_ext.models.voxel_merging import VoxelMerging
+from pcdet_ext.models.layers.norm import SparseBatchNorm
+from pcdet_ext.models.layers.sparse_conv import Triple
+from pcdet_ext.models.layers.voxel_merging import VoxelMerging
 from pcdet_ext.structures import SparseVoxels
 
 NODE = Mapping[str, Any]

@@ -21,9 +21,9 @@ from pcdet_ext.grouping.partitions import window_index, window_segments
 from pcdet_ext.mixers.linear_attention import LinearAttention
 from pcdet_ext.models.backbones.registry import BACKBONES
 from pcdet_ext.models.backbones.second import SparseResidualBlock, SparseSequential
-from pcdet_ext.models.depthwise_conv import DepthwiseSubMConv3d
-from pcdet_ext.models.norm import SparseBatchNorm
-from pcdet_ext.models.sparse_conv import Engine, SparseConv3d, SubMConv3d
+from pcdet_ext.models.layers.depthwise_conv import DepthwiseSubMConv3d
+from pcdet_ext.models.layers.norm import SparseBatchNorm
+from pcdet_ext.models.layers.sparse_conv import Engine, SparseConv3d, SubMConv3d
 from pcdet_ext.ops import segment_reduce
 from pcdet_ext.ops.segment import segment_softmax
 from pcdet_ext.structures import Segments, SparseVoxels

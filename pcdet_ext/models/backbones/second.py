@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from pcdet_ext.models.backbones.registry import BACKBONES
-from pcdet_ext.models.norm import SparseBatchNorm
-from pcdet_ext.models.sparse_conv import Engine, SparseConv3d, SubMConv3d
+from pcdet_ext.models.layers.norm import SparseBatchNorm
+from pcdet_ext.models.layers.sparse_conv import Engine, SparseConv3d, SubMConv3d
 from pcdet_ext.structures import SparseVoxels
 
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct, suggest
-from pcdet_ext.models.box_coding import lifted
+from pcdet_ext.models.heads.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
+from pcdet_ext.models.heads.postprocess import NMSConfig, rectify_scores, suppress
 from pcdet_ext.models.heads.registry import HEADS
-from pcdet_ext.models.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
-from pcdet_ext.models.postprocess import NMSConfig, rectify_scores, suppress
-from pcdet_ext.models.targets import CenterTargets, center_targets
+from pcdet_ext.models.targets.anchors import CenterTargets, center_targets
+from pcdet_ext.models.targets.box_coding import lifted
 from pcdet_ext.structures import Detections
 
 PRIOR_LOGIT = -2.19  # an untrained heatmap's: a probability of 0.1

@@ -21,12 +21,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from pcdet_ext.config import suggest
-from pcdet_ext.models.box_coding import lifted
+from pcdet_ext.models.heads.losses import axis_aligned_diou, gaussian_focal_loss, sigmoid_focal_loss, smooth_l1_loss
+from pcdet_ext.models.heads.postprocess import rectify_scores
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.transfusion_decoder import DecoderLayer, PredictionHead, repeated_window, window_mask
-from pcdet_ext.models.losses import axis_aligned_diou, gaussian_focal_loss, sigmoid_focal_loss, smooth_l1_loss
-from pcdet_ext.models.postprocess import rectify_scores
-from pcdet_ext.models.targets import draw_gaussians, gaussian_radius, usable_boxes
+from pcdet_ext.models.targets.anchors import draw_gaussians, gaussian_radius, usable_boxes
+from pcdet_ext.models.targets.box_coding import lifted
 from pcdet_ext.ops import iou_3d, iou_3d_paired, nms
 from pcdet_ext.structures import Detections
 

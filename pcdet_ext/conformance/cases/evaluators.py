@@ -1,0 +1,90 @@
+"""Evaluator cases: folders with the inputs of a benchmark and `expected.json`, what its official tool prints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pcdet_ext.conformance.golden import Report
+from pcdet_ext.data.kitti.files import Labels, read_labels
+from pcdet_ext.evaluation.kitti import CLASSES, KittiResult, evaluate
+
+TOLERANCE = 1e-6  # percent
+
+
+def find_evaluator_cases(path: Path) -> list[Path]:
+    """The case folders that a path means: itself, or those right below it."""
+    if (path / "expected.json").is_file():
+        return [path]
+    return sorted(p.parent for p in path.glob("*/expected.json")) if path.is_dir() else []
+
+
+def run_evaluator_case(path: Path) -> Report:
+    """Compute the metrics of one case and compare every number that the official tool gave."""
+    kind, name = path.parent.name, f"{path.parent.name}/{path.name}"
+    if kind != "eval_kitti":
+        return Report(name, kind, "not covered", message="this library has no such evaluator")
+    expected = json.loads((path / "expected.json").read_text(encoding="utf-8"))["cpp_devkit"]
+    truth, found = _packed(path / "inputs.npz") if (path / "inputs.npz").exists() else _folders(path)
+    result = evaluate(truth, found, CLASSES)
+    worst, worst_key, compared = -1.0, "", 0
+    for key, ours, theirs in _numbers(result, expected):
+        error = abs(ours - theirs) / TOLERANCE
+        compared += 1
+        if not error <= worst:
+            worst, worst_key = (math.inf if math.isnan(error) else error), key
+    return Report(name, kind, "pass" if 0 <= worst <= 1 else "fail", worst, worst_key, compared)
+
+
+def _numbers(result: KittiResult, expected: dict) -> Iterator[tuple[str, float, float]]:
+    names = {c.lower(): c for c in CLASSES}
+    for overlap_set, content in expected.items():
+        for lower, metrics in content["classes"].items():
+            ours = result.results[overlap_set][names[lower]]
+            for metric, values in metrics.items():
+                key = f"{overlap_set}.{lower}.{metric}"
+                if metric not in ours:
+                    yield key, math.nan, 0.0
+                    continue
+                rows = (("R11", ours[metric].r11), ("R40", ours[metric].r40))
+                for kind, numbers in rows:
+                    for i, theirs in enumerate(values[kind]):
+                        yield f"{key}.{kind}.{i}", float(numbers[i]), theirs
+
+
+def _folders(path: Path) -> tuple[list[Labels], list[Labels]]:
+    results = next(p for p in (path / "results/data", path / "results") if any(p.glob("*.txt")))
+    files = sorted(results.glob("*.txt"))
+    return [read_labels(path / "label_2" / f.name) for f in files], [read_labels(f, with_scores=True) for f in files]
+
+
+def _packed(path: Path) -> tuple[list[Labels], list[Labels]]:
+    with np.load(path, allow_pickle=False) as archive:
+        data = dict(archive.items())
+    names = [str(n) for n in data["class_names"]]
+
+    def frames(kind: str) -> list[Labels]:
+        frame, values = data[f"{kind}_frame"], data[f"{kind}_values"]
+        name = data[f"{kind}_name"]
+        return [_rows(values[frame == f], [names[i] for i in name[frame == f]]) for f in range(int(data["n_frames"]))]
+
+    return frames("gt"), frames("dt")
+
+
+def _rows(values: np.ndarray, names: list[str]) -> Labels:
+    """Fields after the type, in the order of a label line."""
+    return Labels(
+        names=tuple(names),
+        truncation=values[:, 0],
+        occlusion=values[:, 1].astype(np.int64),
+        alpha=values[:, 2],
+        bbox=values[:, 3:7],
+        dimensions=values[:, 7:10],
+        location=values[:, 10:13],
+        rotation_y=values[:, 13],
+        scores=values[:, 14] if values.shape[1] == 15 else None,
+    )

@@ -1,0 +1,102 @@
+"""Runners for the augmentation cases of OpenPCDet: its recorded random draws go through our deterministic cores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.data.augment import steps as augment
+from pcdet_ext.data.objects import Objects
+from pcdet_ext.structures import Array, Boxes, Sample
+
+CPU_MARGIN = 0.01  # metres that OpenPCDet's CPU box functions add around a box
+
+
+@runs("openpcdet", "augment")
+def run_augment(case: Case, grads: bool) -> Values:
+    """Each transform alone, then the chain of `config.aug_list` with the draws in `mid.pipeline.*`."""
+    boxes = case.arrays["in.boxes"]
+    sample = Sample(case.arrays["in.points"], "", Boxes(boxes, ("object",) * len(boxes)))
+    results = {
+        "flip_x": augment.flip(sample, "x"),
+        "flip_y": augment.flip(sample, "y"),
+        "rotate": augment.rotate(sample, case.config["angle"]),
+        "scale": augment.scale(sample, float(case.arrays["mid.scale"])),
+        "pipeline": _chain(sample, case),
+    }
+    values = {f"out.{name}.points": result.points for name, result in results.items()}
+    return values | {f"out.{name}.boxes": result.boxes.boxes for name, result in results.items()}
+
+
+@runs("openpcdet", "gt_sampling")
+def run_gt_sampling(case: Case, grads: bool) -> Values:
+    """Consecutive calls on one scene; the published sampler walks through permutations, which the case records."""
+    arrays, config = case.arrays, case.config
+    names = config["all_names"]
+    objects = {name: _class_objects(arrays, i) for i, name in enumerate(names) if i in arrays["in.db_class"]}
+    prepare = config["PREPARE"]
+    sampling = augment.GroundTruthSampling(
+        groups=_numbers(config["SAMPLE_GROUPS"]),
+        database={name: found for name, (found, _) in objects.items()},
+        classes=config["class_names"],
+        min_points=_numbers(prepare.get("filter_by_min_points", [])),
+        skip_difficulty=prepare.get("filter_by_difficulty", []),
+        limit_whole_scene=config["LIMIT_WHOLE_SCENE"],
+        extra_width=config["REMOVE_EXTRA_WIDTH"],
+        margin=CPU_MARGIN,
+    )
+    scene = Boxes(arrays["in.gt_boxes"], tuple(names[i] for i in arrays["in.gt_class"]))
+    sample = Sample(arrays["in.points"], "", scene)
+    values: dict[str, Array] = {}
+    for call in range(config["n_calls"]):
+        drawn = {}
+        for name, wanted in sampling.wanted(sample).items():
+            ids = _recorded_draw(arrays, f"mid.{call}.{name}", wanted)
+            drawn[name] = np.searchsorted(objects[name][1], ids)
+        result = augment.keep_classes(sampling.paste(sample, drawn), config["class_names"])
+        values[f"out.{call}.gt_boxes"] = result.boxes.boxes
+        values[f"out.{call}.gt_class"] = np.array([names.index(name) for name in result.boxes.names], np.int64)
+        values[f"out.{call}.points"] = result.points
+    return values
+
+
+def _chain(sample: Sample, case: Case) -> Sample:
+    drawn = {k.removeprefix("mid.pipeline."): v for k, v in case.arrays.items() if k.startswith("mid.pipeline.")}
+    for step in case.config["aug_list"]:
+        match step["NAME"]:
+            case "random_world_flip":
+                for axis in step["ALONG_AXIS_LIST"]:
+                    sample = augment.flip(sample, axis) if drawn[f"flip_{axis}"] else sample
+            case "random_world_rotation":
+                sample = augment.rotate(sample, float(drawn["noise_rot"]))
+            case "random_world_scaling":
+                sample = augment.scale(sample, float(drawn["noise_scale"]))
+            case "random_world_translation":
+                sample = augment.translate(sample, drawn["noise_translate"].reshape(3))
+            case name:
+                raise ValueError(f"no augmentation is named {name!r}")
+    return augment.wrap_headings(sample)
+
+
+def _class_objects(arrays: Mapping[str, Array], label: int) -> tuple[Objects, Array]:
+    """Objects of one class, and their positions in the case's database."""
+    ids = np.flatnonzero(arrays["in.db_class"] == label)
+    starts = arrays["in.db_offsets"]
+    clouds = [arrays["in.db_points"][starts[i] : starts[i + 1]] for i in ids]
+    offsets = np.cumsum([0, *map(len, clouds)])
+    found = Objects(arrays["in.db_boxes"][ids], arrays["in.db_difficulty"][ids], offsets, np.concatenate(clouds))
+    return found, ids
+
+
+def _recorded_draw(arrays: Mapping[str, Array], key: str, wanted: int) -> Array:
+    if not wanted:
+        return np.zeros(0, np.int64)
+    end = int(arrays[f"{key}.pointer_after"])
+    return arrays[f"{key}.permutation"][end - wanted : end]
+
+
+def _numbers(pairs: list[str]) -> dict[str, int]:
+    """["Car:5", …] as a mapping."""
+    return {name: int(number) for name, _, number in (pair.partition(":") for pair in pairs)}

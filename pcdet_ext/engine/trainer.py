@@ -1,0 +1,388 @@
+"""The training loop, on Lightning Fabric, which can be stopped and continued at every step.
+
+Fabric brings devices, mixed precision and several processes. The loop is ours, so that a checkpoint holds everything
+that decides the next step (parameters, optimiser, place in the epoch, random states) and a resumed run repeats the
+losses of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from pcdet_ext import checkpoint
+from pcdet_ext.checkpoint import CheckpointError
+from pcdet_ext.config import ConfigError
+from pcdet_ext.engine.interrupts import StopRequest
+from pcdet_ext.engine.loader import EpochBatches, training_loader
+from pcdet_ext.engine.optimizer import OneCycle, build_optimizer, clip_gradients, set_schedule
+from pcdet_ext.engine.runlog import RunLog
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(OneCycle):
+    """The `train:` section of a configuration.
+
+    epochs: passes over the training frames. batch_size: frames a step in each process. max_steps: end (and shape the
+    cycle) after so many steps, whatever epochs says. precision: "bf16" and "fp16" are mixed precision, fp16 on CUDA
+    only. num_workers: loader processes. evaluate_every, checkpoint_every: epochs between; evaluate_every 0 never
+    evaluates (and so keeps no best checkpoint). log_every: steps between log lines. fade_epochs: in so many last
+    epochs, the augmentations named in fade_augmentations are left out. sync_batchnorm: batch statistics over all
+    processes, on CUDA.
+    """
+
+    epochs: int
+    batch_size: int = 4
+    max_steps: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    num_workers: int = 2
+    seed: int = 0
+    evaluate_every: int = 1
+    checkpoint_every: int = 1
+    log_every: int = 10
+    fade_epochs: int = 0
+    fade_augmentations: Sequence[str] = ()
+    sync_batchnorm: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in {
+            "epochs": 1,
+            "batch_size": 1,
+            "num_workers": 0,
+            "seed": 0,
+            "evaluate_every": 0,
+            "checkpoint_every": 1,
+            "log_every": 1,
+            "fade_epochs": 0,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+
+
+@dataclass
+class Progress:
+    """Where a training stands: `batch` steps of `epoch` (which has `steps`) are done, `step` in all; `best` is the
+    highest score so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    steps: int = 0
+    best: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the evaluation of a detector found: the score that "best" means, numbers to log by name, a text to show."""
+
+    score: float
+    values: Mapping[str, float]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training works on.
+
+    dataset(epoch): the data set of an epoch, of one length in all epochs, with `set_epoch(epoch)` and `[index]`.
+    collate: samples to a batch with `.to(device)`. evaluate(model, should_stop): the detector's evaluation, None when
+    it was stopped; called in every process, with gradients off. config: the whole configuration in plain types, kept in
+    checkpoints.
+    """
+
+    detector: nn.Module
+    dataset: Callable[[int], Any]
+    collate: Callable[[Sequence[Any]], Any]
+    config: Mapping[str, Any]
+    evaluate: Callable[[nn.Module, Callable[[], bool]], Evaluation | None] | None = None
+
+
+def make_fabric(
+    precision: str = "fp32", device: str = "auto", devices: int | None = None, strategy: str = "auto", nodes: int = 1
+) -> Fabric:
+    """Lightning's Fabric for a device ("auto", "cpu", "cuda") and a number of processes on each of `nodes` machines.
+
+    Under torchrun its numbers of processes and machines are taken. Raises ConfigError when the device is missing or
+    cannot compute in the precision.
+    """
+    try:
+        from lightning.fabric import Fabric
+        from lightning.fabric.plugins import MixedPrecision
+    except ImportError as error:
+        raise ImportError("training needs Lightning: pip install pcdet_ext[train]") from error
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: no CUDA device is available")
+    if precision == "fp16" and kind != "cuda":
+        raise ConfigError("train.precision: fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    plugins = {"bf16": "bf16-mixed", "fp16": "16-mixed"}.get(precision)
+    return Fabric(
+        accelerator=kind,
+        devices=devices or 1,
+        num_nodes=nodes,
+        strategy=strategy,
+        plugins=[MixedPrecision(plugins, kind)] if plugins else None,
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch, which foreign code may draw from."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+class _Wrapped:
+    """Holds a batch so that Fabric, which casts floating-point inputs to half precision, does not see into it: metres
+    in bfloat16 are good to a quarter metre at 40 m."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+
+class _LossStep(nn.Module):
+    """The detector's loss as a forward pass, which is what strategies wrap."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, wrapped: _Wrapped) -> dict[str, Tensor]:
+        return self.detector.loss(wrapped.batch)
+
+
+class Trainer:
+    """Trains `parts.detector` (anything with `loss(batch) -> {"total": ..., ...}`) and keeps checkpoints in `out`.
+
+    resume: the content of a checkpoint to continue from; with another number of processes than it was written by, their
+    random states start anew. `fit` runs to the end or to a stop request.
+    """
+
+    def __init__(
+        self, parts: Parts, settings: TrainConfig, out: Path, fabric: Fabric, resume: Mapping[str, Any] | None = None
+    ) -> None:
+        self.parts, self.settings, self.out, self.fabric = parts, settings, out, fabric
+        self.progress = Progress(**resume["progress"]) if resume else Progress()
+        self.dataset = parts.dataset(self.progress.epoch)
+        self.batches = EpochBatches(
+            len(self.dataset), settings.batch_size, settings.seed, fabric.global_rank, fabric.world_size
+        )
+        self.total_steps = min(settings.epochs * self.batches.steps, settings.max_steps or math.inf)
+        self.loader = None
+        self.detector = self._synchronised(parts.detector)
+        self.module = fabric.setup_module(_LossStep(self.detector))
+        self.optimizer = build_optimizer(self.detector, settings)
+        self._step_optimizer = fabric.setup_optimizers(self.optimizer).step
+        self.scaler = getattr(fabric.strategy.precision, "scaler", None)
+        self._window: list[dict[str, Tensor]] = []
+        seed_everything(settings.seed + fabric.global_rank)
+        if resume:
+            self._restore(resume)
+        self.progress.steps = self.batches.steps
+
+    def fit(self) -> bool:
+        """Train to the end. Returns False when a stop was requested before; `last.ckpt` then continues exactly there.
+
+        Raises TrainingError when a loss or gradient is not finite, CheckpointError when the checkpoint that ends the
+        training cannot be written.
+        """
+        silent = self.fabric.global_rank > 0
+        with StopRequest() as self.stop, RunLog(self.out, self.total_steps, self.progress.step, silent) as self.log:
+            try:
+                while not self._finished():
+                    if not (self._train_epoch() and self._end_epoch()):
+                        self._flush()
+                        self._save(LAST, must=True)
+                        self.log.message(f"stopped at step {self.progress.step}; {self.out / LAST} continues from here")
+                        return False
+            finally:
+                self.loader = None  # ends its workers
+        return True
+
+    def _finished(self) -> bool:
+        """Whether the last epoch, its evaluation included, is over."""
+        progress = self.progress
+        return progress.epoch >= self.settings.epochs or (progress.step >= self.total_steps and progress.batch == 0)
+
+    def _train_epoch(self) -> bool:
+        """The rest of the current epoch; False when stopped."""
+        progress = self.progress
+        for batch in self._batches():
+            if progress.step >= self.total_steps:
+                break
+            if self._should_stop():
+                return False
+            self._train_step(batch)
+            progress.batch, progress.step = progress.batch + 1, progress.step + 1
+            self.log.step(f"epoch {progress.epoch + 1}/{self.settings.epochs}")
+            if progress.step % self.settings.log_every == 0:
+                self._flush()
+        return not self._should_stop(now=True)
+
+    def _end_epoch(self) -> bool:
+        """Evaluate, keep checkpoints, go on to the next epoch; False when stopped."""
+        settings, progress = self.settings, self.progress
+        self._flush()
+        done = progress.epoch + 1
+        final = done == settings.epochs or progress.step >= self.total_steps
+        evaluates = self.parts.evaluate is not None and settings.evaluate_every > 0
+        if evaluates and (final or done % settings.evaluate_every == 0):
+            if final or done % settings.checkpoint_every == 0:
+                self._save(LAST)  # an evaluation may take long: keep the epoch's work first
+            if not self._evaluate():
+                return False
+        progress.epoch, progress.batch = done, 0
+        if final or done % settings.checkpoint_every == 0:
+            self._save(LAST, must=final)
+        return True
+
+    def _evaluate(self) -> bool:
+        """Evaluate and keep the best checkpoint; False when stopped."""
+        was_training = self.detector.training
+        self.detector.eval()
+        devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            result = self.parts.evaluate(self.detector, lambda: self.stop.requested)
+        self.detector.train(was_training)
+        if not self._agree(result is not None, every=True):
+            return False
+        self.log.values("test", self.progress.step, result.values, epoch=self.progress.epoch)
+        if result.text:
+            self.log.message(result.text)
+        before = self.progress.best
+        if before is None or result.score > before:
+            self.progress.best = result.score
+            if not self._save(BEST):
+                self.progress.best = before  # so that the next one as good is kept
+        return True
+
+    def _train_step(self, batch: Any) -> None:
+        learning_rate, momentum = self.settings.at(self.progress.step, self.total_steps)
+        set_schedule(self.optimizer, learning_rate, momentum)
+        self.optimizer.zero_grad()
+        self.module.train()
+        losses = self.module(_Wrapped(batch.to(self.fabric.device, non_blocking=True)))
+        self.fabric.backward(losses["total"])
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.detector.parameters(), self.settings.grad_norm_clip)
+        self._step_optimizer()
+        self._window.append({k: v.detach() for k, v in losses.items()} | {"grad_norm": norm})
+
+    def _flush(self) -> None:
+        """Log the means since the last time, and check that they are finite (which waits for the device)."""
+        if not self._window:
+            return
+        names = list(self._window[0])
+        means = torch.stack([torch.stack([w[k].float() for w in self._window]).mean() for k in names])
+        means = self.fabric.all_reduce(means, reduce_op="mean") if self.fabric.world_size > 1 else means
+        values = dict(zip(names, means.tolist(), strict=True))
+        self._window.clear()
+        # scaled float16 gradients overflow now and then: the scaler skips such a step, so their norm is no alarm
+        wrong = [k for k, v in values.items() if not math.isfinite(v) and not (self.scaler and k == "grad_norm")]
+        if wrong:
+            raise TrainingError(
+                f"{', '.join(wrong)} not finite at or before step {self.progress.step}; the checkpoints in {self.out} "
+                "are from before. A lower train.learning_rate, train.grad_norm_clip or train.precision=fp32 may help"
+            )
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.log.values("train", self.progress.step, values | {"lr": learning_rate}, epoch=self.progress.epoch)
+
+    def _batches(self) -> Any:
+        dataset = self.parts.dataset(self.progress.epoch)
+        if self.loader is None or dataset is not self.dataset:
+            self.dataset = dataset
+            settings, device = self.settings, self.fabric.device
+            self.loader = training_loader(dataset, self.batches, self.parts.collate, settings.num_workers, device)
+        self.batches.seek(self.progress.epoch, self.progress.batch)
+        return self.loader
+
+    def _should_stop(self, now: bool = False) -> bool:
+        """Whether any process was asked to stop. Several processes agree at the steps where they log, or `now`."""
+        if self.fabric.world_size > 1 and not now and self.progress.step % self.settings.log_every:
+            return False
+        return self._agree(self.stop.requested, every=False)
+
+    def _agree(self, value: bool, every: bool) -> bool:
+        """Whether `value` holds in every (or else in any) process."""
+        if self.fabric.world_size == 1:
+            return value
+        count = self.fabric.all_reduce(torch.tensor(float(value), device=self.fabric.device), reduce_op="sum")
+        return bool(count == self.fabric.world_size) if every else bool(count > 0)
+
+    def _synchronised(self, detector: nn.Module) -> nn.Module:
+        if not self.settings.sync_batchnorm:
+            return detector
+        if self.fabric.device.type != "cuda":
+            raise ConfigError("train.sync_batchnorm: synchronised batch statistics need CUDA devices")
+        return nn.SyncBatchNorm.convert_sync_batchnorm(detector)
+
+    def state(self) -> dict[str, Any]:
+        """The content of a checkpoint; every process takes part."""
+        own = checkpoint.random_state()
+        states: list[Any] = [own]
+        if self.fabric.world_size > 1:
+            states = [None] * self.fabric.world_size
+            torch.distributed.all_gather_object(states, own)
+        return {
+            "config": dict(self.parts.config),
+            "model": self.detector.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else {},
+            "progress": asdict(self.progress),
+            "rng": states,
+        }
+
+    def _save(self, name: str, must: bool = False) -> bool:
+        """Write a checkpoint. When that fails, training goes on and tries again at the next turn, unless it `must`."""
+        state, written = self.state(), True
+        if self.fabric.global_rank == 0:
+            try:
+                checkpoint.write(self.out / name, state)
+            except CheckpointError as error:
+                if must:
+                    raise
+                self.log.message(f"{error}. Training goes on and tries again after a later epoch")
+                written = False
+        return self._agree(written, every=True)
+
+    def _restore(self, content: Mapping[str, Any]) -> None:
+        if self.progress.batch and self.progress.steps != self.batches.steps:
+            raise CheckpointError(
+                f"the checkpoint to resume from stands inside an epoch of {self.progress.steps} steps, now an epoch "
+                f"has {self.batches.steps}: continue with the same data, train.batch_size and number of processes"
+            )
+        checkpoint.load_model(self.detector, content["model"], "the checkpoint to resume from")
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(f"the optimiser state to resume from does not fit: {error}") from error
+        if self.scaler is not None and content["scaler"]:
+            self.scaler.load_state_dict(content["scaler"])
+        if len(content["rng"]) == self.fabric.world_size:
+            checkpoint.restore_random_state(content["rng"][self.fabric.global_rank])

@@ -1,0 +1,143 @@
+"""Training a detector from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+import yaml
+from torch import nn
+
+from pcdet_ext import checkpoint
+from pcdet_ext.checkpoint import CheckpointError
+from pcdet_ext.config import ConfigError, Node, construct, section, suggest
+from pcdet_ext.data.dataset import build_dataset, collate
+from pcdet_ext.engine import testing
+from pcdet_ext.engine.trainer import (
+    BEST,
+    LAST,
+    Evaluation,
+    Parts,
+    TrainConfig,
+    Trainer,
+    TrainingError,
+    make_fabric,
+    seed_everything,
+)
+from pcdet_ext.files import atomic_write
+from pcdet_ext.inference import Detector
+from pcdet_ext.models.detector import build_detector
+
+__all__ = ["BEST", "LAST", "TrainConfig", "TrainingError", "train"]
+
+
+def train(
+    settings: Node,
+    out: str | Path,
+    resume: str | Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    devices: int | None = None,
+    strategy: str = "auto",
+    nodes: int = 1,
+) -> bool:
+    """Train the detector that a configuration describes, and evaluate it on the `test:` section's split.
+
+    out: folder for `last.ckpt`, `best.ckpt` (highest score), `config.yaml`, `log.jsonl` and TensorBoard's files.
+    resume: a checkpoint to continue from, or "last" for `last.ckpt` in `out` where there is one. overwrite: replace an
+    earlier run in `out` instead of refusing. devices: processes on this machine; nodes: machines; strategy: a name of
+    Lightning's, as "ddp" or "ddp_find_unused_parameters_true".
+    Returns False when the training was stopped (Ctrl-C) before its end; `last.ckpt` continues it.
+    Raises ConfigError, DataError (CheckpointError among them) and TrainingError.
+    """
+    out = Path(out)
+    options = construct(TrainConfig, section(settings, "train"))
+    fabric = make_fabric(options.precision, device, devices, strategy, nodes)
+    fabric.launch()
+    if resume == "last":
+        resume = out / LAST if (out / LAST).exists() else None
+    if fabric.global_rank == 0:
+        _claim(out, resume, overwrite)
+    content = checkpoint.read(resume) if resume is not None else None
+    seed_everything(options.seed)
+    detector = build_detector(settings)
+    data = section(settings, "data")
+    parts = Parts(
+        detector=detector,
+        dataset=training_datasets(data, options),
+        collate=partial(collate, classes=tuple(data["classes"])),
+        config=settings.plain(),
+        evaluate=_evaluation(settings, str(fabric.device)) if options.evaluate_every else None,
+    )
+    trainer = Trainer(parts, options, out, fabric, content)
+    if fabric.global_rank == 0:
+        with atomic_write(out / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")
+    return trainer.fit()
+
+
+def training_datasets(data: Node, options: TrainConfig) -> Callable[[int], Any]:
+    """The training set of an epoch: in the last `fade_epochs` ones without the augmentations to fade.
+
+    Raises ConfigError when `fade_augmentations` names one that the data section does not use.
+    """
+    used = [node.get("name") for node in data.get("augment", [])]
+    for name in options.fade_augmentations:
+        if name not in used:
+            raise ConfigError(f"train.fade_augmentations: data.augment has no {name!r}{suggest(name, used)}")
+    make = partial(build_dataset, split="train", training=True, seed=options.seed)
+    first, faded = make(data), None
+    if not options.fade_epochs or not options.fade_augmentations:
+        return lambda epoch: first
+    kept = [node for node in data["augment"] if node.get("name") not in options.fade_augmentations]
+    faded_data = Node({**data, "augment": kept}, data.key_path, data.sources)
+
+    def dataset(epoch: int) -> Any:
+        nonlocal faded
+        if epoch < options.epochs - options.fade_epochs:
+            return first
+        faded = faded if faded is not None else make(faded_data)
+        return faded
+
+    return dataset
+
+
+def _evaluation(settings: Node, device: str) -> Callable[[nn.Module, Callable[[], bool]], Evaluation | None]:
+    """The evaluation on the test split, its frames shared out over the processes; its score is the mean 3-D AP."""
+    options = testing.eval_config(settings)
+    dataset = build_dataset(section(settings, "data"), options.split, training=False)
+
+    def evaluate(model: nn.Module, should_stop: Callable[[], bool]) -> Evaluation | None:
+        rank, processes = 0, 1
+        if torch.distributed.is_initialized():
+            rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        detector = Detector(settings, device, model)
+        indices = range(rank, len(dataset), processes)
+        results = testing.predict(detector, dataset, options, indices, should_stop, silent=rank > 0)
+        if processes > 1:
+            results = testing.gather(results)
+        if results is None:
+            return None
+        result = testing.metric(dataset, results)
+        names = result.results["overlap_0_7"]
+        values = {f"{name} {kind} moderate R40": result.ap(name, kind) for name in names for kind in ("bev", "3d")}
+        return Evaluation(sum(result.ap(name, "3d") for name in names) / len(names), values, result.table())
+
+    return evaluate
+
+
+def _claim(out: Path, resume: str | Path | None, overwrite: bool) -> None:
+    """Make the folder of a run; never silently write over the checkpoints of another one."""
+    if resume is None and not overwrite and (out / LAST).exists():
+        raise CheckpointError(
+            f"{out}: holds a run already; pass --resume to continue it, --overwrite, or another --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    if overwrite and resume is None:
+        for name in (LAST, BEST, "log.jsonl"):
+            (out / name).unlink(missing_ok=True)
+        for events in out.glob("events.out.tfevents.*"):
+            events.unlink()

@@ -1,0 +1,165 @@
+"""Layers on the nodes of an octree: convolutions, pooling, up-sampling and interpolation (ocnn; OctFormer, Wang 2023).
+
+Features have a row for each occupied node of a depth (nempty) or for each node. State-dict keys are those of ocnn.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pcdet_ext.grouping.octree import KERNELS, Octree
+from pcdet_ext.models.layers.sparse_conv import Pairs, convolve_pairs
+from pcdet_ext.ops.octree_conv import octree_depthwise_conv
+from pcdet_ext.ops.segment import segment_reduce
+
+
+class _OctreeLayer(nn.Module):
+    """What the convolutions share: weights [K, …], and whether rows are those of occupied nodes."""
+
+    def __init__(self, shape: tuple[int, int, int], kernel: str, stride: int, nempty: bool, bias: int) -> None:
+        super().__init__()
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+        if stride not in (1, 2):
+            raise ValueError(f"stride must be 1 or 2, got {stride}")
+        self.kernel, self.stride, self.nempty = kernel, stride, nempty
+        self.weights = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.zeros(bias)) if bias else None
+        bound = math.sqrt(6.0 / (shape[0] * (shape[1] + shape[2])))
+        nn.init.uniform_(self.weights, -bound, bound)
+
+    def _biased(self, rows: Tensor) -> Tensor:
+        return rows if self.bias is None else rows + self.bias
+
+
+class OctreeConv(_OctreeLayer):
+    """Convolution on the nodes of a depth. stride 2 goes one depth up, an output a parent, centred on its first child.
+
+    kernel: extents along x, y, z as digits, such as "333". Raises ValueError for a kernel or stride that is not there.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: str = "333",
+        stride: int = 1,
+        nempty: bool = True,
+        bias: bool = False,
+    ) -> None:
+        shape = (len(KERNELS.get(kernel, ())), in_channels, out_channels)
+        super().__init__(shape, kernel, stride, nempty, out_channels if bias else 0)
+
+    def forward(self, features: Tensor, octree: Octree, depth: int) -> Tensor:
+        """Rows [N, in_channels] of `depth` to rows [M, out_channels] of it, or of depth - 1 with stride 2."""
+        pairs, rows = _pairs(octree.table(depth, self.kernel, self.stride, self.nempty))
+        out = self._biased(convolve_pairs(features, self.weights, pairs, rows))
+        return octree.pad(out, depth - 1) if self.stride == 2 and not self.nempty else out
+
+
+class OctreeDeconv(_OctreeLayer):
+    """The transpose of `OctreeConv` with stride 2: one depth down. weights: [K, out_channels, in_channels]."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: str = "333", nempty: bool = True, bias: bool = False
+    ) -> None:
+        shape = (len(KERNELS.get(kernel, ())), out_channels, in_channels)
+        super().__init__(shape, kernel, 2, nempty, out_channels if bias else 0)
+
+    def forward(self, features: Tensor, octree: Octree, depth: int) -> Tensor:
+        """Rows [N, in_channels] of `depth` to rows [M, out_channels] of depth + 1."""
+        below = octree.levels[depth + 1]
+        rows = len(below.occupied_rows) if self.nempty else len(below.keys)
+        features = features if self.nempty else octree.depad(features, depth)
+        pairs, _ = _pairs(octree.table(depth + 1, self.kernel, 2, self.nempty))
+        swapped = [(out, into) for into, out in pairs]
+        return self._biased(convolve_pairs(features, self.weights.transpose(1, 2), swapped, rows))
+
+
+class OctreeDWConv(_OctreeLayer):
+    """Depth-wise 3×3×3 convolution on the nodes of a depth. weights: [27, 1, channels]."""
+
+    def __init__(self, channels: int, nempty: bool = True, bias: bool = False) -> None:
+        super().__init__((27, 1, channels), "333", 1, nempty, channels if bias else 0)
+
+    def forward(self, features: Tensor, octree: Octree, depth: int) -> Tensor:
+        """Rows [N, channels] of `depth` to the same shape."""
+        table = octree.table(depth, "333", 1, self.nempty)
+        return self._biased(octree_depthwise_conv(features, self.weights.squeeze(1), table))
+
+
+def _pairs(table: Tensor) -> tuple[Pairs, int]:
+    """Pairs (input rows, output rows) of each column, and how many outputs there are."""
+    pairs = []
+    for column in table.unbind(1):
+        out = torch.nonzero(column >= 0).squeeze(1)
+        pairs.append((column[out], out))
+    return pairs, len(table)
+
+
+def octree_max_pool(features: Tensor, octree: Octree, depth: int, nempty: bool = True) -> Tensor:
+    """Rows [N, C] of `depth` to the maximum over the children of each node of depth - 1; zeros where there are none."""
+    level, above = octree.levels[depth], octree.levels[depth - 1]
+    nodes = level.occupied_rows if nempty else torch.arange(len(level.keys), device=features.device)
+    pooled = segment_reduce(features, nodes // 8, len(above.occupied_rows), "max")
+    return pooled if nempty else octree.pad(pooled, depth - 1)
+
+
+def octree_global_pool(features: Tensor, octree: Octree, depth: int, nempty: bool = True) -> Tensor:
+    """Mean [B, C] of the rows [N, C] of each cloud; zeros for a cloud without rows."""
+    return segment_reduce(features, octree.frame(depth, nempty), octree.batch_size, "mean")
+
+
+def octree_upsample(features: Tensor, octree: Octree, depth: int, target: int, nempty: bool = True) -> Tensor:
+    """Rows [N, C] of `depth` to the descendants at the deeper depth `target`: each takes its ancestor's row."""
+    if target < depth:
+        raise ValueError(f"target must be at least depth {depth}, got {target}")
+    cells = octree.coords(target, nempty)
+    ancestors = torch.cat([cells[:, :1], cells[:, 1:] >> (target - depth)], 1)
+    return _rows_or_zero(features, octree.search(ancestors, depth, nempty))
+
+
+def octree_interpolate(
+    features: Tensor,
+    octree: Octree,
+    depth: int,
+    points: Tensor,
+    batch_index: Tensor,
+    nempty: bool = True,
+    linear: bool = False,
+    wrap: bool = False,
+) -> Tensor:
+    """Features [Q, C] at points float32 [Q, 3] (x, y, z in [-1, 1]) of clouds `batch_index` int64 [Q].
+
+    The row of the node a point is in, zeros where there is none; linear: of the up to eight nodes whose centres are
+    around it, weighted by distance along each axis, over the sum of their weights. wrap: cells outside the cube are
+    those of the opposite side, as published; else they do not exist, and +1 belongs to the last cell.
+    """
+    size = 1 << depth
+    place = (points + 1.0) * (size / 2)
+    if not linear:
+        cells = place.floor().long()
+        cells = cells % size if wrap else torch.where(place == size, size - 1, cells)
+        return _rows_or_zero(features, octree.search(_with_batch(batch_index, cells), depth, nempty))
+    corner = (place - 0.5).floor()
+    share = place - 0.5 - corner
+    out, total = features.new_zeros(len(points), features.shape[1]), features.new_zeros(len(points), 1)
+    for octant in range(8):
+        step = torch.tensor([octant >> 2 & 1, octant >> 1 & 1, octant & 1], device=points.device)
+        cells = corner.long() + step
+        row = octree.search(_with_batch(batch_index, cells % size if wrap else cells), depth, nempty)
+        weight = torch.where(step.bool(), share, 1 - share).prod(1, keepdim=True) * (row >= 0)[:, None]
+        out, total = out + weight * _rows_or_zero(features, row), total + weight
+    return out / (total + 1e-12)
+
+
+def _with_batch(batch_index: Tensor, xyz: Tensor) -> Tensor:
+    return torch.cat([batch_index.long()[:, None], xyz.flip(1)], 1)
+
+
+def _rows_or_zero(features: Tensor, rows: Tensor) -> Tensor:
+    padded = torch.cat([features, features.new_zeros(1, features.shape[1])])
+    return padded[torch.where(rows < 0, len(features), rows)]

@@ -1,0 +1,96 @@
+"""Merging voxels into coarser ones, with a spatial descriptor and voxel generation (LION, Liu et al., NeurIPS 2024).
+
+State-dict keys are those of LION.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pcdet_ext.models.layers.sparse_conv import SubMConv3d, Triple
+from pcdet_ext.ops.segment import segment_reduce
+from pcdet_ext.structures import SparseVoxels
+
+DIAGONALS = ((1, -1), (1, 1), (-1, -1), (-1, 1))  # (y, x) of the voxels that one foreground voxel diffuses to
+
+
+class VoxelMerging(nn.Module):
+    """Describe (3×3×3 convolution, LayerNorm, GELU), generate voxels, merge by sum, LayerNorm (sections 3.2 and 3.3).
+
+    channels: C; scale: cells (z, y, x) that become one; generation: share of the voxels, those of the highest mean
+    feature after the description, that put four new voxels without features at their diagonal neighbours in x and y.
+    floor_keys: number coarse cells by the grid's size over the scale rounded down, as published: where a size does not
+    divide, cells may get the number of others. By default such a grid is refused.
+    Raises ValueError for impossible scales and shares.
+    """
+
+    def __init__(self, channels: int, scale: Sequence[int], generation: float = 0.0, floor_keys: bool = False) -> None:
+        super().__init__()
+        self.scale: Triple = tuple(scale)
+        self.generation, self.floor_keys = generation, floor_keys
+        if len(self.scale) != 3 or min(self.scale) < 1:
+            raise ValueError(f"scale must be three numbers (z, y, x), at least 1, got {list(scale)}")
+        if not 0 <= generation <= 1:
+            raise ValueError(f"generation must be in [0, 1], got {generation}")
+        self.sub_conv = nn.Sequential(SubMConv3d(channels, channels, 3), nn.LayerNorm(channels), nn.GELU())
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, voxels: SparseVoxels) -> tuple[SparseVoxels, Tensor]:
+        """Voxels [N, C] to merged voxels [M, C], and the row int64 [N + new] that each voxel was merged into.
+
+        New voxels stand after the given ones, frame after frame; merged ones ascend by (batch, x, y, z).
+        Raises ValueError where the grid does not divide by the scale (but see `floor_keys`).
+        """
+        conv, *rest = self.sub_conv
+        features = conv(voxels).features
+        for layer in rest:
+            features = layer(features)
+        coords = voxels.coords.long()
+        if self.generation:
+            coords = torch.cat([coords, self._generate(features.detach(), coords, voxels)])
+        grid = self.out_grid(voxels.grid)
+        cells = tuple(n // s for n, s in zip(voxels.grid, self.scale, strict=True)) if self.floor_keys else grid
+        merged, parent = merge_cells(coords, self.scale, cells)
+        features = self.norm(segment_reduce(features, parent[: len(features)], len(merged)))
+        return SparseVoxels(features, merged, grid, voxels.batch_size), parent
+
+    def out_grid(self, grid: Triple) -> Triple:
+        """Cells (Z, Y, X) after merging; ValueError where `grid` does not divide by the scale (see `floor_keys`)."""
+        if not self.floor_keys and any(n % s for n, s in zip(grid, self.scale, strict=True)):
+            raise ValueError(f"a grid of {tuple(grid)} cells (Z, Y, X) does not divide by the scale {self.scale}")
+        return tuple(-(-n // s) for n, s in zip(grid, self.scale, strict=True))
+
+    def _generate(self, features: Tensor, coords: Tensor, voxels: SparseVoxels) -> Tensor:
+        """Coordinates int64 [K, 4] of new voxels: for each diagonal those of all foreground voxels, the best first."""
+        frame = coords[:, 0]
+        counts = torch.bincount(frame, minlength=voxels.batch_size)
+        best = torch.argsort(features.mean(1), descending=True, stable=True)
+        best = best[torch.argsort(frame[best], stable=True)]
+        chosen = (counts.double() * self.generation).long()
+        new = chosen * len(DIAGONALS)
+        into = torch.repeat_interleave(new)
+        place = torch.arange(len(into), device=into.device) - (new.cumsum(0) - new)[into]
+        source = coords[best[(counts.cumsum(0) - counts)[into] + place % chosen[into]]]
+        step = coords.new_tensor(DIAGONALS)[place // chosen[into]]
+        moved = source[:, 2:] + step
+        limit = coords.new_tensor(voxels.grid[1:]) - 1
+        return torch.cat([source[:, :2], torch.minimum(moved.clamp(min=0), limit)], 1)
+
+
+def merge_cells(coords: Tensor, scale: Triple, cells: Triple) -> tuple[Tensor, Tensor]:
+    """Coarse cells int32 [M, 4], ascending by (batch, x, y, z), and the one int64 [N] that each voxel falls into.
+
+    coords: int64 [N, 4] as (batch, z, y, x); scale, cells: (z, y, x), fine cells in a coarse one, and coarse cells.
+    """
+    z, y, x = (torch.div(coords[:, i + 1], scale[i], rounding_mode="floor") for i in range(3))
+    depth, height, width = cells
+    keys = ((coords[:, 0] * width + x) * height + y) * depth + z
+    unique, parent = torch.unique(keys, return_inverse=True)
+    column = torch.div(unique, depth, rounding_mode="floor")
+    plane = torch.div(column, height, rounding_mode="floor")
+    frame = torch.div(plane, width, rounding_mode="floor")
+    merged = torch.stack([frame, unique % depth, column % height, plane % width], 1)
+    return merged.int(), parent

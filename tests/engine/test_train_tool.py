@@ -1,0 +1,215 @@
+"""tools/train.py and tools/test.py from made-up frames to detections, and what they say about bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import pcdet_ext
+from pcdet_ext import checkpoint, config
+from pcdet_ext.config import ConfigError, construct
+from pcdet_ext.data.kitti import files as kitti
+from pcdet_ext.data.prepare import prepare_kitti
+from pcdet_ext.engine.trainer import TrainConfig
+from pcdet_ext.engine.training import training_datasets
+from pcdet_ext.ops import iou_bev
+
+CALIBRATION = kitti.Calibration(
+    p2=np.array([[700.0, 0, 600, 0], [0, 700, 180, 0], [0, 0, 1, 0]]),
+    r0_rect=np.eye(3),
+    velo_to_cam=np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]]),
+)
+SMALL = (
+    "data.point_cloud_range=[0, -9.6, -3, 19.2, 9.6, 1]",
+    "model.voxel_size=[0.4, 0.4, 4]",
+    "model.bev_backbone.layer_nums=[1, 1, 1]",
+    "train.num_workers=0",
+    "test.num_workers=0",
+)
+
+
+def tool(root: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", root / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_frames(root: Path, count: int) -> None:
+    """Frames with a car's sides above flat ground."""
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        x, y, heading = rng.uniform(8, 16), rng.uniform(-4, 4), rng.uniform(-3, 3)
+        box = np.array([[x, y, -1, 3.9, 1.6, 1.5, heading]])
+        local = rng.uniform(-0.5, 0.5, (400, 3)) * box[0, 3:6]
+        local[np.arange(400), rng.integers(0, 2, 400)] *= 0.999 / np.abs(local / (box[0, 3:6] / 2)).max(1).clip(0.02)
+        local = np.clip(local, -box[0, 3:6] / 2, box[0, 3:6] / 2)
+        cos, sin = np.cos(heading), np.sin(heading)
+        body = np.column_stack(
+            [cos * local[:, 0] - sin * local[:, 1], sin * local[:, 0] + cos * local[:, 1], local[:, 2]]
+        )
+        ground = np.column_stack([rng.uniform(0, 20, 1500), rng.uniform(-10, 10, 1500), rng.normal(-1.75, 0.01, 1500)])
+        points = np.concatenate([body + box[0, :3], ground])
+        points = np.column_stack([points, rng.random(len(points))]).astype(np.float32)
+        labels = kitti.boxes_to_labels(box, ["Car"], CALIBRATION, kitti.DEFAULT_IMAGE_SIZE)
+        kitti.write_frame(root, f"{i:06d}", points, labels, CALIBRATION)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten prepared frames."""
+    root = tmp_path_factory.mktemp("kitti")
+    write_frames(root, 10)
+    prepare_kitti(root, progress=False)
+    return root
+
+
+@pytest.fixture
+def arguments(root: Path, data: Path, tmp_path: Path) -> list[str]:
+    """The command line of a short training in tmp_path / "run"."""
+    config_file = root / "configs" / "kitti" / "demo.yaml"
+    return [str(config_file), f"data.root={data}", *SMALL, "--out", str(tmp_path / "run"), "--device", "cpu"]
+
+
+def test_a_detector_learns_its_frames_and_finds_the_cars(
+    root: Path, data: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    # Batch norms keep 99 % of their running statistics in a step, so detecting needs some hundred steps.
+    options = ["data.augment=[]", "train.epochs=80", "train.evaluate_every=80", "train.batch_size=2"]
+    assert tool(root, "train").main(arguments + options) == 0
+    best = tmp_path / "run" / "best.ckpt"
+    detector = pcdet_ext.load(best, device="cpu")
+    frames = kitti.find_frames(data, "train")
+    hits = 0
+    for frame, found in zip(frames, detector.detect([f.points for f in frames], score_threshold=0.3), strict=True):
+        truth = kitti.labels_to_boxes(kitti.read_labels(frame.labels), kitti.Calibration.read(frame.calibration))
+        overlap = iou_bev(torch.from_numpy(truth.boxes), torch.from_numpy(found.boxes))
+        hits += int(len(found) > 0 and float(overlap.max()) > 0.5)
+    assert hits >= len(frames) - 1
+
+    out, numbers = tmp_path / "results", tmp_path / "ap.json"
+    capsys.readouterr()
+    options = ["--split", "train", "--out", str(out), "--json", str(numbers), "--device", "cpu"]
+    assert tool(root, "test").main([str(best), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "Car             bev   0.70" in printed
+    assert f"{len(frames)} frames of train" in printed
+    assert {p.stem for p in out.iterdir()} == {f.frame_id for f in frames}
+    assert len(kitti.read_labels(out / f"{frames[0].frame_id}.txt", with_scores=True)) >= 1
+    assert json.loads(numbers.read_text())["frames"] == len(frames)
+
+
+def test_resume_refuses_overwrites_and_continues(
+    root: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train = tool(root, "train").main
+    short = [*arguments, "train.max_steps=2", "train.evaluate_every=0", "train.log_every=1"]
+    assert train([*short, "--resume"]) == 0  # nothing to resume: starts
+    log = tmp_path / "run" / "log.jsonl"
+    first = log.read_text()
+    assert train(short) == 2
+    assert "holds a run already; pass --resume" in capsys.readouterr().err
+    assert train([*short, "--resume"]) == 0
+    assert log.read_text() == first
+    assert train([*short, "--overwrite"]) == 0
+    assert log.read_text() == first
+    assert config.load(tmp_path / "run" / "config.yaml")["train"]["max_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.epocs=3", "did you mean 'epochs'"),
+        ("model.encoder.max_pionts=3", "did you mean 'max_points'"),
+        ("data.root=/nowhere", "/nowhere"),
+        ("data.classes=[Cra]", "Cra"),
+        ("train.fade_augmentations=[RandomFilp]", "did you mean 'RandomFlip'"),
+        ("train.precision=fp16", "fp16 needs a CUDA device"),
+        ("novalue", "write key.path=value"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    root: Path, arguments: list[str], change: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert tool(root, "train").main([*arguments, change]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("train: ")
+    assert message in error
+    assert "\n" not in error
+
+
+def test_bad_checkpoints_are_one_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
+    for name, message in (("none.ckpt", "no such checkpoint"), ("cut.ckpt", "damaged or no checkpoint")):
+        assert tool(root, "test").main([str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith(f"test: {tmp_path / name}: {message}")
+        assert "\n" not in error
+
+
+def test_faded_augmentations_leave_in_the_last_epochs(root: Path, data: Path) -> None:
+    settings = config.load(root / "configs" / "kitti" / "demo.yaml", [f"data.root={data}"])
+    options = TrainConfig(epochs=5, fade_epochs=2, fade_augmentations=["RandomFlip"])
+    dataset = training_datasets(settings["data"], options)
+    names = [[type(step).__name__ for step in dataset(epoch).augment] for epoch in range(5)]
+    rest = ["GroundTruthSampling", "RandomScaling"]
+    assert names == [["GroundTruthSampling", "RandomFlip", "RandomScaling"]] * 3 + [rest] * 2
+    assert dataset(3) is dataset(4)
+    with pytest.raises(ConfigError, match="did you mean 'RandomFlip'"):
+        training_datasets(settings["data"], TrainConfig(epochs=1, fade_augmentations=["randomFlip"]))
+
+
+@pytest.mark.parametrize("name", ["demo", "pointpillars", "second", "centerpoint_pillar"])
+def test_the_configurations_have_valid_training_sections(root: Path, name: str) -> None:
+    settings = config.load(root / "configs" / "kitti" / f"{name}.yaml")
+    assert construct(TrainConfig, settings["train"]).epochs > 0
+
+
+def test_ctrl_c_in_the_first_step_leaves_a_checkpoint(root: Path, arguments: list[str], tmp_path: Path) -> None:
+    """A real process: interrupted as soon as it says that training began."""
+    command = [sys.executable, str(root / "tools" / "train.py"), *arguments, "train.num_workers=1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    seen = b""
+    while b"0/" not in seen:  # the bar appears before the first batch is read
+        character = process.stderr.read(1)
+        assert character, seen.decode()
+        seen += character
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, rest.decode()
+    assert b"continues from here" in rest
+    assert b"Traceback" not in rest
+    assert checkpoint.read(tmp_path / "run" / "last.ckpt")["progress"]["step"] <= 2
+
+
+def test_training_steps_are_timed(root: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, benchmark = str(root / "configs" / "kitti" / "demo.yaml"), tool(root, "benchmark")
+    given = ["steps", path, f"data.root={data}", *SMALL]
+    assert benchmark.main([*given, "train.batch_size=3", "--steps", "2", "--threads", "1"]) == 0
+    assert "kitti/demo" in (line := capsys.readouterr().out)
+    assert "s a step of 3 frames (median of 2, fastest" in line
+    assert benchmark.main(["steps", path, "data.root=/nowhere"]) == 2
+    assert "/nowhere" in capsys.readouterr().err
+    assert benchmark.main(["steps", path, "train.batchsize=3", f"data.root={data}"]) == 2
+    assert "batch_size" in capsys.readouterr().err
+    assert benchmark.main(["steps", f"data.root={data}"]) == 2
+    assert "name a configuration" in capsys.readouterr().err
+
+
+def test_undecayed_names_that_no_parameter_has_are_an_error(
+    root: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool(root, "train").main([*arguments, "train.undecayed=[bn_]"]) == 2
+    assert "train.undecayed: no parameter of the model has 'bn_' in its name" in capsys.readouterr().err
+    assert tool(root, "train").main([*arguments, "train.undecayed=norm", "--overwrite"]) == 2
+    assert "train.undecayed" in capsys.readouterr().err

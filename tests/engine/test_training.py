@@ -1,0 +1,312 @@
+"""The training loop: order of frames, exact continuation, stops, failures, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toy_detector import toy_parts
+
+from pcdet_ext import checkpoint
+from pcdet_ext.checkpoint import CheckpointError
+from pcdet_ext.config import ConfigError, Node, construct
+from pcdet_ext.engine import trainer
+from pcdet_ext.engine.interrupts import StopRequest
+from pcdet_ext.engine.loader import EpochBatches
+from pcdet_ext.engine.trainer import BEST, LAST, Evaluation, Parts, TrainConfig, Trainer, TrainingError, make_fabric
+
+SCRIPT = Path(__file__).with_name("toy_detector.py")
+
+
+def run(out: Path, parts: Parts | None = None, resume: Mapping[str, Any] | None = None, **settings: Any) -> bool:
+    """Train the toy detector in `out`; False when it was stopped."""
+    options = TrainConfig(**{"epochs": 3, "num_workers": 0, "log_every": 1, "batch_size": 4} | settings)
+    out.mkdir(parents=True, exist_ok=True)
+    fabric = make_fabric(options.precision, "cpu")
+    return Trainer(parts or toy_parts(), options, out, fabric, resume).fit()
+
+
+def losses(out: Path) -> dict[int, float]:
+    """The loss of each step from the log; a step written twice must not differ."""
+    result: dict[int, float] = {}
+    for line in (out / "log.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if entry["kind"] == "train":
+            assert result.setdefault(entry["step"], entry["total"]) == entry["total"]
+    return result
+
+
+def stop_at(parts: Parts, step: int) -> Parts:
+    """The same parts, with a Ctrl-C in the middle of a step (from 0)."""
+    loss, count = parts.detector.loss, iter(range(10**6))
+
+    def interrupted(batch: Any) -> dict[str, Tensor]:
+        if parts.detector.training and next(count) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(batch)
+
+    parts.detector.loss = interrupted
+    return parts
+
+
+def same_model(a: Path, b: Path) -> bool:
+    first, second = checkpoint.read(a)["model"], checkpoint.read(b)["model"]
+    return all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_an_epoch_reads_every_frame_and_fills_its_batches() -> None:
+    batches = EpochBatches(size=10, batch_size=4, seed=3)
+    batches.seek(5)
+    epoch = list(batches)
+    assert [len(b) for b in epoch] == [4, 4, 4]
+    flat = [index for batch in epoch for _, index in batch]
+    assert sorted(flat[:10]) == list(range(10))
+    assert flat[10:] == flat[:2]
+    assert {e for batch in epoch for e, _ in batch} == {5}
+    batches.seek(5, start=2)
+    assert list(batches) == epoch[2:]
+    batches.seek(6)
+    assert list(batches) != epoch
+
+
+def test_processes_share_the_batch_of_one() -> None:
+    one = list(EpochBatches(11, 4, seed=0))
+    both = [list(EpochBatches(11, 2, 0, rank, processes=2)) for rank in range(2)]
+    assert one == [a + b for a, b in zip(*both, strict=True)]
+
+
+def test_training_learns_and_leaves_its_files(tmp_path: Path) -> None:
+    assert run(tmp_path, epochs=20, learning_rate=0.03)
+    values = list(losses(tmp_path).values())
+    assert len(values) == 60
+    assert sum(values[-5:]) < 0.5 * sum(values[:5])
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    content = checkpoint.read(tmp_path / LAST)
+    assert content["progress"]["epoch"] == 20
+    assert content["progress"]["best"] == checkpoint.read(tmp_path / BEST)["progress"]["best"]
+    scores = [json.loads(x)["score"] for x in (tmp_path / "log.jsonl").read_text().splitlines() if '"test"' in x]
+    assert content["progress"]["best"] == max(scores)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_read_the_right_epoch(tmp_path: Path, workers: int) -> None:
+    assert run(tmp_path / "a", num_workers=workers)
+    assert run(tmp_path / "b")
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+@pytest.mark.parametrize("step", [0, 2, 4, 8])
+def test_continuing_after_ctrl_c_repeats_the_uninterrupted_run(tmp_path: Path, step: int) -> None:
+    assert run(tmp_path / "whole")
+    assert not run(tmp_path / "parts", stop_at(toy_parts(), step))
+    content = checkpoint.read(tmp_path / "parts" / LAST)
+    assert content["progress"]["step"] == step + 1  # the step under way is finished first
+    torch.manual_seed(1234)  # a new process starts from other random states
+    assert run(tmp_path / "parts", resume=content)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert same_model(tmp_path / "parts" / LAST, tmp_path / "whole" / LAST)
+
+
+def test_continuing_a_finished_training_does_nothing(tmp_path: Path) -> None:
+    for settings in ({}, {"max_steps": 4}):
+        out = tmp_path / str(len(settings))
+        assert run(out, **settings)
+        before = (out / "log.jsonl").read_text()
+        assert run(out, resume=checkpoint.read(out / LAST), **settings)
+        assert (out / "log.jsonl").read_text() == before
+
+
+def test_another_batch_size_cannot_continue_inside_an_epoch(tmp_path: Path) -> None:
+    assert not run(tmp_path, stop_at(toy_parts(), 3))
+    with pytest.raises(CheckpointError, match=r"an epoch of 3 steps, now an epoch has 5.*train\.batch_size"):
+        run(tmp_path, resume=checkpoint.read(tmp_path / LAST), batch_size=2)
+
+
+def test_max_steps_ends_the_cycle(tmp_path: Path) -> None:
+    assert run(tmp_path, max_steps=4)
+    lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rates = [x["lr"] for x in lines if x["kind"] == "train"]
+    assert len(rates) == 4
+    assert rates[1] == max(rates)
+
+
+def test_stop_during_evaluation_evaluates_again(tmp_path: Path) -> None:
+    parts = toy_parts()
+
+    def interrupted(model: torch.nn.Module, should_stop: Any) -> Evaluation | None:
+        os.kill(os.getpid(), signal.SIGINT)
+        return None if should_stop() else Evaluation(0.0, {})
+
+    stopped = Parts(parts.detector, parts.dataset, parts.collate, parts.config, interrupted)
+    assert not run(tmp_path / "parts", stopped)
+    assert run(tmp_path / "parts", resume=checkpoint.read(tmp_path / "parts" / LAST))
+    assert run(tmp_path / "whole")
+    assert (tmp_path / "parts" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+
+
+def test_evaluation_leaves_the_training_alone(tmp_path: Path) -> None:
+    assert run(tmp_path / "with", evaluate_every=1)
+    assert run(tmp_path / "without", evaluate_every=0)
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    assert not (tmp_path / "without" / BEST).exists()
+
+
+def test_second_ctrl_c_breaks_off() -> None:
+    before = signal.getsignal(signal.SIGINT)  # ignored, where a shell has put the tests in the background
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_full_disk_does_not_end_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    real, calls = checkpoint.write, []
+
+    def sometimes_full(path: Path, content: Any) -> None:
+        calls.append(path.name)
+        if len(calls) in (2, 4, 5):  # the first best one among them
+            raise CheckpointError(f"{path}: cannot write the checkpoint: No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(trainer.checkpoint, "write", sometimes_full)
+    assert run(tmp_path)
+    assert "No space left on device. Training goes on" in capsys.readouterr().err
+    assert (tmp_path / BEST).exists()
+    assert checkpoint.read(tmp_path / LAST)["progress"]["epoch"] == 3
+
+
+def test_full_disk_at_the_end_is_an_error_and_keeps_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path, epochs=1)
+
+    def full(path: Path, content: Any) -> None:
+        raise CheckpointError(f"{path}: cannot write the checkpoint: No space left on device")
+
+    monkeypatch.setattr(trainer.checkpoint, "write", full)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: cannot write"):
+        run(tmp_path, epochs=2, resume=checkpoint.read(tmp_path / LAST))
+    assert checkpoint.read(tmp_path / LAST)["progress"]["epoch"] == 1
+
+
+def test_loss_that_is_not_finite_ends_the_training_before_it_is_saved(tmp_path: Path) -> None:
+    parts = toy_parts()
+    loss, count = parts.detector.loss, iter(range(1000))
+    parts.detector.loss = lambda batch: {
+        k: v * (float("nan") if next(count) == 8 else 1) for k, v in loss(batch).items()
+    }
+    with pytest.raises(TrainingError, match=r"centre.*not finite at or before step"):
+        run(tmp_path, parts, log_every=100)
+    assert all(torch.isfinite(v).all() for v in checkpoint.read(tmp_path / LAST)["model"].values())
+
+
+def test_bfloat16_keeps_coordinates_whole(tmp_path: Path) -> None:
+    parts = toy_parts()
+    seen = []
+    loss = parts.detector.loss
+    parts.detector.loss = lambda batch: (
+        seen.append((batch.points.dtype, torch.is_autocast_enabled("cpu"))),
+        loss(batch),
+    )[1]
+    assert run(tmp_path, parts, precision="bf16", epochs=1, evaluate_every=0)
+    assert set(seen) == {(torch.float32, True)}
+
+
+def test_what_the_device_cannot_do_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.precision"):
+        run(tmp_path, precision="fp16")
+    with pytest.raises(ConfigError, match=r"train\.sync_batchnorm"):
+        run(tmp_path, sync_batchnorm=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("epocs", 3, "did you mean 'epochs'"),
+        ("batch_size", "four", "train.batch_size: expected int"),
+        ("precision", "fp8", "train.precision: expected"),
+        ("batch_size", 0, "batch_size must be at least 1"),
+        ("momentum", [0.9], "train.momentum"),
+        ("parameter_groups", "some", "train.parameter_groups"),
+    ],
+)
+def test_wrong_settings_name_the_key(key: str, value: Any, message: str) -> None:
+    node = Node({"epochs": 1, key: value}, "train", {key: "a.yaml:3"})
+    with pytest.raises(ConfigError, match=message) as error:
+        construct(TrainConfig, node)
+    assert "a.yaml:3" in str(error.value) or "must be" in message
+
+
+def launch(*arguments: str, processes: int = 1) -> subprocess.Popen:
+    """The toy training in processes of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT), *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    one = launch("--out", str(tmp_path / "one"), "--batch-size", "4")
+    two = launch("--out", str(tmp_path / "two"), "--batch-size", "2", processes=2)
+    for process in (one, two):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert together == pytest.approx(alone, rel=1e-5)
+    content = checkpoint.read(tmp_path / "two" / LAST)
+    expected = checkpoint.read(tmp_path / "one" / LAST)["model"]
+    for name, value in content["model"].items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+    for rank in range(2):  # what each process found is known to both; a stop of one stops both
+        gathered = json.loads((tmp_path / "two" / f"gathered_{rank}.json").read_text())
+        assert gathered == [{"0": "rows", "1": "rows"}, None]
+    assert len(content["rng"]) == 2
+    assert not torch.equal(*(state["torch"] for state in content["rng"]))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signals_end_whole_process_groups_with_a_checkpoint(tmp_path: Path, processes: int) -> None:
+    arguments = ("--out", str(tmp_path), "--epochs", "1000", "--delay", "0.05", "--workers", "1", "--batch-size", "8")
+    process = launch(*arguments, processes=processes)
+    assert "ready" in process.stdout.readline()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM if processes > 1 else signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "continues from here" in errors
+    assert "Traceback" not in errors or processes > 1  # torchrun tells of its own end
+    progress = checkpoint.read(tmp_path / LAST)["progress"]
+    assert progress["epoch"] < 1000
+
+
+def test_an_error_ends_the_workers(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.path[:0] = [{str(SCRIPT.parent)!r}, {str(SCRIPT.parent.parent)!r}]
+from pathlib import Path
+from toy_detector import toy_parts
+from pcdet_ext.engine.trainer import TrainConfig, Trainer, make_fabric
+parts = toy_parts(size=100)
+def fail(batch):
+    raise ValueError("no such loss")
+parts.detector.loss = fail
+Trainer(parts, TrainConfig(epochs=1, num_workers=2), Path({str(tmp_path)!r}), make_fabric(device="cpu")).fit()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=False)
+    assert done.returncode == 1
+    assert "no such loss" in done.stderr

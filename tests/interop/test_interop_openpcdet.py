@@ -1,0 +1,141 @@
+"""Official OpenPCDet configurations and checkpoints in this library."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import pcdet_ext.conformance.cases.openpcdet_heads  # noqa: F401  (registers the runners)
+from pcdet_ext.conformance.golden import Case, run_case
+from pcdet_ext.interop import from_official
+
+# Published models with a component that this library does not have, and that component.
+OUT_OF_REACH = {
+    "kitti_models/pillarnet.yaml": "PillarBackBone8x",
+    "waymo_models/pillarnet.yaml": "PillarRes18BackBone8x",
+    "nuscenes_models/cbgs_pillar0075_res2d_centerpoint.yaml": "PillarRes18BackBone8x",
+    "nuscenes_models/cbgs_second_multihead.yaml": "AnchorHeadMulti",
+    "nuscenes_models/cbgs_pp_multihead.yaml": "AnchorHeadMulti",
+}
+COVERED = (
+    "kitti_models/pointpillar.yaml",
+    "kitti_models/second.yaml",
+    "waymo_models/second.yaml",
+    "waymo_models/pointpillar_1x.yaml",
+    "waymo_models/centerpoint.yaml",
+    "waymo_models/centerpoint_without_resnet.yaml",
+    "waymo_models/centerpoint_pillar_1x.yaml",
+    "waymo_models/centerpoint_dyn_pillar_1x.yaml",
+    "nuscenes_models/cbgs_voxel01_res3d_centerpoint.yaml",
+    "nuscenes_models/cbgs_voxel0075_res3d_centerpoint.yaml",
+    "nuscenes_models/cbgs_dyn_pp_centerpoint.yaml",
+    "nuscenes_models/transfusion_lidar.yaml",
+    "once_models/centerpoint.yaml",
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(shared: Path) -> dict:
+    return json.loads((shared / "golden" / "openpcdet" / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def second(shared: Path) -> Case:
+    return Case.read(shared / "golden" / "openpcdet" / "e2e_second_kitti.json")
+
+
+@pytest.mark.parametrize("case", ["e2e_pointpillar_kitti", "e2e_second_kitti", "e2e_centerpoint_waymo"])
+def test_reproduces_published_detections(shared, case):
+    report = run_case(shared / "golden" / "openpcdet" / f"{case}.json")
+    assert report.status == "pass", report.line()
+
+
+def test_every_published_model_is_accounted_for(manifest):
+    assert set(manifest) == {*COVERED, *OUT_OF_REACH}
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_every_name_and_shape_of_a_published_model_has_its_place(manifest, name):
+    entry = manifest[name]
+    state = {key: torch.full(shape, float(i)) for i, (key, shape) in enumerate(entry["params"])}
+    assert len(state) == entry["n_state_entries"]
+    detector = from_official("openpcdet", entry["config"], state)
+    found = sorted(float(t.flatten()[0]) for t in detector.state_dict().values())
+    assert found == [float(i) for i, (key, _) in enumerate(entry["params"]) if key != "global_step"]
+
+
+@pytest.mark.parametrize("name", OUT_OF_REACH)
+def test_models_out_of_reach_say_why(manifest, name):
+    with pytest.raises(ValueError, match=OUT_OF_REACH[name]):
+        from_official("openpcdet", manifest[name]["config"])
+
+
+def test_checkpoint_with_spconv_1_weights_loads(second):
+    state = second.tensors("param")
+    old = {k: t.movedim(0, -1) if t.ndim == 5 else t for k, t in state.items()}
+    detector = from_official("openpcdet", second.config, {"model_state": old, "epoch": 80})
+    expected = from_official("openpcdet", second.config, state)
+    for key, value in expected.state_dict().items():
+        assert value.equal(detector.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("dense_head.conv_box.bias"), "head.conv_box.bias is missing"),
+        (lambda s: s.update({"roi_head.weight": torch.zeros(1)}), "roi_head.weight has no place"),
+        (lambda s: s.update({"dense_head.conv_box.bias": torch.zeros(3)}), r"conv_box.bias is \(3,\), not \(42,\)"),
+        (lambda s: s.clear(), "and [0-9]+ more"),
+    ],
+)
+def test_state_dicts_that_do_not_fit_are_refused(second, change, message):
+    state = second.tensors("param")
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        from_official("openpcdet", second.config, state)
+
+
+def _set(path: str, value: object):
+    def change(config: dict) -> None:
+        *parents, last = path.split(".")
+        for key in parents:
+            config = config[int(key) if key.isdigit() else key]
+        config[last] = value
+
+    return change
+
+
+HEAD = "model_cfg.DENSE_HEAD"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("voxel_size"), "needs 'voxel_size'"),
+        (lambda c: c.pop("voxelize"), "limits of points"),
+        (_set("model_cfg.VFE.NAME", "ImageVFE"), "'ImageVFE' is not in this library"),
+        (_set("model_cfg.BACKBONE_3D.NAME", "VoxelBackBone9x"), "did you mean 'VoxelBackBone8x'"),
+        (_set(f"{HEAD}.NAME", "PointHead"), "'PointHead' is not in this library"),
+        (_set(f"{HEAD}.TARGET_ASSIGNER_CONFIG.BOX_CODER", "PointResidualCoder"), "ResidualCoder"),
+        (_set(f"{HEAD}.LOSS_CONFIG.REG_LOSS_TYPE", "IoULoss"), "'IoULoss' is not known"),
+        (_set(f"{HEAD}.ANCHOR_GENERATOR_CONFIG.0.feature_map_stride", 4), "feature_map_stride"),
+        (_set(f"{HEAD}.ANCHOR_GENERATOR_CONFIG.0.anchor_bottom_heights", [0, 1]), "more than one bottom height"),
+        (_set("model_cfg.BACKBONE_2D.LAYER_STRIDES", [2, 2]), "stride of 8, but its map has 16"),
+        (_set("model_cfg.POST_PROCESSING.OUTPUT_RAW_SCORE", True), "OUTPUT_RAW_SCORE"),
+        (_set("model_cfg.POST_PROCESSING.NMS_CONFIG.NMS_TYPE", "soft_nms"), "'soft_nms' is not known"),
+    ],
+)
+def test_settings_without_counterpart_are_refused(second, change, message):
+    config = copy.deepcopy(second.config)
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        from_official("openpcdet", config)
+
+
+def test_unknown_system_is_named():
+    with pytest.raises(ValueError, match="did you mean 'openpcdet'"):
+        from_official("openpcdt", {})
