@@ -255,6 +255,20 @@ class Groups:
         """Slots [G, L, C] back to voxels [N, C]."""
         return y.reshape(-1, y.shape[-1])[self.inverse]
 
+    @property
+    def num_groups(self) -> int:
+        """G."""
+        return len(self.index)
+
+    def group_of_voxel(self) -> Tensor:
+        """int64 [N]: the group that each voxel reads back from."""
+        return torch.div(self.inverse, self.index.shape[1], rounding_mode="floor")
+
+    def of_slots(self) -> Groups:
+        """The same groups for features that are gathered already, slots [G * L, C] in their order."""
+        slots = torch.arange(self.index.numel(), device=self.index.device)
+        return Groups(slots.view(self.index.shape), slots, self.valid, self.owner)
+
 
 @dataclass(frozen=True, eq=False)
 class Segments:
@@ -275,6 +289,15 @@ class Segments:
     def scatter(self, y: Tensor) -> Tensor:
         """Sequence [N, C] back to voxel order [N, C]."""
         return y[self.inverse]
+
+    @property
+    def num_groups(self) -> int:
+        """W, the number of segments."""
+        return len(self.offsets) - 1
+
+    def group_of_voxel(self) -> Tensor:
+        """int64 [N]: the segment of each voxel."""
+        return torch.bucketize(self.inverse, self.offsets[1:], right=True)
 
 
 @dataclass(frozen=True, eq=False)

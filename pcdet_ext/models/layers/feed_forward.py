@@ -1,0 +1,79 @@
+"""Feed-forward parts of a mixer block: what happens to each voxel after its group was mixed.
+
+Each is called as `part(x, plan)` on features [N, C] and gives [N, C]; most look at no other voxel, and so not at the
+plan. Their last linear layer is `out_proj`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pcdet_ext.config import Registry
+from pcdet_ext.structures import Groups, Segments
+
+FEED_FORWARDS = Registry("feed-forward part")
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+@FEED_FORWARDS.register
+class MLP(nn.Module):
+    """out_proj(activation(in_proj(x))) (Vaswani et al., 2017, section 3.3).
+
+    Args:
+        channels: C.
+        ffn_channels: inner width, twice the channels by default.
+        activation: between the two linear layers.
+        dropout: share of inner activations that is dropped in training.
+
+    Raises:
+        ValueError: for an inner width below one.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        ffn_channels: int | None = None,
+        activation: Literal["gelu", "relu", "silu"] = "gelu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        hidden = inner_width(channels, ffn_channels, 2)
+        self.in_proj, self.out_proj = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        self.activation, self.dropout = ACTIVATIONS[activation](), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, plan: Groups | Segments) -> Tensor:
+        """Features [N, C] to [N, C]."""
+        return self.out_proj(self.dropout(self.activation(self.in_proj(x))))
+
+
+@FEED_FORWARDS.register
+class SwiGLU(nn.Module):
+    """out_proj(SiLU(gate_proj(x)) · in_proj(x)), without biases (Shazeer, 2020). Arguments as in `MLP`."""
+
+    def __init__(self, channels: int, ffn_channels: int | None = None) -> None:
+        super().__init__()
+        hidden = inner_width(channels, ffn_channels, 2)
+        self.gate_proj = nn.Linear(channels, hidden, bias=False)
+        self.in_proj = nn.Linear(channels, hidden, bias=False)
+        self.out_proj = nn.Linear(hidden, channels, bias=False)
+
+    def forward(self, x: Tensor, plan: Groups | Segments) -> Tensor:
+        """Features [N, C] to [N, C]."""
+        return self.out_proj(F.silu(self.gate_proj(x)) * self.in_proj(x))
+
+
+def inner_width(channels: int, ffn_channels: int | None, ratio: int) -> int:
+    """`ffn_channels`, or `ratio` times the channels. Raises ValueError for a width below one."""
+    hidden = ratio * channels if ffn_channels is None else ffn_channels
+    if hidden < 1:
+        raise ValueError(f"ffn_channels must be positive, got {hidden}")
+    return hidden
+
+
+def previous_token(x: Tensor) -> Tensor:
+    """The token before each one of sequences [G, L, C], zeros before the first."""
+    return torch.nn.functional.pad(x, (0, 0, 1, -1))
