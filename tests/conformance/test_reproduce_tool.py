@@ -175,5 +175,5 @@ def test_threads_are_restored(case):
 
 
 def test_every_case_module_is_loaded(root):
-    files = {p.stem for p in (root / "pcdet_ext" / "interop" / "cases").glob("*.py")} - {"__init__"}
+    files = {p.stem for p in (root / "pcdet_ext" / "conformance" / "cases").glob("*.py")} - {"__init__"}
     assert set(module.CASE_MODULES) == files

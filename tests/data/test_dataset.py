@@ -159,10 +159,9 @@ def test_batches_join_points_and_labels(prepared: Path) -> None:
     assert batch.targets[1].boxes.dtype == torch.float32
     assert batch.frame_ids == ("000004", "000005")
     unlabelled = collate([dataset[0], dataset[1].replace(boxes=None)], dataset.classes)
-    assert unlabelled.boxes is None
-    assert unlabelled.labels is None
+    assert unlabelled.targets is None
     empty = Sample(np.zeros((0, 4), np.float32), "e", Boxes.empty())
-    assert collate([empty], ["Car"]).labels[0].shape == (0,)
+    assert collate([empty], ["Car"]).targets[0].labels.shape == (0,)
 
 
 def damage(root: Path, frame_id: str) -> str:

@@ -23,7 +23,7 @@ from pcdet_ext.models.bev.backbones import BEV_BACKBONES
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.models.encoders.points import DynamicPillarVFE
 from pcdet_ext.models.heads.center import CenterHead, CenterOutput, TaskMaps
-from pcdet_ext.structures import PointBatch, SparseVoxels
+from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GRID = (1, 24, 30)
@@ -223,7 +223,7 @@ def batch(detector: nn.Module, points: int = 3000) -> PointBatch:
     joined = PointBatch.from_points(clouds)
     boxes = torch.tensor([[4.0, 2.0, -1.0, 3.9, 1.6, 1.5, 0.4], [6.0, -5.0, -1.0, 4.2, 1.7, 1.6, 2.0]])
     empty = (torch.zeros(0, 7), torch.zeros(0, dtype=torch.long))
-    return replace(joined, boxes=(boxes, empty[0]), labels=(torch.zeros(2, dtype=torch.long), empty[1]))
+    return replace(joined, targets=(Targets(boxes, torch.zeros(2, dtype=torch.long)), Targets(*empty)))
 
 
 def small(path: str, *overrides: str) -> nn.Module:

@@ -18,7 +18,7 @@ from pcdet_ext.models.backbones import BACKBONES, LION
 from pcdet_ext.models.backbones.lion import PositionEmbedding
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.models.layers.voxel_merging import VoxelMerging
-from pcdet_ext.structures import PointBatch, SparseVoxels
+from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
 
 GRID = (16, 12, 8)
 MIXERS = ("RetNet", "XLSTM", "TTT", "Mamba")
@@ -255,7 +255,7 @@ def test_small_configuration_trains(root: Path, mixer: str) -> None:
     points = torch.rand(2, 300, 4) * torch.tensor([20, 10, 2, 1]) + torch.tensor([0, -5, -2, 0])
     cars = torch.tensor([[10.0, 0, -1, 3.9, 1.6, 1.5, 0.3]])
     frames = PointBatch.from_points(list(points))
-    batch = replace(frames, boxes=(cars, cars), labels=(torch.zeros(1, dtype=torch.int64),) * 2)
+    batch = replace(frames, targets=(Targets(cars, torch.zeros(1, dtype=torch.int64)),) * 2)
     before = detector.loss(batch)["total"]
     before.backward()
     assert [n for n, p in detector.named_parameters() if p.grad is None or not bool(p.grad.isfinite().all())] == []
