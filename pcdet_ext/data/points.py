@@ -1,12 +1,14 @@
 """Point clouds from files of several kinds, told apart by suffix: .bin, .pcd.bin, .npy, .pcd and .ply.
 
 Formats: PCD 0.7 (pointclouds.org; ascii, binary and binary_compressed, whose packing is M. Lehmann's LZF) and PLY 1.0
-(G. Turk; ascii and both binary orders).
+(G. Turk; ascii and both binary orders). Columns are taken by name wherever a file names them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +18,19 @@ from pcdet_ext.config import suggest
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array
 
-_INTENSITY = ("intensity", "reflectance", "reflectivity", "i")
+XYZ = ("x", "y", "z")
+# What a column may be called in files, the likeliest first; spelling is compared without case, "_" and "scalar_".
+SYNONYMS = {
+    "intensity": ("intensity", "intensities", "i", "reflectance", "reflectivity", "remission"),
+    "timestamp": ("timestamp", "time", "timelag"),
+    "elongation": ("elongation",),
+    "ring": ("ring", "channel", "laserid", "beam"),
+}
+# Columns of files that do not name theirs, by their number, as the data sets that use them have it.
+HEADLESS = (*XYZ, "intensity", "timestamp")
+NUSCENES = (*XYZ, "intensity", "ring")
+LZF_EXPANSION = 88  # three bytes of LZF announce at most 264
+
 _PCD_TYPES = {"F": "f", "I": "i", "U": "u"}
 _PLY_TYPES = {
     old: kind
@@ -29,24 +43,80 @@ _PLY_TYPES = {
 _PLY_ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 
+@dataclass(frozen=True, eq=False)
+class PointFile:
+    """The content of a point file.
+
+    points: float32 [N, F]; columns: name of each column as the file has it, or for a file that names none, as is usual
+    for its kind; path: where it was read.
+    """
+
+    points: Array
+    columns: tuple[str, ...]
+    path: Path
+
+    def select(self, wanted: Sequence[str]) -> Array:
+        """Points float32 [N, len(wanted)] of the wanted columns, found under any of their usual names.
+
+        Raises DataError that names the columns which the file lacks, and those that it has.
+        """
+        found = [find_column(name, self.columns) for name in wanted]
+        missing = [name for name, place in zip(wanted, found, strict=True) if place is None]
+        if missing:
+            raise DataError(
+                f"{self.path}: has no column for {', '.join(map(repr, missing))}; it has {', '.join(self.columns)}"
+            )
+        return self.points[:, [place for place in found if place is not None]]
+
+
+def find_column(name: str, columns: Sequence[str]) -> int | None:
+    """Place of a column, by its name or else one of its usual other names; None where there is none."""
+    spelled = [_plain(column) for column in columns]
+    for candidate in (_plain(name), *SYNONYMS.get(name, ())):
+        if candidate in spelled:
+            return spelled.index(candidate)
+    return None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("scalar_"))
+
+
+def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
+    """The points of a file and the names of their columns.
+
+    Args:
+        path: a .bin, .pcd.bin, .npy, .pcd or .ply file; the case of the suffix does not matter.
+        columns: columns of a headless .bin file; without it 5 for nuScenes' .pcd.bin (x, y, z, intensity, ring) and 4
+            (x, y, z, intensity) for others.
+
+    Raises:
+        DataError: that names the file when it is missing, cut short, or no point cloud.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".bin":
+        nuscenes = path.name.lower().endswith(".pcd.bin")
+        points = read_bin(path, columns or (5 if nuscenes else 4))
+        return PointFile(points, _headless(points.shape[1], NUSCENES if nuscenes else HEADLESS), path)
+    readers = {".npy": _read_npy, ".pcd": _read_pcd, ".ply": _read_ply}
+    if suffix not in readers:
+        raise DataError(f"{path}: point clouds of this kind are not read{suggest(suffix, ['.bin', *readers])}")
+    try:
+        points, names = readers[suffix](path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+        raise DataError(f"{path}: damaged or not a {suffix} point cloud ({error})") from error
+    return PointFile(points, names, path)
+
+
 def read_points(path: str | Path, columns: int | None = None) -> Array:
     """Points float32 [N, F] of a file; columns x, y, z, then intensity where there is one, then what else the file has.
 
-    columns: F of a headless .bin file; without it 5 for nuScenes' .pcd.bin (x, y, z, intensity, ring) and 4 for others.
-    Raises DataError naming the file when it is missing, cut short, or no point cloud.
+    See `read_point_file`, which also gives the names of the columns.
     """
-    path = Path(path)
-    if path.suffix == ".bin":
-        return read_bin(path, columns or (5 if path.name.endswith(".pcd.bin") else 4))
-    readers = {".npy": _read_npy, ".pcd": _read_pcd, ".ply": _read_ply}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: point clouds of this kind are not read{suggest(path.suffix, ['.bin', *readers])}")
-    try:
-        return readers[path.suffix](path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise DataError(f"{path}: damaged or not a {path.suffix} point cloud ({error})") from error
+    return read_point_file(path, columns).points
 
 
 def read_bin(path: str | Path, columns: int) -> Array:
@@ -61,88 +131,180 @@ def read_bin(path: str | Path, columns: int) -> Array:
     return np.frombuffer(data, "<f4").astype(np.float32).reshape(-1, columns)
 
 
-def _read_npy(path: Path) -> Array:
+def _headless(count: int, usual: Sequence[str]) -> tuple[str, ...]:
+    """Names of the columns of a file that has none."""
+    return (*usual[:count], *(f"column {i}" for i in range(len(usual), count)))
+
+
+def _read_npy(path: Path) -> tuple[Array, tuple[str, ...]]:
     points = np.load(path, allow_pickle=False)
+    if points.dtype.names and points.ndim == 1:
+        return _ordered({name: points[name] for name in points.dtype.names if points.dtype[name].kind in "fiu"})
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
         raise ValueError(f"an array of numbers [N, 3 or more] is wanted, got {points.dtype} {list(points.shape)}")
-    return points.astype(np.float32)
+    return points.astype(np.float32), _headless(points.shape[1], HEADLESS)
 
 
-def _read_pcd(path: Path) -> Array:
+def _read_pcd(path: Path) -> tuple[Array, tuple[str, ...]]:
     data = path.read_bytes()
-    header, body = {}, 0
+    header: dict[str, list[str]] = {}
+    body = 0
     while "DATA" not in header:
         line, body = _next_line(data, body)
         key, *values = line.partition("#")[0].split() or [""]
-        header[key] = values
+        header["FIELDS" if key.upper() == "COLUMNS" else key.upper()] = values
     names, kinds, sizes = header["FIELDS"], header["TYPE"], header["SIZE"]
     counts = header.get("COUNT", ["1"] * len(names))
     dtype = np.dtype([
-        (f"{name}\0{i}", f"<{_PCD_TYPES[kind]}{size}", (int(count),))
+        (f"{name}\0{i}", f"<{_PCD_TYPES[kind.upper()]}{size}", (int(count),))
         for i, (name, kind, size, count) in enumerate(zip(names, kinds, sizes, counts, strict=True))
     ])  # fmt: skip
-    number = int(header["POINTS"][0])
-    match header["DATA"][0]:
+    number = _pcd_points(header)
+    match header["DATA"][0].lower():
         case "ascii":
             table = _ascii_table(data[body:], dtype, number)
         case "binary":
             table = np.frombuffer(data, dtype, number, body)
         case "binary_compressed":
-            packed, unpacked = (int(v) for v in np.frombuffer(data, "<u4", 2, body))
-            if unpacked != number * dtype.itemsize or body + 8 + packed > len(data):
-                raise ValueError("compressed data is cut short")
-            columns = _lzf_decompressor()(np.frombuffer(data, np.uint8, packed, body + 8), unpacked)
-            table = _from_columns(columns, dtype, number)
+            table = _pcd_compressed(data, body, dtype, number)
         case kind:
             raise ValueError(f"no such kind of data: {kind!r}")
-    return _ordered(table)
+    return _ordered(_single_numbers(table))
 
 
-def _read_ply(path: Path) -> Array:
+def _pcd_points(header: dict[str, list[str]]) -> int:
+    """How many points a PCD header announces: POINTS, or else WIDTH times HEIGHT."""
+    if "POINTS" in header:
+        return _count(header["POINTS"][0], "POINTS")
+    return _count(header["WIDTH"][0], "WIDTH") * _count(header.get("HEIGHT", ["1"])[0], "HEIGHT")
+
+
+def _count(text: str, what: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(f"{what} is {number}")
+    return number
+
+
+def _pcd_compressed(data: bytes, body: int, dtype: np.dtype, number: int) -> Array:
+    packed, unpacked = (int(v) for v in np.frombuffer(data, "<u4", 2, body))
+    if unpacked != number * dtype.itemsize or body + 8 + packed > len(data) or unpacked > LZF_EXPANSION * packed:
+        raise ValueError("compressed data is cut short")
+    columns = _lzf_decompressor()(np.frombuffer(data, np.uint8, packed, body + 8), unpacked)
+    return _from_columns(columns, dtype, number)
+
+
+@dataclass(frozen=True)
+class _Element:
+    """An element of a PLY header: its name, how many there are, and (name, type, type of a list's length or "")."""
+
+    name: str
+    number: int
+    properties: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def has_lists(self) -> bool:
+        return any(length for _, _, length in self.properties)
+
+    def dtype(self, order: str) -> np.dtype:
+        return np.dtype([(f"{name}\0{i}", order + kind, (1,)) for i, (name, kind, _) in enumerate(self.properties)])
+
+
+def _read_ply(path: Path) -> tuple[Array, tuple[str, ...]]:
     data = path.read_bytes()
+    form, elements, body = _ply_header(data)
+    order = _PLY_ORDERS[form]
+    for element in elements:
+        if element.name == "vertex":
+            break
+        body = (_skip_lines if form == "ascii" else _skip_binary)(data, body, element, order)
+    else:
+        raise ValueError("no element 'vertex'")
+    if element.has_lists:
+        raise ValueError("vertices with list properties are not read")
+    dtype = element.dtype(order)
+    if form == "ascii":
+        return _ordered(_single_numbers(_ascii_table(data[body:], dtype, element.number)))
+    return _ordered(_single_numbers(np.frombuffer(data, dtype, element.number, body)))
+
+
+def _ply_header(data: bytes) -> tuple[str, list[_Element], int]:
+    """(format, elements, where the body begins) of a PLY file."""
     line, body = _next_line(data, 0)
     if line != "ply":
         raise ValueError("the first line is not 'ply'")
-    order, element, number, fields = "", "", 0, []
+    form = ""
+    elements: list[_Element] = []
     while line != "end_header":
         line, body = _next_line(data, body)
         match line.split():
             case ["format", kind, _]:
-                order = kind
-            case ["element", "vertex", count] if not element:
-                element, number = "vertex", int(count)
-            case ["element", name, _]:
-                if not element:
-                    raise ValueError(f"element {name!r} stands before the vertices")
-                element = name
-            case ["property", kind, name] if element == "vertex":
-                fields.append((name, _PLY_ORDERS[order] + _PLY_TYPES[kind]))
-            case ["property", "list", *_] if element == "vertex":
-                raise ValueError("vertices with list properties are not read")
-    dtype = np.dtype([(f"{name}\0{i}", kind, (1,)) for i, (name, kind) in enumerate(fields)])
-    table = _ascii_table(data[body:], dtype, number) if order == "ascii" else np.frombuffer(data, dtype, number, body)
-    return _ordered(table)
+                form = kind
+            case ["element", name, count]:
+                elements.append(_Element(name, _count(count, f"the number of {name!r}")))
+            case ["property", "list", length, kind, name]:
+                elements[-1] = _with_property(elements[-1], name, _PLY_TYPES[kind], _PLY_TYPES[length])
+            case ["property", kind, name]:
+                elements[-1] = _with_property(elements[-1], name, _PLY_TYPES[kind], "")
+    if form not in _PLY_ORDERS:
+        raise ValueError(f"no such format: {form!r}")
+    return form, elements, body
+
+
+def _with_property(element: _Element, name: str, kind: str, length: str) -> _Element:
+    return _Element(element.name, element.number, (*element.properties, (name, kind, length)))
+
+
+def _skip_lines(data: bytes, body: int, element: _Element, order: str) -> int:
+    """Where the lines of an element end: one line for each that is not blank."""
+    left = element.number
+    while left:
+        line, body = _next_line(data, body)
+        left -= bool(line)
+    return body
+
+
+def _skip_binary(data: bytes, body: int, element: _Element, order: str) -> int:
+    """Where an element ends in a binary file."""
+    if not element.has_lists:
+        end = body + element.number * element.dtype(order).itemsize
+    else:
+        end = body
+        for _ in range(element.number):
+            for _, kind, length in element.properties:
+                size = np.dtype(kind).itemsize
+                if length:
+                    entries = int(np.frombuffer(data, order + length, 1, end)[0])
+                    size = np.dtype(length).itemsize + _count(str(entries), "the length of a list") * size
+                end += size
+    if end > len(data):
+        raise ValueError(f"{element.number} of {element.name!r} are announced, but the file ends before")
+    return end
 
 
 def _next_line(data: bytes, start: int) -> tuple[str, int]:
+    """The next line of a header, without a byte-order mark; comments may be in any encoding."""
     end = data.find(b"\n", start)
     if end < 0:
         raise ValueError("the header has no end")
-    return data[start:end].decode("ascii").strip(), end + 1
+    return data[start:end].decode("utf-8", errors="replace").lstrip("\ufeff").strip(), end + 1
 
 
 def _ascii_table(text: bytes, dtype: np.dtype, number: int) -> Array:
-    width = sum(dtype[name].shape[0] for name in dtype.names)
-    values = np.array(b" ".join(text.splitlines()[:number]).split(), np.float64)
+    width = sum(dtype[name].shape[0] for name in dtype.names or ())
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(b"#")]
+    values = np.array(b" ".join(lines[:number]).split(), np.float64)
     if len(values) != number * width:
         raise ValueError(f"{number} points of {width} numbers are announced, {len(values)} numbers are there")
     return _fill(dtype, values.reshape(number, width))
 
 
 def _fill(dtype: np.dtype, values: Array) -> Array:
-    table = np.empty(len(values), dtype)
+    """Numbers as a table; float64 throughout, so that "nan" in an integer column stays what it is."""
+    names = dtype.names or ()
+    table = np.empty(len(values), np.dtype([(name, np.float64, dtype[name].shape) for name in names]))
     start = 0
-    for name in dtype.names:
+    for name in names:
         width = dtype[name].shape[0]
         table[name] = values[:, start : start + width]
         start += width
@@ -153,22 +315,30 @@ def _from_columns(data: Array, dtype: np.dtype, number: int) -> Array:
     """Points of a compressed PCD file: all values of the first field, then of the second, …"""
     table = np.empty(number, dtype)
     start = 0
-    for name in dtype.names:
+    for name in dtype.names or ():
         size = number * dtype[name].itemsize
         table[name] = data[start : start + size].view(dtype[name].base).reshape(number, -1)
         start += size
     return table
 
 
-def _ordered(table: Array) -> Array:
-    """Columns of a table as points: x, y, z, intensity, then the other fields that hold one number each."""
-    fields = {key.partition("\0")[0]: key for key in table.dtype.names if table.dtype[key].shape == (1,)}
-    missing = [axis for axis in "xyz" if axis not in fields]
-    if missing:
-        raise ValueError(f"no field {missing[0]!r}; there are {', '.join(fields)}")
-    first = ["x", "y", "z", *(name for name in _INTENSITY if name in fields)]
-    order = first + [name for name in fields if name not in first and name != "_"]
-    return np.column_stack([table[fields[name]][:, 0].astype(np.float32) for name in order])
+def _single_numbers(table: Array) -> dict[str, Array]:
+    """Fields of a table that hold one number for each point, by name ("_" is what PCD calls padding)."""
+    fields = {key.partition("\0")[0]: key for key in table.dtype.names or () if table.dtype[key].shape == (1,)}
+    return {name: table[key][:, 0] for name, key in fields.items() if name != "_"}
+
+
+def _ordered(fields: dict[str, Array]) -> tuple[Array, tuple[str, ...]]:
+    """Points and the names of their columns: x, y, z, intensity, then the others."""
+    names = list(fields)
+    first = [find_column(axis, names) for axis in XYZ]
+    for axis, place in zip(XYZ, first, strict=True):
+        if place is None:
+            raise ValueError(f"no field {axis!r}; there are {', '.join(names)}")
+    first.append(find_column("intensity", names))
+    places = [place for place in first if place is not None]
+    order = [names[place] for place in places] + [name for i, name in enumerate(names) if i not in places]
+    return np.column_stack([fields[name].astype(np.float32) for name in order]), tuple(order)
 
 
 @cache

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pcdet_ext.files import DataError
-from pcdet_ext.data.points import read_points
+from pcdet_ext.data.points import read_point_file, read_points
 
 PLY = "ply\nformat {order} 1.0\ncomment made by hand\nelement vertex 2\n"
 PCD = (
@@ -133,3 +135,107 @@ def test_arrays_of_objects_do_not_run_code(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], object), allow_pickle=True)
     with pytest.raises(DataError, match=r"a\.npy: damaged .*allow_pickle=False"):
         read_points(tmp_path / "a.npy")
+
+
+PCD_LINES = {
+    "FIELDS": "FIELDS x y z intensity",
+    "SIZE": "SIZE 4 4 4 4",
+    "TYPE": "TYPE F F F F",
+    "COUNT": "COUNT 1 1 1 1",
+    "WIDTH": "WIDTH 2",
+    "HEIGHT": "HEIGHT 1",
+    "POINTS": "POINTS 2",
+    "DATA": "DATA ascii",
+}
+ROWS = "1 2 3 0.5\n4 5 6 0.25\n"
+
+
+def pcd_with(start: bytes = b"", rows: str = ROWS, **changes: str) -> bytes:
+    lines = {**PCD_LINES, **changes}
+    return start + ("\n".join(line for line in lines.values() if line) + "\n" + rows).encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pcd_with(POINTS=""),
+        pcd_with(b"\xef\xbb\xbf"),
+        pcd_with("# Straße, non-ASCII\n".encode("latin-1")),
+        pcd_with(FIELDS="COLUMNS x y z intensity"),
+        pcd_with(FIELDS="fields X Y Z Reflectivity"),
+        pcd_with(TYPE="TYPE f f f f"),
+        pcd_with(DATA="DATA ASCII"),
+        pcd_with(b"\n\n", rows="1 2 3 0.5\n\n  \n4 5 6 0.25"),
+        pcd_with(COUNT="", rows="# comment\n" + ROWS),
+        pcd_with(rows=ROWS.replace("\n", "\r\n")),
+    ],
+    ids=["no points", "bom", "comment", "columns", "names", "types", "data", "blank", "no count", "crlf"],
+)
+@pytest.mark.parametrize("suffix", [".pcd", ".PCD"])
+def test_pcd_headers_as_they_occur(tmp_path: Path, content: bytes, suffix: str) -> None:
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    read = read_point_file(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(read.select(["x", "y", "z", "intensity"]), [[1, 2, 3, 0.5], [4, 5, 6, 0.25]])
+
+
+@pytest.mark.parametrize("order", ["ascii", "binary_little_endian", "binary_big_endian"])
+def test_ply_elements_before_the_vertices(tmp_path: Path, order: str) -> None:
+    header = f"ply\nformat {order} 1.0\ncomment Größe\nobj_info any thing\n"
+    header += "element camera 1\nproperty float f\nproperty uchar n\n"
+    header += "element strip 2\nproperty list uchar int ids\n\nelement vertex 2\n"
+    header += "property float z\nproperty double y\nproperty float x\nproperty uchar scalar_Intensity\nend_header\n"
+    sign = ">" if "big" in order else "<"
+    strips = [[7, 8, 9], []]
+    if order == "ascii":
+        body = b"1.5 3\n3 7 8 9\n0\n3 2 1 200\n6 5 4 100\n"
+    else:
+        body = np.array([1.5], sign + "f4").tobytes() + b"\3"
+        body += b"".join(bytes([len(ids)]) + np.array(ids, sign + "i4").tobytes() for ids in strips)
+        kind = [("z", sign + "f4"), ("y", sign + "f8"), ("x", sign + "f4"), ("i", "u1")]
+        body += np.array([(3, 2, 1, 200), (6, 5, 4, 100)], kind).tobytes()
+    (tmp_path / "a.ply").write_bytes(header.encode("latin-1") + body)
+    np.testing.assert_array_equal(read_points(tmp_path / "a.ply"), [[1, 2, 3, 200], [4, 5, 6, 100]])
+
+
+@given(
+    columns=st.permutations(["x", "y", "z", "Reflectance", "ring", "label"]),
+    rows=st.integers(0, 5),
+    kind=st.sampled_from(["<f4", "<f8"]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_columns_come_by_name_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, columns: list[str], rows: int, kind: str, seed: int
+) -> None:
+    values = np.random.default_rng(seed).normal(size=(rows, len(columns))).astype(np.float32)
+    size, count = kind[-1], len(columns)
+    header = f"FIELDS {' '.join(columns)}\nSIZE {f'{size} ' * count}\nTYPE {'F ' * count}\nWIDTH {rows}\nDATA binary\n"
+    path = tmp_path_factory.mktemp("cloud") / "a.pcd"
+    path.write_bytes(header.encode() + values.astype(kind).tobytes())
+    read = read_point_file(path)
+    for wanted, name in (("x", "x"), ("intensity", "Reflectance"), ("ring", "ring"), ("label", "label")):
+        np.testing.assert_array_equal(read.select([wanted])[:, 0], values[:, columns.index(name)])
+    with pytest.raises(DataError, match=r"a\.pcd: has no column for 'elongation'; it has x, y, z, Reflectance"):
+        read.select(["x", "elongation"])
+
+
+def test_arrays_with_named_columns(tmp_path: Path) -> None:
+    table = np.array([(1, 0.5, 2, 3)], [("z", "f4"), ("intensity", "f8"), ("y", "i4"), ("x", ">f4")])
+    np.save(tmp_path / "a.npy", table)
+    np.testing.assert_array_equal(read_points(tmp_path / "a.npy"), [[3, 2, 1, 0.5]])
+
+
+@pytest.mark.parametrize("announced", [10**9, 10**15])
+@pytest.mark.parametrize("kind", ["ascii", "binary", "binary_compressed"])
+def test_headers_that_promise_too_much(tmp_path: Path, announced: int, kind: str) -> None:
+    rows = np.array([16, 4294967295], "<u4").tobytes().decode("latin-1") if "compressed" in kind else ROWS
+    (tmp_path / "a.pcd").write_bytes(pcd_with(POINTS=f"POINTS {announced}", DATA=f"DATA {kind}", rows=rows))
+    with pytest.raises(DataError, match=r"a\.pcd: damaged"):
+        read_points(tmp_path / "a.pcd")
+
+
+@pytest.mark.parametrize("text", ["POINTS -1", "POINTS two"])
+def test_counts_that_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.pcd").write_bytes(pcd_with(POINTS=text))
+    with pytest.raises(DataError, match=r"a\.pcd: damaged"):
+        read_points(tmp_path / "a.pcd")
