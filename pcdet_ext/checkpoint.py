@@ -13,6 +13,7 @@ import pickle
 import random
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,52 @@ def load_model(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) 
     if problems:
         raise CheckpointError(f"{path}: the parameters do not fit the model ({'; '.join(problems)})")
     model.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a model took from the parameters of another one, all by name.
+
+    taken: same name and shape; reshaped: same name, another shape ("head.cls.weight: (3, 64) there, (1, 64) here");
+    new: only the model has them, they keep their initial values; unused: only the other one has them.
+    """
+
+    taken: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = {
+            "not taken, another shape": self.reshaped,
+            "not in the checkpoint, initialised anew": self.new,
+            "in the checkpoint, but not in the model": self.unused,
+        }
+        lines = [f"{len(self.taken)} parameters and buffers taken"]
+        return "\n".join([*lines, *(f"  {what}: {', '.join(names)}" for what, names in rows.items() if names)])
+
+
+def transfer(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> Transfer:
+    """Give a model those parameters and buffers of another one that have the same name and shape.
+
+    Raises CheckpointError when not one parameter of the model fits.
+    """
+    own = model.state_dict()
+    shared = [name for name in own if name in state]
+    taken = tuple(name for name in shared if state[name].shape == own[name].shape)
+    if not set(taken) & {name for name, _ in model.named_parameters()}:
+        raise CheckpointError(f"{path}: not one of its parameters fits the model")
+    model.load_state_dict({name: state[name] for name in taken}, strict=False)
+    return Transfer(
+        taken=taken,
+        reshaped=tuple(
+            f"{name}: {tuple(state[name].shape)} there, {tuple(own[name].shape)} here"
+            for name in shared
+            if name not in taken
+        ),
+        new=tuple(name for name in own if name not in state),
+        unused=tuple(name for name in state if name not in own),
+    )
 
 
 def random_state() -> dict[str, Any]:

@@ -119,3 +119,19 @@ def test_random_states_continue(tmp_path: Path) -> None:
     expected = [draw() for _ in range(3)]
     checkpoint.restore_random_state(checkpoint.read(tmp_path / "rng.ckpt")["rng"])
     assert [draw() for _ in range(3)] == expected
+
+
+def test_a_transfer_takes_what_fits_and_lists_the_rest() -> None:
+    source = nn.ModuleDict({"body": nn.Linear(3, 4), "head": nn.Linear(4, 3), "old": nn.Linear(1, 1)})
+    target = nn.ModuleDict({"body": nn.Linear(3, 4), "head": nn.Linear(4, 2), "extra": nn.Linear(2, 2)})
+    before = target["head"].weight.clone()
+    found = checkpoint.transfer(target, source.state_dict(), "a.ckpt")
+    assert found.taken == ("body.weight", "body.bias")
+    assert found.reshaped == ("head.weight: (3, 4) there, (2, 4) here", "head.bias: (3,) there, (2,) here")
+    assert found.new == ("extra.weight", "extra.bias")
+    assert found.unused == ("old.weight", "old.bias")
+    assert torch.equal(target["body"].weight, source["body"].weight)
+    assert torch.equal(target["head"].weight, before)
+    assert "2 parameters and buffers taken" in str(found)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: not one of its parameters fits"):
+        checkpoint.transfer(target, {"other": torch.zeros(1)}, "a.ckpt")

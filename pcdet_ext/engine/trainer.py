@@ -47,7 +47,7 @@ class TrainConfig(OneCycle):
     only. num_workers: loader processes. evaluate_every, checkpoint_every: epochs between; evaluate_every 0 never
     evaluates (and so keeps no best checkpoint). log_every: steps between log lines. fade_epochs: in so many last
     epochs, the augmentations named in fade_augmentations are left out. sync_batchnorm: batch statistics over all
-    processes, on CUDA.
+    processes, on CUDA. init_from: a checkpoint whose parameters a new training starts with, as far as they fit.
     """
 
     epochs: int
@@ -62,6 +62,7 @@ class TrainConfig(OneCycle):
     fade_epochs: int = 0
     fade_augmentations: Sequence[str] = ()
     sync_batchnorm: bool = False
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,7 +110,7 @@ class Parts:
     dataset(epoch): the data set of an epoch, of one length in all epochs, with `set_epoch(epoch)` and `[index]`.
     collate: samples to a batch with `.to(device)`. evaluate(model, should_stop): the detector's evaluation, None when
     it was stopped; called in every process, with gradients off. config: the whole configuration in plain types, kept in
-    checkpoints.
+    checkpoints. notes: texts to log when the training begins.
     """
 
     detector: nn.Module
@@ -117,6 +118,7 @@ class Parts:
     collate: Callable[[Sequence[Any]], Any]
     config: Mapping[str, Any]
     evaluate: Callable[[nn.Module, Callable[[], bool]], Evaluation | None] | None = None
+    notes: Sequence[str] = ()
 
 
 def make_fabric(
@@ -213,6 +215,8 @@ class Trainer:
         """
         silent = self.fabric.global_rank > 0
         with StopRequest() as self.stop, RunLog(self.out, self.total_steps, self.progress.step, silent) as self.log:
+            for note in self.parts.notes:
+                self.log.message(note)
             try:
                 while not self._finished():
                     if not (self._train_epoch() and self._end_epoch()):

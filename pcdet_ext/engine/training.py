@@ -64,6 +64,7 @@ def train(
     content = checkpoint.read(resume) if resume is not None else None
     seed_everything(options.seed)
     detector = build_detector(settings)
+    notes = _initialised(detector, options.init_from) if options.init_from and content is None else ()
     data = section(settings, "data")
     parts = Parts(
         detector=detector,
@@ -71,12 +72,20 @@ def train(
         collate=partial(collate, classes=tuple(data["classes"])),
         config=settings.plain(),
         evaluate=_evaluation(settings, str(fabric.device)) if options.evaluate_every else None,
+        notes=notes,
     )
     trainer = Trainer(parts, options, out, fabric, content)
     if fabric.global_rank == 0:
         with atomic_write(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")
     return trainer.fit()
+
+
+def _initialised(detector: nn.Module, path: str) -> tuple[str, ...]:
+    """Let a detector start with the parameters of a checkpoint, and say which it took."""
+    source = Path(path).expanduser()
+    content = checkpoint.read(source)
+    return (f"{source}: {checkpoint.transfer(detector, content['model'], source)}",)
 
 
 def training_datasets(data: Node, options: TrainConfig) -> Callable[[int], Any]:

@@ -126,6 +126,29 @@ def test_resume_refuses_overwrites_and_continues(
     assert config.load(tmp_path / "run" / "config.yaml")["train"]["max_steps"] == 2
 
 
+def test_a_training_starts_from_a_checkpoint_with_other_classes(
+    root: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train = tool(root, "train").main
+    short = [*arguments, "train.max_steps=1", "train.evaluate_every=0", "data.augment=[]"]
+    assert train(short) == 0
+    source = tmp_path / "run" / "last.ckpt"
+    anchor = {"sizes": [[4, 1.6, 1.6]], "bottom_height": -1.8, "matched": 0.6, "unmatched": 0.45}
+    anchors = [{"class_name": name, **anchor} for name in ("Car", "Van")]
+    more = ["data.classes=[Car, Van]", f"model.head.anchors={json.dumps(anchors)}", "train.learning_rate=1.0e-9"]
+    more += [f"train.init_from={source}", "--out", str(tmp_path / "tuned")]
+    capsys.readouterr()
+    assert train([*short, *more]) == 0
+    shown = capsys.readouterr().err
+    assert "parameters and buffers taken" in shown
+    assert "not taken, another shape: head." in shown
+    before, after = (checkpoint.read(path)["model"] for path in (source, tmp_path / "tuned" / "last.ckpt"))
+    name = next(name for name in before if name.startswith("encoder.") and name.endswith("linear.weight"))
+    assert torch.allclose(before[name], after[name])
+    assert train([*short, f"train.init_from={tmp_path}/none.ckpt", "--out", str(tmp_path / "b")]) == 2
+    assert "none.ckpt: no such checkpoint" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
