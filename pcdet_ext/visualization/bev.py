@@ -40,6 +40,7 @@ def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("a map needs matplotlib: pip install 'pcdet_ext[vis]'") from error
+    scene = scene.finite()
     xmin, xmax, ymin, ymax = view_range(scene)
     width = 12.0
     height = float(np.clip(width * (ymax - ymin) / (xmax - xmin), 3.5, 16))

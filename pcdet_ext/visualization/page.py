@@ -31,7 +31,7 @@ def page_figure(scene: Scene, score: float = 0.3) -> Figure:
 
     Clouds over 120,000 points are thinned evenly.
     """
-    go = _plotly()
+    go, scene = _plotly(), scene.finite()
     fixed = [_point_trace(go, scene)]
     if scene.truth is not None and len(scene.truth):
         fixed.append(_box_trace(go, scene.truth.boxes, scene.truth.names, TRUTH_COLOUR, "ground truth"))

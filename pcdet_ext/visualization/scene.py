@@ -37,6 +37,23 @@ class Scene:
         """The scene with only those detections that score at least `score`."""
         return self if self.detections is None else replace(self, detections=self.detections.above(score))
 
+    def finite(self) -> Scene:
+        """The scene with only those points and boxes whose numbers are all finite; the title counts the others.
+
+        Every picture is drawn from this: one NaN would otherwise leave it empty, or move what is shown.
+        """
+        points = np.isfinite(self.points).all(1)
+        kept = [None if boxes is None else np.isfinite(boxes.boxes).all(1) for boxes in (self.truth, self.detections)]
+        lost = {"points": np.sum(~points), "boxes": sum(np.sum(~keep) for keep in kept if keep is not None)}
+        notes = [f"{count} {what}" for what, count in lost.items() if count]
+        return replace(
+            self,
+            points=self.points[points],
+            truth=None if self.truth is None else self.truth.select(kept[0]),
+            detections=None if self.detections is None else self.detections.select(kept[1]),
+            title=f"{self.title} (not finite, left out: {', '.join(notes)})" if notes else self.title,
+        )
+
     def colours(self) -> dict[str, str]:
         """A colour for each class that was detected, the same for the same list of classes."""
         names = self.detections.class_names if self.detections is not None else ()

@@ -68,7 +68,7 @@ def show_window(scene: Scene) -> None:
     """Open a window and wait until it is closed. Raises RuntimeError where there is no screen."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise RuntimeError("there is no screen here (DISPLAY is not set): write a picture with --out instead")
-    o3d = _open3d()
+    o3d, scene = _open3d(), scene.finite()
     geometries = [{"name": name, "geometry": geometry} for name, geometry in _geometries(o3d, scene)]
     o3d.visualization.draw(
         geometries, title=scene.title or "pcdet_ext", bg_color=BACKGROUND, point_size=2, line_width=3
@@ -80,7 +80,7 @@ def render(scene: Scene, path: str | Path, size: tuple[int, int] = (1280, 800)) 
 
     Raises ImportError without Open3D, RuntimeError where the system has no graphics driver that Open3D can use.
     """
-    o3d = _open3d()
+    o3d, scene = _open3d(), scene.finite()
     rendering = o3d.visualization.rendering
     with _library_output_on_stderr():
         try:

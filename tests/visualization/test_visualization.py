@@ -184,3 +184,25 @@ def test_bad_input_is_named_in_one_line(tmp_path: Path, root: Path, arguments: l
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_left_out_and_counted(tmp_path: Path, bad: float) -> None:
+    good = scene((0.9,))
+    points = np.concatenate([good.points, np.full((3, 4), 1, np.float32)])
+    points[-3:, 1] = bad
+    boxes = np.repeat(CAR, 2, 0)
+    boxes[1, 3] = bad
+    broken = Scene(points, good.truth, detections(boxes, [0.9, 0.8]), "seven")
+    drawn = broken.finite()
+    assert drawn.title == "seven (not finite, left out: 3 points, 1 boxes)"
+    assert (len(drawn.points), len(drawn.detections)) == (len(good.points), 1)
+    assert good.finite().title == "seven"
+    draw_bev(broken, tmp_path / "broken.png")
+    draw_bev(good, tmp_path / "good.png")
+    red = (214, 39, 40)
+    np.testing.assert_allclose(
+        np.median(pixels(tmp_path / "broken.png", red), 0), np.median(pixels(tmp_path / "good.png", red), 0), atol=0.05
+    )
+    figure = page_figure(broken)
+    assert np.isfinite(np.asarray(figure.data[0].x, np.float32)).all()
