@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,18 @@ def _named(model: nn.Module, parts: Iterable[str]) -> set[int]:
             raise ConfigError(f"train.undecayed: no parameter of the model has {part!r} in its name")
         found |= these
     return found
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimiser the moments of an earlier one; its weight decay and betas stay as they were set.
+
+    torch would take these from the earlier one too, and a changed `train.weight_decay` would silently not count.
+    Raises ValueError where the parameters are not the same.
+    """
+    kept = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, kept, strict=True):
+        group.update(settings)
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, learning_rate: float, momentum: float) -> None:

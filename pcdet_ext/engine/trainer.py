@@ -25,7 +25,7 @@ from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError
 from pcdet_ext.engine.interrupts import StopRequest
 from pcdet_ext.engine.loader import EpochBatches, training_loader
-from pcdet_ext.engine.optimizer import OneCycle, build_optimizer, clip_gradients, set_schedule
+from pcdet_ext.engine.optimizer import OneCycle, build_optimizer, clip_gradients, restore_optimizer, set_schedule
 from pcdet_ext.engine.runlog import RunLog
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class Trainer:
             for note in self.parts.notes:
                 self.log.message(note)
             try:
-                while not self._finished():
+                while not self.finished:
                     if not (self._train_epoch() and self._end_epoch()):
                         self._flush()
                         self._save(LAST, must=True)
@@ -228,7 +228,8 @@ class Trainer:
                 self.loader = None  # ends its workers
         return True
 
-    def _finished(self) -> bool:
+    @property
+    def finished(self) -> bool:
         """Whether the last epoch, its evaluation included, is over."""
         progress = self.progress
         return progress.epoch >= self.settings.epochs or (progress.step >= self.total_steps and progress.batch == 0)
@@ -383,7 +384,7 @@ class Trainer:
             )
         checkpoint.load_model(self.detector, content["model"], "the checkpoint to resume from")
         try:
-            self.optimizer.load_state_dict(content["optimizer"])
+            restore_optimizer(self.optimizer, content["optimizer"])
         except ValueError as error:
             raise CheckpointError(f"the optimiser state to resume from does not fit: {error}") from error
         if self.scaler is not None and content["scaler"]:

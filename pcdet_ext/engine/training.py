@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ def train(
     if fabric.global_rank == 0:
         _claim(out, resume, overwrite)
     content = checkpoint.read(resume) if resume is not None else None
+    if content is not None:
+        _check_same_model(content["config"], settings, resume)
     seed_everything(options.seed)
     detector = build_detector(settings)
     notes = _initialised(detector, options.init_from) if options.init_from and content is None else ()
@@ -75,10 +77,43 @@ def train(
         notes=notes,
     )
     trainer = Trainer(parts, options, out, fabric, content)
+    if trainer.finished:
+        raise TrainingError(
+            f"{resume}: this training is complete ({trainer.progress.epoch} epochs, {trainer.progress.step} steps), "
+            "there is nothing to do; a larger train.epochs or train.max_steps continues it"
+        )
     if fabric.global_rank == 0:
         with atomic_write(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")
     return trainer.fit()
+
+
+# Settings of the data that decide what the parameters mean: with others a checkpoint cannot be continued.
+MEANING = ("classes", "point_cloud_range", "point_features")
+
+
+def _check_same_model(before: Mapping[str, Any], settings: Node, resume: str | Path) -> None:
+    """Refuse to continue the training of another model, or of the same parameters with another meaning.
+
+    Raises CheckpointError that names each key whose value is another one. What decides the training alone may change.
+    """
+    now = settings.plain()
+    pairs = [("model", before.get("model"), now.get("model"))]
+    pairs += [(f"data.{key}", before.get("data", {}).get(key), now.get("data", {}).get(key)) for key in MEANING]
+    changed = [line for key, old, new in pairs for line in _differences(key, old, new)]
+    if changed:
+        raise CheckpointError(
+            f"{resume}: holds the training of another model ({'; '.join(changed[:3])}): continue it with the same "
+            "settings, or start a new one from its parameters with train.init_from"
+        )
+
+
+def _differences(key: str, old: Any, new: Any) -> list[str]:
+    """Where two plain values differ, as texts "a.b was 1, now 2"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [line for k in keys for line in _differences(f"{key}.{k}", old.get(k), new.get(k))]
+    return [] if old == new else [f"{key} was {old!r}, now {new!r}"]
 
 
 def _initialised(detector: nn.Module, path: str) -> tuple[str, ...]:

@@ -12,7 +12,14 @@ from torch import nn
 from pcdet_ext.config import ConfigError
 from pcdet_ext.conformance.cases.openpcdet_training import one_cycle
 from pcdet_ext.conformance.golden import Case, run_case
-from pcdet_ext.engine.optimizer import OneCycle, build_optimizer, clip_gradients, set_schedule, trained_parameters
+from pcdet_ext.engine.optimizer import (
+    OneCycle,
+    build_optimizer,
+    clip_gradients,
+    restore_optimizer,
+    set_schedule,
+    trained_parameters,
+)
 
 
 @pytest.mark.parametrize("name", ["adam_onecycle", "adam_onecycle_betas"])
@@ -106,3 +113,19 @@ def test_undecayed_parameters_keep_their_value_without_a_gradient() -> None:
 def test_a_model_without_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="no parameters"):
         build_optimizer(nn.ReLU(), OneCycle())
+
+
+def test_a_restored_optimizer_keeps_its_own_settings() -> None:
+    def make(**settings: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        return model, build_optimizer(model, OneCycle(**settings))
+
+    model, before = make(weight_decay=0.5, beta2=0.9)
+    model(torch.ones(4, 3)).sum().backward()
+    before.step()
+    _, after = make(weight_decay=0.25, beta2=0.95)
+    restore_optimizer(after, before.state_dict())
+    assert [(g["weight_decay"], g["betas"][1]) for g in after.param_groups] == [(0.25, 0.95)]
+    moments = [[s["exp_avg"] for s in o.state.values()] for o in (before, after)]
+    assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))

@@ -119,8 +119,13 @@ def test_resume_refuses_overwrites_and_continues(
     first = log.read_text()
     assert train(short) == 2
     assert "holds a run already; pass --resume" in capsys.readouterr().err
-    assert train([*short, "--resume"]) == 0
+    assert train([*short, "--resume"]) != 0
+    assert "this training is complete (1 epochs, 2 steps), there is nothing to do" in capsys.readouterr().err
     assert log.read_text() == first
+    assert train([*short, "data.classes=[Van]", "model.head.score_threshold=0.5", "--resume"]) != 0
+    error = capsys.readouterr().err
+    assert "data.classes was ['Car'], now ['Van']" in error
+    assert "model.head.score_threshold was" in error
     assert train([*short, "--overwrite"]) == 0
     assert log.read_text() == first
     assert config.load(tmp_path / "run" / "config.yaml")["train"]["max_steps"] == 2
