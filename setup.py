@@ -141,7 +141,7 @@ setup(
     description="3D object detection in LiDAR point clouds with sparse voxel sequence backbones, on CPU and GPU",
     python_requires=">=3.10",
     packages=find_packages(include=["pcdet_ext", "pcdet_ext.*"]),
-    install_requires=["torch>=2.5", "numpy", "pyyaml", "numba", "scipy", "tqdm"],
+    install_requires=["torch>=2.5", "numpy", "pyyaml", "numba", "scipy", "tqdm", "pyarrow", "pillow"],
     extras_require={
         "vis": VIS,
         "spconv": SPCONV,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from pcdet_ext.conformance.cases import detection_metrics
 from pcdet_ext.conformance.golden import Report
 from pcdet_ext.data.kitti.files import Labels, read_labels
 from pcdet_ext.evaluation.kitti import CLASSES, KittiResult, evaluate
 
-TOLERANCE = 1e-6  # percent
+KITTI_TOLERANCE = 1e-6  # percent
 
 
 def find_evaluator_cases(path: Path) -> list[Path]:
@@ -26,18 +27,23 @@ def find_evaluator_cases(path: Path) -> list[Path]:
 def run_evaluator_case(path: Path) -> Report:
     """Compute the metrics of one case and compare every number that the official tool gave."""
     kind, name = path.parent.name, f"{path.parent.name}/{path.name}"
-    if kind != "eval_kitti":
+    if kind not in EVALUATORS:
         return Report(name, kind, "not covered", message="this library has no such evaluator")
-    expected = json.loads((path / "expected.json").read_text(encoding="utf-8"))["cpp_devkit"]
-    truth, found = _packed(path / "inputs.npz") if (path / "inputs.npz").exists() else _folders(path)
-    result = evaluate(truth, found, CLASSES)
+    numbers, tolerance = EVALUATORS[kind]
     worst, worst_key, compared = -1.0, "", 0
-    for key, ours, theirs in _numbers(result, expected):
-        error = abs(ours - theirs) / TOLERANCE
+    for key, ours, theirs in numbers(path):
+        same = ours == theirs or (math.isnan(ours) and math.isnan(theirs))
+        error = 0.0 if same else abs(ours - theirs) / tolerance
         compared += 1
         if not error <= worst:
             worst, worst_key = (math.inf if math.isnan(error) else error), key
     return Report(name, kind, "pass" if 0 <= worst <= 1 else "fail", worst, worst_key, compared)
+
+
+def _kitti_numbers(path: Path) -> Iterator[tuple[str, float, float]]:
+    expected = json.loads((path / "expected.json").read_text(encoding="utf-8"))["cpp_devkit"]
+    truth, found = _packed(path / "inputs.npz") if (path / "inputs.npz").exists() else _folders(path)
+    return _numbers(evaluate(truth, found, CLASSES), expected)
 
 
 def _numbers(result: KittiResult, expected: dict) -> Iterator[tuple[str, float, float]]:
@@ -88,3 +94,11 @@ def _rows(values: np.ndarray, names: list[str]) -> Labels:
         rotation_y=values[:, 13],
         scores=values[:, 14] if values.shape[1] == 15 else None,
     )
+
+
+# For each kind: the pairs (key, ours, theirs) of a case, and how far they may be apart.
+EVALUATORS: dict[str, tuple[Callable[[Path], Iterator[tuple[str, float, float]]], float]] = {
+    "eval_kitti": (_kitti_numbers, KITTI_TOLERANCE),
+    "eval_nuscenes": (detection_metrics.nuscenes_numbers, detection_metrics.TOLERANCE),
+    "eval_argoverse2": (detection_metrics.argoverse2_numbers, detection_metrics.TOLERANCE),
+}

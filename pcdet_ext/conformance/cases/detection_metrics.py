@@ -1,0 +1,89 @@
+"""Evaluator cases of nuScenes and Argoverse 2 detection: every number, curve and flag of the official tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcdet_ext.evaluation import argoverse2, nuscenes
+from pcdet_ext.evaluation import argoverse2_files as av2_files
+from pcdet_ext.evaluation import nuscenes_files as nus_files
+
+TOLERANCE = 1e-9
+Numbers = Iterator[tuple[str, float, float]]  # key, ours, theirs
+
+NUSCENES = ("label_aps", "mean_dist_aps", "mean_ap", "label_tp_errors", "tp_errors", "tp_scores", "nd_score")
+
+
+def nuscenes_numbers(path: Path) -> Numbers:
+    """The summary, and the precision, confidence and error curves of each class and distance."""
+    truth, samples = nus_files.read_ground_truth(_json(path, "gt"))
+    found, _ = nus_files.read_results(_json(path, "results"), samples.tokens)
+    result = nuscenes.evaluate(truth, found, samples)
+    ours = result.to_json()
+    expected = nus_files.read_json(path / "expected.json")["summary"]
+    yield from _pairs({k: ours[k] for k in NUSCENES}, {k: expected[k] for k in NUSCENES}, "")
+    for key, theirs in nus_files.read_json(_json(path, "expected_details")).items():
+        curve = {k: v for k, v in ours["curves"][key].items() if k in theirs}
+        yield from _pairs(curve, {k: theirs[k] for k in curve}, key)
+
+
+def argoverse2_numbers(path: Path) -> Numbers:
+    """All metrics, the fate of every box, and the regions of interest."""
+    expected = json.loads((path / "expected.json").read_text(encoding="utf-8"))
+    settings = expected["config"]
+    config = argoverse2.Config(
+        categories=tuple(settings["categories"]),
+        max_range=settings["max_range_m"],
+        thresholds=tuple(settings["affinity_thresholds_m"]),
+        tp_threshold=settings["tp_threshold_m"],
+        max_detections=settings["max_num_dts_per_category"],
+        recall_samples=settings["num_recall_samples"],
+    )
+    table = path / "annotations.feather"
+    annotations = av2_files.read_annotations(table if table.exists() else path / "sensor" / "val")
+    truth, found, sweeps = av2_files.numbered(annotations, av2_files.read_detections(path / "detections.feather"))
+    regions = None
+    if settings["eval_only_roi_instances"]:
+        regions = av2_files.Regions(path / "sensor" / "val", sweeps)
+    result = argoverse2.evaluate(truth, found, config, regions)
+    ours = result.to_json()
+    yield from _pairs(ours, {key: expected[key] for key in ours}, "")
+    if (path / "expected_details.npz").exists():
+        yield from _details(path / "expected_details.npz", result)
+    if (path / "expected_roi.npz").exists():
+        yield from _regions(path, path / "expected_roi.npz")
+
+
+def _details(path: Path, result: argoverse2.Argoverse2Result) -> Numbers:
+    with np.load(path, allow_pickle=False) as archive:
+        for name, fate in (("dts", result.detections), ("gts", result.annotations)):
+            ours = np.concatenate([fate.hits, fate.errors, fate.counts[:, None]], 1)
+            yield from _pairs(ours.tolist(), archive[name].tolist(), name)
+
+
+def _regions(path: Path, expected: Path) -> Numbers:
+    with np.load(expected, allow_pickle=False) as archive:
+        for log, packed in archive.items():
+            mask = av2_files.read_region(path / "sensor" / "val" / log).mask
+            yield f"roi.{log}", float((np.packbits(mask, axis=1) != packed).sum()), 0.0
+
+
+def _json(path: Path, name: str) -> Path:
+    return next(path.glob(f"{name}.json*"))
+
+
+def _pairs(ours: Any, theirs: Any, key: str) -> Numbers:
+    """Numbers at the same place of two nested structures; null is NaN."""
+    if isinstance(theirs, Mapping):
+        for name, value in theirs.items():
+            yield from _pairs(ours[name], value, f"{key}.{name}")
+    elif isinstance(theirs, list):
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            yield from _pairs(a, b, f"{key}.{i}")
+    else:
+        yield key, *(float("nan") if value is None else float(value) for value in (ours, theirs))

@@ -1,0 +1,196 @@
+"""Files of the Argoverse 2 detection benchmark: tables of boxes in Feather, poses, and maps with drivable areas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pcdet_ext.evaluation.argoverse2 import Cuboids
+from pcdet_ext.evaluation.quaternions import rotation_matrices
+from pcdet_ext.files import DataError
+from pcdet_ext.structures import Array
+
+POSITION = ("tx_m", "ty_m", "tz_m")
+ROTATION = ("qw", "qx", "qy", "qz")
+SIZE = ("length_m", "width_m", "height_m")
+PIXELS_PER_METRE = 10
+DILATION = 5.0  # metres around drivable areas that belong to the region of interest
+
+Sweep = tuple[str, int]  # log and timestamp in nanoseconds
+
+
+def read_detections(path: str | Path) -> tuple[Cuboids, list[Sweep]]:
+    """Detections of a Feather file, and the log and timestamp of each. Raises DataError that names file and column."""
+    table = read_table(Path(path), ("log_id", "timestamp_ns", "category", *POSITION, *SIZE, *ROTATION, "score"))
+    return _cuboids(Path(path), table), _sweeps(table["log_id"], table["timestamp_ns"])
+
+
+def read_annotations(path: str | Path) -> tuple[Cuboids, list[Sweep]]:
+    """Annotations of a Feather file with a column log_id, or of a split folder with one file for each log."""
+    path = Path(path)
+    columns = ("timestamp_ns", "category", *POSITION, *SIZE, *ROTATION, "num_interior_pts")
+    if path.is_file():
+        table = read_table(path, ("log_id", *columns))
+        return _cuboids(path, table), _sweeps(table["log_id"], table["timestamp_ns"])
+    files = sorted(path.glob("*/annotations.feather"))
+    if not files:
+        raise DataError(f"{path}: no annotations (a .feather file, or a folder with LOG/annotations.feather)")
+    tables = [read_table(file, columns) for file in files]
+    sweeps = [
+        sweep
+        for file, table in zip(files, tables, strict=True)
+        for sweep in _sweeps([file.parent.name] * len(table["timestamp_ns"]), table["timestamp_ns"])
+    ]
+    return _cuboids(path, {key: np.concatenate([table[key] for table in tables]) for key in columns}), sweeps
+
+
+def numbered(
+    annotations: tuple[Cuboids, Sequence[Sweep]], detections: tuple[Cuboids, Sequence[Sweep]]
+) -> tuple[Cuboids, Cuboids, list[Sweep]]:
+    """Annotations and detections with common numbers of their sweeps, and the sweeps in that order."""
+    sweeps = sorted({*annotations[1], *detections[1]})
+    number = {sweep: i for i, sweep in enumerate(sweeps)}
+
+    def renumber(boxes: Cuboids, own: Sequence[Sweep]) -> Cuboids:
+        return Cuboids(**{**vars(boxes), "sweep": np.array([number[s] for s in own], np.int64)})
+
+    return renumber(*annotations), renumber(*detections), sweeps
+
+
+def read_table(path: Path, columns: Sequence[str]) -> dict[str, Array]:
+    """Columns of a Feather file. Raises DataError for a missing or damaged file, and columns that are not there."""
+    try:
+        from pyarrow import ArrowException, feather
+    except ImportError as error:
+        raise ImportError("Feather files need pyarrow: pip install pyarrow") from error
+    try:
+        table = feather.read_table(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged or no Feather file ({error})") from error
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path}: no column {missing[0]!r}; there are {', '.join(table.column_names)}")
+    return {name: table[name].to_numpy(zero_copy_only=False) for name in columns}
+
+
+def _sweeps(logs: Sequence[str] | Array, timestamps: Array) -> list[Sweep]:
+    return [(str(log), int(time)) for log, time in zip(logs, timestamps, strict=True)]
+
+
+def _cuboids(path: Path, table: dict[str, Array]) -> Cuboids:
+    count = len(table["category"])
+
+    def stacked(names: Sequence[str]) -> Array:
+        values = np.stack([table[name].astype(np.float64) for name in names], 1).reshape(count, len(names))
+        for row in np.flatnonzero(~np.isfinite(values).all(1)):
+            raise DataError(f"{path}: row {row}: {', '.join(names)} not finite: {values[row].tolist()}")
+        return values
+
+    rotation = stacked(ROTATION)
+    for row in np.flatnonzero(np.linalg.norm(rotation, axis=1) == 0):
+        raise DataError(f"{path}: row {row}: a rotation of zeros is none")
+    return Cuboids(
+        sweep=np.zeros(count, np.int64),
+        category=table["category"].astype(np.str_),
+        center=stacked(POSITION),
+        size=stacked(SIZE),
+        rotation=rotation,
+        score=stacked(("score",))[:, 0] if "score" in table else np.zeros(count),
+        num_points=table["num_interior_pts"].astype(np.int64) if "num_interior_pts" in table else np.full(count, -1),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RegionOfInterest:
+    """Where boxes count in one log: within 5 m of drivable areas.
+
+    mask: bool [rows, columns], 0.1 m a pixel; origin: (x, y) of its first pixel in city coordinates; poses: by
+    timestamp, rotation [3, 3] and translation [3] from the vehicle to the city.
+    """
+
+    mask: Array
+    origin: Array
+    poses: dict[int, tuple[Array, Array]]
+
+    def touches(self, corners: Array, timestamp: int) -> Array:
+        """bool [N]: at least one of the corners [N, 8, 3] (vehicle frame) lies in the region."""
+        rotation, translation = self.poses[timestamp]
+        places = ((corners @ rotation.T + translation)[..., :2] - self.origin) * PIXELS_PER_METRE
+        column, row = np.moveaxis(np.trunc(places).astype(np.int64), -1, 0)
+        rows, columns = self.mask.shape
+        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        return (inside & self.mask[np.where(inside, row, 0), np.where(inside, column, 0)]).any(1)
+
+
+def read_region(folder: Path) -> RegionOfInterest:
+    """The region of interest of a log, from its map and poses. Raises DataError for a missing or damaged file."""
+    maps = sorted((folder / "map").glob("log_map_archive_*.json"))
+    if not maps:
+        raise DataError(f"{folder / 'map'}: no log_map_archive_*.json")
+    try:
+        content = json.loads(maps[0].read_text(encoding="utf-8"))
+        areas = [
+            np.array([[vertex["x"], vertex["y"]] for vertex in area["area_boundary"]], np.float64)
+            for area in content["drivable_areas"].values()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{maps[0]}: damaged map ({error!r})") from error
+    if not areas:
+        raise DataError(f"{maps[0]}: a map without drivable areas")
+    path = folder / "city_SE3_egovehicle.feather"
+    table = read_table(path, ("timestamp_ns", *POSITION, *ROTATION))
+    rotations = rotation_matrices(np.stack([table[name] for name in ROTATION], 1))
+    translations = np.stack([table[name] for name in POSITION], 1)
+    poses = {int(t): (r, p) for t, r, p in zip(table["timestamp_ns"], rotations, translations, strict=True)}
+    mask, origin = region_mask(areas)
+    return RegionOfInterest(mask, origin, poses)
+
+
+def region_mask(areas: Sequence[Array]) -> tuple[Array, Array]:
+    """Mask bool [rows, columns] of what lies within 5 m of polygons [V, 2] in metres, and (x, y) of its first pixel."""
+    from PIL import Image, ImageDraw
+    from scipy.ndimage import distance_transform_edt
+
+    vertices = np.concatenate(list(areas))
+    low, high = np.floor(vertices.min(0)), np.ceil(vertices.max(0))
+    columns, rows = ((high - low + 1) * PIXELS_PER_METRE).astype(int)
+    filled = np.zeros((rows, columns), bool)
+    for area in areas:
+        closed = np.concatenate([area, area[:1]])
+        places = np.rint((closed - low) * PIXELS_PER_METRE).astype(int)
+        image = Image.new("L", (int(columns), int(rows)), 0)
+        ImageDraw.Draw(image).polygon([(int(x), int(y)) for x, y in places], outline=1, fill=1)
+        filled |= np.asarray(image, bool)
+    return distance_transform_edt(~filled) <= DILATION * PIXELS_PER_METRE, low
+
+
+class Regions:
+    """The regions of interest of the logs below a folder, read when a box of the log is asked for."""
+
+    def __init__(self, folder: str | Path, sweeps: Sequence[Sweep]) -> None:
+        self.folder, self.sweeps = Path(folder), sweeps
+        self._regions: dict[str, RegionOfInterest] = {}
+
+    def __call__(self, boxes: Cuboids) -> Array:
+        """bool [N]: boxes that touch the region of their log. Raises DataError for a sweep without a pose."""
+        touching = np.zeros(len(boxes), bool)
+        corners = boxes.corners()
+        for number in np.unique(boxes.sweep):
+            log, timestamp = self.sweeps[number]
+            region = self._region(log)
+            if timestamp not in region.poses:
+                raise DataError(f"{self.folder / log / 'city_SE3_egovehicle.feather'}: no pose at {timestamp}")
+            mine = boxes.sweep == number
+            touching[mine] = region.touches(corners[mine], timestamp)
+        return touching
+
+    def _region(self, log: str) -> RegionOfInterest:
+        if log not in self._regions:
+            self._regions[log] = read_region(self.folder / log)
+        return self._regions[log]

@@ -1,0 +1,177 @@
+"""Files of the nuScenes detection benchmark: submissions, and ground truth taken out of the tables."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcdet_ext.config import suggest
+from pcdet_ext.evaluation.nuscenes import CLASSES, Boxes, Samples
+from pcdet_ext.files import DataError
+from pcdet_ext.structures import Array
+
+MAX_BOXES = 500  # of a sample in a submission
+ATTRIBUTES = (
+    "", "pedestrian.moving", "pedestrian.sitting_lying_down", "pedestrian.standing", "cycle.with_rider",
+    "cycle.without_rider", "vehicle.moving", "vehicle.parked", "vehicle.stopped",
+)  # fmt: skip
+
+
+def read_results(path: str | Path, tokens: Sequence[str] | None = None) -> tuple[Boxes, tuple[str, ...]]:
+    """Detections of a submission file (.json, also .gz), and the tokens of its samples in their order.
+
+    Args:
+        path: the file, in the official format.
+        tokens: samples of the split; the submission must have exactly these. Their order then numbers the boxes'
+            samples. None: all samples of the file, in its order.
+
+    Raises:
+        DataError: that names the file and the sample, for a damaged file, missing and unknown samples, more than 500
+            boxes in a sample, unknown classes and attributes, and numbers that are missing or not finite (a velocity
+            may be NaN).
+    """
+    path = Path(path)
+    content = read_json(path)
+    if not isinstance(content, Mapping) or not isinstance(content.get("results"), Mapping):
+        raise DataError(f"{path}: not a nuScenes submission (it has no mapping 'results' of samples to boxes)")
+    results = content["results"]
+    if tokens is not None:
+        _check_samples(path, results, tokens)
+    names = tuple(results) if tokens is None else tuple(tokens)
+    number = {token: i for i, token in enumerate(names)}
+    rows = [(number[token], box) for token, box in _all_boxes(path, results)]
+    return _table(path, rows, names, is_truth=False), names
+
+
+def read_ground_truth(path: str | Path) -> tuple[Boxes, Samples]:
+    """Ground truth of a JSON file with `samples` (ego_translation, bicycle_racks) and `gt_boxes` by sample token."""
+    path = Path(path)
+    content = read_json(path)
+    try:
+        samples, boxes = content["samples"], content["gt_boxes"]
+        names = tuple(samples)
+        number = {token: i for i, token in enumerate(names)}
+        rows = [(number[token], box) for token, found in boxes.items() for box in found]
+        racks = [(number[token], rack) for token, sample in samples.items() for rack in sample["bicycle_racks"]]
+        ego = np.array([sample["ego_translation"] for sample in samples.values()], np.float64).reshape(-1, 3)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a ground truth of samples and gt_boxes ({error!r})") from error
+    return _table(path, rows, names, is_truth=True), Samples(names, ego, _racks(racks))
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file, also compressed with gzip. Raises DataError that names it."""
+    try:
+        data = path.read_bytes()
+        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path}: damaged or no JSON ({error})") from error
+
+
+def _check_samples(path: Path, results: Mapping[str, Any], tokens: Sequence[str]) -> None:
+    missing, unknown = set(tokens) - set(results), set(results) - set(tokens)
+    for names, what in ((missing, "misses"), (unknown, "has results for unknown")):
+        if names:
+            raise DataError(f"{path}: {what} samples of the split, {len(names)} in all, for example {min(names)}")
+
+
+def _all_boxes(path: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for token, boxes in results.items():
+        if not isinstance(boxes, list):
+            raise DataError(f"{path}: sample {token}: expected a list of boxes, got {type(boxes).__name__}")
+        if len(boxes) > MAX_BOXES:
+            raise DataError(f"{path}: sample {token}: {len(boxes)} boxes, at most {MAX_BOXES} are allowed")
+        for box in boxes:
+            yield token, box
+
+
+def _table(path: Path, rows: Sequence[tuple[int, Any]], tokens: Sequence[str], is_truth: bool) -> Boxes:
+    def where(i: int) -> str:
+        return f"{path}: sample {tokens[rows[i][0]]}"
+
+    def column(key: str, width: int, may_be_nan: bool = False) -> Array:
+        return _numbers(rows, key, width, may_be_nan, where)
+
+    names = _texts(rows, "detection_name", where)
+    attributes = _texts(rows, "attribute_name", where)
+    for values, known, what in ((names, CLASSES, "class"), (attributes, ATTRIBUTES, "attribute")):
+        for i in np.flatnonzero(~np.isin(values, known)):
+            raise DataError(f"{where(int(i))}: unknown {what} {str(values[i])!r}{suggest(str(values[i]), known)}")
+    size = column("size", 3)
+    for i in np.flatnonzero((size <= 0).any(1)):
+        raise DataError(f"{where(int(i))}: sizes must be positive, got {size[i].tolist()}")
+    rotation = column("rotation", 4)
+    for i in np.flatnonzero(np.linalg.norm(rotation, axis=1) == 0):
+        raise DataError(f"{where(int(i))}: a rotation of zeros is none")
+    count = len(rows)
+    return Boxes(
+        sample=np.array([sample for sample, _ in rows], np.int64),
+        name=names,
+        attribute=attributes,
+        translation=column("translation", 3),
+        size=size,
+        rotation=rotation,
+        velocity=column("velocity", 2, may_be_nan=True),
+        score=np.full(count, -1.0) if is_truth else column("detection_score", 0),
+        num_points=column("num_pts", 0).astype(np.int64) if is_truth else np.full(count, -1),
+    )
+
+
+def _numbers(rows: Sequence[tuple[int, Any]], key: str, width: int, may_be_nan: bool, where: Any) -> Array:
+    """float64 [N, width], or [N] for width 0; checked one by one only where the quick way fails."""
+    shape = (len(rows), width) if width else (len(rows),)
+    try:
+        values = np.array([box[key] for _, box in rows], np.float64).reshape(shape)
+    except (KeyError, TypeError, ValueError):
+        for i, (_, box) in enumerate(rows):
+            _check_numbers(box, key, width, where(i))
+        raise
+    wrong = np.isinf(values) if may_be_nan else ~np.isfinite(values)
+    for i in np.flatnonzero(wrong.reshape(len(rows), max(width, 1)).any(1)):
+        raise DataError(f"{where(int(i))}: {key} is not finite: {rows[int(i)][1][key]}")
+    return values
+
+
+def _check_numbers(box: Any, key: str, width: int, where: str) -> None:
+    if not isinstance(box, Mapping) or key not in box:
+        raise DataError(f"{where}: a box without {key!r}")
+    value = box[key]
+    entries = value if width else [value]
+    good = isinstance(entries, list) and len(entries) == max(width, 1)
+    if not good or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in entries):
+        expected = f"{width} numbers" if width else "a number"
+        raise DataError(f"{where}: {key} must be {expected}, got {value!r}")
+
+
+def _texts(rows: Sequence[tuple[int, Any]], key: str, where: Any) -> Array:
+    for i, (_, box) in enumerate(rows):
+        if not isinstance(box, Mapping) or not isinstance(box.get(key), str):
+            raise DataError(f"{where(i)}: a box without a text {key!r}")
+    return np.array([box[key] for _, box in rows], np.str_)
+
+
+def _racks(racks: Sequence[tuple[int, Any]]) -> Boxes:
+    def column(key: str, width: int) -> Array:
+        return np.array([rack[key] for _, rack in racks], np.float64).reshape(-1, width)
+
+    count = len(racks)
+    texts = np.full(count, "", np.str_)
+    return Boxes(
+        sample=np.array([sample for sample, _ in racks], np.int64),
+        name=texts,
+        attribute=texts,
+        translation=column("translation", 3),
+        size=column("size", 3),
+        rotation=column("rotation", 4),
+        velocity=np.full((count, 2), math.nan),
+        score=np.zeros(count),
+        num_points=np.full(count, -1),
+    )

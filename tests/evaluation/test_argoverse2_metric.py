@@ -1,0 +1,102 @@
+"""Argoverse 2 detection metrics: rules by hand, and tables that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import feather
+
+from pcdet_ext.evaluation.argoverse2 import Config, Cuboids, categories_present, evaluate
+from pcdet_ext.evaluation.argoverse2_files import numbered, read_annotations, read_detections, region_mask
+from pcdet_ext.files import DataError
+
+
+def cuboids(x: list[float], score: list[float] | None = None, points: int = 9, name: str = "BUS") -> Cuboids:
+    count = len(x)
+    return Cuboids(
+        sweep=np.zeros(count, np.int64),
+        category=np.full(count, name),
+        center=np.column_stack([x, np.zeros(count), np.zeros(count)]),
+        size=np.tile([10.0, 3.0, 3.0], (count, 1)),
+        rotation=np.tile([1.0, 0, 0, 0], (count, 1)),
+        score=np.array(score if score is not None else [0.0] * count),
+        num_points=np.full(count, points),
+    )
+
+
+def test_only_the_best_detection_that_looks_at_an_object_may_match_it() -> None:
+    result = evaluate(cuboids([0]), cuboids([3, 0], [0.9, 0.8]))
+    assert result.classes["BUS"].true_positives == (0, 0, 0, 1)
+    assert result.detections.hits.tolist() == [[False, False, False, True], [False] * 4]
+
+
+def test_only_the_best_of_a_class_in_a_sweep_count() -> None:
+    result = evaluate(cuboids([0]), cuboids([0, 50, 60, 200], [0.1, 0.9, 0.8, 0.95]), Config(max_detections=2))
+    assert result.detections.counts.tolist() == [False, True, True, False]
+    assert result.classes["BUS"].ap == 0
+
+
+def test_a_class_without_annotations_has_the_worst_numbers() -> None:
+    found = evaluate(cuboids([0]), cuboids([0], [0.5])).classes
+    assert found["BUS"].metrics == pytest.approx({"AP": 1.0, "ATE": 0.0, "ASE": 0.0, "AOE": 0.0, "CDS": 1.0})
+    assert found["DOG"].metrics == {"AP": 0.0, "ATE": 2.0, "ASE": 1.0, "AOE": np.pi, "CDS": 0.0}
+    assert categories_present(cuboids([0])) == ("BUS",)
+
+
+def test_empty_tables_are_accepted() -> None:
+    for truth, detections in ((cuboids([]), cuboids([0], [0.5])), (cuboids([0]), cuboids([])), (cuboids([]),) * 2):
+        assert evaluate(truth, detections).average["AP"] == 0
+
+
+def test_the_mask_grows_by_five_metres() -> None:
+    mask, origin = region_mask(
+        [np.array([[0.0, 0.0], [40.0, 0.0], [40.0, 20.0], [0.0, 20.0]]), np.array([[60.0, 30.0]])]
+    )
+    assert origin.tolist() == [0, 0]
+    row, column = np.mgrid[0 : mask.shape[0], 0 : mask.shape[1]] / 10
+    gap = np.hypot(np.maximum(column - 40, 0), np.maximum(row - 20, 0))
+    near = (gap <= 5) | (np.hypot(column - 60, row - 30) <= 5)
+    assert (mask == near).mean() > 0.9999
+
+
+COLUMNS = {
+    **{key: [0.0] for key in ("tx_m", "ty_m", "tz_m", "qx", "qy", "qz")},
+    **{key: [1.0] for key in ("length_m", "width_m", "height_m", "qw", "score")},
+    "log_id": ["a"], "timestamp_ns": [5], "category": ["BUS"], "num_interior_pts": [3],
+}  # fmt: skip
+
+
+def test_tables_are_numbered_together(tmp_path: Path) -> None:
+    feather.write_feather(pa.table(COLUMNS), tmp_path / "d.feather")
+    other = {**COLUMNS, "timestamp_ns": [4]}
+    feather.write_feather(pa.table(other), tmp_path / "a.feather")
+    truth, found, sweeps = numbered(read_annotations(tmp_path / "a.feather"), read_detections(tmp_path / "d.feather"))
+    assert sweeps == [("a", 4), ("a", 5)]
+    assert (truth.sweep.tolist(), found.sweep.tolist()) == ([0], [1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score": None}, "no column 'score'; there are "),
+        ({"tx_m": [float("nan")]}, "row 0: tx_m, ty_m, tz_m not finite"),
+        ({"qw": [0.0]}, "row 0: a rotation of zeros"),
+    ],
+)
+def test_wrong_tables_name_the_row(tmp_path: Path, changes: dict[str, list | None], message: str) -> None:
+    table = {k: v for k, v in {**COLUMNS, **changes}.items() if v is not None}
+    feather.write_feather(pa.table(table), tmp_path / "d.feather")
+    with pytest.raises(DataError, match=rf"d\.feather: {message}"):
+        read_detections(tmp_path / "d.feather")
+
+
+def test_damaged_and_missing_tables_are_named(tmp_path: Path) -> None:
+    (tmp_path / "d.feather").write_bytes(b"ARROW1 and nothing else")
+    for name, message in (("d.feather", "damaged"), ("none.feather", "no such file")):
+        with pytest.raises(DataError, match=rf"{name}: {message}"):
+            read_detections(tmp_path / name)
+    with pytest.raises(DataError, match="no annotations"):
+        read_annotations(tmp_path)
