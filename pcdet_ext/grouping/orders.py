@@ -7,6 +7,7 @@ cached there, so blocks of one stage that use an equal order share it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +48,13 @@ class Order(ABC):
     def keys(self, voxels: SparseVoxels) -> Tensor:
         """Keys int64 [N] whose ascending order is the sequence."""
 
+    def pieces(self, voxels: SparseVoxels) -> Tensor:
+        """Number int64 [N] of the piece that each voxel is in: a window, a bucket, or by default its frame.
+
+        A piece is a run of the sequence, which partitions that follow the order's own borders do not join with others.
+        """
+        return voxels.coords[:, 0].long()
+
     def __call__(self, voxels: SparseVoxels) -> Ordering:
         """The sequence of these voxels; cached on them."""
         return voxels.plan(self, self._make)
@@ -77,25 +85,84 @@ class Hilbert(Order):
         return serialize(voxels.coords, voxels.grid, "hilbert")
 
 
+@ORDERS.register
 @dataclass(frozen=True)
-class _WindowOrder(Order):
-    window: tuple[int, int, int]
+class Window(Order):
+    """Window by window; inside a window voxels keep the order in which they are given.
+
+    Args:
+        window: sizes (Z, Y, X) in cells; None along an axis: the whole grid.
+        shift: cells (Z, Y, X) that are added to the coordinates first.
+
+    Raises:
+        ValueError: for sizes that are not positive, and for negative shifts or one along an axis without windows.
+    """
+
+    window: tuple[int | None, int | None, int | None]
     shift: tuple[int, int, int] = (0, 0, 0)
-    path: Literal["rows", "snake"] = "rows"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "window", tuple(self.window))  # configurations bring lists, plans are keyed by value
         object.__setattr__(self, "shift", tuple(self.shift))
+        check_window(self.window, self.shift)
+
+    def keys(self, voxels: SparseVoxels) -> Tensor:
+        """Numbers of the windows."""
+        return self.pieces(voxels)
+
+    def pieces(self, voxels: SparseVoxels) -> Tensor:
+        """Number of each voxel's window, see `window_index`; cached on the voxels."""
+        return voxels.plan(
+            ("window_index", self.window, self.shift),
+            lambda v: window_index(v.coords, v.grid, self.size(v.grid), self.shift),
+        )
+
+    def place(self, voxels: SparseVoxels) -> Tensor:
+        """Place of each voxel in its window, int32 [N, 3] as (z, y, x); cached on the voxels."""
+        return voxels.plan(("place_in_window", self.window, self.shift), self._place)
+
+    def _place(self, voxels: SparseVoxels) -> Tensor:
+        size, shift = (torch.tensor(n, device=voxels.coords.device) for n in (self.size(voxels.grid), self.shift))
+        return ((voxels.coords[:, 1:] + shift) % size).int()
+
+    def size(self, grid: Sequence[int]) -> tuple[int, int, int]:
+        """Cells (Z, Y, X) of a window on a grid."""
+        z, y, x = (cells if size is None else size for size, cells in zip(self.window, grid, strict=True))
+        return z, y, x
+
+
+def check_window(window: Sequence[int | None], shift: Sequence[int] = (0, 0, 0)) -> None:
+    """Raises ValueError for what is no window (Z, Y, X) and shift in cells, see `Window`."""
+    if len(window) != 3 or any(size is not None and size < 1 for size in window):
+        raise ValueError(f"window must be three sizes (Z, Y, X) in cells, positive or None, got {list(window)}")
+    if len(shift) != 3 or min(shift) < 0:
+        raise ValueError(f"shift must be three numbers (Z, Y, X) of cells from 0 on, got {list(shift)}")
+    if any(size is None and cells for size, cells in zip(window, shift, strict=True)):
+        raise ValueError(f"shift must be 0 where the window is None, got {list(shift)} and {list(window)}")
+
+
+def window_index(
+    coords: Tensor, grid: Sequence[int], window: tuple[int, int, int], shift: tuple[int, int, int]
+) -> Tensor:
+    """Number int64 [N] of each voxel's window, ascending by its (frame, x, y, z); sizes in cells, (Z, Y, X)."""
+    count = [max(-(-g // w) + 1, -(-(g + s) // w)) for g, w, s in zip(grid, window, shift, strict=True)]
+    z, y, x = ((coords[:, i + 1].long() + shift[i]) // window[i] for i in range(3))
+    return ((coords[:, 0].long() * count[2] + x) * count[1] + y) * count[0] + z
+
+
+@dataclass(frozen=True)
+class _LinesOfWindows(Window):
+    path: Literal["rows", "snake"] = "rows"
 
     def _keys(self, voxels: SparseVoxels, order: str) -> Tensor:
-        options = {"window": self.window, "shift": self.shift, "path": self.path}
+        options = {"window": self.size(voxels.grid), "shift": self.shift, "path": self.path}
         return serialize(voxels.coords, voxels.grid, order, **options)
 
 
 @ORDERS.register
 @dataclass(frozen=True)
-class WindowX(_WindowOrder):
-    """Window by window (sizes (Z, Y, X) in cells), lines along x; see `serialize` for "rows" and "snake" paths."""
+class WindowX(_LinesOfWindows):
+    """Window by window as `Window`, lines along x; see `serialize` for "rows" and "snake" paths."""
 
     def keys(self, voxels: SparseVoxels) -> Tensor:
         """See `pcdet_ext.ops.serialize`."""
@@ -104,8 +171,8 @@ class WindowX(_WindowOrder):
 
 @ORDERS.register
 @dataclass(frozen=True)
-class WindowY(_WindowOrder):
-    """Window by window (sizes (Z, Y, X) in cells), lines along y; see `serialize` for "rows" and "snake" paths."""
+class WindowY(_LinesOfWindows):
+    """Window by window as `Window`, lines along y; see `serialize` for "rows" and "snake" paths."""
 
     def keys(self, voxels: SparseVoxels) -> Tensor:
         """See `pcdet_ext.ops.serialize`."""
@@ -129,3 +196,7 @@ class LSH(Order):
         """See `pcdet_ext.ops.serialize`."""
         options = {"projections": self.projections, "width": self.width, "seed": self.seed}
         return serialize(voxels.coords, voxels.grid, "lsh", **options)
+
+    def pieces(self, voxels: SparseVoxels) -> Tensor:
+        """The buckets."""
+        return self.keys(voxels)

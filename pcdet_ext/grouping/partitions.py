@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pcdet_ext.config import Registry
-from pcdet_ext.grouping.orders import LSH, Order, Ordering, WindowX, WindowY
+from pcdet_ext.grouping.orders import Order, Ordering, Window, WindowX, WindowY
 from pcdet_ext.ops.rotated_sets import rotated_sets
 from pcdet_ext.structures import Groups, Segments, SparseVoxels
 
@@ -25,8 +23,7 @@ def equal_groups(ordering: Ordering, size: int, masked: bool = False) -> Groups:
     in a frame of a single group its own voxels, repeated from the start. They take part like any other slot, unless
     `masked`: then `valid` is False there. Raises ValueError for a size below 1.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    _check_size(size)
     counts = ordering.counts
     padded = (counts + size - 1) // size * size
     frame = torch.repeat_interleave(padded)
@@ -51,8 +48,7 @@ def octree_windows(ordering: Ordering, size: int, dilation: int = 1, straddle: b
     frame and the start of the next; by default every frame is padded to whole windows.
     Raises ValueError for a size or dilation below 1.
     """
-    if size < 1 or dilation < 1:
-        raise ValueError(f"size and dilation must be at least 1, got {size} and {dilation}")
+    _check_size(size, dilation)
     counts, block = ordering.counts, size * dilation
     pieces = counts.sum().view(1) if straddle else counts
     padded = (pieces + block - 1) // block * block
@@ -80,8 +76,7 @@ def even_sets(order: Tensor, counts: Tensor, size: int) -> Groups:
     piece of n voxels in S sets holds the voxel at place ⌊(j · size + k) · n / (S · size)⌋; `valid` is False where a
     slot repeats the one to its left. Raises ValueError for a size below 1.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    _check_size(size)
     sets = (counts + size - 1) // size
     owner = torch.repeat_interleave(sets)
     local = torch.arange(len(owner), device=owner.device) - _starts(sets)[owner]
@@ -94,49 +89,6 @@ def even_sets(order: Tensor, counts: Tensor, size: int) -> Groups:
     inverse = slots.new_empty(len(order) + 1)  # one more takes the repeats, so that no two write to the same place
     inverse[torch.where(repeats, len(order), index).flatten()] = slots
     return Groups(index, inverse[:-1], ~repeats)
-
-
-@dataclass(frozen=True)
-class SetPlan:
-    """Rotated sets of a batch of voxels.
-
-    y_major, x_major: sets of each window's voxels sorted by (y, x, z) and by (x, y, z), `valid` being False in slots
-    that repeat the one to their left; window: int64 [N], number of each voxel's window, ascending by (frame, x, y, z);
-    inside: int32 [N, 3], place in the window as (z, y, x).
-    """
-
-    y_major: Groups
-    x_major: Groups
-    window: Tensor
-    inside: Tensor
-
-
-def rotated_set_plan(
-    voxels: SparseVoxels, window: tuple[int, int, int], shift: tuple[int, int, int], size: int
-) -> SetPlan:
-    """Windows cut into sets of `size` slots, in both directions (DSVT section 3.2); cached on the voxels.
-
-    window, shift: cells, (Z, Y, X), the shift is added to the coordinates. Raises ValueError for a size or window below
-    1 and for a negative shift.
-    """
-    key = ("rotated sets", tuple(window), tuple(shift), size)
-    return voxels.plan(key, lambda v: _set_plan(v, window, shift, size))
-
-
-def _set_plan(voxels: SparseVoxels, window: Sequence[int], shift: Sequence[int], size: int) -> SetPlan:
-    sets = rotated_sets(voxels.coords, voxels.grid, voxels.batch_size, window, shift, size)
-    valid = ~sets.repeats
-    y_major, x_major = (Groups(*parts) for parts in zip(sets.index, sets.slot, valid, strict=True))
-    return SetPlan(y_major, x_major, sets.window, sets.inside)
-
-
-def window_index(
-    coords: Tensor, grid: tuple[int, int, int], window: tuple[int, int, int], shift: tuple[int, int, int]
-) -> Tensor:
-    """Number int64 [N] of each voxel's window, ascending by its (frame, x, y, z); sizes in cells, (Z, Y, X)."""
-    count = [math.ceil(g / w) + 1 for g, w in zip(grid, window, strict=True)]
-    z, y, x = ((coords[:, i + 1].long() + shift[i]) // window[i] for i in range(3))
-    return ((coords[:, 0].long() * count[2] + x) * count[1] + y) * count[0] + z
 
 
 def window_segments(index: Tensor) -> Segments:
@@ -158,92 +110,93 @@ class Partition(ABC):
 
     def __call__(self, voxels: SparseVoxels, order: Order) -> Groups | Segments:
         """The groups or segments of these voxels along this order."""
-        return voxels.plan((self, order), lambda v: self.cut(order(v)))
+        return voxels.plan((self, order), lambda v: self.cut(v, order))
 
     @abstractmethod
-    def cut(self, ordering: Ordering) -> Groups | Segments:
-        """Cut one sequence."""
+    def cut(self, voxels: SparseVoxels, order: Order) -> Groups | Segments:
+        """Cut the sequence of these voxels along this order."""
+
+
+@dataclass(frozen=True)
+class _Groups(Partition):
+    size: int
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
 
 
 @PARTITIONS.register
 @dataclass(frozen=True)
-class EqualGroups(Partition):
+class EqualGroups(_Groups):
     """See `equal_groups`."""
 
-    size: int
     masked: bool = False
 
-    def cut(self, ordering: Ordering) -> Groups:
+    def cut(self, voxels: SparseVoxels, order: Order) -> Groups:
         """See `equal_groups`."""
-        return equal_groups(ordering, self.size, self.masked)
+        return equal_groups(order(voxels), self.size, self.masked)
 
 
 @PARTITIONS.register
 @dataclass(frozen=True)
-class OctreeWindows(Partition):
+class OctreeWindows(_Groups):
     """See `octree_windows`."""
 
-    size: int
     dilation: int = 1
     straddle: bool = False
 
-    def cut(self, ordering: Ordering) -> Groups:
+    def __post_init__(self) -> None:
+        _check_size(self.size, self.dilation)
+
+    def cut(self, voxels: SparseVoxels, order: Order) -> Groups:
         """See `octree_windows`."""
-        return octree_windows(ordering, self.size, self.dilation, self.straddle)
+        return octree_windows(order(voxels), self.size, self.dilation, self.straddle)
 
 
 @PARTITIONS.register
 @dataclass(frozen=True)
-class RotatedSets(Partition):
-    """Sets that share out evenly the voxels of each window of the order, or of each frame where it has no windows.
+class RotatedSets(_Groups):
+    """Sets that share out evenly the voxels of each piece of the order: window, bucket or frame. See `even_sets`.
 
-    With `WindowY` and `WindowX` these are the two directions of DSVT (section 3.2), as in `rotated_set_plan`; only the
-    order of the sets differs. See `even_sets`.
+    Along `WindowY` and `WindowX` in rows these are the two directions of DSVT (section 3.2): a window's voxels sorted
+    by (y, x, z) and by (x, y, z). A native operation makes both together, without sorting.
     """
 
-    size: int
-
-    def __call__(self, voxels: SparseVoxels, order: Order) -> Groups:
+    def cut(self, voxels: SparseVoxels, order: Order) -> Groups:
         """The sets of these voxels along this order."""
-        if not isinstance(order, (WindowX, WindowY)):
-            return super().__call__(voxels, order)
-        return voxels.plan((self, order), lambda v: self._cut_windows(v, order))
+        if isinstance(order, (WindowX, WindowY)) and order.path == "rows":
+            key = ("rotated_sets", self.size, order.window, order.shift)
+            y_major, x_major = voxels.plan(key, lambda v: self._directions(v, order))
+            return y_major if isinstance(order, WindowY) else x_major
+        return even_sets(*_pieces(voxels, order), self.size)
 
-    def _cut_windows(self, voxels: SparseVoxels, order: WindowX | WindowY) -> Groups:
-        sequence = order(voxels).order
-        windows = window_index(voxels.coords[sequence], voxels.grid, order.window, order.shift)
-        return even_sets(sequence, torch.unique_consecutive(windows, return_counts=True)[1], self.size)
-
-    def cut(self, ordering: Ordering) -> Groups:
-        """Each frame of a sequence as if it were one window."""
-        counts = ordering.counts
-        return even_sets(ordering.order, counts[counts > 0], self.size)
+    def _directions(self, voxels: SparseVoxels, order: Window) -> tuple[Groups, Groups]:
+        """Sets sorted by (y, x, z) and by (x, y, z)."""
+        window = order.size(voxels.grid)
+        sets = rotated_sets(voxels.coords, voxels.grid, voxels.batch_size, window, order.shift, self.size)
+        y_major, x_major = (Groups(*parts) for parts in zip(sets.index, sets.slot, ~sets.repeats, strict=True))
+        return y_major, x_major
 
 
 @PARTITIONS.register
 @dataclass(frozen=True)
 class Windows(Partition):
-    """Segments of any length: the windows of a window order, the buckets of `LSH`, the frames of any other order."""
+    """Segments of any length, the pieces of the order: windows of a window order, buckets of `LSH`, or else frames."""
 
-    def __call__(self, voxels: SparseVoxels, order: Order) -> Segments:
+    def cut(self, voxels: SparseVoxels, order: Order) -> Segments:
         """The segments of these voxels along this order."""
-        if not isinstance(order, (WindowX, WindowY, LSH)):
-            return super().__call__(voxels, order)
-        return voxels.plan((self, order), lambda v: self._cut_numbers(v, order))
-
-    def _cut_numbers(self, voxels: SparseVoxels, order: WindowX | WindowY | LSH) -> Segments:
-        ordering = order(voxels)
-        if isinstance(order, LSH):
-            numbers = order.keys(voxels)
-        else:
-            numbers = window_index(voxels.coords, voxels.grid, order.window, order.shift)
-        counts = torch.unique_consecutive(numbers[ordering.order], return_counts=True)[1]
-        return _segments(ordering, counts)
-
-    def cut(self, ordering: Ordering) -> Segments:
-        """Each frame of a sequence as one segment."""
-        return _segments(ordering, ordering.counts)
+        ordering, (_, counts) = order(voxels), _pieces(voxels, order)
+        return Segments(ordering.order, ordering.inverse, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
 
 
-def _segments(ordering: Ordering, counts: Tensor) -> Segments:
-    return Segments(ordering.order, ordering.inverse, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+def _pieces(voxels: SparseVoxels, order: Order) -> tuple[Tensor, Tensor]:
+    """The sequence int64 [N] of an order, and the lengths int64 [P] of its pieces."""
+    sequence = order(voxels).order
+    return sequence, torch.unique_consecutive(order.pieces(voxels)[sequence], return_counts=True)[1]
+
+
+def _check_size(size: int, dilation: int = 1) -> None:
+    if dilation < 1:
+        raise ValueError(f"size and dilation must be at least 1, got {size} and {dilation}")
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from pcdet_ext import checkpoint, config
 from pcdet_ext.checkpoint import CheckpointError
-from pcdet_ext.interop import flatformer, openpcdet
+from pcdet_ext.interop import dsvt, flatformer, openpcdet, scatterformer
+from pcdet_ext.models.backbones import DSVT, ScatterFormer
 from pcdet_ext.models.detector import VoxelDetector, build_detector
 
 # Where code bases keep the parameters in their files: OpenPCDet, mmdetection3d, Lightning and others.
 STATE_KEYS = ("model_state", "state_dict", "model_state_dict", "model")
+# Code bases built on OpenPCDet, by the backbone: our names for the parameters of their detectors.
+RENAMES: dict[type, Callable[[str], str]] = {DSVT: dsvt.detector_name, ScatterFormer: scatterformer.detector_name}
 # How each names its parameters: by the name of its encoder, which every detector has.
 LOADERS: dict[str, Callable[[VoxelDetector, Mapping[str, Tensor]], None]] = {
-    "vfe.": openpcdet.load_official,
+    "vfe.": lambda detector, state: openpcdet.load_official(detector, state, RENAMES.get(type(detector.backbone))),
     "voxel_encoder.": lambda detector, state: flatformer.load_official(detector, state, flatformer.detector_name),
 }
 # Numbers of NumPy, which training logs in checkpoints hold; the first by the name that NumPy 1 wrote, too. They cannot

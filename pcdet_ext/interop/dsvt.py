@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from pcdet_ext.interop import openpcdet, openpcdet_heads
 from pcdet_ext.interop.openpcdet_heads import Config
+from pcdet_ext.interop.parameters import first_prefix
 from pcdet_ext.models.backbones.dsvt import DSVT
 from pcdet_ext.models.detector import VoxelDetector
 from pcdet_ext.ops import grid_size
@@ -25,13 +27,14 @@ def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -
     checkpoint with them under "model_state".
     Raises ValueError for what this library does not have or that does not fit.
     """
+    rename = backbone_name
     if "BACKBONE_3D" in config:
-        module = _detector(config)
+        module, rename = _detector(config), detector_name
     else:
         node = backbone(config)
         module = DSVT(in_channels=node["channels"][0], grid=grid(config), **_without_name(node))
     if state_dict is not None:
-        openpcdet.load_official(module, state_dict.get("model_state", state_dict))
+        openpcdet.load_official(module, state_dict.get("model_state", state_dict), rename)
     return module.eval()
 
 
@@ -112,7 +115,7 @@ def backbone(config: Config) -> dict[str, Any]:
         "pooling": POOLINGS[config.get("reduction_type", "attention")],
         "activation": config["activation"],
         "dropout": float(config["dropout"]),
-        "checkpoint": bool(config.get("ues_checkpoint", config.get("USE_CHECKPOINT", False))),
+        "recompute": bool(config.get("ues_checkpoint", config.get("USE_CHECKPOINT", False))),
         "count_empty": True,  # this and mixed_positions: checkpoints were trained so
     }
 
@@ -121,8 +124,8 @@ def partition(config: Config) -> dict[str, Any]:
     """What the section INPUT_LAYER says of our `DSVT`."""
     return {
         "channels": config["d_model"],
-        "blocks": [count for _, count in config["set_info"]],
-        "set_sizes": [size for size, _ in config["set_info"]],
+        "num_blocks": [count for _, count in config["set_info"]],
+        "group_sizes": [size for size, _ in config["set_info"]],
         "windows": [_zyx(window) for window in config["window_shape"]],
         "shifts": [[_zyx(shift) for shift in both] for both in config["shifts_list"]],
         "hybrid_factor": _zyx(config["hybrid_factor"]),
@@ -153,3 +156,33 @@ def _check_backbone(config: Config) -> None:
 def _zyx(xyz: Sequence[int]) -> tuple[int, int, int]:
     x, y, z = xyz
     return z, y, x
+
+
+LAYER = {
+    "win_attn.self_attn.": "block.mix.module.",
+    "win_attn.norm1.": "block.mix.norm.",
+    "win_attn.linear1.": "block.feed.module.in_proj.",
+    "win_attn.linear2.": "block.feed.module.out_proj.",
+    "win_attn.norm2.": "block.feed.norm.",
+}
+POOL = {"self_attn.": "attention.", "pos_embedding": "position", "linear1.": "linear."}
+
+
+def backbone_name(name: str) -> str:
+    """Our name for a published parameter of the backbone."""
+    name = name.replace("position_embedding_head.", "position.mlp.")
+    if found := re.match(r"input_layer\.posembed_layers\.(\d+)\.(\d+)\.(\d+)\.", name):
+        return f"stages.{found[1]}.{found[2]}.layers.{found[3]}.{name[found.end() :]}"
+    if found := re.match(r"stage_(\d+)\.(\d+)\.encoder_list\.(\d+)\.", name):
+        return f"stages.{found[1]}.{found[2]}.layers.{found[3]}.{first_prefix(LAYER, name[found.end() :])}"
+    if found := re.match(r"residual_norm_stage_(\d+)\.(\d+)\.", name):
+        return f"stages.{found[1]}.{found[2]}.norm.{name[found.end() :]}"
+    if found := re.match(r"stage_(\d+)_reduction\.", name):
+        return f"pools.{found[1]}.{first_prefix(POOL, name[found.end() :])}"
+    return name
+
+
+def detector_name(name: str) -> str:
+    """Our name for a published parameter of a detector."""
+    prefix, _, rest = name.partition(".")
+    return f"backbone.{backbone_name(rest)}" if prefix == "backbone_3d" else openpcdet.our_name(name)

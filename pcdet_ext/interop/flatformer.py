@@ -13,10 +13,11 @@ from typing import Any
 from torch import Size, Tensor, nn
 
 from pcdet_ext.config import suggest
-from pcdet_ext.interop.parameters import load_renamed
-from pcdet_ext.models.backbones.flatformer import FlatFormer, FlatFormerLayer
+from pcdet_ext.interop.parameters import first_prefix, load_renamed
+from pcdet_ext.models.backbones.flatformer import FlatFormer, transformer_layer
 from pcdet_ext.models.detector import VoxelDetector
 from pcdet_ext.models.heads import HEADS, CenterHead
+from pcdet_ext.models.layers.mixer_block import MixerBlock
 
 Config = Mapping[str, Any]
 
@@ -48,7 +49,7 @@ def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -
 
     config: of a detector (sections voxel_encoder, middle_encoder, backbone, neck, bbox_head, as they stand in a
     configuration or under its key "model") gives a `VoxelDetector`; of the backbone alone ("FlatFormer") or of one
-    block ("BasicBlock", in key `module` or `type`) a `FlatFormer`; of a layer ("BasicLayer") a `FlatFormerLayer`; with
+    block ("BasicBlock", in key `module` or `type`) a `FlatFormer`; of a layer ("BasicLayer") a `MixerBlock`; with
     the key `head` a `CenterHead`. drop_first_voxel (default True, as published): whether each frame loses a pillar.
     state_dict: parameters, or a checkpoint with them under "state_dict".
     Raises ValueError for what this library does not have or that does not fit.
@@ -70,11 +71,11 @@ def build(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
         return _alone(head(config["head"], *sections), config["head"], config.get("train_cfg", {})), _head_name
     kind = config.get("module", config.get("type", "FlatFormer"))
     if kind == "FlatFormer":
-        return _backbone(config), str
+        return _backbone(config), backbone_name
     if kind == "BasicBlock":
-        return _backbone({**config, "num_blocks": 1}), "block_list.0.{}".format
+        return _backbone({**config, "num_blocks": 1}), lambda name: backbone_name(f"block_list.0.{name}")
     if kind == "BasicLayer":
-        return layer(config), str
+        return layer(config), layer_name
     known = ("FlatFormer", "BasicBlock", "BasicLayer")
     raise ValueError(f"module: {kind!r} is not in this library{suggest(str(kind), known)}")
 
@@ -87,7 +88,7 @@ def backbone(config: Config) -> dict[str, Any]:
     return {
         "name": "FlatFormer",
         "num_blocks": _of(config, "num_blocks"),
-        "window": [wy, wx],
+        "window": [None, wy, wx],  # the published orders do not look at z
         "group_size": _of(config, "group_size"),
         "num_heads": _of(config, "num_heads"),
         "activation": _of(config, "activation"),
@@ -108,10 +109,10 @@ def _backbone(config: Config) -> FlatFormer:
     return FlatFormer(_of(config, "in_channels"), grid(config), **node)
 
 
-def layer(config: Config) -> FlatFormerLayer:
+def layer(config: Config) -> MixerBlock:
     """One layer, for rows whose groups are given."""
     mixer = {"name": "SoftmaxAttention", "num_heads": _of(config, "num_heads")}
-    return FlatFormerLayer(_of(config, "in_channels"), mixer, activation=_of(config, "activation"))
+    return transformer_layer(_of(config, "in_channels"), mixer, activation=_of(config, "activation"))
 
 
 def detector(config: Config) -> VoxelDetector:
@@ -277,8 +278,28 @@ def detector_name(name: str) -> str:
     """Our name for a published parameter of a whole detector."""
     for pattern, ours in PREFIXES.items():
         if found := re.match(rf"({pattern})\.", name):
-            rest = name[found.end() :]
-            return f"{ours}.{_head_name(rest) if ours == 'head' else rest}"
+            return f"{ours}.{INSIDE.get(ours, str)(name[found.end() :])}"
+    return name
+
+
+LAYER = {
+    "attn.attn.": "mix.module.",
+    "norm1.": "mix.norm.",
+    "fc1.": "feed.module.in_proj.",
+    "fc2.": "feed.module.out_proj.",
+    "norm2.": "feed.norm.",
+}
+
+
+def layer_name(name: str) -> str:
+    """Our name for a published parameter of a layer."""
+    return first_prefix(LAYER, name)
+
+
+def backbone_name(name: str) -> str:
+    """Our name for a published parameter of the backbone."""
+    if found := re.match(r"block_list\.(\d+)\.block\.(\d+)\.", name):
+        return f"blocks.{found[1]}.{found[2]}.{layer_name(name[found.end() :])}"
     return name
 
 
@@ -289,6 +310,8 @@ def _head_name(name: str) -> str:
         return f"heads_list.{task}.{BRANCHES.get(branch, branch)}.{name[found.end() :]}"
     return name
 
+
+INSIDE: dict[str, Callable[[str], str]] = {"backbone": backbone_name, "head": _head_name}
 
 # Published (w, l, h) is our (dy, dx, dz); (sin, cos) of the yaw is minus our (cos, sin) of the heading -(yaw + π/2); an
 # expected overlap is 2 IoU - 1 here.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -160,17 +160,21 @@ def _known(section: str, name: str, known: Mapping[str, Any]) -> Any:
     return known[name]
 
 
-def load_official(detector: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+def load_official(
+    detector: nn.Module, state_dict: Mapping[str, Tensor], rename: Callable[[str], str] | None = None
+) -> None:
     """Load an official state dict into a detector, every entry of it.
 
+    rename: our name for a published one; by default only the prefixes differ, see `our_name`.
     Weights of sparse convolutions in the order of spconv 1 are turned to that of spconv 2.
     Raises ValueError that names entries which are missing, have no place or another shape.
     """
     parameters = {name: value for name, value in state_dict.items() if name not in WITHOUT_PARAMETERS}
-    load_renamed(detector, parameters, _our_name, _of_spconv_2)
+    load_renamed(detector, parameters, rename or our_name, _of_spconv_2)
 
 
-def _our_name(name: str) -> str:
+def our_name(name: str) -> str:
+    """Our name for a published parameter of a detector whose parts have the published names inside."""
     prefix, _, rest = name.partition(".")
     return f"{PREFIXES.get(prefix, prefix)}.{rest}"
 

@@ -36,3 +36,11 @@ def load_renamed(
         more = f", and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
         raise ValueError(f"the state dict does not fit the configuration: {'; '.join(wrong[:MOST_NAMED])}{more}")
     module.load_state_dict(loaded)
+
+
+def first_prefix(prefixes: Mapping[str, str], name: str) -> str:
+    """The name with the first of the prefixes that it has replaced, or as it is where it has none."""
+    for published, ours in prefixes.items():
+        if name.startswith(published):
+            return ours + name.removeprefix(published)
+    return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,9 +10,10 @@ from torch import nn
 
 from pcdet_ext.interop import openpcdet, openpcdet_heads
 from pcdet_ext.interop.openpcdet_heads import Config
+from pcdet_ext.interop.parameters import first_prefix
 from pcdet_ext.mixers.linear_attention import LinearAttention
 from pcdet_ext.models.backbones import BACKBONES
-from pcdet_ext.models.backbones.scatterformer import CrossWindowFFN, PillarPooling, ScatterFormerBlock
+from pcdet_ext.models.backbones.scatterformer import CrossWindowInteraction, PillarPooling, ScatterFormerStage
 from pcdet_ext.models.bev.backbones import BEV_BACKBONES
 from pcdet_ext.models.detector import VoxelDetector
 from pcdet_ext.models.encoders.points import ENCODERS
@@ -36,13 +38,19 @@ def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -
     what a part of it is built with, see `PARTS`. state_dict: parameters, or a checkpoint with them under "model_state".
     Raises ValueError for what this library does not have or that does not fit.
     """
-    module = next((make(config) for key, make in PARTS.items() if key in config), None)
-    if module is None:
-        given = ", ".join(map(str, config))
-        raise ValueError(f"the configuration needs one of {', '.join(PARTS)} to tell what it is of; it has {given}")
+    module, rename = build(config)
     if state_dict is not None:
-        openpcdet.load_official(module, state_dict.get("model_state", state_dict))
+        openpcdet.load_official(module, state_dict.get("model_state", state_dict), rename)
     return module.eval()
+
+
+def build(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
+    """The untrained module, and how its published parameter names become ours."""
+    for key, (make, rename) in PARTS.items():
+        if key in config:
+            return make(config), rename
+    given = ", ".join(map(str, config))
+    raise ValueError(f"the configuration needs one of {', '.join(PARTS)} to tell what it is of; it has {given}")
 
 
 def _attention(config: Config) -> nn.Module:
@@ -52,13 +60,15 @@ def _attention(config: Config) -> nn.Module:
 
 def _cross_window(config: Config) -> nn.Module:
     _need(config, ("embed_dim", "conv_size"), "cross-window layer")
-    return CrossWindowFFN(config["embed_dim"], config["conv_size"] - 1)
+    side = config["conv_size"] - 1
+    return CrossWindowInteraction(config["embed_dim"], (None, side, side))
 
 
 def _block(config: Config) -> nn.Module:
     keys = ("embed_dim", "win_size", "num_layers", "nhead")
     _need(config, keys, "block")
-    return ScatterFormerBlock(*(config[key] for key in keys))
+    channels, side, layers, heads = (config[key] for key in keys)
+    return ScatterFormerStage(channels, (None, side, side), layers, heads)
 
 
 def _pooling(config: Config) -> nn.Module:
@@ -102,16 +112,78 @@ def _detector(config: Config) -> VoxelDetector:
     return detector
 
 
-# What can be built, by the setting that only its configuration has.
-PARTS: dict[str, Callable[[Config], nn.Module]] = {
-    "BACKBONE_3D": _detector,
-    "WIN_SIZE": _backbone,
-    "NUM_SBB": _bev_backbone,
-    "NUM_FILTERS": _encoder,
-    "nhead": _block,
-    "conv_size": _cross_window,
-    "pillar_size": _pooling,
-    "num_heads": _attention,
+ATTENTION = {"proj.": "out_proj."}
+INTERACTION = {
+    "bn.": "norm.",
+    "conv_k.": "cube.",
+    "conv_h.": "along_x.",
+    "conv_w.": "along_y.",
+    "bn2.": "feed.0.",
+    "fc1.": "feed.1.",
+    "fc2.": "feed.3.",
+}
+POOLING = {"self_attn.": "attention.", "pos_embedding.": "position."}
+BACKBONE = {
+    "cpe.": "stem.",
+    "stage1.1.": "norms.0.",
+    "stage1.2.": "halve.",
+    "stage2.1.": "norms.1.",
+}
+
+
+def attention_name(name: str) -> str:
+    """Our name for a published parameter of the attention layer."""
+    return first_prefix(ATTENTION, name)
+
+
+def interaction_name(name: str) -> str:
+    """Our name for a published parameter of the interaction across windows."""
+    return first_prefix(INTERACTION, name)
+
+
+def pooling_name(name: str) -> str:
+    """Our name for a published parameter of the pillar pooling."""
+    return first_prefix(POOLING, name)
+
+
+def stage_name(name: str) -> str:
+    """Our name for a published parameter of a block of layers."""
+    if found := re.match(r"(norm|attn|cffn)_layers\.(\d+)\.", name):
+        rest = name[found.end() :]
+        ours = {
+            "norm": f"attention.{found[2]}.mix.norm.{rest}",
+            "attn": f"attention.{found[2]}.mix.module.{attention_name(rest)}",
+            "cffn": f"interaction.{found[2]}.{interaction_name(rest)}",
+        }
+        return ours[found[1]]
+    return name
+
+
+def backbone_name(name: str) -> str:
+    """Our name for a published parameter of the backbone."""
+    if found := re.match(r"stage([12])\.0\.", name):
+        return f"stages.{int(found[1]) - 1}.{stage_name(name[found.end() :])}"
+    if name.startswith("app."):
+        return f"pool.{pooling_name(name.removeprefix('app.'))}"
+    return first_prefix(BACKBONE, name)
+
+
+def detector_name(name: str) -> str:
+    """Our name for a published parameter of a detector."""
+    prefix, _, rest = name.partition(".")
+    return f"backbone.{backbone_name(rest)}" if prefix == "backbone_3d" else openpcdet.our_name(name)
+
+
+# What can be built and how its parameters are renamed, by the setting that only its configuration has.
+PARTS: dict[str, tuple[Callable[[Config], nn.Module], Callable[[str], str]]] = {
+    "BACKBONE_3D": (_detector, detector_name),
+    "WIN_SIZE": (_backbone, backbone_name),
+    "NUM_SBB": (_bev_backbone, openpcdet.our_name),
+    "NUM_FILTERS": (_encoder, openpcdet.our_name),
+    "nhead": (_block, stage_name),
+    "conv_size": (_cross_window, interaction_name),
+    "pillar_size": (_pooling, pooling_name),
+    "num_heads": (_attention, attention_name),
 }
 
 
@@ -128,7 +200,7 @@ def backbone(config: Config) -> dict[str, Any]:
     return {
         "name": "ScatterFormer",
         "channels": config["FEATURE_DIM"],
-        "window": config["WIN_SIZE"],
+        "window": [None, config["WIN_SIZE"], config["WIN_SIZE"]],
         "nonnegative_query": True,
     }
 

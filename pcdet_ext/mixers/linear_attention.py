@@ -22,7 +22,7 @@ class LinearAttention(nn.Module):
 
     channels: C, divided into num_heads heads of consecutive channels; qkv_bias: whether the projection to queries, keys
     and values has a bias; eps: gives voxels whose query meets no key zeros. The position is added to queries and keys.
-    State-dict keys are those of ScatterFormer. Raises ValueError for heads that do not divide the channels, fewer than
+    Raises ValueError for heads that do not divide the channels, fewer than
     one of either, or an eps that is not positive.
     """
 
@@ -34,7 +34,7 @@ class LinearAttention(nn.Module):
             raise ValueError(f"eps must be positive, got {eps}")
         self.num_heads, self.eps = num_heads, eps
         self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
-        self.proj = nn.Linear(channels, channels)
+        self.out_proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, plan: Groups | Segments, position: Tensor | None = None) -> Tensor:
         """Features [N, C] mixed inside the groups or segments, [N, C]; position: [N, C] or None.
@@ -43,7 +43,7 @@ class LinearAttention(nn.Module):
         """
         qkv = self._project(x, position)
         mixed = self._segments(qkv, plan) if isinstance(plan, Segments) else self._groups(qkv, plan)
-        return self.proj(mixed)
+        return self.out_proj(mixed)
 
     def _project(self, x: Tensor, position: Tensor | None) -> Tensor:
         """Queries, keys and values side by side [N, 3C]; float32 on CPU, whose kernel has no half precision."""

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdet_ext.grouping.orders import LSH, ORDERS, Hilbert, Order, WindowX, WindowY, ZOrder
+from pcdet_ext.grouping.orders import LSH, ORDERS, Hilbert, Order, Window, WindowX, WindowY, ZOrder, window_index
 from pcdet_ext.grouping.partitions import (
     PARTITIONS,
     EqualGroups,
@@ -19,7 +19,6 @@ from pcdet_ext.grouping.partitions import (
     Windows,
     equal_groups,
     octree_windows,
-    window_index,
     window_segments,
 )
 from pcdet_ext.ops.rotated_sets import _rotated_sets, rotated_sets, rotated_sets_reference
@@ -161,6 +160,9 @@ def test_window_segments_gather_each_window(seed: int) -> None:
     bounds = segments.offsets.tolist()
     found = [segments.order[a:b].tolist() for a, b in itertools.pairwise(bounds)]
     assert found == [members[key] for key in sorted(members)]
+    along_order = Windows()(voxels, Window(window, shift))  # which keeps the voxels inside windows as they are given
+    assert torch.equal(along_order.order, segments.order)
+    assert torch.equal(along_order.offsets, segments.offsets)
 
 
 def test_plans_are_shared_by_equal_orders_and_partitions() -> None:

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdet_ext.grouping.orders import Hilbert, WindowX, WindowY
-from pcdet_ext.grouping.partitions import PARTITIONS, RotatedSets, rotated_set_plan
+from pcdet_ext.grouping.orders import LSH, Hilbert, Window, WindowX, WindowY
+from pcdet_ext.grouping.partitions import PARTITIONS, RotatedSets, even_sets
 from pcdet_ext.ops.rotated_sets import _rotated_sets, rotated_sets, rotated_sets_reference
 from pcdet_ext.structures import Groups, SparseVoxels
 
@@ -46,13 +46,17 @@ def check_sets(groups: Groups, owner: list[int], size: int) -> None:
     assert all(valid[s // size][s % size] for s in groups.inverse.tolist())
 
 
+def both_directions() -> tuple[WindowY, WindowX]:
+    return WindowY(WINDOW, SHIFT), WindowX(WINDOW, SHIFT)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
 def test_sets_share_out_each_window(seed: int, size: int) -> None:
     voxels = random_voxels(seed)
-    plan = rotated_set_plan(voxels, WINDOW, SHIFT, size)
-    for groups in (plan.y_major, plan.x_major):
-        check_sets(groups, plan.window.tolist(), size)
+    windows = Window(WINDOW, SHIFT).pieces(voxels).tolist()
+    for groups in (RotatedSets(size)(voxels, order) for order in both_directions()):
+        check_sets(groups, windows, size)
         assert torch.equal(groups.scatter(groups.gather(voxels.features)), voxels.features)
 
 
@@ -71,42 +75,84 @@ def test_sets_do_not_depend_on_the_order_of_rows(seed: int) -> None:
     voxels = random_voxels(seed)
     shuffle = torch.randperm(len(voxels), generator=torch.Generator().manual_seed(seed))
     shuffled = SparseVoxels(voxels.features[shuffle], voxels.coords[shuffle], GRID, voxels.batch_size)
-    plan, other = (rotated_set_plan(v, WINDOW, SHIFT, 7) for v in (voxels, shuffled))
-    for a, b in ((plan.y_major, other.y_major), (plan.x_major, other.x_major)):
+    for order in both_directions():
+        a, b = (RotatedSets(7)(v, order) for v in (voxels, shuffled))
         assert torch.equal(a.index, shuffle[b.index])
         assert torch.equal(a.valid, b.valid)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
-def test_window_orders_give_the_two_directions(seed: int, size: int) -> None:
+def test_the_operation_gives_the_sets_of_the_sorted_sequences(seed: int, size: int) -> None:
     voxels = random_voxels(seed)
     partition = PARTITIONS.build({"name": "RotatedSets", "size": size})
-    plan = rotated_set_plan(voxels, WINDOW, SHIFT, size)
-    for expected, order in ((plan.y_major, WindowY(WINDOW, SHIFT)), (plan.x_major, WindowX(WINDOW, SHIFT))):
-        found = partition(voxels, order)
-        assert sorted(found.index.tolist()) == sorted(expected.index.tolist())
-        check_sets(found, plan.window.tolist(), size)
+    for order in both_directions():
+        sequence = order(voxels).order
+        counts = torch.unique_consecutive(order.pieces(voxels)[sequence], return_counts=True)[1]
+        expected = even_sets(sequence, counts, size)
+        assert sorted(partition(voxels, order).index.tolist()) == sorted(expected.index.tolist())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40))
+def test_sets_follow_the_pieces_of_any_order(seed: int, size: int) -> None:
+    voxels = random_voxels(seed)
+    whole = (GRID[0], *WINDOW[1:])
+    for order in (Window(WINDOW, SHIFT), WindowX(whole, (0, *SHIFT[1:]), "snake"), LSH(width=4.0)):
+        check_sets(RotatedSets(size)(voxels, order), order.pieces(voxels).tolist(), size)
 
 
 def test_plans_are_shared() -> None:
     voxels = random_voxels(4)
-    plan = rotated_set_plan(voxels, WINDOW, SHIFT, 9)
-    assert rotated_set_plan(voxels.with_features(voxels.features + 1), list(WINDOW), list(SHIFT), 9) is plan
-    assert RotatedSets(9)(voxels, Hilbert()) is RotatedSets(9)(voxels, Hilbert())
-    assert RotatedSets(9)(voxels, WindowX(WINDOW)) is RotatedSets(9)(voxels, WindowX(WINDOW))
+    again = voxels.with_features(voxels.features + 1)
+    for order in (Hilbert(), *both_directions()):
+        assert RotatedSets(9)(voxels, order) is RotatedSets(9)(again, order)
+    assert RotatedSets(9)(voxels, WindowX(list(WINDOW), list(SHIFT))) is RotatedSets(9)(voxels, WindowX(WINDOW, SHIFT))
+
+
+def test_senseless_sets_are_refused() -> None:
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        RotatedSets(0)
 
 
 @pytest.mark.parametrize(
-    ("window", "shift", "size", "message"),
-    [(WINDOW, SHIFT, 0, "size must be at least 1"), ((0, 6, 5), SHIFT, 3, "window"), (WINDOW, (0, -1, 0), 3, "shift")],
+    ("window", "shift", "message"),
+    [
+        ((0, 6, 5), SHIFT, r"window must be three sizes \(Z, Y, X\) in cells, positive or None, got \[0, 6, 5\]"),
+        ((6, 5), SHIFT, "window must be three sizes"),
+        (WINDOW, (0, -1, 0), "shift must be three numbers .* from 0 on"),
+        ((None, 6, 5), (1, 0, 0), "shift must be 0 where the window is None"),
+    ],
 )
-def test_senseless_sets_are_refused(window, shift, size, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        rotated_set_plan(random_voxels(0), window, shift, size)
-    if size < 1:
+def test_senseless_windows_are_refused(window, shift, message) -> None:
+    for order in (Window, WindowX, WindowY):
         with pytest.raises(ValueError, match=message):
-            RotatedSets(size)(random_voxels(0), Hilbert())
+            order(window, shift)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(*[st.integers(1, 30)] * 3),
+    st.tuples(*[st.integers(0, 90)] * 3),
+)
+def test_windows_and_places_in_them(seed: int, window: tuple[int, int, int], shift: tuple[int, int, int]) -> None:
+    """Two voxels share a number exactly when they share frame and window, numbers ascend, also with large shifts."""
+    voxels, order = random_voxels(seed, most=60), Window(window, shift)
+    shifted = voxels.coords[:, 1:] + torch.tensor(shift)
+    cell = torch.cat([voxels.coords[:, :1], shifted // torch.tensor(window)], 1)[:, [0, 3, 2, 1]]
+    expected = torch.unique(cell, dim=0, return_inverse=True)[1]
+    assert torch.equal(torch.unique(order.pieces(voxels), return_inverse=True)[1], expected)
+    assert torch.equal(order.place(voxels), shifted % torch.tensor(window))
+    assert torch.equal(order(voxels).order, expected.argsort(stable=True))
+
+
+def test_a_window_without_size_is_the_whole_grid() -> None:
+    voxels = random_voxels(5)
+    for order in (Window, WindowX, WindowY):
+        for window in ((None, 6, 5), (4, None, 5), (None, None, None)):
+            sizes = tuple(n or g for n, g in zip(window, GRID, strict=True))
+            assert torch.equal(order(window)(voxels).order, order(sizes)(voxels).order)
 
 
 def arguments(coords: torch.Tensor, window: tuple[int, int, int], size: int) -> tuple:

@@ -67,18 +67,18 @@ def _both(key: str, value: object):
 
 
 BACKBONE_CHANGES = [
-    (_both("set_info", [[0, 1]] * 4), "set_sizes must be at least 1, got 0"),
-    (_both("set_info", [[24, 0]] * 4), "blocks and ffn_channels must be at least 1"),
+    (_both("set_info", [[0, 1]] * 4), "num_blocks and group_sizes must be at least 1"),
+    (_both("set_info", [[24, 0]] * 4), "num_blocks and group_sizes must be at least 1"),
     (_set("set_info", [[12, 1]] * 4), "but in INPUT_LAYER"),
     (_set("nhead", [4, 5, 4, 4]), "num_heads must be positive and divide channels, got 5 and 32"),
-    (_set("nhead", [4, 4]), "num_heads must have one entry a stage, 4 as channels, got 2"),
+    (_set("nhead", [4, 4]), "num_heads must have one entry per stage, 4 as channels, got 2"),
     (_set("INPUT_LAYER.downsample_stride", [[1, 1, 4]]), "pool_strides must have one entry between two stages"),
     (_set("INPUT_LAYER.downsample_stride", [[1, 1, 0]] * 3), "pool_strides must be three positive numbers"),
     (_set("INPUT_LAYER.window_shape.0", [6, 0, 32]), "windows must be three positive numbers"),
     (_set("INPUT_LAYER.shifts_list.1", [[0, 0, 0]]), "shifts must be two times three numbers"),
     (_set("block_name", ["DSVTBlock", "Block", "DSVTBlock", "DSVTBlock"]), "block_name: Block is not in this library"),
     (_set("reduction_type", "mean"), "reduction_type: 'mean' is not known"),
-    (_set("activation", "glu"), "activation must be one of gelu, relu, got 'glu'"),
+    (_set("activation", "glu"), "activation: expected .*'gelu', .*, got 'glu'"),
     (_set("conv_out_channel", 64), "conv_out_channel is 64, but d_model ends 32"),
     (lambda c: c.pop("nhead"), "BACKBONE_3D needs 'nhead'"),
     (_both("d_model", [36] * 4), "pool_heads must divide the channels, got 8 and 36"),

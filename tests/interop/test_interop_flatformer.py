@@ -159,7 +159,7 @@ def changed(case: Case, path: str, value: object) -> dict:
         ("middle_encoder.group_size", None, "needs 'group_size', it has in_channels, "),
         ("middle_encoder.group_size", 0, "group_size must be at least 1, got 0"),
         ("middle_encoder.num_heads", 5, "num_heads must be positive and divide channels, got 5 and 32"),
-        ("middle_encoder.activation", "glu", "activation must be one of gelu, relu, got 'glu'"),
+        ("middle_encoder.activation", "glu", "activation: expected .*'gelu', .*, got 'glu'"),
         ("middle_encoder.window_shape", [8, 8], r"window_shape must be three positive sizes \(x, y, z\), got \[8, 8\]"),
         ("middle_encoder.sparse_shape", [32, 64, 1], r"output_shape \[64, 64\] must be sparse_shape's"),
         ("voxel_size", [0.25, 0.5, 8.0], r"sparse_shape \[64, 64, 1\] does not fit .* which make \[128, 64, 1\]"),

@@ -63,7 +63,7 @@ def test_our_configurations_are_the_published_ones(root, manifest, name, path):
     for part in ("encoder", "backbone", "bev_backbone", "head"):
         mine, theirs = (plain_settings(getattr(detector, part)) for detector in (ours, official))
         assert mine == theirs, part
-    assert ours.backbone.app.nonnegative_query
+    assert ours.backbone.pool.nonnegative_query
 
 
 def plain_settings(module: torch.nn.Module) -> dict:
@@ -98,7 +98,7 @@ def test_backbone_alone_runs(shared):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("backbone_3d.app.norm.bias"), "backbone.app.norm.bias is missing"),
+        (lambda s: s.pop("backbone_3d.app.norm.bias"), "backbone.pool.norm.bias is missing"),
         (lambda s: s.update({"backbone_3d.app.extra": torch.zeros(1)}), "backbone_3d.app.extra has no place"),
         (lambda s: s.update({"vfe.pfn_layers.0.norm.bias": torch.zeros(3)}), r"norm.bias is \(3,\), not \(8,\)"),
         (lambda s: s.clear(), "and [0-9]+ more"),

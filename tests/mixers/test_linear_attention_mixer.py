@@ -72,7 +72,7 @@ def test_groups_equal_attention_written_out(seed, number, length, heads, valid, 
     plan = groups(seed, number, length, valid, owner)
     mixer, x, position = mixer_and_rows(seed, len(plan.inverse), heads, qkv_bias=bias, eps=1e-3)
     x.requires_grad_()
-    expected = mixer.proj(plan.scatter(written_out(mixer, x, visible(plan), plan.index.flatten(), position)))
+    expected = mixer.out_proj(plan.scatter(written_out(mixer, x, visible(plan), plan.index.flatten(), position)))
     actual = mixer(x, plan, position)
     torch.testing.assert_close(actual, expected)
     probe = torch.randn_like(expected)
@@ -91,7 +91,7 @@ def test_segments_equal_attention_written_out(seed, windows, heads):
     index = torch.tensor(windows)
     mixer, x, position = mixer_and_rows(seed, len(index), heads)
     sees = index[:, None] == index
-    expected = mixer.proj(written_out(mixer, x, sees, torch.arange(len(index)), position))
+    expected = mixer.out_proj(written_out(mixer, x, sees, torch.arange(len(index)), position))
     torch.testing.assert_close(mixer(x, window_segments(index), position), expected)
 
 

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from pcdet_ext import config
 from pcdet_ext.config import ConfigError
+from pcdet_ext.grouping import partitions
+from pcdet_ext.grouping.orders import Hilbert, WindowX, WindowY
+from pcdet_ext.grouping.partitions import EqualGroups
+from pcdet_ext.mixers import MIXERS
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.backbones.dsvt import DSVT, PositionEmbedding
 from pcdet_ext.models.backbones.dsvt_pooling import AttentionPool, LinearPool, MaxPool, make_pool
@@ -24,8 +28,8 @@ GRID = (4, 14, 12)
 STAGES = {
     "name": "DSVT",
     "channels": [16, 16],
-    "blocks": [3, 1],
-    "set_sizes": [5, 4],
+    "num_blocks": [3, 1],
+    "group_sizes": [5, 4],
     "windows": [[4, 5, 4], [2, 4, 3]],
     "shifts": [[[0, 0, 0], [2, 2, 3]], [[0, 1, 0], [0, 0, 2]]],
     "num_heads": [4, 2],
@@ -65,44 +69,41 @@ def naive_backbone(backbone: DSVT, voxels: SparseVoxels, mixed: bool, empty: boo
     x = {tuple(c): f for c, f in zip(voxels.coords.tolist(), voxels.features, strict=True)}
     counter = 0
     for s in range(2):
-        for b in range(STAGES["blocks"][s]):
-            own, x0 = counter % 2, x
-            for i, layer in enumerate(getattr(backbone, f"stage_{s}")[b].encoder_list):
-                embed = backbone.input_layer.posembed_layers[s][b][i]
-                x = naive_layer(layer, embed, x, s, grid, own, i if mixed else own, i)
-            norm = getattr(backbone, f"residual_norm_stage_{s}")[b]
-            x = {c: norm(x[c] + x0[c]) for c in x}
+        for b in range(STAGES["num_blocks"][s]):
+            own, x0, block = counter % 2, x, backbone.stages[s][b]
+            for i, layer in enumerate(block.layers):
+                x = naive_layer(layer, x, s, grid, own, i if mixed else own, i)
+            x = {c: block.norm(x[c] + x0[c]) for c in x}
             counter += 1
         if s == 0:
-            x, grid = naive_pool(backbone.stage_0_reduction, x, empty), (2, 7, 12)
+            x, grid = naive_pool(backbone.pools[0], x, empty), (2, 7, 12)
     return x
 
 
-def naive_layer(layer, embed, x, s, grid, own, told, direction) -> dict[tuple[int, ...], Tensor]:
+def naive_layer(layer, x, s, grid, own, embedded, direction) -> dict[tuple[int, ...], Tensor]:
     window, inside = naive_windows(x, s, grid, own)
-    _, place = naive_windows(x, s, grid, told)
-    size = naive_window(s, told)
+    _, place = naive_windows(x, s, grid, embedded)
+    size = naive_window(s, embedded)
     position = {
-        c: embed.position_embedding_head(torch.tensor([p[a] - size[a] / 2 for a in (2, 1, 0)])[None])[0]
-        for c, p in place.items()
+        c: layer.position.mlp(torch.tensor([p[a] - size[a] / 2 for a in (2, 1, 0)])[None])[0] for c, p in place.items()
     }
     attended = {}
     for key in set(window.values()):
         axes = (1, 2, 0) if direction == 0 else (2, 1, 0)
         members = sorted((c for c in x if window[c] == key), key=lambda c: [inside[c][a] for a in axes])
-        n, size_ = len(members), STAGES["set_sizes"][s]
+        n, size_ = len(members), STAGES["group_sizes"][s]
         sets = math.ceil(n / size_)
         for j in range(sets):
             chosen = sorted({(j * size_ + k) * n // (sets * size_) for k in range(size_)})
             voxels = [members[r] for r in chosen]
             f, e = (torch.stack([d[c] for c in voxels])[None] for d in (x, position))
-            for c, y in zip(voxels, attention(layer.win_attn.self_attn, 16, f + e, f + e, f)[0], strict=True):
+            for c, y in zip(voxels, attention(layer.block.mix.module, 16, f + e, f + e, f)[0], strict=True):
                 attended[c] = y
     out = {}
     for c, f in x.items():
-        w = layer.win_attn
-        u = w.norm1(f + attended[c])
-        u = w.norm2(u + w.linear2(nn.functional.gelu(w.linear1(u))))
+        mix, feed = layer.block.mix, layer.block.feed
+        u = mix.norm(f + attended[c])
+        u = feed.norm(u + feed.module.out_proj(nn.functional.gelu(feed.module.in_proj(u))))
         out[c] = layer.norm(u + f)
     return out
 
@@ -114,14 +115,14 @@ def attention(own: nn.Module, channels: int, query: Tensor, key: Tensor, value: 
     return module.eval()(query, key, value, need_weights=False)[0]
 
 
-def naive_window(s: int, layout: int) -> list[int]:
-    factor = STAGES["hybrid_factor"] if layout else [1, 1, 1]
+def naive_window(s: int, kind: int) -> list[int]:
+    factor = STAGES["hybrid_factor"] if kind else [1, 1, 1]
     return [w * f for w, f in zip(STAGES["windows"][s], factor, strict=True)]
 
 
-def naive_windows(x, s, grid, layout):
+def naive_windows(x, s, grid, kind):
     """Window of each voxel, and its place there."""
-    size, shift = naive_window(s, layout), list(STAGES["shifts"][s][layout])
+    size, shift = naive_window(s, kind), list(STAGES["shifts"][s][kind])
     if size[0] == grid[0]:
         shift[0] = 0
     shifted = {c: [v + d for v, d in zip(c[1:], shift, strict=True)] for c in x}
@@ -142,9 +143,7 @@ def naive_pool(pool, x, empty: bool) -> dict[tuple[int, ...], Tensor]:
         places = list(range(math.prod(stride))) if empty else sorted(slots)
         values = torch.stack([slots.get(p, torch.zeros(16)) for p in places])
         query = values.max(0).values
-        mixed = attention(
-            pool.self_attn, 16, query[None, None], (values + pool.pos_embedding[places])[None], values[None]
-        )
+        mixed = attention(pool.attention, 16, query[None, None], (values + pool.position[places])[None], values[None])
         out[cell] = pool.norm(mixed[0, 0] + query)
     return out
 
@@ -196,10 +195,12 @@ def test_frames_do_not_influence_each_other() -> None:
             torch.testing.assert_close(both.features[both.coords[:, 0] == frame], alone.features, rtol=1e-4, atol=1e-4)
 
 
-def test_blocks_of_a_layout_share_its_plan() -> None:
-    voxels = random_voxels(4)
-    make_backbone()(voxels)
-    assert len(voxels.plans) == 3  # two layouts and the pooling
+def test_blocks_with_the_same_windows_share_their_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    counted = partitions.rotated_sets
+    monkeypatch.setattr(partitions, "rotated_sets", lambda *a: calls.append(a[3:]) or counted(*a))
+    make_backbone()(random_voxels(4))
+    assert len(calls) == 3  # three blocks of the first stage with two kinds of windows, one of the second
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -213,8 +214,8 @@ def test_no_voxels_at_all(training: bool) -> None:
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
     grads = []
-    for checkpoint in (False, True):
-        backbone, voxels = make_backbone(checkpoint=checkpoint).train(), random_voxels(5)
+    for recompute in (False, True):
+        backbone, voxels = make_backbone(recompute=recompute).train(), random_voxels(5)
         backbone(voxels).features.square().sum().backward()
         grads.append([p.grad for p in backbone.parameters()])
     assert all(g is not None for g in grads[0])
@@ -232,12 +233,12 @@ def test_compiled_backbone_gives_the_same() -> None:
 
 def test_compiled_layer_gives_the_same() -> None:
     backbone = make_backbone()
-    layer = backbone.stage_0[0].encoder_list[0]
+    layer = backbone.stages[0][0].layers[0]
     compiled = torch.compile(layer, dynamic=True)
     with torch.no_grad():
         for count in (150, 90):
             voxels = random_voxels(count, count)
-            arguments = (voxels.features, backbone.layouts[0][0].plan(voxels).y_major, torch.ones(count, 16))
+            arguments = (voxels.features, layer.partition(voxels, layer.order), torch.ones(count, 16))
             torch.testing.assert_close(compiled(*arguments), layer(*arguments), rtol=1e-4, atol=1e-4)
 
 
@@ -276,8 +277,37 @@ def test_configured_detector_learns_and_detects(root) -> None:
     assert len(detector.eval().predict(batch)) == 2
 
 
+def test_other_orders_partitions_and_mixers_come_from_a_configuration() -> None:
+    orders = [{"name": "Hilbert"}, {"name": "WindowX", "path": "snake"}, {"name": "WindowY", "window": [4, 3, 3]}]
+    windows = [[None, 5, 4], [None, 4, 3]]
+    backbone = make_backbone(
+        orders=orders, windows=windows, partition={"name": "EqualGroups"}, mixer={"name": "LinearAttention"}
+    )
+    found = [(layer.order, layer.partition) for layer in backbone.stages[0][1].layers]
+    shift = (0, 2, 3)  # of the second block, none along z, where its windows are as high as the grid
+    expected = [Hilbert(), WindowX((4, 10, 4), shift, "snake"), WindowY((4, 3, 3), shift)]
+    assert found == [(order, EqualGroups(5)) for order in expected]
+    voxels = random_voxels(6)
+    loss = backbone(voxels).features.square().sum()
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in backbone.parameters() if p.grad is not None)
+
+
+def test_layers_are_numbered_through_all_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+
+    class Numbered(nn.Module):
+        def __init__(self, channels: int, layer_id: int, num_layers: int) -> None:
+            super().__init__()
+            places.append((layer_id, num_layers))
+
+    monkeypatch.setitem(MIXERS._entries, "Numbered", Numbered)
+    BACKBONES.build(STAGES | {"mixer": {"name": "Numbered"}}, in_channels=16, grid=GRID)
+    assert places == [(i, 8) for i in range(8)]
+
+
 def test_gradients_in_double_precision() -> None:
-    small = {"blocks": [2], "channels": [4], "num_heads": [2], "ffn_channels": [3]}
+    small = {"num_blocks": [2], "channels": [4], "num_heads": [2], "ffn_channels": [3]}
     torch.manual_seed(0)
     backbone = BACKBONES.build({"name": "DSVT"} | ONE_STAGE | small, in_channels=4, grid=GRID).double().eval()
     voxels = random_voxels(6, 12)
@@ -306,10 +336,10 @@ def test_pools_follow_their_definition(kind: str, count_empty: bool) -> None:
         if isinstance(pool, MaxPool):
             expected = highest
         elif isinstance(pool, LinearPool):
-            expected = pool.norm(pool.linear1.weight @ slots.flatten())
+            expected = pool.norm(pool.linear.weight @ slots.flatten())
         else:
-            keys = (slots + pool.pos_embedding)[counted]
-            mixed = attention(pool.self_attn, 16, highest[None, None], keys[None], slots[counted][None])
+            keys = (slots + pool.position)[counted]
+            mixed = attention(pool.attention, 16, highest[None, None], keys[None], slots[counted][None])
             expected = pool.norm(mixed[0, 0] + highest)
         torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
     assert isinstance(pool, AttentionPool) == (kind == "attention")
@@ -325,7 +355,7 @@ def test_partial_cells_are_an_option() -> None:
 
 def test_embedding_of_a_place_in_units_of_the_window() -> None:
     embedding = PositionEmbedding(4, (1, 6, 10), normalize=True)
-    (seen,) = captured(embedding.position_embedding_head[0], lambda: embedding(torch.tensor([[0, 3, 0], [0, 0, 9]])))
+    (seen,) = captured(embedding.mlp[0], lambda: embedding(torch.tensor([[0, 3, 0], [0, 0, 9]])))
     torch.testing.assert_close(seen, torch.tensor([[-3.1415, 0.0], [0.4 * 2 * 3.1415, -3.1415]]))
 
 
@@ -341,19 +371,25 @@ def captured(module: nn.Module, run) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"set_sizes": [5, 0]}, "set_sizes must be at least 1, got 0"),
+        ({"group_sizes": [5, 0]}, "num_blocks and group_sizes must be at least 1"),
         ({"num_heads": [3, 2]}, "num_heads must be positive and divide channels, got 3 and 16"),
         ({"channels": [32, 32]}, "channels begin with 32, but the voxels have 16"),
         ({"channels": [16, 32]}, r"channels must be the same in all stages with attention pooling, got \[16, 32\]"),
-        ({"blocks": [1]}, "blocks must have one entry a stage, 2 as channels, got 1"),
-        ({"blocks": [1, 0]}, "blocks and ffn_channels must be at least 1"),
+        ({"num_blocks": [1]}, "num_blocks must have one entry per stage, 2 as channels, got 1"),
+        ({"num_blocks": [1, 0]}, "num_blocks and group_sizes must be at least 1"),
         ({"windows": [[4, 5, 4], [2, 4]]}, "windows must be three positive numbers"),
         ({"hybrid_factor": [0, 1, 1]}, "hybrid_factor must be three positive numbers"),
         ({"shifts": [[[0, 0, 0], [0, 0, -1]]] * 2}, "shifts must be two times three numbers"),
         ({"pool_strides": []}, "pool_strides must have one entry between two stages, 1, got 0"),
         ({"pool_heads": 5}, "pool_heads must divide the channels, got 5 and 16"),
         ({"pooling": "mean"}, "pooling"),
-        ({"activation": "silu"}, "activation"),
+        ({"activation": "glu"}, "activation"),
+        ({"ffn_channels": [24, 0]}, "ffn_channels must be positive, got 0"),
+        ({"orders": []}, "orders must name at least one order"),
+        ({"orders": [{"name": "WindowZ"}]}, "no order is named 'WindowZ'; did you mean 'Window"),
+        ({"mixer": {"name": "Softmax"}}, "no mixer is named 'Softmax'"),
+        ({"partition": {"name": "RotatedSet"}}, "no partition is named 'RotatedSet'; did you mean 'RotatedSets'"),
+        ({"block": {"norm_kind": "batch"}, "recompute": True}, "recompute cannot be used with batch norms"),
     ],
 )
 def test_senseless_settings_are_refused(changes, message) -> None:

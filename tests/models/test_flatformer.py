@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from pcdet_ext import config
 from pcdet_ext.config import ConfigError
+from pcdet_ext.grouping.orders import Hilbert, WindowX, WindowY
+from pcdet_ext.mixers import MIXERS
 from pcdet_ext.mixers.position import sinusoidal_embedding
 from pcdet_ext.models.backbones import BACKBONES, FlatFormer
 from pcdet_ext.models.bev.backbones import BEV_BACKBONES
@@ -44,7 +46,7 @@ def voxels(seed: int, counts: list[int], channels: int = 8, dtype: torch.dtype =
 
 def backbone(channels: int = 8, **arguments: object) -> FlatFormer:
     torch.manual_seed(0)
-    small = {"num_blocks": 1, "num_heads": 2, "window": (6, 5), "group_size": 10}
+    small = {"num_blocks": 1, "num_heads": 2, "window": (None, 6, 5), "group_size": 10}
     built = FlatFormer(channels, GRID, **(small | arguments))
     for parameter in built.parameters():
         if parameter.dim() == 1:
@@ -69,10 +71,11 @@ def written_out(module: FlatFormer, v: SparseVoxels, window: tuple[int, int], si
     """Frame by frame, group by group, with torch's attention."""
     x, coords = v.features, v.coords.tolist()
     position = sinusoidal_embedding(v.coords[:, [3, 2]], x.shape[1]).to(x.dtype)
-    for block in module.block_list:
-        for layer, (axis, shifted) in zip(block.block, itertools.product("xy", (False, True)), strict=True):
-            attention = nn.MultiheadAttention(x.shape[1], layer.attn["attn"].num_heads, dtype=x.dtype)
-            attention.load_state_dict(layer.attn["attn"].state_dict())
+    for layers in module.blocks:
+        for layer, (axis, shifted) in zip(layers, itertools.product("xy", (False, True)), strict=True):
+            mixer, feed = layer.mix.module, layer.feed.module
+            attention = nn.MultiheadAttention(x.shape[1], mixer.num_heads, dtype=x.dtype)
+            attention.load_state_dict(mixer.state_dict())
             mixed = torch.zeros_like(x)
             for frame in range(v.batch_size):
                 mine = [i for i in range(len(x)) if coords[i][0] == frame]
@@ -85,8 +88,8 @@ def written_out(module: FlatFormer, v: SparseVoxels, window: tuple[int, int], si
                         members = [mine[slot % len(mine)] for slot in range(size)]
                     q = x[members] + position[members]
                     mixed[own] = attention(q, q, x[members], need_weights=False)[0][: len(own)]
-            x = layer.norm1(x + mixed)
-            x = layer.norm2(x + layer.fc2(F.gelu(layer.fc1(x))))
+            x = layer.mix.norm(x + mixed)
+            x = layer.feed.norm(x + feed.out_proj(F.gelu(feed.in_proj(x))))
     return x
 
 
@@ -98,7 +101,7 @@ def written_out(module: FlatFormer, v: SparseVoxels, window: tuple[int, int], si
     st.integers(1, 12),
 )
 def test_backbone_is_the_paper_written_out(seed: int, counts: list[int], window: tuple[int, int], size: int) -> None:
-    module, v = backbone(window=window, group_size=size).double(), voxels(seed, counts, dtype=torch.float64)
+    module, v = backbone(window=(None, *window), group_size=size).double(), voxels(seed, counts, dtype=torch.float64)
     torch.testing.assert_close(module(v).features, written_out(module, v, window, size))
 
 
@@ -129,7 +132,7 @@ def test_masked_padding_is_seen_by_none() -> None:
     padded, exact = backbone(group_size=10, mask_padding=True), backbone(group_size=7)
     torch.testing.assert_close(padded(v).features, exact(v).features, rtol=1e-5, atol=1e-5)
     repeated = backbone(group_size=10)(v).features
-    assert (repeated - exact(v).features).abs().max() > 1e-3
+    assert (repeated - exact(v).features).abs().max() > 1e-4  # ten times the tolerance above
 
 
 @pytest.mark.parametrize(
@@ -144,6 +147,52 @@ def test_other_orders_and_mixers_come_from_a_configuration(mixer: dict, order: d
     assert out.isfinite().all()
     changed = module(v.with_features(v.features + (v.coords[:, :1] == 0))).features
     assert (changed[v.coords[:, 0] == 1] == out[v.coords[:, 0] == 1]).all()
+
+
+def test_orders_get_the_window_of_the_backbone_where_they_have_none() -> None:
+    orders = [{"name": "WindowX"}, {"name": "WindowY", "window": [1, 2, 3]}, {"name": "Hilbert"}]
+    found = backbone(orders=orders).orders
+    assert found == [WindowX((None, 6, 5)), WindowY((1, 2, 3)), Hilbert()]
+
+
+def test_windows_that_cut_the_height_are_refused_where_the_orders_cannot_follow_them() -> None:
+    with pytest.raises(ValueError, match=r"window must span the 4 cells of the height.*, got \[2, 6, 5\]"):
+        FlatFormer(8, (4, 24, 30), window=(2, 6, 5))
+    FlatFormer(8, (4, 24, 30), window=(2, 6, 5), orders=[{"name": "WindowX"}])
+
+
+def test_layers_are_numbered_through_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+
+    class Numbered(nn.Module):
+        def __init__(self, channels: int, layer_id: int, num_layers: int) -> None:
+            super().__init__()
+            places.append((layer_id, num_layers))
+
+    monkeypatch.setitem(MIXERS._entries, "Numbered", Numbered)
+    backbone(num_blocks=2, mixer={"name": "Numbered"})
+    assert places == [(i, 8) for i in range(8)]
+
+
+def test_block_settings_replace_the_published_ones() -> None:
+    """With zeroed output weights a pre-norm block is the identity, which one with norms behind is not."""
+    settings = {"norm": "pre", "feed_forward": {"name": "SwiGLU"}}
+    v = voxels(8, [30, 9])
+    for block, same in ((settings, True), (None, False)):
+        module = backbone(num_blocks=2, block=block)
+        for name, parameter in module.named_parameters():
+            if "out_proj" in name:
+                nn.init.zeros_(parameter)
+        assert torch.equal(module(v).features, v.features) == same
+
+
+def test_recomputed_layers_give_the_same_gradients() -> None:
+    grads = []
+    for recompute in (False, True):
+        module, v = backbone(num_blocks=2, recompute=recompute).train(), voxels(7, [25, 11])
+        module(v).features.square().sum().backward()
+        grads.append([p.grad for p in module.parameters()])
+    torch.testing.assert_close(*grads)
 
 
 def test_autocast_stays_within_a_hundredth_of_the_features() -> None:
@@ -188,15 +237,18 @@ def test_gradients_of_every_parameter_are_finite_and_some_are_not_zero() -> None
     [
         ({"group_size": 0}, "group_size must be at least 1, got 0"),
         ({"num_blocks": 0}, "num_blocks must be at least 1, got 0"),
-        ({"window": (0, 4)}, r"window must be two positive sizes \(Y, X\) in cells, got \[0, 4\]"),
-        ({"window": (1, 13, 13)}, r"window must be two positive sizes .*, got \[1, 13, 13\]"),
+        ({"window": (1, 0, 4)}, r"window must be three sizes \(Z, Y, X\) in cells, .*, got \[1, 0, 4\]"),
+        ({"window": (13, 13)}, r"window must be three sizes .*, got \[13, 13\]"),
         ({"num_heads": 3}, "num_heads must be positive and divide channels, got 3 and 8 channels"),
-        ({"activation": "glu"}, "activation must be one of gelu, relu, got 'glu'"),
+        ({"activation": "glu"}, "activation: expected .*'gelu', 'relu', 'silu'.*, got 'glu'"),
         ({"ffn_channels": 0}, "ffn_channels must be positive, got 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0"),
         ({"orders": []}, "orders must name at least one order"),
         ({"orders": [{"name": "Hilbrt"}]}, "no order is named 'Hilbrt'; did you mean 'Hilbert'"),
         ({"mixer": {"name": "Softmax"}}, "no mixer is named 'Softmax'"),
+        ({"partition": {"name": "Window"}}, "no partition is named 'Window'; did you mean 'Windows'"),
+        ({"block": {"placement": "pre"}}, "placement: MixerBlock has no such key; known: .*norm_kind"),
+        ({"block": {"norm_kind": "batch"}, "recompute": True}, "recompute cannot be used with batch norms"),
     ],
 )
 def test_bad_settings_are_refused(arguments: dict, message: str) -> None:

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from pcdet_ext import config
 from pcdet_ext.engine.optimizer import OneCycle, build_optimizer
+from pcdet_ext.grouping.orders import WindowX
+from pcdet_ext.grouping.partitions import EqualGroups
+from pcdet_ext.mixers import MIXERS
 from pcdet_ext.models.backbones.scatterformer import (
-    CrossWindowFFN,
+    CrossWindowInteraction,
     PillarPooling,
     ScatterFormer,
-    ScatterFormerBlock,
+    ScatterFormerStage,
     pillars,
 )
 from pcdet_ext.models.bev.backbones import CascadeDEDBackbone
@@ -54,7 +57,7 @@ def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def small(**options: object) -> ScatterFormer:
     torch.manual_seed(0)
-    return randomized(ScatterFormer(8, GRID, **{"channels": 32, "window": 6, "num_layers": 2} | options))
+    return randomized(ScatterFormer(8, GRID, **{"channels": 32, "window": (None, 6, 6), "num_layers": 2} | options))
 
 
 def rows_by_cell(found: SparseVoxels) -> Tensor:
@@ -110,7 +113,7 @@ def test_engines_agree():
 def test_without_interaction_windows_are_on_their_own():
     """With the convolutions at zero a voxel moves no other but those of its window, which spans the height."""
     torch.manual_seed(0)
-    block = ScatterFormerBlock(8, 4, num_layers=2, num_heads=2).eval()
+    block = ScatterFormerStage(8, (None, 4, 4), num_layers=2, num_heads=2).eval()
     given = voxels()
     changed = given.features.clone()
     changed[0] += 1
@@ -122,8 +125,50 @@ def test_without_interaction_windows_are_on_their_own():
     assert same.sum() > 1
 
 
+def test_windows_need_not_be_square_nor_span_the_height():
+    """Attention alone: a voxel moves those of its window, (4, 2, 6) cells."""
+    torch.manual_seed(0)
+    stage = ScatterFormerStage(8, (4, 2, 6), num_layers=1, num_heads=2).eval()
+    given = voxels(number=2000)
+    changed = given.features.clone()
+    changed[0] += 1
+    moved = (stage(given).features - stage(given.with_features(changed)).features).abs().sum(1) > 0
+    window = given.coords // torch.tensor([1, 4, 2, 6])
+    same = (window == window[0]).all(1)
+    assert moved[~same].sum() == 0
+    assert moved[same].sum() > 1
+    assert stage.interaction[0].along_x.kernel_size == (1, 1, 7)
+    assert stage.interaction[0].along_y.kernel_size == (1, 3, 1)
+
+
+def test_other_orders_partitions_and_mixers_come_from_a_configuration():
+    backbone = small(
+        order={"name": "WindowX", "path": "snake"},
+        partition={"name": "EqualGroups", "size": 20},
+        mixer={"name": "SoftmaxAttention", "num_heads": 4},
+        block={"norm_kind": "layer", "layer_scale": 0.1},
+    ).train()
+    assert backbone.stages[1].order == WindowX((None, 6, 6), path="snake")
+    assert backbone.stages[1].partition == EqualGroups(20)
+    backbone(voxels()).features.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
+
+
+def test_layers_are_numbered_through_both_stages(monkeypatch):
+    places = []
+
+    class Numbered(nn.Module):
+        def __init__(self, channels: int, layer_id: int, num_layers: int) -> None:
+            super().__init__()
+            places.append((layer_id, num_layers))
+
+    monkeypatch.setitem(MIXERS._entries, "Numbered", Numbered)
+    small(mixer={"name": "Numbered"})
+    assert places == [(i, 4) for i in range(4)]
+
+
 def test_interaction_crosses_windows_along_each_axis():
-    layer = randomized(CrossWindowFFN(8, 4)).double()
+    layer = randomized(CrossWindowInteraction(8, (None, 4, 4))).double()
     coords = torch.tensor([[0, 1, 5, 5], [0, 1, 5, 7], [0, 1, 3, 5], [0, 2, 6, 6], [0, 1, 7, 7], [1, 1, 5, 6]])
     given = SparseVoxels(torch.ones(6, 8).double(), coords.int(), GRID, 2)
     changed = given.features.clone()
@@ -145,8 +190,8 @@ def test_pooling_equals_attention_on_padded_pillars(seed, number, nonnegative):
     empty[pillar, given.coords[:, 1].long()] = False
     query = padded.masked_fill(empty[..., None], -torch.inf).amax(1)
     query = query.relu() if nonnegative else query
-    keys = (padded + layer.pos_embedding.weight).transpose(0, 1)
-    mixed, _ = layer.self_attn(query[None], keys, padded.transpose(0, 1), key_padding_mask=empty)
+    keys = (padded + layer.position.weight).transpose(0, 1)
+    mixed, _ = layer.attention(query[None], keys, padded.transpose(0, 1), key_padding_mask=empty)
     expected = layer.norm(query + mixed[0])
     actual = layer(given.with_features(x)).features
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
@@ -189,10 +234,15 @@ def test_bfloat16_trains():
         (lambda: small(channels=30), "num_heads must be positive and divide channels, got 4 and 30"),
         (lambda: small(channels=36), "channels must be divisible by the 8 heads of the pooling, got 36"),
         (lambda: small(channels=30, num_heads=2), "channels must be divisible by four, got 30"),
-        (lambda: small(window=5), "window must be even.*got 5"),
-        (lambda: small(window=0), "window and num_layers must be at least 1, got 0 and 2"),
-        (lambda: small(num_layers=0), "got 6 and 0"),
-        (lambda: small(pooling_heads=0), "divisible by the 0 heads"),
+        (lambda: small(window=(None, 6, 5)), "window must be even.*got .*5"),
+        (lambda: small(window=(8, None, 6)), "window must be even.*got .*None"),
+        (lambda: small(window=(None, 0, 6)), r"window must be three sizes .*, got \[None, 0, 6\]"),
+        (lambda: small(window=(6, 6)), r"window must be three sizes \(Z, Y, X\)"),
+        (lambda: small(num_layers=0), "num_layers must be at least 1, got 0"),
+        (lambda: small(pool_heads=0), "divisible by the 0 heads"),
+        (lambda: small(ffn_channels=0), "ffn_channels must be positive, got 0"),
+        (lambda: small(order={"name": "Windows"}), "no order is named 'Windows'; did you mean"),
+        (lambda: small(mixer={"name": "Linear"}), "no mixer is named 'Linear'"),
         (lambda: ScatterFormer(8, (1, 20, 24)), "too small for a kernel"),
         (lambda: CascadeDEDBackbone(8, num_sbb=[1, 1]), r"one entry a level, got 4, \[1, 1\] and \[1, 2, 2\]"),
         (lambda: CascadeDEDBackbone(8, down_strides=[1, 0, 2]), "must be positive, got"),
@@ -289,7 +339,7 @@ def test_configuration_for_kitti_trains_a_step(root):
 def test_compiled_blocks_give_the_same():
     """A block under torch.compile (inductor), with another number of voxels the second time; rounding apart."""
     torch.manual_seed(0)
-    block = randomized(ScatterFormerBlock(16, 4, num_layers=1, num_heads=2))
+    block = randomized(ScatterFormerStage(16, (None, 4, 4), num_layers=1, num_heads=2))
     compiled = torch.compile(block, dynamic=True)
     with torch.no_grad():
         for seed, number in ((0, 300), (1, 217)):

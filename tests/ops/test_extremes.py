@@ -20,7 +20,6 @@ from pcdet_ext.grouping.partitions import (
     Windows,
     equal_groups,
     octree_windows,
-    rotated_set_plan,
 )
 from pcdet_ext.grouping.partitions import RotatedSets as SetsOfWindows
 from pcdet_ext.ops import (
@@ -157,8 +156,7 @@ def test_rotated_sets_equal_their_definition(name: str) -> None:
             assert_permutation(sets.index[direction][~sets.repeats[direction]], len(coords))
             of_set = sets.window[sets.index[direction]]
             assert bool((of_set == of_set[:, :1]).all())
-    plan = rotated_set_plan(here.voxels, WINDOW, SHIFT, size)
-    assert torch.equal(plan.y_major.index, sets.index[0])
+    assert torch.equal(SetsOfWindows(size)(here.voxels, WindowY(WINDOW, SHIFT)).index, sets.index[0])
 
 
 def groups_by_hand(ordering: Ordering, size: int) -> Tensor:

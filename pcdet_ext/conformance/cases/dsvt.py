@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pcdet_ext.conformance.golden import Case, Values, backward, runs
-from pcdet_ext.interop import dsvt, from_official, openpcdet
+from pcdet_ext.grouping.orders import WindowX, WindowY
+from pcdet_ext.grouping.partitions import RotatedSets
+from pcdet_ext.interop import dsvt, from_official
 from pcdet_ext.models.backbones.dsvt import DSVT
 from pcdet_ext.models.backbones.dsvt_pooling import pool_plan
 from pcdet_ext.models.heads.center import CenterOutput
@@ -28,26 +30,31 @@ def run_input_layer(case: Case, _grads: bool) -> Values:
     node = dsvt.partition(case.config["INPUT_LAYER"])
     plain = dict.fromkeys(("num_heads", "ffn_channels"), [1] * len(node["channels"])) | {"pooling": "linear"}
     backbone = DSVT(in_channels=node["channels"][0], grid=dsvt.grid(case.config), **node, **plain).eval()
-    backbone.input_layer.load_state_dict(case.tensors("param"))
+    state = {dsvt.backbone_name(f"input_layer.{name}"): value for name, value in case.tensors("param").items()}
+    expected = {name for name in backbone.state_dict() if ".position." in name}
+    if set(state) != expected:
+        raise ValueError(f"parameters that do not fit: {', '.join(sorted(set(state) ^ expected))}")
+    backbone.load_state_dict(state, strict=False)
     voxels = _voxels(case, backbone.in_grid, case.tensor("in.voxel_features"))
     values = {}
-    for s, blocks in enumerate(backbone.input_layer.posembed_layers):
+    for s, blocks in enumerate(backbone.stages):
         if s:
             values |= _pooling(voxels, backbone.pool_strides[s - 1], s)
             pooled = pool_plan(voxels, backbone.pool_strides[s - 1])
             features = voxels.features.new_zeros(len(pooled.coords), 0)
             voxels = SparseVoxels(features, pooled.coords, pooled.grid, voxels.batch_size)
-        for i, layout in enumerate(backbone.layouts[s]):
-            plan, which = layout.plan(voxels), f"stage{s}_shift{i}"
-            both = plan.y_major, plan.x_major
+        size = node["group_sizes"][s]
+        for i, layer in enumerate(blocks[0].layers):  # as published, layer i embeds places in windows of kind i
+            window, which = layer.window, f"stage{s}_shift{i}"
+            both = [RotatedSets(size)(voxels, order(window.window, window.shift)) for order in (WindowY, WindowX)]
             values |= {
-                f"out.batch_win_inds_{which}": plan.window,
-                f"out.coors_in_win_{which}": plan.inside,
+                f"out.batch_win_inds_{which}": window.pieces(voxels),
+                f"out.coors_in_win_{which}": window.place(voxels),
                 f"out.set_voxel_inds_{which}": torch.stack([groups.index for groups in both]),
                 f"out.set_voxel_mask_{which}": torch.stack([~groups.valid for groups in both]),
             }
             for b, block in enumerate(blocks):
-                values[f"out.pos_embed_stage{s}_block{b}_shift{i}"] = block[i](plan.inside)
+                values[f"out.pos_embed_stage{s}_block{b}_shift{i}"] = block.layers[i].position(window.place(voxels))
     return values
 
 
@@ -67,8 +74,14 @@ def run_backbone(case: Case, grads: bool) -> Values:
     features = case.tensor("in.voxel_features").requires_grad_(grads)
     voxels = backbone(_voxels(case, backbone.in_grid, features))
     values = {"out.voxel_features": voxels.features, "out.voxel_coords": voxels.coords}
-    leaves = {f"param.{name}": parameter for name, parameter in backbone.named_parameters()}
-    return values | (backward(values, case, leaves | {"in.voxel_features": features}) if grads else {})
+    leaves = _published(case, backbone, dsvt.backbone_name) | {"in.voxel_features": features}
+    return values | (backward(values, case, leaves) if grads else {})
+
+
+def _published(case: Case, module: nn.Module, rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """Our parameters under the published names of the case."""
+    ours = dict(module.named_parameters())
+    return {f"param.{name}": ours[rename(name)] for name in case.tensors("param") if rename(name) in ours}
 
 
 @runs("dsvt", "pipeline_center")
@@ -106,10 +119,7 @@ def _run_detector(case: Case, grads: bool, describe: Callable[[Any], Values]) ->
     values = dict(describe(output))
     for frame, found in enumerate(detector.head.decode(output)):
         values |= _boxes(found, f"out.final_b{frame}.")
-    leaves = {"in.points": points}
-    for published, own in openpcdet.PREFIXES.items():
-        named = detector.get_submodule(own).named_parameters()
-        leaves |= {f"param.{published}.{name}": parameter for name, parameter in named}
+    leaves = _published(case, detector, dsvt.detector_name) | {"in.points": points}
     return values | (backward(values, case, leaves) if grads else {})
 
 

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from pcdet_ext.conformance.golden import Case, Values, backward, runs
-from pcdet_ext.interop import from_official, openpcdet
+from pcdet_ext.interop import from_official, scatterformer
 from pcdet_ext.models.heads.center import CenterHead, CenterOutput
 from pcdet_ext.models.heads.postprocess import rectify_scores
 from pcdet_ext.models.heads.transfusion import CHANNELS, TransFusionHead
@@ -157,15 +157,6 @@ def _with_gradients(
 ) -> Values:
     if not grads:
         return values
-    leaves = {**inputs, **_published_parameters(module)}
-    return values | backward(values, case, leaves)
-
-
-def _published_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters under their published names: those of a detector have another prefix there."""
-    prefixes = {ours: published for published, ours in openpcdet.PREFIXES.items()}
-    named = {}
-    for name, parameter in module.named_parameters():
-        first, dot, rest = name.partition(".")
-        named[f"param.{prefixes.get(first, first)}{dot}{rest}"] = parameter
-    return named
+    ours, rename = dict(module.named_parameters()), scatterformer.build(case.config)[1]
+    leaves = {f"param.{name}": ours[key] for name in case.tensors("param") if (key := rename(name)) in ours}
+    return values | backward(values, case, {**inputs, **leaves})

@@ -1,149 +1,171 @@
 """DSVT (Wang et al., CVPR 2023): attention in sets of equal size that each window's voxels are shared out among.
 
-    [ sets by y → attention → sets by x → attention ] × blocks → pooling → … → voxels of the last stage
+    stage = [ sets along y → attention, FFN → sets along x → attention, FFN ] × blocks
+    stage → pooling → stage → … → voxels of the last stage
 
-Windows alternate from block to block between two layouts, the second larger or shifted. State-dict keys are those of
-the published implementation.
+Windows alternate from block to block between two kinds, the second of which is larger or shifted.
 
-Its properties that one would not choose are named options, all off:
-  mixed_positions   layer i of a block is told the place in the windows of layout i, whichever layout the block has
+Some properties of the published model that one would not choose are options, and off by default:
+  mixed_positions   layer i of a block embeds the places in windows of kind i, whichever windows the block has
   count_empty       empty slots of a pooled cell take part as zeros: in the attention's keys, its query, and the maximum
   partial_cells     a grid that does not divide by a pooling stride ends with partial cells, instead of being refused
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
 
-from pcdet_ext.grouping.partitions import SetPlan, rotated_set_plan
-from pcdet_ext.mixers.attention import SoftmaxAttention
+from pcdet_ext.config import construct
+from pcdet_ext.grouping.orders import ORDERS, Order, Window
+from pcdet_ext.grouping.partitions import PARTITIONS, Partition
 from pcdet_ext.models.backbones.dsvt_pooling import Triple, make_pool, pooled_grid
 from pcdet_ext.models.backbones.registry import BACKBONES
+from pcdet_ext.models.layers.mixer_block import MixerBlock
 from pcdet_ext.models.layers.norm import SparseBatchNorm
-from pcdet_ext.structures import Groups, SparseVoxels
+from pcdet_ext.models.layers.recompute import call, check_recompute
+from pcdet_ext.structures import Groups, Segments, SparseVoxels
 
-ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 TWO_PI = 2 * 3.1415  # the published constant
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One way to cut a stage's grid: window and shift in cells, (Z, Y, X), and slots of a set."""
-
-    window: Triple
-    shift: Triple
-    set_size: int
-
-    def plan(self, voxels: SparseVoxels) -> SetPlan:
-        """The sets of these voxels; cached on them."""
-        return rotated_set_plan(voxels, self.window, self.shift, self.set_size)
 
 
 class PositionEmbedding(nn.Module):
     """A voxel's place in its window through two linear layers (section 3.2); z only where windows have several layers.
 
-    window: cells, (Z, Y, X); normalize: place in units of the window, times 2π.
+    Args:
+        channels: C.
+        window: cells, (Z, Y, X).
+        normalize: places in units of the window, times 2π.
     """
 
     def __init__(self, channels: int, window: Triple, normalize: bool) -> None:
         super().__init__()
         self.window, self.normalize = window, normalize
         self.axes = [2, 1, 0] if window[0] > 1 else [2, 1]
-        self.position_embedding_head = nn.Sequential(
+        self.mlp = nn.Sequential(
             nn.Linear(len(self.axes), channels),
             SparseBatchNorm(channels, eps=1e-5, momentum=0.1),
             nn.ReLU(),
             nn.Linear(channels, channels),
         )
 
-    def forward(self, inside: Tensor) -> Tensor:
-        """Places int32 [N, 3] as (z, y, x) to embeddings [N, channels]."""
-        size = torch.tensor([self.window[a] for a in self.axes], device=inside.device)
-        place = inside[:, self.axes] - size / 2
+    def forward(self, place: Tensor) -> Tensor:
+        """Places int32 [N, 3] as (z, y, x) to embeddings [N, C]."""
+        size = torch.tensor([self.window[a] for a in self.axes], device=place.device)
+        centred = place[:, self.axes] - size / 2
         if self.normalize:
-            place = place / size * TWO_PI
-        return self.position_embedding_head(place.to(self.position_embedding_head[0].weight.dtype))
+            centred = centred / size * TWO_PI
+        return self.mlp(centred.to(self.mlp[0].weight.dtype))
 
 
-class InputLayer(nn.Module):
-    """Position embeddings of every stage, block and layer, under the published name."""
+class DSVTLayer(nn.Module):
+    """norm(x + block(x)): attention inside sets and a feed-forward network (equation 5), with a residual around both.
 
-    def __init__(self, channels: Sequence[int], windows: Sequence[Sequence[Sequence[Triple]]], normalize: bool) -> None:
+    Args:
+        channels: C.
+        order: of the voxels.
+        partition: of the order, into sets.
+        window: the windows whose places are embedded.
+        normalize_position: see `PositionEmbedding`.
+        block: mixer and feed-forward network.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        order: Order,
+        partition: Partition,
+        window: Window,
+        normalize_position: bool,
+        block: MixerBlock,
+    ) -> None:
         super().__init__()
-        self.posembed_layers = nn.ModuleList(
-            nn.ModuleList(nn.ModuleList(PositionEmbedding(width, w, normalize) for w in block) for block in stage)
-            for width, stage in zip(channels, windows, strict=True)
-        )
-
-
-class SetAttention(nn.Module):
-    """Attention inside sets and a feed-forward network, each with residual and norm after it (equation 5)."""
-
-    def __init__(self, channels: int, num_heads: int, ffn_channels: int, dropout: float, activation: str) -> None:
-        super().__init__()
-        self.self_attn = SoftmaxAttention(channels, num_heads)
-        self.linear1 = nn.Linear(channels, ffn_channels)
-        self.linear2 = nn.Linear(ffn_channels, channels)
-        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.activation = ACTIVATIONS[activation]()
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, sets: Groups, position: Tensor) -> Tensor:
-        """Features [N, C] to the same shape; position: [N, C]."""
-        x = self.norm1(x + self.dropout(self.self_attn(x, sets, position)))
-        inner = self.linear2(self.dropout(self.activation(self.linear1(x))))
-        return self.norm2(x + self.dropout(inner))
-
-
-class EncoderLayer(nn.Module):
-    """Set attention beside an identity."""
-
-    def __init__(self, channels: int, *arguments: Any) -> None:
-        super().__init__()
-        self.win_attn = SetAttention(channels, *arguments)
+        self.order, self.partition, self.window = order, partition, window
+        self.position = PositionEmbedding(channels, window.window, normalize_position)
+        self.block = block
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor, sets: Groups, position: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sets: Groups | Segments, position: Tensor) -> Tensor:
         """Features [N, C] to the same shape; position: [N, C]."""
-        return self.norm(self.win_attn(x, sets, position) + x)
+        return self.norm(self.block(x, sets, position) + x)
 
 
 class DSVTBlock(nn.Module):
-    """Two layers: sets sorted by y, then sets sorted by x (section 3.2)."""
+    """Layers one after the other, as published one along y and one along x, with a residual around them.
 
-    def __init__(self, channels: int, *arguments: Any) -> None:
+    Args:
+        channels: C.
+        layers: the layers.
+        recompute: compute each layer again in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(self, channels: int, layers: Sequence[DSVTLayer], recompute: bool) -> None:
         super().__init__()
-        self.encoder_list = nn.ModuleList(EncoderLayer(channels, *arguments) for _ in range(2))
+        self.layers, self.recompute = nn.ModuleList(layers), recompute
+        self.norm = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor, plan: SetPlan, positions: Sequence[Tensor]) -> Tensor:
-        """Features [N, C] to the same shape; positions: [N, C] for each layer."""
-        for layer, sets, position in zip(self.encoder_list, (plan.y_major, plan.x_major), positions, strict=True):
-            x = layer(x, sets, position)
-        return x
+    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
+        """Features [N, C] to the same shape."""
+        x = voxels.features
+        for layer in self.layers:
+            sets = layer.partition(voxels, layer.order)
+            position = layer.position(layer.window.place(voxels))
+            x = call(layer, x, sets, position, recompute=self.recompute)
+        return voxels.with_features(self.norm(x + voxels.features))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the layers of a stage share; windows: those of even blocks and those of odd ones."""
+
+    channels: int
+    windows: tuple[Window, Window]
+    partition: Partition
+    num_heads: int
+    ffn_channels: int
 
 
 @BACKBONES.register
 class DSVT(nn.Module):
     """Dynamic sparse voxel transformer, on pillars or, with pooling between stages, on voxels.
 
-    in_channels: of the voxels, those of the first stage; grid: cells, (Z, Y, X). One entry a stage: channels; blocks,
-    their number; set_sizes, slots of a set; windows, cells (Z, Y, X); shifts, of both layouts, cells (Z, Y, X), none
-    along z where a window is as high as the grid; num_heads; ffn_channels. hybrid_factor: size of the second layout's
-    windows, (Z, Y, X), in those of the first. pool_strides: cells (Z, Y, X) joined between two stages; pooling: how,
-    "linear" alone may change the width; pool_heads: of "attention". normalize_position: see `PositionEmbedding`.
-    checkpoint: compute blocks again in the backward pass instead of keeping their activations.
-    mixed_positions, count_empty, partial_cells: see the module.
+    Args:
+        in_channels: of the voxels, those of the first stage.
+        grid: cells, (Z, Y, X).
+        channels: of each stage.
+        num_blocks: of each stage.
+        group_sizes: slots of a set in each stage.
+        windows: cells (Z, Y, X) of a window in each stage, None along an axis for the whole grid.
+        shifts: for each stage those of both kinds of windows, cells (Z, Y, X); none along z where a window is as high
+            as the grid.
+        num_heads: of the attention in each stage.
+        ffn_channels: inner width of the feed-forward network in each stage.
+        hybrid_factor: size (Z, Y, X) of the second kind of windows, in those of the first.
+        pool_strides: cells (Z, Y, X) that are joined between two stages.
+        pooling: how; "linear" alone may change the width.
+        pool_heads: heads of "attention" pooling.
+        activation: of the feed-forward network.
+        dropout: in layers.
+        normalize_position: see `PositionEmbedding`.
+        orders: configurations of the orders of a block's layers; window orders get the window and shift of the block.
+        partition: configuration of another partition than `RotatedSets`; it gets the stage's group size.
+        mixer: configuration of another mixer than softmax attention.
+        block: settings of `MixerBlock` that differ from the published ones (norms behind, a two-layer FFN).
+        recompute: compute layers again in the backward pass instead of keeping their activations.
+        mixed_positions: see the module.
+        count_empty: see the module.
+        partial_cells: see the module.
 
     Attributes: out_channels, out_grid (Z, Y, X), stride (input cells per output cell in x and y).
-    Raises ValueError for lists that do not fit each other and for values out of range.
+
+    Raises:
+        ValueError: for lists that do not fit each other and for values out of range.
     """
 
     def __init__(
@@ -151,9 +173,9 @@ class DSVT(nn.Module):
         in_channels: int,
         grid: Sequence[int],
         channels: Sequence[int],
-        blocks: Sequence[int],
-        set_sizes: Sequence[int],
-        windows: Sequence[Sequence[int]],
+        num_blocks: Sequence[int],
+        group_sizes: Sequence[int],
+        windows: Sequence[Sequence[int | None]],
         shifts: Sequence[Sequence[Sequence[int]]],
         num_heads: Sequence[int],
         ffn_channels: Sequence[int],
@@ -161,45 +183,70 @@ class DSVT(nn.Module):
         pool_strides: Sequence[Sequence[int]] = (),
         pooling: Literal["attention", "linear", "max"] = "attention",
         pool_heads: int = 8,
-        activation: Literal["gelu", "relu"] = "gelu",
+        activation: Literal["gelu", "relu", "silu"] = "gelu",
         dropout: float = 0.0,
         normalize_position: bool = False,
-        checkpoint: bool = False,
+        orders: Sequence[Mapping[str, Any]] = ({"name": "WindowY"}, {"name": "WindowX"}),
+        partition: Mapping[str, Any] | None = None,
+        mixer: Mapping[str, Any] | None = None,
+        block: Mapping[str, Any] | None = None,
+        recompute: bool = False,
         mixed_positions: bool = False,
         count_empty: bool = False,
         partial_cells: bool = False,
     ) -> None:
         super().__init__()
-        lists = {"blocks": blocks, "set_sizes": set_sizes, "windows": windows, "shifts": shifts}
+        lists = {"num_blocks": num_blocks, "group_sizes": group_sizes, "windows": windows, "shifts": shifts}
         lists |= {"num_heads": num_heads, "ffn_channels": ffn_channels}
-        _check(in_channels, channels, lists, len(pool_strides), pooling, activation)
+        _check(in_channels, channels, lists, len(pool_strides), pooling, len(orders))
         grids = stage_grids(grid, pool_strides, partial_cells)
-        self.layouts = [
-            stage_layouts(*stage, hybrid_factor) for stage in zip(grids, windows, shifts, set_sizes, strict=True)
+        self.in_grid, self.out_grid, self.out_channels = grids[0], grids[-1], channels[-1]
+        self.pool_strides = tuple(map(_triple, pool_strides))
+        both_windows = [
+            stage_windows(*stage, hybrid_factor=hybrid_factor) for stage in zip(grids, windows, shifts, strict=True)
         ]
-        self.mixed_positions, self.checkpoint = mixed_positions, checkpoint
-        self.blocks, self.pool_strides = tuple(blocks), tuple(map(_triple, pool_strides))
-        self.in_grid, self.out_grid = grids[0], grids[-1]
-        self.out_channels = channels[-1]
+        partitions = [PARTITIONS.build(partition or {"name": "RotatedSets"}, size=size) for size in group_sizes]
+        stages = itertools.starmap(Stage, zip(channels, both_windows, partitions, num_heads, ffn_channels, strict=True))
+        block_number, layer_number = itertools.count(), itertools.count()
 
-        told = [[self._layouts(s, b)[1] for b in range(count)] for s, count in enumerate(blocks)]
-        told_windows = [[[both[i].window for i in b] for b in s] for both, s in zip(self.layouts, told, strict=True)]
-        self.input_layer = InputLayer(channels, told_windows, normalize_position)
-        for s, (width, count) in enumerate(zip(channels, blocks, strict=True)):
-            arguments = (width, num_heads[s], ffn_channels[s], dropout, activation)
-            self.add_module(f"stage_{s}", nn.ModuleList(DSVTBlock(*arguments) for _ in range(count)))
-            self.add_module(f"residual_norm_stage_{s}", nn.ModuleList(nn.LayerNorm(width) for _ in range(count)))
-        for s, stride in enumerate(self.pool_strides):
-            widths = channels[s : s + 2]
-            self.add_module(f"stage_{s}_reduction", make_pool(pooling, widths, stride, count_empty, pool_heads))
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        def make_block(stage: Stage) -> DSVTBlock:
+            window = stage.windows[next(block_number) % 2]
+            layers = [make_layer(stage, window, i, order) for i, order in enumerate(orders)]
+            return DSVTBlock(stage.channels, layers, recompute)
 
-    def _layouts(self, stage: int, block: int) -> tuple[int, tuple[int, int]]:
-        """Which layout a block has, and in the windows of which ones its layers are told the place."""
-        own = (sum(self.blocks[:stage]) + block) % 2
-        return own, (0, 1) if self.mixed_positions else (own, own)
+        def make_layer(stage: Stage, window: Window, number: int, order: Mapping[str, Any]) -> DSVTLayer:
+            feed_forward = {"name": "MLP", "ffn_channels": stage.ffn_channels, "activation": activation}
+            settings = {
+                "mixer": mixer or {"name": "SoftmaxAttention", "num_heads": stage.num_heads},
+                "feed_forward": feed_forward | {"dropout": dropout, "xavier": True},
+                "norm": "post",
+                "dropout": dropout,
+                "layer_id": next(layer_number),
+                "num_layers": sum(num_blocks) * len(orders),
+            }
+            return DSVTLayer(
+                stage.channels,
+                ORDERS.build(order, window=window.window, shift=window.shift),
+                stage.partition,
+                stage.windows[number % 2] if mixed_positions else window,
+                normalize_position,
+                construct(MixerBlock, block or {}, channels=stage.channels, **settings),
+            )
+
+        self.stages = nn.ModuleList(
+            nn.ModuleList(make_block(stage) for _ in range(count))
+            for stage, count in zip(stages, num_blocks, strict=True)
+        )
+        self.pools = nn.ModuleList(
+            make_pool(pooling, channels[s : s + 2], stride, count_empty, pool_heads)
+            for s, stride in enumerate(self.pool_strides)
+        )
+        _xavier_uniform(self.pools)
+        for module in self.modules():
+            if isinstance(module, DSVTLayer):
+                _xavier_uniform(module.position)
+                if recompute:
+                    check_recompute(module.block)
 
     @property
     def stride(self) -> int:
@@ -217,25 +264,11 @@ class DSVT(nn.Module):
         """
         if tuple(voxels.grid) != self.in_grid:
             raise ValueError(f"the voxels are on a grid of {voxels.grid} cells (Z, Y, X), not of {self.in_grid}")
-        for s in range(len(self.blocks)):
-            voxels = voxels.with_features(self._run_stage(voxels, s))
-            if s < len(self.pool_strides):
-                voxels = getattr(self, f"stage_{s}_reduction")(voxels)
+        for blocks, pool in itertools.zip_longest(self.stages, self.pools):
+            for block in blocks:
+                voxels = block(voxels)
+            voxels = voxels if pool is None else pool(voxels)
         return voxels
-
-    def _run_stage(self, voxels: SparseVoxels, stage: int) -> Tensor:
-        blocks, norms = getattr(self, f"stage_{stage}"), getattr(self, f"residual_norm_stage_{stage}")
-        layouts = [self._layouts(stage, number) for number in range(len(blocks))]
-        used = {i for own, told in layouts for i in (own, *told)}
-        plans = {i: self.layouts[stage][i].plan(voxels) for i in sorted(used)}
-        x, recomputing = voxels.features, self.checkpoint and torch.is_grad_enabled()
-        for (own, told), block, norm, embeddings in zip(
-            layouts, blocks, norms, self.input_layer.posembed_layers[stage], strict=True
-        ):
-            positions = [embed(plans[i].inside) for embed, i in zip(embeddings, told, strict=True)]
-            run = partial(recompute, block, use_reentrant=False) if recomputing else block
-            x = norm(run(x, plans[own], positions) + x)
-        return x
 
 
 def stage_grids(grid: Sequence[int], pool_strides: Sequence[Sequence[int]], partial_cells: bool) -> list[Triple]:
@@ -250,26 +283,26 @@ def stage_grids(grid: Sequence[int], pool_strides: Sequence[Sequence[int]], part
     return grids
 
 
-def stage_layouts(
+def stage_windows(
     grid: Triple,
-    window: Sequence[int],
+    window: Sequence[int | None],
     shifts: Sequence[Sequence[int]],
-    set_size: int,
     hybrid_factor: Sequence[int],
-) -> tuple[Layout, Layout]:
-    """Both layouts of a stage. Raises ValueError for lists of another length and values out of range."""
-    for name, values, least in (("windows", window, 1), ("hybrid_factor", hybrid_factor, 1)):
-        if len(values) != 3 or min(values) < least:
-            raise ValueError(f"{name} must be three positive numbers (Z, Y, X), got {list(values)}")
+) -> tuple[Window, Window]:
+    """Both kinds of windows of a stage. Raises ValueError for lists of another length and values out of range."""
+    if len(window) != 3 or any(size is not None and size < 1 for size in window):
+        raise ValueError(f"windows must be three positive numbers (Z, Y, X) or None, got {list(window)}")
+    if len(hybrid_factor) != 3 or min(hybrid_factor) < 1:
+        raise ValueError(f"hybrid_factor must be three positive numbers (Z, Y, X), got {list(hybrid_factor)}")
     if len(shifts) != 2 or any(len(shift) != 3 or min(shift) < 0 for shift in shifts):
-        raise ValueError(f"shifts must be two times three numbers (Z, Y, X) from 0 on a stage, got {list(shifts)}")
-    if set_size < 1:
-        raise ValueError(f"set_sizes must be at least 1, got {set_size}")
-    larger = [w * f for w, f in zip(window, hybrid_factor, strict=True)]
-    layouts = []
-    for size, (z, y, x) in zip((window, larger), shifts, strict=True):
-        layouts.append(Layout(_triple(size), (0 if size[0] == grid[0] else z, y, x), set_size))
-    return layouts[0], layouts[1]
+        raise ValueError(f"shifts must be two times three numbers (Z, Y, X) from 0 in each stage, got {list(shifts)}")
+    size = _triple([cells if size is None else size for size, cells in zip(window, grid, strict=True)])
+    larger = _triple([n * factor for n, factor in zip(size, hybrid_factor, strict=True)])
+    first, second = (
+        Window(size, (0 if size[0] == grid[0] else z, y, x))
+        for size, (z, y, x) in zip((size, larger), shifts, strict=True)
+    )
+    return first, second
 
 
 def _triple(values: Sequence[int]) -> Triple:
@@ -277,24 +310,30 @@ def _triple(values: Sequence[int]) -> Triple:
     return z, y, x
 
 
+def _xavier_uniform(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
 def _check(
     in_channels: int,
     channels: Sequence[int],
     lists: dict[str, Sequence[Any]],
-    pools: int,
+    num_pools: int,
     pooling: str,
-    activation: str,
+    num_orders: int,
 ) -> None:
     for name, values in lists.items():
         if len(values) != len(channels) or not values:
-            raise ValueError(f"{name} must have one entry a stage, {len(channels)} as channels, got {len(values)}")
-    if pools != len(channels) - 1:
-        raise ValueError(f"pool_strides must have one entry between two stages, {len(channels) - 1}, got {pools}")
+            raise ValueError(f"{name} must have one entry per stage, {len(channels)} as channels, got {len(values)}")
+    if num_pools != len(channels) - 1:
+        raise ValueError(f"pool_strides must have one entry between two stages, {len(channels) - 1}, got {num_pools}")
     if in_channels != channels[0]:
         raise ValueError(f"channels begin with {channels[0]}, but the voxels have {in_channels}")
     if pooling != "linear" and len(set(channels)) > 1:
         raise ValueError(f"channels must be the same in all stages with {pooling} pooling, got {list(channels)}")
-    if min(lists["blocks"]) < 1 or min(lists["ffn_channels"]) < 1:
-        raise ValueError("blocks and ffn_channels must be at least 1 in each stage")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if min(lists["num_blocks"]) < 1 or min(lists["group_sizes"]) < 1:
+        raise ValueError("num_blocks and group_sizes must be at least 1 in each stage")
+    if num_orders < 1:
+        raise ValueError("orders must name at least one order")

@@ -88,23 +88,23 @@ class AttentionPool(Pool):
         super().__init__(stride, count_empty)
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f"pool_heads must divide the channels, got {num_heads} and {channels} channels")
-        self.self_attn = SoftmaxAttention(channels, num_heads)
-        self.pos_embedding = nn.Parameter(torch.empty(self.volume, channels))
+        self.attention = SoftmaxAttention(channels, num_heads)
+        self.position = nn.Parameter(torch.empty(self.volume, channels))
         self.norm = nn.LayerNorm(channels)
 
     def reduce(self, slots: Tensor, filled: Tensor | None) -> Tensor:
         """See `Pool`."""
-        query, keys = self.highest(slots, filled), slots + self.pos_embedding
-        weights, biases = self.self_attn.in_proj_weight.chunk(3), self.self_attn.in_proj_bias.chunk(3)
+        query, keys = self.highest(slots, filled), slots + self.position
+        weights, biases = self.attention.in_proj_weight.chunk(3), self.attention.in_proj_bias.chunk(3)
         inputs = (query[:, None], keys, slots)
         q, k, v = (self._heads(F.linear(x, w, b)) for x, w, b in zip(inputs, weights, biases, strict=True))
         visible = None if filled is None else filled[:, None, None]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        return self.norm(self.self_attn.out_proj(mixed.flatten(1)) + query)
+        return self.norm(self.attention.out_proj(mixed.flatten(1)) + query)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[M, L, C] to [M, heads, L, C / heads]."""
-        return x.unflatten(2, (self.self_attn.num_heads, -1)).transpose(1, 2)
+        return x.unflatten(2, (self.attention.num_heads, -1)).transpose(1, 2)
 
 
 class LinearPool(Pool):
@@ -112,12 +112,12 @@ class LinearPool(Pool):
 
     def __init__(self, in_channels: int, out_channels: int, stride: Triple) -> None:
         super().__init__(stride, count_empty=True)
-        self.linear1 = nn.Linear(in_channels * self.volume, out_channels, bias=False)
+        self.linear = nn.Linear(in_channels * self.volume, out_channels, bias=False)
         self.norm = nn.LayerNorm(out_channels)
 
     def reduce(self, slots: Tensor, _filled: Tensor | None) -> Tensor:
         """See `Pool`."""
-        return self.norm(self.linear1(slots.flatten(1)))
+        return self.norm(self.linear(slots.flatten(1)))
 
 
 class MaxPool(Pool):

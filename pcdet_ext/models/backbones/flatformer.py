@@ -1,40 +1,57 @@
 """FlatFormer (Liu et al., CVPR 2023): attention in equal-size groups of pillars that are sorted window by window.
 
-State-dict keys are the published ones.
+[ sort along x → group → attention, FFN
+  sort along x, windows shifted → group → attention, FFN
+  sort along y → …
+  sort along y, windows shifted → … ] × blocks
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from pcdet_ext.grouping.orders import ORDERS, Order, WindowX, WindowY
-from pcdet_ext.grouping.partitions import EqualGroups
-from pcdet_ext.mixers import MIXERS
+from pcdet_ext.config import construct
+from pcdet_ext.grouping.orders import ORDERS, Order, WindowX, WindowY, check_window
+from pcdet_ext.grouping.partitions import PARTITIONS
 from pcdet_ext.mixers.position import sinusoidal_embedding
 from pcdet_ext.models.backbones.registry import BACKBONES
-from pcdet_ext.structures import Groups, SparseVoxels
-
-ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
+from pcdet_ext.models.layers.mixer_block import MixerBlock
+from pcdet_ext.models.layers.recompute import call, check_recompute
+from pcdet_ext.structures import SparseVoxels
 
 
 @BACKBONES.register
 class FlatFormer(nn.Module):
-    """Blocks of attention layers, each with its own order: along x, along x in shifted windows, along y, y shifted.
+    """Blocks of transformer layers, each layer with its own order of the voxels; voxels stay where they are.
 
-    in_channels: of the voxels and of all layers; grid: (Z, Y, X) cells; num_blocks; window: (Y, X) cells of a window,
-    which spans the whole height, and is shifted by half its size in every other layer; group_size: voxels that attend
-    to each other; num_heads, ffn_channels (default: twice the channels), activation ("gelu", "relu"): of a layer;
-    temperature, normalize_position: of the position embedding, see `sinusoidal_embedding`. mask_padding: the voxels
-    that fill the last group of a frame are seen by none there, where as published they are seen a second time.
+    Args:
+        in_channels: C, of the voxels and of all layers, at least four.
+        grid: (Z, Y, X) cells.
+        num_blocks: how often the layers follow each other, with their own parameters.
+        window: cells (Z, Y, X) of a window, None along an axis for the whole grid. The orders use it, and shift it by
+            half its size in every other layer.
+        group_size: voxels that attend to each other.
+        num_heads: of the attention.
+        ffn_channels: inner width of the feed-forward network, twice the channels by default.
+        activation: of the feed-forward network.
+        temperature: of the position embedding, see `sinusoidal_embedding`.
+        normalize_position: scale positions to the grid before they are embedded.
+        mask_padding: the voxels that fill the last group of a frame are seen by none there; as published they are seen
+            a second time.
+        orders: configurations of other orders than the published four, one for each layer of a block.
+        partition: configuration of another partition than `EqualGroups`; it gets the group size.
+        mixer: configuration of another mixer than softmax attention.
+        block: settings of `MixerBlock` that differ from the published ones (norms behind, a two-layer FFN).
+        recompute: compute layers again in the backward pass instead of keeping their activations.
 
-    orders: configurations of other orders, one a layer of a block; mixer: configuration of another mixer than softmax
-    attention; both instead of the published ones.
+    Attributes: out_channels, out_grid and stride, those of the input.
 
-    Attributes: out_channels, out_grid, stride, all those of the input. Raises ValueError for sizes that are not
-    positive, for heads that do not divide the channels, and for fewer than four channels.
+    Raises:
+        ValueError: for sizes that are not positive, heads that do not divide the channels, fewer than four channels.
     """
 
     def __init__(
@@ -42,37 +59,46 @@ class FlatFormer(nn.Module):
         in_channels: int,
         grid: Sequence[int],
         num_blocks: int = 2,
-        window: Sequence[int] = (13, 13),
+        window: Sequence[int | None] = (None, 13, 13),
         group_size: int = 144,
         num_heads: int = 8,
         ffn_channels: int | None = None,
-        activation: str = "gelu",
+        activation: Literal["gelu", "relu", "silu"] = "gelu",
         temperature: float = 10000.0,
         normalize_position: bool = False,
         mask_padding: bool = False,
         orders: Sequence[Mapping[str, Any]] | None = None,
+        partition: Mapping[str, Any] | None = None,
         mixer: Mapping[str, Any] | None = None,
+        block: Mapping[str, Any] | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
-        _check(in_channels, num_blocks, window, group_size, temperature)
+        _check(in_channels, num_blocks, group_size, temperature)
         self.out_channels, self.out_grid, self.stride = in_channels, tuple(grid), 1
-        self.orders = published_orders(grid[0], window) if orders is None else [ORDERS.build(o) for o in orders]
-        if not self.orders:
-            raise ValueError("orders must name at least one order")
-        self.partition = EqualGroups(group_size, masked=mask_padding)
-        self.temperature, self.normalize_position = temperature, normalize_position
-        node = {"name": "SoftmaxAttention", "num_heads": num_heads} if mixer is None else mixer
-        self.block_list = nn.ModuleList(
-            FlatFormerBlock(in_channels, len(self.orders), node, ffn_channels, activation) for _ in range(num_blocks)
+        self.temperature, self.normalize_position, self.recompute = temperature, normalize_position, recompute
+        self.orders = published_orders(grid, window) if orders is None else other_orders(orders, window)
+        self.partition = PARTITIONS.build(partition or {"name": "EqualGroups", "masked": mask_padding}, size=group_size)
+        mixer = mixer or {"name": "SoftmaxAttention", "num_heads": num_heads}
+        number, count = itertools.count(), num_blocks * len(self.orders)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(
+                transformer_layer(in_channels, mixer, ffn_channels, activation, block, next(number), count)
+                for _ in self.orders
+            )
+            for _ in range(num_blocks)
         )
+        if recompute:
+            check_recompute(self)
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
         """Features [N, in_channels] to the same shape; the rows of the voxels may be in any order."""
         plans = [self.partition(voxels, order) for order in self.orders]
         position = voxels.plan((FlatFormer, self.temperature, self.normalize_position, self.out_channels), self._embed)
         x = voxels.features
-        for block in self.block_list:
-            x = block(x, plans, position)
+        for layers in self.blocks:
+            for layer, plan in zip(layers, plans, strict=True):
+                x = call(layer, x, plan, position, recompute=self.recompute)
         return voxels.with_features(x)
 
     def _embed(self, voxels: SparseVoxels) -> Tensor:
@@ -80,65 +106,52 @@ class FlatFormer(nn.Module):
         return sinusoidal_embedding(voxels.coords[:, [3, 2]], self.out_channels, self.temperature, grid)
 
 
-def published_orders(depth: int, window: Sequence[int]) -> list[Order]:
-    """Along x and along y on snakes through windows (Y, X) of the whole depth, each also half a window further."""
-    size, shift = (depth, *window), (0, window[0] // 2, window[1] // 2)
-    return [order(size, by, "snake") for order in (WindowX, WindowY) for by in ((0, 0, 0), shift)]
+def transformer_layer(
+    channels: int,
+    mixer: Mapping[str, Any],
+    ffn_channels: int | None = None,
+    activation: str = "gelu",
+    block: Mapping[str, Any] | None = None,
+    layer_id: int = 0,
+    num_layers: int = 1,
+) -> MixerBlock:
+    """u = LN(x + mixer(x)), y = LN(u + W₂ act(W₁ u)): a transformer layer with norms behind (section 3.3).
+
+    Args:
+        channels: C.
+        mixer: its configuration.
+        ffn_channels: inner width of the feed-forward network, twice the channels by default.
+        activation: of the feed-forward network.
+        block: settings of `MixerBlock` instead of these.
+        layer_id: number of the layer among all layers, from 0.
+        num_layers: how many there are.
+    """
+    feed_forward = {"name": "MLP", "ffn_channels": ffn_channels, "activation": activation, "xavier": True}
+    settings = {"mixer": mixer, "norm": "post", "feed_forward": feed_forward}
+    return construct(MixerBlock, block or {}, channels=channels, layer_id=layer_id, num_layers=num_layers, **settings)
 
 
-class FlatFormerBlock(nn.Module):
-    """One layer for each order, one after the other. mixer: configuration; see `FlatFormerLayer`."""
+def published_orders(grid: Sequence[int], window: Sequence[int | None]) -> list[Order]:
+    """Along x and along y on snakes through windows of the whole height, each also half a window further.
 
-    def __init__(
-        self,
-        channels: int,
-        num_layers: int,
-        mixer: Mapping[str, Any],
-        ffn_channels: int | None = None,
-        activation: str = "gelu",
-    ) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(
-            FlatFormerLayer(channels, mixer, ffn_channels, activation) for _ in range(num_layers)
-        )
-
-    def forward(self, x: Tensor, plans: Sequence[Groups], position: Tensor) -> Tensor:
-        """Features [N, C] to [N, C]; plans: one a layer; position: [N, C]."""
-        for layer, plan in zip(self.block, plans, strict=True):
-            x = layer(x, plan, position)
-        return x
+    Raises ValueError for windows that do not span the height.
+    """
+    check_window(window)
+    z, y, x = (cells if size is None else size for size, cells in zip(window, grid, strict=True))
+    if z < grid[0]:
+        raise ValueError(f"window must span the {grid[0]} cells of the height in these orders, got {list(window)}")
+    shifts = ((0, 0, 0), (0, y // 2, x // 2))
+    return [order((z, y, x), shift, "snake") for order in (WindowX, WindowY) for shift in shifts]
 
 
-class FlatFormerLayer(nn.Module):
-    """u = LN(x + mixer(x)), y = LN(u + W₂ act(W₁ u)): a transformer layer with norms behind (section 3.3)."""
-
-    def __init__(
-        self, channels: int, mixer: Mapping[str, Any], ffn_channels: int | None = None, activation: str = "gelu"
-    ) -> None:
-        super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        hidden = 2 * channels if ffn_channels is None else ffn_channels
-        if hidden < 1:
-            raise ValueError(f"ffn_channels must be positive, got {hidden}")
-        self.attn = nn.ModuleDict({"attn": MIXERS.build(mixer, channels=channels)})  # nested as in published keys
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.activation = ACTIVATIONS[activation]()
-        for linear in (self.fc1, self.fc2):
-            nn.init.xavier_uniform_(linear.weight)
-
-    def forward(self, x: Tensor, plan: Groups, position: Tensor) -> Tensor:
-        """Features [N, C] to [N, C]; position: [N, C]."""
-        x = self.norm1(x + self.attn["attn"](x, plan, position))
-        return self.norm2(x + self.fc2(self.activation(self.fc1(x))))
+def other_orders(orders: Sequence[Mapping[str, Any]], window: Sequence[int | None]) -> list[Order]:
+    """Configured orders, which get the window where they need one and have none. Raises ValueError for no order."""
+    if not orders:
+        raise ValueError("orders must name at least one order")
+    return [ORDERS.build(order, window=window) for order in orders]
 
 
-def _check(channels: int, num_blocks: int, window: Sequence[int], group_size: int, temperature: float) -> None:
-    if len(window) != 2 or min(window) < 1:
-        raise ValueError(f"window must be two positive sizes (Y, X) in cells, got {list(window)}")
+def _check(channels: int, num_blocks: int, group_size: int, temperature: float) -> None:
     for name, value, least in (
         ("in_channels", channels, 4),
         ("num_blocks", num_blocks, 1),

@@ -28,6 +28,7 @@ class MLP(nn.Module):
         ffn_channels: inner width, twice the channels by default.
         activation: between the two linear layers.
         dropout: share of inner activations that is dropped in training.
+        xavier: initialise both weights Xavier-uniformly, as FlatFormer and DSVT do.
 
     Raises:
         ValueError: for an inner width below one.
@@ -39,10 +40,14 @@ class MLP(nn.Module):
         ffn_channels: int | None = None,
         activation: Literal["gelu", "relu", "silu"] = "gelu",
         dropout: float = 0.0,
+        xavier: bool = False,
     ) -> None:
         super().__init__()
         hidden = inner_width(channels, ffn_channels, 2)
         self.in_proj, self.out_proj = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        if xavier:
+            nn.init.xavier_uniform_(self.in_proj.weight)
+            nn.init.xavier_uniform_(self.out_proj.weight)
         self.activation, self.dropout = ACTIVATIONS[activation](), nn.Dropout(dropout)
 
     def forward(self, x: Tensor, plan: Groups | Segments) -> Tensor:
