@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -225,38 +224,20 @@ class _Nearest:
 def _nearest(
     name: str, annotations: Cuboids, detections: Cuboids, truth_counts: Array, found_counts: Array
 ) -> _Nearest:
+    from pcdet_ext.evaluation import compiled
+
     truth = np.flatnonzero(truth_counts & (annotations.category == name))
     truth = truth[np.argsort(annotations.sweep[truth], kind="stable")]
     found = np.flatnonzero(found_counts & (detections.category == name))
     found = found[np.argsort(-detections.score[found], kind="stable")]
     sweeps = annotations.sweep[truth]
     starts, ends = (np.searchsorted(sweeps, detections.sweep[found], side) for side in ("left", "right"))
-    place, distance = _search()(detections.center[found], starts, ends, annotations.center[truth])
+    place, distance = compiled.nearest_object(detections.center[found], starts, ends, annotations.center[truth])
     looking = place >= 0
     found, place, distance = found[looking], place[looking], distance[looking]
     first = np.zeros(len(found), bool)
     first[np.unique(place, return_index=True)[1]] = True
     return _Nearest(found, truth[place], distance, first)
-
-
-@cache
-def _search() -> Callable[..., tuple[Array, Array]]:
-    """The nearest annotation of each detection among those of its sweep, -1 where it has none."""
-    from numba import njit
-
-    @njit(cache=True)
-    def search(centers: Array, starts: Array, ends: Array, objects: Array) -> tuple[Array, Array]:
-        place = np.full(len(centers), -1)
-        distance = np.full(len(centers), np.inf)
-        for i in range(len(centers)):
-            for j in range(starts[i], ends[i]):
-                dx, dy, dz = objects[j] - centers[i]
-                gap = np.sqrt(dx * dx + dy * dy + dz * dz)
-                if gap < distance[i]:
-                    distance[i], place[i] = gap, j
-        return place, distance
-
-    return search
 
 
 def _assign(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -225,13 +224,17 @@ def _in_racks(boxes: Boxes, racks: Boxes) -> Array:
 
 
 def _class_curves(name: str, truth: Boxes, found: Boxes, samples: Samples) -> dict[tuple[str, float], Curve]:
+    from pcdet_ext.evaluation import compiled
+
     order = np.argsort(found.score, kind="stable")[::-1]
     found = found.select(order)
     truth = truth.select(np.argsort(truth.sample, kind="stable"))
     starts = np.searchsorted(truth.sample, np.arange(len(samples.tokens) + 1))
     curves = {}
     for distance in DISTANCES:
-        matched = _matcher()(found.sample, found.translation[:, :2], starts, truth.translation[:, :2], distance)
+        matched = compiled.match_nearest_free(
+            found.sample, found.translation[:, :2], starts, truth.translation[:, :2], distance
+        )
         curves[name, distance] = _curve(name, truth, found, matched, distance == TP_DISTANCE)
     return curves
 
@@ -252,31 +255,6 @@ def _curve(name: str, truth: Boxes, found: Boxes, matched: Array, with_errors: b
             running = running_mean(measure(*pairs, name))
             errors[error] = np.interp(confidence[::-1], pairs[0].score[::-1], running[::-1])[::-1]
     return Curve(precision, confidence, errors)
-
-
-@cache
-def _matcher() -> Callable[..., Array]:
-    """Greedy matching: each detection takes the nearest free object of its sample, if that is near enough."""
-    from numba import njit
-
-    @njit(cache=True)
-    def match(sample: Array, centers: Array, starts: Array, objects: Array, distance: float) -> Array:
-        matched = np.full(len(sample), -1)
-        free = np.ones(len(objects), np.bool_)
-        for i in range(len(sample)):
-            nearest, best = np.inf, -1
-            for j in range(starts[sample[i]], starts[sample[i] + 1]):
-                if free[j]:
-                    dx, dy = objects[j, 0] - centers[i, 0], objects[j, 1] - centers[i, 1]
-                    gap = np.sqrt(dx * dx + dy * dy)
-                    if gap < nearest:
-                        nearest, best = gap, j
-            if nearest < distance:
-                matched[i] = best
-                free[best] = False
-        return matched
-
-    return match
 
 
 def running_mean(values: Array) -> Array:

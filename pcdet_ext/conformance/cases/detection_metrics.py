@@ -1,4 +1,4 @@
-"""Evaluator cases of nuScenes and Argoverse 2 detection: every number, curve and flag of the official tools."""
+"""Evaluator cases of nuScenes, Argoverse 2 and Waymo detection: every number, curve and flag of the official tools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.evaluation import argoverse2, nuscenes
+from pcdet_ext.evaluation import argoverse2, nuscenes, waymo
 from pcdet_ext.evaluation import argoverse2_files as av2_files
 from pcdet_ext.evaluation import nuscenes_files as nus_files
 
@@ -57,6 +57,77 @@ def argoverse2_numbers(path: Path) -> Numbers:
         yield from _details(path / "expected_details.npz", result)
     if (path / "expected_roi.npz").exists():
         yield from _regions(path, path / "expected_roi.npz")
+
+
+WAYMO_TOLERANCE = 1e-5
+MATCHERS = {"TYPE_HUNGARIAN": "hungarian", "TYPE_SCORE_FIRST": "score_first"}
+WAYMO_TYPES = {"Vehicle": 1, "Pedestrian": 2, "Sign": 3, "Cyclist": 4}
+
+
+def waymo_numbers(path: Path) -> Numbers:
+    """AP and APH of each breakdown, and the counts at every score cutoff."""
+    expected = json.loads((path / "expected.json").read_text(encoding="utf-8"))
+    with np.load(path / "inputs.npz", allow_pickle=False) as archive:
+        data = dict(archive.items())
+    zones = data.get("pd_nlz")
+    found = waymo.Objects.predictions(data["pd_frame"], _types(data, "pd"), data["pd_box"], data["pd_score"], zones)
+    difficulty = data["gt_difficulty"].astype(np.int64)
+    truth = waymo.Objects.ground_truth(
+        data["gt_frame"], _types(data, "gt"), data["gt_box"], difficulty, data.get("gt_speed")
+    )
+    if "evaluated_classes" in expected:
+        types = [WAYMO_TYPES[name] for name in expected["evaluated_classes"]]
+        sides = waymo.openpcdet_objects(truth, found, data["gt_num_points"], types, expected["distance_threshold"])
+        values = waymo.evaluate(*sides, waymo.Config(breakdowns=("OBJECT_TYPE",))).values
+        for key, value in expected["results"].items():
+            # With an overlap in 3-D as the metric, the longitudinal AP is the plain one.
+            yield key, values[key.replace("/APL", "/AP")], float(value)
+        return
+    result = waymo.evaluate(truth, found, waymo_config(expected["config"]))
+    for name, numbers in expected["results"].items():
+        curve = result.curves[name]
+        yield f"{name}.AP", curve.ap, numbers["AP"]
+        yield f"{name}.APH", curve.aph, numbers["APH"]
+    names = expected["breakdown_names"]
+    if (path / "expected_curves.npz").exists():
+        yield from _waymo_curves(path / "expected_curves.npz", names, result)
+
+
+def waymo_config(settings: Mapping[str, Any]) -> waymo.Config:
+    """Our configuration for the published one; its levels must be the same in every breakdown."""
+    levels = {tuple(entry) for entry in settings["levels"]}
+    if len(levels) != 1:
+        raise ValueError(f"levels differ between breakdowns: {settings['levels']}")
+    if settings["box_type"] != "TYPE_3D":
+        raise ValueError(f"box_type must be TYPE_3D, got {settings['box_type']}")
+    cutoffs = settings["score_cutoffs"]
+    return waymo.Config(
+        breakdowns=tuple(settings["breakdowns"]),
+        levels=levels.pop(),
+        matcher=MATCHERS[settings["matcher"]],
+        iou_thresholds=tuple(settings["iou_thresholds"]),
+        score_cutoffs=None if isinstance(cutoffs, str) else np.array(cutoffs, np.float32),
+        num_cutoffs=settings["num_desired_score_cutoffs"],
+        recall_step=settings["desired_recall_delta"],
+        min_precision=settings["min_precision"],
+        min_heading_accuracy=settings["min_heading_accuracy"],
+    )
+
+
+def _types(data: Mapping[str, np.ndarray], side: str) -> np.ndarray:
+    return data[f"{side}_type"].astype(np.int64)
+
+
+def _waymo_curves(path: Path, names: list[str], result: waymo.WaymoResult) -> Numbers:
+    """Counts must be exact: a difference of one is far beyond the tolerance."""
+    with np.load(path, allow_pickle=False) as archive:
+        for i, name in enumerate(names):
+            curve = result.curves[name]
+            counts = (curve.true_positives, curve.false_positives, curve.false_negatives)
+            ours = np.stack([curve.precision, curve.recall, *counts], 1)
+            yield from _pairs(ours.tolist(), archive["precision_recall_tp_fp_fn"][i].tolist(), name)
+            heading = np.stack([curve.heading_precision, curve.recall], 1)
+            yield from _pairs(heading.tolist(), archive["precision_recall_ha"][i].tolist(), f"{name}.heading")
 
 
 def _details(path: Path, result: argoverse2.Argoverse2Result) -> Numbers:

@@ -101,4 +101,5 @@ EVALUATORS: dict[str, tuple[Callable[[Path], Iterator[tuple[str, float, float]]]
     "eval_kitti": (_kitti_numbers, KITTI_TOLERANCE),
     "eval_nuscenes": (detection_metrics.nuscenes_numbers, detection_metrics.TOLERANCE),
     "eval_argoverse2": (detection_metrics.argoverse2_numbers, detection_metrics.TOLERANCE),
+    "eval_waymo": (detection_metrics.waymo_numbers, detection_metrics.WAYMO_TOLERANCE),
 }

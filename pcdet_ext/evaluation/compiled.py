@@ -1,0 +1,241 @@
+"""The loops of the metrics, compiled with numba the first time and kept on disk.
+
+numba is slow to import, so this module is imported where a metric is computed and not before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from pcdet_ext.structures import Array
+
+
+@njit(cache=True)
+def assign(weights: Array) -> Array:
+    """The assignment of the largest total weight of float64 [M, N]: column int64 [M] of each row, -1 for none.
+
+    min(M, N) pairs are made (Kuhn 1955; the form with potentials and augmenting paths, Jonker and Volgenant 1987).
+    """
+    transposed = weights.shape[0] > weights.shape[1]
+    cost = -(weights.T.copy() if transposed else weights)
+    rows, columns = cost.shape
+    row_potential, column_potential = np.zeros(rows + 1), np.zeros(columns + 1)
+    owner = np.zeros(columns + 1, np.int64)  # the row, from 1, that each column, from 1, is given to; 0 for none
+    for row in range(1, rows + 1):
+        owner[0] = row
+        before = np.zeros(columns + 1, np.int64)
+        slack = np.full(columns + 1, np.inf)
+        used = np.zeros(columns + 1, np.bool_)
+        column = 0
+        while True:
+            used[column] = True
+            current, best, best_column = owner[column], np.inf, 0
+            for j in range(1, columns + 1):
+                if used[j]:
+                    continue
+                reduced = cost[current - 1, j - 1] - row_potential[current] - column_potential[j]
+                if reduced < slack[j]:
+                    slack[j], before[j] = reduced, column
+                if slack[j] < best:
+                    best, best_column = slack[j], j
+            for j in range(columns + 1):
+                if used[j]:
+                    row_potential[owner[j]] += best
+                    column_potential[j] -= best
+                else:
+                    slack[j] -= best
+            column = best_column
+            if owner[column] == 0:
+                break
+        while column:
+            owner[column] = owner[before[column]]
+            column = before[column]
+    result = np.full(weights.shape[0], -1, np.int64)
+    for j in range(1, columns + 1):
+        if owner[j] and transposed:
+            result[j - 1] = owner[j] - 1
+        elif owner[j]:
+            result[owner[j] - 1] = j - 1
+    return result
+
+
+@njit(cache=True)
+def match_nearest_free(sample: Array, centers: Array, starts: Array, objects: Array, distance: float) -> Array:
+    """Each detection, the best first, takes the nearest free object of its sample if that is near enough, else none.
+
+    sample: int64 [D]; centers: float64 [D, 2]; starts: int64 [S + 1], rows of each sample's objects; objects: float64
+    [G, 2]. Returns int64 [D], -1 for none.
+    """
+    matched = np.full(len(sample), -1)
+    free = np.ones(len(objects), np.bool_)
+    for i in range(len(sample)):
+        nearest, best = np.inf, -1
+        for j in range(starts[sample[i]], starts[sample[i] + 1]):
+            if free[j]:
+                dx, dy = objects[j, 0] - centers[i, 0], objects[j, 1] - centers[i, 1]
+                gap = np.sqrt(dx * dx + dy * dy)
+                if gap < nearest:
+                    nearest, best = gap, j
+        if nearest < distance:
+            matched[i] = best
+            free[best] = False
+    return matched
+
+
+@njit(cache=True)
+def nearest_object(centers: Array, starts: Array, ends: Array, objects: Array) -> tuple[Array, Array]:
+    """The nearest of the objects starts[i] to ends[i] of each centre: row int64 [D], -1 for none, and distance [D]."""
+    place = np.full(len(centers), -1)
+    distance = np.full(len(centers), np.inf)
+    for i in range(len(centers)):
+        for j in range(starts[i], ends[i]):
+            dx, dy, dz = objects[j] - centers[i]
+            gap = np.sqrt(dx * dx + dy * dy + dz * dz)
+            if gap < distance[i]:
+                distance[i], place[i] = gap, j
+    return place, distance
+
+
+@njit(cache=True)
+def touching_pairs(
+    boxes: Array, types: Array, starts: Array, ends: Array, truth: Array, truth_types: Array
+) -> tuple[Array, Array]:
+    """Pairs (prediction, ground truth) of one frame and type whose circles around the footprints touch."""
+    rows, columns = [0 for _ in range(0)], [0 for _ in range(0)]
+    for i in range(len(boxes)):
+        for j in range(starts[i], ends[i]):
+            if types[i] == 0:  # its threshold is 0, which every overlap reaches
+                rows.append(i)
+                columns.append(j)
+            if types[i] == 0 or types[i] != truth_types[j]:
+                continue
+            reach = (np.hypot(boxes[i, 3], boxes[i, 4]) + np.hypot(truth[j, 3], truth[j, 4])) / 2 + 1e-3
+            if np.hypot(boxes[i, 0] - truth[j, 0], boxes[i, 1] - truth[j, 1]) <= reach:
+                rows.append(i)
+                columns.append(j)
+    return np.array(rows, dtype=np.int64), np.array(columns, dtype=np.int64)
+
+
+@njit(cache=True)
+def root(parent: Array, i: int) -> int:
+    """The representative of a set of a union-find forest."""
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = parent[i]
+    return i
+
+
+@njit(cache=True)
+def greedy(weights: Array, edges: Array) -> Array:
+    """Each row takes the heaviest free column among those that it has an edge to: int64 [M], -1 for none."""
+    taken = np.zeros(weights.shape[1], np.bool_)
+    result = np.full(weights.shape[0], -1, np.int64)
+    for i in range(weights.shape[0]):
+        best = -1
+        for j in range(weights.shape[1]):
+            if edges[i, j] >= 0 and not taken[j] and (best < 0 or weights[i, j] > weights[i, best]):
+                best = j
+        if best >= 0:
+            result[i], taken[best] = best, True
+    return result
+
+
+@njit(cache=True)
+def waymo_counts(
+    found: Array,  # int64 [E], prediction of each edge
+    truth: Array,  # int64 [E], its ground truth
+    weight: Array,  # float64 [E]
+    heading: Array,  # float32 [E]
+    active: Array,  # int64 [N], at the first so many cutoffs (ascending) a prediction is there
+    score: Array,  # float32 [N]
+    alone: Array,  # bool [N], whether a prediction without a match is a false positive
+    counted: Array,  # bool [M]
+    level: Array,  # int64 [M], number of the first level at which a ground truth is one
+    levels: int,
+    cutoffs: int,
+    hungarian: bool,
+    min_heading: float,
+) -> tuple[Array, Array, Array, Array]:
+    """True positives, false positives, summed heading accuracy [K], and misses [levels, K] at every cutoff.
+
+    Boxes that no chain of overlaps joins are matched apart, and a cluster anew only where a cutoff changes which of its
+    predictions are there.
+    """
+    true, false, accuracy = np.zeros(cutoffs + 1), np.zeros(cutoffs + 1), np.zeros(cutoffs + 1)
+    missed = np.zeros((levels + 1, cutoffs + 1))
+    predictions, truths = len(active), len(counted)
+    parent = np.arange(predictions + truths)
+    has_edge = np.zeros(predictions + truths, np.bool_)
+    for e in range(len(found)):
+        a, b = root(parent, found[e]), root(parent, predictions + truth[e])
+        has_edge[found[e]] = has_edge[predictions + truth[e]] = True
+        if a != b:
+            parent[b] = a
+    for i in range(predictions):
+        if not has_edge[i] and alone[i] and active[i]:
+            false[0] += 1
+            false[active[i]] -= 1
+    for j in range(truths):
+        if not has_edge[predictions + j] and counted[j]:
+            missed[level[j], 0] += 1
+    roots = np.array([root(parent, found[e]) for e in range(len(found))], dtype=np.int64)
+    order = np.argsort(roots, kind="mergesort")
+    start = 0
+    while start < len(order):
+        end = start
+        while end < len(order) and roots[order[end]] == roots[order[start]]:
+            end += 1
+        edges = order[start:end]
+        start = end
+        rows = np.unique(found[edges])
+        columns = np.unique(truth[edges])
+        if hungarian:
+            rows = rows[np.argsort(-active[rows], kind="mergesort")]
+        else:
+            rows = rows[np.argsort(-score[rows], kind="mergesort")]
+        table = np.full((len(rows), len(columns)), -1, np.int64)
+        weights = np.zeros((len(rows), len(columns)))
+        for e in edges:
+            i = 0
+            while rows[i] != found[e]:
+                i += 1
+            j = np.searchsorted(columns, truth[e])
+            table[i, j], weights[i, j] = e, weight[e]
+        high = cutoffs
+        for there in range(len(rows) + 1):  # predictions that are there, from none on
+            low = active[rows[there]] if there < len(rows) else 0
+            if low == high:
+                continue
+            if there == 0:
+                matches = np.zeros(0, np.int64)
+            elif hungarian:
+                matches = assign(weights[:there])
+            else:
+                matches = greedy(weights[:there], table[:there])
+            hit = np.zeros(len(columns), np.bool_)
+            for i in range(there):
+                j = matches[i]
+                if j >= 0 and table[i, j] >= 0:
+                    hit[j] = True
+                    e = table[i, j]
+                    if heading[e] > min_heading and counted[columns[j]]:
+                        true[low] += 1
+                        true[high] -= 1
+                        accuracy[low] += heading[e]
+                        accuracy[high] -= heading[e]
+                elif alone[rows[i]]:
+                    false[low] += 1
+                    false[high] -= 1
+            for j in range(len(columns)):
+                if not hit[j] and counted[columns[j]]:
+                    missed[level[columns[j]], low] += 1
+                    missed[level[columns[j]], high] -= 1
+            high = low
+    for k in range(1, cutoffs + 1):
+        true[k] += true[k - 1]
+        false[k] += false[k - 1]
+        accuracy[k] += accuracy[k - 1]
+        for i in range(levels):
+            missed[i, k] += missed[i, k - 1]
+    return true[:cutoffs], false[:cutoffs], accuracy[:cutoffs], missed[:levels, :cutoffs]
