@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -233,7 +234,8 @@ def _required(parameter: inspect.Parameter) -> bool:
 
 
 def _hints(factory: Callable) -> dict[str, Any]:
-    target = factory.__init__ if inspect.isclass(factory) else factory
+    # A dataclass inherits fields whose hints need names of other modules; asked as a class, it knows these.
+    target = factory.__init__ if inspect.isclass(factory) and not is_dataclass(factory) else factory
     try:
         return typing.get_type_hints(target)
     except (NameError, TypeError):  # a hint that only a type checker can resolve: no check
@@ -288,6 +290,12 @@ class Registry:
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
+
+    def get(self, name: str) -> Callable:
+        """The class registered under a name. Raises ConfigError, with the nearest one, when there is none."""
+        if name not in self._entries:
+            raise ConfigError(f"no {self.kind} is named {name!r}{suggest(str(name), self._entries)}")
+        return self._entries[name]
 
     def names(self) -> list[str]:
         """All registered names, sorted."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pcdet_ext import checkpoint, config
 from pcdet_ext.config import ConfigError, Node, section
-from pcdet_ext.data.dataset import POINT_FEATURES
+from pcdet_ext.data.formats import point_features
 from pcdet_ext.data.points import read_points
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.structures import Array, Detections, PointBatch
@@ -60,7 +60,7 @@ class Detector:
         data = section(settings, "data")
         self.config = settings
         self.classes = tuple(data["classes"])
-        self.point_features = tuple(data.get("point_features", POINT_FEATURES))
+        self.point_features = point_features(data)
         self.device = resolve_device(device)
         self.model = (model if model is not None else build_detector(settings)).to(self.device).eval()
         self.dropped_points = 0

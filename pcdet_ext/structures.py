@@ -23,69 +23,6 @@ untraced = torch._disable_dynamo
 
 
 @dataclass(frozen=True, eq=False)
-class Boxes:
-    """Labelled 3-D boxes of one frame, NumPy side.
-
-    boxes: float32 [M, 7] or [M, 9]; names: one class name a box. The optional columns describe how well an object
-    is seen: difficulty int64 [M] (0 easy, 1 moderate, 2 hard, -1 none), num_points int64 [M] (LiDAR points inside).
-    """
-
-    boxes: Array
-    names: tuple[str, ...]
-    difficulty: Array | None = None
-    num_points: Array | None = None
-
-    def __post_init__(self) -> None:
-        if self.boxes.ndim != 2 or self.boxes.shape[1] not in (7, 9):
-            raise ValueError(f"boxes must be [M, 7] or [M, 9], got {tuple(self.boxes.shape)}")
-        if len(self.names) != len(self.boxes):
-            raise ValueError(f"{len(self.boxes)} boxes but {len(self.names)} names")
-        for name in ("difficulty", "num_points"):
-            column = getattr(self, name)
-            if column is not None and len(column) != len(self.boxes):
-                raise ValueError(f"{len(self.boxes)} boxes but {len(column)} entries in {name}")
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def select(self, keep: Array) -> Boxes:
-        """The boxes that `keep` (bool [M] or int64 [K]) picks, in its order."""
-        index = np.arange(len(self))[keep]
-        return Boxes(
-            boxes=self.boxes[index],
-            names=tuple(self.names[i] for i in index),
-            difficulty=None if self.difficulty is None else self.difficulty[index],
-            num_points=None if self.num_points is None else self.num_points[index],
-        )
-
-    @staticmethod
-    def empty(columns: int = 7) -> Boxes:
-        """No boxes, with `columns` (7 or 9) columns."""
-        return Boxes(np.zeros((0, columns), np.float32), ())
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One frame as read from a data set.
-
-    points: float32 [N, F], columns x, y, z and the data set's further features. calibration: the format's own
-    calibration object or None. pose: float64 [4, 4] sensor to world or None. timestamp: seconds or None.
-    """
-
-    points: Array
-    frame_id: str
-    boxes: Boxes | None = None
-    calibration: Any = None
-    image_size: tuple[int, int] | None = None  # (height, width) in pixels
-    pose: Array | None = None
-    timestamp: float | None = None
-
-    def replace(self, **changes: Any) -> Sample:
-        """A copy with some fields exchanged."""
-        return replace(self, **changes)
-
-
-@dataclass(frozen=True, eq=False)
 class Targets:
     """Ground truth of one frame; every field is optional, what is None is not labelled.
 
@@ -113,6 +50,19 @@ class Targets:
 
     BOX_COLUMNS: ClassVar[tuple[str, ...]] = ("labels", "track_ids", "difficulty", "num_points")
 
+    @staticmethod
+    def of_names(boxes: Array, names: Sequence[str], **columns: Any) -> Targets:
+        """Targets from boxes [M, 7 or 9] and one class name per box; classes are numbered as they first occur.
+
+        columns: further fields of the targets. Raises ValueError where names and boxes differ in number.
+        """
+        if len(names) != len(boxes):
+            raise ValueError(f"{len(boxes)} boxes but {len(names)} names")
+        classes = tuple(dict.fromkeys(names))
+        number = {name: i for i, name in enumerate(classes)}
+        labels = np.array([number[name] for name in names], np.int64)
+        return Targets(boxes, labels, classes, **columns)
+
     def __post_init__(self) -> None:
         boxes = self.boxes
         if boxes is not None and (boxes.ndim != 2 or boxes.shape[1] not in (7, 9)):
@@ -130,6 +80,19 @@ class Targets:
     def names(self) -> tuple[str, ...]:
         """Class name of each box."""
         return () if self.labels is None else tuple(self.class_names[int(i)] for i in self.labels)
+
+    def of_classes(self, classes: Sequence[str]) -> Targets:
+        """The boxes of some classes alone, their labels being positions in `classes`; arrays only.
+
+        Without boxes or labels the class names are exchanged and nothing else.
+        """
+        classes = tuple(classes)
+        if self.labels is None or self.class_names == classes:
+            return replace(self, class_names=classes)
+        number = {name: i for i, name in enumerate(classes)}
+        renamed = np.array([number.get(name, -1) for name in self.class_names], np.int64)
+        labels = renamed[self.labels] if len(self) else np.zeros(0, np.int64)
+        return replace(self, labels=labels, class_names=classes).select(labels >= 0)
 
     def replace(self, **changes: Any) -> Targets:
         """A copy with some fields exchanged."""
@@ -149,6 +112,45 @@ class Targets:
     def tensors(self) -> Targets:
         """The same with tensors, which share memory with the arrays."""
         return self.map(torch.as_tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One frame as read from a data set.
+
+    points: float32 [N, F]; point_features: name of each of their columns, x, y, z first; targets: what is labelled,
+    with arrays, or None; sequence_id: the recording that the frame belongs to, empty where frames stand alone;
+    calibration: the format's own object, with the size of its images where there are some; pose: float64 [4, 4],
+    sensor to world; timestamp: seconds.
+    Raises ValueError where columns and their names, or points and their labels, differ in number.
+    """
+
+    points: Array
+    point_features: tuple[str, ...]
+    frame_id: str
+    targets: Targets | None = None
+    sequence_id: str = ""
+    calibration: Any = None
+    pose: Array | None = None
+    timestamp: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.points.ndim != 2 or self.points.shape[1] != len(self.point_features):
+            raise ValueError(f"points must be [N, {len(self.point_features)}], got {list(self.points.shape)}")
+        labels = None if self.targets is None else self.targets.point_labels
+        if labels is not None and len(labels) != len(self.points):
+            raise ValueError(f"{len(self.points)} points but {len(labels)} point labels")
+
+    def replace(self, **changes: Any) -> Sample:
+        """A copy with some fields exchanged."""
+        return replace(self, **changes)
+
+    def select_points(self, keep: Array) -> Sample:
+        """The same with the points, and their labels, that `keep` (bool [N] or int64 [K]) picks, in its order."""
+        targets = self.targets
+        if targets is not None and targets.point_labels is not None:
+            targets = targets.replace(point_labels=targets.point_labels[keep])
+        return replace(self, points=self.points[keep], targets=targets)
 
 
 @dataclass(frozen=True, eq=False)

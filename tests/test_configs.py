@@ -9,7 +9,7 @@ import torch
 
 from pcdet_ext import config
 from pcdet_ext.config import ConfigError
-from pcdet_ext.data.dataset import NOT_READ_YET, build_dataset
+from pcdet_ext.data.formats import NOT_READ_YET, build_dataset
 from pcdet_ext.models.detector import build_detector
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

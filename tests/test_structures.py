@@ -8,26 +8,49 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdet_ext.structures import Boxes, Detections, Groups, PointBatch, Segments, SparseVoxels
+from pcdet_ext.structures import Detections, Groups, PointBatch, Sample, Segments, SparseVoxels, Targets
 
 
-def test_boxes_refuse_wrong_shapes() -> None:
+def test_targets_refuse_wrong_shapes() -> None:
     with pytest.raises(ValueError, match="boxes must be"):
-        Boxes(np.zeros((2, 8), np.float32), ("Car", "Car"))
+        Targets.of_names(np.zeros((2, 8), np.float32), ("Car", "Car"))
     with pytest.raises(ValueError, match="2 boxes but 1 names"):
-        Boxes(np.zeros((2, 7), np.float32), ("Car",))
+        Targets.of_names(np.zeros((2, 7), np.float32), ("Car",))
     with pytest.raises(ValueError, match="difficulty"):
-        Boxes(np.zeros((1, 7), np.float32), ("Car",), difficulty=np.zeros(2))
+        Targets.of_names(np.zeros((1, 7), np.float32), ("Car",), difficulty=np.zeros(2))
 
 
-def test_boxes_select_keeps_columns_together() -> None:
-    boxes = Boxes(np.arange(21, dtype=np.float32).reshape(3, 7), ("a", "b", "c"), difficulty=np.array([0, 1, 2]))
+def test_targets_of_some_classes_are_numbered_by_them() -> None:
+    boxes = np.arange(36, dtype=np.float32).reshape(4, 9)
+    targets = Targets.of_names(boxes, ("Van", "Car", "Van", "Bus"), track_ids=np.arange(4))
+    assert targets.names == ("Van", "Car", "Van", "Bus")
+    chosen = targets.of_classes(["Car", "Tram", "Van"])
+    assert (chosen.names, chosen.labels.tolist()) == (("Van", "Car", "Van"), [2, 0, 2])
+    assert chosen.track_ids.tolist() == [0, 1, 2]
+    assert len(targets.of_classes([])) == 0
+    assert len(Targets.of_names(boxes[:0], ()).of_classes(["Car"])) == 0
+
+
+def test_samples_hold_points_columns_and_point_labels_together() -> None:
+    points = np.arange(8, dtype=np.float32).reshape(2, 4)
+    with pytest.raises(ValueError, match=r"points must be \[N, 3\], got \[2, 4\]"):
+        Sample(points, ("x", "y", "z"), "f")
+    with pytest.raises(ValueError, match="2 points but 3 point labels"):
+        Sample(points, ("x", "y", "z", "ring"), "f", Targets(point_labels=np.zeros(3, np.int64)))
+    sample = Sample(points, ("x", "y", "z", "ring"), "f", Targets(point_labels=np.array([5, 6])))
+    for keep in (np.array([False, True]), np.array([1])):
+        chosen = sample.select_points(keep)
+        assert (chosen.points.tolist(), chosen.targets.point_labels.tolist()) == ([[4, 5, 6, 7]], [6])
+
+
+def test_targets_select_keeps_columns_together() -> None:
+    names = ("a", "b", "c")
+    boxes = Targets.of_names(np.arange(21, dtype=np.float32).reshape(3, 7), names, difficulty=np.array([0, 1, 2]))
     for keep in (np.array([True, False, True]), np.array([0, 2])):
         chosen = boxes.select(keep)
         assert chosen.names == ("a", "c")
         assert chosen.difficulty.tolist() == [0, 2]
         assert chosen.boxes[:, 0].tolist() == [0.0, 14.0]
-    assert len(Boxes.empty(9)) == 0
 
 
 def test_point_batch_from_clouds_of_different_size() -> None:

@@ -14,7 +14,8 @@ import torch
 from pcdet_ext import config
 from pcdet_ext.benchmark.timing import now
 from pcdet_ext.config import construct, section
-from pcdet_ext.data.dataset import build_dataset, collate
+from pcdet_ext.data.base import collate
+from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.engine.allocation import keep_freed_memory
 from pcdet_ext.engine.optimizer import build_optimizer, clip_gradients
 from pcdet_ext.engine.trainer import TrainConfig, seed_everything

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,37 +11,75 @@ from typing import Any
 import numpy as np
 
 from pcdet_ext.files import DataError, atomic_write
-from pcdet_ext.structures import Boxes
+from pcdet_ext.structures import Array, Sample, Targets
 
-FORMAT = 1  # of the prepared files; a reader takes no other
-FOLDER = "pcdet_ext"  # under the data folder, where preparation writes unless told otherwise
+FORMAT = 2  # of the prepared files; a reader takes no other
+FOLDER = "pcdet_ext"  # under the data folder, where preparation writes unless another folder is named
 
 
 @dataclass(frozen=True)
 class FrameInfo:
-    """What the index tells of one frame.
+    """What the index says of one frame.
 
-    num_points: rows in the point file; dropped: how many of them are not finite; image_size: (height, width) pixels;
-    boxes: [M][7] LiDAR frame, or None for a frame without labels; names, difficulty, points_in_box: a value each box.
+    num_points: points in the file(s); dropped: how many of them are not finite; boxes: [M][7 or 9] LiDAR frame, or None
+    for a frame without labels; box_columns: 7 or 9, also where there is no box; names, difficulty, points_in_box,
+    track_ids (or None): one value per box; timestamp: seconds; pose: [4][4] sensor to world; extra: what the format
+    itself needs to find and read the frame, in JSON types.
     """
 
     frame_id: str
-    folder: str
     num_points: int
     dropped: int
-    image_size: tuple[int, int]
+    sequence_id: str = ""
     boxes: list[list[float]] | None = None
+    box_columns: int = 7
     names: list[str] = field(default_factory=list)
     difficulty: list[int] = field(default_factory=list)
     points_in_box: list[int] = field(default_factory=list)
+    track_ids: list[int] | None = None
+    timestamp: float | None = None
+    pose: list[list[float]] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_boxes(self) -> Boxes | None:
+    @staticmethod
+    def of(sample: Sample, dropped: int, points_in_box: Array, extra: Mapping[str, Any]) -> FrameInfo:
+        """The entry of a frame that was read whole. Objects without a difficulty all count (0)."""
+        targets = sample.targets
+        info = FrameInfo(
+            frame_id=sample.frame_id,
+            num_points=len(sample.points),
+            dropped=dropped,
+            sequence_id=sample.sequence_id,
+            timestamp=sample.timestamp,
+            pose=None if sample.pose is None else np.asarray(sample.pose).tolist(),
+            extra=extra,
+        )
+        if targets is None or targets.boxes is None:
+            return info
+        difficulty = np.zeros(len(targets), np.int64) if targets.difficulty is None else targets.difficulty
+        labelled = {
+            "boxes": targets.boxes.tolist(),
+            "box_columns": targets.boxes.shape[1],
+            "names": list(targets.names),
+            "difficulty": difficulty.tolist(),
+            "points_in_box": points_in_box.tolist(),
+            "track_ids": None if targets.track_ids is None else targets.track_ids.tolist(),
+        }
+        return FrameInfo(**{**info.__dict__, **labelled})
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the frame has labels, be they of no object."""
+        return self.boxes is not None
+
+    def targets(self) -> Targets | None:
         """The labelled boxes, None where the frame has no labels."""
         if self.boxes is None:
             return None
-        boxes = np.array(self.boxes, np.float32).reshape(-1, 7)
-        difficulty, num_points = (np.array(column, np.int64) for column in (self.difficulty, self.points_in_box))
-        return Boxes(boxes, tuple(self.names), difficulty=difficulty, num_points=num_points)
+        boxes = np.array(self.boxes, np.float32).reshape(-1, self.box_columns)
+        columns = {"difficulty": self.difficulty, "num_points": self.points_in_box, "track_ids": self.track_ids}
+        arrays = {name: np.array(column, np.int64) for name, column in columns.items() if column is not None}
+        return Targets.of_names(boxes, self.names, **arrays)
 
 
 def index_path(folder: str | Path, split: str) -> Path:
@@ -60,7 +98,7 @@ def read_index(path: Path) -> list[FrameInfo]:
     """Read an index. Raises DataError when it is missing, damaged, or of another format."""
     entries = read_prepared(path, "frames")
     try:
-        return [FrameInfo(**{**entry, "image_size": tuple(entry["image_size"])}) for entry in entries]
+        return [FrameInfo(**entry) for entry in entries]
     except (TypeError, KeyError) as error:
         raise DataError(f"{path}: damaged index ({error}); prepare the data again") from error
 

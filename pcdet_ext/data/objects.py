@@ -15,14 +15,14 @@ import numpy as np
 
 from pcdet_ext.files import DataError, atomic_write
 from pcdet_ext.data.index import FORMAT, FrameInfo, read_prepared
-from pcdet_ext.structures import Array, Boxes
+from pcdet_ext.structures import Array, Targets
 
 
 @dataclass(frozen=True)
 class Objects:
     """All objects of one class.
 
-    boxes: float32 [M, 7]; difficulty: int64 [M]; offsets: int64 [M + 1]; points: float32 [P, F], relative to the box
+    boxes: float32 [M, 7 or 9]; difficulty: int64 [M]; offsets: int64 [M + 1]; points: float32 [P, F], relative to the box
     centre but not turned: object m has points[offsets[m] : offsets[m + 1]]; frame_ids: frame of each object.
     """
 
@@ -44,9 +44,10 @@ class Objects:
         """Points [K, F] of one object, relative to its box centre."""
         return np.asarray(self.points[self.offsets[index] : self.offsets[index + 1]])
 
-    def select(self, name: str, index: Array) -> Boxes:
+    def select(self, name: str, index: Array) -> Targets:
         """Labelled boxes, of class `name`, at positions `index` (int64 [K])."""
-        return Boxes(self.boxes[index], (name,) * len(index), self.difficulty[index], self.num_points[index])
+        columns = {"difficulty": self.difficulty[index], "num_points": self.num_points[index]}
+        return Targets.of_names(self.boxes[index], (name,) * len(index), **columns)
 
 
 def database_path(folder: str | Path, split: str) -> Path:
@@ -95,7 +96,9 @@ def _write_class(folder: Path, file: str, rows: list[tuple[FrameInfo, int, Array
 def _read_class(folder: Path, entry: dict[str, Any]) -> Objects:
     file = Path(entry["points"]).name
     points = np.load(folder / file, mmap_mode="r", allow_pickle=False)
-    boxes = np.array(entry["boxes"], np.float32).reshape(-1, 7)
+    boxes = np.array(entry["boxes"], np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] not in (7, 9):
+        raise ValueError(f"boxes must be [M, 7] or [M, 9], got {list(boxes.shape)}")
     offsets = np.array(entry["offsets"], np.int64)
     if len(offsets) != len(boxes) + 1 or offsets[-1] != len(points):
         raise ValueError(f"{file} has {len(points)} points, database.json tells {offsets[-1]}")

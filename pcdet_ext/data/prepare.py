@@ -1,46 +1,102 @@
 """Preparation of a data set: an index of its frames, and a database of its objects for ground-truth sampling.
 
-Everything goes under one folder, `<root>/pcdet_ext` unless told otherwise: `index_<split>.json`, and for each database
-split `database_<split>/`.
+Everything goes under one folder, `<root>/pcdet_ext` unless another is named: `index_<split>.json`, and for each
+database split `database_<split>/`. A format brings a `FrameSource`; the rest is the same for all.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
-from pcdet_ext.files import DataError
-from pcdet_ext.data.kitti import files as kitti
+import numpy as np
+
+from pcdet_ext.config import Registry
 from pcdet_ext.data.geometry import finite_points, inside_boxes
 from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, write_index
 from pcdet_ext.data.objects import database_path, write_objects
-from pcdet_ext.structures import Array
+from pcdet_ext.files import DataError
+from pcdet_ext.structures import Array, Sample
+
+# Functions (root, …) -> FrameSource by the name of a format, as the command line has it.
+FRAME_SOURCES = Registry("format")
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class RawFrame:
+    """One frame as a format reads it for its index.
+
+    sample: all points, and all labelled boxes under the format's own class names; extra: what the format needs to find
+    and read the frame again, in JSON types; reasons: why each object does not count, in words, "" where it does, or
+    empty where all count; unboxed: class names of objects that have no box in space; notes: what was unusual, and how
+    it was read, in words that are the same for all frames of a kind.
+    """
+
+    sample: Sample
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    reasons: Sequence[str] = ()
+    unboxed: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+class FrameSource(Protocol):
+    """Where preparation gets the frames of a format from."""
+
+    root: Path
+
+    def find(self, split: str) -> Sequence[Any]:
+        """The frames of a split, as objects that can be sent to another process. Raises DataError without any."""
+
+    def read(self, frame: Any) -> RawFrame:
+        """One of them. Raises DataError naming the file that is missing or damaged."""
+
+
 @dataclass(frozen=True)
 class Summary:
-    """What the preparation of a split found: objects by class, points not finite, errors of frames left out."""
+    """What the preparation of a split found.
+
+    objects: objects by class; reasons: for each class, why some do not count, and how many; notes: what was unusual,
+    with its number of frames; dropped_points: points that are not finite; skipped: errors of frames left out.
+    """
 
     split: str
     frames: int
-    objects: dict[str, int]
+    objects: Mapping[str, int]
     dropped_points: int
     skipped: tuple[str, ...]
+    reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         objects = ", ".join(f"{count} {name}" for name, count in self.objects.items()) or "no labelled objects"
         text = f"{self.split}: {self.frames} frames, {objects}"
         text += f"; {self.dropped_points} points are not finite" if self.dropped_points else ""
-        return text + (f"; {len(self.skipped)} damaged frames left out" if self.skipped else "")
+        text += f"; {len(self.skipped)} damaged frames left out" if self.skipped else ""
+        lines = [self._counting(name) for name in {*self.objects, *self.reasons}]
+        notes = [f"  {note} ({count} frames)" for note, count in self.notes.items()]
+        return "\n".join([text, *sorted(line for line in lines if line), *notes])
+
+    def _counting(self, name: str) -> str:
+        """How many objects of a class count, where not all do."""
+        reasons = self.reasons.get(name)
+        if not reasons:
+            return ""
+        total = self.objects.get(name, 0)
+        counting = total - sum(count for reason, count in reasons.items() if reason != NO_BOX)
+        why = ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
+        return f"  {name}: {counting} of {total} count; do not: {why}"
+
+
+NO_BOX = "no box in space"
 
 
 class _Result(NamedTuple):
@@ -48,45 +104,77 @@ class _Result(NamedTuple):
 
     info: FrameInfo | None
     clouds: list[Array]
+    raw: RawFrame | None = None
     error: str | None = None
 
 
-def prepare_kitti(
-    root: str | Path,
+def prepare(
+    source: FrameSource,
     splits: Sequence[str] = ("train", "val"),
-    database: Sequence[str] = ("train",),
+    database: Sequence[str] | None = None,
     out: str | Path | None = None,
     workers: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = True,
 ) -> list[Summary]:
-    """Index the splits of a KITTI-format folder, and build the object databases of those that `database` names.
+    """Index splits of a data set, and build the object databases of those that `database` names.
 
-    out: folder to write to, `<root>/pcdet_ext` when None. workers: processes, 0 for none but this one.
-    Raises DataError naming the file of a damaged frame; with on_error "skip" such frames are left out and logged.
+    Args:
+        source: the format's frames.
+        splits: what is indexed.
+        database: the splits among them of which objects are cut out; None for "train" where it is one of them.
+        out: folder to write to, `<root>/pcdet_ext` when None.
+        workers: processes, 0 for none but this one.
+        on_error: with "skip", damaged frames are left out and logged.
+        progress: whether a progress bar is shown on standard error.
+
+    Raises:
+        DataError: naming the file of a damaged frame, and a database split that is not among the splits.
     """
-    out = Path(out) if out else Path(root) / FOLDER
-    return [_prepare_split(root, s, s in database, out, workers, on_error, progress) for s in splits]
+    database = [split for split in splits if split == "train"] if database is None else database
+    missing = [split for split in database if split not in splits]
+    if missing:
+        raise DataError(f"{source.root}: database {missing[0]!r} is not one of the splits {', '.join(splits)}")
+    out = Path(out) if out else Path(source.root) / FOLDER
+    return [_prepare_split(source, s, s in database, out, workers, on_error, progress) for s in splits]
 
 
 def _prepare_split(
-    root: str | Path, split: str, cut: bool, out: Path, workers: int, on_error: str, progress: bool
+    source: FrameSource, split: str, cut: bool, out: Path, workers: int, on_error: str, progress: bool
 ) -> Summary:
-    frames = kitti.find_frames(root, split)
-    read = partial(_read_frame, cut=cut, skip=on_error == "skip")
-    results = list(_run(read, frames, workers, split, progress))
-    good = [result for result in results if result.info]
+    read = partial(_read_frame, source, cut, on_error == "skip")
+    results = list(_run(read, source.find(split), workers, split, progress))
+    good = [(result.info, result.clouds, result.raw) for result in results if result.info and result.raw]
     if cut:
-        write_objects(database_path(out, split), ((r.info, r.clouds) for r in good))
-    write_index(index_path(out, split), [r.info for r in good])
+        write_objects(database_path(out, split), ((info, clouds) for info, clouds, _ in good))
+    write_index(index_path(out, split), [info for info, _, _ in good])
     skipped = tuple(result.error for result in results if result.error)
     for error in skipped:
         _log.warning("frame left out: %s", error)
-    objects = Counter(name for r in good for name in r.info.names)
-    return Summary(split, len(good), dict(objects.most_common()), sum(r.info.dropped for r in good), skipped)
+    return _summary(split, [info for info, _, _ in good], [raw for _, _, raw in good], skipped)
 
 
-def _run(read: Callable, frames: Sequence[kitti.Frame], workers: int, title: str, progress: bool) -> Iterator[_Result]:
+def _summary(split: str, infos: Sequence[FrameInfo], raws: Sequence[RawFrame], skipped: tuple[str, ...]) -> Summary:
+    reasons: dict[str, Counter[str]] = {}
+    for info, raw in zip(infos, raws, strict=True):
+        missed = [*zip(info.names, raw.reasons, strict=False), *((name, NO_BOX) for name in raw.unboxed)]
+        for name, reason in missed:
+            if reason:
+                reasons.setdefault(name, Counter())[reason] += 1
+    return Summary(
+        split,
+        len(infos),
+        dict(Counter(name for info in infos for name in info.names).most_common()),
+        sum(info.dropped for info in infos),
+        skipped,
+        {name: dict(found.most_common()) for name, found in reasons.items()},
+        dict(Counter(note for raw in raws for note in raw.notes)),
+    )
+
+
+def _run(
+    read: Callable[[Any], _Result], frames: Sequence[Any], workers: int, title: str, progress: bool
+) -> Iterator[_Result]:
     """Results of `read` for each frame, in order, with a progress bar on standard error."""
     from tqdm import tqdm
 
@@ -101,32 +189,24 @@ def _run(read: Callable, frames: Sequence[kitti.Frame], workers: int, title: str
             pool.shutdown(cancel_futures=True)
 
 
-def _read_frame(frame: kitti.Frame, cut: bool, skip: bool) -> _Result:
+def _read_frame(source: FrameSource, cut: bool, skip: bool, frame: Any) -> _Result:
     try:
-        return _index_frame(frame, cut)
+        return _index_frame(source.read(frame), cut)
     except (DataError, OSError) as error:
         if not skip:
             raise
-        return _Result(None, [], str(error))
+        return _Result(None, [], error=str(error))
 
 
-def _index_frame(frame: kitti.Frame, cut: bool) -> _Result:
-    points = kitti.read_points(frame.points)
-    finite, dropped = finite_points(points)
-    calibration = kitti.Calibration.read(frame.calibration)
-    info = FrameInfo(frame.frame_id, frame.folder, len(points), dropped, frame.image_size())
-    if frame.folder == "testing":
-        return _Result(info, [])
-    boxes = kitti.labels_to_boxes(kitti.read_labels(frame.labels, with_scores=False), calibration)
-    inside = inside_boxes(finite, boxes.boxes)
-    info = replace(
-        info,
-        boxes=boxes.boxes.tolist(),
-        names=list(boxes.names),
-        difficulty=boxes.difficulty.tolist(),
-        points_in_box=inside.sum(axis=1).tolist(),
-    )
-    return _Result(info, [_relative(finite[i], box) for i, box in zip(inside, boxes.boxes, strict=True)] if cut else [])
+def _index_frame(raw: RawFrame, cut: bool) -> _Result:
+    sample, targets = raw.sample, raw.sample.targets
+    finite, dropped = finite_points(sample.points)
+    boxes = np.zeros((0, 7), np.float32) if targets is None or targets.boxes is None else targets.boxes
+    inside = inside_boxes(finite, boxes)
+    info = FrameInfo.of(sample, dropped, inside.sum(axis=1), raw.extra)
+    clouds = [_relative(finite[i], box) for i, box in zip(inside, boxes, strict=True)] if cut else []
+    without_points = replace(raw, sample=sample.replace(points=sample.points[:0], targets=None))
+    return _Result(info, clouds, without_points)  # which would have to go back to the main process
 
 
 def _relative(points: Array, box: Array) -> Array:

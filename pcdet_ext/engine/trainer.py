@@ -27,6 +27,7 @@ from pcdet_ext.engine.interrupts import StopRequest
 from pcdet_ext.engine.loader import EpochBatches, training_loader
 from pcdet_ext.engine.optimizer import OneCycle, build_optimizer, clip_gradients, restore_optimizer, set_schedule
 from pcdet_ext.engine.runlog import RunLog
+from pcdet_ext.evaluation.base import Result
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -95,15 +96,6 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What the evaluation of a detector found: the score that "best" means, numbers to log by name, a text to show."""
-
-    score: float
-    values: Mapping[str, float]
-    text: str = ""
-
-
-@dataclass(frozen=True)
 class Parts:
     """What a training works on.
 
@@ -117,7 +109,7 @@ class Parts:
     dataset: Callable[[int], Any]
     collate: Callable[[Sequence[Any]], Any]
     config: Mapping[str, Any]
-    evaluate: Callable[[nn.Module, Callable[[], bool]], Evaluation | None] | None = None
+    evaluate: Callable[[nn.Module, Callable[[], bool]], Result | None] | None = None
     notes: Sequence[str] = ()
 
 
@@ -277,8 +269,7 @@ class Trainer:
         if not self._agree(result is not None, every=True):
             return False
         self.log.values("test", self.progress.step, result.values, epoch=self.progress.epoch)
-        if result.text:
-            self.log.message(result.text)
+        self.log.message(result.table())
         before = self.progress.best
         if before is None or result.score > before:
             self.progress.best = result.score

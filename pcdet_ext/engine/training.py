@@ -14,12 +14,12 @@ from torch import nn
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError, Node, construct, section, suggest
-from pcdet_ext.data.dataset import build_dataset, collate
+from pcdet_ext.data.base import collate
+from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.engine import testing
 from pcdet_ext.engine.trainer import (
     BEST,
     LAST,
-    Evaluation,
     Parts,
     TrainConfig,
     Trainer,
@@ -27,6 +27,7 @@ from pcdet_ext.engine.trainer import (
     make_fabric,
     seed_everything,
 )
+from pcdet_ext.evaluation.base import Result
 from pcdet_ext.files import atomic_write
 from pcdet_ext.inference import Detector
 from pcdet_ext.models.detector import build_detector
@@ -149,26 +150,31 @@ def training_datasets(data: Node, options: TrainConfig) -> Callable[[int], Any]:
     return dataset
 
 
-def _evaluation(settings: Node, device: str) -> Callable[[nn.Module, Callable[[], bool]], Evaluation | None]:
-    """The evaluation on the test split, its frames shared out over the processes; its score is the mean 3-D AP."""
+def _evaluation(settings: Node, device: str) -> Callable[[nn.Module, Callable[[], bool]], Result | None]:
+    """The evaluation on the test split by the data set's metric, its frames shared out over the processes.
+
+    Raises ConfigError before the training for a split without labels, and for options of the metric that do not fit.
+    """
     options = testing.eval_config(settings)
     dataset = build_dataset(section(settings, "data"), options.split, training=False)
+    dataset.evaluator(options.metric)
+    if not any(info.labelled for info in dataset.frames):
+        raise ConfigError(
+            f"test.split: {options.split!r} has no labels to evaluate on; name another split, or set "
+            "train.evaluate_every=0"
+        )
 
-    def evaluate(model: nn.Module, should_stop: Callable[[], bool]) -> Evaluation | None:
+    def evaluate(model: nn.Module, should_stop: Callable[[], bool]) -> Result | None:
         rank, processes = 0, 1
         if torch.distributed.is_initialized():
             rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
         detector = Detector(settings, device, model)
+        evaluator = dataset.evaluator(options.metric)
         indices = range(rank, len(dataset), processes)
-        results = testing.predict(detector, dataset, options, indices, should_stop, silent=rank > 0)
+        finished = testing.predict(detector, dataset, evaluator, options, indices, should_stop, silent=rank > 0)
         if processes > 1:
-            results = testing.gather(results)
-        if results is None:
-            return None
-        result = testing.metric(dataset, results)
-        names = result.results["overlap_0_7"]
-        values = {f"{name} {kind} moderate R40": result.ap(name, kind) for name in names for kind in ("bev", "3d")}
-        return Evaluation(sum(result.ap(name, "3d") for name in names) / len(names), values, result.table())
+            finished = testing.gather(evaluator, finished)
+        return evaluator.result() if finished else None
 
     return evaluate
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pcdet_ext.config import ConfigError, Node, Registry, suggest
-from pcdet_ext.data.dataset import POINT_FEATURES
+from pcdet_ext.data.formats import point_features
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev.backbones import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.models.encoders.points import ENCODERS
@@ -110,7 +110,7 @@ def build_detector(config: Node) -> VoxelDetector:
         model,
         classes=data["classes"],
         point_cloud_range=data["point_cloud_range"],
-        num_point_features=len(data.get("point_features", POINT_FEATURES)),
+        num_point_features=len(point_features(data)),
     )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.data.kitti import files as kitti
+from pcdet_ext.data import kitti
 from pcdet_ext.data.points import read_points
-from pcdet_ext.structures import Boxes, Detections
+from pcdet_ext.structures import Detections, Targets
 
 TRUTH_COLOUR = "#2ca02c"
 CLASS_COLOURS = ("#d62728", "#1f77b4", "#ff7f0e", "#9467bd", "#e377c2", "#17becf", "#bcbd22", "#8c564b", "#7f7f7f")
@@ -29,7 +29,7 @@ class Scene:
     """
 
     points: np.ndarray
-    truth: Boxes | None = None
+    truth: Targets | None = None
     detections: Detections | None = None
     title: str = ""
 
@@ -106,7 +106,7 @@ def read_kitti_scene(
     if calibration is None:
         raise ValueError(f"{labels or results}: no calibration file found beside it; name it with --calib")
     calib = kitti.Calibration.read(calibration)
-    truth = None if labels is None else kitti.labels_to_boxes(kitti.read_labels(labels), calib)
+    truth = None if labels is None else kitti.labels_to_boxes(kitti.read_labels(labels, with_scores=False), calib)
     found = None if results is None else _read_detections(results, calib)
     return Scene(cloud, truth, found, title=anchor.stem)
 
@@ -121,8 +121,7 @@ def _sibling(path: Path | None, folder: str, suffix: str) -> Path | None:
 
 def _read_detections(path: Path, calibration: kitti.Calibration) -> Detections:
     labels = kitti.read_labels(path, with_scores=True)
-    labels = labels.select(np.array([name != kitti.DONT_CARE for name in labels.names], bool))
-    boxes = kitti.labels_to_boxes(labels, calibration)
-    names = tuple(sorted(set(boxes.names)))
-    indices = np.array([names.index(n) for n in boxes.names], np.int64)
-    return Detections(boxes.boxes, labels.scores.astype(np.float32), indices, names, path.stem)
+    scores = kitti.boxed(labels).scores.astype(np.float32)
+    found = kitti.labels_to_boxes(labels, calibration)
+    found = found.of_classes(sorted(found.class_names))
+    return Detections(found.boxes, scores, found.labels, found.class_names, path.stem)

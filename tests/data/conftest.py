@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pcdet_ext.data.kitti import files as kitti
+from pcdet_ext.data import kitti
 
 CALIBRATION = kitti.Calibration(
     p2=[[721.5, 0.0, 609.6, 44.9], [0.0, 721.5, 172.9, 0.2], [0.0, 0.0, 1.0, 0.0027]],
@@ -22,6 +22,7 @@ CALIBRATION = kitti.Calibration(
         [0.01480249, 0.0007280733, -0.9998902, -0.07631618],
         [0.9998621, 0.00752379, 0.01480755, -0.2717806],
     ],
+    image_size=(375, 1242),
 )
 SIZES = {"Car": (3.9, 1.6, 1.5), "Pedestrian": (0.8, 0.6, 1.7), "Van": (5.0, 1.9, 2.2)}
 
@@ -33,7 +34,7 @@ def write_scene(root: Path, frame_id: str, rng: np.random.Generator, names: tupl
         box[:3] = x, rng.uniform(-4, 4), -0.8
         box[3:6] = SIZES[name]
         box[6] = rng.uniform(-3, 3)
-    labels = kitti.boxes_to_labels(boxes, names, CALIBRATION, kitti.DEFAULT_IMAGE_SIZE)
+    labels = kitti.boxes_to_labels(boxes, names, CALIBRATION)
     labels = replace(labels, truncation=np.zeros(len(names)), occlusion=np.zeros(len(names), np.int64))
     inside = boxes[:, None, :3] + rng.uniform(-0.25, 0.25, (len(names), 30, 3))
     around = np.column_stack([rng.uniform(-60, 60, (400, 2)), rng.uniform(-2, -1.7, 400)])

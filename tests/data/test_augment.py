@@ -17,7 +17,7 @@ from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.data.geometry import inside_boxes
 from pcdet_ext.data.objects import Objects
 from pcdet_ext.conformance.golden import run_case
-from pcdet_ext.structures import Boxes, Sample
+from pcdet_ext.structures import Sample, Targets
 
 SHELLS = [
     augment.RandomFlip(["x", "y"], probability=0.7),
@@ -26,6 +26,10 @@ SHELLS = [
     augment.RandomTranslation([0.5, 0.5, 0.5]),
     augment.PointShuffle(),
 ]
+
+
+NO_BOXES = Targets.of_names(np.zeros((0, 7), np.float32), ())
+COLUMNS = ("x", "y", "z", "intensity")
 
 
 def scene(seed: int, columns: int = 7) -> Sample:
@@ -37,9 +41,9 @@ def scene(seed: int, columns: int = 7) -> Sample:
     boxes[:, 6:] = rng.uniform(-3, 3, (4, columns - 6))
     points = np.repeat(boxes[:, :3], 50, axis=0) + rng.normal(0, 1.5, (200, 3))
     points = np.column_stack([points, rng.uniform(0, 1, 200)]).astype(np.float32)
-    return Sample(
-        points, "s", Boxes(boxes, ("Car", "Van", "Car", "Cyclist"), np.arange(4), np.arange(4)), "calibration"
-    )
+    names = ("Car", "Van", "Car", "Cyclist")
+    targets = Targets.of_names(boxes, names, difficulty=np.arange(4), num_points=np.arange(4))
+    return Sample(points, COLUMNS, "s", targets, calibration="calibration")
 
 
 def database(seed: int, counts: dict[str, int]) -> dict[str, Objects]:
@@ -73,14 +77,14 @@ def test_published_case(shared: Path, name: str) -> None:
 @given(seed=st.integers(0, 10_000))
 def test_points_stay_in_their_boxes(shell: object, seed: int) -> None:
     sample = scene(seed)
-    before = sample.points.copy(), sample.boxes.boxes.copy()
+    before = sample.points.copy(), sample.targets.boxes.copy()
     result = shell(sample, np.random.default_rng(seed))
     np.testing.assert_array_equal(sample.points, before[0])  # the input is left alone
-    np.testing.assert_array_equal(sample.boxes.boxes, before[1])
-    inside = inside_boxes(sample.points, sample.boxes.boxes)
-    moved = inside_boxes(result.points, result.boxes.boxes)
+    np.testing.assert_array_equal(sample.targets.boxes, before[1])
+    inside = inside_boxes(sample.points, sample.targets.boxes)
+    moved = inside_boxes(result.points, result.targets.boxes)
     assert np.abs(inside.sum(axis=1) - moved.sum(axis=1)).max() <= 1  # one may sit on a border
-    assert (result.boxes.names, result.frame_id) == (sample.boxes.names, sample.frame_id)
+    assert (result.targets.names, result.frame_id) == (sample.targets.names, sample.frame_id)
     np.testing.assert_array_equal(np.sort(result.points[:, 3]), np.sort(sample.points[:, 3]))
 
 
@@ -88,7 +92,7 @@ def test_points_stay_in_their_boxes(shell: object, seed: int) -> None:
 def test_the_generator_alone_decides(shell: object) -> None:
     results = [shell(scene(1), np.random.default_rng(s)) for s in (5, 5, 6)]
     np.testing.assert_array_equal(results[0].points, results[1].points)
-    np.testing.assert_array_equal(results[0].boxes.boxes, results[1].boxes.boxes)
+    np.testing.assert_array_equal(results[0].targets.boxes, results[1].targets.boxes)
     others = [shell(scene(1), np.random.default_rng(s)).points for s in range(8)]
     assert any(not np.array_equal(results[0].points, other) for other in others)
 
@@ -106,14 +110,14 @@ def test_the_generator_alone_decides(shell: object) -> None:
 def test_velocity_and_heading_follow_the_scene(move: object) -> None:
     """A box moved along its velocity, and a point ahead of it, go where the transform takes them."""
     sample = scene(3, columns=9)
-    boxes = sample.boxes.boxes
+    boxes = sample.targets.boxes
     later = boxes.copy()
     later[:, :2] += later[:, 7:]
     ahead = boxes.copy()
     ahead[:, 0] += np.cos(boxes[:, 6])
     ahead[:, 1] += np.sin(boxes[:, 6])
     now, then, front = (
-        move(sample.replace(boxes=Boxes(b, sample.boxes.names))).boxes.boxes for b in (boxes, later, ahead)
+        move(sample.replace(targets=sample.targets.replace(boxes=b))).targets.boxes for b in (boxes, later, ahead)
     )
     np.testing.assert_allclose(then[:, :2] - now[:, :2], now[:, 7:], atol=1e-5)
     step = front[:, :2] - now[:, :2]
@@ -131,13 +135,13 @@ def test_moves_are_undone_by_their_inverse() -> None:
     ):
         back = augment.wrap_headings(there_and_back)
         np.testing.assert_allclose(back.points, sample.points, atol=1e-5)
-        np.testing.assert_allclose(back.boxes.boxes, sample.boxes.boxes, atol=1e-5)
+        np.testing.assert_allclose(back.targets.boxes, sample.targets.boxes, atol=1e-5)
         assert back.calibration is None  # a moved scene no longer fits its camera
 
 
 def test_samples_without_labels_and_points_pass() -> None:
-    empty = Sample(np.zeros((0, 4), np.float32), "e", Boxes.empty())
-    for shell, sample in itertools.product(SHELLS, (empty, scene(0).replace(boxes=None))):
+    empty = Sample(np.zeros((0, 4), np.float32), COLUMNS, "e", NO_BOXES)
+    for shell, sample in itertools.product(SHELLS, (empty, scene(0).replace(targets=None))):
         result = shell(sample, np.random.default_rng(0))
         assert result.points.shape == sample.points.shape
 
@@ -152,9 +156,9 @@ def test_pasted_objects_collide_with_nothing(seed: int) -> None:
     sampling = augment.GroundTruthSampling({"Car": 12, "Van": 8}, objects, min_points=3, skip_difficulty=[-1])
     sample = scene(seed)
     result = sampling(sample, np.random.default_rng(seed))
-    added = result.boxes.select(np.arange(4, len(result.boxes)))
+    added = result.targets.select(np.arange(4, len(result.targets)))
     assert len(added) > 0
-    shapes = [polygons.Polygon(corners) for corners in footprints(result.boxes.boxes)]
+    shapes = [polygons.Polygon(corners) for corners in footprints(result.targets.boxes)]
     for i, j in itertools.combinations(range(len(shapes)), 2):
         if j >= 4:  # the scene's own boxes may overlap
             assert shapes[i].intersection(shapes[j]).area < 1e-6
@@ -174,7 +178,7 @@ def test_two_objects_that_collide_are_both_left_out() -> None:
     objects["Car"].boxes[:, :2] = [[100, 0], [101, 0], [120, 0]]
     sampling = augment.GroundTruthSampling({"Car": 3}, objects, min_points=0, skip_difficulty=[])
     result = sampling.paste(scene(0), {"Car": np.arange(3)})
-    np.testing.assert_array_equal(result.boxes.boxes[4:], objects["Car"].boxes[2:])
+    np.testing.assert_array_equal(result.targets.boxes[4:], objects["Car"].boxes[2:])
 
 
 def test_whole_scene_limit_counts_what_is_there() -> None:
@@ -183,19 +187,19 @@ def test_whole_scene_limit_counts_what_is_there() -> None:
     assert augment.GroundTruthSampling(groups, objects).wanted(scene(0)) == groups
     limited = augment.GroundTruthSampling(groups, objects, limit_whole_scene=True)
     assert limited.wanted(scene(0)) == {"Car": 3, "Cyclist": 0}
-    assert limited.wanted(scene(0).replace(boxes=None)) == groups
+    assert limited.wanted(scene(0).replace(targets=None)) == groups
 
 
 def test_extra_width_clears_more_scene_points() -> None:
     objects = database(0, {"Car": 1})
     objects["Car"].boxes[0] = [50, 0, 0, 4, 2, 1.5, 0]
     beside = np.array([[50, 1.2, 0, 0]], np.float32)
-    sample = Sample(beside, "s", Boxes.empty())
+    sample = Sample(beside, COLUMNS, "s", NO_BOXES)
     draw = {"Car": np.array([0])}
     near = augment.GroundTruthSampling({"Car": 1}, objects, min_points=0).paste(sample, draw)
     wide = augment.GroundTruthSampling({"Car": 1}, objects, min_points=0, extra_width=[0, 0.5, 0]).paste(sample, draw)
     assert (len(near.points), len(wide.points)) == (2, 1)
-    np.testing.assert_array_equal(near.boxes.boxes, wide.boxes.boxes)
+    np.testing.assert_array_equal(near.targets.boxes, wide.targets.boxes)
 
 
 def test_groups_are_held_against_classes_and_database(caplog: pytest.LogCaptureFixture) -> None:

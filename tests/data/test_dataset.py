@@ -11,11 +11,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from pcdet_ext import config
-from pcdet_ext.data.dataset import ConcatDataset, KittiDataset, build_dataset, collate
+from pcdet_ext.data.base import ConcatDataset, collate
+from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.files import DataError
-from pcdet_ext.data.kitti import files as kitti
-from pcdet_ext.data.prepare import prepare_kitti
-from pcdet_ext.structures import Boxes, Sample
+from pcdet_ext.data import kitti
+from pcdet_ext.data.kitti import prepare_kitti
+from pcdet_ext.structures import Sample, Targets
 
 SPAN = [0, -40, -3, 70.4, 40, 1]
 AUGMENT = [
@@ -44,17 +45,17 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     return config.load(path, [f"data.root={root}", f"data.index={out}"])["data"]
 
 
-def make(root: Path, training: bool = False, **options: object) -> KittiDataset:
+def make(root: Path, training: bool = False, **options: object) -> kitti.KittiDataset:
     options = {"classes": ["Car", "Pedestrian"], "point_cloud_range": SPAN, **options}
-    return KittiDataset(str(root), training=training, **options)
+    return kitti.KittiDataset(root=str(root), training=training, **options)
 
 
 def identical(a: Sample, b: Sample) -> bool:
     return (
         a.frame_id == b.frame_id
         and np.array_equal(a.points, b.points)
-        and np.array_equal(a.boxes.boxes, b.boxes.boxes)
-        and a.boxes.names == b.boxes.names
+        and np.array_equal(a.targets.boxes, b.targets.boxes)
+        and a.targets.names == b.targets.names
     )
 
 
@@ -66,12 +67,11 @@ def test_a_frame_without_training_is_the_file_cropped(prepared: Path) -> None:
     dataset = make(prepared, split="val")
     sample = dataset[1]
     raw = kitti.read_points(prepared / "training" / "velodyne" / "000005.bin")
-    seen = raw[kitti.in_image(raw, sample.calibration, (375, 1242))]
+    seen = raw[kitti.in_image(raw, sample.calibration)]
     np.testing.assert_array_equal(sample.points, seen[(seen[:, 0] < 70.4) & (np.abs(seen[:, 1]) < 40)])
-    assert (sample.frame_id, sample.image_size) == ("000005", (375, 1242))
-    assert sample.boxes.names == ("Car", "Pedestrian", "Car")  # no Van, no DontCare
-    assert (sample.boxes.num_points >= 30).all()
-    assert dataset.labels(1).names == ("Car", "Pedestrian", "Van", "Car", "DontCare")
+    assert (sample.frame_id, sample.calibration.image_size) == ("000005", (375, 1242))
+    assert sample.targets.names == ("Car", "Pedestrian", "Car")  # no Van, no DontCare
+    assert (sample.targets.num_points >= 30).all()
     assert len(make(prepared, split="val", fov_only=False)[1].points) > len(sample.points)
     assert make(prepared, split="val", point_features=["x", "y", "z"])[1].points.shape[1] == 3
     assert make(prepared, split="val", mask_z=True)[1].points[:, 2].min() >= -3
@@ -86,9 +86,9 @@ def test_real_frames_train_with_the_published_section(real: dict) -> None:
     cars = 0
     for sample in (dataset[i] for i in range(len(dataset))):
         assert 10_000 < len(sample.points) < 40_000
-        assert set(sample.boxes.names) <= {"Car", "Pedestrian", "Cyclist"}
-        assert (np.abs(sample.boxes.boxes[:, 6]) <= np.pi + 1e-6).all()
-        cars += sample.boxes.names.count("Car")
+        assert set(sample.targets.names) <= {"Car", "Pedestrian", "Cyclist"}
+        assert (np.abs(sample.targets.boxes[:, 6]) <= np.pi + 1e-6).all()
+        cars += sample.targets.names.count("Car")
     assert cars > 100  # 52 are labelled
     assert dataset.counts["points not finite"] == 0
     test = build_dataset(real, "val", training=False)
@@ -128,8 +128,8 @@ def test_a_sample_without_boxes_is_replaced_by_a_seeded_one(prepared: Path) -> N
 
 
 def test_boxes_with_few_points_can_be_left_out(prepared: Path) -> None:
-    assert len(make(prepared, split="val")[1].boxes) == 3
-    assert len(make(prepared, split="val", min_points=1000)[1].boxes) == 0
+    assert len(make(prepared, split="val")[1].targets) == 3
+    assert len(make(prepared, split="val", min_points=1000)[1].targets) == 0
 
 
 def test_bad_points_are_dropped_and_empty_clouds_work(kitti_root: Path) -> None:
@@ -158,9 +158,9 @@ def test_batches_join_points_and_labels(prepared: Path) -> None:
     assert batch.targets[1].labels.tolist() == [0, 1, 0]
     assert batch.targets[1].boxes.dtype == torch.float32
     assert batch.frame_ids == ("000004", "000005")
-    unlabelled = collate([dataset[0], dataset[1].replace(boxes=None)], dataset.classes)
+    unlabelled = collate([dataset[0], dataset[1].replace(targets=None)], dataset.classes)
     assert unlabelled.targets is None
-    empty = Sample(np.zeros((0, 4), np.float32), "e", Boxes.empty())
+    empty = Sample(np.zeros((0, 4), np.float32), kitti.POINT_FEATURES, "e", Targets.of_names(np.zeros((0, 7)), ()))
     assert collate([empty], ["Car"]).targets[0].labels.shape == (0,)
 
 

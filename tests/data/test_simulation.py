@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pcdet_ext.files import DataError
-from pcdet_ext.data.kitti import files as kitti
+from pcdet_ext.data import kitti
 from pcdet_ext.data.simulation import Actor, Scene, SpinningLidar, shapes, simulate_frame, simulate_kitti
 from pcdet_ext.data.simulation.kitti import calibration, labels_of
 from pcdet_ext.data.simulation.shapes import Material, Mesh
@@ -64,8 +64,8 @@ def test_labels_hold_points_and_give_the_boxes_back(tmp_path: Path) -> None:
         held = torch.stack([(points_in_boxes(points, box[None]) == 0).sum() for box in grown]) if len(grown) else []
         assert all(n > 0 for n in held)
         seen += len(boxes)
-        again = kitti.boxes_to_labels(boxes.boxes, boxes.names, calib, (375, 1242))
-        real = labels.select(np.array([n != kitti.DONT_CARE for n in labels.names], bool))
+        again = kitti.boxes_to_labels(boxes.boxes, boxes.names, calib)
+        real = labels.objects()
         np.testing.assert_allclose(again.location, real.location, atol=2e-3)
         np.testing.assert_allclose(again.bbox, real.bbox, atol=0.5)
     assert seen > 3

@@ -9,9 +9,9 @@ import pytest
 
 from pcdet_ext import checkpoint
 from pcdet_ext.config import ConfigError, Node
-from pcdet_ext.data.kitti import files as kitti
-from pcdet_ext.data.prepare import prepare_kitti
-from pcdet_ext.engine.testing import eval_config, measure, to_labels
+from pcdet_ext.data import kitti
+from pcdet_ext.data.kitti import prepare_kitti
+from pcdet_ext.engine.testing import eval_config, measure
 from pcdet_ext.inference import build
 from pcdet_ext.structures import Detections, Sample
 
@@ -19,11 +19,15 @@ CALIBRATION = kitti.Calibration(
     p2=np.array([[700.0, 0, 600, 0], [0, 700, 180, 0], [0, 0, 1, 0]]),
     r0_rect=np.eye(3),
     velo_to_cam=np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]]),
+    image_size=(370, 1224),
 )
 
 
+SPAN = [0, -40, -3, 70.4, 40, 1]
+
+
 def sample(calibration: kitti.Calibration | None = CALIBRATION) -> Sample:
-    return Sample(np.zeros((0, 4), np.float32), "000000", calibration=calibration, image_size=(370, 1224))
+    return Sample(np.zeros((0, 4), np.float32), kitti.POINT_FEATURES, "000000", calibration=calibration)
 
 
 def detections(*positions: tuple[float, float]) -> Detections:
@@ -34,7 +38,7 @@ def detections(*positions: tuple[float, float]) -> Detections:
 
 def test_rows_are_what_the_camera_sees() -> None:
     found = detections((20, 0), (-20, 0), (10, 40), (15, 3))  # ahead, behind, far to the side, ahead
-    rows = to_labels(found, sample())
+    rows = kitti.result_rows(found, CALIBRATION)
     assert rows.names == ("Car", "Cyclist")
     np.testing.assert_allclose(rows.scores, found.scores[[0, 3]])
     back = kitti.labels_to_boxes(rows, CALIBRATION)
@@ -42,17 +46,25 @@ def test_rows_are_what_the_camera_sees() -> None:
 
 
 def test_frames_without_detections_or_calibration_have_no_rows(tmp_path: Path) -> None:
-    for rows in (to_labels(detections(), sample()), to_labels(detections((20, 0)), sample(None))):
-        kitti.write_labels(tmp_path / "rows.txt", rows)
-        assert (tmp_path / "rows.txt").read_text() == ""
+    write_unlabelled_frames(tmp_path, 1)
+    dataset = kitti.KittiDataset(root=str(tmp_path), classes=["Car"], point_cloud_range=SPAN, split="test")
+    for found, calibration in ((detections(), CALIBRATION), (detections((20, 0)), None)):
+        evaluator = dataset.evaluator()
+        evaluator.add(sample(calibration), found)
+        (path,) = evaluator.write(tmp_path / "results")
+        assert (path.name, path.read_text()) == ("000000.txt", "")
+
+
+def write_unlabelled_frames(root: Path, count: int) -> None:
+    points = np.random.default_rng(0).uniform([1, -5, -2, 0], [20, 5, 0, 1], (500, 4)).astype(np.float32)
+    for i in range(count):
+        kitti.write_points(root / "testing" / "velodyne" / f"{i:06d}.bin", points)
+        CALIBRATION.write(root / "testing" / "calib" / f"{i:06d}.txt")
+    prepare_kitti(root, splits=["test"], progress=False)
 
 
 def test_splits_without_labels_are_only_detected_in(root: Path, tmp_path: Path) -> None:
-    points = np.random.default_rng(0).uniform([1, -5, -2, 0], [20, 5, 0, 1], (500, 4)).astype(np.float32)
-    for i in range(3):
-        kitti.write_points(tmp_path / "testing" / "velodyne" / f"{i:06d}.bin", points)
-        CALIBRATION.write(tmp_path / "testing" / "calib" / f"{i:06d}.txt")
-    prepare_kitti(tmp_path, splits=["test"], database=[], progress=False)
+    write_unlabelled_frames(tmp_path, 3)
     detector = build(root / "configs" / "kitti" / "demo.yaml", [f"data.root={tmp_path}"], device="cpu")
     path = tmp_path / "a.ckpt"
     checkpoint.write(path, {"config": detector.config.plain(), "model": detector.model.state_dict()})

@@ -18,8 +18,8 @@ import torch
 import pcdet_ext
 from pcdet_ext import checkpoint, config
 from pcdet_ext.config import ConfigError, construct
-from pcdet_ext.data.kitti import files as kitti
-from pcdet_ext.data.prepare import prepare_kitti
+from pcdet_ext.data import kitti
+from pcdet_ext.data.kitti import prepare_kitti
 from pcdet_ext.engine.trainer import TrainConfig
 from pcdet_ext.engine.training import training_datasets
 from pcdet_ext.ops import iou_bev
@@ -28,6 +28,7 @@ CALIBRATION = kitti.Calibration(
     p2=np.array([[700.0, 0, 600, 0], [0, 700, 180, 0], [0, 0, 1, 0]]),
     r0_rect=np.eye(3),
     velo_to_cam=np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]]),
+    image_size=(375, 1242),
 )
 SMALL = (
     "data.point_cloud_range=[0, -9.6, -3, 19.2, 9.6, 1]",
@@ -61,7 +62,7 @@ def write_frames(root: Path, count: int) -> None:
         ground = np.column_stack([rng.uniform(0, 20, 1500), rng.uniform(-10, 10, 1500), rng.normal(-1.75, 0.01, 1500)])
         points = np.concatenate([body + box[0, :3], ground])
         points = np.column_stack([points, rng.random(len(points))]).astype(np.float32)
-        labels = kitti.boxes_to_labels(box, ["Car"], CALIBRATION, kitti.DEFAULT_IMAGE_SIZE)
+        labels = kitti.boxes_to_labels(box, ["Car"], CALIBRATION)
         kitti.write_frame(root, f"{i:06d}", points, labels, CALIBRATION)
 
 

@@ -23,7 +23,8 @@ from pcdet_ext.config import ConfigError, Node, construct
 from pcdet_ext.engine import trainer
 from pcdet_ext.engine.interrupts import StopRequest
 from pcdet_ext.engine.loader import EpochBatches
-from pcdet_ext.engine.trainer import BEST, LAST, Evaluation, Parts, TrainConfig, Trainer, TrainingError, make_fabric
+from pcdet_ext.engine.trainer import BEST, LAST, Parts, TrainConfig, Trainer, TrainingError, make_fabric
+from pcdet_ext.evaluation.base import Result
 
 SCRIPT = Path(__file__).with_name("toy_detector.py")
 
@@ -143,9 +144,9 @@ def test_max_steps_ends_the_cycle(tmp_path: Path) -> None:
 def test_stop_during_evaluation_evaluates_again(tmp_path: Path) -> None:
     parts = toy_parts()
 
-    def interrupted(model: torch.nn.Module, should_stop: Any) -> Evaluation | None:
+    def interrupted(model: torch.nn.Module, should_stop: Any) -> Result | None:
         os.kill(os.getpid(), signal.SIGINT)
-        return None if should_stop() else Evaluation(0.0, {})
+        return None if should_stop() else Result(0.0)
 
     stopped = Parts(parts.detector, parts.dataset, parts.collate, parts.config, interrupted)
     assert not run(tmp_path / "parts", stopped)

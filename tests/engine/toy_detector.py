@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcdet_ext.data.dataset import collate
+from pcdet_ext.data.base import collate
 from pcdet_ext.engine import testing
 from pcdet_ext.engine.interrupts import end_process
-from pcdet_ext.engine.trainer import Evaluation, Parts, TrainConfig, Trainer, make_fabric, seed_everything
-from pcdet_ext.structures import Boxes, Detections, PointBatch, Sample
+from pcdet_ext.engine.trainer import Parts, TrainConfig, Trainer, make_fabric, seed_everything
+from pcdet_ext.evaluation.base import Result
+from pcdet_ext.structures import Detections, PointBatch, Sample, Targets
 
 CLASSES = ("Car",)
 
@@ -44,7 +45,7 @@ class ToyDataset:
         centre = np.random.default_rng(index).normal(size=3)
         points = np.column_stack([centre * 2 + rng.normal(size=(20, 3)), rng.random(20)]).astype(np.float32)
         box = np.array([[*centre, 4, 2, 1.5, 0]], np.float32)
-        return Sample(points, f"{index:06d}", Boxes(box, ("Car",)))
+        return Sample(points, ("x", "y", "z", "intensity"), f"{index:06d}", Targets.of_names(box, CLASSES))
 
 
 class ToyDetector(nn.Module):
@@ -81,12 +82,31 @@ def toy_parts(size: int = 10, dropout: float = 0.2, evaluate: bool = True, delay
         loss = detector.loss
         detector.loss = lambda batch: (time.sleep(delay), loss(batch))[1]
 
-    def score(model: nn.Module, should_stop: object) -> Evaluation:
+    def score(model: nn.Module, should_stop: object) -> Result:
         test = toy_collate([ToyDataset(4)[i] for i in range(4)])
         value = -float(model.loss(test)["total"])
-        return Evaluation(value, {"score": value})
+        return Result(value, {"score": value})
 
     return Parts(detector, lambda epoch: dataset, toy_collate, {"model": {"name": "Toy"}}, score if evaluate else None)
+
+
+class FrameList:
+    """An evaluator that only remembers frames."""
+
+    def __init__(self, frame: int) -> None:
+        self.frames = {frame: "rows"}
+
+    def state(self) -> dict[int, str]:
+        return self.frames
+
+    def merge(self, state: dict[int, str]) -> None:
+        self.frames |= state
+
+
+def gathered(frame: int, finished: bool) -> dict[int, str] | None:
+    """What every process knows after `gather`, None when one of them was stopped."""
+    evaluator = FrameList(frame)
+    return evaluator.frames if testing.gather(evaluator, finished) else None
 
 
 def main() -> None:
@@ -109,10 +129,7 @@ def main() -> None:
     print("ready", flush=True)
     finished = trainer.fit()
     if finished and fabric.world_size > 1:
-        shares = [
-            testing.gather({fabric.global_rank: "rows"}),
-            testing.gather(None if fabric.global_rank else {0: "rows"}),
-        ]
+        shares = [gathered(fabric.global_rank, finished=True), gathered(fabric.global_rank, not fabric.global_rank)]
         (options.out / f"gathered_{fabric.global_rank}.json").write_text(json.dumps(shares))
     end_process(0 if finished else 130)
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcdet_ext.conformance.cases.evaluators import find_evaluator_cases, run_evaluator_case
-from pcdet_ext.data.kitti.files import Labels, write_labels
-from pcdet_ext.evaluation.kitti import CLASSES, evaluate, evaluate_folders
+from pcdet_ext.data.kitti import Labels, evaluate_folders, write_labels
+from pcdet_ext.evaluation.kitti import CLASSES, evaluate
 from pcdet_ext.evaluation.matching import Pairs, match, match_reference, pick_thresholds
 from pcdet_ext.files import DataError
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdet_ext.data.kitti import files as kitti
-from pcdet_ext.structures import Boxes, Detections
+from pcdet_ext.data import kitti
+from pcdet_ext.structures import Detections, Targets
 from pcdet_ext.visualization import Scene, draw_bev, read_kitti_scene, render
 from pcdet_ext.visualization.command import visualize
 from pcdet_ext.visualization.page import SCORE_STEPS, page_figure, write_page
@@ -29,7 +29,9 @@ def detections(boxes: np.ndarray, scores: list[float]) -> Detections:
 def scene(scores: tuple[float, ...] = (0.9,)) -> Scene:
     rng = np.random.default_rng(0)
     points = rng.uniform(-12, 12, (500, 4)).astype(np.float32)
-    return Scene(points, Boxes(CAR, ("Car",)), detections(np.repeat(CAR, len(scores), 0), list(scores)), "seven")
+    return Scene(
+        points, Targets.of_names(CAR, ("Car",)), detections(np.repeat(CAR, len(scores), 0), list(scores)), "seven"
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -75,7 +77,7 @@ def test_the_map_shows_the_box_where_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "empty", [Scene(np.zeros((0, 4), np.float32)), Scene(np.zeros((1, 4), np.float32), Boxes.empty())]
+    "empty", [Scene(np.zeros((0, 4), np.float32)), Scene(np.zeros((1, 4), np.float32), Targets.of_names(CAR[:0], ()))]
 )
 def test_nothing_to_see_is_no_error(tmp_path: Path, empty: Scene) -> None:
     draw_bev(empty, tmp_path / "a.png")
@@ -125,8 +127,9 @@ def write_frame(root: Path) -> Path:
         np.array([[700.0, 0, 600, 0], [0, 700, 180, 0], [0, 0, 1, 0]]),
         np.eye(3),
         np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]]),
+        (375, 1242),
     )
-    labels = kitti.boxes_to_labels(np.array([[15.0, 1, -1, 4, 2, 1.5, 0.3]]), ("Car",), calibration, (375, 1242))
+    labels = kitti.boxes_to_labels(np.array([[15.0, 1, -1, 4, 2, 1.5, 0.3]]), ("Car",), calibration)
     kitti.write_frame(root, "000001", scene().points, labels, calibration)
     return root / "training/velodyne/000001.bin"
 

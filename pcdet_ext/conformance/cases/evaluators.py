@@ -11,7 +11,7 @@ import numpy as np
 
 from pcdet_ext.conformance.cases import detection_metrics
 from pcdet_ext.conformance.golden import Report
-from pcdet_ext.data.kitti.files import Labels, read_labels
+from pcdet_ext.data.kitti import Labels, read_labels
 from pcdet_ext.evaluation.kitti import CLASSES, KittiResult, evaluate
 
 KITTI_TOLERANCE = 1e-6  # percent
@@ -65,7 +65,9 @@ def _numbers(result: KittiResult, expected: dict) -> Iterator[tuple[str, float, 
 def _folders(path: Path) -> tuple[list[Labels], list[Labels]]:
     results = next(p for p in (path / "results/data", path / "results") if any(p.glob("*.txt")))
     files = sorted(results.glob("*.txt"))
-    return [read_labels(path / "label_2" / f.name) for f in files], [read_labels(f, with_scores=True) for f in files]
+    return [read_labels(path / "label_2" / f.name, with_scores=False) for f in files], [
+        read_labels(f, with_scores=True) for f in files
+    ]
 
 
 def _packed(path: Path) -> tuple[list[Labels], list[Labels]]:

@@ -9,7 +9,7 @@ import numpy as np
 from pcdet_ext.conformance.golden import Case, Values, runs
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.data.objects import Objects
-from pcdet_ext.structures import Array, Boxes, Sample
+from pcdet_ext.structures import Array, Sample, Targets
 
 CPU_MARGIN = 0.01  # metres that OpenPCDet's CPU box functions add around a box
 
@@ -18,7 +18,7 @@ CPU_MARGIN = 0.01  # metres that OpenPCDet's CPU box functions add around a box
 def run_augment(case: Case, grads: bool) -> Values:
     """Each transform alone, then the chain of `config.aug_list` with the draws in `mid.pipeline.*`."""
     boxes = case.arrays["in.boxes"]
-    sample = Sample(case.arrays["in.points"], "", Boxes(boxes, ("object",) * len(boxes)))
+    sample = _sample(case.arrays["in.points"], Targets.of_names(boxes, ("object",) * len(boxes)))
     results = {
         "flip_x": augment.flip(sample, "x"),
         "flip_y": augment.flip(sample, "y"),
@@ -27,7 +27,7 @@ def run_augment(case: Case, grads: bool) -> Values:
         "pipeline": _chain(sample, case),
     }
     values = {f"out.{name}.points": result.points for name, result in results.items()}
-    return values | {f"out.{name}.boxes": result.boxes.boxes for name, result in results.items()}
+    return values | {f"out.{name}.boxes": result.targets.boxes for name, result in results.items()}
 
 
 @runs("openpcdet", "gt_sampling")
@@ -47,8 +47,8 @@ def run_gt_sampling(case: Case, grads: bool) -> Values:
         extra_width=config["REMOVE_EXTRA_WIDTH"],
         margin=CPU_MARGIN,
     )
-    scene = Boxes(arrays["in.gt_boxes"], tuple(names[i] for i in arrays["in.gt_class"]))
-    sample = Sample(arrays["in.points"], "", scene)
+    scene = Targets.of_names(arrays["in.gt_boxes"], [names[i] for i in arrays["in.gt_class"]])
+    sample = _sample(arrays["in.points"], scene)
     values: dict[str, Array] = {}
     for call in range(config["n_calls"]):
         drawn = {}
@@ -56,10 +56,15 @@ def run_gt_sampling(case: Case, grads: bool) -> Values:
             ids = _recorded_draw(arrays, f"mid.{call}.{name}", wanted)
             drawn[name] = np.searchsorted(objects[name][1], ids)
         result = augment.keep_classes(sampling.paste(sample, drawn), config["class_names"])
-        values[f"out.{call}.gt_boxes"] = result.boxes.boxes
-        values[f"out.{call}.gt_class"] = np.array([names.index(name) for name in result.boxes.names], np.int64)
+        values[f"out.{call}.gt_boxes"] = result.targets.boxes
+        values[f"out.{call}.gt_class"] = np.array([names.index(name) for name in result.targets.names], np.int64)
         values[f"out.{call}.points"] = result.points
     return values
+
+
+def _sample(points: Array, targets: Targets) -> Sample:
+    columns = ("x", "y", "z", *(f"feature {i}" for i in range(3, points.shape[1])))
+    return Sample(points, columns, "", targets)
 
 
 def _chain(sample: Sample, case: Case) -> Sample:

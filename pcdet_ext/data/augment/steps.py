@@ -16,7 +16,8 @@ import numpy as np
 from pcdet_ext.config import ConfigError, Registry, suggest
 from pcdet_ext.data.geometry import inside_boxes, overlap_from_above, wrap_angle
 from pcdet_ext.data.objects import Objects, read_objects
-from pcdet_ext.structures import Array, Boxes, Sample
+from pcdet_ext.files import DataError
+from pcdet_ext.structures import Array, Sample, Targets
 
 AUGMENTATIONS = Registry("augmentation")
 
@@ -71,20 +72,17 @@ def translate(sample: Sample, offset: Sequence[float] | Array) -> Sample:
 
 
 def keep_classes(sample: Sample, classes: Sequence[str]) -> Sample:
-    """Drop the boxes of other classes."""
-    if sample.boxes is None:
-        return sample
-    keep = np.array([name in classes for name in sample.boxes.names], bool)
-    return sample.replace(boxes=sample.boxes.select(keep))
+    """Drop the boxes of other classes; labels become positions in `classes`."""
+    return sample if sample.targets is None else sample.replace(targets=sample.targets.of_classes(classes))
 
 
 def wrap_headings(sample: Sample) -> Sample:
     """Bring the headings of the boxes into [-π, π)."""
-    if sample.boxes is None:
+    _, boxes = _copies(sample)
+    if boxes is None:
         return sample
-    boxes = sample.boxes.boxes.copy()
     boxes[:, 6] = wrap_angle(boxes[:, 6])
-    return sample.replace(boxes=replace(sample.boxes, boxes=boxes))
+    return sample.replace(targets=replace(sample.targets, boxes=boxes))
 
 
 @AUGMENTATIONS.register
@@ -146,7 +144,7 @@ class PointShuffle:
     """Put the points in a random order."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return sample.replace(points=sample.points[rng.permutation(len(sample.points))])
+        return sample.select_points(rng.permutation(len(sample.points)))
 
 
 @AUGMENTATIONS.register
@@ -177,11 +175,9 @@ class GroundTruthSampling:
         self.limit_whole_scene = limit_whole_scene
         self.extra_width = np.asarray(extra_width, np.float32)
         self.margin = margin
+        least = min_points if isinstance(min_points, Mapping) else dict.fromkeys(self.groups, min_points)
         self.pools = {
-            name: _pool(
-                found, min_points.get(name, 0) if isinstance(min_points, Mapping) else min_points, skip_difficulty
-            )
-            for name, found in self.objects.items()
+            name: _pool(name, found, least.get(name, 0), skip_difficulty) for name, found in self.objects.items()
         }
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -190,7 +186,7 @@ class GroundTruthSampling:
 
     def wanted(self, sample: Sample) -> dict[str, int]:
         """How many objects of each class are to be drawn for a sample."""
-        present = sample.boxes.names if self.limit_whole_scene and sample.boxes is not None else ()
+        present = sample.targets.names if self.limit_whole_scene and sample.targets is not None else ()
         return {name: max(number - present.count(name), 0) for name, number in self.groups.items()}
 
     def paste(self, sample: Sample, drawn: Mapping[str, Array]) -> Sample:
@@ -198,19 +194,40 @@ class GroundTruthSampling:
 
         An object stays out when it collides with a box of the scene, with one accepted for an earlier class, or with
         another one drawn for its class. Its points go in front of the scene's points; those inside its box are removed.
+        Points of objects have the label -1 (none), and objects the track -1, where the scene has these columns.
+        Raises DataError when the database's points or boxes have other columns than the sample's.
         """
-        boxes = sample.boxes if sample.boxes is not None else Boxes.empty()
+        targets = self._present(sample)
         clouds = []
-        before = len(boxes)
+        before = len(targets)
         for name, index in drawn.items():
             candidates = self.objects[name]
-            free = index[self._free(candidates.boxes[index], boxes.boxes)]
+            free = index[self._free(candidates.boxes[index], targets.boxes)]
             clouds += [candidates.points_of(i) + _centre(candidates.boxes[i], sample.points.shape[1]) for i in free]
-            boxes = _joined(boxes, candidates.select(name, free))
-        pasted = boxes.boxes[before:].copy()
+            targets = _joined(targets, candidates.select(name, free))
+        pasted = targets.boxes[before:].copy()
         pasted[:, 3:6] += self.extra_width
-        covered = inside_boxes(sample.points, pasted, self.margin).any(axis=0)
-        return sample.replace(points=np.concatenate([*clouds, sample.points[~covered]]), boxes=boxes)
+        kept = ~inside_boxes(sample.points, pasted, self.margin).any(axis=0)
+        if targets.point_labels is not None:
+            added = np.full(sum(map(len, clouds)), -1, targets.point_labels.dtype)
+            targets = replace(targets, point_labels=np.concatenate([added, targets.point_labels[kept]]))
+        return sample.replace(points=np.concatenate([*clouds, sample.points[kept]]), targets=targets)
+
+    def _present(self, sample: Sample) -> Targets:
+        """What a sample has labelled, if only an empty table of boxes with the columns of the database."""
+        found = next(iter(self.objects.values()), None)
+        targets = sample.targets if sample.targets is not None else Targets()
+        if targets.boxes is None:
+            columns = 7 if found is None else found.boxes.shape[1]
+            none = Targets.of_names(np.zeros((0, columns), np.float32), ())
+            targets = replace(none, point_labels=targets.point_labels, maps=targets.maps)
+        for what, ours, theirs in (
+            ("boxes", targets.boxes.shape[1], None if found is None else found.boxes.shape[1]),
+            ("points", sample.points.shape[1], None if found is None else found.points.shape[1]),
+        ):
+            if theirs not in (None, ours):
+                raise DataError(f"the object database has {what} of {theirs} columns, the frames of {ours}; prepare anew")
+        return targets
 
     def _free(self, candidates: Array, present: Array) -> Array:
         mutual = overlap_from_above(candidates, candidates, self.margin)
@@ -231,23 +248,34 @@ def _usable_groups(groups: Mapping[str, int], objects: Mapping[str, Objects], cl
     return usable
 
 
-def _pool(objects: Objects, min_points: int, skip_difficulty: Sequence[int]) -> Array:
-    enough = np.diff(objects.offsets) >= min_points
-    return np.flatnonzero(enough & ~np.isin(objects.difficulty, list(skip_difficulty)))
+def _pool(name: str, objects: Objects, min_points: int, skip_difficulty: Sequence[int]) -> Array:
+    """Positions of the objects that may be drawn; logs how many those are, and why the others may not."""
+    few = np.diff(objects.offsets) < min_points
+    hard = np.isin(objects.difficulty, list(skip_difficulty))
+    pool = np.flatnonzero(~few & ~hard)
+    reasons = [f"{few.sum()} have fewer than {min_points} points"] if few.any() else []
+    reasons += [f"{hard.sum()} are of a difficulty in skip_difficulty {list(skip_difficulty)}"] if hard.any() else []
+    text = f"ground-truth sampling: {len(pool)} of {len(objects)} {name} can be drawn"
+    _log.log(logging.INFO if len(pool) else logging.WARNING, "%s", "; ".join([text, *reasons]))
+    return pool
 
 
-def _joined(first: Boxes, second: Boxes) -> Boxes:
-    """Boxes of both; a column that one of them lacks is dropped."""
+def _joined(first: Targets, second: Targets) -> Targets:
+    """Boxes of both, with what else is known of the first's frame; a column that only one of them has is dropped."""
 
     def column(name: str) -> Array | None:
         columns = [getattr(first, name), getattr(second, name)]
         return None if any(c is None for c in columns) else np.concatenate(columns)
 
-    return Boxes(
-        boxes=np.concatenate([first.boxes, second.boxes]),
-        names=first.names + second.names,
+    tracks = first.track_ids
+    return Targets.of_names(
+        np.concatenate([first.boxes, second.boxes]),
+        first.names + second.names,
         difficulty=column("difficulty"),
         num_points=column("num_points"),
+        track_ids=None if tracks is None else np.concatenate([tracks, np.full(len(second), -1, tracks.dtype)]),
+        point_labels=first.point_labels,
+        maps=first.maps,
     )
 
 
@@ -256,12 +284,17 @@ def _centre(box: Array, columns: int) -> Array:
 
 
 def _copies(sample: Sample) -> tuple[Array, Array | None]:
-    return sample.points.copy(), None if sample.boxes is None else sample.boxes.boxes.copy()
+    boxes = None if sample.targets is None else sample.targets.boxes
+    return sample.points.copy(), None if boxes is None else boxes.copy()
 
 
 def _moved(sample: Sample, points: Array, boxes: Array | None) -> Sample:
-    labelled = None if boxes is None else replace(sample.boxes, boxes=boxes)
-    return sample.replace(points=points, boxes=labelled, calibration=None, pose=None)
+    targets = sample.targets
+    if targets is not None and targets.maps:
+        raise ValueError(f"a scene with dense maps ({', '.join(targets.maps)}) cannot be moved: the maps would not fit")
+    if targets is not None and boxes is not None:
+        targets = replace(targets, boxes=boxes)
+    return sample.replace(points=points, targets=targets, calibration=None, pose=None)
 
 
 def _interval(name: str, values: Sequence[float]) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from pcdet_ext.data.simulation.sensor import Scan, SpinningLidar
 
 STAMP = "simulation.json"  # written last: the folder is complete
 STARTED = "simulation.started.json"  # written first, and gone at the end: the folder is ours to write into
-VERSION = 1  # raise it when the same seed gives other frames
+VERSION = 2  # raise it when the same seed gives other frames
 
 
 def simulate_frame(seed: int, index: int, sensor: SpinningLidar) -> tuple[Scene, Scan]:

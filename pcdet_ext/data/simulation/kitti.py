@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.data.kitti import files as kitti
+from pcdet_ext.data import kitti
 from pcdet_ext.data.simulation.scene import Actor, Scene
 from pcdet_ext.data.simulation.sensor import Scan, SpinningLidar
 from pcdet_ext.data.simulation.shapes import Array
@@ -23,7 +23,7 @@ def calibration() -> kitti.Calibration:
     tilt = np.deg2rad(0.4)
     r0_rect = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
     velo_to_cam = np.array([[0.0, -1, 0, -0.004], [0, 0, -1, -0.0763], [1, 0, 0, -0.2718]])
-    return kitti.Calibration(p2, r0_rect, velo_to_cam)
+    return kitti.Calibration(p2, r0_rect, velo_to_cam, IMAGE_SIZE)
 
 
 def labels_of(scene: Scene, scan: Scan, sensor: SpinningLidar, calib: kitti.Calibration) -> kitti.Labels:
@@ -36,7 +36,7 @@ def labels_of(scene: Scene, scan: Scan, sensor: SpinningLidar, calib: kitti.Cali
     boxes = np.array([_from_sensor(a, sensor) for a in scene.actors]).reshape(-1, 7)
     order = np.argsort(np.hypot(boxes[:, 0], boxes[:, 1]))
     names = tuple(scene.actors[i].name for i in order)
-    labels = kitti.boxes_to_labels(boxes[order], names, calib, IMAGE_SIZE)
+    labels = kitti.boxes_to_labels(boxes[order], names, calib)
     corners = kitti.camera_corners(labels.dimensions, labels.location, labels.rotation_y)
     full = kitti.image_boxes(corners, calib.p2)
     truncation = 1 - _area(labels.bbox) / np.maximum(_area(full), 1e-6)

@@ -1,0 +1,300 @@
+"""What all data sets have in common: frames as samples, augmented in training, and samples joined to batches."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.utils.data
+
+from pcdet_ext.config import ConfigError, Registry, suggest
+from pcdet_ext.data.augment.steps import AUGMENTATIONS, keep_classes, wrap_headings
+from pcdet_ext.data.geometry import boxes_in_range, points_in_range
+from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, read_index
+from pcdet_ext.data.objects import database_path
+from pcdet_ext.evaluation.base import Evaluator
+from pcdet_ext.files import DataError
+from pcdet_ext.structures import Array, PointBatch, Sample
+
+DATASETS = Registry("dataset")
+MAX_REPLACEMENTS = 200  # frames tried for one sample before giving up
+
+_log = logging.getLogger(__name__)
+
+
+class Dataset(Protocol):
+    """Frames to train on or to test.
+
+    classes: what is to be found; point_features: names of the columns that samples have; frames: the index.
+    """
+
+    classes: Sequence[str]
+    point_features: Sequence[str] | None
+    frames: Sequence[FrameInfo]
+
+    def __len__(self) -> int:
+        """Samples in an epoch."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """A sample; its labels are positions in `classes`. Raises DataError naming a damaged file."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the augmentation of this epoch from now on."""
+
+    def evaluator(self, options: Mapping[str, Any] | None = None) -> Evaluator:
+        """The data set's own metric, with options of `test.metric`. Raises ConfigError for options that do not fit."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
+    """Frames of a prepared folder (see `pcdet_ext.data.prepare`), the common part of all formats.
+
+    root: the data folder; index: where its preparation lies, `<root>/pcdet_ext` when None. point_features: columns of
+    the points, None for all that the format has. repeat: how often an epoch goes through the frames. min_points:
+    labelled boxes with fewer points inside are left out. min_box_corners: a box counts as in range with so many of its
+    8 corners in x-y instead of its centre. mask_z: points are cropped in z too. on_error "skip": a damaged frame is
+    logged and counted, and replaced (in training by another frame, else by an empty cloud).
+
+    In training every sample has a box. Each sample depends on (seed, epoch, index) alone, so that it is the same with
+    any number of workers. `counts` (of this process) tells dropped points and skipped frames.
+    Raises DataError for missing or damaged files, ConfigError for a class that the data does not know.
+
+    A format overrides `read` and `evaluator`, and where only some points are of use, `crop`; its own settings are
+    further fields.
+    """
+
+    root: str
+    classes: Sequence[str]
+    point_cloud_range: Sequence[float]
+    split: str = "train"
+    training: bool = False
+    augment: Sequence[Mapping[str, Any]] = ()
+    point_features: Sequence[str] | None = None
+    min_points: int = 0
+    min_box_corners: int | None = None
+    mask_z: bool = False
+    index: str | None = None
+    repeat: int = 1
+    seed: int = 0
+    on_error: Literal["raise", "skip"] = "raise"
+
+    POINT_FEATURES: ClassVar[tuple[str, ...]] = ("x", "y", "z")  # all columns that a format's points have
+
+    def __post_init__(self) -> None:
+        self.classes = tuple(self.classes)
+        self.point_cloud_range = tuple(float(v) for v in self.point_cloud_range)
+        self.point_features = tuple(self.POINT_FEATURES if self.point_features is None else self.point_features)
+        self.counts: Counter[str] = Counter()
+        # Shared memory: workers that live on see the epoch that the main process sets.
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
+        _check_point_features(self.point_features, self.POINT_FEATURES)
+        _check_geometry(self.point_cloud_range, self.repeat)
+        folder = Path(self.index) if self.index else Path(self.root) / FOLDER
+        self.frames = read_index(index_path(folder, self.split))
+        check_classes(self.classes, self.frames, f"{self.root} ({self.split})", strict=self.training)
+        context = {"classes": self.classes, "database": database_path(folder, self.split)}
+        self._steps = [AUGMENTATIONS.build(node, **context) for node in self.augment] if self.training else []
+
+    @abstractmethod
+    def read(self, info: FrameInfo) -> Sample:
+        """A frame with all its points, and its boxes under the format's own class names."""
+
+    @abstractmethod
+    def evaluator(self, options: Mapping[str, Any] | None = None) -> Evaluator:
+        """The format's own metric; see `Dataset`."""
+
+    def crop(self, sample: Sample) -> Sample:
+        """The sample with the points that are of use; they are finite. All of them unless a format says otherwise."""
+        return sample
+
+    def check_points(self, points: Array, info: FrameInfo, path: Path) -> Array:
+        """The points of a file. Raises DataError when it has another number of them than when it was prepared."""
+        if len(points) != info.num_points:
+            raise DataError(f"{path}: {len(points)} points where the index has {info.num_points}; changed?")
+        return points
+
+    def __len__(self) -> int:
+        return len(self.frames) * self.repeat
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the augmentation of this epoch from now on."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index %= len(self)
+        if not self.training:
+            return self._finish(self._read_or_skip(index) or self._blank(index))
+        return self._training_sample(index)
+
+    def _training_sample(self, index: int) -> Sample:
+        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        for _ in range(MAX_REPLACEMENTS):
+            sample = self._read_or_skip(index)
+            if sample is not None:
+                for step in self._steps:
+                    sample = step(sample, rng)
+                sample = self._finish(sample)
+                if sample.targets is not None and len(sample.targets):
+                    return sample
+                self.counts["samples without boxes"] += 1
+            index = int(rng.integers(len(self)))
+        raise DataError(
+            f"{self.root} ({self.split}): {MAX_REPLACEMENTS} frames in a row have no box of {', '.join(self.classes)} "
+            f"inside point_cloud_range {list(self.point_cloud_range)}"
+        )
+
+    def _info(self, index: int) -> FrameInfo:
+        return self.frames[index % len(self.frames)]
+
+    def _read_or_skip(self, index: int) -> Sample | None:
+        try:
+            return self._finite(self.read(self._info(index)))
+        except (DataError, OSError) as error:
+            if self.on_error == "raise":
+                raise
+            self.counts["skipped frames"] += 1
+            _log.warning("frame skipped: %s", error)
+            return None
+
+    def _finite(self, sample: Sample) -> Sample:
+        """The sample without points that are not finite, and without boxes of too few points."""
+        finite = np.isfinite(sample.points).all(axis=1)
+        if not finite.all():
+            self.counts["points not finite"] += int((~finite).sum())
+            sample = sample.select_points(finite)
+        sample = self.crop(sample)
+        targets = sample.targets
+        if targets is None or targets.num_points is None:
+            return sample
+        return sample.replace(targets=targets.select(targets.num_points >= self.min_points))
+
+    def _blank(self, index: int) -> Sample:
+        """What stands for a frame that cannot be read."""
+        info = self._info(index)
+        points = np.zeros((0, len(self.POINT_FEATURES)), np.float32)
+        return Sample(points, self.POINT_FEATURES, info.frame_id, info.targets(), info.sequence_id)
+
+    def _finish(self, sample: Sample) -> Sample:
+        """Crop to the range, keep the configured features and classes, and bring headings into [-π, π)."""
+        sample = sample.select_points(points_in_range(sample.points, self.point_cloud_range, self.mask_z))
+        columns = [sample.point_features.index(name) for name in self.point_features]
+        sample = sample.replace(points=sample.points[:, columns], point_features=self.point_features)
+        sample = keep_classes(sample, self.classes)
+        targets = sample.targets
+        if self.training and targets is not None and targets.boxes is not None:
+            inside = boxes_in_range(targets.boxes, self.point_cloud_range, self.min_box_corners)
+            sample = sample.replace(targets=targets.select(inside))
+        return wrap_headings(sample)
+
+
+class ConcatDataset(torch.utils.data.Dataset[Sample]):
+    """Several data sets of the same classes and columns one after the other, with a common epoch, to train on."""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        if not parts:
+            raise ValueError("parts must hold at least one data set")
+        self.parts = list(parts)
+        self.classes, self.point_features = self.parts[0].classes, self.parts[0].point_features
+        for part in self.parts:
+            for name in ("classes", "point_features"):
+                if tuple(getattr(part, name)) != tuple(getattr(self, name)):
+                    raise ValueError(f"{name} differ: {list(getattr(self, name))} and {list(getattr(part, name))}")
+        self._ends = list(accumulate(len(part) for part in self.parts))
+
+    @property
+    def frames(self) -> list[FrameInfo]:
+        """The frames of all parts."""
+        return [info for part in self.parts for info in part.frames]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index %= len(self)
+        part = bisect_right(self._ends, index)
+        return self.parts[part][index - (self._ends[part - 1] if part else 0)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of every part."""
+        for part in self.parts:
+            part.set_epoch(epoch)
+
+    def evaluator(self, options: Mapping[str, Any] | None = None) -> Evaluator:
+        """Raises ConfigError: several data sets have no common metric."""
+        raise ConfigError("data.sources: several sources have no common metric; test on the data set of data.root")
+
+
+def collate(samples: Sequence[Sample], classes: Sequence[str]) -> PointBatch:
+    """Join samples to a batch; labels are positions in `classes`. Ground truth only where every sample has some.
+
+    Raises ValueError for samples with different columns, and for boxes of a class that is not in `classes`.
+    """
+    features = {sample.point_features for sample in samples}
+    if len(features) > 1:
+        raise ValueError(f"samples with different columns in one batch: {sorted(features)}")
+    batch = PointBatch.from_points([torch.from_numpy(np.ascontiguousarray(s.points)) for s in samples])
+    batch = replace(batch, frame_ids=tuple(s.frame_id for s in samples))
+    if any(s.targets is None for s in samples):
+        return batch
+    return replace(batch, targets=tuple(_numbered(s, classes).tensors() for s in samples))
+
+
+def _numbered(sample: Sample, classes: Sequence[str]) -> Any:
+    targets = sample.targets.of_classes(classes)
+    if len(targets) < len(sample.targets):
+        others = sorted(set(sample.targets.names) - set(classes))
+        raise ValueError(f"frame {sample.frame_id!r} has boxes of {', '.join(others)}, not one of {', '.join(classes)}")
+    return targets
+
+
+def check_classes(classes: Sequence[str], frames: Sequence[FrameInfo], where: str, strict: bool) -> None:
+    """Hold the configured classes against the labels of an index.
+
+    A class that never occurs gives a warning; with `strict`, ConfigError when it looks like a misspelling of one that
+    does, or when no class occurs at all.
+    """
+    known = {name for frame in frames for name in frame.names}
+    absent = [name for name in classes if name not in known]
+    if not absent or (not known and not strict):
+        return
+    spare = {name.lower(): name for name in known if name not in classes}
+    for name in absent:
+        close = difflib.get_close_matches(name.lower(), spare, n=1, cutoff=0.6)
+        if close and strict:
+            raise ConfigError(f"classes: {name!r} never occurs in {where}; did you mean {spare[close[0]]!r}?")
+        _log.warning("class %r never occurs in %s; it has: %s", name, where, ", ".join(sorted(known)) or "no labels")
+    if strict and len(absent) == len(classes):
+        raise ConfigError(
+            f"classes: none of {', '.join(classes)} occurs in {where}; it has: {', '.join(sorted(known))}"
+        )
+
+
+def _check_point_features(wanted: Sequence[str], available: Sequence[str]) -> None:
+    unknown = [name for name in wanted if name not in available]
+    if unknown:
+        hint = suggest(unknown[0], available)
+        raise ValueError(f"point_features must be among the columns of the points, {unknown[0]!r} is not{hint}")
+    if list(wanted[:3]) != ["x", "y", "z"] or len(set(wanted)) < len(wanted):
+        raise ValueError(f"point_features must be x, y, z and then different other columns, got {list(wanted)}")
+
+
+def _check_geometry(point_cloud_range: Sequence[float], repeat: int) -> None:
+    low, high = point_cloud_range[:3], point_cloud_range[3:]
+    if len(point_cloud_range) != 6 or any(a >= b for a, b in zip(low, high, strict=True)):
+        raise ValueError(f"point_cloud_range must be x, y, z minimum then maximum, got {list(point_cloud_range)}")
+    if repeat < 1:
+        raise ValueError(f"repeat must be at least 1, got {repeat}")

@@ -1,0 +1,61 @@
+"""All data formats: the data set of a configuration, and the columns of its points.
+
+Importing a format registers what it has: its data set in `DATASETS`, its preparation in `FRAME_SOURCES`, and its
+metric for result files in `BENCHMARKS`. Code above this module names no format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pcdet_ext.config import ConfigError, Node
+from pcdet_ext.data import kitti  # noqa: F401  (registers the format)
+from pcdet_ext.data.base import DATASETS, ConcatDataset, Dataset, FrameDataset
+from pcdet_ext.data.prepare import FRAME_SOURCES
+from pcdet_ext.evaluation.base import BENCHMARKS
+
+__all__ = ["BENCHMARKS", "DATASETS", "FRAME_SOURCES", "build_dataset", "point_features"]
+
+# Named in configs/datasets/, for the classes, ranges and features of models; their files cannot be read yet.
+NOT_READ_YET = ("WaymoDataset", "NuScenesDataset", "Argoverse2Dataset", "OnceDataset")
+# Columns that a detector reads when its configuration names neither columns nor a format.
+USUAL_FEATURES = ("x", "y", "z", "intensity")
+
+
+def point_features(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Columns of the points that a configuration's data section means: its own, or else all that its format has."""
+    if data.get("point_features") is not None:
+        return tuple(data["point_features"])
+    name = data.get("name")
+    found = DATASETS.get(name) if name in DATASETS else None
+    return found.POINT_FEATURES if isinstance(found, type) and issubclass(found, FrameDataset) else USUAL_FEATURES
+
+
+def build_dataset(node: Mapping[str, Any], split: str, training: bool, seed: int = 0) -> Dataset:
+    """The data set that a configuration's data section describes; in training its own `split` precedes the argument.
+
+    In training, `sources` (a list of mappings) joins several: each has the section's own keys with those of the source
+    put over them, so `{root: …, split: …, repeat: 5}` is enough (an `index` belongs to its root and is not taken over
+    with another one). Without training, the section's root and the split asked for count alone.
+    Raises ConfigError for wrong keys, DataError for missing data.
+    """
+    node = node if isinstance(node, Node) else Node(node)
+    if node.get("name") in NOT_READ_YET:
+        readable = ", ".join(DATASETS.names())
+        raise ConfigError(f"{node.where('name')}: files of a {node['name']} cannot be read yet, only of {readable}")
+    own = ("sources",) if training else ("sources", "split", "repeat")
+    section = Node({k: v for k, v in node.items() if k not in own}, node.key_path, node.sources)
+    sources = node.get("sources") if training else None
+    if sources is None:
+        return DATASETS.build(section, split=split, training=training, seed=seed)
+    if not isinstance(sources, list) or not sources or not all(isinstance(s, Mapping) for s in sources):
+        raise ConfigError(f"{node.where('sources')}: must be a list of mappings such as {{root: DIR, repeat: 2}}")
+    parts = []
+    for i, source in enumerate(sources):
+        lines = {**section.sources, **getattr(source, "sources", {})}
+        inherited = {k: v for k, v in section.items() if k != "index" or "root" not in source}
+        merged = Node({**inherited, **source}, f"{node.key_path}.sources.{i}".lstrip("."), lines)
+        # Each source draws its own numbers, also where two of them are the same folder.
+        parts.append(DATASETS.build(merged, split=split, training=training, seed=seed + i))
+    return ConcatDataset(parts)

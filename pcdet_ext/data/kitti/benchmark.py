@@ -1,0 +1,65 @@
+"""The KITTI metric of result files of any code base."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pcdet_ext.data.kitti.labels import read_labels
+from pcdet_ext.evaluation.base import BENCHMARKS
+from pcdet_ext.evaluation.kitti import CLASSES, KittiResult, evaluate
+from pcdet_ext.evaluation.kitti_labels import Labels
+from pcdet_ext.files import DataError
+
+_log = logging.getLogger(__name__)
+
+
+@BENCHMARKS.register
+def kitti(
+    ground_truth: str,
+    results: str,
+    classes: Sequence[str] = CLASSES[:3],
+    overlap: Mapping[str, float] | None = None,
+) -> KittiResult:
+    """KITTI object detection: bbox, aos, bev, 3d; see `evaluate_folders`."""
+    return evaluate_folders(ground_truth, results, classes, overlap)
+
+
+def evaluate_folders(
+    ground_truth: str | Path,
+    results: str | Path,
+    classes: Sequence[str] = CLASSES[:3],
+    overlap: Mapping[str, float] | None = None,
+) -> KittiResult:
+    """Metrics of a folder of result files against a folder of label files, both named <frame>.txt.
+
+    The result files say which frames count (an empty file is a frame without detections), as in the devkit.
+
+    Args:
+        ground_truth: folder of label files; results: folder of result files.
+        classes: what is measured.
+        overlap: see `pcdet_ext.evaluation.kitti.evaluate`.
+
+    Raises:
+        DataError: naming the file, and the line, that is missing or damaged.
+        ValueError: for classes and overlaps that cannot be measured.
+    """
+    ground_truth, results = Path(ground_truth), Path(results)
+    for folder in (ground_truth, results):
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder")
+    files = sorted(results.glob("*.txt"))
+    if not files:
+        raise DataError(f"{results}: no result files (*.txt) here")
+    found = [read_labels(f, with_scores=True) for f in files]
+    truth = [read_labels(ground_truth / f.name, with_scores=False) for f in files]
+    for folder, frames in ((ground_truth, truth), (results, found)):
+        _log_notes(folder, frames)
+    return evaluate(truth, found, classes, overlap)
+
+
+def _log_notes(folder: Path, frames: Sequence[Labels]) -> None:
+    for note, count in Counter(note for frame in frames for note in frame.notes).items():
+        _log.warning("%s: %s (%d files)", folder, note, count)

@@ -1,0 +1,91 @@
+"""Preparation of folders in the KITTI layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pcdet_ext.data.kitti.calibration import Calibration
+from pcdet_ext.data.kitti.files import POINT_FEATURES, Frame, find_frames, read_points
+from pcdet_ext.data.kitti.images import read_image_size
+from pcdet_ext.data.kitti.labels import boxed, labels_to_boxes, read_labels
+from pcdet_ext.data.prepare import FRAME_SOURCES, RawFrame, Summary, prepare
+from pcdet_ext.evaluation.kitti_labels import Labels, reasons_not_to_count
+from pcdet_ext.structures import Sample
+
+
+class KittiFrames:
+    """The frames of a folder in the KITTI layout, for preparation (see `FrameSource`)."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def find(self, split: str) -> Sequence[Frame]:
+        """The frames of a split; see `find_frames`."""
+        return find_frames(self.root, split)
+
+    def read(self, frame: Frame) -> RawFrame:
+        """One frame with what its index needs."""
+        calibration = Calibration.read(frame.calibration)
+        size, notes = _image_size(frame, calibration)
+        sample = Sample(read_points(frame.points), POINT_FEATURES, frame.frame_id)
+        raw = RawFrame(
+            sample, {"folder": frame.folder, "image_size": size}, notes=(*notes, *calibration.notes)
+        )
+        return raw if frame.folder == "testing" else _with_labels(raw, frame, calibration)
+
+
+@FRAME_SOURCES.register
+def kitti(root: str) -> KittiFrames:
+    """KITTI's object-detection layout."""
+    return KittiFrames(root)
+
+
+def prepare_kitti(
+    root: str | Path,
+    splits: Sequence[str] = ("train", "val"),
+    database: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    workers: int = 0,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = True,
+) -> list[Summary]:
+    """Prepare a folder in the KITTI layout; see `pcdet_ext.data.prepare.prepare`."""
+    return prepare(KittiFrames(root), splits, database, out, workers, on_error, progress)
+
+
+def _with_labels(raw: RawFrame, frame: Frame, calibration: Calibration) -> RawFrame:
+    labels = read_labels(frame.labels, with_scores=False)
+    rows = boxed(labels)
+    return RawFrame(
+        raw.sample.replace(targets=labels_to_boxes(labels, calibration)),
+        raw.extra,
+        reasons=reasons_not_to_count(rows),
+        unboxed=_without_box(labels),
+        notes=(*raw.notes, *labels.notes),
+    )
+
+
+def _without_box(labels: Labels) -> tuple[str, ...]:
+    objects = labels.objects()
+    return objects.select(~(objects.dimensions > 0).all(axis=1)).names
+
+
+def _image_size(frame: Frame, calibration: Calibration) -> tuple[Any, tuple[str, ...]]:
+    """(height, width) or None, and what is to be said about it."""
+    if frame.image is not None:
+        size = read_image_size(frame.image)
+    else:
+        size = calibration.known_image_size()
+    if size is None:
+        return None, ("image size: not known; data.image_size must state it where only seen points are kept",)
+    notes = ()
+    if frame.image is None and calibration.image_size is None:
+        notes += (f"image size: {size[1]} × {size[0]}, of KITTI's own camera with this P2 (no image)",)
+    middle = calibration.p2[:2, 2] / np.array(size[::-1])
+    if (middle < 0).any() or (middle > 1).any():
+        notes += ("image size: P2 has its principal point outside the image; is it for images of another size?",)
+    return size, notes

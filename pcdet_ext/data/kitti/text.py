@@ -1,0 +1,33 @@
+"""Lines and numbers of KITTI's text files, with errors that say where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pcdet_ext.files import DataError
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file. Raises DataError when it is missing or no text."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file ({error})") from error
+
+
+def floats(fields: Sequence[str], where: str) -> list[float]:
+    """Finite numbers from text; `where` is "file:line". Raises DataError for anything else."""
+    values = []
+    for field in fields:
+        try:
+            values.append(float(field))
+        except ValueError:
+            raise DataError(f"{where}: {field!r} is not a number") from None
+    if not np.isfinite(values).all():
+        raise DataError(f"{where}: numbers must be finite, got {' '.join(fields)}")
+    return values
