@@ -15,7 +15,7 @@ import pcdet_ext
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError
-from pcdet_ext.data.kitti.files import write_points
+from pcdet_ext.data.kitti import write_points
 from pcdet_ext.files import DataError
 from pcdet_ext.inference import Detector
 from pcdet_ext.structures import Detections

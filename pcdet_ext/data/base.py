@@ -103,7 +103,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         self.frames = read_index(index_path(folder, self.split))
         check_classes(self.classes, self.frames, f"{self.root} ({self.split})", strict=self.training)
         context = {"classes": self.classes, "database": database_path(folder, self.split)}
-        self._steps = [AUGMENTATIONS.build(node, **context) for node in self.augment] if self.training else []
+        self.augmentations = [AUGMENTATIONS.build(node, **context) for node in self.augment] if self.training else []
 
     @abstractmethod
     def read(self, info: FrameInfo) -> Sample:
@@ -143,7 +143,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         for _ in range(MAX_REPLACEMENTS):
             sample = self._read_or_skip(index)
             if sample is not None:
-                for step in self._steps:
+                for step in self.augmentations:
                     sample = step(sample, rng)
                 sample = self._finish(sample)
                 if sample.targets is not None and len(sample.targets):

@@ -190,7 +190,7 @@ def test_faded_augmentations_leave_in_the_last_epochs(root: Path, data: Path) ->
     settings = config.load(root / "configs" / "kitti" / "demo.yaml", [f"data.root={data}"])
     options = TrainConfig(epochs=5, fade_epochs=2, fade_augmentations=["RandomFlip"])
     dataset = training_datasets(settings["data"], options)
-    names = [[type(step).__name__ for step in dataset(epoch).augment] for epoch in range(5)]
+    names = [[type(step).__name__ for step in dataset(epoch).augmentations] for epoch in range(5)]
     rest = ["GroundTruthSampling", "RandomScaling"]
     assert names == [["GroundTruthSampling", "RandomFlip", "RandomScaling"]] * 3 + [rest] * 2
     assert dataset(3) is dataset(4)
