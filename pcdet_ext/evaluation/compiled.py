@@ -239,3 +239,115 @@ def waymo_counts(
         for i in range(levels):
             missed[i, k] += missed[i, k - 1]
     return true[:cutoffs], false[:cutoffs], accuracy[:cutoffs], missed[:levels, :cutoffs]
+
+
+MISS, MATCH, SWITCH = 0, 1, 2
+IMPOSSIBLE = 1e6  # metres, more than any distance
+
+
+@njit(cache=True)
+def pair_tracks(
+    gt_starts: Array,  # int64 [F + 1], rows of each frame's objects
+    objects: Array,  # int64 [G], track of each object, unique over all scenes
+    gt_xy: Array,  # float64 [G, 2]
+    starts: Array,  # int64 [F + 1], rows of each frame's predictions
+    hypotheses: Array,  # int64 [P], track of each prediction, unique over all scenes
+    xy: Array,  # float64 [P, 2]
+    there: Array,  # bool [P], predictions that take part
+    tracks: int,
+    limit: float,
+) -> tuple[Array, Array, Array, Array, int, int]:
+    """Pair objects with predictions frame by frame (CLEAR MOT, Bernardin and Stiefelhagen 2008).
+
+    An object keeps the track that it was last paired with while that is near enough; the others are paired so that as
+    many as possible are, at the smallest total distance. Returns, for each object: what became of it (miss, match,
+    switch), the row of its prediction or -1, the distance, and the number of its frame, frames without anything left
+    out; then the false positives and the number of frames.
+    """
+    count = len(objects)
+    state, partner = np.zeros(count, np.int64), np.full(count, -1, np.int64)
+    distance, frame_number = np.zeros(count), np.zeros(count, np.int64)
+    last = np.full(tracks, -1, np.int64)
+    frames, false = 0, 0
+    for f in range(len(gt_starts) - 1):
+        g0, g1 = gt_starts[f], gt_starts[f + 1]
+        rows = np.array([p for p in range(starts[f], starts[f + 1]) if there[p]], dtype=np.int64)
+        if g0 == g1 and len(rows) == 0:
+            continue
+        gaps = np.full((g1 - g0, len(rows)), np.inf)
+        for i in range(g1 - g0):
+            for j in range(len(rows)):
+                a, b = gt_xy[g0 + i], xy[rows[j]]
+                square = (a[0] * a[0] + a[1] * a[1]) - 2 * (a[0] * b[0] + a[1] * b[1]) + (b[0] * b[0] + b[1] * b[1])
+                gap = np.sqrt(max(square, 0.0))
+                if gap < limit:
+                    gaps[i, j] = gap
+        free_objects, free = np.ones(g1 - g0, np.bool_), np.ones(len(rows), np.bool_)
+        for i in range(g1 - g0):
+            for j in range(len(rows)):
+                kept = free[j] and hypotheses[rows[j]] == last[objects[g0 + i]]
+                if kept and gaps[i, j] < limit:
+                    state[g0 + i], partner[g0 + i], distance[g0 + i] = MATCH, rows[j], gaps[i, j]
+                    free_objects[i] = free[j] = False
+                    break
+        left, right = np.flatnonzero(free_objects), np.flatnonzero(free)
+        if len(left) and len(right):
+            weights = np.zeros((len(left), len(right)))
+            for i in range(len(left)):
+                for j in range(len(right)):
+                    if gaps[left[i], right[j]] < limit:
+                        weights[i, j] = IMPOSSIBLE - gaps[left[i], right[j]]
+            chosen = assign(weights)
+            for i in range(len(left)):
+                j = chosen[i]
+                if j < 0 or weights[i, j] == 0:
+                    continue
+                row, hypothesis = g0 + left[i], hypotheses[rows[right[j]]]
+                before = last[objects[row]]
+                state[row] = SWITCH if before >= 0 and before != hypothesis else MATCH
+                partner[row], distance[row] = rows[right[j]], gaps[left[i], right[j]]
+                last[objects[row]] = hypothesis
+                free[right[j]] = False
+        for j in range(len(rows)):
+            false += free[j]
+        frame_number[g0:g1] = frames
+        frames += 1
+    return state, partner, distance, frame_number, false, frames
+
+
+@njit(cache=True)
+def track_histories(
+    objects: Array, state: Array, frame: Array, tracks: int
+) -> tuple[Array, Array, Array, Array, Array]:
+    """For each track: boxes, paired boxes, fragmentations, frames until the first pairing, and the longest gap.
+
+    Rows ascend with the frame. Frames between the first and the last of a track count for its gaps; a track that is
+    never paired has -1 for both times.
+    """
+    total, paired = np.zeros(tracks, np.int64), np.zeros(tracks, np.int64)
+    fragments, waiting, longest = np.zeros(tracks, np.int64), np.full(tracks, -1, np.int64), np.zeros(tracks, np.int64)
+    first, previous = np.full(tracks, -1, np.int64), np.full(tracks, -1, np.int64)  # previous: last paired frame
+    missed_since = np.zeros(tracks, np.bool_)
+    final = np.zeros(tracks, np.int64)
+    for i in range(len(objects)):
+        track = objects[i]
+        total[track] += 1
+        final[track] = frame[i]
+        if first[track] < 0:
+            first[track] = frame[i]
+        if state[i] == MISS:
+            missed_since[track] = True
+            continue
+        if paired[track] == 0:
+            waiting[track] = longest[track] = frame[i] - first[track]
+        else:
+            fragments[track] += missed_since[track]
+            longest[track] = max(longest[track], frame[i] - previous[track] - 1)
+        paired[track] += 1
+        previous[track], missed_since[track] = frame[i], False
+    for track in range(tracks):
+        if paired[track]:
+            longest[track] = max(longest[track], final[track] - previous[track])
+        else:
+            longest[track] = -1
+    return total, paired, fragments, waiting, longest

@@ -190,7 +190,7 @@ def evaluate(truth: Boxes, found: Boxes, samples: Samples) -> NuScenesResult:
     Raises:
         ValueError: when nothing is left of either side within the ranges of the classes, as the devkit does.
     """
-    truth, found = evaluated(truth, samples), evaluated(found, samples)
+    truth, found = (boxes.select(within_range(boxes, samples, CLASS_RANGES)) for boxes in (truth, found))
     for boxes, what in ((truth, "ground truth"), (found, "detections")):
         if not len(boxes):
             raise ValueError(f"no box of the {what} counts: none has points and lies within the range of its class")
@@ -200,14 +200,16 @@ def evaluate(truth: Boxes, found: Boxes, samples: Samples) -> NuScenesResult:
     return NuScenesResult(curves)
 
 
-def evaluated(boxes: Boxes, samples: Samples) -> Boxes:
-    """Those boxes that count: near enough to the vehicle for their class, with points inside, outside bicycle racks."""
+def within_range(boxes: Boxes, samples: Samples, ranges: Mapping[str, float]) -> Array:
+    """bool [N]: boxes that count: near enough for their class, with points inside, outside bicycle racks.
+
+    ranges: metres from the vehicle, by class; boxes of other classes do not count.
+    """
     limits = np.zeros(len(boxes))
-    for name, limit in CLASS_RANGES.items():
+    for name, limit in ranges.items():
         limits[boxes.name == name] = limit
     distance = np.linalg.norm((boxes.translation - samples.ego[boxes.sample])[:, :2], axis=1)
-    boxes = boxes.select((distance < limits) & (boxes.num_points != 0))
-    return boxes.select(~_in_racks(boxes, samples.racks))
+    return (distance < limits) & (boxes.num_points != 0) & ~_in_racks(boxes, samples.racks)
 
 
 def _in_racks(boxes: Boxes, racks: Boxes) -> Array:

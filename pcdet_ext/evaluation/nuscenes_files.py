@@ -13,6 +13,8 @@ import numpy as np
 
 from pcdet_ext.config import suggest
 from pcdet_ext.evaluation.nuscenes import CLASSES, Boxes, Samples
+from pcdet_ext.evaluation.nuscenes_tracking import CLASSES as TRACKED_CLASSES
+from pcdet_ext.evaluation.nuscenes_tracking import Sequences, Tracks
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array
 
@@ -37,21 +39,30 @@ def read_results(path: str | Path, tokens: Sequence[str] | None = None) -> tuple
             may be NaN).
     """
     path = Path(path)
+    results, names = _read_submission(path, tokens)
+    number = {token: i for i, token in enumerate(names)}
+    rows = [(number[token], box) for token, box in _all_boxes(path, results)]
+    return _table(path, rows, names, is_truth=False), names
+
+
+def _read_submission(path: Path, tokens: Sequence[str] | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     content = read_json(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("results"), Mapping):
         raise DataError(f"{path}: not a nuScenes submission (it has no mapping 'results' of samples to boxes)")
     results = content["results"]
     if tokens is not None:
         _check_samples(path, results, tokens)
-    names = tuple(results) if tokens is None else tuple(tokens)
-    number = {token: i for i, token in enumerate(names)}
-    rows = [(number[token], box) for token, box in _all_boxes(path, results)]
-    return _table(path, rows, names, is_truth=False), names
+    return results, tuple(results) if tokens is None else tuple(tokens)
 
 
 def read_ground_truth(path: str | Path) -> tuple[Boxes, Samples]:
     """Ground truth of a JSON file with `samples` (ego_translation, bicycle_racks) and `gt_boxes` by sample token."""
     path = Path(path)
+    rows, samples, _ = _read_truth(path)
+    return _table(path, rows, samples.tokens, is_truth=True), samples
+
+
+def _read_truth(path: Path) -> tuple[list[tuple[int, Any]], Samples, Mapping[str, Any]]:
     content = read_json(path)
     try:
         samples, boxes = content["samples"], content["gt_boxes"]
@@ -62,7 +73,28 @@ def read_ground_truth(path: str | Path) -> tuple[Boxes, Samples]:
         ego = np.array([sample["ego_translation"] for sample in samples.values()], np.float64).reshape(-1, 3)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a ground truth of samples and gt_boxes ({error!r})") from error
-    return _table(path, rows, names, is_truth=True), Samples(names, ego, _racks(racks))
+    return rows, Samples(names, ego, _racks(racks)), samples
+
+
+def read_tracks(path: str | Path, tokens: Sequence[str] | None = None) -> tuple[Tracks, tuple[str, ...]]:
+    """Tracks of a submission to the tracking benchmark; see `read_results`, and every box has a tracking_id."""
+    path = Path(path)
+    results, names = _read_submission(path, tokens)
+    number = {token: i for i, token in enumerate(names)}
+    rows = [(number[token], box) for token, box in _all_boxes(path, results)]
+    return _tracks(path, rows, names, is_truth=False), names
+
+
+def read_track_ground_truth(path: str | Path) -> tuple[Tracks, Sequences]:
+    """Ground truth of a JSON file with `samples` (scene, timestamp, ego_translation, …) and `gt_boxes` by sample."""
+    path = Path(path)
+    rows, samples, content = _read_truth(path)
+    try:
+        scene = np.array([sample["scene"] for sample in content.values()], np.str_)
+        timestamp = np.array([sample["timestamp"] for sample in content.values()], np.int64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: samples need a scene and a timestamp ({error!r})") from error
+    return _tracks(path, rows, samples.tokens, is_truth=True), Sequences(samples, scene, timestamp)
 
 
 def read_json(path: Path) -> Any:
@@ -93,16 +125,28 @@ def _all_boxes(path: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, Ma
             yield token, box
 
 
-def _table(path: Path, rows: Sequence[tuple[int, Any]], tokens: Sequence[str], is_truth: bool) -> Boxes:
+def _tracks(path: Path, rows: Sequence[tuple[int, Any]], tokens: Sequence[str], is_truth: bool) -> Tracks:
+    for i, (_, box) in enumerate(rows):
+        if not isinstance(box, Mapping) or not isinstance(box.get("tracking_id"), (str, int)):
+            raise DataError(f"{path}: sample {tokens[rows[i][0]]}: a box without a tracking_id")
+    boxes = _table(path, rows, tokens, is_truth, task="tracking")
+    return Tracks(boxes, np.array([str(box["tracking_id"]) for _, box in rows], np.str_))
+
+
+def _table(
+    path: Path, rows: Sequence[tuple[int, Any]], tokens: Sequence[str], is_truth: bool, task: str = "detection"
+) -> Boxes:
     def where(i: int) -> str:
         return f"{path}: sample {tokens[rows[i][0]]}"
 
     def column(key: str, width: int, may_be_nan: bool = False) -> Array:
         return _numbers(rows, key, width, may_be_nan, where)
 
-    names = _texts(rows, "detection_name", where)
-    attributes = _texts(rows, "attribute_name", where)
-    for values, known, what in ((names, CLASSES, "class"), (attributes, ATTRIBUTES, "attribute")):
+    names = _texts(rows, f"{task}_name", where)
+    tracked = task == "tracking"
+    attributes = np.full(len(rows), "", np.str_) if tracked else _texts(rows, "attribute_name", where)
+    classes = TRACKED_CLASSES if tracked else CLASSES
+    for values, known, what in ((names, classes, "class"), (attributes, ATTRIBUTES, "attribute")):
         for i in np.flatnonzero(~np.isin(values, known)):
             raise DataError(f"{where(int(i))}: unknown {what} {str(values[i])!r}{suggest(str(values[i]), known)}")
     size = column("size", 3)
@@ -120,7 +164,7 @@ def _table(path: Path, rows: Sequence[tuple[int, Any]], tokens: Sequence[str], i
         size=size,
         rotation=rotation,
         velocity=column("velocity", 2, may_be_nan=True),
-        score=np.full(count, -1.0) if is_truth else column("detection_score", 0),
+        score=np.full(count, -1.0) if is_truth else column(f"{task}_score", 0),
         num_points=column("num_pts", 0).astype(np.int64) if is_truth else np.full(count, -1),
     )
 

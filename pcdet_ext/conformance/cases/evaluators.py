@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.conformance.cases import detection_metrics
+from pcdet_ext.conformance.cases import official_metrics
 from pcdet_ext.conformance.golden import Report
 from pcdet_ext.data.kitti import Labels, read_labels
 from pcdet_ext.evaluation.kitti import CLASSES, KittiResult, evaluate
@@ -101,7 +101,8 @@ def _rows(values: np.ndarray, names: list[str]) -> Labels:
 # For each kind: the pairs (key, ours, theirs) of a case, and how far they may be apart.
 EVALUATORS: dict[str, tuple[Callable[[Path], Iterator[tuple[str, float, float]]], float]] = {
     "eval_kitti": (_kitti_numbers, KITTI_TOLERANCE),
-    "eval_nuscenes": (detection_metrics.nuscenes_numbers, detection_metrics.TOLERANCE),
-    "eval_argoverse2": (detection_metrics.argoverse2_numbers, detection_metrics.TOLERANCE),
-    "eval_waymo": (detection_metrics.waymo_numbers, detection_metrics.WAYMO_TOLERANCE),
+    "eval_nuscenes": (official_metrics.nuscenes_numbers, official_metrics.TOLERANCE),
+    "eval_argoverse2": (official_metrics.argoverse2_numbers, official_metrics.TOLERANCE),
+    "eval_nuscenes_tracking": (official_metrics.nuscenes_tracking_numbers, official_metrics.TOLERANCE),
+    "eval_waymo": (official_metrics.waymo_numbers, official_metrics.WAYMO_TOLERANCE),
 }

