@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -106,7 +107,12 @@ def _starts(counts: Tensor) -> Tensor:
 
 
 class Partition(ABC):
-    """What partitions share: called on voxels and an order, the result is cached on the voxels."""
+    """What partitions share: called on voxels and an order, the result is cached on the voxels.
+
+    plan_type: what they give, which a mixer must be able to take.
+    """
+
+    plan_type: ClassVar[type[Groups] | type[Segments]] = Groups
 
     def __call__(self, voxels: SparseVoxels, order: Order) -> Groups | Segments:
         """The groups or segments of these voxels along this order."""
@@ -182,6 +188,8 @@ class RotatedSets(_Groups):
 @dataclass(frozen=True)
 class Windows(Partition):
     """Segments of any length, the pieces of the order: windows of a window order, buckets of `LSH`, or else frames."""
+
+    plan_type = Segments
 
     def cut(self, voxels: SparseVoxels, order: Order) -> Segments:
         """The segments of these voxels along this order."""

@@ -20,6 +20,8 @@ class SoftmaxAttention(nn.Module):
     Raises ValueError for heads that do not divide the channels, or fewer than one of either.
     """
 
+    plan_types = (Groups,)
+
     def __init__(self, channels: int, num_heads: int = 8) -> None:
         super().__init__()
         if channels < 1 or num_heads < 1 or channels % num_heads:

@@ -17,6 +17,8 @@ class SequenceMixer(nn.Module, ABC):
     zeros. Subclasses give `mix`.
     """
 
+    plan_types = (Groups,)
+
     def forward(self, x: Tensor, plan: Groups | Segments, position: Tensor | None = None) -> Tensor:
         """Voxel features [N, C] (plus `position` [N, C]) mixed inside each group of the plan, [N, C].
 

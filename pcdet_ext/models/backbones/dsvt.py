@@ -165,7 +165,8 @@ class DSVT(nn.Module):
     Attributes: out_channels, out_grid (Z, Y, X), stride (input cells per output cell in x and y).
 
     Raises:
-        ValueError: for lists that do not fit each other and for values out of range.
+        ValueError: for lists that do not fit each other, values out of range,
+            and a partition that the mixer cannot take.
     """
 
     def __init__(
@@ -245,6 +246,7 @@ class DSVT(nn.Module):
         for module in self.modules():
             if isinstance(module, DSVTLayer):
                 _xavier_uniform(module.position)
+                module.block.check_partition(module.partition)
                 if recompute:
                     check_recompute(module.block)
 

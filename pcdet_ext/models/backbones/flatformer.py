@@ -51,7 +51,8 @@ class FlatFormer(nn.Module):
     Attributes: out_channels, out_grid and stride, those of the input.
 
     Raises:
-        ValueError: for sizes that are not positive, heads that do not divide the channels, fewer than four channels.
+        ValueError: for sizes that are not positive, heads that do not divide the channels, fewer than four channels,
+            and a partition that the mixer cannot take.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class FlatFormer(nn.Module):
             )
             for _ in range(num_blocks)
         )
-        if recompute:
-            check_recompute(self)
+        for layer in itertools.chain(*self.blocks):
+            layer.check_partition(self.partition)
+            if recompute:
+                check_recompute(layer)
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
         """Features [N, in_channels] to the same shape; the rows of the voxels may be in any order."""

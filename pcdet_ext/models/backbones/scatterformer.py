@@ -93,7 +93,7 @@ class ScatterFormerStage(nn.Module):
         all_layers: how many those are, by default the stage's own.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: for sizes that do not fit, and for a partition that the mixer cannot take.
     """
 
     def __init__(
@@ -123,6 +123,8 @@ class ScatterFormerStage(nn.Module):
             construct(MixerBlock, block or {}, channels=channels, layer_id=layer_id + i, **settings)
             for i in range(num_layers)
         )
+        for layer in self.attention:
+            layer.check_partition(self.partition)
         self.interaction = nn.ModuleList(
             CrossWindowInteraction(channels, window, ffn_channels) for _ in range(num_layers)
         )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pcdet_ext.grouping.partitions import Partition
 from pcdet_ext.mixers import MIXERS
 from pcdet_ext.models.layers.feed_forward import FEED_FORWARDS
 from pcdet_ext.models.layers.norm import SparseBatchNorm
@@ -88,6 +89,19 @@ class MixerBlock(nn.Module):
             x = self.input_norm(x)
         x = self.mix(x, plan, position)
         return x if self.feed is None else self.feed(x, plan)
+
+    def check_partition(self, partition: Partition) -> None:
+        """Raises ValueError where the mixer or the feed-forward part cannot take what the partition gives.
+
+        Modules name what they take in `plan_types`; those that do not, take groups and segments.
+        """
+        for module in (part.module for part in (self.mix, self.feed) if part is not None):
+            taken = getattr(module, "plan_types", (Groups, Segments))
+            if partition.plan_type not in taken:
+                raise ValueError(
+                    f"{type(module).__name__} takes {' or '.join(t.__name__ for t in taken)}, "
+                    f"but {type(partition).__name__} gives {partition.plan_type.__name__}"
+                )
 
 
 class Sublayer(nn.Module):
