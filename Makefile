@@ -24,24 +24,24 @@ SEED_test := 1
 # Simulated street scenes → training → test on scenes of another seed → pictures. Each step is a command that stands
 # by itself; make leaves out those whose result is there.
 demo: $(DEMO)/best.ckpt $(DEMO_DATA)/test/simulation.json
-	$(BIN)/python tools/prepare_data.py kitti --root $(DEMO_DATA)/test --splits all --database
-	$(BIN)/python tools/test.py $(DEMO)/best.ckpt data.root=$(DEMO_DATA)/test --split all --out $(DEMO)/results
-	$(BIN)/python tools/visualize.py $(DEMO)/best.ckpt $(DEMO_FRAME) --out $(DEMO)/scene.html
-	$(BIN)/python tools/visualize.py $(DEMO)/best.ckpt $(DEMO_FRAME) --out $(DEMO)/map.png
+	$(BIN)/python -m pcdet_ext prepare kitti --root $(DEMO_DATA)/test --splits all --database
+	$(BIN)/python -m pcdet_ext test $(DEMO)/best.ckpt data.root=$(DEMO_DATA)/test --split all --out $(DEMO)/results
+	$(BIN)/python -m pcdet_ext visualize $(DEMO)/best.ckpt $(DEMO_FRAME) --out $(DEMO)/scene.html
+	$(BIN)/python -m pcdet_ext visualize $(DEMO)/best.ckpt $(DEMO_FRAME) --out $(DEMO)/map.png
 	@echo "Look at $(DEMO)/map.png, open $(DEMO)/scene.html in a browser."
 
 $(DEMO_DATA)/%/simulation.json: | $(VENV)/.run $(DEMO_NATIVE)
-	$(BIN)/python tools/simulate_data.py --format kitti --frames $(FRAMES_$*) --seed $(SEED_$*) --out $(@D)
+	$(BIN)/python -m pcdet_ext simulate --format kitti --frames $(FRAMES_$*) --seed $(SEED_$*) --out $(@D)
 
 $(DEMO)/best.ckpt: configs/kitti/demo.yaml $(DEMO_DATA)/train/simulation.json
-	$(BIN)/python tools/prepare_data.py kitti --root $(DEMO_DATA)/train
-	$(BIN)/python tools/train.py configs/kitti/demo.yaml data.root=$(DEMO_DATA)/train --out $(DEMO) --resume
+	$(BIN)/python -m pcdet_ext prepare kitti --root $(DEMO_DATA)/train
+	$(BIN)/python -m pcdet_ext train kitti/demo data.root=$(DEMO_DATA)/train --out $(DEMO) --resume
 
 test: $(VENV)/.dev $(VENV)/.native
 	$(BIN)/python -m pytest
 
 install: $(VENV)/.run $(VENV)/.native
-	$(BIN)/python -m pcdet_ext.engine.info
+	$(BIN)/python -m pcdet_ext info
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -59,7 +59,7 @@ system:
 	@sh tools/system_libraries.sh
 
 # What a user runs: torch first, at the wanted version, so that nothing else pulls another build of it.
-$(VENV)/.run: setup.py | system
+$(VENV)/.run: setup.py pyproject.toml | system
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install $(TORCH)
 	$(PIP) install 'setuptools>=77' wheel

@@ -1,5 +1,7 @@
 """Build of pcdet_ext: a Python package and its native library, a plain C ABI that knows nothing of torch.
 
+Names, versions and requirements are in pyproject.toml. The folder `configs/` is installed as `pcdet_ext.configs`.
+
 `ops/<op>/*_cpu.cpp` becomes `pcdet_ext/ops/libpcdet_ext_cpu.so` (g++, OpenMP) and, where nvcc is found,
 `ops/<op>/*_cuda.cu` becomes `pcdet_ext/ops/libpcdet_ext_cuda.so` (static cudart). A missing compiler is no error:
 the package then runs on its PyTorch references. Environment: PCDET_EXT_CUDA=0 skips the CUDA part, PCDET_EXT_ARCHS
@@ -131,24 +133,10 @@ def native_extensions() -> list[Extension]:
     return [Extension(name, sources(pattern), optional=True) for name, pattern in parts.items() if sources(pattern)]
 
 
-VIS = ["plotly", "matplotlib", 'open3d-cpu; platform_machine == "x86_64" and sys_platform == "linux"']
-SPCONV = ['spconv-cu120; python_version < "3.12"', 'spconv-cu126; python_version >= "3.12"']
-TRAIN = ["lightning>=2.4", "tensorboard", "tqdm"]
-
 setup(
-    name="pcdet_ext",
-    version="0.1.0",
-    description="3D object detection in LiDAR point clouds with sparse voxel sequence backbones, on CPU and GPU",
-    python_requires=">=3.10",
-    packages=find_packages(include=["pcdet_ext", "pcdet_ext.*"]),
-    install_requires=["torch>=2.5", "numpy", "pyyaml", "numba", "scipy", "tqdm", "pyarrow", "pillow"],
-    extras_require={
-        "vis": VIS,
-        "spconv": SPCONV,
-        "scatter": ["torch-scatter"],
-        "train": TRAIN,
-        "dev": [*VIS, *SPCONV, *TRAIN, "pytest", "hypothesis", "ruff", "shapely"],
-    },
+    packages=[*find_packages(include=["pcdet_ext", "pcdet_ext.*"]), "pcdet_ext.configs"],
+    package_dir={"pcdet_ext.configs": "configs"},
+    package_data={"pcdet_ext": ["py.typed"], "pcdet_ext.configs": ["**/*.yaml"]},
     ext_modules=native_extensions(),
     cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
 )

@@ -21,13 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcdet_ext.files import DataError, atomic_write
+from pcdet_ext.files import DataError, MissingFileError, atomic_write
 
 FORMAT = 1
 
 
 class CheckpointError(DataError):
     """A checkpoint that cannot be read, written or used; the message names the file."""
+
+
+class MissingCheckpointError(CheckpointError, MissingFileError):
+    """A checkpoint that is not there."""
 
 
 def write(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -64,7 +68,7 @@ def load_safely(path: str | Path, refusal: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
+        raise MissingCheckpointError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: {refusal} ({reason})") from error

@@ -3,21 +3,30 @@
 A component is a mapping with `name:` and the keyword arguments of its class. Files inherit with `_base_:` (a path or a
 list of paths, relative to the file), a mapping is merged key by key, anything else replaces; `_replace_: true` in a
 mapping drops what was inherited. Every error names the file and line, the key, and the nearest valid spelling.
+
+Configurations come with the library, named without their ending ("kitti/demo"). `imports: [my_package.my_mixer]` at the
+top level of a file names Python modules that are imported when it is loaded, so that the classes they register can be
+used. That runs their code: only load configuration files that you trust. What a checkpoint stores runs nothing.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import re
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import yaml
+
+from pcdet_ext.files import expand_path
 
 T = TypeVar("T")
 
@@ -83,14 +92,123 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _constru
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Node:
-    """Read a YAML file with its bases and apply overrides "a.b=value" (values are YAML).
+    """Read a YAML file with its bases, apply overrides "a.b=value" (values are YAML), and import what `imports:` names.
 
-    Raises ConfigError when a file is missing or no mapping, or an override is malformed.
+    Args:
+        path: a file, or the name of a configuration that comes with the library, as "kitti/demo"; a file wins.
+        overrides: changes of single keys.
+
+    Raises:
+        ConfigError: a file is missing or no mapping, an override is malformed, or a module cannot be imported.
     """
-    root = _read(Path(path), ())
+    found = find(path)
+    root = _read(found, ())
     for text in overrides:
         _override(root, text)
-    return _annotate(root, "")
+    root = _annotate(root, "")
+    import_modules(root, found.parent)
+    return root
+
+
+def packaged() -> dict[str, Path]:
+    """The configurations that come with the library, by name ("kitti/demo", "datasets/kitti"), sorted."""
+    package = Path(__file__).resolve().parent
+    installed, checkout = package / "configs", package.parent / "configs"
+    folder = installed if installed.is_dir() else checkout
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models that come with the library, as `build` and `pcdet train` take them, sorted.
+
+    pattern: which ones, with the wildcards `*`, `?` and `[…]` ("*mamba*", "kitti/*").
+    """
+    return [name for name in packaged() if not name.startswith("datasets/") and fnmatchcase(name, pattern)]
+
+
+def find(name: str | Path, folder: str | Path = "") -> Path:
+    """The file of a configuration: a path (relative to `folder`), or the name of one that comes with the library.
+
+    Both go with and without the ending ".yaml" for a name; a file that exists wins over a name. Raises ConfigError,
+    with the nearest name, when there is neither.
+    """
+    path = Path(folder, _expanded(name, str(name)))
+    if path.exists() and not path.is_dir():
+        return path
+    known, key = packaged(), str(name).removesuffix(".yaml")
+    if key in known:
+        return known[key]
+    close = difflib.get_close_matches(key.removeprefix("configs/"), known, n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"{path}: no such configuration file, nor does one of that name come with the library{hint}")
+
+
+def import_modules(settings: Mapping[str, Any], folder: str | Path = ".") -> None:
+    """Import the modules that the `imports:` of a trusted configuration names. This runs their code.
+
+    Modules that Python finds anyway come first; then those in the folder of the file that names them, in `folder`, and
+    in the working directory, which are added to the end of `sys.path`. Raises ConfigError for a module that is not
+    there; an error inside a module is raised as it is.
+    """
+    names, where = _module_names(settings)
+    if not names:
+        return
+    source = Path(getattr(settings, "sources", {}).get("imports", "").rpartition(":")[0])
+    folders = [source.parent, Path(folder)] if source.is_file() else [Path(folder)]
+    places = list(dict.fromkeys(str(place.resolve()) for place in (*folders, Path.cwd())))
+    sys.path += [place for place in places if place not in sys.path]
+    importlib.invalidate_caches()
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and f"{name}.".startswith(f"{error.name}."):
+                raise ConfigError(f"{where}: there is no module {name!r}, neither in {', '.join(places)}") from error
+            raise ConfigError(f"{where}: module {name!r} cannot be imported: {error}") from error
+
+
+def require_modules(settings: Mapping[str, Any]) -> None:
+    """Check that the modules which `imports:` names are imported already, and import none.
+
+    For configurations that come from files which must not run code, as checkpoints. Raises ConfigError otherwise.
+    """
+    names, where = _module_names(settings)
+    for name in names:
+        if name not in sys.modules:
+            raise ConfigError(
+                f"{where}: the module {name!r} is needed and is not imported, because that would run its code. If you "
+                f"trust it, import it first or say so (imports=True, or --imports on the command line)"
+            )
+
+
+def _module_names(settings: Mapping[str, Any]) -> tuple[list[str], str]:
+    """What `imports:` lists, and where it stands."""
+    names = setting(settings, "imports", list[str], [])
+    where = settings.where("imports") if isinstance(settings, Node) else "imports"
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
+            raise ConfigError(f"{where}: {name!r} is no name of a module; write it as in `import my_package.my_mixer`")
+    return names, where
+
+
+def setting(node: Mapping[str, Any], key: str, hint: Any, default: Any = ...) -> Any:
+    """One setting that no class takes as an argument, checked against a type hint as an argument would be.
+
+    Args:
+        node: the mapping that holds it.
+        key: its name there.
+        hint: what it must be, for example `Sequence[str]`.
+        default: what it is where it is missing; without one it must be there.
+
+    Raises:
+        ConfigError: it is missing, or does not fit the hint.
+    """
+    where = node.where if isinstance(node, Node) else lambda key=None: key or "configuration"
+    if key in node:
+        return _checked(node[key], hint, where(key))
+    if default is ...:
+        raise ConfigError(f"{where()}: {key!r} is missing")
+    return default
 
 
 def from_plain(items: Mapping[str, Any], source: str, overrides: Iterable[str] = ()) -> Node:
@@ -118,15 +236,11 @@ def _parse(stream: TextIO | str, name: str) -> Any:
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> Node:
-    path = path.resolve() if not path.exists() else path
     if path.resolve() in chain:
         raise ConfigError(f"{path}: inherits from itself through _base_")
     try:
         with path.open(encoding="utf-8") as stream:
             node = _parse(stream, str(path))
-    except FileNotFoundError:
-        inherited = f" (a _base_ of {chain[-1]})" if chain else ""
-        raise ConfigError(f"{path}: no such configuration file{inherited}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(node, Node):
@@ -134,8 +248,15 @@ def _read(path: Path, chain: tuple[Path, ...]) -> Node:
     bases = node.pop("_base_", [])
     result = Node()
     for base in [bases] if isinstance(bases, str) else bases:
-        result = _merge(result, _read(path.parent / base, (*chain, path.resolve())))
+        result = _merge(result, _read(_find_base(base, path), (*chain, path.resolve())))
     return _merge(result, node)
+
+
+def _find_base(base: str, path: Path) -> Path:
+    try:
+        return find(base, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (a _base_ of {path})") from None
 
 
 def _merge(old: Node, new: Node) -> Node:
@@ -208,12 +329,14 @@ def construct(factory: Callable[..., T], node: Mapping[str, Any], **context: Any
     parameters = inspect.signature(factory).parameters
     hints = _hints(factory)
     title = node.get("name", getattr(factory, "__name__", "component"))
-    given = {k: v for k, v in node.items() if k != "name"}
-    for key, value in given.items():
+    given = {}
+    for key, value in node.items():
+        if key == "name":
+            continue
         if key not in parameters:
             open_keys = [p for p in parameters if p not in context]
             raise ConfigError(f"{node.where(key)}: {title} has no such key{suggest(key, open_keys)}")
-        _check_type(value, hints.get(key), node.where(key))
+        given[key] = _checked(value, hints.get(key), node.where(key))
     arguments = {k: v for k, v in context.items() if k in parameters} | given
     missing = [k for k, p in parameters.items() if _required(p) and k not in arguments]
     if missing:
@@ -242,11 +365,41 @@ def _hints(factory: Callable) -> dict[str, Any]:
         return {}
 
 
-def _check_type(value: Any, hint: Any, where: str) -> None:
-    if hint is None or not _mismatch(value, hint):
-        return
-    expected = getattr(hint, "__name__", None) if inspect.isclass(hint) and not typing.get_args(hint) else None
-    raise ConfigError(f"{where}: expected {expected or str(hint).replace('typing.', '')}, got {value!r}")
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """A YAML value that fits a hint, its paths expanded. Raises ConfigError, beginning with `where`, for others."""
+    if hint is None:
+        return value
+    if _mismatch(value, hint):
+        expected = getattr(hint, "__name__", None) if inspect.isclass(hint) and not typing.get_args(hint) else None
+        expected = expected or re.sub(r"(typing|collections\.abc|pathlib)\.", "", str(hint))
+        listed = f"; write [{value}] for a list of one" if isinstance(value, str) and _fits([value], hint) else ""
+        raise ConfigError(f"{where}: expected {expected}, got {value!r}{listed}")
+    return _with_paths(value, hint, where)
+
+
+def _with_paths(value: Any, hint: Any, where: str) -> Any:
+    """A value whose hint names `Path`, with `~` and `$NAME` replaced."""
+    if isinstance(value, str) and _names_path(hint):
+        return _expanded(value, where)
+    if isinstance(value, (list, tuple)) and any(map(_names_path, typing.get_args(hint))):
+        return [_expanded(item, where) if isinstance(item, str) else item for item in value]
+    return value
+
+
+def _names_path(hint: Any) -> bool:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return any(map(_names_path, typing.get_args(hint))) if union else hint is Path
+
+
+def _expanded(path: str | Path, where: str) -> Path:
+    try:
+        return expand_path(path)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}" if where != str(path) else str(error)) from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    return not _mismatch(value, hint)
 
 
 def _mismatch(value: Any, hint: Any) -> bool:
@@ -264,28 +417,42 @@ def _mismatch(value: Any, hint: Any) -> bool:
         return isinstance(value, bool) or not isinstance(value, int)
     if hint in (bool, str):
         return not isinstance(value, hint)
-    if inspect.isclass(origin) and issubclass(origin, Mapping):
+    if hint is Path:
+        return not isinstance(value, (str, Path))
+    kind = origin if inspect.isclass(origin) else hint if inspect.isclass(hint) else object
+    if issubclass(kind, Mapping):
         return not isinstance(value, Mapping)
-    if inspect.isclass(origin) and issubclass(origin, Sequence):
-        if not isinstance(value, (list, tuple)):
-            return True
-        inner = arguments[0] if arguments and (origin is not tuple or arguments[-1] is ...) else None
-        if origin is tuple and arguments and arguments[-1] is not ...:
-            return len(value) != len(arguments) or any(map(_mismatch, value, arguments))
-        return inner is not None and any(_mismatch(v, inner) for v in value)
+    if issubclass(kind, Iterable):
+        return _mismatch_of_list(value, kind, arguments)
     return False
 
 
+def _mismatch_of_list(value: Any, kind: type, arguments: tuple[Any, ...]) -> bool:
+    """The same for hints of collections; a text is none, though Python would take it for one of its letters."""
+    if not isinstance(value, (list, tuple)):
+        return True
+    if kind is tuple and arguments and arguments[-1] is not ...:
+        return len(value) != len(arguments) or any(map(_mismatch, value, arguments))
+    return bool(arguments) and any(_mismatch(item, arguments[0]) for item in value)
+
+
 class Registry:
-    """Classes of one kind (encoder, head, …) by name."""
+    """Classes of one kind (encoder, head, …) by name.
+
+    A name belongs to one class. A class of the same module and qualified name takes the place of the earlier one, so
+    that a module can be reloaded.
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, Callable] = {}
 
     def register(self, entry: T) -> T:
-        """Decorator: make a class buildable under its own name."""
-        self._entries[entry.__name__] = entry
+        """Decorator: make a class buildable under its own name. Raises ValueError when another class has the name."""
+        name, before = entry.__name__, self._entries.get(entry.__name__)
+        if before is not None and _full_name(before) != _full_name(entry):
+            raise ValueError(f"two {self.kind} classes are named {name!r}: {_full_name(before)}, {_full_name(entry)}")
+        self._entries[name] = entry
         return entry
 
     def __contains__(self, name: str) -> bool:
@@ -314,6 +481,10 @@ class Registry:
                 f"{node.where('name')}: no {self.kind} is named {name!r}{suggest(str(name), self._entries)}"
             )
         return construct(self._entries[name], node, **context)
+
+
+def _full_name(entry: Callable) -> str:
+    return f"{entry.__module__}.{entry.__qualname__}"
 
 
 def section(settings: Mapping, name: str) -> Node:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,27 @@ from pathlib import Path
 
 class DataError(RuntimeError):
     """A data file that cannot be used; the message names the file, and the line where there are lines."""
+
+
+class MissingFileError(DataError):
+    """A data file or folder that is not there; the message names it."""
+
+
+def expand_path(path: str | Path) -> Path:
+    """A path with `~`, `~user`, `$NAME` and `${NAME}` replaced by what they stand for.
+
+    A path that exists just as it is written is taken so. Raises ValueError for a user or variable that is not known.
+    """
+    text = os.path.expanduser(path)
+    if os.path.lexists(text):
+        return Path(text)
+    names = [a or b for a, b in re.findall(r"\$(?:\{([^}]*)\}|(\w+))", text, re.ASCII)]
+    for name in names:
+        if name not in os.environ:
+            raise ValueError(f"{path}: there is no environment variable {name!r}")
+    if text.startswith("~"):
+        raise ValueError(f"{path}: there is no user {text[1:].split(os.sep)[0]!r}")
+    return Path(os.path.expandvars(text))
 
 
 @contextmanager

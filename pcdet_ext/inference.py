@@ -21,20 +21,40 @@ from pcdet_ext.structures import Array, Detections, PointBatch
 Points = Array | Tensor | str | Path
 
 
-def load(path: str | Path, device: str = "auto", overrides: Iterable[str] = ()) -> Detector:
-    """The detector of a checkpoint, ready to detect.
+def load(path: str | Path, device: str = "auto", overrides: Iterable[str] = (), imports: bool = False) -> Detector:
+    """The detector of a checkpoint, ready to detect. Reading the file runs no code.
 
-    device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …; overrides: changes "a.b=value" of the
-    checkpoint's configuration. Raises CheckpointError for a damaged file, ConfigError for overrides that do not fit.
+    Args:
+        path: the checkpoint.
+        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ….
+        overrides: changes "a.b=value" of the checkpoint's configuration.
+        imports: import the modules that the configuration lists as `imports`. That runs their code, so it is only for
+            checkpoints that you trust; without it they must be imported already.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+        ConfigError: an override does not fit, or a module that the model needs is not imported.
     """
     content = checkpoint.read(path)
-    detector = Detector(config.from_plain(content["config"], str(path), overrides), device)
+    settings = config.from_plain(content["config"], str(path), overrides)
+    (config.import_modules if imports else config.require_modules)(settings)
+    detector = Detector(settings, device)
     checkpoint.load_model(detector.model, content["model"], path)
     return detector
 
 
 def build(path: str | Path, overrides: Iterable[str] = (), device: str = "auto") -> Detector:
-    """An untrained detector from a configuration file. Raises ConfigError when the file cannot be used."""
+    """An untrained detector from a configuration.
+
+    Args:
+        path: a configuration file, or the name of one that comes with the library ("lion/nuscenes_mamba"; see
+            `list_models`).
+        overrides: changes "a.b=value" of it.
+        device: as for `load`.
+
+    Raises:
+        ConfigError: there is no such configuration, or it cannot be used.
+    """
     return Detector(config.load(path, overrides), device)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from pcdet_ext.benchmark.frames import SIZES, load_frames, street_voxels, synthe
 from pcdet_ext.benchmark.memory import peak_memory
 from pcdet_ext.benchmark.registry import Contest, Workload, all_close, benchmark, benchmarks
 from pcdet_ext.benchmark.timing import OURS, REFERENCE, Effort, Timing, measure
+from pcdet_ext.cli.command import main
 from pcdet_ext.files import DataError
 
 QUICK = Effort(warm_up=0, rounds=1, max_rounds=1, seconds=0.0)
@@ -218,16 +218,15 @@ def test_frames_come_from_files(tmp_path: Path) -> None:
         list(load_frames([tmp_path / "missing.bin"]))
 
 
-def test_the_command(root: Path, tmp_path: Path, capsys) -> None:
-    main = runpy.run_path(str(root / "tools" / "benchmark.py"))["main"]
+def test_the_command(tmp_path: Path, capsys) -> None:
     synthetic_scan(100).tofile(tmp_path / "a.bin")
-    frames = ["ops", "--frames", str(tmp_path / "a.bin")]
+    frames = ["benchmark", "ops", "--frames", str(tmp_path / "a.bin")]
     assert main([*frames, "--only", "nothing"]) == 2
     assert "no benchmark is named 'nothing'" in capsys.readouterr().err
     if not torch.cuda.is_available():
         assert main([*frames, "--device", "cuda"]) == 2
         assert "no CUDA device" in capsys.readouterr().err
-    assert main(["ops", "--voxels", "0", "--only", "segment_reduce"]) == 2
+    assert main(["benchmark", "ops", "--voxels", "0", "--only", "segment_reduce"]) == 2
     assert "voxels must be at least 1, got 0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["everything"])
+        main(["benchmark", "everything"])

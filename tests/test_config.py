@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -111,7 +113,7 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
         ("model: {a: 1, a: 2}", "a.yaml:1: key 'a' stands twice"),
         ("model: {1: 2}", "keys must be text"),
         ("- 1", "a.yaml: a configuration must be a mapping"),
-        ("_base_: nowhere.yaml", "nowhere.yaml: no such configuration file \\(a _base_ of .*a.yaml"),
+        ("_base_: nowhere.yaml", "nowhere.yaml: no such configuration file.*\\(a _base_ of .*a.yaml"),
         ("_base_: a.yaml", "inherits from itself"),
         ("model: [", "a.yaml"),
         ("model: !!python/object/apply:os.system [echo]", "a.yaml"),
@@ -157,3 +159,159 @@ def test_what_is_dumped_is_loaded(tmp_path_factory: pytest.TempPathFactory, item
     path.write_text(yaml.safe_dump(items))
     assert config.load(path).plain() == items
     assert config.from_plain(items, "checkpoint").plain() == items
+
+
+def test_configurations_that_come_with_the_library_have_names(root: Path) -> None:
+    for name in ("kitti/demo", "kitti/demo.yaml", "lion/nuscenes_mamba", "datasets/kitti"):
+        path = root / "configs" / name
+        assert config.find(name) == path.with_suffix(".yaml")
+    names = config.list_models()
+    files = {p.relative_to(root / "configs").with_suffix("").as_posix() for p in root.glob("configs/*/*.yaml")}
+    assert set(names) == {name for name in files if not name.startswith("datasets/")}
+    assert names == sorted(names)
+    assert config.list_models("*mamba*") == [name for name in names if "mamba" in name]
+    assert config.list_models("nothing*") == []
+
+
+def test_a_file_wins_over_a_name_and_bases_may_be_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kitti").mkdir()
+    assert config.load("kitti/demo")["model"]
+    write(tmp_path / "kitti/demo.yaml", "mine: 1")
+    assert config.load("kitti/demo.yaml") == {"mine": 1}
+    assert config.load("kitti/demo")["model"]  # no file is called so
+    node = config.load(write(tmp_path / "a.yaml", "_base_: kitti/pointpillars\ntrain: {epochs: 7}"))
+    assert node["train"]["epochs"] == 7
+    assert node["data"]["name"] == "KittiDataset"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("kitti/dmeo", "kitti/demo"), ("configs/lion/kitti_mamb.yaml", "lion/kitti_mamba")]
+)
+def test_a_misspelt_name_suggests_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"no such configuration file.*did you mean '{near}'"):
+        config.load(name)
+
+
+def test_a_name_belongs_to_one_class() -> None:
+    entries = Registry("mixer")
+
+    def define(module: str) -> type:
+        return type("Mine", (), {"__module__": module, "__qualname__": "Mine"})
+
+    first, again = define("one"), define("one")
+    entries.register(first)
+    entries.register(again)  # as when a module is reloaded: the new class counts
+    assert isinstance(entries.build({"name": "Mine"}), again)
+    with pytest.raises(ValueError, match=r"two mixer classes are named 'Mine': one\.Mine, two\.Mine"):
+        entries.register(define("two"))
+    assert isinstance(entries.build({"name": "Mine"}), again)
+
+
+@pytest.fixture
+def clean_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave no module and no search path of a test behind."""
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setattr("sys.modules", dict(sys.modules))
+
+
+@pytest.mark.usefixtures("clean_imports")
+@pytest.mark.parametrize("place", ["configuration", "working directory", "base"])
+def test_imports_load_user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    code, other = tmp_path / "code", tmp_path / "other"
+    other.mkdir()
+    write(code / "user_mixers/wide.py", "VALUE = 3")
+    listing = "imports: [user_mixers.wide]\n"
+    if place == "configuration":
+        path = write(code / "a.yaml", listing)
+    elif place == "base":
+        write(code / "base.yaml", listing)
+        path = write(other / "a.yaml", f"_base_: {code}/base.yaml\n")
+    else:
+        monkeypatch.chdir(code)
+        path = write(other / "a.yaml", listing)
+    config.load(path)
+    assert sys.modules["user_mixers.wide"].VALUE == 3
+
+
+@pytest.mark.usefixtures("clean_imports")
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ("[no_such_module]", r"a\.yaml:2: imports: there is no module 'no_such_module'"),
+        ("[needs_another]", r"a\.yaml:2: imports: module 'needs_another' cannot be imported: .*'no_such_module'"),
+        ("needs_another", r"a\.yaml:2: imports: expected .*write \[needs_another\]"),
+        ("[needs_another.py]", r"a\.yaml:2: imports: 'needs_another\.py' is no name of a module"),
+        ("[../up]", r"a\.yaml:2: imports: '\.\./up' is no name of a module"),
+        ("[.up]", r"is no name of a module"),
+    ],
+)
+def test_imports_that_fail_name_file_and_key(tmp_path: Path, listed: str, message: str) -> None:
+    write(tmp_path / "needs_another.py", "import no_such_module")
+    with pytest.raises(ConfigError, match=message):
+        config.load(write(tmp_path / "a.yaml", f"model: {{}}\nimports: {listed}"))
+
+
+@pytest.mark.usefixtures("clean_imports")
+def test_an_error_in_user_code_is_raised_as_it_is(tmp_path: Path) -> None:
+    write(tmp_path / "broken_user_code.py", "1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        config.load(write(tmp_path / "a.yaml", "imports: [broken_user_code]"))
+
+
+@dataclass
+class Place:
+    """A component with paths and lists."""
+
+    root: Path
+    index: str | Path | None = None
+    more: Sequence[Path] = ()
+    names: Sequence[str] = ()
+    either: str | list[str] = ()
+    sizes: tuple[float, ...] = ()
+    ways: Iterable[str] | None = None
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs", "Cc"], blacklist_characters="$~/"), min_size=1))
+def test_paths_are_expanded_wherever_a_path_is_expected(name: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", "/home/me")
+        patch.setenv("PLACE", "/data")
+        for given_path, expected in (
+            (f"~/{name}", f"/home/me/{name}"),
+            (f"$PLACE/{name}", f"/data/{name}"),
+            (f"${{PLACE}}x/{name}", f"/datax/{name}"),
+            (f"/a/{name}", f"/a/{name}"),
+        ):
+            node = Node({"root": given_path, "index": given_path, "more": [given_path, given_path]})
+            place = config.construct(Place, node)
+            assert place == Place(Path(expected), Path(expected), [Path(expected)] * 2)
+
+
+def test_unknown_users_and_variables_name_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong, what in (("$NO_SUCH_VARIABLE/a", "NO_SUCH_VARIABLE"), ("~no_such_user/a", "no_such_user")):
+        node = Node({"root": wrong}, "data", {"root": "a.yaml:1"})
+        with pytest.raises(ConfigError, match=rf"a\.yaml:1: data\.root: .*{what}"):
+            config.construct(Place, node)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "$NO_SUCH_VARIABLE").mkdir()  # a folder that is really called so
+    assert config.construct(Place, Node({"root": "$NO_SUCH_VARIABLE"})).root == Path("$NO_SUCH_VARIABLE")
+
+
+@given(st.text(max_size=8), st.sampled_from(["names", "more", "sizes", "ways"]))
+def test_a_text_is_no_list(text: str, key: str) -> None:
+    """Python takes a text for the list of its letters; a configuration must not."""
+    with pytest.raises(ConfigError, match=f"data.{key}: expected"):
+        config.construct(Place, Node({"root": "a", key: text}, "data", {key: "override"}))
+    assert config.construct(Place, Node({"root": "a", "either": text})).either == text
+    with pytest.raises(ConfigError, match="classes: expected"):
+        config.setting(Node({"classes": text}), "classes", Sequence[str])
+
+
+def test_a_text_for_a_list_says_how_to_write_it() -> None:
+    node = config.from_plain({"data": {}}, "a.ckpt", ["data.classes=Car"])["data"]
+    with pytest.raises(ConfigError, match=r"data\.classes: expected Sequence\[str\], got 'Car'; write \[Car\]"):
+        config.setting(node, "classes", Sequence[str])
+    with pytest.raises(ConfigError, match="configuration: 'split' is missing"):
+        config.setting({}, "split", str)
+    assert config.setting({}, "split", str, "val") == "val"

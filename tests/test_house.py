@@ -30,6 +30,7 @@ FLOORS = {
     "conformance": 6,
     "benchmark": 6,
     "cli": 7,
+    "__main__": 7,
 }
 
 
@@ -107,7 +108,7 @@ def test_rooms_of_one_floor_do_not_import_in_a_circle(root: Path) -> None:
 def test_tools_are_thin(root: Path) -> None:
     for path in (root / "tools").glob("*.py"):
         lines = path.read_text(encoding="utf-8").count("\n")
-        assert lines <= 120, f"{path.name} has {lines} lines: logic belongs into the package"
+        assert lines <= 15, f"{path.name} has {lines} lines: logic belongs into the package"
 
 
 @pytest.mark.parametrize("heavy", ["lightning", "open3d", "plotly", "matplotlib", "spconv", "numba", "tensorboard"])

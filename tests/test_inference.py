@@ -157,3 +157,27 @@ def test_the_front_door_is_light_and_complete() -> None:
         pcdet_ext.lod  # noqa: B018
     code = "import sys, pcdet_ext; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_checkpoint_imports_nothing_unless_it_is_trusted(
+    tmp_path: Path, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setattr("sys.modules", dict(sys.modules))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user_code.py").write_text("import pathlib; pathlib.Path('ran').touch()")
+    settings = {**detector.config.plain(), "imports": ["user_code"]}
+    checkpoint.write(tmp_path / "a.ckpt", {"config": settings, "model": detector.model.state_dict()})
+    with pytest.raises(ConfigError, match=r"a\.ckpt: imports: the module 'user_code' is needed.*imports=True"):
+        pcdet_ext.load("a.ckpt", device="cpu")
+    assert not (tmp_path / "ran").exists()
+    assert pcdet_ext.load("a.ckpt", device="cpu", imports=True).classes == detector.classes
+    assert (tmp_path / "ran").exists()
+    assert pcdet_ext.load("a.ckpt", device="cpu").classes == detector.classes  # imported already
+
+
+def test_a_packaged_model_is_built_by_its_name() -> None:
+    assert pcdet_ext.build("kitti/demo", device="cpu").classes == ("Car",)
+    assert "kitti/demo" in pcdet_ext.list_models("kitti/*")
+    with pytest.raises(ConfigError, match="did you mean 'kitti/demo'"):
+        pcdet_ext.build("kitti/demos")

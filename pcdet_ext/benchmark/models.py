@@ -90,7 +90,7 @@ class ModelTiming:
 
 
 def run_models(
-    paths: Sequence[Path] = (),
+    paths: Sequence[str | Path] = (),
     device: str = "cpu",
     voxels: int = 60_000,
     rounds: int = 3,
@@ -106,10 +106,9 @@ def run_models(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch sees no CUDA device")
-    folder = Path(__file__).resolve().parents[2] / "configs"
     context = multiprocessing.get_context("spawn")
     results = []
-    for path in paths or [folder / f"{name}.yaml" for name in CONFIGS]:
+    for path in map(config.find, paths or CONFIGS):
         with context.Pool(1, keep_freed_memory) as pool:
             timing = pool.apply(measure_model, (path, device, voxels, rounds, threads, reference_scan))
         print("\n".join(timing.lines()), flush=True)

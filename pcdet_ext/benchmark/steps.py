@@ -44,7 +44,11 @@ class StepTiming:
 
 
 def run_steps(
-    paths: Sequence[Path], overrides: Sequence[str], device: str = "cpu", steps: int = 6, threads: int | None = None
+    paths: Sequence[str | Path],
+    overrides: Sequence[str],
+    device: str = "cpu",
+    steps: int = 6,
+    threads: int | None = None,
 ) -> None:
     """Measure training steps of each configuration, in a process of its own, and print a line each.
 
@@ -59,7 +63,7 @@ def run_steps(
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch sees no CUDA device")
     context = multiprocessing.get_context("spawn")
-    for path in paths:
+    for path in map(config.find, paths):
         with context.Pool(1, keep_freed_memory) as pool:
             print(pool.apply(measure_steps, (path, overrides, device, steps, threads)).line(), flush=True)
 

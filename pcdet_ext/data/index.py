@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.files import DataError, atomic_write
+from pcdet_ext.files import DataError, MissingFileError, atomic_write
 from pcdet_ext.structures import Array, Sample, Targets
 
 FORMAT = 2  # of the prepared files; a reader takes no other
@@ -108,8 +108,8 @@ def read_prepared(path: Path, key: str) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; make it with tools/prepare_data.py (--splits and --database name the splits; where "
+        raise MissingFileError(
+            f"{path}: no such file; make it with `pcdet prepare` (--splits and --database name the splits; where "
             "the data folder is read-only, --out and data.index name another one)"
         ) from None
     except ValueError as error:

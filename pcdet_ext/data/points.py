@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pcdet_ext.config import suggest
-from pcdet_ext.files import DataError
+from pcdet_ext.files import DataError, MissingFileError
 from pcdet_ext.structures import Array
 
 XYZ = ("x", "y", "z")
@@ -105,7 +105,7 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
     try:
         points, names = readers[suffix](path)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise MissingFileError(f"{path}: no such file") from None
     except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
         raise DataError(f"{path}: damaged or not a {suffix} point cloud ({error})") from error
     return PointFile(points, names, path)
@@ -125,7 +125,7 @@ def read_bin(path: str | Path, columns: int) -> Array:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise MissingFileError(f"{path}: no such file") from None
     if len(data) % (4 * columns):
         raise DataError(f"{path}: {len(data)} bytes are no whole number of {columns}-column float32 points; cut short?")
     return np.frombuffer(data, "<f4").astype(np.float32).reshape(-1, columns)

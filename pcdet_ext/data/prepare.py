@@ -129,12 +129,13 @@ def prepare(
         progress: whether a progress bar is shown on standard error.
 
     Raises:
-        DataError: naming the file of a damaged frame, and a database split that is not among the splits.
+        DataError: naming the file of a damaged frame.
+        ValueError: a database split is not among the splits.
     """
     database = [split for split in splits if split == "train"] if database is None else database
     missing = [split for split in database if split not in splits]
     if missing:
-        raise DataError(f"{source.root}: database {missing[0]!r} is not one of the splits {', '.join(splits)}")
+        raise ValueError(f"{source.root}: database {missing[0]!r} is not one of the splits {', '.join(splits)}")
     out = Path(out) if out else Path(source.root) / FOLDER
     return [_prepare_split(source, s, s in database, out, workers, on_error, progress) for s in splits]
 

@@ -1,4 +1,4 @@
-"""What is here: versions, devices, native libraries, optional packages. `python -m pcdet_ext.engine.info` prints it."""
+"""What is here: versions, devices, native libraries, optional packages. `pcdet info` prints it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 import pcdet_ext
 from pcdet_ext.ops import _native
 
-REQUIRED = ("torch", "numpy", "pyyaml", "numba", "tqdm")
+REQUIRED = ("torch", "numpy", "pyyaml", "numba", "scipy", "tqdm", "pyarrow", "pillow")
 # What is imported, the extra of `pip install pcdet_ext[…]` it comes with, and the distributions that bring it.
 OPTIONAL = {
     "spconv": ("spconv", ("spconv-cu120", "spconv-cu126", "spconv-cu121", "spconv-cu118", "spconv")),
@@ -41,7 +41,7 @@ def distribution_version(*names: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of this library, Python, and the packages that it requires."""
-    found = {"pcdet_ext": distribution_version("pcdet_ext") or "not installed", "python": platform.python_version()}
+    found = {"pcdet_ext": pcdet_ext.__version__, "python": platform.python_version()}
     return found | {name: distribution_version(name) or "missing" for name in REQUIRED}
 
 
@@ -118,7 +118,3 @@ def describe() -> str:
         lines.append(f"{title}:")
         lines += [f"  {name:<14} {text}" for name, text in rows.items()]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(describe())

@@ -78,14 +78,15 @@ def measure(
     out: str | Path | None = None,
     json: str | Path | None = None,
     device: str = "auto",
+    imports: bool = False,
 ) -> str:
     """Test a checkpoint on a split (None: the configuration's) and tell the result, as a text with the AP table.
 
-    out: folder for result files in the benchmark's own format; json: file for all numbers. Frames without labels are
-    only detected in.
+    out: folder for result files in the benchmark's own format; json: file for all numbers; imports: see
+    `inference.load`. Frames without labels are only detected in.
     Raises ConfigError, and DataError (CheckpointError among them) that names the file.
     """
-    detector = load(checkpoint, device, overrides)
+    detector = load(checkpoint, device, overrides, imports)
     options = eval_config(detector.config)
     split = split or options.split
     dataset = build_dataset(section(detector.config, "data"), split, training=False)

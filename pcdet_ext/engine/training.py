@@ -52,7 +52,8 @@ def train(
     earlier run in `out` instead of refusing. devices: processes on this machine; nodes: machines; strategy: a name of
     Lightning's, as "ddp" or "ddp_find_unused_parameters_true".
     Returns False when the training was stopped (Ctrl-C) before its end; `last.ckpt` continues it.
-    Raises ConfigError, DataError (CheckpointError among them) and TrainingError.
+    Raises ConfigError, DataError (CheckpointError among them), TrainingError, and FileExistsError when `out` holds a
+    run that is neither to be continued nor replaced.
     """
     out = Path(out)
     options = construct(TrainConfig, section(settings, "train"))
@@ -182,7 +183,7 @@ def _evaluation(settings: Node, device: str) -> Callable[[nn.Module, Callable[[]
 def _claim(out: Path, resume: str | Path | None, overwrite: bool) -> None:
     """Make the folder of a run; never silently write over the checkpoints of another one."""
     if resume is None and not overwrite and (out / LAST).exists():
-        raise CheckpointError(
+        raise FileExistsError(
             f"{out}: holds a run already; pass --resume to continue it, --overwrite, or another --out"
         )
     out.mkdir(parents=True, exist_ok=True)

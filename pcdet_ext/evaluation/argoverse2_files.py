@@ -11,7 +11,7 @@ import numpy as np
 
 from pcdet_ext.evaluation.argoverse2 import Cuboids
 from pcdet_ext.evaluation.quaternions import rotation_matrices
-from pcdet_ext.files import DataError
+from pcdet_ext.files import DataError, MissingFileError
 from pcdet_ext.structures import Array
 
 POSITION = ("tx_m", "ty_m", "tz_m")
@@ -70,7 +70,7 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, Array]:
     try:
         table = feather.read_table(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise MissingFileError(f"{path}: no such file") from None
     except (ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: damaged or no Feather file ({error})") from error
     missing = [name for name in columns if name not in table.column_names]

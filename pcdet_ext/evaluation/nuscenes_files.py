@@ -15,7 +15,7 @@ from pcdet_ext.config import suggest
 from pcdet_ext.evaluation.nuscenes import CLASSES, Boxes, Samples
 from pcdet_ext.evaluation.nuscenes_tracking import CLASSES as TRACKED_CLASSES
 from pcdet_ext.evaluation.nuscenes_tracking import Sequences, Tracks
-from pcdet_ext.files import DataError
+from pcdet_ext.files import DataError, MissingFileError
 from pcdet_ext.structures import Array
 
 MAX_BOXES = 500  # of a sample in a submission
@@ -103,7 +103,7 @@ def read_json(path: Path) -> Any:
         data = path.read_bytes()
         return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise MissingFileError(f"{path}: no such file") from None
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path}: damaged or no JSON ({error})") from error
 

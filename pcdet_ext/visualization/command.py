@@ -1,4 +1,4 @@
-"""What `tools/visualize.py` does with its arguments."""
+"""What the command `pcdet visualize` does."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ def visualize(
     calib: Path | None = None,
     score: float = 0.3,
     device: str = "auto",
+    imports: bool = False,
 ) -> list[Path]:
     """Draw each frame that `files` names; returns the pictures written (none for a window).
 
     files: point files or label files, and at most one checkpoint (.ckpt) whose detector is run on the points; out: a
     .png or .html file, a folder for several frames, or None for a window; style: "map" (from above), "view" (Open3D)
-    or "page" (HTML), by default what the suffix of `out` means; score: lowest score shown.
+    or "page" (HTML), by default what the suffix of `out` means; score: lowest score shown; imports: see
+    `inference.load`.
     Raises ValueError, OSError, RuntimeError or ImportError with a message that names the file or the missing part.
     """
     checkpoints = [f for f in files if f.suffix == ".ckpt"]
@@ -37,7 +39,7 @@ def visualize(
             raise ValueError(f"{path}: no such file")
     scenes = _scenes(frames, labels, results, calib)
     if checkpoints:
-        scenes = _detected(scenes, checkpoints[0], device)
+        scenes = _detected(scenes, checkpoints[0], device, imports)
     if out is None:
         for scene in scenes:
             show_window(scene.above(score))
@@ -70,10 +72,10 @@ def _of_frame(path: Path | None, frame: Path) -> Path | None:
     return candidate
 
 
-def _detected(scenes: Iterator[Scene], checkpoint: Path, device: str) -> Iterator[Scene]:
+def _detected(scenes: Iterator[Scene], checkpoint: Path, device: str, imports: bool) -> Iterator[Scene]:
     from pcdet_ext.inference import load
 
-    detector = load(checkpoint, device=device)
+    detector = load(checkpoint, device=device, imports=imports)
     for scene in scenes:
         if len(scene.points) == 0:
             raise ValueError(f"{scene.title}: a detector needs points, not labels alone")

@@ -207,7 +207,7 @@ def test_classes_are_held_against_the_data(prepared: Path, caplog: pytest.LogCap
 
 
 def test_a_missing_index_says_how_to_make_it(kitti_root: Path) -> None:
-    with pytest.raises(DataError, match=r"index_train\.json: no such file; make it with tools/prepare_data\.py"):
+    with pytest.raises(DataError, match=r"index_train\.json: no such file; make it with `pcdet prepare`"):
         make(kitti_root)
 
 

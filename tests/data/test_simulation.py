@@ -150,14 +150,14 @@ def test_an_interrupted_run_is_completed_and_a_finished_one_left(tmp_path: Path)
     whole = files(tmp_path)
     (tmp_path / "simulation.json").rename(tmp_path / "simulation.started.json")
     (tmp_path / "training/velodyne/000001.bin").unlink()
-    with pytest.raises(DataError, match="holds another simulation"):
+    with pytest.raises(FileExistsError, match="holds another simulation"):
         simulate_kitti(tmp_path, 1, seed=3, workers=1, sensor=SMALL)
     simulate_kitti(tmp_path, 2, seed=3, workers=1, sensor=SMALL)
     assert files(tmp_path) == whole
     stamp = (tmp_path / "training/velodyne/000001.bin").stat().st_mtime_ns
     simulate_kitti(tmp_path, 2, seed=3, workers=1, sensor=SMALL)
     assert (tmp_path / "training/velodyne/000001.bin").stat().st_mtime_ns == stamp
-    with pytest.raises(DataError, match="holds another simulation"):
+    with pytest.raises(FileExistsError, match="holds another simulation"):
         simulate_kitti(tmp_path, 2, seed=4, workers=1, sensor=SMALL)
 
 
@@ -166,7 +166,7 @@ def test_recordings_in_the_same_layout_are_never_written_over(tmp_path: Path) ->
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("recorded")
     before = files(tmp_path)
-    with pytest.raises(DataError, match="no simulation of ours"):
+    with pytest.raises(FileExistsError, match="no simulation of ours"):
         simulate_kitti(tmp_path, 1, workers=1, sensor=SMALL)
     assert files(tmp_path) == before
 

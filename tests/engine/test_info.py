@@ -1,8 +1,10 @@
-"""What `python -m pcdet_ext.engine.info` tells."""
+"""What `pcdet info` tells."""
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -14,7 +16,7 @@ from pcdet_ext.engine import info
 
 def run(**environment: str) -> str:
     return subprocess.run(
-        [sys.executable, "-m", "pcdet_ext.engine.info"],
+        [sys.executable, "-m", "pcdet_ext", "info"],
         env=os.environ | environment,
         capture_output=True,
         check=True,
@@ -44,9 +46,16 @@ def test_optional_packages_are_told_with_how_to_get_them(monkeypatch) -> None:
 
 
 def test_every_extra_that_is_named_exists(root) -> None:
-    text = (root / "setup.py").read_text(encoding="utf-8")
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
     for extra, _ in info.OPTIONAL.values():
-        assert f'"{extra}":' in text
+        assert f"\n{extra} = [" in text
+
+
+def test_every_package_that_is_required_is_listed(root) -> None:
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^dependencies = (\[.*\])$", text, re.MULTILINE)
+    assert {re.split("[><=]", name)[0] for name in ast.literal_eval(listed)} == set(info.REQUIRED)
+    assert all(info.versions()[name] != "missing" for name in info.REQUIRED)
 
 
 def test_a_library_that_is_not_built_is_told(monkeypatch, tmp_path) -> None:

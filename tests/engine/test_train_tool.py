@@ -1,15 +1,13 @@
-"""tools/train.py and tools/test.py from made-up frames to detections, and what they say about bad input."""
+"""`pcdet train` and `pcdet test` from made-up frames to detections, and what they say about bad input."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ import torch
 
 import pcdet_ext
 from pcdet_ext import checkpoint, config
+from pcdet_ext.cli.command import main
 from pcdet_ext.config import ConfigError, construct
 from pcdet_ext.data import kitti
 from pcdet_ext.data.kitti import prepare_kitti
@@ -37,13 +36,6 @@ SMALL = (
     "train.num_workers=0",
     "test.num_workers=0",
 )
-
-
-def tool(root: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", root / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_frames(root: Path, count: int) -> None:
@@ -87,7 +79,7 @@ def test_a_detector_learns_its_frames_and_finds_the_cars(
 ) -> None:
     # Batch norms keep 99 % of their running statistics in a step, so detecting needs some hundred steps.
     options = ["data.augment=[]", "train.epochs=80", "train.evaluate_every=80", "train.batch_size=2"]
-    assert tool(root, "train").main(arguments + options) == 0
+    assert main(["train", *arguments, *options]) == 0
     best = tmp_path / "run" / "best.ckpt"
     detector = pcdet_ext.load(best, device="cpu")
     frames = kitti.find_frames(data, "train")
@@ -101,7 +93,7 @@ def test_a_detector_learns_its_frames_and_finds_the_cars(
     out, numbers = tmp_path / "results", tmp_path / "ap.json"
     capsys.readouterr()
     options = ["--split", "train", "--out", str(out), "--json", str(numbers), "--device", "cpu"]
-    assert tool(root, "test").main([str(best), *options]) == 0
+    assert main(["test", str(best), *options]) == 0
     printed = capsys.readouterr().out
     assert "Car             bev   0.70" in printed
     assert f"{len(frames)} frames of train" in printed
@@ -113,21 +105,20 @@ def test_a_detector_learns_its_frames_and_finds_the_cars(
 def test_resume_refuses_overwrites_and_continues(
     root: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    train = tool(root, "train").main
     short = [*arguments, "train.max_steps=2", "train.evaluate_every=0", "train.log_every=1"]
-    assert train([*short, "--resume"]) == 0  # nothing to resume: starts
+    assert main(["train", *short, "--resume"]) == 0  # nothing to resume: starts
     log = tmp_path / "run" / "log.jsonl"
     first = log.read_text()
-    assert train(short) == 2
+    assert main(["train", *short]) == 2
     assert "holds a run already; pass --resume" in capsys.readouterr().err
-    assert train([*short, "--resume"]) != 0
+    assert main(["train", *short, "--resume"]) != 0
     assert "this training is complete (1 epochs, 2 steps), there is nothing to do" in capsys.readouterr().err
     assert log.read_text() == first
-    assert train([*short, "data.classes=[Van]", "model.head.score_threshold=0.5", "--resume"]) != 0
+    assert main(["train", *short, "data.classes=[Van]", "model.head.score_threshold=0.5", "--resume"]) != 0
     error = capsys.readouterr().err
     assert "data.classes was ['Car'], now ['Van']" in error
     assert "model.head.score_threshold was" in error
-    assert train([*short, "--overwrite"]) == 0
+    assert main(["train", *short, "--overwrite"]) == 0
     assert log.read_text() == first
     assert config.load(tmp_path / "run" / "config.yaml")["train"]["max_steps"] == 2
 
@@ -135,23 +126,22 @@ def test_resume_refuses_overwrites_and_continues(
 def test_a_training_starts_from_a_checkpoint_with_other_classes(
     root: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    train = tool(root, "train").main
     short = [*arguments, "train.max_steps=1", "train.evaluate_every=0", "data.augment=[]"]
-    assert train(short) == 0
+    assert main(["train", *short]) == 0
     source = tmp_path / "run" / "last.ckpt"
     anchor = {"sizes": [[4, 1.6, 1.6]], "bottom_height": -1.8, "matched": 0.6, "unmatched": 0.45}
     anchors = [{"class_name": name, **anchor} for name in ("Car", "Van")]
     more = ["data.classes=[Car, Van]", f"model.head.anchors={json.dumps(anchors)}", "train.learning_rate=1.0e-9"]
     more += [f"train.init_from={source}", "--out", str(tmp_path / "tuned")]
     capsys.readouterr()
-    assert train([*short, *more]) == 0
+    assert main(["train", *short, *more]) == 0
     shown = capsys.readouterr().err
     assert "parameters and buffers taken" in shown
     assert "not taken, another shape: head." in shown
     before, after = (checkpoint.read(path)["model"] for path in (source, tmp_path / "tuned" / "last.ckpt"))
     name = next(name for name in before if name.startswith("encoder.") and name.endswith("linear.weight"))
     assert torch.allclose(before[name], after[name])
-    assert train([*short, f"train.init_from={tmp_path}/none.ckpt", "--out", str(tmp_path / "b")]) == 2
+    assert main(["train", *short, f"train.init_from={tmp_path}/none.ckpt", "--out", str(tmp_path / "b")]) == 2
     assert "none.ckpt: no such checkpoint" in capsys.readouterr().err
 
 
@@ -170,19 +160,20 @@ def test_a_training_starts_from_a_checkpoint_with_other_classes(
 def test_bad_settings_are_one_line(
     root: Path, arguments: list[str], change: str, message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    assert tool(root, "train").main([*arguments, change]) == 2
+    assert main(["train", *arguments, change]) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("train: ")
+    assert error.startswith("pcdet train: ")
     assert message in error
     assert "\n" not in error
 
 
 def test_bad_checkpoints_are_one_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
-    for name, message in (("none.ckpt", "no such checkpoint"), ("cut.ckpt", "damaged or no checkpoint")):
-        assert tool(root, "test").main([str(tmp_path / name)]) == 2
+    wrong = (("none.ckpt", 2, "no such checkpoint"), ("cut.ckpt", 1, "damaged or no checkpoint"))
+    for name, code, message in wrong:
+        assert main(["test", str(tmp_path / name)]) == code
         error = capsys.readouterr().err.strip()
-        assert error.startswith(f"test: {tmp_path / name}: {message}")
+        assert error.startswith(f"pcdet test: {tmp_path / name}: {message}")
         assert "\n" not in error
 
 
@@ -222,23 +213,23 @@ def test_ctrl_c_in_the_first_step_leaves_a_checkpoint(root: Path, arguments: lis
 
 
 def test_training_steps_are_timed(root: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, benchmark = str(root / "configs" / "kitti" / "demo.yaml"), tool(root, "benchmark")
-    given = ["steps", path, f"data.root={data}", *SMALL]
-    assert benchmark.main([*given, "train.batch_size=3", "--steps", "2", "--threads", "1"]) == 0
+    path = str(root / "configs" / "kitti" / "demo.yaml")
+    given = ["benchmark", "steps", path, f"data.root={data}", *SMALL]
+    assert main([*given, "train.batch_size=3", "--steps", "2", "--threads", "1"]) == 0
     assert "kitti/demo" in (line := capsys.readouterr().out)
     assert "s a step of 3 frames (median of 2, fastest" in line
-    assert benchmark.main(["steps", path, "data.root=/nowhere"]) == 2
+    assert main(["benchmark", "steps", path, "data.root=/nowhere"]) == 2
     assert "/nowhere" in capsys.readouterr().err
-    assert benchmark.main(["steps", path, "train.batchsize=3", f"data.root={data}"]) == 2
+    assert main(["benchmark", "steps", path, "train.batchsize=3", f"data.root={data}"]) == 2
     assert "batch_size" in capsys.readouterr().err
-    assert benchmark.main(["steps", f"data.root={data}"]) == 2
+    assert main(["benchmark", "steps", f"data.root={data}"]) == 2
     assert "name a configuration" in capsys.readouterr().err
 
 
 def test_undecayed_names_that_no_parameter_has_are_an_error(
     root: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tool(root, "train").main([*arguments, "train.undecayed=[bn_]"]) == 2
+    assert main(["train", *arguments, "train.undecayed=[bn_]"]) == 2
     assert "train.undecayed: no parameter of the model has 'bn_' in its name" in capsys.readouterr().err
-    assert tool(root, "train").main([*arguments, "train.undecayed=norm", "--overwrite"]) == 2
+    assert main(["train", *arguments, "train.undecayed=norm", "--overwrite"]) == 2
     assert "train.undecayed" in capsys.readouterr().err

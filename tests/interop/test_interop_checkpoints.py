@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import zipfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 import pcdet_ext
 from pcdet_ext import config
+from pcdet_ext.cli.command import main
 from pcdet_ext.interop import from_official
 from pcdet_ext.interop.checkpoints import read_official
 
@@ -24,13 +24,6 @@ MODELS = {
     "waymo/flatformer": ("flatformer", "flatformer_waymo_D1_2x_3class.py"),
     "waymo/scatterformer": ("scatterformer", "waymo_models/scatterformer.yaml"),
 }
-
-
-def command(root: Path) -> object:
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", root / "tools" / "convert_checkpoint.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def published_state(shared: Path, system: str, model: str) -> dict[str, Tensor]:
@@ -54,7 +47,7 @@ def test_published_checkpoints_become_ours(root: Path, shared: Path, tmp_path: P
     key = "state_dict" if "flatformer" in name else "model_state"
     torch.save({key: state, **extras}, tmp_path / "official.pth")
     settings = root / "configs" / f"{name}.yaml"
-    assert command(root)([str(tmp_path / "official.pth"), str(settings), str(tmp_path / "ours.ckpt")]) == 0
+    assert main(["convert", str(tmp_path / "official.pth"), str(settings), str(tmp_path / "ours.ckpt")]) == 0
     detector = pcdet_ext.load(tmp_path / "ours.ckpt", device="cpu")
     system, model = MODELS[name]
     manifest = json.loads((shared / "golden" / system / "manifest.json").read_text(encoding="utf-8"))
@@ -82,14 +75,14 @@ def test_what_does_not_fit_is_refused_by_name(
     official, out = tmp_path / "official.pth", tmp_path / "ours.ckpt"
     settings = str(root / "configs/waymo/dsvt_pillar.yaml")
 
-    def refused(message: str, path: str = settings) -> None:
-        assert command(root)([str(official), path, str(out)]) == 2
+    def refused(message: str, path: str = settings, code: int = 1) -> None:
+        assert main(["convert", str(official), path, str(out)]) == code
         error = capsys.readouterr().err
         assert str(official) in error
         assert message in error
         assert not out.exists()
 
-    refused("no such checkpoint")
+    refused("no such checkpoint", code=2)
     official.write_bytes(b"PK\x03\x04 cut short")
     refused("damaged")
     torch.save({"model_state": {}}, official)

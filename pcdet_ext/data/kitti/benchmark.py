@@ -11,7 +11,7 @@ from pcdet_ext.data.kitti.labels import read_labels
 from pcdet_ext.evaluation.base import BENCHMARKS
 from pcdet_ext.evaluation.kitti import CLASSES, KittiResult, evaluate
 from pcdet_ext.evaluation.kitti_labels import Labels
-from pcdet_ext.files import DataError
+from pcdet_ext.files import DataError, MissingFileError
 
 _log = logging.getLogger(__name__)
 
@@ -49,10 +49,10 @@ def evaluate_folders(
     ground_truth, results = Path(ground_truth), Path(results)
     for folder in (ground_truth, results):
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder")
+            raise MissingFileError(f"{folder}: no such folder")
     files = sorted(results.glob("*.txt"))
     if not files:
-        raise DataError(f"{results}: no result files (*.txt) here")
+        raise MissingFileError(f"{results}: no result files (*.txt) here")
     found = [read_labels(f, with_scores=True) for f in files]
     truth = [read_labels(ground_truth / f.name, with_scores=False) for f in files]
     for folder, frames in ((ground_truth, truth), (results, found)):

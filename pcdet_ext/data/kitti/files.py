@@ -17,7 +17,7 @@ from pcdet_ext.data.kitti.calibration import Calibration
 from pcdet_ext.data.kitti.text import read_lines
 from pcdet_ext.data.points import read_bin
 from pcdet_ext.evaluation.kitti_labels import Labels, write_labels
-from pcdet_ext.files import DataError, atomic_write
+from pcdet_ext.files import DataError, MissingFileError, atomic_write
 from pcdet_ext.structures import Array
 
 POINT_FEATURES = ("x", "y", "z", "intensity")  # columns of the velodyne files
@@ -75,7 +75,7 @@ def find_frames(root: str | Path, split: str, seed: int = 0) -> list[Frame]:
     root = Path(root)
     folder = "testing" if split == "test" else "training"
     if not (root / folder / "velodyne").is_dir():
-        raise DataError(f"{root}: no KITTI data here, {folder}/velodyne is missing")
+        raise MissingFileError(f"{root}: no KITTI data here, {folder}/velodyne is missing")
     lists = root / "ImageSets"
     ids = _listed_ids(lists, split) if lists.is_dir() else _made_split(root / folder / "velodyne", split, seed)
     if not ids:
@@ -101,7 +101,7 @@ def _images(folder: Path) -> dict[str, Path]:
 def _listed_ids(lists: Path, split: str) -> list[str]:
     path = lists / f"{split}.txt"
     if not path.exists():
-        raise DataError(f"{path}: no such split{suggest(split, (p.stem for p in lists.glob('*.txt')))}")
+        raise MissingFileError(f"{path}: no such split{suggest(split, (p.stem for p in lists.glob('*.txt')))}")
     ids = [line.strip() for line in read_lines(path) if line.strip()]
     for frame_id in ids:
         if Path(frame_id).name != frame_id:

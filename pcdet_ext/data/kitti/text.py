@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.files import DataError
+from pcdet_ext.files import DataError, MissingFileError
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -15,7 +15,7 @@ def read_lines(path: str | Path) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise MissingFileError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file ({error})") from error
 

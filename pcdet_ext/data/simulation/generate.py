@@ -43,7 +43,7 @@ def simulate_kitti(
     val_fraction: share of the frames, drawn with the seed, that ImageSets/val.txt lists. simulation.json is written
     last and says what was asked for: with the same request a finished folder is left as it is, and an interrupted one
     is completed.
-    Raises ValueError for bad numbers, DataError for a folder that holds something else.
+    Raises ValueError for bad numbers, FileExistsError for a folder that holds something else.
     """
     out, sensor = Path(out), sensor or SpinningLidar()
     if frames < 1 or workers < 1 or not 0 <= val_fraction <= 1:
@@ -84,7 +84,7 @@ def _make(out: Path, seed: int, sensor: SpinningLidar, index: int) -> int:
 def _is_done(out: Path, request: dict) -> bool:
     """Whether the folder holds exactly this; False where it is empty or holds the beginning of exactly this.
 
-    DataError for anything else: data without a stamp of ours may be somebody's recordings.
+    FileExistsError for anything else: data without a stamp of ours may be somebody's recordings.
     """
     if not out.exists() or not any(out.iterdir()):
         return False
@@ -92,8 +92,8 @@ def _is_done(out: Path, request: dict) -> bool:
         if (out / name).exists():
             if _read_json(out / name) == json.loads(json.dumps(request)):
                 return done
-            raise DataError(f"{out}: holds another simulation (see {name}); name a new folder or remove it")
-    raise DataError(f"{out}: not empty and no simulation of ours ({min(p.name for p in out.iterdir())} is there)")
+            raise FileExistsError(f"{out}: holds another simulation (see {name}); name a new folder or remove it")
+    raise FileExistsError(f"{out}: not empty and no simulation of ours ({min(p.name for p in out.iterdir())} is there)")
 
 
 def _read_json(path: Path) -> dict:

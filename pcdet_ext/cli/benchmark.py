@@ -1,0 +1,85 @@
+"""Measure this library.
+
+    pcdet benchmark ops [--device cuda] [--only voxelize] [--json FILE]
+    pcdet benchmark models [CONFIG …] [--device cuda] [--json FILE]
+    pcdet benchmark steps CONFIG … data.root=DIR [--device cuda]
+
+Ratios are how many times longer the named peer took, both measured in one run; exits 1 when results differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from pcdet_ext.cli.arguments import path
+from pcdet_ext.cli.errors import wrong_use
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    _add_ops(kinds.add_parser("ops", help="operations against their references and other libraries"))
+    _add_models(kinds.add_parser("models", help="detectors at their published size, stage by stage"))
+    _add_steps(kinds.add_parser("steps", help="training steps on the frames of a data set"))
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+
+
+def _add_ops(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument(
+        "--frames", nargs="+", type=path, default=[], metavar="PATH", help="point files or folders of them"
+    )
+    sizes = {"nargs": "+", "type": int, "default": [20_000, 100_000], "metavar": "N"}
+    parser.add_argument("--voxels", **sizes, help="sizes of the synthetic scans (default: 20000 100000)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="benchmarks to run (default: all)")
+    parser.add_argument("--json", type=path, help="write everything measured to this file")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("configs", nargs="*", metavar="CONFIG", help="configurations (default: published models)")
+    parser.add_argument("--voxels", type=int, default=60_000, help="voxels of the frame, at least (default 60000)")
+    parser.add_argument("--rounds", type=int, default=3, help="passes that count (default 3)")
+    parser.add_argument("--reference-scan", action="store_true", help="also time Mamba on the PyTorch scan")
+    parser.add_argument("--json", type=path, help="write everything measured to this file")
+
+
+def _add_steps(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("given", nargs="+", metavar="CONFIG|a.b=c", help="configurations, and changes of all of them")
+    parser.add_argument("--steps", type=int, default=6, help="steps that count (default 6)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from pcdet_ext.engine.allocation import keep_freed_memory
+
+    keep_freed_memory()
+    with wrong_use():
+        return {"ops": _run_ops, "models": _run_models, "steps": _run_steps}[options.kind](options)
+
+
+def _run_ops(options: argparse.Namespace) -> int:
+    from pcdet_ext.benchmark import report
+
+    places = (options.device, options.frames, options.only, options.json, options.threads)
+    return 0 if report.run_ops(*places, options.voxels) else 1
+
+
+def _run_models(options: argparse.Namespace) -> int:
+    from pcdet_ext.benchmark import models
+
+    sizes = (options.voxels, options.rounds, options.threads)
+    models.run_models(options.configs, options.device, *sizes, options.reference_scan, options.json)
+    return 0
+
+
+def _run_steps(options: argparse.Namespace) -> int:
+    from pcdet_ext.benchmark import steps
+
+    overrides = [given for given in options.given if "=" in given]
+    configs = [given for given in options.given if "=" not in given]
+    steps.run_steps(configs, overrides, options.device, options.steps, options.threads)
+    return 0

@@ -1,0 +1,28 @@
+"""Turn an official checkpoint into one of this library.
+
+    pcdet convert FILE.pth waymo/dsvt_pillar OUT.ckpt
+
+The configuration is that of the same model. Every parameter must have its place; a file that does not fit is refused
+with a list of what is missing, left over or of another shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from pcdet_ext.cli.arguments import add_overrides, path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("official", type=path, help="checkpoint of OpenPCDet, mmdetection3d or a code base on them")
+    parser.add_argument("config", help="configuration of the same model: a file, or a name that comes with the library")
+    parser.add_argument("out", type=path, help="checkpoint to write")
+    add_overrides(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from pcdet_ext.interop.checkpoints import convert
+
+    count = convert(options.official, options.config, options.out, options.overrides)
+    print(f"{options.out}: {count} parameters and buffers of {options.official.name}")
+    return 0

@@ -1,0 +1,38 @@
+"""Official metrics for result files of any code base.
+
+pcdet evaluate kitti --ground-truth training/label_2 --results DIR --json out.json
+pcdet evaluate kitti --ground-truth … --results … 'classes=[Car, Forklift]' 'overlap={Forklift: 0.5}'
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from pcdet_ext.cli.arguments import path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from pcdet_ext.data.formats import BENCHMARKS
+
+    parser.add_argument("benchmark", choices=BENCHMARKS.names(), help="whose metrics")
+    parser.add_argument("--ground-truth", required=True, metavar="PATH", help="labels (kitti: a folder of label files)")
+    parser.add_argument("--results", required=True, metavar="PATH", help="results, which say which frames count")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes to measure (default: the benchmark's)")
+    parser.add_argument("--json", type=path, help="write all numbers and curves here")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="further options of the benchmark")
+
+
+def run(options: argparse.Namespace) -> int:
+    from pcdet_ext.config import from_plain
+    from pcdet_ext.data.formats import BENCHMARKS
+    from pcdet_ext.files import atomic_write
+
+    given = {"name": options.benchmark, "ground_truth": options.ground_truth, "results": options.results}
+    given |= {"classes": options.classes} if options.classes else {}
+    result = BENCHMARKS.build(from_plain(given, "pcdet evaluate", options.options))
+    if options.json:
+        with atomic_write(options.json) as temporary:
+            temporary.write_text(json.dumps(result.to_json()), encoding="utf-8")
+    print(result.table())
+    return 0

@@ -1,0 +1,45 @@
+"""Prepare a data set for training: index its frames and cut out its objects for ground-truth sampling.
+
+pcdet prepare kitti --root data/kitti
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from pcdet_ext.cli.arguments import path
+from pcdet_ext.cli.errors import wrong_use
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from pcdet_ext.data.formats import FRAME_SOURCES
+
+    parser.add_argument("dataset", choices=FRAME_SOURCES.names(), help="layout of the data on disk")
+    parser.add_argument("--root", type=path, required=True, help="the data folder")
+    parser.add_argument("--out", type=path, help="folder to write to (default: ROOT/pcdet_ext)")
+    parser.add_argument("--splits", nargs="+", default=["train", "val"], help="splits to index (default: train val)")
+    parser.add_argument("--database", nargs="*", help="splits to cut objects from (default: train)")
+    parser.add_argument("--workers", type=int, default=0, help="processes beside this one")
+    parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what to do with damaged frames")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(options: argparse.Namespace) -> int:
+    from pcdet_ext.config import Node
+    from pcdet_ext.data.formats import FRAME_SOURCES
+    from pcdet_ext.data.prepare import prepare
+
+    source = FRAME_SOURCES.build(Node({"name": options.dataset, "root": str(options.root)}))
+    with wrong_use():
+        summaries = prepare(
+            source,
+            splits=options.splits,
+            database=options.database,
+            out=options.out,
+            workers=options.workers,
+            on_error=options.on_error,
+            progress=not options.quiet,
+        )
+    for summary in summaries:
+        print(summary)
+    return 0
