@@ -35,12 +35,14 @@ _log = logging.getLogger(__name__)
 class Dataset(Protocol):
     """Frames to train on or to test.
 
-    classes: what is to be found; point_features: names of the columns that samples have; frames: the index.
+    classes: what is to be found; point_features: names of the columns that samples have; frames: the index; notes: what
+    is worth knowing before one trains, as how many objects of each class there are to draw from.
     """
 
     classes: Sequence[str]
     point_features: Sequence[str] | None
     frames: Sequence[FrameInfo]
+    notes: Sequence[str]
 
     def __len__(self) -> int:
         """Samples in an epoch."""
@@ -101,9 +103,12 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         _check_geometry(self.point_cloud_range, self.repeat)
         folder = Path(self.index) if self.index else Path(self.root) / FOLDER
         self.frames = read_index(index_path(folder, self.split))
+        if not self.frames:
+            raise DataError(f"{index_path(folder, self.split)}: holds no frame; prepare the data again")
         check_classes(self.classes, self.frames, f"{self.root} ({self.split})", strict=self.training)
         context = {"classes": self.classes, "database": database_path(folder, self.split)}
         self.augmentations = [AUGMENTATIONS.build(node, **context) for node in self.augment] if self.training else []
+        self.notes = [note for step in self.augmentations for note in getattr(step, "notes", ())]
 
     @abstractmethod
     def read(self, info: FrameInfo) -> Sample:
@@ -211,6 +216,7 @@ class ConcatDataset(torch.utils.data.Dataset[Sample]):
             for name in ("classes", "point_features"):
                 if tuple(getattr(part, name)) != tuple(getattr(self, name)):
                     raise ValueError(f"{name} differ: {list(getattr(self, name))} and {list(getattr(part, name))}")
+        self.notes = [f"source {i}: {note}" for i, part in enumerate(self.parts) for note in part.notes]
         self._ends = list(accumulate(len(part) for part in self.parts))
 
     @property

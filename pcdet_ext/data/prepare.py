@@ -82,7 +82,7 @@ class Summary:
         text += f"; {self.dropped_points} points are not finite" if self.dropped_points else ""
         text += f"; {len(self.skipped)} damaged frames left out" if self.skipped else ""
         lines = [self._counting(name) for name in {*self.objects, *self.reasons}]
-        notes = [f"  {note} ({count} frames)" for note, count in self.notes.items()]
+        notes = [f"  {note} (in {count} of {self.frames} frames)" for note, count in self.notes.items()]
         return "\n".join([text, *sorted(line for line in lines if line), *notes])
 
     def _counting(self, name: str) -> str:
@@ -129,7 +129,7 @@ def prepare(
         progress: whether a progress bar is shown on standard error.
 
     Raises:
-        DataError: naming the file of a damaged frame.
+        DataError: naming the file of a damaged frame; and when no frame of a split can be read.
         ValueError: a database split is not among the splits.
     """
     database = [split for split in splits if split == "train"] if database is None else database
@@ -146,6 +146,8 @@ def _prepare_split(
     read = partial(_read_frame, source, cut, on_error == "skip")
     results = list(_run(read, source.find(split), workers, split, progress))
     good = [(result.info, result.clouds, result.raw) for result in results if result.info and result.raw]
+    if not good:
+        raise DataError(f"{source.root}: no frame of split {split!r} could be read: {results[0].error}")
     if cut:
         write_objects(database_path(out, split), ((info, clouds) for info, clouds, _ in good))
     write_index(index_path(out, split), [info for info, _, _ in good])

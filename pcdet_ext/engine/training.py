@@ -70,13 +70,14 @@ def train(
     detector = build_detector(settings)
     notes = _initialised(detector, options.init_from) if options.init_from and content is None else ()
     data = section(settings, "data")
+    dataset = training_datasets(data, options)
     parts = Parts(
         detector=detector,
-        dataset=training_datasets(data, options),
+        dataset=dataset,
         collate=partial(collate, classes=tuple(data["classes"])),
         config=settings.plain(),
         evaluate=_evaluation(settings, str(fabric.device)) if options.evaluate_every else None,
-        notes=notes,
+        notes=(*notes, *dataset(0).notes),
     )
     trainer = Trainer(parts, options, out, fabric, content)
     if trainer.finished:

@@ -38,8 +38,8 @@ SMALL = (
 )
 
 
-def write_frames(root: Path, count: int) -> None:
-    """Frames with a car's sides above flat ground."""
+def write_frames(root: Path, count: int, name: str = "Car") -> None:
+    """Frames with a car's sides above flat ground, labelled as `name`."""
     for i in range(count):
         rng = np.random.default_rng(i)
         x, y, heading = rng.uniform(8, 16), rng.uniform(-4, 4), rng.uniform(-3, 3)
@@ -54,7 +54,7 @@ def write_frames(root: Path, count: int) -> None:
         ground = np.column_stack([rng.uniform(0, 20, 1500), rng.uniform(-10, 10, 1500), rng.normal(-1.75, 0.01, 1500)])
         points = np.concatenate([body + box[0, :3], ground])
         points = np.column_stack([points, rng.random(len(points))]).astype(np.float32)
-        labels = kitti.boxes_to_labels(box, ["Car"], CALIBRATION)
+        labels = kitti.boxes_to_labels(box, [name], CALIBRATION)
         kitti.write_frame(root, f"{i:06d}", points, labels, CALIBRATION)
 
 
@@ -100,6 +100,40 @@ def test_a_detector_learns_its_frames_and_finds_the_cars(
     assert {p.stem for p in out.iterdir()} == {f.frame_id for f in frames}
     assert len(kitti.read_labels(out / f"{frames[0].frame_id}.txt", with_scores=True)) >= 1
     assert json.loads(numbers.read_text())["frames"] == len(frames)
+
+
+def test_classes_that_kitti_does_not_measure_are_trained_and_evaluated(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_frames(tmp_path / "yard", 4, "Forklift")
+    prepare_kitti(tmp_path / "yard", progress=False)
+    options = [f"data.root={tmp_path / 'yard'}", "data.classes=[Forklift]", "data.augment.0.groups={Forklift: 2}"]
+    options += ["model.head.anchors.0.class_name=Forklift", "train.max_steps=1", "test.metric.overlap={Forklift: 0.4}"]
+    assert main(["train", *arguments, *options]) == 0
+    shown = capsys.readouterr().err
+    assert "Forklift        3d    0.40" in shown
+    assert "ground-truth sampling: 3 of 3 Forklift can be drawn" in shown
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    (tested,) = [line for line in lines if line["kind"] == "test"]
+    assert {"Forklift 3d moderate R40", "Forklift bev moderate R40"} <= set(tested)
+    assert (tmp_path / "run" / "best.ckpt").exists()
+    wrong = [*arguments, *options, "--overwrite", "test.metric.overlap={Forklit: 0.4}"]
+    assert main(["train", *wrong]) == 2
+    assert "'Forklit' is not one of the classes; did you mean 'Forklift'" in capsys.readouterr().err
+
+
+def test_a_split_without_labels_is_refused_before_the_training(
+    data: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prepare_kitti(data, splits=["train"], progress=False)
+    index = data / "pcdet_ext" / "index_train.json"
+    content = json.loads(index.read_text())
+    for frame in content["frames"]:
+        frame["boxes"] = None
+    (data / "pcdet_ext" / "index_bare.json").write_text(json.dumps(content))
+    assert main(["train", *arguments, "test.split=bare"]) == 2
+    assert "test.split: 'bare' has no labels to evaluate on" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
 def test_resume_refuses_overwrites_and_continues(

@@ -156,6 +156,7 @@ class GroundTruthSampling:
     are objects of these levels. extra_width: metres (x, y, z) added to a pasted box where scene points are removed.
     margin: metres between boxes that still count as collision, and around a pasted box whose points are removed (0.01
     is what OpenPCDet's CPU functions amount to). database: folder of a prepared database or objects by class.
+    Attribute `notes`: in words, how many objects of each class can be drawn, and why the others cannot.
     """
 
     def __init__(
@@ -176,9 +177,12 @@ class GroundTruthSampling:
         self.extra_width = np.asarray(extra_width, np.float32)
         self.margin = margin
         least = min_points if isinstance(min_points, Mapping) else dict.fromkeys(self.groups, min_points)
-        self.pools = {
-            name: _pool(name, found, least.get(name, 0), skip_difficulty) for name, found in self.objects.items()
-        }
+        self.pools, self.notes = {}, []
+        for name, found in self.objects.items():
+            self.pools[name], note = _pool(name, found, least.get(name, 0), skip_difficulty)
+            self.notes.append(note)
+            if not len(self.pools[name]):
+                _log.warning("%s", note)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         drawn = {name: rng.permutation(self.pools[name])[:wanted] for name, wanted in self.wanted(sample).items()}
@@ -248,16 +252,14 @@ def _usable_groups(groups: Mapping[str, int], objects: Mapping[str, Objects], cl
     return usable
 
 
-def _pool(name: str, objects: Objects, min_points: int, skip_difficulty: Sequence[int]) -> Array:
-    """Positions of the objects that may be drawn; logs how many those are, and why the others may not."""
+def _pool(name: str, objects: Objects, min_points: int, skip_difficulty: Sequence[int]) -> tuple[Array, str]:
+    """Positions of the objects that may be drawn; and in words how many those are, and why the others may not."""
     few = np.diff(objects.offsets) < min_points
     hard = np.isin(objects.difficulty, list(skip_difficulty))
     pool = np.flatnonzero(~few & ~hard)
     reasons = [f"{few.sum()} have fewer than {min_points} points"] if few.any() else []
     reasons += [f"{hard.sum()} are of a difficulty in skip_difficulty {list(skip_difficulty)}"] if hard.any() else []
-    text = f"ground-truth sampling: {len(pool)} of {len(objects)} {name} can be drawn"
-    _log.log(logging.INFO if len(pool) else logging.WARNING, "%s", "; ".join([text, *reasons]))
-    return pool
+    return pool, "; ".join([f"ground-truth sampling: {len(pool)} of {len(objects)} {name} can be drawn", *reasons])
 
 
 def _joined(first: Targets, second: Targets) -> Targets:

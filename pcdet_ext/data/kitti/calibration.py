@@ -36,6 +36,7 @@ _KITTI_CAMERAS = {
 _ALIGNED = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])  # a camera that looks along the LiDAR's x axis
 _NEARLY_ALIGNED = np.deg2rad(3)
 _ROTATION_TOLERANCE = 0.02
+_MIN_SLANT = 0.1  # of the camera's y axis along the LiDAR's z axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,8 @@ class Calibration:
     p2: float64 [3, 4], rectified camera to pixels of the left colour camera; r0_rect: float64 [3, 3], rectifying
     rotation; velo_to_cam: float64 [3, 4], LiDAR to unrectified camera; image_size: (height, width) or None where
     nothing states it; notes: what was unusual about the file, and how it was read.
-    Raises ValueError for other shapes, numbers that are not finite, and matrices that are no rotation or no camera.
+    Raises ValueError for other shapes, numbers that are not finite, matrices that are no rotation or no camera, and a
+    camera that looks straight up or down.
     """
 
     p2: Array
@@ -64,6 +66,8 @@ class Calibration:
             _check_rotation(name, getattr(self, name)[:, :3])
         if self.p2[0, 0] <= 0 or self.p2[1, 1] <= 0:
             raise ValueError(f"p2 must have positive focal lengths, got {self.p2[0, 0]:g} and {self.p2[1, 1]:g}")
+        if abs(np.linalg.det(self._camera_to_heading)) < _MIN_SLANT:
+            raise ValueError("the camera looks along the LiDAR's z axis, so that its boxes have no heading there")
         if self.image_size is not None:
             object.__setattr__(self, "image_size", check_image_size(self.image_size))
 
@@ -143,6 +147,11 @@ class Calibration:
         cos, sin = np.linalg.solve(self._camera_to_heading, np.stack([np.cos(heading), np.sin(heading)]))
         return wrap_angle(np.arctan2(sin, cos))
 
+    @property
+    def tilt(self) -> float:
+        """Angle between the camera's y axis and straight down in the LiDAR frame, in radians."""
+        return float(np.arccos(np.clip(-self.lidar_to_rectified[1, 2], -1, 1)))
+
     def project(self, xyz_lidar: Array) -> tuple[Array, Array]:
         """Pixels (u, v) float64 [N, 2] and depth float64 [N] (camera z, metres) of LiDAR points [N, 3].
 
@@ -165,10 +174,7 @@ class Calibration:
         A box points along (cos, 0, -sin) in the camera frame.
         """
         rotation = self.lidar_to_rectified[:3, :3]
-        matrix = np.stack([rotation[0, :2], -rotation[2, :2]], axis=1)
-        if abs(np.linalg.det(matrix)) < 0.1:
-            raise DataError("calibration: the camera looks along the LiDAR's z axis, so boxes have no heading there")
-        return matrix
+        return np.stack([rotation[0, :2], -rotation[2, :2]], axis=1)
 
 
 def in_image(points: Array, calibration: Calibration) -> Array:

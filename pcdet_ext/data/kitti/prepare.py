@@ -17,6 +17,9 @@ from pcdet_ext.evaluation.kitti_labels import Labels, reasons_not_to_count
 from pcdet_ext.structures import Sample
 
 
+MAX_TILT = np.deg2rad(10)  # of a camera about which nothing is to be said
+
+
 class KittiFrames:
     """The frames of a folder in the KITTI layout, for preparation (see `FrameSource`)."""
 
@@ -31,10 +34,10 @@ class KittiFrames:
         """One frame with what its index needs."""
         calibration = Calibration.read(frame.calibration)
         size, notes = _image_size(frame, calibration)
+        if calibration.tilt > MAX_TILT:
+            notes += ("calibration: camera tilted by over 10° against the LiDAR, in whose frame boxes are kept upright",)
         sample = Sample(read_points(frame.points), POINT_FEATURES, frame.frame_id)
-        raw = RawFrame(
-            sample, {"folder": frame.folder, "image_size": size}, notes=(*notes, *calibration.notes)
-        )
+        raw = RawFrame(sample, {"folder": frame.folder, "image_size": size}, notes=(*notes, *calibration.notes))
         return raw if frame.folder == "testing" else _with_labels(raw, frame, calibration)
 
 
@@ -84,7 +87,7 @@ def _image_size(frame: Frame, calibration: Calibration) -> tuple[Any, tuple[str,
         return None, ("image size: not known; data.image_size must state it where only seen points are kept",)
     notes = ()
     if frame.image is None and calibration.image_size is None:
-        notes += (f"image size: {size[1]} × {size[0]}, of KITTI's own camera with this P2 (no image)",)
+        notes += (f"image size: no image; {size[1]} × {size[0]}, as KITTI's own camera with this P2 has it",)
     middle = calibration.p2[:2, 2] / np.array(size[::-1])
     if (middle < 0).any() or (middle > 1).any():
         notes += ("image size: P2 has its principal point outside the image; is it for images of another size?",)
