@@ -22,7 +22,15 @@ def equal_groups(ordering: Ordering, size: int, masked: bool = False) -> Groups:
 
     The free slots of a frame's last group hold the voxels one group earlier (FlatFormer section 3.2, LION section 3.2);
     in a frame of a single group its own voxels, repeated from the start. They take part like any other slot, unless
-    `masked`: then `valid` is False there. Raises ValueError for a size below 1.
+    `masked`.
+
+    Args:
+        ordering: the sequence.
+        size: slots of a group.
+        masked: `valid` is False in the free slots.
+
+    Raises:
+        ValueError: for a size below 1.
     """
     _check_size(size)
     counts = ordering.counts
@@ -42,12 +50,19 @@ def equal_groups(ordering: Ordering, size: int, masked: bool = False) -> Groups:
 
 
 def octree_windows(ordering: Ordering, size: int, dilation: int = 1, straddle: bool = False) -> Groups:
-    """Windows of `size` consecutive nodes of a z-ordered sequence, or of every `dilation`-th (OctFormer, section 3.2).
+    """Windows of `size` nodes of a z-ordered sequence, consecutive or every `dilation`-th (OctFormer, section 3.2).
 
     Slots of different frames do not see each other: `owner` tells the frame of each slot, padding has the owner B.
-    straddle: cut windows from the joined sequence of all frames, as published, so that a window may hold the end of one
-    frame and the start of the next; by default every frame is padded to whole windows.
-    Raises ValueError for a size or dilation below 1.
+
+    Args:
+        ordering: the sequence.
+        size: slots of a window.
+        dilation: distance in the sequence between two slots of a window.
+        straddle: cut windows from the joined sequence of all frames, as published, so that a window may hold the end of
+            one frame and the start of the next; by default every frame is padded to whole windows.
+
+    Raises:
+        ValueError: for a size or dilation below 1.
     """
     _check_size(size, dilation)
     counts, block = ordering.counts, size * dilation
@@ -73,9 +88,16 @@ def octree_windows(ordering: Ordering, size: int, dilation: int = 1, straddle: b
 def even_sets(order: Tensor, counts: Tensor, size: int) -> Groups:
     """Each piece of a sequence shared out evenly among ⌈n / size⌉ sets (DSVT section 3.2).
 
-    order: int64 [N], voxel at each place; counts: int64 [P], length of each piece, at least 1. Slot k of set j of a
-    piece of n voxels in S sets holds the voxel at place ⌊(j · size + k) · n / (S · size)⌋; `valid` is False where a
-    slot repeats the one to its left. Raises ValueError for a size below 1.
+    Slot k of set j of a piece of n voxels in S sets holds the voxel at place ⌊(j · size + k) · n / (S · size)⌋; `valid`
+    is False where a slot repeats the one to its left.
+
+    Args:
+        order: int64 [N], voxel at each place of the sequence.
+        counts: int64 [P], length of each piece, at least 1.
+        size: slots of a set.
+
+    Raises:
+        ValueError: for a size below 1.
     """
     _check_size(size)
     sets = (counts + size - 1) // size

@@ -14,10 +14,15 @@ from pcdet_ext.structures import Groups, Segments
 class SoftmaxAttention(nn.Module):
     """Multi-head self-attention inside the groups of a plan: softmax(q kᵀ / √(C / num_heads)) v.
 
-    channels: C; num_heads must divide it. The position is added to queries and keys, not to values, as in FlatFormer
-    and DSVT, whose initialisation it has: Xavier-uniform weights. State-dict keys are those of
-    `torch.nn.MultiheadAttention`.
-    Raises ValueError for heads that do not divide the channels, or fewer than one of either.
+    The position is added to queries and keys, not to values, and weights are initialised Xavier-uniformly, both as in
+    FlatFormer and DSVT. State-dict keys are those of `torch.nn.MultiheadAttention`.
+
+    Args:
+        channels: C.
+        num_heads: must divide the channels.
+
+    Raises:
+        ValueError: for heads that do not divide the channels, or fewer than one of either.
     """
 
     plan_types = (Groups,)

@@ -20,10 +20,16 @@ from pcdet_ext.structures import Groups, Segments
 class LinearAttention(nn.Module):
     """Every voxel reads the sums over its group: yᵢ = qᵢᵀ Σ k vᵀ / (qᵢ · Σ k + eps), with q and k through a ReLU.
 
-    channels: C, divided into num_heads heads of consecutive channels; qkv_bias: whether the projection to queries, keys
-    and values has a bias; eps: gives voxels whose query meets no key zeros. The position is added to queries and keys.
-    Raises ValueError for heads that do not divide the channels, fewer than
-    one of either, or an eps that is not positive.
+    The position is added to queries and keys.
+
+    Args:
+        channels: C.
+        num_heads: heads of consecutive channels; must divide them.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
+        eps: gives voxels whose query meets no key zeros.
+
+    Raises:
+        ValueError: for heads that do not divide the channels, fewer than one of either, or an eps that is not positive.
     """
 
     def __init__(self, channels: int, num_heads: int = 4, qkv_bias: bool = False, eps: float = 1e-6) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -291,6 +292,17 @@ def test_other_orders_partitions_and_mixers_come_from_a_configuration() -> None:
     loss = backbone(voxels).features.square().sum()
     loss.backward()
     assert all(p.grad.isfinite().all() for p in backbone.parameters() if p.grad is not None)
+
+
+def test_block_settings_replace_the_published_ones_and_errors_name_their_place(tmp_path: Path) -> None:
+    backbone = make_backbone(block={"norm": "pre", "layer_scale": 0.1})
+    block = backbone.stages[1][0].layers[0].block
+    assert (block.mix.placement, block.feed.module.in_proj.out_features) == ("pre", 16)
+    assert block.mix.scale.tolist() == pytest.approx([0.1] * 16)
+    path = tmp_path / "dsvt.yaml"
+    path.write_text("block:\n  norms: pre\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"dsvt.yaml:2: block.norms: MixerBlock has no such key; did you mean"):
+        make_backbone(block=config.load(path)["block"])
 
 
 def test_layers_are_numbered_through_all_stages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def run_input_layer(case: Case, _grads: bool) -> Values:
             voxels = SparseVoxels(features, pooled.coords, pooled.grid, voxels.batch_size)
         size = node["group_sizes"][s]
         for i, layer in enumerate(blocks[0].layers):  # as published, layer i embeds places in windows of kind i
-            window, which = layer.window, f"stage{s}_shift{i}"
+            window, which = layer.position_window, f"stage{s}_shift{i}"
             both = [RotatedSets(size)(voxels, order(window.window, window.shift)) for order in (WindowY, WindowX)]
             values |= {
                 f"out.batch_win_inds_{which}": window.pieces(voxels),

@@ -54,6 +54,7 @@ class PositionEmbedding(nn.Module):
             nn.ReLU(),
             nn.Linear(channels, channels),
         )
+        _xavier_uniform(self)
 
     def forward(self, place: Tensor) -> Tensor:
         """Places int32 [N, 3] as (z, y, x) to embeddings [N, C]."""
@@ -64,32 +65,52 @@ class PositionEmbedding(nn.Module):
         return self.mlp(centred.to(self.mlp[0].weight.dtype))
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What the layers of a stage share.
+
+    channels: C; windows: those of even blocks and those of odd ones; partition: into sets; normalize_position: see
+    `PositionEmbedding`; mixer: its configuration; published: settings of `MixerBlock`; block: those that differ.
+    """
+
+    channels: int
+    windows: tuple[Window, Window]
+    partition: Partition
+    normalize_position: bool
+    mixer: Mapping[str, Any]
+    published: Mapping[str, Any]
+    block: Mapping[str, Any]
+
+
 class DSVTLayer(nn.Module):
     """norm(x + block(x)): attention inside sets and a feed-forward network (equation 5), with a residual around both.
 
     Args:
-        channels: C.
-        order: of the voxels.
-        partition: of the order, into sets.
-        window: the windows whose places are embedded.
-        normalize_position: see `PositionEmbedding`.
-        block: mixer and feed-forward network.
+        stage: what the layer shares with the others of its stage.
+        order: configuration of the order, which gets the window where it needs one.
+        window: of the sets.
+        position_window: the window whose places are embedded.
+        layer_id: number of the layer among all layers, from 0.
+        num_layers: how many there are.
     """
 
     def __init__(
         self,
-        channels: int,
-        order: Order,
-        partition: Partition,
+        stage: Stage,
+        order: Mapping[str, Any],
         window: Window,
-        normalize_position: bool,
-        block: MixerBlock,
+        position_window: Window,
+        layer_id: int,
+        num_layers: int,
     ) -> None:
         super().__init__()
-        self.order, self.partition, self.window = order, partition, window
-        self.position = PositionEmbedding(channels, window.window, normalize_position)
-        self.block = block
-        self.norm = nn.LayerNorm(channels)
+        self.partition, self.position_window = stage.partition, position_window
+        self.order: Order = ORDERS.build(order, window=window.window, shift=window.shift)
+        self.position = PositionEmbedding(stage.channels, position_window.window, stage.normalize_position)
+        settings = {"mixer": stage.mixer, **stage.published, "layer_id": layer_id, "num_layers": num_layers}
+        self.block = construct(MixerBlock, stage.block, channels=stage.channels, **settings)
+        self.block.check_partition(self.partition)
+        self.norm = nn.LayerNorm(stage.channels)
 
     def forward(self, x: Tensor, sets: Groups | Segments, position: Tensor) -> Tensor:
         """Features [N, C] to the same shape; position: [N, C]."""
@@ -100,35 +121,49 @@ class DSVTBlock(nn.Module):
     """Layers one after the other, as published one along y and one along x, with a residual around them.
 
     Args:
-        channels: C.
-        layers: the layers.
+        stage: what the block shares with the others of its stage.
+        orders: configurations, one for each layer.
+        number: of the block among all blocks, from 0.
+        num_layers: of all blocks together.
+        mixed_positions: see the module.
         recompute: compute each layer again in the backward pass instead of keeping its activations.
     """
 
-    def __init__(self, channels: int, layers: Sequence[DSVTLayer], recompute: bool) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        orders: Sequence[Mapping[str, Any]],
+        number: int,
+        num_layers: int,
+        mixed_positions: bool,
+        recompute: bool,
+    ) -> None:
         super().__init__()
-        self.layers, self.recompute = nn.ModuleList(layers), recompute
-        self.norm = nn.LayerNorm(channels)
+        self.recompute, window = recompute, stage.windows[number % 2]
+        self.layers = nn.ModuleList(
+            DSVTLayer(
+                stage,
+                order,
+                window,
+                stage.windows[i % 2] if mixed_positions else window,
+                number * len(orders) + i,
+                num_layers,
+            )
+            for i, order in enumerate(orders)
+        )
+        if recompute:
+            for layer in self.layers:
+                check_recompute(layer.block)
+        self.norm = nn.LayerNorm(stage.channels)
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
         """Features [N, C] to the same shape."""
         x = voxels.features
         for layer in self.layers:
             sets = layer.partition(voxels, layer.order)
-            position = layer.position(layer.window.place(voxels))
+            position = layer.position(layer.position_window.place(voxels))  # its batch norm must not run twice
             x = call(layer, x, sets, position, recompute=self.recompute)
         return voxels.with_features(self.norm(x + voxels.features))
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What the layers of a stage share; windows: those of even blocks and those of odd ones."""
-
-    channels: int
-    windows: tuple[Window, Window]
-    partition: Partition
-    num_heads: int
-    ffn_channels: int
 
 
 @BACKBONES.register
@@ -203,39 +238,25 @@ class DSVT(nn.Module):
         grids = stage_grids(grid, pool_strides, partial_cells)
         self.in_grid, self.out_grid, self.out_channels = grids[0], grids[-1], channels[-1]
         self.pool_strides = tuple(map(_triple, pool_strides))
-        both_windows = [
-            stage_windows(*stage, hybrid_factor=hybrid_factor) for stage in zip(grids, windows, shifts, strict=True)
-        ]
-        partitions = [PARTITIONS.build(partition or {"name": "RotatedSets"}, size=size) for size in group_sizes]
-        stages = itertools.starmap(Stage, zip(channels, both_windows, partitions, num_heads, ffn_channels, strict=True))
-        block_number, layer_number = itertools.count(), itertools.count()
-
-        def make_block(stage: Stage) -> DSVTBlock:
-            window = stage.windows[next(block_number) % 2]
-            layers = [make_layer(stage, window, i, order) for i, order in enumerate(orders)]
-            return DSVTBlock(stage.channels, layers, recompute)
-
-        def make_layer(stage: Stage, window: Window, number: int, order: Mapping[str, Any]) -> DSVTLayer:
-            feed_forward = {"name": "MLP", "ffn_channels": stage.ffn_channels, "activation": activation}
-            settings = {
-                "mixer": mixer or {"name": "SoftmaxAttention", "num_heads": stage.num_heads},
-                "feed_forward": feed_forward | {"dropout": dropout, "xavier": True},
-                "norm": "post",
-                "dropout": dropout,
-                "layer_id": next(layer_number),
-                "num_layers": sum(num_blocks) * len(orders),
-            }
-            return DSVTLayer(
-                stage.channels,
-                ORDERS.build(order, window=window.window, shift=window.shift),
-                stage.partition,
-                stage.windows[number % 2] if mixed_positions else window,
+        stages = [
+            Stage(
+                width,
+                stage_windows(stage_grid, window, both_shifts, hybrid_factor),
+                PARTITIONS.build(partition or {"name": "RotatedSets"}, size=size),
                 normalize_position,
-                construct(MixerBlock, block or {}, channels=stage.channels, **settings),
+                mixer or {"name": "SoftmaxAttention", "num_heads": heads},
+                published_block(inner, activation, dropout),
+                block or {},
             )
-
+            for width, stage_grid, window, both_shifts, size, heads, inner in zip(
+                channels, grids, windows, shifts, group_sizes, num_heads, ffn_channels, strict=True
+            )
+        ]
+        number, num_layers = itertools.count(), sum(num_blocks) * len(orders)
         self.stages = nn.ModuleList(
-            nn.ModuleList(make_block(stage) for _ in range(count))
+            nn.ModuleList(
+                DSVTBlock(stage, orders, next(number), num_layers, mixed_positions, recompute) for _ in range(count)
+            )
             for stage, count in zip(stages, num_blocks, strict=True)
         )
         self.pools = nn.ModuleList(
@@ -243,12 +264,6 @@ class DSVT(nn.Module):
             for s, stride in enumerate(self.pool_strides)
         )
         _xavier_uniform(self.pools)
-        for module in self.modules():
-            if isinstance(module, DSVTLayer):
-                _xavier_uniform(module.position)
-                module.block.check_partition(module.partition)
-                if recompute:
-                    check_recompute(module.block)
 
     @property
     def stride(self) -> int:
@@ -271,6 +286,12 @@ class DSVT(nn.Module):
                 voxels = block(voxels)
             voxels = voxels if pool is None else pool(voxels)
         return voxels
+
+
+def published_block(ffn_channels: int, activation: str, dropout: float) -> dict[str, Any]:
+    """Settings of the `MixerBlock` in a published layer."""
+    feed_forward = {"name": "MLP", "ffn_channels": ffn_channels, "activation": activation, "dropout": dropout}
+    return {"norm": "post", "dropout": dropout, "feed_forward": feed_forward | {"xavier": True}}
 
 
 def stage_grids(grid: Sequence[int], pool_strides: Sequence[Sequence[int]], partial_cells: bool) -> list[Triple]:

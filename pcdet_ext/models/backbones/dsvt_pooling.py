@@ -21,8 +21,9 @@ Triple = tuple[int, int, int]
 class PoolPlan:
     """Where voxels go when cells are joined.
 
-    coords: int32 [M, 4] of the new voxels, ascending by (batch, x, y, z); slot: int64 [N], number of a voxel's new one
-    times the cells joined, plus its place among them; grid: the new one, (Z, Y, X).
+    coords: int32 [M, 4] of the new voxels, ascending by (batch, x, y, z). slot: int64 [N], the row of the new voxel
+    that each voxel becomes a part of, times the cells that are joined, plus its place among them. grid: (Z, Y, X) cells
+    of the new voxels.
     """
 
     coords: Tensor
@@ -54,7 +55,7 @@ def pooled_grid(grid: Sequence[int], stride: Sequence[int]) -> Triple:
 
 
 class Pool(nn.Module, ABC):
-    """What the poolings share. stride: cells joined, (Z, Y, X); count_empty: see `dsvt`."""
+    """What the poolings share. stride: cells (Z, Y, X) that are joined; count_empty: see the module `dsvt`."""
 
     def __init__(self, stride: Triple, count_empty: bool) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class Pool(nn.Module, ABC):
 
     @abstractmethod
     def reduce(self, slots: Tensor, filled: Tensor | None) -> Tensor:
-        """Slots [M, V, C], of which `filled` bool [M, V] count (all where it is None), to [M, C']."""
+        """Slots [M, V, C] to features [M, C']; filled: bool [M, V], slots that count, or None when all do."""
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
         """Voxels of one stage to those of the next."""
@@ -82,7 +83,7 @@ class Pool(nn.Module, ABC):
 
 
 class AttentionPool(Pool):
-    """The cell's maximum attends to its voxels, whose place is part of the keys (section 3.3)."""
+    """The maximum over a cell's voxels attends to them; their place in the cell is part of the keys (section 3.3)."""
 
     def __init__(self, channels: int, stride: Triple, count_empty: bool, num_heads: int) -> None:
         super().__init__(stride, count_empty)
@@ -129,9 +130,17 @@ class MaxPool(Pool):
 
 
 def make_pool(kind: str, channels: Sequence[int], stride: Triple, count_empty: bool, num_heads: int) -> Pool:
-    """The pooling named "attention", "linear" or "max" between two stages of these widths.
+    """The pooling between two stages.
 
-    Raises ValueError for another name, and for heads of the attention that do not divide its channels.
+    Args:
+        kind: "attention", "linear" or "max".
+        channels: of both stages.
+        stride: cells (Z, Y, X) that are joined.
+        count_empty: see the module `dsvt`.
+        num_heads: of the attention.
+
+    Raises:
+        ValueError: for another kind, and for heads of the attention that do not divide its channels.
     """
     if kind == "attention":
         return AttentionPool(channels[0], stride, count_empty, num_heads)
