@@ -79,7 +79,7 @@ class Detector:
     def __init__(self, settings: Node, device: str = "auto", model: nn.Module | None = None) -> None:
         data = section(settings, "data")
         self.config = settings
-        self.classes = tuple(data["classes"])
+        self.classes = tuple(config.setting(data, "classes", Sequence[str]))
         self.point_features = point_features(data)
         self.device = resolve_device(device)
         self.model = (model if model is not None else build_detector(settings)).to(self.device).eval()

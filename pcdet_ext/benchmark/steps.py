@@ -13,7 +13,7 @@ import torch
 
 from pcdet_ext import config
 from pcdet_ext.benchmark.timing import now
-from pcdet_ext.config import construct, section
+from pcdet_ext.config import construct, section, setting
 from pcdet_ext.data.base import collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.engine.allocation import keep_freed_memory
@@ -96,6 +96,7 @@ def _batches(settings: config.Node, options: TrainConfig, count: int) -> list[Po
     """The first batches of the training set, from its start again where it is small."""
     data = section(settings, "data")
     dataset = build_dataset(data, "train", training=True, seed=options.seed)
+    classes = tuple(setting(data, "classes", Sequence[str]))
     wanted = [i % len(dataset) for i in range(count * options.batch_size)]
     samples = (dataset[i] for i in wanted)
-    return [collate(list(islice(samples, options.batch_size)), tuple(data["classes"])) for _ in range(count)]
+    return [collate(list(islice(samples, options.batch_size)), classes) for _ in range(count)]

@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from pcdet_ext.data.formats import BENCHMARKS
 
     parser.add_argument("benchmark", choices=BENCHMARKS.names(), help="whose metrics")
-    parser.add_argument("--ground-truth", required=True, metavar="PATH", help="labels (kitti: a folder of label files)")
-    parser.add_argument("--results", required=True, metavar="PATH", help="results, which say which frames count")
+    parser.add_argument("--ground-truth", type=path, required=True, help="labels (kitti: a folder of label files)")
+    parser.add_argument("--results", type=path, required=True, help="results, which say which frames count")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes to measure (default: the benchmark's)")
     parser.add_argument("--json", type=path, help="write all numbers and curves here")
     parser.add_argument("options", nargs="*", metavar="key=value", help="further options of the benchmark")
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     from pcdet_ext.data.formats import BENCHMARKS
     from pcdet_ext.files import atomic_write
 
-    given = {"name": options.benchmark, "ground_truth": options.ground_truth, "results": options.results}
+    given = {"name": options.benchmark, "ground_truth": str(options.ground_truth), "results": str(options.results)}
     given |= {"classes": options.classes} if options.classes else {}
     result = BENCHMARKS.build(from_plain(given, "pcdet evaluate", options.options))
     if options.json:

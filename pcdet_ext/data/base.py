@@ -75,7 +75,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     further fields.
     """
 
-    root: str
+    root: str | Path
     classes: Sequence[str]
     point_cloud_range: Sequence[float]
     split: str = "train"
@@ -85,7 +85,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     min_points: int = 0
     min_box_corners: int | None = None
     mask_z: bool = False
-    index: str | None = None
+    index: str | Path | None = None
     repeat: int = 1
     seed: int = 0
     on_error: Literal["raise", "skip"] = "raise"

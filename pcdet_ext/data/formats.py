@@ -6,10 +6,10 @@ metric for result files in `BENCHMARKS`. Code above this module names no format.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pcdet_ext.config import ConfigError, Node
+from pcdet_ext.config import ConfigError, Node, setting
 from pcdet_ext.data import kitti  # noqa: F401  (registers the format)
 from pcdet_ext.data.base import DATASETS, ConcatDataset, Dataset, FrameDataset
 from pcdet_ext.data.prepare import FRAME_SOURCES
@@ -26,7 +26,7 @@ USUAL_FEATURES = ("x", "y", "z", "intensity")
 def point_features(data: Mapping[str, Any]) -> tuple[str, ...]:
     """Columns of the points that a configuration's data section means: its own, or else all that its format has."""
     if data.get("point_features") is not None:
-        return tuple(data["point_features"])
+        return tuple(setting(data, "point_features", Sequence[str]))
     name = data.get("name")
     found = DATASETS.get(name) if name in DATASETS else None
     return found.POINT_FEATURES if isinstance(found, type) and issubclass(found, FrameDataset) else USUAL_FEATURES

@@ -44,7 +44,7 @@ class EvalConfig:
 
 def eval_config(settings: Node) -> EvalConfig:
     """The `test:` section, or the defaults without one."""
-    return construct(EvalConfig, settings.get("test") or Node(key_path="test"))
+    return construct(EvalConfig, section(settings, "test") if "test" in settings else Node(key_path="test"))
 
 
 def predict(

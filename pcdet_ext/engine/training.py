@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
-from pcdet_ext.config import ConfigError, Node, construct, section, suggest
+from pcdet_ext.config import ConfigError, Node, construct, section, setting, suggest
 from pcdet_ext.data.base import collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.engine import testing
@@ -74,7 +74,7 @@ def train(
     parts = Parts(
         detector=detector,
         dataset=dataset,
-        collate=partial(collate, classes=tuple(data["classes"])),
+        collate=partial(collate, classes=tuple(setting(data, "classes", Sequence[str]))),
         config=settings.plain(),
         evaluate=_evaluation(settings, str(fabric.device)) if options.evaluate_every else None,
         notes=(*notes, *dataset(0).notes),
@@ -119,11 +119,10 @@ def _differences(key: str, old: Any, new: Any) -> list[str]:
     return [] if old == new else [f"{key} was {old!r}, now {new!r}"]
 
 
-def _initialised(detector: nn.Module, path: str) -> tuple[str, ...]:
+def _initialised(detector: nn.Module, path: str | Path) -> tuple[str, ...]:
     """Let a detector start with the parameters of a checkpoint, and say which it took."""
-    source = Path(path).expanduser()
-    content = checkpoint.read(source)
-    return (f"{source}: {checkpoint.transfer(detector, content['model'], source)}",)
+    content = checkpoint.read(path)
+    return (f"{path}: {checkpoint.transfer(detector, content['model'], path)}",)
 
 
 def training_datasets(data: Node, options: TrainConfig) -> Callable[[int], Any]:
@@ -131,7 +130,7 @@ def training_datasets(data: Node, options: TrainConfig) -> Callable[[int], Any]:
 
     Raises ConfigError when `fade_augmentations` names one that the data section does not use.
     """
-    used = [node.get("name") for node in data.get("augment", [])]
+    used = [node.get("name") for node in setting(data, "augment", Sequence[Mapping], [])]
     for name in options.fade_augmentations:
         if name not in used:
             raise ConfigError(f"train.fade_augmentations: data.augment has no {name!r}{suggest(name, used)}")

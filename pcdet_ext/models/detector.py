@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pcdet_ext.config import ConfigError, Node, Registry, suggest
+from pcdet_ext.config import ConfigError, Node, Registry, setting, suggest
 from pcdet_ext.data.formats import point_features
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev.backbones import BEV_BACKBONES, flatten_to_bev
@@ -108,8 +108,8 @@ def build_detector(config: Node) -> VoxelDetector:
             raise ConfigError(f"{data.where()}: a detector needs {key!r} here")
     return DETECTORS.build(
         model,
-        classes=data["classes"],
-        point_cloud_range=data["point_cloud_range"],
+        classes=setting(data, "classes", Sequence[str]),
+        point_cloud_range=setting(data, "point_cloud_range", Sequence[float]),
         num_point_features=len(point_features(data)),
     )
 

@@ -186,6 +186,13 @@ def test_a_training_starts_from_a_checkpoint_with_other_classes(
         ("model.encoder.max_pionts=3", "did you mean 'max_points'"),
         ("data.root=/nowhere", "/nowhere"),
         ("data.classes=[Cra]", "Cra"),
+        ("data.classes=Car", "data.classes: expected Sequence[str], got 'Car'; write [Car] for a list of one"),
+        ("data.point_features=xyz", "data.point_features: expected Sequence[str], got 'xyz'"),
+        ("data.point_cloud_range=3", "data.point_cloud_range: expected Sequence[float], got 3"),
+        ("data.augment=RandomFlip", "data.augment: expected"),
+        ("data.root=$NO_SUCH_PLACE/kitti", "data.root: $NO_SUCH_PLACE/kitti: there is no environment variable"),
+        ("train.init_from=~no_such_user/a.ckpt", "train.init_from: ~no_such_user/a.ckpt: there is no user"),
+        ("imports=[no_such_module]", "imports: there is no module 'no_such_module'"),
         ("train.fade_augmentations=[RandomFilp]", "did you mean 'RandomFlip'"),
         ("train.precision=fp16", "fp16 needs a CUDA device"),
         ("novalue", "write key.path=value"),
@@ -267,3 +274,18 @@ def test_undecayed_names_that_no_parameter_has_are_an_error(
     assert "train.undecayed: no parameter of the model has 'bn_' in its name" in capsys.readouterr().err
     assert main(["train", *arguments, "train.undecayed=norm", "--overwrite"]) == 2
     assert "train.undecayed" in capsys.readouterr().err
+
+
+def test_paths_in_settings_may_begin_with_home_and_variables(
+    data: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(data.parent))
+    monkeypatch.setenv("PREPARED", str(data))
+    short = [*arguments, "train.max_steps=1", "train.evaluate_every=0", f"data.root=~/{data.name}"]
+    assert main(["train", *short, "data.index=${PREPARED}/pcdet_ext", "--out", str(tmp_path / "run")]) == 0
+    kept = config.load(tmp_path / "run" / "config.yaml")["data"]
+    assert (kept["root"], kept["index"]) == (f"~/{data.name}", "${PREPARED}/pcdet_ext")  # good on other machines too
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    more = ["train.init_from=$RUNS/run/last.ckpt", "--out", "$RUNS/second"]
+    assert main(["train", *short, *more]) == 0
+    assert (tmp_path / "second" / "last.ckpt").exists()

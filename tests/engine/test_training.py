@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError, Node, construct
 from pcdet_ext.engine import trainer
 from pcdet_ext.engine.interrupts import StopRequest
-from pcdet_ext.engine.loader import EpochBatches
+from pcdet_ext.engine.loader import EpochBatches, _outlive_signals
 from pcdet_ext.engine.trainer import BEST, LAST, Parts, TrainConfig, Trainer, TrainingError, make_fabric
 from pcdet_ext.evaluation.base import Result
 
@@ -234,6 +235,29 @@ def test_what_the_device_cannot_do_is_refused(tmp_path: Path) -> None:
         run(tmp_path, sync_batchnorm=True)
 
 
+def test_devices_are_taken_by_torchs_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trainer.training_device("cpu") == trainer.training_device("cpu:0") == ("cpu", None)
+    for name, message in (
+        ("gpu", "device 'gpu': Expected one of cpu, cuda"),
+        ("cuda:x", "device 'cuda:x'"),
+        ("meta", "device 'meta': not available, or none that Lightning trains on"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make_fabric(device=name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device 'cuda:1': no CUDA device is available"):
+        make_fabric(device="cuda:1")
+    assert trainer.training_device("auto") == ("cpu", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert trainer.training_device("auto") == trainer.training_device("cuda") == ("cuda", None)
+    assert trainer.training_device("cuda:1") == ("cuda", 1)
+    with pytest.raises(ConfigError, match="device 'cuda:2': torch sees 2 CUDA devices, cuda:0 to cuda:1"):
+        make_fabric(device="cuda:2")
+    with pytest.raises(ConfigError, match="device 'cuda:1' is one device; for several processes name their kind"):
+        make_fabric(device="cuda:1", devices=2)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -295,7 +319,29 @@ def test_signals_end_whole_process_groups_with_a_checkpoint(tmp_path: Path, proc
     assert progress["epoch"] < 1000
 
 
+def test_workers_live_through_one_signal_of_each_kind() -> None:
+    def worker(alive: Any) -> None:
+        _outlive_signals(0)
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            alive.send(number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        alive.send("after the second SIGTERM")
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=worker, args=(theirs,))
+    process.start()
+    theirs.close()
+    process.join()
+    assert process.exitcode == -signal.SIGTERM
+    assert [ours.recv() for _ in range(3)] == [signal.SIGINT, signal.SIGINT, signal.SIGTERM]
+    with pytest.raises(EOFError):
+        ours.recv()
+
+
 def test_an_error_ends_the_workers(tmp_path: Path) -> None:
+    """Workers hold the pipes that this test reads to their end, so it ends only when they have ended too."""
     code = f"""
 import sys
 sys.path[:0] = [{str(SCRIPT.parent)!r}, {str(SCRIPT.parent.parent)!r}]
@@ -308,6 +354,6 @@ def fail(batch):
 parts.detector.loss = fail
 Trainer(parts, TrainConfig(epochs=1, num_workers=2), Path({str(tmp_path)!r}), make_fabric(device="cpu")).fit()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "no such loss" in done.stderr

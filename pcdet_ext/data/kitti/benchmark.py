@@ -18,8 +18,8 @@ _log = logging.getLogger(__name__)
 
 @BENCHMARKS.register
 def kitti(
-    ground_truth: str,
-    results: str,
+    ground_truth: str | Path,
+    results: str | Path,
     classes: Sequence[str] = CLASSES[:3],
     overlap: Mapping[str, float] | None = None,
 ) -> KittiResult:
