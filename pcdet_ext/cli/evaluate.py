@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=path, required=True, help="results, which say which frames count")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes to measure (default: the benchmark's)")
     parser.add_argument("--json", type=path, help="write all numbers and curves here")
+    parser.add_argument("--plots", type=path, metavar="DIR", help="folder for diagrams, as precision over recall")
     parser.add_argument("options", nargs="*", metavar="key=value", help="further options of the benchmark")
 
 
@@ -34,5 +35,9 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         with atomic_write(options.json) as temporary:
             temporary.write_text(json.dumps(result.to_json()), encoding="utf-8")
+    if options.plots:
+        from pcdet_ext.visualization.plots import write_plots
+
+        write_plots(result, options.plots)
     print(result.table())
     return 0

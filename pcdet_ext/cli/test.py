@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="frames to test on (default: the configuration's test.split, else val)")
     parser.add_argument("--out", type=path, help="folder for the result files")
     parser.add_argument("--json", type=path, help="file for all numbers")
+    parser.add_argument("--plots", type=path, metavar="DIR", help="folder for diagrams, as precision over recall")
     add_device(parser)
     add_imports(parser)
 

@@ -179,11 +179,19 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         if not finite.all():
             self.counts["points not finite"] += int((~finite).sum())
             sample = sample.select_points(finite)
-        sample = self.crop(sample)
-        targets = sample.targets
+        cropped = self.crop(sample)
+        if len(sample.points) and not len(cropped.points):
+            self._note_empty(sample.frame_id)
+        sample, targets = cropped, cropped.targets
         if targets is None or targets.num_points is None:
             return sample
         return sample.replace(targets=targets.select(targets.num_points >= self.min_points))
+
+    def _note_empty(self, frame_id: str) -> None:
+        """Count a frame of which no point is of use, and say so of the first."""
+        self.counts["samples without points in view"] += 1
+        if self.counts["samples without points in view"] == 1:
+            _log.warning("%s: frame %s has no point in view; others may not have any either", self.root, frame_id)
 
     def _blank(self, index: int) -> Sample:
         """What stands for a frame that cannot be read."""

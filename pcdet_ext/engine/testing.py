@@ -21,6 +21,7 @@ from pcdet_ext.engine.loader import frame_loader
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import atomic_write
 from pcdet_ext.inference import Detector, load
+from pcdet_ext.visualization.plots import write_plots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,18 +80,28 @@ def measure(
     json: str | Path | None = None,
     device: str = "auto",
     imports: bool = False,
+    plots: str | Path | None = None,
 ) -> str:
     """Test a checkpoint on a split (None: the configuration's) and tell the result, as a text with the AP table.
 
-    out: folder for result files in the benchmark's own format; json: file for all numbers; imports: see
-    `inference.load`. Frames without labels are only detected in.
-    Raises ConfigError, and DataError (CheckpointError among them) that names the file.
+    Args:
+        checkpoint: a file of a training; overrides: changes of its configuration.
+        split: what is tested; frames without labels are only detected in.
+        out: folder for result files in the benchmark's own format; json: file for all numbers; plots: folder for
+            diagrams.
+        device: see `inference.load`; imports: see there too.
+
+    Raises:
+        ConfigError: for overrides that do not fit.
+        DataError: (CheckpointError among them) that names a damaged file, or a folder with other results.
     """
     detector = load(checkpoint, device, overrides, imports)
     options = eval_config(detector.config)
     split = split or options.split
     dataset = build_dataset(section(detector.config, "data"), split, training=False)
     evaluator = dataset.evaluator(options.metric)
+    if out is not None:
+        evaluator.check_folder(out)
     started = time.perf_counter()
     predict(detector, dataset, evaluator, options)
     seconds = time.perf_counter() - started
@@ -103,6 +114,8 @@ def measure(
         lines.append(f"no labels in {split}: nothing to measure")
     else:
         lines.append(result.table())
+        if plots is not None:
+            write_plots(result, plots)
         if json is not None:
             with atomic_write(json) as temporary:
                 temporary.write_text(dumps(result.to_json()), encoding="utf-8")

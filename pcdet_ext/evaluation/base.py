@@ -71,5 +71,8 @@ class Evaluator(Protocol):
     def result(self) -> Result | None:
         """The metric over all frames added, or None where these have no ground truth."""
 
+    def check_folder(self, folder: str | Path) -> None:
+        """Raises DataError when a folder holds results that `write` would not replace, so that two runs would mix."""
+
     def write(self, folder: str | Path) -> list[Path]:
         """Write the predictions in the benchmark's own submission format; the files written."""

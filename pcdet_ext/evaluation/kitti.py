@@ -7,7 +7,7 @@ Classes that the benchmark does not have are measured by the same rules with an 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +27,18 @@ from pcdet_ext.evaluation.kitti_labels import (
     too_hard,
     write_labels,
 )
-from pcdet_ext.evaluation.matching import IGNORED, OTHER, THRESHOLDS, VALID, Array, Curve, Pairs, match
+from pcdet_ext.evaluation.matching import (
+    IGNORED,
+    OTHER,
+    THRESHOLDS,
+    VALID,
+    Array,
+    Curve,
+    Pairs,
+    match,
+    pick_thresholds,
+)
+from pcdet_ext.files import DataError
 from pcdet_ext.ops import iou_3d_paired, iou_bev_paired
 from pcdet_ext.structures import Detections, Sample
 
@@ -93,6 +104,15 @@ class ClassCount:
     detections: int
     low: int
 
+    def highest_r40(self) -> float:
+        """R40 at moderate difficulty, in percent, of a detector that finds all: below 41 objects it is not 100.
+
+        The curve has one entry for each threshold, and there are no more thresholds than objects.
+        """
+        count = min(self.counting[1], THRESHOLDS)
+        entries = len(pick_thresholds([float(i) for i in range(count)], max(count, 1)))
+        return max(entries - 1, 0) / (THRESHOLDS - 1) * 100
+
     def line(self, name: str) -> str:
         """What to print."""
         levels = ", ".join(f"{count} {level}" for count, level in zip(self.counting, DIFFICULTIES, strict=True))
@@ -100,6 +120,8 @@ class ClassCount:
         if self.reasons:
             text += f"; never count: {', '.join(f'{n} ({reason})' for reason, n in self.reasons.items())}"
         text += f"; {self.detections} detected"
+        if (best := self.highest_r40()) < 100:
+            text += f"; with so few objects the benchmark's R40 (moderate) reaches {best:.1f} at most"
         if self.low:
             text += f", {self.low} of them never count (2-D box lower than {min(MIN_HEIGHT):g} pixels)"
         return text
@@ -227,6 +249,7 @@ class KittiEvaluator:
         classes: what is measured.
         truth_of: the labels of a sample, or None where it has none.
         rows_of: the detections in a sample (NumPy) as rows of a result file.
+        frame_ids: frames of the data set.
         overlap: least overlap of a match for classes that KITTI does not measure, 0.5 for those not named.
 
     Raises:
@@ -238,12 +261,13 @@ class KittiEvaluator:
         classes: Sequence[str],
         truth_of: Callable[[Sample], Labels | None],
         rows_of: Callable[[Sample, Detections], Labels],
+        frame_ids: Collection[str],
         overlap: Mapping[str, float] | None = None,
     ) -> None:
         others = {name: DEFAULT_OVERLAP for name in classes if not is_measured(name)}
         self.classes = tuple(classes)
         self.overlap = _check_overlap(classes, others | dict(overlap or {}))
-        self._truth_of, self._rows_of = truth_of, rows_of
+        self._truth_of, self._rows_of, self._frame_ids = truth_of, rows_of, set(frame_ids)
         self._frames: dict[Hashable, tuple[Labels | None, Labels]] = {}
 
     def add(self, sample: Sample, predictions: Detections) -> None:
@@ -268,6 +292,12 @@ class KittiEvaluator:
         if len(truth) < len(frames):
             raise ValueError(f"{len(frames) - len(truth)} of {len(frames)} frames have no labels to compare with")
         return evaluate(truth, [rows for _, rows in frames], self.classes, self.overlap)
+
+    def check_folder(self, folder: str | Path) -> None:
+        """Raises DataError when a folder has result files of other frames."""
+        for path in sorted(Path(folder).glob("*.txt")):
+            if path.stem not in self._frame_ids:
+                raise DataError(f"{path}: a result of another data set or split; name an empty folder for the results")
 
     def write(self, folder: str | Path) -> list[Path]:
         """One result file per frame, `<frame id>.txt`, as the KITTI server and devkit take them."""

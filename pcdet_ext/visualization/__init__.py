@@ -2,6 +2,7 @@
 
 from pcdet_ext.visualization.bev import draw_bev
 from pcdet_ext.visualization.page import write_page
+from pcdet_ext.visualization.plots import write_plots
 from pcdet_ext.visualization.scene import Scene, box_edges, read_kitti_scene, with_detections
 from pcdet_ext.visualization.view import render, show_window
 
@@ -14,4 +15,5 @@ __all__ = [
     "show_window",
     "with_detections",
     "write_page",
+    "write_plots",
 ]

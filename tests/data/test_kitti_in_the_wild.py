@@ -23,6 +23,7 @@ LARGE_CAMERA = np.array([[1400.0, 0, 960, 0], [0, 1400, 540, 0], [0, 0, 1, 0]])
 FORWARD = np.array([[0.0, -1, 0, 0], [0, 0, -1, -0.08], [1, 0, 0, -0.27]])  # LiDAR x forward, as KITTI's
 RIGHT_FORWARD = np.array([[1.0, 0, 0, 0], [0, 0, -1, -0.08], [0, 1, 0, -0.27]])  # LiDAR x right, y forward
 KITTI_P2 = np.array([[721.5377, 0, 609.5593, 44.85728], [0, 721.5377, 172.854, 0.2163791], [0, 0, 1, 0.002745884]])
+KINDS = ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM"]
 SPAN = [-40, -40, -3, 40, 40, 3]
 
 
@@ -60,7 +61,7 @@ def dataset(root: Path, **options: object) -> kitti.KittiDataset:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("a.png", "PNG"), ("a.PNG", "PNG"), ("a.jpg", "JPEG"), ("a.jpeg", "JPEG"), ("a.JPG", "JPEG"), ("a.bmp", "BMP"), ("a.img", "PNG")],
+    [("a.png", "PNG"), ("a.PNG", "PNG"), ("a.jpg", "JPEG"), ("a.jpeg", "JPEG"), ("a.JPG", "JPEG"), ("a.bmp", "BMP"), ("a.tif", "TIFF"), ("a.WEBP", "WEBP"), ("a.ppm", "PPM"), ("a.img", "PNG")],
 )  # fmt: skip
 def test_the_size_comes_from_an_image_of_any_ending(tmp_path: Path, name: str, kind: str) -> None:
     write_raw_frame(tmp_path, kitti.Calibration(LARGE_CAMERA, np.eye(3), FORWARD))
@@ -73,18 +74,19 @@ def test_the_size_comes_from_an_image_of_any_ending(tmp_path: Path, name: str, k
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from(["PNG", "JPEG", "BMP"]), st.booleans())
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from(KINDS), st.booleans())
 def test_image_sizes_equal_those_of_another_reader(height: int, width: int, kind: str, progressive: bool) -> None:
     image = pytest.importorskip("PIL.Image")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x"
         options = {"progressive": progressive, "comment": b"\xff\xc0 not a header"} if kind == "JPEG" else {}
-        image.new("L", (width, height)).save(path, format=kind, **options)
+        mode = "RGB" if progressive else "L"
+        image.new(mode, (width, height)).save(path, format=kind, **options)
         assert kitti.read_image_size(path) == (height, width)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(["PNG", "JPEG", "BMP"]), st.integers(0, 60), st.binary(max_size=8))
+@given(st.sampled_from(KINDS), st.integers(0, 60), st.binary(max_size=8))
 def test_damaged_images_are_named(kind: str, kept: int, tail: bytes) -> None:
     image = pytest.importorskip("PIL.Image")
     stream = io.BytesIO()
@@ -93,8 +95,8 @@ def test_damaged_images_are_named(kind: str, kept: int, tail: bytes) -> None:
         path = Path(folder) / "000001.png"
         path.write_bytes(stream.getvalue()[:kept] + tail)
         try:
-            height, width = kitti.read_image_size(path)
-            assert height > 0 and width > 0
+            size = kitti.read_image_size(path)
+            assert size is None or min(size) > 0
         except DataError as error:
             assert str(path) in str(error)
 
@@ -102,27 +104,48 @@ def test_damaged_images_are_named(kind: str, kept: int, tail: bytes) -> None:
 def test_a_size_that_nothing_states_is_never_assumed(tmp_path: Path) -> None:
     write_raw_frame(tmp_path, kitti.Calibration(LARGE_CAMERA, np.eye(3), FORWARD))
     (summary,) = kitti.prepare_kitti(tmp_path, splits=["train"], progress=False)
-    assert "image size: not known; data.image_size must state it" in str(summary)
+    assert "image size: no image; data.image_size must state it" in str(summary)
     with pytest.raises(DataError, match=r"velodyne/000000\.bin: the size of its image is not known.*data\.image_size"):
         dataset(tmp_path)
     with pytest.raises(DataError, match=r"data\.image_size: \[height, width\]"):
         dataset(tmp_path, fov_only=False).evaluator()
     assert len(dataset(tmp_path, fov_only=False)[0].points) > 450
     assert len(dataset(tmp_path, image_size=[1080, 1920])[0].points) > 450
-    assert len(dataset(tmp_path, image_size=[540, 1920])[0].points) < 300
+    assert len(dataset(tmp_path, image_size=[600, 1920])[0].points) < 350
+    with pytest.raises(DataError, match=r"calib/000000\.txt: P2 is not for images of 1242 × 375 pixels.*image_size"):
+        dataset(tmp_path, image_size=[375, 1242])[0]
     with pytest.raises(ValueError, match="image_size must be height and width"):
         dataset(tmp_path, image_size=[1080, 0])
+
+
+def test_frames_without_points_in_view_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calibration = kitti.Calibration(LARGE_CAMERA, np.eye(3), FORWARD, (1080, 1920))
+    write_raw_frame(tmp_path, calibration)
+    points = kitti.read_points(tmp_path / "training" / "velodyne" / "000000.bin")
+    kitti.write_points(tmp_path / "training" / "velodyne" / "000000.bin", points * np.float32(-1))
+    kitti.prepare_kitti(tmp_path, splits=["train"], progress=False)
+    test = dataset(tmp_path)
+    assert (len(test[0].points), len(test[0].points)) == (0, 0)
+    assert test.counts["samples without points in view"] == 2
+    assert caplog.text.count("frame 000000 has no point in view") == 1
 
 
 def test_a_stated_size_counts_before_that_of_an_image(tmp_path: Path) -> None:
     write_raw_frame(tmp_path, kitti.Calibration(LARGE_CAMERA, np.eye(3), FORWARD))
     write_image(tmp_path / "training" / "image_2" / "000000.jpg", 270, 480, "JPEG")  # a thumbnail
     (summary,) = kitti.prepare_kitti(tmp_path, splits=["train"], progress=False)
-    assert "P2 has its principal point outside the image" in str(summary)
+    assert "P2 is not for images of this size" in str(summary)
+    with pytest.raises(DataError, match=r"P2 is not for images of 480 × 270 pixels.*data\.image_size"):
+        dataset(tmp_path)[0]
     assert dataset(tmp_path, image_size=[1080, 1920])[0].calibration.image_size == (1080, 1920)
-    (tmp_path / "training" / "image_2" / "000000.jpg").write_bytes(b"GIF89a")
-    with pytest.raises(DataError, match=r"image_2/000000\.jpg: not a PNG, JPEG or BMP"):
+    (tmp_path / "training" / "image_2" / "000000.jpg").write_bytes(b"\x89PNG cut short")
+    with pytest.raises(DataError, match=r"image_2/000000\.jpg: damaged image \(no PNG header\)"):
         kitti.prepare_kitti(tmp_path, splits=["train"], progress=False)
+    (tmp_path / "training" / "image_2" / "000000.jpg").write_bytes(b"another kind")
+    (summary,) = kitti.prepare_kitti(tmp_path, splits=["train"], progress=False)
+    assert "image size: .jpg image that is no PNG, JPEG" in str(summary)
+    with pytest.raises(DataError, match=r"image_2 holds none that can be read.*data\.image_size"):
+        dataset(tmp_path)
 
 
 def test_kittis_own_cameras_are_known_by_their_focal_length(shared: Path) -> None:

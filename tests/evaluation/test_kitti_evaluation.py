@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from pcdet_ext.conformance.cases.evaluators import find_evaluator_cases, run_evaluator_case
 from pcdet_ext.data.kitti import Labels, evaluate_folders, write_labels
-from pcdet_ext.evaluation.kitti import CLASSES, evaluate
+from pcdet_ext.evaluation.base import Evaluator
+from pcdet_ext.evaluation.kitti import CLASSES, KittiEvaluator, evaluate
 from pcdet_ext.evaluation.matching import Pairs, match, match_reference, pick_thresholds
 from pcdet_ext.files import DataError
+from pcdet_ext.structures import Detections, Sample
 
 
 @pytest.mark.parametrize("case", ["small", "edge_rules"])
@@ -64,6 +66,88 @@ def test_exact_copies_of_many_objects_are_perfect() -> None:
     for metric, precision in result.results["overlap_0_7"]["Car"].items():
         np.testing.assert_allclose(precision.r40, 100, err_msg=metric)
     assert result.ap("Car", "bev") == pytest.approx(100)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 60))
+def test_the_highest_r40_is_that_of_exact_copies(count: int) -> None:
+    rows = [("Car", 200 * i, 100, 200 * i + 110, 160, 9.0 * i, 20, 0.3, 0.9 - 0.001 * i) for i in range(count)]
+    result = evaluate([labels(rows, False)], [labels(rows, True)], ["Car"])
+    best = result.counts["Car"].highest_r40()
+    assert result.ap("Car", "3d") == pytest.approx(best)
+    assert ("reaches" in result.table()) == (best < 100)
+
+
+def test_the_table_says_which_objects_count_and_why_others_do_not() -> None:
+    truth = labels([*cars(3), ("Car", 10, 100, 110, 110, 50, 20, 0.0, 0.9), *[("Van", *r[1:]) for r in cars(1)]], False)
+    truth = replace(truth, occlusion=np.array([0, 0, 3, 3, 0]))
+    found = labels([*cars(2), ("car", 0, 0, 0, 0, 50, 20, 0.0, 0.9)], True)
+    count = evaluate([truth], [found], ["Car"]).counts["Car"]
+    assert (count.labels, count.counting, count.detections, count.low) == (4, (2, 2, 2), 3, 1)
+    assert count.reasons == {"occlusion above 2": 1, "2-D box lower than 25 pixels and occlusion above 2": 1}
+    assert "never count: 1 (occlusion above 2)" in count.line("Car")
+    assert "3 detected" in count.line("Car")
+    assert "1 of them never count" in count.line("Car")
+
+
+def test_plots_hold_the_precision_curves() -> None:
+    result = evaluate([labels(cars(50), False)], [labels(cars(50), True)], ["Car"])
+    plots = {plot.name: plot for plot in result.plots()}
+    assert set(plots) == {"Car_bbox", "Car_aos", "Car_bev", "Car_3d"}
+    recall, precision = plots["Car_3d"].curves["moderate"]
+    np.testing.assert_allclose(recall, np.arange(41) / 40)
+    np.testing.assert_array_equal(precision, result.results["overlap_0_7"]["Car"]["3d"].precision[1])
+
+
+def test_classes_of_ones_own_follow_the_same_rules() -> None:
+    """A class with the overlap that KITTI asks of a pedestrian has a pedestrian's numbers."""
+    rows = [("Pedestrian", 200 * i, 100, 200 * i + 110, 160, 9.0 * i, 20, 0.3, 0.9 - 0.001 * i) for i in range(60)]
+    near = [
+        (name, *box, x + 0.3 * (i % 4), z, heading, score) for i, (name, *box, x, z, heading, score) in enumerate(rows)
+    ]
+    tables = []
+    for name, overlap in (("Pedestrian", None), ("Forklift", {"Forklift": 0.5})):
+        truth, found = (labels([(name, *row[1:]) for row in part], s) for part, s in ((rows, False), (near, True)))
+        tables.append(evaluate([truth], [found], [name], overlap).results["overlap_0_7"][name])
+    for metric, precision in tables[0].items():
+        np.testing.assert_array_equal(precision.precision, tables[1][metric].precision)
+    assert 0 < tables[0]["3d"].r40[1] < 100
+
+
+def test_evaluators_of_several_processes_add_up(tmp_path: Path) -> None:
+    """Each frame counts once, whatever process added it, and in the same order."""
+    frames = {f"{i:03d}": (labels(cars(3 + i), False), labels(cars(2 + i, 0.1), True)) for i in range(5)}
+    samples = {name: Sample(np.zeros((0, 3), np.float32), ("x", "y", "z"), name) for name in frames}
+    nothing = Detections(np.zeros((0, 7), np.float32), np.zeros(0), np.zeros(0, np.int64), ("Car",))
+
+    def evaluator() -> KittiEvaluator:
+        return KittiEvaluator(["Car"], lambda s: frames[s.frame_id][0], lambda s, _: frames[s.frame_id][1], frames)
+
+    alone, shares = evaluator(), [evaluator(), evaluator()]
+    for i, name in enumerate(frames):
+        alone.add(samples[name], nothing)
+        shares[i % 2].add(samples[name], nothing)
+    shares[1].add(samples["000"], nothing)
+    for a, b in (shares, shares[::-1]):
+        a.merge(b.state())
+    expected = alone.result()
+    for share in shares:
+        result = share.result()
+        assert (result.frames, result.score) == (5, expected.score)
+        assert result.to_json() == expected.to_json()
+    assert isinstance(alone, Evaluator)
+    assert sorted(p.name for p in alone.write(tmp_path)) == [f"{name}.txt" for name in frames]
+    alone.check_folder(tmp_path)
+    (tmp_path / "007.txt").touch()
+    with pytest.raises(DataError, match=r"007\.txt: a result of another data set or split"):
+        alone.check_folder(tmp_path)
+    unlabelled = KittiEvaluator(["Car"], lambda s: None, lambda s, _: frames[s.frame_id][1], frames)
+    unlabelled.add(samples["000"], nothing)
+    assert unlabelled.result() is None
+    unlabelled.merge(alone.state())
+    unlabelled.add(samples["001"], nothing)
+    with pytest.raises(ValueError, match="1 of 5 frames have no labels"):
+        unlabelled.result()
 
 
 def test_a_turned_box_keeps_its_place_but_loses_its_orientation() -> None:
@@ -148,6 +232,19 @@ def test_the_tool_prints_the_table_and_writes_json(root: Path, tmp_path: Path) -
     numbers = json.loads(out.read_text())
     expected = evaluate_folders(truth, results, ["Car"])
     assert numbers["overlap_0_7"]["Car"]["3d"]["R40"] == expected.results["overlap_0_7"]["Car"]["3d"].r40.tolist()
+
+
+def test_the_tool_measures_classes_of_ones_own_and_draws_curves(root: Path, tmp_path: Path) -> None:
+    truth, results = write_folders(tmp_path)
+    (truth / "000001.txt").write_text("Forklift 0 0 0 0 100 50 200 2 1.5 3 1 1.6 9 0 0.5\n")  # with a 16th column
+    given = ["--ground-truth", truth, "--results", results, "--plots", tmp_path / "plots"]
+    done = run_tool(root, *given, "classes=[Car, Forklift]", "overlap={Forklift: 0.4}")
+    assert done.returncode == 0, done.stderr
+    assert "Forklift: not a class of the benchmark, measured by its rules with an overlap of 0.4" in done.stdout
+    assert "labels: column 16 is not used (1 files)" in done.stderr
+    assert {"Car_3d.png", "Forklift_bev.png"} <= {p.name for p in (tmp_path / "plots").iterdir()}
+    done = run_tool(root, *given, "classes=[Car, Forklift]")
+    assert (done.returncode, "no metric for class 'Forklift'" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcdet_ext.data import kitti
+from pcdet_ext.evaluation.base import Plot, Result
 from pcdet_ext.structures import Detections, Targets
-from pcdet_ext.visualization import Scene, draw_bev, read_kitti_scene, render
+from pcdet_ext.visualization import Scene, draw_bev, read_kitti_scene, render, write_plots
 from pcdet_ext.visualization.command import visualize
 from pcdet_ext.visualization.page import SCORE_STEPS, page_figure, write_page
 from pcdet_ext.visualization.scene import box_corners, box_edges
@@ -143,6 +144,25 @@ def test_files_of_one_frame_find_each_other(tmp_path: Path) -> None:
     assert len(from_labels.points) == 0
     for read in (from_points, from_labels):
         np.testing.assert_allclose(read.truth.boxes, [[15.0, 1, -1, 4, 2, 1.5, 0.3]], atol=0.02)
+
+
+class Curves(Result):
+    """A result with a diagram, one curve of which is not finite."""
+
+    def plots(self) -> list[Plot]:
+        recall = np.linspace(0, 1, 5)
+        curves = {"easy": (recall, 1 - recall), "hard": (recall, recall * np.nan)}
+        return [Plot("Car_3d", "recall", "precision", curves)]
+
+
+def test_diagrams_of_a_result_are_written(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    (path,) = write_plots(Curves(0.5), tmp_path / "new")
+    assert path == tmp_path / "new" / "Car_3d.png"
+    assert imread(path).std() > 0.01
+    assert write_plots(Result(0.5), tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
 
 
 def test_results_of_any_codebase_are_shown(tmp_path: Path) -> None:

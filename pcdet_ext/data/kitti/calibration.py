@@ -147,6 +147,11 @@ class Calibration:
         cos, sin = np.linalg.solve(self._camera_to_heading, np.stack([np.cos(heading), np.sin(heading)]))
         return wrap_angle(np.arctan2(sin, cos))
 
+    def sees_its_axis(self, image_size: tuple[int, int]) -> bool:
+        """Whether the principal point of P2 lies in an image (height, width); else P2 is for images of another size."""
+        height, width = image_size
+        return bool(0 <= self.p2[0, 2] <= width and 0 <= self.p2[1, 2] <= height)
+
     @property
     def tilt(self) -> float:
         """Angle between the camera's y axis and straight down in the LiDAR frame, in radians."""

@@ -50,7 +50,7 @@ class KittiDataset(FrameDataset):
         """A frame with all its points, and the labelled boxes of the index."""
         frame = self.frame(info)
         points = self.check_points(read_points(frame.points), info, frame.points)
-        calibration = Calibration.read(frame.calibration).with_image_size(self._image_size(info))
+        calibration = self._sized(Calibration.read(frame.calibration), info)
         return Sample(points, POINT_FEATURES, info.frame_id, info.targets(), calibration=calibration)
 
     def crop(self, sample: Sample) -> Sample:
@@ -65,7 +65,7 @@ class KittiDataset(FrameDataset):
         """
 
         def kitti_metric(overlap: Mapping[str, float] | None = None) -> KittiEvaluator:
-            return KittiEvaluator(self.classes, self._labels, self._rows, overlap)
+            return KittiEvaluator(self.classes, self._labels, self._rows, self._infos, overlap)
 
         self._check_image_sizes("result files hold 2-D boxes")
         options = options if isinstance(options, Node) else Node(options or {}, "test.metric")
@@ -81,6 +81,17 @@ class KittiDataset(FrameDataset):
             return Labels.empty(scores=True)
         return result_rows(detections, sample.calibration)
 
+    def _sized(self, calibration: Calibration, info: FrameInfo) -> Calibration:
+        """The calibration with the size of the frame's image, if it is known."""
+        size = self._image_size(info)
+        if size is not None and not calibration.sees_its_axis(size):
+            raise DataError(
+                f"{self.frame(info).calibration}: P2 is not for images of {size[1]} × {size[0]} pixels, its principal "
+                f"point is ({calibration.p2[0, 2]:g}, {calibration.p2[1, 2]:g}); state the size that it is for as "
+                "data.image_size: [height, width]"
+            )
+        return calibration.with_image_size(size)
+
     def _image_size(self, info: FrameInfo) -> tuple[int, int] | None:
         known = self.image_size or info.extra["image_size"]
         return None if known is None else check_image_size(known)
@@ -89,8 +100,8 @@ class KittiDataset(FrameDataset):
         for info in self.frames:
             if self._image_size(info) is None:
                 frame = self.frame(info)
+                folder = frame.points.parent.parent / "image_2"
                 raise DataError(
-                    f"{frame.points}: the size of its image is not known, because there is no image in "
-                    f"{frame.points.parent.parent / 'image_2'} and {frame.calibration} has no line S_rect_02; state it "
-                    f"as data.image_size: [height, width] ({hint})"
+                    f"{frame.points}: the size of its image is not known, because {folder} holds none that can be read "
+                    f"and {frame.calibration} has no line S_rect_02; state it as data.image_size: [height, width] ({hint})"
                 )

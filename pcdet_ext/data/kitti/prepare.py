@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from pcdet_ext.data.kitti.calibration import Calibration
 from pcdet_ext.data.kitti.files import POINT_FEATURES, Frame, find_frames, read_points
-from pcdet_ext.data.kitti.images import read_image_size
+from pcdet_ext.data.kitti.images import KINDS, read_image_size
 from pcdet_ext.data.kitti.labels import boxed, labels_to_boxes, read_labels
 from pcdet_ext.data.prepare import FRAME_SOURCES, RawFrame, Summary, prepare
 from pcdet_ext.evaluation.kitti_labels import Labels, reasons_not_to_count
 from pcdet_ext.structures import Sample
 
 
+OTHER_SIZE = "image size: P2 is not for images of this size, its principal point lies outside; see data.image_size"
 MAX_TILT = np.deg2rad(10)  # of a camera about which nothing is to be said
 
 
@@ -77,18 +78,15 @@ def _without_box(labels: Labels) -> tuple[str, ...]:
     return objects.select(~(objects.dimensions > 0).all(axis=1)).names
 
 
-def _image_size(frame: Frame, calibration: Calibration) -> tuple[Any, tuple[str, ...]]:
-    """(height, width) or None, and what is to be said about it."""
-    if frame.image is not None:
-        size = read_image_size(frame.image)
-    else:
-        size = calibration.known_image_size()
+def _image_size(frame: Frame, calibration: Calibration) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
+    """(height, width) of the frame's image or None, and what is to be said about it."""
+    size = None if frame.image is None else read_image_size(frame.image)
+    if size is not None:
+        return size, () if calibration.sees_its_axis(size) else (OTHER_SIZE,)
+    lacking = "no image" if frame.image is None else f"{frame.image.suffix} image that is no {KINDS}"
+    size = calibration.known_image_size()
     if size is None:
-        return None, ("image size: not known; data.image_size must state it where only seen points are kept",)
-    notes = ()
-    if frame.image is None and calibration.image_size is None:
-        notes += (f"image size: no image; {size[1]} × {size[0]}, as KITTI's own camera with this P2 has it",)
-    middle = calibration.p2[:2, 2] / np.array(size[::-1])
-    if (middle < 0).any() or (middle > 1).any():
-        notes += ("image size: P2 has its principal point outside the image; is it for images of another size?",)
-    return size, notes
+        return None, (f"image size: {lacking}; data.image_size must state it where only seen points are kept",)
+    if calibration.image_size is not None:
+        return size, ()
+    return size, (f"image size: {lacking}; {size[1]} × {size[0]}, as KITTI's own camera with this P2 has it",)
