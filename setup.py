@@ -20,6 +20,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -115,6 +116,15 @@ class BuildNative(build_ext):
         print(f"pcdet_ext: {name} is not built ({why}); PyTorch references are used instead", file=sys.stderr)
 
 
+class BuildPython(build_py):
+    """Copy the modules into a folder without those of an earlier build, some of which may be gone by now."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "pcdet_ext", ignore_errors=True)
+        super().run()
+
+
 class Wheel(bdist_wheel):
     """One wheel for every Python 3: the native part has a C ABI."""
 
@@ -138,5 +148,5 @@ setup(
     package_dir={"pcdet_ext.configs": "configs"},
     package_data={"pcdet_ext": ["py.typed"], "pcdet_ext.configs": ["**/*.yaml"]},
     ext_modules=native_extensions(),
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
+    cmdclass={"build_py": BuildPython, "build_ext": BuildNative, "bdist_wheel": Wheel},
 )

@@ -42,18 +42,24 @@ class Installation:
 
     def run(self, program: str, *arguments: object) -> str:
         """Output of a program of the environment, which must succeed."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PCDET"))}
-        command = [str(self.folder / "bin" / program), *map(str, arguments)]
-        done = subprocess.run(command, cwd=self.work, env=environment, capture_output=True, text=True, check=False)
+        done = self.start(program, *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def start(self, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """A program of the environment, after its end."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PCDET"))}
+        command = [str(self.folder / "bin" / program), *map(str, arguments)]
+        return subprocess.run(command, cwd=self.work, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, without its CUDA part. Objects of the native library are taken from earlier builds."""
     tmp = tmp_path_factory.mktemp("wheel")
-    commands = ["egg_info", "--egg-base", tmp, "build", "--build-base", tmp / "build"]
+    (tmp / "lib" / "pcdet_ext").mkdir(parents=True)
+    (tmp / "lib" / "pcdet_ext" / "gone.py").touch()  # a module of an earlier build that is no more
+    commands = ["egg_info", "--egg-base", tmp, "build", "--build-base", tmp / "build", "--build-lib", tmp / "lib"]
     commands += ["bdist_wheel", "--bdist-dir", tmp / "bdist", "--dist-dir", tmp / "dist"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PCDET_EXT_CUDA": "0"}
     command = [sys.executable, "setup.py", "-q", *map(str, commands)]
@@ -118,12 +124,29 @@ print(type(pcdet_ext.build("kitti/demo", device="cpu").model).__name__)
 def test_from_simulated_streets_to_a_picture(installation: Installation) -> None:
     pytest.importorskip("open3d")
     pcdet, work = installation.run, installation.work
+    (work / "user_parts.py").write_text("print('user code runs')")
     pcdet("pcdet", "simulate", "--frames", 6, "--beams", 32, "--azimuths", 400, "--workers", 1, "--out", "streets")
     assert pcdet("pcdet", "prepare", "kitti", "--root", "streets", "--quiet").startswith("train: 5 frames, ")
-    pcdet("pcdet", "train", "kitti/demo", "data.root=streets", *SMALL, "--out", "run", "--device", "cpu")
-    tested = pcdet("pcdet", "test", "run/best.ckpt", "--out", "results", "--json", "ap.json", "--device", "cpu")
+    pcdet(
+        "pcdet",
+        "train",
+        "kitti/demo",
+        "data.root=streets",
+        "imports=[user_parts]",
+        *SMALL,
+        "--out",
+        "run",
+        "--device",
+        "cpu",
+    )
+    refused = installation.start("pcdet", "test", "run/best.ckpt", "--device", "cpu")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "run/best.ckpt: imports: the module 'user_parts' is needed and is not imported" in refused.stderr
+    options = ["--imports", "--out", "results", "--json", "ap.json", "--device", "cpu"]
+    tested = pcdet("pcdet", "test", "run/best.ckpt", *options)
+    assert tested.startswith("user code runs")
     assert "Car" in tested
     assert (work / "ap.json").stat().st_size > 0
     frame = next((work / "streets/training/velodyne").glob("*.bin"))
-    pcdet("pcdet", "visualize", "run/best.ckpt", frame, "--out", "map.png", "--device", "cpu")
+    pcdet("pcdet", "visualize", "run/best.ckpt", frame, "--imports", "--out", "map.png", "--device", "cpu")
     assert (work / "map.png").read_bytes().startswith(b"\x89PNG")
