@@ -24,7 +24,7 @@ from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, read_index
 from pcdet_ext.data.objects import database_path
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import DataError
-from pcdet_ext.structures import Array, PointBatch, Sample
+from pcdet_ext.structures import Array, PointBatch, Sample, Targets
 
 DATASETS = Registry("dataset")
 MAX_REPLACEMENTS = 200  # frames tried for one sample before giving up
@@ -35,14 +35,17 @@ _log = logging.getLogger(__name__)
 class Dataset(Protocol):
     """Frames to train on or to test.
 
-    classes: what is to be found; point_features: names of the columns that samples have; frames: the index; notes: what
-    is worth knowing before one trains, as how many objects of each class there are to draw from.
+    classes: what is to be found; point_features: names of the columns that samples have; notes: what is worth knowing
+    before one trains, as how many objects of each class there are to draw from.
     """
 
     classes: Sequence[str]
     point_features: Sequence[str] | None
-    frames: Sequence[FrameInfo]
     notes: Sequence[str]
+
+    @property
+    def frames(self) -> Sequence[FrameInfo]:
+        """The index."""
 
     def __len__(self) -> int:
         """Samples in an epoch."""
@@ -67,7 +70,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     8 corners in x-y instead of its centre. mask_z: points are cropped in z too. on_error "skip": a damaged frame is
     logged and counted, and replaced (in training by another frame, else by an empty cloud).
 
-    In training every sample has a box. Each sample depends on (seed, epoch, index) alone, so that it is the same with
+    In training every sample has a box, or where boxes are not labelled, labels of another kind. Each sample depends on (seed, epoch, index) alone, so that it is the same with
     any number of workers. `counts` (of this process) tells dropped points and skipped frames.
     Raises DataError for missing or damaged files, ConfigError for a class that the data does not know.
 
@@ -98,14 +101,14 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         self.point_features = tuple(self.POINT_FEATURES if self.point_features is None else self.point_features)
         self.counts: Counter[str] = Counter()
         # Shared memory: workers that live on see the epoch that the main process sets.
-        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()  # type: ignore[no-untyped-call]
         _check_point_features(self.point_features, self.POINT_FEATURES)
         _check_geometry(self.point_cloud_range, self.repeat)
         folder = Path(self.index) if self.index else Path(self.root) / FOLDER
         self.frames = read_index(index_path(folder, self.split))
         if not self.frames:
             raise DataError(f"{index_path(folder, self.split)}: holds no frame; prepare the data again")
-        check_classes(self.classes, self.frames, f"{self.root} ({self.split})", strict=self.training)
+        self.check_classes()
         context = {"classes": self.classes, "database": database_path(folder, self.split)}
         self.augmentations = [AUGMENTATIONS.build(node, **context) for node in self.augment] if self.training else []
         self.notes = [note for step in self.augmentations for note in getattr(step, "notes", ())]
@@ -121,6 +124,10 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     def crop(self, sample: Sample) -> Sample:
         """The sample with the points that are of use; they are finite. All of them unless a format says otherwise."""
         return sample
+
+    def check_classes(self) -> None:
+        """Hold the classes against the boxes of the index; see the function of this name."""
+        check_classes(self.classes, self.frames, f"{self.root} ({self.split})", strict=self.training)
 
     def check_points(self, points: Array, info: FrameInfo, path: Path) -> Array:
         """The points of a file. Raises DataError when it has another number of them than when it was prepared."""
@@ -151,7 +158,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
                 for step in self.augmentations:
                     sample = step(sample, rng)
                 sample = self._finish(sample)
-                if sample.targets is not None and len(sample.targets):
+                if _has_something(sample.targets):
                     return sample
                 self.counts["samples without boxes"] += 1
             index = int(rng.integers(len(self)))
@@ -202,12 +209,13 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     def _finish(self, sample: Sample) -> Sample:
         """Crop to the range, keep the configured features and classes, and bring headings into [-π, π)."""
         sample = sample.select_points(points_in_range(sample.points, self.point_cloud_range, self.mask_z))
-        columns = [sample.point_features.index(name) for name in self.point_features]
-        sample = sample.replace(points=sample.points[:, columns], point_features=self.point_features)
+        wanted = tuple(self.point_features or self.POINT_FEATURES)
+        columns = [sample.point_features.index(name) for name in wanted]
+        sample = sample.replace(points=sample.points[:, columns], point_features=wanted)
         sample = keep_classes(sample, self.classes)
         targets = sample.targets
         if self.training and targets is not None and targets.boxes is not None:
-            inside = boxes_in_range(targets.boxes, self.point_cloud_range, self.min_box_corners)
+            inside = boxes_in_range(np.asarray(targets.boxes), self.point_cloud_range, self.min_box_corners)
             sample = sample.replace(targets=targets.select(inside))
         return wrap_headings(sample)
 
@@ -224,7 +232,7 @@ class ConcatDataset(torch.utils.data.Dataset[Sample]):
             for name in ("classes", "point_features"):
                 if tuple(getattr(part, name)) != tuple(getattr(self, name)):
                     raise ValueError(f"{name} differ: {list(getattr(self, name))} and {list(getattr(part, name))}")
-        self.notes = [f"source {i}: {note}" for i, part in enumerate(self.parts) for note in part.notes]
+        self.notes: Sequence[str] = [f"source {i}: {note}" for i, part in enumerate(self.parts) for note in part.notes]
         self._ends = list(accumulate(len(part) for part in self.parts))
 
     @property
@@ -261,18 +269,27 @@ def collate(samples: Sequence[Sample], classes: Sequence[str]) -> PointBatch:
     if len(features) > 1:
         raise ValueError(f"samples with different columns in one batch: {sorted(features)}")
     batch = PointBatch.from_points([torch.from_numpy(np.ascontiguousarray(s.points)) for s in samples])
-    batch = replace(batch, frame_ids=tuple(s.frame_id for s in samples))
-    if any(s.targets is None for s in samples):
-        return batch
-    return replace(batch, targets=tuple(_numbered(s, classes).tensors() for s in samples))
+    targets = [_numbered(s.targets, classes, s.frame_id) for s in samples if s.targets is not None]
+    complete = len(targets) == len(samples)
+    return replace(
+        batch, frame_ids=tuple(s.frame_id for s in samples), targets=tuple(targets) if complete else None
+    )
 
 
-def _numbered(sample: Sample, classes: Sequence[str]) -> Any:
-    targets = sample.targets.of_classes(classes)
-    if len(targets) < len(sample.targets):
-        others = sorted(set(sample.targets.names) - set(classes))
-        raise ValueError(f"frame {sample.frame_id!r} has boxes of {', '.join(others)}, not one of {', '.join(classes)}")
-    return targets
+def _numbered(targets: Targets, classes: Sequence[str], frame_id: str) -> Targets:
+    """Targets with tensors, their labels being positions in `classes`."""
+    numbered = targets.of_classes(classes)
+    if len(numbered) < len(targets):
+        others = sorted(set(targets.names) - set(classes))
+        raise ValueError(f"frame {frame_id!r} has boxes of {', '.join(others)}, not one of {', '.join(classes)}")
+    return numbered.tensors()
+
+
+def _has_something(targets: Targets | None) -> bool:
+    """Whether there is something to learn from: a box, or labels of another kind where boxes are not labelled."""
+    if targets is None:
+        return False
+    return len(targets) > 0 if targets.boxes is not None else targets.point_labels is not None or bool(targets.maps)
 
 
 def check_classes(classes: Sequence[str], frames: Sequence[FrameInfo], where: str, strict: bool) -> None:

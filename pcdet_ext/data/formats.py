@@ -27,7 +27,7 @@ def point_features(data: Mapping[str, Any]) -> tuple[str, ...]:
     """Columns of the points that a configuration's data section means: its own, or else all that its format has."""
     if data.get("point_features") is not None:
         return tuple(setting(data, "point_features", Sequence[str]))
-    name = data.get("name")
+    name = str(data.get("name"))
     found = DATASETS.get(name) if name in DATASETS else None
     return found.POINT_FEATURES if isinstance(found, type) and issubclass(found, FrameDataset) else USUAL_FEATURES
 
@@ -48,7 +48,8 @@ def build_dataset(node: Mapping[str, Any], split: str, training: bool, seed: int
     section = Node({k: v for k, v in node.items() if k not in own}, node.key_path, node.sources)
     sources = node.get("sources") if training else None
     if sources is None:
-        return DATASETS.build(section, split=split, training=training, seed=seed)
+        dataset: Dataset = DATASETS.build(section, split=split, training=training, seed=seed)
+        return dataset
     if not isinstance(sources, list) or not sources or not all(isinstance(s, Mapping) for s in sources):
         raise ConfigError(f"{node.where('sources')}: must be a list of mappings such as {{root: DIR, repeat: 2}}")
     parts = []

@@ -86,7 +86,7 @@ def _write_class(folder: Path, file: str, rows: list[tuple[FrameInfo, int, Array
         np.save(temporary, np.concatenate([cloud for _, _, cloud in rows]), allow_pickle=False)
     return {
         "points": file,
-        "boxes": [info.boxes[i] for info, i, _ in rows],
+        "boxes": [info.boxes[i] for info, i, _ in rows if info.boxes is not None],
         "difficulty": [info.difficulty[i] for info, i, _ in rows],
         "offsets": np.cumsum([0, *(len(cloud) for _, _, cloud in rows)]).tolist(),
         "frame_ids": [info.frame_id for info, _, _ in rows],

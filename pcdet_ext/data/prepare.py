@@ -204,7 +204,7 @@ def _read_frame(source: FrameSource, cut: bool, skip: bool, frame: Any) -> _Resu
 def _index_frame(raw: RawFrame, cut: bool) -> _Result:
     sample, targets = raw.sample, raw.sample.targets
     finite, dropped = finite_points(sample.points)
-    boxes = np.zeros((0, 7), np.float32) if targets is None or targets.boxes is None else targets.boxes
+    boxes = np.zeros((0, 7), np.float32) if targets is None or targets.boxes is None else np.asarray(targets.boxes)
     inside = inside_boxes(finite, boxes)
     info = FrameInfo.of(sample, dropped, inside.sum(axis=1), raw.extra)
     clouds = [_relative(finite[i], box) for i, box in zip(inside, boxes, strict=True)] if cut else []

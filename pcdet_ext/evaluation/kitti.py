@@ -82,12 +82,12 @@ class Precision:
     @property
     def r11(self) -> Array:
         """Mean of the recall points 0, 0.1, …, 1."""
-        return self.precision[:, ::4].mean(1) * 100
+        return np.asarray(self.precision[:, ::4].mean(1) * 100)
 
     @property
     def r40(self) -> Array:
         """Mean of the recall points 1/40, …, 1."""
-        return self.precision[:, 1:].mean(1) * 100
+        return np.asarray(self.precision[:, 1:].mean(1) * 100)
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def evaluate(
     tables = _Tables.of(ground_truth, results)
     jobs = [(o, c, m) for o in (STRICT, LOOSE) for c in classes for m in METRICS[:3]]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        curves = dict(zip(jobs, pool.map(lambda job: tables.curves(*job, chosen), jobs), strict=True))
+        curves = dict(zip(jobs, pool.map(lambda job: tables.curves(job[0], job[1], job[2], chosen), jobs), strict=True))
     nested: dict[str, dict[str, dict[str, Precision]]] = {}
     for overlap_set, name, metric in jobs:
         found = nested.setdefault(overlap_set, {}).setdefault(name, {})
@@ -360,7 +360,7 @@ class _Tables:
         rows, columns = _indices(truth_at, found_at)
         region_rows, region_columns = _indices(region_at, found_at)
         inside = _region_share(_join(regions).bbox[region_rows], found.bbox[region_columns])
-        a, b = _turned_boxes(truth)[rows], _turned_boxes(found)[columns]
+        a, b = _camera_boxes(truth)[rows], _camera_boxes(found)[columns]
         overlaps = {
             "bbox": _bbox_overlap(truth.bbox[rows], found.bbox[columns]),
             "bev": iou_bev_paired(a, b).numpy(),
@@ -369,8 +369,8 @@ class _Tables:
         pairs = {
             m: Pairs(truth_at, found_at, region_at, o, inside if m == "bbox" else None) for m, o in overlaps.items()
         }
-        names = [np.array([n.lower() for n in t.names], dtype=str) for t in (truth, found)]
-        return _Tables(truth, found, *names, pairs)
+        truth_names, found_names = (np.array([n.lower() for n in t.names], dtype=str) for t in (truth, found))
+        return _Tables(truth, found, truth_names, found_names, pairs)
 
     @property
     def has_alpha(self) -> bool:
@@ -396,7 +396,7 @@ class _Tables:
         return np.where(small, IGNORED, np.where(self.found_names == name, VALID, OTHER)).astype(np.int8)
 
     def _found_height(self) -> Array:
-        return np.abs(self.found.bbox[:, 3] - self.found.bbox[:, 1])
+        return np.asarray(np.abs(self.found.bbox[:, 3] - self.found.bbox[:, 1]))
 
     def count(self, name: str) -> ClassCount:
         """How many objects of a class count."""
@@ -409,12 +409,21 @@ class _Tables:
 
 
 def _join(frames: Sequence[Labels]) -> Labels:
-    columns = ("truncation", "occlusion", "alpha", "bbox", "dimensions", "location", "rotation_y")
-    empty = {"bbox": (0, 4), "dimensions": (0, 3), "location": (0, 3)}
-    joined = {c: np.concatenate([np.zeros(empty.get(c, 0)), *(getattr(f, c) for f in frames)]) for c in columns}
+    def joined(name: str) -> Array:
+        return np.concatenate([getattr(Labels.empty(), name), *(getattr(frame, name) for frame in frames)])
+
     scored = [f.scores for f in frames if f.scores is not None]
-    scores = np.concatenate(scored) if scored else None
-    return Labels(tuple(n for f in frames for n in f.names), **joined, scores=scores)
+    return Labels(
+        names=tuple(name for frame in frames for name in frame.names),
+        truncation=joined("truncation"),
+        occlusion=joined("occlusion"),
+        alpha=joined("alpha"),
+        bbox=joined("bbox"),
+        dimensions=joined("dimensions"),
+        location=joined("location"),
+        rotation_y=joined("rotation_y"),
+        scores=np.concatenate(scored) if scored else None,
+    )
 
 
 def _offsets(frames: Sequence[Labels]) -> Array:
@@ -431,7 +440,7 @@ def _indices(rows_at: Array, columns_at: Array) -> tuple[Array, Array]:
     return row, column
 
 
-def _turned_boxes(labels: Labels) -> torch.Tensor:
+def _camera_boxes(labels: Labels) -> torch.Tensor:
     """Boxes float64 [N, 7] in axes (x, z, y) of the camera: length along the heading, which turns the other way."""
     height, width, length = labels.dimensions.T
     x, y, z = labels.location.T
@@ -441,20 +450,20 @@ def _turned_boxes(labels: Labels) -> torch.Tensor:
 
 def _shared_area(a: Array, b: Array) -> Array:
     size = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    return size.clip(min=0).prod(1)
+    return np.asarray(size.clip(min=0).prod(1))
 
 
 def _area(a: Array) -> Array:
-    return (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1])
+    return np.asarray((a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1]))
 
 
 def _bbox_overlap(a: Array, b: Array) -> Array:
     shared = _shared_area(a, b)
     union = _area(a) + _area(b) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return np.asarray(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))
 
 
 def _region_share(region: Array, box: Array) -> Array:
     """Share of a detection that lies in a region."""
     shared, area = _shared_area(region, box), _area(box)
-    return np.divide(shared, area, out=np.zeros_like(shared), where=area > 0)
+    return np.asarray(np.divide(shared, area, out=np.zeros_like(shared), where=area > 0))

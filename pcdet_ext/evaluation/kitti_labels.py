@@ -97,7 +97,8 @@ def write_labels(path: str | Path, labels: Labels) -> None:
 
 def too_hard(labels: Labels, level: int) -> Array:
     """bool [N]: which rows miss the limits of a difficulty (0 easy, 1 moderate, 2 hard) and do not count there."""
-    return np.any([missed for _, missed in _limits(labels, level)], axis=0)
+    missed = np.stack([rows for _, rows in _limits(labels, level)])
+    return np.asarray(missed.any(axis=0))
 
 
 def difficulty(labels: Labels) -> Array:

@@ -82,7 +82,7 @@ def wrap_headings(sample: Sample) -> Sample:
     if boxes is None:
         return sample
     boxes[:, 6] = wrap_angle(boxes[:, 6])
-    return sample.replace(targets=replace(sample.targets, boxes=boxes))
+    return sample.replace(targets=None if sample.targets is None else sample.targets.replace(boxes=boxes))
 
 
 @AUGMENTATIONS.register
@@ -206,15 +206,16 @@ class GroundTruthSampling:
         before = len(targets)
         for name, index in drawn.items():
             candidates = self.objects[name]
-            free = index[self._free(candidates.boxes[index], targets.boxes)]
+            free = index[self._free(candidates.boxes[index], np.asarray(targets.boxes))]
             clouds += [candidates.points_of(i) + _centre(candidates.boxes[i], sample.points.shape[1]) for i in free]
             targets = _joined(targets, candidates.select(name, free))
-        pasted = targets.boxes[before:].copy()
+        pasted = np.array(targets.boxes)[before:]
         pasted[:, 3:6] += self.extra_width
-        kept = ~inside_boxes(sample.points, pasted, self.margin).any(axis=0)
+        kept = np.logical_not(inside_boxes(sample.points, pasted, self.margin).any(axis=0))
         if targets.point_labels is not None:
-            added = np.full(sum(map(len, clouds)), -1, targets.point_labels.dtype)
-            targets = replace(targets, point_labels=np.concatenate([added, targets.point_labels[kept]]))
+            own = np.asarray(targets.point_labels)[kept]
+            added = np.full(sum(map(len, clouds)), -1, own.dtype)
+            targets = targets.replace(point_labels=np.concatenate([added, own]))
         return sample.replace(points=np.concatenate([*clouds, sample.points[kept]]), targets=targets)
 
     def _present(self, sample: Sample) -> Targets:
@@ -224,19 +225,21 @@ class GroundTruthSampling:
         if targets.boxes is None:
             columns = 7 if found is None else found.boxes.shape[1]
             none = Targets.of_names(np.zeros((0, columns), np.float32), ())
-            targets = replace(none, point_labels=targets.point_labels, maps=targets.maps)
+            targets = none.replace(point_labels=targets.point_labels, maps=targets.maps)
+        if found is None:
+            return targets
         for what, ours, theirs in (
-            ("boxes", targets.boxes.shape[1], None if found is None else found.boxes.shape[1]),
-            ("points", sample.points.shape[1], None if found is None else found.points.shape[1]),
+            ("boxes", np.asarray(targets.boxes).shape[1], found.boxes.shape[1]),
+            ("points", sample.points.shape[1], found.points.shape[1]),
         ):
-            if theirs not in (None, ours):
+            if theirs != ours:
                 raise DataError(f"the object database has {what} of {theirs} columns, the frames of {ours}; prepare anew")
         return targets
 
     def _free(self, candidates: Array, present: Array) -> Array:
         mutual = overlap_from_above(candidates, candidates, self.margin)
         np.fill_diagonal(mutual, False)
-        return ~(overlap_from_above(candidates, present, self.margin).any(axis=1) | mutual.any(axis=1))
+        return np.logical_not(overlap_from_above(candidates, present, self.margin).any(axis=1) | mutual.any(axis=1))
 
 
 def _usable_groups(groups: Mapping[str, int], objects: Mapping[str, Objects], classes: Sequence[str]) -> dict[str, int]:
@@ -269,9 +272,9 @@ def _joined(first: Targets, second: Targets) -> Targets:
         columns = [getattr(first, name), getattr(second, name)]
         return None if any(c is None for c in columns) else np.concatenate(columns)
 
-    tracks = first.track_ids
+    tracks = None if first.track_ids is None else np.asarray(first.track_ids)
     return Targets.of_names(
-        np.concatenate([first.boxes, second.boxes]),
+        np.concatenate([np.asarray(first.boxes), np.asarray(second.boxes)]),
         first.names + second.names,
         difficulty=column("difficulty"),
         num_points=column("num_points"),
@@ -287,7 +290,7 @@ def _centre(box: Array, columns: int) -> Array:
 
 def _copies(sample: Sample) -> tuple[Array, Array | None]:
     boxes = None if sample.targets is None else sample.targets.boxes
-    return sample.points.copy(), None if boxes is None else boxes.copy()
+    return sample.points.copy(), None if boxes is None else np.array(boxes)
 
 
 def _moved(sample: Sample, points: Array, boxes: Array | None) -> Sample:
@@ -295,7 +298,7 @@ def _moved(sample: Sample, points: Array, boxes: Array | None) -> Sample:
     if targets is not None and targets.maps:
         raise ValueError(f"a scene with dense maps ({', '.join(targets.maps)}) cannot be moved: the maps would not fit")
     if targets is not None and boxes is not None:
-        targets = replace(targets, boxes=boxes)
+        targets = targets.replace(boxes=boxes)
     return sample.replace(points=points, targets=targets, calibration=None, pose=None)
 
 

@@ -6,6 +6,7 @@ coordinates pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -189,7 +190,7 @@ def in_image(points: Array, calibration: Calibration) -> Array:
     """
     height, width = image_size_of(calibration)
     u, v, w = transform(points[:, :3], calibration.p2 @ calibration.lidar_to_rectified).T  # pixels times w
-    return (w > 0) & (u >= 0) & (u < width * w) & (v >= 0) & (v < height * w)
+    return np.asarray((w > 0) & (u >= 0) & (u < width * w) & (v >= 0) & (v < height * w))
 
 
 def image_size_of(calibration: Calibration) -> tuple[int, int]:
@@ -199,7 +200,7 @@ def image_size_of(calibration: Calibration) -> tuple[int, int]:
     return calibration.image_size
 
 
-def check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
+def check_image_size(image_size: Sequence[int]) -> tuple[int, int]:
     """A size of images as it was given. Raises ValueError for anything but two positive whole numbers."""
     if len(image_size) != 2 or any(int(v) != v or v < 1 for v in image_size):
         raise ValueError(f"image_size must be height and width in pixels, got {list(image_size)}")
@@ -208,14 +209,16 @@ def check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
 
 def transform(xyz: Array, matrix: Array) -> Array:
     """Points [N, 3] through a matrix [3 or 4, 4], float64 [N, 3]."""
-    return np.asarray(xyz, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+    moved: Array = np.asarray(xyz, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+    return moved
 
 
 def pixels(camera: Array, p2: Array) -> Array:
     """Pixels [N, 2] of points [N, 3] in the rectified camera frame; not finite in the camera's plane."""
     image = transform(camera, p2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return image[:, :2] / image[:, 2:]
+        places: Array = image[:, :2] / image[:, 2:]
+    return places
 
 
 def _check_rotation(name: str, matrix: Array) -> None:
@@ -254,10 +257,7 @@ def _from_matrices(path: str | Path, found: dict[str, tuple[str, Array]]) -> Cal
     notes = [f"calibration: {key} read as {name}" for name, (key, _) in found.items() if key != name]
     size = found.get(_IMAGE_SIZE, ("", None))[1]
     try:
-        return Calibration(
-            *(found[name][1] for name in _MATRICES),
-            image_size=None if size is None else (size[1], size[0]),
-            notes=tuple(notes),
-        )
+        p2, r0_rect, velo_to_cam = (found[name][1] for name in _MATRICES)
+        return Calibration(p2, r0_rect, velo_to_cam, None if size is None else (size[1], size[0]), tuple(notes))
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error

@@ -69,7 +69,7 @@ def read_labels(path: str | Path, with_scores: bool | None = None) -> Labels:
 def boxed(labels: Labels) -> Labels:
     """The rows that have a box in space: no DontCare regions, and no objects of which only the image tells."""
     labels = labels.objects()
-    return labels.select((labels.dimensions > 0).all(axis=1))
+    return labels.select(labels.dimensions.min(axis=1, initial=np.inf) > 0)
 
 
 def labels_to_boxes(labels: Labels, calibration: Calibration) -> Targets:
@@ -121,7 +121,7 @@ def result_rows(detections: Detections, calibration: Calibration) -> Labels:
     Raises ValueError when the calibration has no image size.
     """
     scores = np.asarray(detections.scores, np.float64)
-    rows = boxes_to_labels(detections.boxes, detections.names, calibration, scores)
+    rows = boxes_to_labels(np.asarray(detections.boxes), detections.names, calibration, scores)
     return rows.select((rows.bbox[:, 2] > rows.bbox[:, 0]) & (rows.bbox[:, 3] > rows.bbox[:, 1]))
 
 
@@ -132,7 +132,8 @@ def camera_corners(dimensions: Array, location: Array, rotation_y: Array) -> Arr
     z = width / 2 * np.array([1, -1, -1, 1, 1, -1, -1, 1])
     y = -height * np.array([0, 0, 0, 0, 1, 1, 1, 1])
     cos, sin = np.cos(rotation_y)[:, None], np.sin(rotation_y)[:, None]
-    return np.stack([cos * x + sin * z, y, -sin * x + cos * z], axis=2) + np.asarray(location)[:, None]
+    offset = np.stack([cos * x + sin * z, y, -sin * x + cos * z], axis=2)
+    return np.asarray(offset + np.asarray(location)[:, None])
 
 
 def image_boxes(corners: Array, p2: Array) -> Array:
@@ -151,14 +152,14 @@ def image_boxes(corners: Array, p2: Array) -> Array:
     places = pixels(points.reshape(-1, 3), p2).reshape(*points.shape[:2], 2)
     low = np.where(seen[..., None], places, np.inf).min(axis=1)
     high = np.where(seen[..., None], places, -np.inf).max(axis=1)
-    return np.where(seen.any(axis=1)[:, None], np.concatenate([low, high], axis=1), 0.0)
+    return np.where(np.asarray(seen.any(axis=1))[:, None], np.concatenate([low, high], axis=1), 0.0)
 
 
 def clip_to_image(bbox: Array, image_size: tuple[int, int]) -> Array:
     """2D boxes [N, 4] clipped to the pixels of an image (height, width)."""
     height, width = image_size
     limit = np.array([width - 1, height - 1, width - 1, height - 1], np.float64)
-    return np.clip(bbox, 0.0, limit)
+    return np.asarray(np.clip(bbox, 0.0, limit))
 
 
 def _without_tracks(path: str | Path, rows: _Rows) -> tuple[_Rows, Array | None, tuple[str, ...]]:

@@ -75,7 +75,7 @@ def _with_labels(raw: RawFrame, frame: Frame, calibration: Calibration) -> RawFr
 
 def _without_box(labels: Labels) -> tuple[str, ...]:
     objects = labels.objects()
-    return objects.select(~(objects.dimensions > 0).all(axis=1)).names
+    return objects.select(objects.dimensions.min(axis=1, initial=np.inf) <= 0).names
 
 
 def _image_size(frame: Frame, calibration: Calibration) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
