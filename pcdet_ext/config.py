@@ -129,8 +129,8 @@ def list_models(pattern: str = "*") -> list[str]:
 def find(name: str | Path, folder: str | Path = "") -> Path:
     """The file of a configuration: a path (relative to `folder`), or the name of one that comes with the library.
 
-    Both go with and without the ending ".yaml" for a name; a file that exists wins over a name. Raises ConfigError,
-    with the nearest name, when there is neither.
+    The ending ".yaml" of a name can be left out, and a file that exists wins over a name. Raises ConfigError, with the
+    nearest name, when there is neither.
     """
     path = Path(folder, _expanded(name, str(name)))
     if path.exists() and not path.is_dir():
@@ -378,17 +378,30 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
 
 
 def _with_paths(value: Any, hint: Any, where: str) -> Any:
-    """A value whose hint names `Path`, with `~` and `$NAME` replaced."""
-    if isinstance(value, str) and _names_path(hint):
-        return _expanded(value, where)
-    if isinstance(value, (list, tuple)) and any(map(_names_path, typing.get_args(hint))):
-        return [_expanded(item, where) if isinstance(item, str) else item for item in value]
+    """A value with `~` and `$NAME` replaced in each text for which the hint names `Path`."""
+    options = _alternatives(hint)
+    if isinstance(value, str):
+        return _expanded(value, where) if Path in options else value
+    if isinstance(value, (list, tuple)):
+        for option in options:
+            hints = _item_hints(option, len(value))
+            if any(Path in _alternatives(inner) for inner in hints) and _fits(value, option):
+                return [_with_paths(item, inner, where) for item, inner in zip(value, hints, strict=True)]
     return value
 
 
-def _names_path(hint: Any) -> bool:
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the hint alone."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return any(map(_names_path, typing.get_args(hint))) if union else hint is Path
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _item_hints(hint: Any, length: int) -> tuple[Any, ...]:
+    """What a hint for lists says of each of `length` items; nothing where it is none, or does not say it."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and arguments[-1] is not ...:
+        return arguments if len(arguments) == length else ()
+    return arguments[:1] * length
 
 
 def _expanded(path: str | Path, where: str) -> Path:
@@ -422,13 +435,13 @@ def _mismatch(value: Any, hint: Any) -> bool:
     kind = origin if inspect.isclass(origin) else hint if inspect.isclass(hint) else object
     if issubclass(kind, Mapping):
         return not isinstance(value, Mapping)
-    if issubclass(kind, Iterable):
+    if issubclass(kind, Iterable) and kind.__module__ in ("builtins", "collections.abc"):
         return _mismatch_of_list(value, kind, arguments)
     return False
 
 
 def _mismatch_of_list(value: Any, kind: type, arguments: tuple[Any, ...]) -> bool:
-    """The same for hints of collections; a text is none, though Python would take it for one of its letters."""
+    """The same for hints of collections; a text is none, though Python would take it for a list of its letters."""
     if not isinstance(value, (list, tuple)):
         return True
     if kind is tuple and arguments and arguments[-1] is not ...:

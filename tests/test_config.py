@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -265,7 +266,8 @@ class Place:
 
     root: Path
     index: str | Path | None = None
-    more: Sequence[Path] = ()
+    more: Sequence[Path] | None = ()
+    pair: tuple[str, Path] = ("", Path())
     names: Sequence[str] = ()
     either: str | list[str] = ()
     sizes: tuple[float, ...] = ()
@@ -283,9 +285,10 @@ def test_paths_are_expanded_wherever_a_path_is_expected(name: str) -> None:
             (f"${{PLACE}}x/{name}", f"/datax/{name}"),
             (f"/a/{name}", f"/a/{name}"),
         ):
-            node = Node({"root": given_path, "index": given_path, "more": [given_path, given_path]})
-            place = config.construct(Place, node)
-            assert place == Place(Path(expected), Path(expected), [Path(expected)] * 2)
+            paths = {"root": given_path, "index": given_path, "more": [given_path] * 2, "pair": [given_path] * 2}
+            names = {"names": [given_path], "either": given_path}
+            place, path = config.construct(Place, Node(paths | names)), Path(expected)
+            assert place == Place(path, path, [path] * 2, [given_path, path], [given_path], given_path)
 
 
 def test_unknown_users_and_variables_name_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,3 +318,12 @@ def test_a_text_for_a_list_says_how_to_write_it() -> None:
     with pytest.raises(ConfigError, match="configuration: 'split' is missing"):
         config.setting({}, "split", str)
     assert config.setting({}, "split", str, "val") == "val"
+
+
+def test_values_that_are_arrays_already_are_no_lists() -> None:
+    @dataclass
+    class Weights:
+        values: np.ndarray
+
+    given_values = np.ones(3)
+    assert config.construct(Weights, {"values": given_values}).values is given_values

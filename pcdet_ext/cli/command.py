@@ -34,8 +34,15 @@ COMMANDS = {
 WITH_SUBCOMMANDS = {"benchmark"}  # argparse cannot mix their options and arguments
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
-WRONG_USE_ERRORS = (UsageError, ConfigError, MissingFileError, FileNotFoundError, FileExistsError)
-WRONG_USE_ERRORS += (NotADirectoryError, IsADirectoryError)
+WRONG_USE_ERRORS = (
+    UsageError,
+    ConfigError,
+    MissingFileError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
 FAILURES = (FailureError, DataError, OSError, ImportError)
 
 

@@ -45,7 +45,9 @@ class EvalConfig:
 
 def eval_config(settings: Node) -> EvalConfig:
     """The `test:` section, or the defaults without one."""
-    return construct(EvalConfig, section(settings, "test") if "test" in settings else Node(key_path="test"))
+    return construct(
+        EvalConfig, section(settings, "test") if settings.get("test") is not None else Node(key_path="test")
+    )
 
 
 def predict(
