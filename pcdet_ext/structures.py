@@ -269,7 +269,18 @@ class Groups:
     def of_slots(self) -> Groups:
         """The same groups for features that are gathered already, slots [G * L, C] in their order."""
         slots = torch.arange(self.index.numel(), device=self.index.device)
-        return Groups(slots.view(self.index.shape), slots, self.valid, self.owner)
+        return _SlotGroups(slots.view(self.index.shape), slots, self.valid, self.owner)
+
+
+@dataclass(frozen=True, eq=False)
+class _SlotGroups(Groups):
+    """Groups of slots that lie one behind the other: nothing has to be moved."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x.view(*self.index.shape, x.shape[-1])
+
+    def scatter(self, y: Tensor) -> Tensor:
+        return y.reshape(-1, y.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)

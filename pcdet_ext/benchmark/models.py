@@ -135,7 +135,7 @@ def measure_model(
             seconds.append(found)
             parts.append(plans)
         reference = None
-        if reference_scan and any(isinstance(m, mamba.BidirectionalMamba) for m in detector.modules()):
+        if reference_scan and any(isinstance(m, mamba.Mamba) for m in detector.modules()):
             with mock.patch.object(mamba, "selective_scan", selective_scan_reference):
                 reference = _one_pass(detector, batch, device, lambda _: None)[0]["backbone"]
     return ModelTiming(

@@ -25,7 +25,6 @@ CASE_MODULES = (
     "evaluators",
     "flatformer",
     "lion",
-    "lion_operators",
     "mappings",
     "octree",
     "openpcdet_boxes",

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pcdet_ext import checkpoint, config
 from pcdet_ext.checkpoint import CheckpointError
-from pcdet_ext.interop import dsvt, flatformer, openpcdet, scatterformer
-from pcdet_ext.models.backbones import DSVT, ScatterFormer
+from pcdet_ext.interop import dsvt, flatformer, lion, openpcdet, scatterformer
+from pcdet_ext.models.backbones import DSVT, LION, ScatterFormer
 from pcdet_ext.models.detector import VoxelDetector, build_detector
 
 # Where code bases keep the parameters in their files: OpenPCDet, mmdetection3d, Lightning and others.
@@ -22,9 +22,18 @@ STATE_KEYS = ("model_state", "state_dict", "model_state_dict", "model")
 RENAMES: dict[type, Callable[[str], str]] = {DSVT: dsvt.detector_name, ScatterFormer: scatterformer.detector_name}
 # How each names its parameters: by the name of its encoder, which every detector has.
 LOADERS: dict[str, Callable[[VoxelDetector, Mapping[str, Tensor]], None]] = {
-    "vfe.": lambda detector, state: openpcdet.load_official(detector, state, RENAMES.get(type(detector.backbone))),
+    "vfe.": lambda detector, state: _load_openpcdet(detector, state),
     "voxel_encoder.": lambda detector, state: flatformer.load_official(detector, state, flatformer.detector_name),
 }
+
+
+def _load_openpcdet(detector: VoxelDetector, state: Mapping[str, Tensor]) -> None:
+    if isinstance(detector.backbone, LION):
+        lion.load(detector, state)
+    else:
+        openpcdet.load_official(detector, state, RENAMES.get(type(detector.backbone)))
+
+
 # Numbers of NumPy, which training logs in checkpoints hold; the first by the name that NumPy 1 wrote, too. They cannot
 # run anything.
 _SCALAR = np.float64(0).__reduce__()[0]

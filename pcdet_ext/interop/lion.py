@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from pcdet_ext.config import suggest
-from pcdet_ext.interop import openpcdet, openpcdet_heads
+from pcdet_ext.config import construct, suggest
+from pcdet_ext.interop import lion_names, openpcdet, openpcdet_heads
 from pcdet_ext.interop.openpcdet_heads import Config
-from pcdet_ext.mixers import MIXERS
 from pcdet_ext.models.backbones import BACKBONES
-from pcdet_ext.models.backbones.lion import LION, Layers, LIONBlock
+from pcdet_ext.models.backbones.lion import LION, LayerSettings, LIONBlock, LIONLayer, operator_blocks
 from pcdet_ext.models.detector import VoxelDetector
+from pcdet_ext.models.layers.mixer_block import MixerBlock, run_on_slots
 from pcdet_ext.models.layers.voxel_merging import VoxelMerging
 from pcdet_ext.ops import grid_size
+from pcdet_ext.structures import Groups
 
 
 def from_official(config: Config, state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -37,13 +40,14 @@ def from_official(config: Config, state_dict: Mapping[str, Tensor] | None = None
 
 def _part(config: Config, state_dict: Mapping[str, Tensor] | None) -> nn.Module:
     """The part that the configuration is of."""
-    make = next((make for key, make in MODULES.items() if key in config), None)
-    if make is None:
+    found = next((found for key, found in MODULES.items() if key in config), None)
+    if found is None:
         known = ", ".join(["MODEL", *MODULES])
         raise ValueError(f"the configuration needs one of {known}, it has {', '.join(map(str, config))}")
+    make, rename = found
     module = make(config)
     if state_dict is not None:
-        load(module, state_dict)
+        load(module, state_dict, rename)
     return module
 
 
@@ -57,7 +61,7 @@ def _whole(config: Config, state_dict: Mapping[str, Tensor] | None) -> nn.Module
         return _part(parts, {name.removeprefix(start): value for name, value in state_dict.items()})
     detector = detector_of(config, state_dict or {})
     if state_dict is not None:
-        openpcdet.load_official(detector, state_dict)
+        load(detector, state_dict)
     return detector
 
 
@@ -114,12 +118,11 @@ def _check_map(config: Config, detector: VoxelDetector) -> None:
         raise ValueError(f"the head is set to a stride of {stride}, but its map has {detector.stride}")
 
 
-def load(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+def load(
+    module: nn.Module, state_dict: Mapping[str, Tensor], rename: Callable[[str], str] = lion_names.detector_name
+) -> None:
     """Load every entry of a state dict; ValueError that lists what is missing, left over or of another shape."""
-    try:
-        module.load_state_dict(state_dict)
-    except RuntimeError as error:
-        raise ValueError(f"the state dict does not fit the configuration: {error}") from error
+    openpcdet.load_official(module, lion_names.published_values(state_dict), rename)
 
 
 def backbone_of(config: Config) -> LION:
@@ -154,7 +157,7 @@ def backbone(config: Config) -> dict[str, Any]:
         raise ValueError(f"DEPTHS {config['DEPTHS']} and NUM_LAYERS do not fit LAYER_DOWN_SCALES with {depths} entries")
     return {
         "name": "LION",
-        "mixer": operator(config["OPERATOR"]),
+        **operator(config["OPERATOR"], config["FEATURE_DIM"]),
         "windows": [list(reversed(window)) for window in config["WINDOW_SHAPE"]],
         "group_sizes": config["GROUP_SIZE"],
         "scales": [[list(reversed(scale)) for scale in scales] for scales in config["LAYER_DOWN_SCALES"]],
@@ -171,15 +174,22 @@ def block_of(config: Config) -> LIONBlock:
     """The encoder-decoder block for `dim`, `depth`, `down_scales`, `window_shape`, `group_size` and so on."""
     if config["depth"] != len(config["down_scales"]):
         raise ValueError(f"depth {config['depth']} does not fit {len(config['down_scales'])} down_scales")
-    return LIONBlock(
-        Layers(operator(config["OPERATOR"]), config["dim"], config["direction"], config["n_layer"]),
-        tuple(reversed(config["window_shape"])),
-        config["group_size"],
-        [tuple(reversed(scale)) for scale in config["down_scales"]],
-        config["shift"],
-        config["layer_id"],
-        floor_keys=True,
+    orders = config["direction"]
+    settings = LayerSettings(
+        channels=config["dim"],
+        num_layers=config["n_layer"],
+        orders=orders,
+        partition={"name": "EqualGroups"},
+        recompute=False,
+        **operator(config["OPERATOR"], config["dim"]),
     )
+    window, number = tuple(reversed(config["window_shape"])), count(config["layer_id"], len(orders))
+    scales = [tuple(reversed(scale)) for scale in config["down_scales"]]
+
+    def layer(shifted: bool) -> LIONLayer:
+        return settings.layer(window, config["group_size"], shifted, next(number))
+
+    return LIONBlock(config["dim"], layer, scales, config["shift"], floor_keys=True)
 
 
 def merging_of(config: Config) -> VoxelMerging:
@@ -188,19 +198,46 @@ def merging_of(config: Config) -> VoxelMerging:
     return VoxelMerging(config["dim"], tuple(reversed(config["down_scale"])), generation, floor_keys=True)
 
 
-def mixer_of(config: Config) -> nn.Module:
-    """The mixer for an OPERATOR whose CFG says `d_model` (and `layer_id`, `n_layer`, where they matter)."""
+class Operator(nn.Module):
+    """A published operator on sequences [G, L, C], with the norms and what else stands around it.
+
+    blocks: of one pass, as in a layer.
+    """
+
+    def __init__(self, blocks: Sequence[MixerBlock]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        """Sequences [G, L, C] to [G, L, C]."""
+        groups, length, _ = sequences.shape
+        slots = torch.arange(groups * length, device=sequences.device)
+        plan = Groups(slots.view(groups, length), slots)
+        return run_on_slots(self.blocks, sequences.flatten(0, 1), plan).view_as(sequences)
+
+
+def operator_of(config: Config) -> Operator:
+    """The operator for an OPERATOR whose CFG says `d_model` (and `layer_id`, `n_layer`, where they matter)."""
     settings = config["OPERATOR"]["CFG"]
-    context = {"layer_id": settings.get("layer_id", 0), "num_layers": settings.get("n_layer", 1)}
-    return MIXERS.build(operator(config["OPERATOR"]), channels=settings["d_model"], **context)
+    channels, layer_id, layers = settings["d_model"], settings.get("layer_id", 0), settings.get("n_layer", 1)
+    node = operator(config["OPERATOR"], channels)
+    place = {"channels": channels, "layer_id": min(layer_id, layers - 1), "num_layers": layers}
+    published = operator_blocks(node["mixer"], channels, first=layer_id == 0)
+    return Operator([construct(MixerBlock, node["block"], **place, **each) for each in published])
 
 
-# The key that tells what a configuration is of; a block has an OPERATOR too.
-MODULES = {"BACKBONE_3D": backbone_of, "down_scales": block_of, "down_scale": merging_of, "OPERATOR": mixer_of}
+# What can be built and how its parameters are renamed, by the key that only its configuration has; a block has an
+# OPERATOR too.
+MODULES: dict[str, tuple[Callable[[Config], nn.Module], Callable[[str], str]]] = {
+    "BACKBONE_3D": (backbone_of, lion_names.backbone_name),
+    "down_scales": (block_of, lion_names.block_name),
+    "down_scale": (merging_of, lion_names.merge_name),
+    "OPERATOR": (operator_of, lambda name: f"blocks.{lion_names.operator_name(name)}"),
+}
 
 
-def operator(config: Config) -> dict[str, Any]:
-    """The configuration of a mixer for an OPERATOR section (NAME and CFG).
+def operator(config: Config, channels: int) -> dict[str, Any]:
+    """The configurations `mixer` and `block` for an OPERATOR section (NAME and CFG) on so many channels.
 
     Raises ValueError for operators and settings that this library does not have.
     """
@@ -209,50 +246,59 @@ def operator(config: Config) -> dict[str, Any]:
         raise ValueError(f"OPERATOR: {name!r} is not in this library{suggest(name, OPERATORS)}")
     for key in GIVEN_BY_THE_BACKBONE:
         settings.pop(key, None)
-    node = OPERATORS[name](settings)
+    mixer, block = OPERATORS[name](settings, channels)
+    if "drop_path" in settings:
+        block["drop_path"] = settings.pop("drop_path")
     if settings:
         raise ValueError(f"OPERATOR {name}: settings that are not known here: {', '.join(sorted(settings))}")
-    return node
+    return {"mixer": mixer, "block": block}
 
 
 GIVEN_BY_THE_BACKBONE = ("d_model", "layer_id", "n_layer", "with_cp")  # with_cp: see `backbone`
 
 
-def _mamba(settings: dict[str, Any]) -> dict[str, Any]:
-    known = ("d_state", "d_conv", "expand", "drop_path")
-    return {"name": "Mamba"} | {key: settings.pop(key) for key in known if key in settings}
+Settings = dict[str, Any]
 
 
-def _retnet(settings: dict[str, Any]) -> dict[str, Any]:
+def _mamba(settings: Settings, channels: int) -> tuple[Settings, Settings]:
+    known = ("d_state", "d_conv", "expand")
+    return {"name": "Mamba"} | {key: settings.pop(key) for key in known if key in settings}, {}
+
+
+def _retnet(settings: Settings, channels: int) -> tuple[Settings, Settings]:
     _must_be("RetNet", settings, mode="chunk", used_MLP=True)
-    return {
+    mixer = {
         "name": "RetNet",
         "num_heads": settings.pop("n_head"),
         "expand_k": settings.pop("expand_k"),
         "expand_v": settings.pop("expand_v"),
-        "ffn_ratio": settings.pop("hidden_rate"),
         "within": "symmetric",
-        "drop_path": settings.pop("drop_path", 0.0),
     }
+    width = int(channels * settings.pop("hidden_rate"))
+    return mixer, {"feed_forward": {"name": "MLP", "ffn_channels": width}}
 
 
-def _rwkv(settings: dict[str, Any]) -> dict[str, Any]:
+def _rwkv(settings: Settings, channels: int) -> tuple[Settings, Settings]:
     _must_be("RWKV", settings, shift_mode="time_shift", shift_pixel=1, init_mode="fancy")
-    known = ("hidden_rate", "init_values", "drop_path")
-    node = {"name": "RWKV", "num_heads": settings.pop("n_head"), "channel_mix": "difference"}
-    return node | {key: settings.pop(key) for key in known if key in settings}
+    feed_forward: Settings = {"name": "ChannelMix", "mix": "difference"}
+    if "hidden_rate" in settings:
+        feed_forward["ffn_channels"] = int(channels * settings.pop("hidden_rate"))
+    block: Settings = {"feed_forward": feed_forward}
+    if "init_values" in settings:
+        block["layer_scale"] = settings.pop("init_values")
+    return {"name": "RWKV", "num_heads": settings.pop("n_head")}, block
 
 
-def _xlstm(settings: dict[str, Any]) -> dict[str, Any]:
-    return {"name": "XLSTM", "drop_path": settings.pop("drop_path", 0.0)}
+def _xlstm(settings: Settings, channels: int) -> tuple[Settings, Settings]:
+    return {"name": "XLSTM"}, {}
 
 
-def _ttt(settings: dict[str, Any]) -> dict[str, Any]:
+def _ttt(settings: Settings, channels: int) -> tuple[Settings, Settings]:
     _must_be("TTT", settings, use_gate=False)
-    return {"name": "TTT", "num_heads": settings.pop("n_head"), "drop_path": settings.pop("drop_path", 0.0)}
+    return {"name": "TTT", "num_heads": settings.pop("n_head")}, {}
 
 
-OPERATORS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+OPERATORS: dict[str, Callable[[Settings, int], tuple[Settings, Settings]]] = {
     "Mamba": _mamba,
     "RetNet": _retnet,
     "RWKV": _rwkv,

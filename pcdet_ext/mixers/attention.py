@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ class SoftmaxAttention(nn.Module):
         ValueError: for heads that do not divide the channels, or fewer than one of either.
     """
 
-    plan_types = (Groups,)
+    plan_types: ClassVar[tuple[type, ...]] = (Groups,)
 
     def __init__(self, channels: int, num_heads: int = 8) -> None:
         super().__init__()

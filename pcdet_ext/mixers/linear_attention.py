@@ -6,6 +6,8 @@ one matrix Σ k vᵀ and one vector Σ k: the cost grows with the number of voxe
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +33,8 @@ class LinearAttention(nn.Module):
     Raises:
         ValueError: for heads that do not divide the channels, fewer than one of either, or an eps that is not positive.
     """
+
+    plan_types: ClassVar[tuple[type, ...]] = (Groups, Segments)
 
     def __init__(self, channels: int, num_heads: int = 4, qkv_bias: bool = False, eps: float = 1e-6) -> None:
         super().__init__()

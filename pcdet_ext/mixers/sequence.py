@@ -1,8 +1,9 @@
-"""What mixers of sequences share: gather the groups, mix along them, scatter back; and stochastic depth."""
+"""What mixers of sequences share: gather the groups, mix along them, scatter back."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,13 @@ from pcdet_ext.structures import Groups, Segments
 
 
 class SequenceMixer(nn.Module, ABC):
-    """A mixer that reads the slots of a group one after the other.
+    """A bare mixer that reads the slots of a group one after the other.
 
     Every slot takes part, copies that fill a group up too, except those that a plan marks as not valid: they hold
     zeros. Subclasses give `mix`.
     """
 
-    plan_types = (Groups,)
+    plan_types: ClassVar[tuple[type, ...]] = (Groups,)
 
     def forward(self, x: Tensor, plan: Groups | Segments, position: Tensor | None = None) -> Tensor:
         """Voxel features [N, C] (plus `position` [N, C]) mixed inside each group of the plan, [N, C].
@@ -44,29 +45,3 @@ def _check_owners(plan: Groups) -> None:
     highest = plan.owner.masked_fill(~valid, -1).amax(1, keepdim=True)
     if bool((valid & (plan.owner != highest)).any()):
         raise ValueError("a group holds voxels of different owners, which a mixer of sequences cannot keep apart")
-
-
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., ECCV 2016): in training, whole sequences of a branch are dropped.
-
-    rate: share that is dropped, in [0, 1); the rest is scaled up so that the mean stays.
-    Raises ValueError for another rate.
-    """
-
-    def __init__(self, rate: float = 0.0) -> None:
-        super().__init__()
-        if not 0 <= rate < 1:
-            raise ValueError(f"drop_path must be in [0, 1), got {rate}")
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Sequences [G, ...] to the same shape."""
-        if not self.training or self.rate == 0:
-            return x
-        keep = 1 - self.rate
-        mask = x.new_empty(len(x), *(1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * (mask / keep)
-
-    def extra_repr(self) -> str:
-        """The rate, for print."""
-        return f"rate={self.rate}"

@@ -1,4 +1,4 @@
-"""TTT-Linear as a mixer (Sun et al., "Learning to (Learn at Test Time)", 2024). State-dict keys are those of LION."""
+"""TTT-Linear as a mixer (Sun et al., "Learning to (Learn at Test Time)", 2024)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.mixers.registry import MIXERS
-from pcdet_ext.mixers.sequence import DropPath, SequenceMixer
+from pcdet_ext.mixers.sequence import SequenceMixer
 from pcdet_ext.structures import untraced
 
 EPS = 1e-6
@@ -15,33 +15,18 @@ EPS = 1e-6
 
 @MIXERS.register
 class TTT(SequenceMixer):
-    """x + TTT(RMSNorm(x)), then x + SwiGLU(RMSNorm(x)).
+    """A linear model inside each head that learns from the tokens as it reads them; see `ttt_linear`.
 
-    channels: C; num_heads: each with its own inner model; ffn_ratio: inner width of the feed-forward part over C;
-    mini_batch: tokens whose gradients are taken at the same inner weights; drop_path: stochastic depth.
-    Raises ValueError where num_heads do not divide the channels into an even width.
+    Args:
+        channels: C.
+        num_heads: each with its own inner model.
+        mini_batch: tokens whose gradients are taken at the same inner weights.
+
+    Raises:
+        ValueError: where num_heads do not divide the channels into an even width.
     """
 
-    def __init__(
-        self, channels: int, num_heads: int = 2, ffn_ratio: float = 2.0, mini_batch: int = 16, drop_path: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.seq_modeling_block = TTTLinear(channels, num_heads, mini_batch)
-        self.mlp = SwiGLU(channels, int(channels * ffn_ratio))
-        self.seq_norm = nn.RMSNorm(channels, eps=EPS)
-        self.ffn_norm = nn.RMSNorm(channels, eps=EPS)
-        self.drop_path = DropPath(drop_path)
-
-    def mix(self, sequences: Tensor) -> Tensor:
-        """Sequences [G, L, C] to [G, L, C]."""
-        x = sequences + self.drop_path(self.seq_modeling_block(self.seq_norm(sequences)))
-        return x + self.drop_path(self.mlp(self.ffn_norm(x)))
-
-
-class TTTLinear(nn.Module):
-    """Projections, rotary embedding and learning rates around `ttt_linear`; arguments as in `TTT`."""
-
-    def __init__(self, channels: int, num_heads: int, mini_batch: int) -> None:
+    def __init__(self, channels: int, num_heads: int = 2, mini_batch: int = 16) -> None:
         super().__init__()
         if num_heads < 1 or channels % num_heads or channels // num_heads % 2:
             raise ValueError(f"num_heads must divide the {channels} channels into an even width, got {num_heads}")
@@ -49,28 +34,29 @@ class TTTLinear(nn.Module):
             raise ValueError(f"mini_batch must be at least 1, got {mini_batch}")
         self.num_heads, self.mini_batch = num_heads, mini_batch
         width = channels // num_heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             nn.Linear(channels, channels, bias=False) for _ in range(4)
         )
-        self.learnable_token_idx = nn.Parameter(torch.zeros(mini_batch))
-        self.learnable_ttt_lr_weight = nn.Parameter(torch.randn(num_heads, 1, channels) * 0.02)
-        self.learnable_ttt_lr_bias = nn.Parameter(torch.zeros(num_heads, 1))
-        self.ttt_norm_weight = nn.Parameter(torch.ones(num_heads, width))
-        self.ttt_norm_bias = nn.Parameter(torch.zeros(num_heads, width))
-        self.W1 = nn.Parameter(torch.randn(num_heads, width, width) * 0.02)
-        self.b1 = nn.Parameter(torch.zeros(num_heads, 1, width))
-        self.post_norm = nn.LayerNorm(channels, eps=EPS)
+        self.token_offset = nn.Parameter(torch.zeros(mini_batch))
+        self.rate_weight = nn.Parameter(torch.randn(num_heads, channels) * 0.02)
+        self.rate_bias = nn.Parameter(torch.zeros(num_heads))
+        self.inner_norm_weight = nn.Parameter(torch.ones(num_heads, width))
+        self.inner_norm_bias = nn.Parameter(torch.zeros(num_heads, width))
+        self.inner_weight = nn.Parameter(torch.randn(num_heads, width, width) * 0.02)
+        self.inner_bias = nn.Parameter(torch.zeros(num_heads, 1, width))
+        self.norm = nn.LayerNorm(channels, eps=EPS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[G, L, C] to [G, L, C]."""
-        q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.q_proj, self.k_proj, self.v_proj))
+    def mix(self, sequences: Tensor) -> Tensor:
+        """Sequences [G, L, C] to [G, L, C]."""
+        x, layers = sequences, (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)) for layer in layers)
         position = torch.arange(x.shape[1], device=x.device) % self.mini_batch
         q, k = rotate(q, position), rotate(k, position)
         count = torch.arange(1, self.mini_batch + 1, device=x.device)
-        token = (1 / count + self.learnable_token_idx).clamp(min=0)
-        rate = F.linear(x, self.learnable_ttt_lr_weight.squeeze(1), self.learnable_ttt_lr_bias.squeeze(1)).sigmoid()
-        y = ttt_linear(q, k, v, token, rate / q.shape[-1], self.W1, self.b1, self.ttt_norm_weight, self.ttt_norm_bias)
-        return self.o_proj(self.post_norm(y.flatten(2)))
+        token = (1 / count + self.token_offset).clamp(min=0)
+        rate = F.linear(x, self.rate_weight, self.rate_bias).sigmoid() / q.shape[-1]
+        inner = (self.inner_weight, self.inner_bias, self.inner_norm_weight, self.inner_norm_bias)
+        return self.out_proj(self.norm(ttt_linear(q, k, v, token, rate, *inner).flatten(2)))
 
 
 @untraced  # compilation would write out the loop, some hundred steps
@@ -139,17 +125,3 @@ def rotate(x: Tensor, position: Tensor, base: float = 10000.0) -> Tensor:
     angle = (position[:, None] * base**-half)[:, None].repeat_interleave(2, -1)
     turned = torch.stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2)
     return x * angle.cos().to(x.dtype) + turned * angle.sin().to(x.dtype)
-
-
-class SwiGLU(nn.Module):
-    """down(SiLU(gate(x)) · up(x)) (Shazeer, 2020)."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(channels, hidden, bias=False)
-        self.up_proj = nn.Linear(channels, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, channels, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., C] to [..., C]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -14,30 +14,25 @@ import torch
 
 from pcdet_ext import config
 from pcdet_ext.config import Registry, construct
+from pcdet_ext.conformance.golden import Case
 from pcdet_ext.engine.trainer import TrainConfig
 from pcdet_ext.interop import from_official, openpcdet, openpcdet_heads
 from pcdet_ext.interop.lion import backbone, operator
+from pcdet_ext.interop.lion_names import backbone_name, detector_name, our_value
 from pcdet_ext.mixers import MIXERS
 from pcdet_ext.models.backbones import BACKBONES, LION
+from pcdet_ext.models.backbones.lion import operator_blocks
 from pcdet_ext.models.bev.backbones import BEV_BACKBONES
 from pcdet_ext.models.detector import VoxelDetector, build_detector
 from pcdet_ext.models.encoders.points import ENCODERS
 from pcdet_ext.models.heads import HEADS
 from pcdet_ext.models.heads.postprocess import NMSConfig
 
-PREFIXES = {"encoder": "vfe", "backbone": "backbone_3d", "bev_backbone": "backbone_2d", "head": "dense_head"}
-
 
 @pytest.fixture(scope="module")
 def manifest(shared: Path) -> dict[str, Any]:
     """The published models: configuration, and names and shapes of the backbone's parameters."""
     return json.loads((shared / "golden" / "lion" / "manifest.json").read_text(encoding="utf-8"))
-
-
-def published(name: str) -> str:
-    """The published name of one of a detector's parameters."""
-    prefix, _, rest = name.partition(".")
-    return f"{PREFIXES[prefix]}.{rest}"
 
 
 def test_every_published_parameter_has_its_place(manifest: dict[str, Any]) -> None:
@@ -49,8 +44,11 @@ def test_every_published_parameter_has_its_place(manifest: dict[str, Any]) -> No
             module = from_official("lion", settings, parameters if sparse else None)
         assert isinstance(module, LION if sparse else VoxelDetector), name
         backbone_3d = module if sparse else module.backbone
-        own = {f"backbone_3d.{key}": list(value.shape) for key, value in backbone_3d.state_dict().items()}
-        assert own == dict(model["params"]), name
+        own = {f"backbone.{key}": list(value.shape) for key, value in backbone_3d.state_dict().items()}
+        with torch.device("meta"):
+            given = {key: torch.empty(shape) for key, shape in model["params"]}
+        placed = {detector_name(key): list(our_value(key, value).shape) for key, value in given.items()}
+        assert own == placed, name
         assert sum(p.numel() for p in backbone_3d.parameters()) == model["total_params_backbone_3d"], name
         if sparse:
             with pytest.raises(ValueError, match="DENSE_HEAD: 'SparseCenterHead' is not in this library"):
@@ -63,18 +61,26 @@ def test_parameters_of_a_backbone_alone_make_the_backbone(manifest: dict[str, An
     module = from_official("lion", model["config"], parameters)
     assert isinstance(module, LION)
     assert module.out_grid == (2, 400, 352)
-    for key, value in module.state_dict().items():
-        torch.testing.assert_close(value, parameters[f"backbone_3d.{key}"].to(value.dtype))
+    state = module.state_dict()
+    for key, value in parameters.items():
+        ours = state[backbone_name(key.removeprefix("backbone_3d."))]
+        torch.testing.assert_close(ours, our_value(key, value).to(ours.dtype))
 
 
 def test_a_detector_takes_its_checkpoint_and_tells_what_does_not_fit(manifest: dict[str, Any]) -> None:
-    config = manifest["second_with_lion_retnet_64dim.yaml"]["config"]
+    model = manifest["second_with_lion_retnet_64dim.yaml"]
+    config = model["config"]
     fresh = from_official("lion", config | {"NUM_POINT_FEATURES": 4})
-    checkpoint = {published(name): torch.randn_like(value.float()) for name, value in fresh.state_dict().items()}
+    prefixes = {"encoder": "vfe", "bev_backbone": "backbone_2d", "head": "dense_head"}
+    checkpoint = {key: torch.randn(shape) for key, shape in model["params"]}
+    for name, value in fresh.state_dict().items():
+        prefix, _, rest = name.partition(".")
+        if prefix in prefixes:
+            checkpoint[f"{prefixes[prefix]}.{rest}"] = torch.randn_like(value.float())
     loaded = from_official("lion", config, {"model_state": checkpoint | {"global_step": torch.tensor(1)}})
     assert loaded.num_point_features == 4
-    name = "backbone.linear_2.decoder.1.blocks.0.ffn.fc1.weight"
-    torch.testing.assert_close(loaded.state_dict()[name], checkpoint[name.replace("backbone", "backbone_3d")])
+    ours = loaded.state_dict()["backbone.stages.1.block.decoder.1.layer.passes.0.0.feed.module.in_proj.weight"]
+    torch.testing.assert_close(ours, checkpoint["backbone_3d.linear_2.decoder.1.blocks.0.ffn.fc1.weight"])
     with pytest.raises(ValueError, match=r"head\.conv_box\.bias is missing"):
         from_official("lion", config, {k: v for k, v in checkpoint.items() if k != "dense_head.conv_box.bias"})
     with pytest.raises(ValueError, match="needs NUM_POINT_FEATURES"):
@@ -114,23 +120,25 @@ def test_what_does_not_fit_is_named(manifest: dict[str, Any]) -> None:
 
 def test_operators_refuse_settings_that_are_not_here() -> None:
     cfg = {"mode": "chunk", "n_head": 2, "expand_k": 1, "expand_v": 2, "hidden_rate": 4, "used_MLP": True}
-    assert operator({"NAME": "RetNet", "CFG": cfg})["within"] == "symmetric"
+    found = operator({"NAME": "RetNet", "CFG": cfg}, 8)
+    assert found["mixer"]["within"] == "symmetric"
+    assert found["block"] == {"feed_forward": {"name": "MLP", "ffn_channels": 32}}
     with pytest.raises(ValueError, match="used_MLP must be True"):
-        operator({"NAME": "RetNet", "CFG": cfg | {"used_MLP": False}})
+        operator({"NAME": "RetNet", "CFG": cfg | {"used_MLP": False}}, 8)
     with pytest.raises(ValueError, match="not known here: rotary"):
-        operator({"NAME": "RetNet", "CFG": cfg | {"rotary": True}})
+        operator({"NAME": "RetNet", "CFG": cfg | {"rotary": True}}, 8)
     with pytest.raises(ValueError, match="did you mean 'RetNet'"):
-        operator({"NAME": "Retnet", "CFG": cfg})
+        operator({"NAME": "Retnet", "CFG": cfg}, 8)
     with pytest.raises(ValueError, match="use_gate must be False"):
-        operator({"NAME": "TTT", "CFG": {"n_head": 2, "use_gate": True}})
+        operator({"NAME": "TTT", "CFG": {"n_head": 2, "use_gate": True}}, 8)
 
 
-def test_parameters_of_a_module_must_fit() -> None:
-    config = {"OPERATOR": {"NAME": "xLSTM", "CFG": {"d_model": 8, "drop_path": 0.2}}}
-    parameters = from_official("lion", config).state_dict()
-    assert not from_official("lion", config, parameters).training
-    with pytest.raises(ValueError, match=r"(?s)does not fit the configuration.*proj_down\.bias"):
-        from_official("lion", config, {k: v for k, v in parameters.items() if not k.endswith("proj_down.bias")})
+def test_parameters_of_a_module_must_fit(shared: Path) -> None:
+    case = Case.read(shared / "golden" / "lion" / "operator_xlstm.json")
+    parameters = case.tensors("param")
+    assert not from_official("lion", case.config, parameters).training
+    with pytest.raises(ValueError, match=r"(?s)does not fit the configuration.*out_proj\.bias is missing"):
+        from_official("lion", case.config, {k: v for k, v in parameters.items() if not k.endswith("proj_down.bias")})
 
 
 CONFIGS = {  # of configs/lion: the published configuration with the same settings
@@ -164,12 +172,13 @@ AUGMENTATIONS = {
 NOT_IN_FILES = ("floor_keys", "x_major")  # without influence where grids divide
 
 
-def complete(registry: Registry, node: dict[str, Any], classes: list[str]) -> dict[str, Any]:
+def complete(registry: Registry, node: dict[str, Any], classes: list[str], channels: int = 0) -> dict[str, Any]:
     """A component with the defaults of its class filled in."""
     entry = registry._entries[node["name"]]
     defaults = {n: p.default for n, p in inspect.signature(entry).parameters.items() if p.default is not p.empty}
     full = {k: plain(v) for k, v in (defaults | node).items() if k not in NOT_IN_FILES}
     if "mixer" in full:
+        full["blocks"] = operator_settings(full["mixer"], full.pop("block") or {}, channels)
         full["mixer"] = complete(MIXERS, full["mixer"], classes)
     if full["name"] == "AnchorHead":
         full["anchors"] = [{"align_center": False, **anchor} for anchor in full["anchors"]]
@@ -179,6 +188,16 @@ def complete(registry: Registry, node: dict[str, Any], classes: list[str]) -> di
     if isinstance(full.get("nms"), dict) and "iou_threshold" in full["nms"]:
         full["nms"] = plain(asdict(NMSConfig(**full["nms"])))
     return full
+
+
+def operator_settings(mixer: dict[str, Any], block: dict[str, Any], channels: int) -> list[dict[str, Any]]:
+    """What the blocks around an operator are set to, what the published layers have filled in."""
+    found = []
+    for published in operator_blocks(mixer, channels, first=True):
+        settings = {"drop_path": 0.0, **published, **block}
+        settings["feed_forward"] = {**published.get("feed_forward", {}), **(settings.get("feed_forward") or {})}
+        found.append({key: value for key, value in settings.items() if key != "mixer"})
+    return found
 
 
 def plain(value: Any) -> Any:
@@ -205,8 +224,11 @@ def test_configurations_have_the_published_values(root: Path, manifest: dict[str
             parts.append((BEV_BACKBONES, "bev_backbone", openpcdet.bev_backbone(published_model["BACKBONE_2D"])))
             head = openpcdet_heads.head(published_model["DENSE_HEAD"], post, theirs["CLASS_NAMES"])
             parts.append((HEADS, "head", head))
+        channels = published_model["BACKBONE_3D"]["FEATURE_DIM"]
         for registry, part, node in parts:
-            mine, published_values = (complete(registry, n, theirs["CLASS_NAMES"]) for n in (model[part], node))
+            mine, published_values = (
+                complete(registry, n, theirs["CLASS_NAMES"], channels) for n in (model[part], node)
+            )
             assert mine == published_values, f"{file}: {part}"
         check_training(construct(TrainConfig, ours["train"]), theirs, file)
 

@@ -11,25 +11,24 @@ from pcdet_ext.mixers.registry import MIXERS
 from pcdet_ext.structures import Groups
 
 
-def test_is_built_by_name_and_has_the_published_keys() -> None:
+def test_is_built_by_name_with_parameters_for_each_direction() -> None:
     mixer = MIXERS.build({"name": "Mamba", "d_state": 8, "expand": 2}, channels=20)
     shapes = {name: tuple(value.shape) for name, value in mixer.state_dict().items()}
-    assert shapes.pop("norm.weight") == shapes.pop("norm.bias") == (20,)
-    assert shapes.pop("mamba.in_proj.weight") == (80, 20)
-    assert shapes.pop("mamba.out_proj.weight") == (20, 40)
-    assert shapes.pop("mamba.A_log") == shapes.pop("mamba.A_b_log") == (40, 8)
-    for suffix in ("", "_b"):
-        assert shapes.pop(f"mamba.D{suffix}") == (40,)
-        assert shapes.pop(f"mamba.conv1d{suffix}.weight") == (40, 1, 4)
-        assert shapes.pop(f"mamba.conv1d{suffix}.bias") == (40,)
-        assert shapes.pop(f"mamba.x_proj{suffix}.weight") == (2 + 16, 40)
-        assert shapes.pop(f"mamba.dt_proj{suffix}.weight") == (40, 2)
-        assert shapes.pop(f"mamba.dt_proj{suffix}.bias") == (40,)
+    assert shapes.pop("in_proj.weight") == (80, 20)
+    assert shapes.pop("out_proj.weight") == (20, 40)
+    for way in ("directions.0", "directions.1"):
+        assert shapes.pop(f"{way}.A_log") == (40, 8)
+        assert shapes.pop(f"{way}.D") == (40,)
+        assert shapes.pop(f"{way}.conv.weight") == (40, 1, 4)
+        assert shapes.pop(f"{way}.conv.bias") == (40,)
+        assert shapes.pop(f"{way}.x_proj.weight") == (2 + 16, 40)
+        assert shapes.pop(f"{way}.dt_proj.weight") == (40, 2)
+        assert shapes.pop(f"{way}.dt_proj.bias") == (40,)
     assert not shapes
 
 
 def test_steps_start_in_their_range() -> None:
-    steps = F.softplus(Mamba(64).mamba.dt_proj.bias.detach())
+    steps = F.softplus(Mamba(64).directions[0].dt_proj.bias.detach())
     assert 1e-3 <= float(steps.min()) < 1e-2 < float(steps.max()) <= 0.1 + 1e-6
 
 
@@ -37,19 +36,9 @@ def test_directions_mirror_each_other() -> None:
     """With the two directions' parameters exchanged, a flipped sequence gives the flipped result."""
     torch.manual_seed(0)
     mixer, mirrored = Mamba(16), Mamba(16)
-    state = mixer.state_dict()
-
-    def other(name: str) -> str:
-        parts = name.split(".")
-        if len(parts) < 2 or parts[1] in ("in_proj", "out_proj") or parts[0] == "norm":
-            return name
-        if parts[1] in ("A_log", "A_b_log"):
-            parts[1] = {"A_log": "A_b_log", "A_b_log": "A_log"}[parts[1]]
-        else:
-            parts[1] = parts[1].removesuffix("_b") if parts[1].endswith("_b") else parts[1] + "_b"
-        return ".".join(parts)
-
-    mirrored.load_state_dict({other(name): value for name, value in state.items()})
+    other = {"directions.0": "directions.1", "directions.1": "directions.0"}
+    state = {other.get(name[:12], name[:12]) + name[12:]: value for name, value in mixer.state_dict().items()}
+    mirrored.load_state_dict(state)
     x = torch.randn(3, 21, 16)
     torch.testing.assert_close(mixer.mix(x).flip(1), mirrored.mix(x.flip(1)))
 

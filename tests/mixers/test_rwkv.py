@@ -1,4 +1,4 @@
-"""The RWKV mixer: both directions, groups, initialisation, and the published channel mix."""
+"""The RWKV mixer: both directions, groups, initialisation; and the channel mix that goes with it."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ import torch
 import torch.nn.functional as F
 
 from pcdet_ext.mixers.registry import MIXERS
-from pcdet_ext.mixers.rwkv import RWKV, previous
-from pcdet_ext.structures import Groups
+from pcdet_ext.mixers.rwkv import RWKV, previous_token
+from pcdet_ext.models.layers.feed_forward import ChannelMix
+from pcdet_ext.structures import Groups, Segments
 
 
-def lively(**options: object) -> RWKV:
-    """A mixer whose weights are all away from zero."""
+def lively(module: type = RWKV, **options: object) -> torch.nn.Module:
+    """A mixer, or a channel mix, whose weights are all away from zero."""
     torch.manual_seed(0)
-    mixer = RWKV(16, **options)
+    mixer = module(16, **options)
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return mixer
 
 
-def test_is_built_by_name_and_has_the_published_keys() -> None:
-    mixer = MIXERS.build({"name": "RWKV", "num_heads": 4, "hidden_rate": 4, "layer_id": 1}, channels=32)
+def test_is_built_by_name_with_a_state_for_each_head() -> None:
+    mixer = MIXERS.build({"name": "RWKV", "num_heads": 4, "layer_id": 1, "num_layers": 2}, channels=32)
     shapes = {name: tuple(value.shape) for name, value in mixer.state_dict().items()}
-    assert shapes["att.time_faaaa"] == (4, 8)
-    assert shapes["att.time_maa_w1"] == (32, 160)
-    assert shapes["att.time_maa_w2"] == (5, 32, 32)
-    assert shapes["att.time_decay_w1"] == (32, 64)
-    assert shapes["ffn.key.weight"] == (128, 32)
-    assert "ln0.weight" not in shapes
-    assert "ln0.weight" in RWKV(32, layer_id=0).state_dict()
+    assert shapes["bonus"] == (4, 8)
+    assert shapes["shift_down"] == (32, 160)
+    assert shapes["shift_up"] == (5, 32, 32)
+    assert shapes["decay_down"] == (32, 64)
+    assert {name for name in shapes if name.startswith("shift.")} == {f"shift.{x}" for x in "xwkvrg"}
 
 
 def test_every_voxel_sees_its_whole_group_and_no_other() -> None:
@@ -45,19 +44,20 @@ def test_every_voxel_sees_its_whole_group_and_no_other() -> None:
 
 def test_previous_token() -> None:
     x = torch.randn(2, 4, 3)
-    assert (previous(x)[:, 0] == 0).all()
-    assert torch.equal(previous(x)[:, 1:], x[:, :-1])
+    assert (previous_token(x)[:, 0] == 0).all()
+    assert torch.equal(previous_token(x)[:, 1:], x[:, :-1])
 
 
 def test_channel_mix_with_the_difference_is_another_mix() -> None:
-    shifted, difference = lively(channel_mix="shifted"), lively(channel_mix="difference")
-    x = torch.randn(2, 5, 16)
-    share = shifted.ffn.spatial_mix_k
-    for mixer, other in ((shifted, previous(x)), (difference, previous(x) - x)):
-        ffn = mixer.ffn
-        k = F.relu(F.linear(x * share + other * (1 - share), ffn.key.weight)).square()
-        r = F.linear(x * ffn.spatial_mix_r + other * (1 - ffn.spatial_mix_r), ffn.receptance.weight)
-        torch.testing.assert_close(ffn(x), torch.sigmoid(r) * F.linear(k, ffn.value.weight))
+    x, plan = torch.randn(10, 16), Groups(torch.arange(10).view(2, 5), torch.arange(10))
+    tokens = x.view(2, 5, 16)
+    for mix, other in (("shifted", previous_token(tokens)), ("difference", previous_token(tokens) - tokens)):
+        part = lively(ChannelMix, mix=mix)
+        share, share_r = part.share_in, part.share_receptance
+        k = F.relu(F.linear(tokens * share + other * (1 - share), part.in_proj.weight)).square()
+        r = F.linear(tokens * share_r + other * (1 - share_r), part.receptance.weight)
+        expected = torch.sigmoid(r) * F.linear(k, part.out_proj.weight)
+        torch.testing.assert_close(part(x, plan), expected.view(10, 16))
 
 
 @pytest.mark.parametrize(("layer_id", "num_layers"), [(0, 1), (0, 34), (33, 34), (40, 34)])
@@ -86,11 +86,17 @@ def test_half_precision() -> None:
     ("options", "message"),
     [
         ({"num_heads": 3}, "num_heads must be positive and divide channels, got 3 and 16"),
-        ({"hidden_rate": 0}, "hidden_rate must be positive, got 0"),
         ({"layer_id": -1}, "layer_id must not be negative"),
-        ({"channel_mix": "both"}, "channel_mix must be one of shifted, difference, got 'both'"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RWKV(16, **options)
+
+
+def test_a_channel_mix_takes_groups_of_a_positive_width() -> None:
+    with pytest.raises(ValueError, match="ffn_channels must be positive, got 0"):
+        ChannelMix(16, ffn_channels=0)
+    place = torch.arange(3)
+    with pytest.raises(ValueError, match="ChannelMix takes equal-size Groups, got Segments"):
+        ChannelMix(16)(torch.zeros(3, 16), Segments(place, place, torch.tensor([0, 3])))

@@ -1,4 +1,4 @@
-"""What mixers of sequences share: plans, padding, stochastic depth."""
+"""What mixers of sequences share: plans, padding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from pcdet_ext.grouping.orders import Hilbert, WindowX
 from pcdet_ext.grouping.partitions import EqualGroups, OctreeWindows
 from pcdet_ext.mixers import MIXERS
-from pcdet_ext.mixers.sequence import DropPath, SequenceMixer
+from pcdet_ext.mixers.sequence import SequenceMixer
 from pcdet_ext.structures import Segments, SparseVoxels
 
 
@@ -57,19 +57,6 @@ def test_segments_are_refused() -> None:
     place = torch.arange(3)
     with pytest.raises(ValueError, match="Sums takes equal-size Groups, got Segments"):
         Sums()(torch.zeros(3, 1), Segments(place, place, torch.tensor([0, 3])))
-
-
-def test_drop_path_drops_whole_sequences_in_training_and_keeps_the_mean() -> None:
-    torch.manual_seed(0)
-    drop = DropPath(0.25)
-    x = torch.ones(4000, 3, 2)
-    y = drop(x)
-    assert y.unique().tolist() == [0.0, pytest.approx(4 / 3)]
-    assert bool((y == y[:, :1, :1]).all())
-    assert y.mean().item() == pytest.approx(1, abs=0.05)
-    assert drop.eval()(x) is x
-    with pytest.raises(ValueError, match="drop_path must be in"):
-        DropPath(1.0)
 
 
 @pytest.mark.slow

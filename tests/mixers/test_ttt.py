@@ -83,7 +83,7 @@ def test_rotation_depends_on_distance_alone() -> None:
 
 
 def test_works_in_training_under_autocast() -> None:
-    mixer = TTT(16, drop_path=0.3)
+    mixer = TTT(16)
     x = torch.randn(3, 70, 16)
     with torch.autocast("cpu", torch.bfloat16):
         y = mixer.mix(x)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pcdet_ext import config
 from pcdet_ext.config import ConfigError
 from pcdet_ext.models.backbones import BACKBONES, LION
-from pcdet_ext.models.backbones.lion import PositionEmbedding
 from pcdet_ext.models.detector import build_detector
+from pcdet_ext.models.layers.position import GridPosition
 from pcdet_ext.models.layers.voxel_merging import VoxelMerging
 from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
 
@@ -67,7 +67,7 @@ def assert_same_cells(a: SparseVoxels, b: SparseVoxels) -> None:
 
 def merged_by_hand(merging: VoxelMerging, voxels: SparseVoxels) -> tuple[dict, dict]:
     """Sums of described features by coarse cell, and which coarse cell each voxel and each new one falls into."""
-    conv, norm, _ = merging.sub_conv
+    conv, norm, _ = merging.describe
     described = F.gelu(norm(conv(voxels).features))
     sums: dict = defaultdict(lambda: torch.zeros(voxels.features.shape[1], dtype=torch.float64))
     falls: dict = {}
@@ -198,7 +198,7 @@ def test_sparse_form_mixes_in_the_plane() -> None:
     assert backbone.out_grid == (1, 12, 8)
     *scales, out = backbone.scales(scene(7, (30, 20), grid=(8, 12, 8)))
     assert [v.grid[0] for v in (*scales, out)] == [4, 2, 1]
-    assert {"dow_out", "linear_bev1", "linear_bev2"} <= {name.split(".")[0] for name in backbone.state_dict()}
+    assert len(backbone.bev_layers) == 2
 
 
 def test_more_generation_more_voxels() -> None:
@@ -209,13 +209,13 @@ def test_more_generation_more_voxels() -> None:
 
 def test_positions_span_the_grid() -> None:
     coords = torch.tensor([[0, 0, 0, 0], [0, 15, 11, 7]], dtype=torch.int32)
-    embedding = PositionEmbedding(3).eval()
-    head = embedding.position_embedding_head
+    embedding = GridPosition(3).eval()
+    head = embedding.mlp
     with torch.no_grad():
         for layer in (head[0], head[3]):
             layer.weight.copy_(torch.eye(3))
             layer.bias.zero_()
-    out = embedding(SparseVoxels(torch.zeros(2, 3), coords, GRID, 1)).features
+    out = embedding(SparseVoxels(torch.zeros(2, 3), coords, GRID, 1))
     half_step = torch.tensor([3 / 4, 5 / 6, 7 / 8]) * 3.1415  # x, y, z of the last cell
     torch.testing.assert_close(out, torch.stack([torch.zeros(3), half_step]), rtol=1e-4, atol=1e-4)
 
@@ -232,7 +232,7 @@ def test_works_under_autocast() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"windows": [[8, 5, 5]]}, "one entry a stage"),
+        ({"windows": [[8, 5, 5]]}, "one entry per stage"),
         ({"scales": [[], [[2, 2, 2]]]}, "at least one entry in every stage"),
         ({"group_sizes": [16, 0]}, "group sizes must be at least 1, got 0"),
         ({"windows": [[8, 5, 5], [0, 5, 5]]}, "a window must be three numbers"),

@@ -10,8 +10,7 @@ import torch
 
 from pcdet_ext import config
 from pcdet_ext.config import ConfigError
-from pcdet_ext.mixers import MIXERS
-from pcdet_ext.mixers.sequence import SequenceMixer
+from pcdet_ext.mixers import MIXERS, rwkv
 from pcdet_ext.models.backbones import SequenceBackbone
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
@@ -50,18 +49,17 @@ def test_every_combination_mixes_and_has_finite_gradients(mixer: str) -> None:
     for order, partition in itertools.product(ORDERS, PARTITIONS):
         torch.manual_seed(0)
         layers = [{"order": order, "partition": partition, "mixer": {"name": mixer}}]
-        backbone = SequenceBackbone(16, GRID, layers)
-        is_sequence = isinstance(backbone.layers[0].mixer, SequenceMixer)
         if partition["name"] == "Windows" and mixer != "LinearAttention":
-            with pytest.raises(ValueError, match=r"Groups|groups"):
-                backbone(voxels)
+            with pytest.raises(ValueError, match=f"{mixer} takes Groups, but Windows gives Segments"):
+                SequenceBackbone(16, GRID, layers)
             continue
+        backbone = SequenceBackbone(16, GRID, layers)
         out = backbone(voxels)
         assert out.features.shape == (43, 16)
         assert torch.equal(out.coords, voxels.coords)
         out.features.square().sum().backward()
         reached = [p.grad for p in backbone.parameters() if p.grad is not None]
-        assert len(reached) >= (1 if is_sequence else 8)
+        assert len(reached) >= 8
         assert all(torch.isfinite(g).all() for g in reached)
         assert not torch.equal(out.features, voxels.features)
 
@@ -105,7 +103,7 @@ def test_mixed_configurations_train_a_step(path: Path) -> None:
     [
         ({"layers": []}, "at least one"),
         ({"num_blocks": 0}, "at least one"),
-        ({"ffn_ratio": 0.01}, "ffn_ratio"),
+        ({"ffn_channels": 0}, "ffn_channels"),
         ({"layers": [{"order": {"name": "Hilbert"}}]}, "a layer needs 'partition'"),
         (
             {
@@ -122,3 +120,11 @@ def test_wrong_configurations_are_refused(change: dict, message: str) -> None:
     layers = [{"order": ORDERS[0], "partition": PARTITIONS[0], "mixer": {"name": "SoftmaxAttention"}}]
     with pytest.raises((ValueError, ConfigError), match=message):
         SequenceBackbone(**({"in_channels": 16, "grid": GRID, "layers": layers} | change))
+
+
+def test_layers_are_numbered_through_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+    monkeypatch.setattr(rwkv.Place, "of", lambda *place: places.append(place) or rwkv.Place(0.5, 0.5))
+    layers = [{"order": ORDERS[0], "partition": PARTITIONS[0], "mixer": {"name": "RWKV"}}] * 2
+    SequenceBackbone(16, GRID, layers, num_blocks=2)
+    assert places == [(0, 4), (1, 4), (2, 4), (3, 4)]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from pcdet_ext.conformance.golden import Case, Values, backward, runs
-from pcdet_ext.interop import lion
+from pcdet_ext.interop import lion, lion_names
 from pcdet_ext.structures import SparseVoxels
+
+Rename = Callable[[str], str]
 
 
 def _voxels(case: Case, grads: bool) -> SparseVoxels:
@@ -17,9 +21,12 @@ def _voxels(case: Case, grads: bool) -> SparseVoxels:
     return SparseVoxels(features, case.tensor("in.voxel_coords"), tuple(grid), config["batch_size"])
 
 
-def _gradients(case: Case, values: Values, module: nn.Module, voxels: SparseVoxels) -> dict[str, Tensor]:
-    leaves = {"in.voxel_features": voxels.features}
-    return backward(values, case, leaves | {f"param.{name}": value for name, value in module.named_parameters()})
+def gradients(case: Case, values: Values, module: nn.Module, inputs: dict[str, Tensor], rename: Rename) -> Values:
+    """Gradients under the published names, in the published shapes."""
+    ours = dict(module.named_parameters())
+    leaves = {f"param.{name}": ours[rename(name)] for name in case.tensors("param") if rename(name) in ours}
+    found = backward(values, case, inputs | leaves)
+    return {key: value.reshape(case.arrays[key].shape) for key, value in found.items()}
 
 
 @runs("lion", "backbone")
@@ -28,7 +35,7 @@ def run_backbone(case: Case, grads: bool) -> Values:
     backbone = lion.from_official(case.config, case.tensors("param"))
     voxels = _voxels(case, grads)
     *scales, out = backbone.scales(voxels)
-    flat = backbone.bev_layers > 0
+    flat = len(backbone.bev_layers) > 0
     values = {
         "out.features": out.features,
         "out.indices": out.coords[:, [0, 2, 3]] if flat else out.coords,
@@ -36,7 +43,11 @@ def run_backbone(case: Case, grads: bool) -> Values:
     }
     for i, scale in enumerate(scales, 1):
         values |= {f"mid.x_conv{i}.features": scale.features, f"mid.x_conv{i}.indices": scale.coords}
-    return values | _gradients(case, values, backbone, voxels) if grads else values
+    return (
+        values | gradients(case, values, backbone, {"in.voxel_features": voxels.features}, lion_names.backbone_name)
+        if grads
+        else values
+    )
 
 
 @runs("lion", "block")
@@ -46,7 +57,11 @@ def run_block(case: Case, grads: bool) -> Values:
     voxels = _voxels(case, grads)
     out = block(voxels)
     values = {"out.features": out.features, "out.indices": out.coords}
-    return values | _gradients(case, values, block, voxels) if grads else values
+    return (
+        values | gradients(case, values, block, {"in.voxel_features": voxels.features}, lion_names.block_name)
+        if grads
+        else values
+    )
 
 
 @runs("lion", "patch_merging")
@@ -61,4 +76,21 @@ def run_merging(case: Case, grads: bool) -> Values:
         "out.unq_inv": parent,
         "out.spatial_shape": torch.tensor(out.grid),
     }
-    return values | _gradients(case, values, merging, voxels) if grads else values
+    return (
+        values | gradients(case, values, merging, {"in.voxel_features": voxels.features}, lion_names.merge_name)
+        if grads
+        else values
+    )
+
+
+@runs("lion", "operator")
+def run_operator(case: Case, grads: bool) -> Values:
+    """Sequences through one operator."""
+    operator = lion.from_official(case.config, case.tensors("param"))
+    x = case.tensor("in.x").requires_grad_(grads)
+    values = {"out.x": operator(x)}
+    if not grads:
+        return values
+    return values | gradients(
+        case, values, operator, {"in.x": x}, lambda name: f"blocks.{lion_names.operator_name(name)}"
+    )

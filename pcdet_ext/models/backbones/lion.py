@@ -1,45 +1,255 @@
 """LION: linear operators over large groups of voxels (Liu et al., NeurIPS 2024).
 
-State-dict keys are the published ones.
+backbone = [ block → merge in z, generate voxels ] × stages → layer
+block    = [ position, layer → merge ] × depth, then [ layer → add to what was merged, norm ] × depth
+layer    = operator along x in groups of one window after the other → operator along y
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from pcdet_ext.config import construct
 from pcdet_ext.grouping.orders import ORDERS, Order, WindowX, WindowY
-from pcdet_ext.grouping.partitions import EqualGroups
-from pcdet_ext.mixers import MIXERS
+from pcdet_ext.grouping.partitions import PARTITIONS, Partition
 from pcdet_ext.models.backbones.registry import BACKBONES
-from pcdet_ext.models.layers.norm import SparseBatchNorm
+from pcdet_ext.models.layers.mixer_block import MixerBlock, run_on_slots
+from pcdet_ext.models.layers.position import GridPosition
+from pcdet_ext.models.layers.recompute import call
 from pcdet_ext.models.layers.sparse_conv import Triple
 from pcdet_ext.models.layers.voxel_merging import VoxelMerging
-from pcdet_ext.structures import SparseVoxels
+from pcdet_ext.structures import Groups, SparseVoxels
 
 NODE = Mapping[str, Any]
 WINDOW_ORDERS = {"x": WindowX, "y": WindowY}
-IDS_OF_A_STAGE = 8  # layers are numbered as if every stage had two levels
+
+
+def operator_blocks(mixer: NODE, channels: int, first: bool) -> list[dict[str, Any]]:
+    """Settings of the blocks that the published layers put around their operators; any other mixer gets the last ones.
+
+    Args:
+        mixer: configuration of the operator.
+        channels: C.
+        first: whether it is the first layer of the model.
+    """
+    match mixer.get("name"):
+        case "Mamba":
+            return [{"mixer": mixer, "norm": "branch"}]
+        case "RetNet":
+            feed_forward = {"name": "MLP", "ffn_channels": 4 * channels}
+            return [{"mixer": mixer, "norm_eps": 1e-6, "feed_forward": feed_forward}]
+        case "RWKV":
+            feed_forward = {"name": "ChannelMix", "ffn_channels": 4 * channels}
+            return [{"mixer": mixer, "layer_scale": 1e-5, "input_norm": first, "feed_forward": feed_forward}]
+        case "XLSTM":  # a pair that reads forwards, then backwards
+            return [{"mixer": {**mixer, "direction": direction}} for direction in ("forward", "backward")]
+        case "TTT":
+            return [{"mixer": mixer, "norm_kind": "rms", "norm_eps": 1e-6, "feed_forward": {"name": "SwiGLU"}}]
+        case _:
+            return [{"mixer": mixer, "feed_forward": {"name": "MLP"}}]
+
+
+class LIONLayer(nn.Module):
+    """Operators over large groups, one pass for each order (section 3.1).
+
+    Args:
+        passes: blocks of each pass.
+        orders: of the voxels in each pass.
+        partition: of each order, into groups.
+        recompute: compute passes again in the backward pass instead of keeping their activations.
+
+    Raises:
+        ValueError: for a partition that the operator cannot take.
+    """
+
+    def __init__(
+        self, passes: Sequence[Sequence[MixerBlock]], orders: Sequence[Order], partition: Partition, recompute: bool
+    ) -> None:
+        super().__init__()
+        self.passes = nn.ModuleList(nn.ModuleList(blocks) for blocks in passes)
+        self.orders, self.partition, self.recompute = orders, partition, recompute
+        for block in itertools.chain(*passes):
+            block.check_partition(partition)
+
+    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
+        """Features [N, C] to the same shape and cells."""
+        x = voxels.features
+        for blocks, order in zip(self.passes, self.orders, strict=True):
+            plan = self.partition(voxels, order)
+            x = call(_run, blocks, x, plan, recompute=self.recompute)
+        return voxels.with_features(x)
+
+
+def _run(blocks: nn.ModuleList, x: Tensor, plan: Any) -> Tensor:
+    if isinstance(plan, Groups):
+        return run_on_slots(blocks, x, plan)
+    for block in blocks:
+        x = block(x, plan)
+    return x
+
+
+class Down(nn.Module):
+    """One resolution on the way down: the position is added, a layer mixes, voxels merge."""
+
+    def __init__(self, channels: int, layer: LIONLayer, merge: VoxelMerging) -> None:
+        super().__init__()
+        self.position, self.layer, self.merge = GridPosition(channels), layer, merge
+
+    def forward(self, voxels: SparseVoxels) -> tuple[SparseVoxels, SparseVoxels, Tensor]:
+        """The mixed voxels, the merged ones, and the row int64 [N] that each voxel was merged into."""
+        fine = self.layer(voxels.with_features(voxels.features + self.position(voxels)))
+        coarse, parent = self.merge(fine)
+        return fine, coarse, parent
+
+
+class Up(nn.Module):
+    """One resolution on the way up: a layer mixes, and its voxels are added to those that were merged into them."""
+
+    def __init__(self, channels: int, layer: LIONLayer) -> None:
+        super().__init__()
+        self.layer, self.norm = layer, nn.LayerNorm(channels)
+
+    def forward(self, coarse: SparseVoxels, fine: SparseVoxels, parent: Tensor) -> SparseVoxels:
+        """The fine voxels with new features; parent: int64 [N], row of the coarse voxel of each fine one."""
+        mixed = self.layer(coarse)
+        return fine.with_features(self.norm(fine.features + mixed.features[parent]))
+
+
+class LIONBlock(nn.Module):
+    """Encoder and decoder over resolutions (figure 3).
+
+    Args:
+        channels: C.
+        make_layer: makes a layer, with its windows moved by half of one or not; called in the order of the layers.
+        scales: cells (z, y, x) that merge from each resolution to the next.
+        shift: move the windows of every second layer.
+        floor_keys: see `VoxelMerging`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        make_layer: Callable[[bool], LIONLayer],
+        scales: Sequence[Sequence[int]],
+        shift: bool,
+        floor_keys: bool = False,
+    ) -> None:
+        super().__init__()
+        shifted = [shift and i % 2 == 1 for i in range(len(scales))]
+        self.encoder = nn.ModuleList(
+            Down(channels, make_layer(moved), VoxelMerging(channels, scale, floor_keys=floor_keys))
+            for moved, scale in zip(shifted, scales, strict=True)
+        )
+        self.decoder = nn.ModuleList(Up(channels, make_layer(moved)) for moved in shifted)
+
+    def check_grid(self, grid: Triple) -> None:
+        """ValueError where a grid (Z, Y, X) does not divide by the scales."""
+        for down in self.encoder:
+            grid = down.merge.out_grid(grid)
+
+    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
+        """Features [N, C] to the same shape and cells."""
+        merged = []
+        for down in self.encoder:
+            fine, voxels, parent = down(voxels)
+            merged.append((fine, parent))
+        for up in self.decoder:
+            voxels = up(voxels, *merged.pop())
+        return voxels
+
+
+class Stage(nn.Module):
+    """A block at full resolution, then a merge that halves z and generates voxels (sections 3.2 and 3.3)."""
+
+    def __init__(self, block: LIONBlock, merge: VoxelMerging) -> None:
+        super().__init__()
+        self.block, self.merge = block, merge
+
+    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
+        """Voxels to merged voxels."""
+        merged, _ = self.merge(self.block(voxels))
+        return merged
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """What all layers of a backbone share.
+
+    channels: C; mixer: configuration of the operator; num_layers: blocks of all layers together, by which they are
+    numbered; block: settings of `MixerBlock` that differ from the published ones; orders: "x", "y", or configurations
+    of orders; partition: configuration of another partition than `EqualGroups`; recompute: see `LIONLayer`.
+    """
+
+    channels: int
+    mixer: NODE
+    num_layers: int
+    block: NODE
+    orders: Sequence[str | NODE]
+    partition: NODE
+    recompute: bool
+
+    def layer(self, window: Sequence[int], group_size: int, shift: bool, first_id: int) -> LIONLayer:
+        """A layer with windows (z, y, x), whose passes are numbered from first_id.
+
+        Raises ValueError for windows and groups that cannot be.
+        """
+        if len(window) != 3 or min(window) < 1:
+            raise ValueError(f"a window must be three numbers (z, y, x), at least 1, got {list(window)}")
+        if group_size < 1:
+            raise ValueError(f"group sizes must be at least 1, got {group_size}")
+        moved = tuple(size // 2 for size in window) if shift else (0, 0, 0)
+        passes = [self._blocks(first_id + i) for i in range(len(self.orders))]
+        orders = [self._order(order, tuple(window), moved) for order in self.orders]
+        partition = PARTITIONS.build(self.partition, size=group_size)
+        return LIONLayer(passes, orders, partition, self.recompute)
+
+    def _blocks(self, layer_id: int) -> list[MixerBlock]:
+        place = {"layer_id": min(layer_id, self.num_layers - 1), "num_layers": self.num_layers}
+        published = operator_blocks(self.mixer, self.channels, first=layer_id == 0)
+        return [construct(MixerBlock, self.block, channels=self.channels, **place, **each) for each in published]
+
+    def _order(self, order: str | NODE, window: tuple[int, ...], shift: tuple[int, ...]) -> Order:
+        if not isinstance(order, str):
+            own = "window" in order  # then the shift of the layer's windows means nothing to it
+            return ORDERS.build(order) if own else ORDERS.build(order, window=window, shift=shift)
+        if order not in WINDOW_ORDERS:
+            raise ValueError(f'orders must be "x", "y" or an order\'s name and arguments, got {order!r}')
+        return WINDOW_ORDERS[order](window, shift)
 
 
 @BACKBONES.register
 class LION(nn.Module):
     """Stages that mix at full resolution in x and y, each followed by a merge of two cells in z with voxel generation.
 
-    in_channels: of the voxels and of every stage; grid: (Z, Y, X) cells; mixer: the linear operator, a mixer's name and
-    arguments. One entry a stage: windows (z, y, x), group_sizes, and scales, (z, y, x) from each resolution of its
-    encoder to the next. generation: share of voxels that generate new ones; shift: move the windows of every second
-    layer by half of one; orders: of the layers' passes, "x" or "y" for lines of the windows, or an order's name and
-    arguments, which then knows no windows. out_window, out_group_size: of the layer after the last stage. bev_windows,
-    bev_group_sizes: of layers after one more merge (the sparse form, for sparse heads). recompute: activations of
-    mixers are computed again in the backward pass instead of kept. floor_keys: see `VoxelMerging`.
+    Args:
+        in_channels: of the voxels and of every stage.
+        grid: (Z, Y, X) cells.
+        mixer: configuration of the linear operator, or of any other mixer.
+        windows: cells (Z, Y, X) of a window in each stage.
+        group_sizes: voxels of a group in each stage.
+        scales: for each stage cells (z, y, x) that merge from each resolution of its block to the next.
+        generation: share of voxels that generate new ones.
+        shift: move the windows of every second layer by half of one.
+        orders: of a layer's passes: "x" or "y" for lines of the windows, or configurations of orders; those of windows
+            get the windows of their layer.
+        partition: configuration of another partition than `EqualGroups`; it gets the group size.
+        block: settings of `MixerBlock` that differ from the published ones of the operator.
+        out_window: cells (Z, Y, X) of a window of the layer after the last stage.
+        out_group_size: voxels of a group of that layer.
+        bev_windows: of layers after one more merge in z (the sparse form, for sparse heads).
+        bev_group_sizes: of these layers.
+        recompute: activations of operators are computed again in the backward pass instead of being kept.
+        floor_keys: see `VoxelMerging`.
 
     Attributes: out_channels, out_grid (Z, Y, X), stride (1: x and y stay).
-    Raises ValueError where entries do not fit each other, or the grid does not divide.
+
+    Raises:
+        ValueError: where entries do not fit each other, the grid does not divide, or the mixer cannot take the groups.
     """
 
     def __init__(
@@ -53,6 +263,8 @@ class LION(nn.Module):
         generation: float = 0.2,
         shift: bool = True,
         orders: Sequence[str | NODE] = ("x", "y"),
+        partition: NODE | None = None,
+        block: NODE | None = None,
         out_window: Sequence[int] = (2, 13, 13),
         out_group_size: int = 256,
         bev_windows: Sequence[Sequence[int]] = (),
@@ -61,181 +273,75 @@ class LION(nn.Module):
         floor_keys: bool = False,
     ) -> None:
         super().__init__()
-        _check_lists(windows, group_sizes, scales, bev_windows, bev_group_sizes)
-        self.stages = len(scales)
-        self.bev_layers = len(bev_windows)
-        last = IDS_OF_A_STAGE * self.stages
-        layers = Layers(mixer, in_channels, orders, 4 * sum(map(len, scales)) + 2 * (1 + self.bev_layers), recompute)
-        self.out_grid: Triple = tuple(grid)
-        for i, (window, size, steps) in enumerate(zip(windows, group_sizes, scales, strict=True)):
-            block = LIONBlock(layers, window, size, steps, shift, IDS_OF_A_STAGE * i, floor_keys)
-            block.check(self.out_grid)
-            self.add_module(f"linear_{i + 1}", block)
-            self._add_merge(f"dow{i + 1}", in_channels, generation, floor_keys)
-        self.linear_out = layers.build(out_window, out_group_size, shift, last)
-        if bev_windows:
-            self._add_merge("dow_out", in_channels, generation, floor_keys)
-        for i, (window, size) in enumerate(zip(bev_windows, bev_group_sizes, strict=True)):
-            self.add_module(f"linear_bev{i + 1}", layers.build(window, size, shift, last + 2 * (i + 1)))
-        self.out_channels, self.stride = in_channels, 1
+        _check_lists(windows, group_sizes, scales, bev_windows, bev_group_sizes, orders)
+        layers = 2 * sum(map(len, scales)) + 1 + len(bev_windows)
+        settings = LayerSettings(
+            channels=in_channels,
+            mixer=mixer,
+            num_layers=layers * len(orders),
+            block=block or {},
+            orders=orders,
+            partition=partition or {"name": "EqualGroups"},
+            recompute=recompute,
+        )
+        number = itertools.count(step=len(orders))
 
-    def _add_merge(self, name: str, channels: int, generation: float, floor_keys: bool) -> None:
-        merge = VoxelMerging(channels, (2, 1, 1), generation, floor_keys)
-        self.out_grid = merge.out_grid(self.out_grid)
-        self.add_module(name, merge)
+        def layer(window: Sequence[int], group_size: int, shifted: bool) -> LIONLayer:
+            return settings.layer(window, group_size, shifted, next(number))
+
+        def merge() -> VoxelMerging:
+            return VoxelMerging(in_channels, (2, 1, 1), generation, floor_keys)
+
+        self.out_channels, self.stride = in_channels, 1
+        self.out_grid: Triple = tuple(grid)
+        self.stages = nn.ModuleList()
+        for window, size, steps in zip(windows, group_sizes, scales, strict=True):
+            make = lambda shifted, window=window, size=size: layer(window, size, shifted)  # noqa: E731
+            stage = Stage(LIONBlock(in_channels, make, steps, shift, floor_keys), merge())
+            stage.block.check_grid(self.out_grid)
+            self.out_grid = stage.merge.out_grid(self.out_grid)
+            self.stages.append(stage)
+        self.out_layer = layer(out_window, out_group_size, shift)
+        self.bev_merge = merge() if bev_windows else None
+        if self.bev_merge is not None:
+            self.out_grid = self.bev_merge.out_grid(self.out_grid)
+        self.bev_layers = nn.ModuleList(
+            layer(window, size, shift) for window, size in zip(bev_windows, bev_group_sizes, strict=True)
+        )
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
         """Voxels [N, in_channels] on `grid` to voxels [M, in_channels] on `out_grid`."""
         return self.scales(voxels)[-1]
 
     def scales(self, voxels: SparseVoxels) -> list[SparseVoxels]:
-        """The voxels after each stage's merge, then the output."""
+        """The voxels after each stage, then the output."""
         found = []
-        for i in range(1, self.stages + 1):
-            voxels = self.get_submodule(f"linear_{i}")(voxels)
-            voxels, _ = self.get_submodule(f"dow{i}")(voxels)
+        for stage in self.stages:
+            voxels = stage(voxels)
             found.append(voxels)
-        voxels = self.linear_out(voxels)
-        if self.bev_layers:
-            voxels, _ = self.dow_out(voxels)
-        for i in range(1, self.bev_layers + 1):
-            voxels = self.get_submodule(f"linear_bev{i}")(voxels)
+        voxels = self.out_layer(voxels)
+        if self.bev_merge is not None:
+            voxels, _ = self.bev_merge(voxels)
+        for layer in self.bev_layers:
+            voxels = layer(voxels)
         return [*found, voxels]
 
 
-class LIONBlock(nn.Module):
-    """Encoder and decoder over resolutions (figure 3): layers on the way down, layers and skips on the way up.
-
-    scales: (z, y, x) from each resolution to the next; shift: of the windows of every second level; layer_id: of the
-    first layer. Other arguments as in `LION`.
-    """
-
-    def __init__(
-        self,
-        layers: Layers,
-        window: Sequence[int],
-        group_size: int,
-        scales: Sequence[Sequence[int]],
-        shift: bool,
-        layer_id: int,
-        floor_keys: bool = False,
-    ) -> None:
-        super().__init__()
-        depth = len(scales)
-        self.encoder, self.decoder = (
-            nn.ModuleList(
-                layers.build(window, group_size, shift and i % 2 == 1, layer_id + 2 * (i + first)) for i in range(depth)
-            )
-            for first in (0, depth)
-        )
-        self.pos_emb_list = nn.ModuleList(PositionEmbedding(layers.channels) for _ in scales)
-        self.downsample_list = nn.ModuleList(
-            VoxelMerging(layers.channels, scale, floor_keys=floor_keys) for scale in scales
-        )
-        self.decoder_norm = nn.ModuleList(nn.LayerNorm(layers.channels) for _ in scales)
-
-    def check(self, grid: Triple) -> None:
-        """ValueError where a grid (Z, Y, X) does not divide by the scales."""
-        for merge in self.downsample_list:
-            grid = merge.out_grid(grid)
-
-    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        """Features [N, C] to the same shape and cells."""
-        passed = []
-        for embed, layer, merge in zip(self.pos_emb_list, self.encoder, self.downsample_list, strict=True):
-            fine = layer(embed(voxels))
-            voxels, parent = merge(fine)
-            passed.append((fine, parent))
-        for layer, norm in zip(self.decoder, self.decoder_norm, strict=True):
-            coarse = layer(voxels)
-            fine, parent = passed.pop()
-            voxels = fine.with_features(norm(fine.features + coarse.features[parent]))
-        return voxels
-
-
-class LIONLayer(nn.Module):
-    """Passes over large groups of voxels: window by window along x, then along y (section 3.1)."""
-
-    def __init__(self, blocks: Sequence[nn.Module], orders: Sequence[Order], group_size: int, recompute: bool) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.orders, self.partition, self.recompute = orders, EqualGroups(group_size), recompute
-
-    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        """Features [N, C] to the same shape and cells."""
-        x = voxels.features
-        for block, order in zip(self.blocks, self.orders, strict=True):
-            plan = self.partition(voxels, order)
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, plan, use_reentrant=False)
-            else:
-                x = block(x, plan)
-        return voxels.with_features(x)
-
-
-class Layers:
-    """What all window layers of a backbone have in common; see `LION`. layers: how many operators there are."""
-
-    def __init__(
-        self, mixer: NODE, channels: int, orders: Sequence[str | NODE], layers: int, recompute: bool = False
-    ) -> None:
-        for order in orders:
-            if isinstance(order, str) and order not in WINDOW_ORDERS:
-                raise ValueError(f'orders must be "x", "y" or an order\'s name and arguments, got {order!r}')
-        self.mixer, self.channels, self.orders = mixer, channels, orders
-        self.layers, self.recompute = layers, recompute
-
-    def build(self, window: Sequence[int], group_size: int, shift: bool, layer_id: int) -> LIONLayer:
-        """A layer with windows (z, y, x); its passes are numbered from layer_id."""
-        if len(window) != 3 or min(window) < 1:
-            raise ValueError(f"a window must be three numbers (z, y, x), at least 1, got {list(window)}")
-        if group_size < 1:
-            raise ValueError(f"group sizes must be at least 1, got {group_size}")
-        half = tuple(w // 2 for w in window) if shift else (0, 0, 0)
-        orders = [
-            WINDOW_ORDERS[order](tuple(window), half) if isinstance(order, str) else ORDERS.build(order)
-            for order in self.orders
-        ]
-        mixers = [
-            MIXERS.build(self.mixer, channels=self.channels, layer_id=layer_id + i, num_layers=self.layers)
-            for i in range(len(orders))
-        ]
-        return LIONLayer(mixers, orders, group_size, self.recompute)
-
-
-class PositionEmbedding(nn.Module):
-    """Adds an embedding of the voxel's place in the grid, a small network of (x, y, z) in about [−π, π]."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        norm = SparseBatchNorm(channels, eps=1e-5, momentum=0.1)
-        self.position_embedding_head = nn.Sequential(
-            nn.Linear(3, channels), norm, nn.ReLU(), nn.Linear(channels, channels)
-        )
-
-    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        """Features [N, C] to the same shape."""
-        return voxels.with_features(voxels.features + self.position_embedding_head(_places(voxels)))
-
-
-def _places(voxels: SparseVoxels) -> Tensor:
-    """(x, y, z) [N, 3] of each voxel; 3.1415 is the published constant."""
-    size = voxels.features.new_tensor(voxels.grid)
-    return ((voxels.coords[:, 1:] - size / 2) / size * 2 * 3.1415).flip(1)
-
-
 def _check_lists(
-    windows: Sequence,
-    group_sizes: Sequence,
-    scales: Sequence[Sequence],
-    bev_windows: Sequence,
-    bev_group_sizes: Sequence,
+    windows: Sequence[Any],
+    group_sizes: Sequence[int],
+    scales: Sequence[Sequence[Any]],
+    bev_windows: Sequence[Any],
+    bev_group_sizes: Sequence[int],
+    orders: Sequence[Any],
 ) -> None:
     if not len(windows) == len(group_sizes) == len(scales) > 0:
         counts = f"{len(windows)}, {len(group_sizes)} and {len(scales)}"
-        raise ValueError(f"windows, group_sizes and scales must have one entry a stage, got {counts}")
+        raise ValueError(f"windows, group_sizes and scales must have one entry per stage, got {counts}")
     if not all(scales):
         raise ValueError(f"scales must have at least one entry in every stage, got {list(scales)}")
     if len(bev_windows) != len(bev_group_sizes):
         counts = f"{len(bev_windows)} and {len(bev_group_sizes)}"
         raise ValueError(f"bev_windows and bev_group_sizes must have equally many entries, got {counts}")
+    if not orders:
+        raise ValueError("orders must have at least one entry")

@@ -1,7 +1,4 @@
-"""Merging voxels into coarser ones, with a spatial descriptor and voxel generation (LION, Liu et al., NeurIPS 2024).
-
-State-dict keys are those of LION.
-"""
+"""Merging voxels into coarser ones, with a spatial descriptor and voxel generation (LION, Liu et al., NeurIPS 2024)."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ class VoxelMerging(nn.Module):
             raise ValueError(f"scale must be three numbers (z, y, x), at least 1, got {list(scale)}")
         if not 0 <= generation <= 1:
             raise ValueError(f"generation must be in [0, 1], got {generation}")
-        self.sub_conv = nn.Sequential(SubMConv3d(channels, channels, 3), nn.LayerNorm(channels), nn.GELU())
+        self.describe = nn.Sequential(SubMConv3d(channels, channels, 3), nn.LayerNorm(channels), nn.GELU())
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, voxels: SparseVoxels) -> tuple[SparseVoxels, Tensor]:
@@ -44,7 +41,7 @@ class VoxelMerging(nn.Module):
         New voxels stand after the given ones, frame after frame; merged ones ascend by (batch, x, y, z).
         Raises ValueError where the grid does not divide by the scale (but see `floor_keys`).
         """
-        conv, *rest = self.sub_conv
+        conv, *rest = self.describe
         features = conv(voxels).features
         for layer in rest:
             features = layer(features)
