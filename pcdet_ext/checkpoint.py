@@ -145,10 +145,16 @@ def transfer(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) ->
 def random_state() -> dict[str, Any]:
     """The state of this process's global generators (Python, NumPy, torch, CUDA), as plain types and tensors."""
     version, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the state that foreign code draws from
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - the state that foreign code draws from
+    keys, position = torch.from_numpy(numpy["state"]["key"].astype(np.int64)), int(numpy["state"]["pos"])
     return {
         "python": [version, list(words), gauss],
-        "numpy": [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [
+            torch.from_numpy(keys.astype(np.int64)),
+            int(position),
+            int(numpy["has_gauss"]),
+            float(numpy["gauss"]),
+        ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }

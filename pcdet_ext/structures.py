@@ -19,7 +19,7 @@ Array = np.ndarray
 
 # Decorator: torch.compile runs the function as it is instead of tracing it, for what decides sizes from data and gains
 # nothing from compilation. torch's own lazy form of `torch.compiler.disable`, which would import the compiler at once.
-untraced = torch._disable_dynamo
+untraced = torch._disable_dynamo  # type: ignore[attr-defined]  # torch has no public name for it
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,7 +351,9 @@ class Detections:
         """The same with NumPy arrays."""
         if isinstance(self.boxes, np.ndarray):
             return self
-        boxes, scores, labels = (t.detach().cpu().numpy() for t in (self.boxes, self.scores, self.labels))
+        boxes, scores, labels = (
+            torch.as_tensor(t).detach().cpu().numpy() for t in (self.boxes, self.scores, self.labels)
+        )
         return replace(self, boxes=boxes, scores=scores, labels=labels)
 
     def to(self, device: torch.device | str) -> Detections:

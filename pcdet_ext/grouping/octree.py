@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -183,7 +184,7 @@ def build_octree(
     if not 1 <= depth <= MAX_DEPTH or not 1 <= full_depth <= depth:
         raise ValueError(f"1 ≤ full_depth ≤ depth ≤ {MAX_DEPTH} must hold, got full_depth {full_depth}, depth {depth}")
     if not points or any(p.ndim != 2 or p.shape[1] != 3 or p.dtype != torch.float32 for p in points):
-        raise ValueError("points must be float32 [P, 3], one tensor a cloud")
+        raise ValueError("points must be float32 [P, 3], one tensor per cloud")
     joined = torch.cat(list(points))
     if not bool((joined.abs() <= 1).all()):
         raise ValueError("points must lie in [-1, 1]")
@@ -195,7 +196,7 @@ def build_octree(
     coords = torch.cat([torch.repeat_interleave(sizes)[:, None].int(), cells.flip(1)], 1)
     leaves, point_leaf = torch.unique(serialize(coords, (size,) * 3, "zorder"), return_inverse=True)
 
-    def at_leaves(values: Sequence[Tensor] | None, kind: str) -> Tensor | None:
+    def at_leaves(values: Sequence[Tensor] | None, kind: Literal["sum", "mean"]) -> Tensor | None:
         return None if values is None else segment_reduce(torch.cat(list(values)), point_leaf, len(leaves), kind)
 
     normal = at_leaves(normals, "sum")
@@ -242,14 +243,12 @@ def input_features(octree: Octree, channels: str) -> Tensor:
     wanted = set(channels.upper())
     if not wanted or wanted - set("NDLPF"):
         raise ValueError(f"channels must be letters of NDLPF, got {channels!r}")
-    if (wanted & set("ND") and octree.normals is None) or ("F" in wanted and octree.features is None):
-        raise ValueError(f"channels {channels!r} need normals or features that the octree does not have")
     local = octree.points.frac() - 0.5
-    make = {
-        "N": lambda: octree.normals,
-        "D": lambda: (local * octree.normals).sum(1, keepdim=True),
-        "L": lambda: local,
-        "P": lambda: octree.points * 2.0 ** (1 - octree.depth) - 1.0,
-        "F": lambda: octree.features,
-    }
-    return torch.cat([make[letter]() for letter in "NDLPF" if letter in wanted], 1)
+    made = {"L": local, "P": octree.points * 2.0 ** (1 - octree.depth) - 1.0}
+    if octree.normals is not None:
+        made |= {"N": octree.normals, "D": (local * octree.normals).sum(1, keepdim=True)}
+    if octree.features is not None:
+        made["F"] = octree.features
+    if wanted - made.keys():
+        raise ValueError(f"channels {channels!r} need normals or features that the octree does not have")
+    return torch.cat([made[letter] for letter in "NDLPF" if letter in wanted], 1)

@@ -111,7 +111,7 @@ def test_kernels_read_the_box_that_their_name_says() -> None:
     [
         ({"points": [torch.tensor([[0.0, 0.0, 1.1]])]}, r"must lie in \[-1, 1\]"),
         ({"points": [torch.tensor([[0.0, 0.0, float("nan")]])]}, r"must lie in \[-1, 1\]"),
-        ({"points": []}, "one tensor a cloud"),
+        ({"points": []}, "one tensor per cloud"),
         ({"points": [torch.zeros(1, 3)], "depth": 17}, "depth 17"),
         ({"points": [torch.zeros(1, 3)], "full_depth": 5}, "full_depth 5"),
     ],
