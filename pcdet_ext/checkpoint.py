@@ -150,7 +150,7 @@ def random_state() -> dict[str, Any]:
     return {
         "python": [version, list(words), gauss],
         "numpy": [
-            torch.from_numpy(keys.astype(np.int64)),
+            keys,
             int(position),
             int(numpy["has_gauss"]),
             float(numpy["gauss"]),
