@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
 
     given = {"name": options.benchmark, "ground_truth": str(options.ground_truth), "results": str(options.results)}
     given |= {"classes": options.classes} if options.classes else {}
-    result = BENCHMARKS.build(from_plain(given, "pcdet evaluate", options.options))
+    result = BENCHMARKS.build(from_plain(given, "command line", options.options))
     if options.json:
         with atomic_write(options.json) as temporary:
             temporary.write_text(json.dumps(result.to_json()), encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class FrameInfo:
     num_points: points in the file(s); dropped: how many of them are not finite; boxes: [M][7 or 9] LiDAR frame, or None
     for a frame without labels; box_columns: 7 or 9, also where there is no box; names, difficulty, points_in_box,
     track_ids (or None): one value per box; timestamp: seconds; pose: [4][4] sensor to world; extra: what the format
-    itself needs to find and read the frame, in JSON types.
+    itself needs to find and read the frame, in JSON types. Raises ValueError where these do not fit together.
     """
 
     frame_id: str
@@ -40,6 +40,15 @@ class FrameInfo:
     timestamp: float | None = None
     pose: list[list[float]] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.boxes is None:
+            return
+        columns = (self.names, self.difficulty, self.points_in_box, self.track_ids)
+        if self.box_columns not in (7, 9) or any(len(box) != self.box_columns for box in self.boxes):
+            raise ValueError(f"frame {self.frame_id}: boxes must have 7 or 9 numbers")
+        if any(column is not None and len(column) != len(self.boxes) for column in columns):
+            raise ValueError(f"frame {self.frame_id}: not one value per box")
 
     @staticmethod
     def of(sample: Sample, dropped: int, points_in_box: Array, extra: Mapping[str, Any]) -> FrameInfo:
@@ -57,15 +66,15 @@ class FrameInfo:
         if targets is None or targets.boxes is None:
             return info
         difficulty = np.zeros(len(targets), np.int64) if targets.difficulty is None else targets.difficulty
-        labelled = {
-            "boxes": targets.boxes.tolist(),
-            "box_columns": targets.boxes.shape[1],
-            "names": list(targets.names),
-            "difficulty": difficulty.tolist(),
-            "points_in_box": points_in_box.tolist(),
-            "track_ids": None if targets.track_ids is None else targets.track_ids.tolist(),
-        }
-        return FrameInfo(**{**info.__dict__, **labelled})
+        return replace(
+            info,
+            boxes=targets.boxes.tolist(),
+            box_columns=targets.boxes.shape[1],
+            names=list(targets.names),
+            difficulty=difficulty.tolist(),
+            points_in_box=points_in_box.tolist(),
+            track_ids=None if targets.track_ids is None else targets.track_ids.tolist(),
+        )
 
     @property
     def labelled(self) -> bool:
@@ -99,7 +108,7 @@ def read_index(path: Path) -> list[FrameInfo]:
     entries = read_prepared(path, "frames")
     try:
         return [FrameInfo(**entry) for entry in entries]
-    except (TypeError, KeyError) as error:
+    except (TypeError, ValueError) as error:
         raise DataError(f"{path}: damaged index ({error}); prepare the data again") from error
 
 

@@ -28,6 +28,8 @@ from pcdet_ext.structures import Array, Sample
 # Functions (root, …) -> FrameSource by the name of a format, as the command line has it.
 FRAME_SOURCES = Registry("format")
 
+NO_BOX = "no box in space"  # why an object does not count that has none
+
 _log = logging.getLogger(__name__)
 
 
@@ -94,9 +96,6 @@ class Summary:
         counting = total - sum(count for reason, count in reasons.items() if reason != NO_BOX)
         why = ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
         return f"  {name}: {counting} of {total} count; do not: {why}"
-
-
-NO_BOX = "no box in space"
 
 
 class _Result(NamedTuple):

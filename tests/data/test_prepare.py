@@ -18,6 +18,9 @@ from pcdet_ext.data.objects import database_path, read_objects
 from pcdet_ext.data.kitti import prepare_kitti
 
 
+FRAME = '{"format": 2, "frames": [{"frame_id": "1", "num_points": 1, "dropped": 0, "boxes": %s}]}'
+
+
 def test_the_index_holds_what_the_files_say(kitti_root: Path) -> None:
     prepare_kitti(kitti_root, progress=False)
     infos = read_index(index_path(kitti_root / "pcdet_ext", "train"))
@@ -95,6 +98,10 @@ def test_frames_without_labels_have_no_boxes(kitti_root: Path) -> None:
         ("[]", "prepare the data again"),
         ('{"format": 0, "frames": []}', "not of this version's format"),
         ('{"format": 2, "frames": [{"frame_id": "1"}]}', "damaged index"),
+        ('{"format": 2, "frames": [5]}', "damaged index"),
+        (FRAME % "[[1, 2]]", "damaged index .*boxes must have 7 or 9 numbers"),
+        (FRAME % "[[1, 2, 3, 4, 5, 6, 7]]", "damaged index .*not one value per box"),
+        (FRAME % "7", "damaged index"),
     ],
 )
 def test_a_damaged_index_is_named(tmp_path: Path, content: str, message: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pcdet_ext.data.kitti.labels import read_labels
 from pcdet_ext.evaluation.base import BENCHMARKS
-from pcdet_ext.evaluation.kitti import CLASSES, KittiResult, evaluate
+from pcdet_ext.evaluation.kitti import CLASSES, DEFAULT_OVERLAP, KittiResult, evaluate, is_measured
 from pcdet_ext.evaluation.kitti_labels import Labels
 from pcdet_ext.files import DataError, MissingFileError
 
@@ -40,7 +40,8 @@ def evaluate_folders(
     Args:
         ground_truth: folder of label files; results: folder of result files.
         classes: what is measured.
-        overlap: see `pcdet_ext.evaluation.kitti.evaluate`.
+        overlap: least overlap of a match for classes that KITTI does not measure; 0.5 for those among the labels that
+            are not named here.
 
     Raises:
         DataError: naming the file, and the line, that is missing or damaged.
@@ -57,9 +58,11 @@ def evaluate_folders(
     truth = [read_labels(ground_truth / f.name, with_scores=False) for f in files]
     for folder, frames in ((ground_truth, truth), (results, found)):
         _log_notes(folder, frames)
-    return evaluate(truth, found, classes, overlap)
+    labelled = {name for frame in truth for name in frame.names}
+    others = {name: DEFAULT_OVERLAP for name in classes if name in labelled and not is_measured(name)}
+    return evaluate(truth, found, classes, others | dict(overlap or {}))
 
 
 def _log_notes(folder: Path, frames: Sequence[Labels]) -> None:
     for note, count in Counter(note for frame in frames for note in frame.notes).items():
-        _log.warning("%s: %s (%d files)", folder, note, count)
+        _log.warning("%s: %s (files: %d)", folder, note, count)

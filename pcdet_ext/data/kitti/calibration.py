@@ -26,14 +26,15 @@ _MATRICES = {
 }
 _ODOMETRY = "Tr"  # LiDAR to the rectified camera at once, in files that have no R0_rect
 _IMAGE_SIZE = "S_rect_02"  # width and height, as in KITTI's raw data
-# Images of the cars that recorded KITTI: (height, width) by focal length, from the raw data's calibrations of five days.
-_KITTI_CAMERAS = {
-    721.5377: (375, 1242),
-    707.0493: (370, 1224),
-    718.3351: (374, 1238),
-    707.0912: (370, 1226),
-    718.8560: (376, 1241),
-}
+# The cameras that recorded KITTI, from the raw data's calibrations of five days: focal length and principal point of P2,
+# and (height, width) of the rectified images.
+_KITTI_CAMERAS = (
+    ((721.5377, 609.5593, 172.8540), (375, 1242)),
+    ((707.0493, 604.0814, 180.5066), (370, 1224)),
+    ((718.3351, 600.3891, 181.5122), (374, 1238)),
+    ((707.0912, 601.8873, 183.1104), (370, 1226)),
+    ((718.8560, 607.1928, 185.2157), (376, 1241)),
+)
 _ALIGNED = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])  # a camera that looks along the LiDAR's x axis
 _NEARLY_ALIGNED = np.deg2rad(3)
 _ROTATION_TOLERANCE = 0.02
@@ -110,9 +111,7 @@ class Calibration:
 
     def known_image_size(self) -> tuple[int, int] | None:
         """(height, width): what the file states, or that of the cars that recorded KITTI, known by their P2."""
-        if self.image_size is not None:
-            return self.image_size
-        return next((size for focal, size in _KITTI_CAMERAS.items() if abs(self.p2[0, 0] - focal) < 1e-3), None)
+        return self._kittis_size if self.image_size is None else self.image_size
 
     @property
     def lidar_to_rectified(self) -> Array:
@@ -167,11 +166,16 @@ class Calibration:
         return pixels(camera, self.p2), camera[:, 2]
 
     @cached_property
+    def _kittis_size(self) -> tuple[int, int] | None:
+        """(height, width) of the images when P2 is of a camera that recorded KITTI."""
+        camera = self.p2[[0, 0, 1], [0, 2, 2]]
+        return next((size for known, size in _KITTI_CAMERAS if np.allclose(camera, known, rtol=0, atol=1e-3)), None)
+
+    @cached_property
     def _is_kittis_own(self) -> bool:
         """Whether P2 is of the cars that recorded KITTI, and the LiDAR is mounted as there."""
-        known = any(abs(self.p2[0, 0] - focal) < 1e-3 for focal in _KITTI_CAMERAS)
         off = np.trace(self.lidar_to_rectified[:3, :3] @ _ALIGNED.T)
-        return known and bool(np.arccos(np.clip((off - 1) / 2, -1, 1)) < _NEARLY_ALIGNED)
+        return self._kittis_size is not None and bool(np.arccos(np.clip((off - 1) / 2, -1, 1)) < _NEARLY_ALIGNED)
 
     @cached_property
     def _camera_to_heading(self) -> Array:
