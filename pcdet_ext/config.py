@@ -29,20 +29,23 @@ import yaml
 from pcdet_ext.files import expand_path
 
 T = TypeVar("T")
+Entry = TypeVar("Entry", bound=Callable[..., Any])
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names file, line and key."""
 
 
-class Node(dict):
+class Node(dict[str, Any]):
     """A mapping that remembers where it was written.
 
     key_path: dotted path from the root; sources: "file:line" of each key.
     """
 
-    def __init__(self, items: Mapping = (), key_path: str = "", sources: Mapping[str, str] | None = None) -> None:
-        super().__init__(items)
+    def __init__(
+        self, items: Mapping[str, Any] | None = None, key_path: str = "", sources: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(items or {})
         self.key_path = key_path
         self.sources = dict(sources or {})
 
@@ -54,7 +57,7 @@ class Node(dict):
 
     def plain(self) -> dict[str, Any]:
         """Nested built-in types only, as stored in a checkpoint."""
-        return _plain(self)
+        return {key: _plain(value) for key, value in self.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -105,7 +108,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Node:
     root = _read(found, ())
     for text in overrides:
         _override(root, text)
-    root = _annotate(root, "")
+    _annotate(root, "")
     import_modules(root, found.parent)
     return root
 
@@ -203,11 +206,10 @@ def setting(node: Mapping[str, Any], key: str, hint: Any, default: Any = ...) ->
     Raises:
         ConfigError: it is missing, or does not fit the hint.
     """
-    where = node.where if isinstance(node, Node) else lambda key=None: key or "configuration"
     if key in node:
-        return _checked(node[key], hint, where(key))
+        return _checked(node[key], hint, node.where(key) if isinstance(node, Node) else key)
     if default is ...:
-        raise ConfigError(f"{where()}: {key!r} is missing")
+        raise ConfigError(f"{node.where() if isinstance(node, Node) else 'configuration'}: {key!r} is missing")
     return default
 
 
@@ -219,10 +221,11 @@ def from_plain(items: Mapping[str, Any], source: str, overrides: Iterable[str] =
             return Node({k: convert(v) for k, v in value.items()}, sources=dict.fromkeys(value, source))
         return [convert(v) for v in value] if isinstance(value, (list, tuple)) else value
 
-    root = convert(items)
+    root: Node = convert(items)
     for text in overrides:
         _override(root, text)
-    return _annotate(root, "")
+    _annotate(root, "")
+    return root
 
 
 def _parse(stream: TextIO | str, name: str) -> Any:
@@ -264,12 +267,16 @@ def _merge(old: Node, new: Node) -> Node:
     if new.pop("_replace_", False):
         result = Node()
     for key, value in new.items():
-        before = result.get(key)
-        both = isinstance(before, Node) and isinstance(value, Node)
-        renamed = both and value.get("name") not in (None, before.get("name", value.get("name")))
-        result[key] = _merge(before if both and not renamed else Node(), value) if isinstance(value, Node) else value
+        result[key] = _merge(_inherited(result.get(key), value), value) if isinstance(value, Node) else value
         result.sources[key] = new.sources[key]
     return result
+
+
+def _inherited(before: Any, value: Node) -> Node:
+    """What a mapping inherits from the one before it: nothing where it names another class, or where there is none."""
+    if not isinstance(before, Node) or value.get("name") not in (None, before.get("name", value.get("name"))):
+        return Node()
+    return before
 
 
 def _override(root: Node, text: str) -> None:
@@ -356,7 +363,7 @@ def _required(parameter: inspect.Parameter) -> bool:
     )
 
 
-def _hints(factory: Callable) -> dict[str, Any]:
+def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
     # A dataclass inherits fields whose hints need names of other modules; asked as a class, it knows these.
     target = factory.__init__ if inspect.isclass(factory) and not is_dataclass(factory) else factory
     try:
@@ -458,20 +465,21 @@ class Registry:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._entries: dict[str, Callable] = {}
+        self._entries: dict[str, Callable[..., Any]] = {}
 
-    def register(self, entry: T) -> T:
+    def register(self, entry: Entry) -> Entry:
         """Decorator: make a class buildable under its own name. Raises ValueError when another class has the name."""
-        name, before = entry.__name__, self._entries.get(entry.__name__)
-        if before is not None and _full_name(before) != _full_name(entry):
-            raise ValueError(f"two {self.kind} classes are named {name!r}: {_full_name(before)}, {_full_name(entry)}")
+        name = _names(entry)[0]
+        before = self._entries.get(name)
+        if before is not None and _names(before) != _names(entry):
+            raise ValueError(f"two {self.kind} classes are named {name!r}: {_names(before)[1]}, {_names(entry)[1]}")
         self._entries[name] = entry
         return entry
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
-    def get(self, name: str) -> Callable:
+    def get(self, name: str) -> Callable[..., Any]:
         """The class registered under a name. Raises ConfigError, with the nearest one, when there is none."""
         if name not in self._entries:
             raise ConfigError(f"no {self.kind} is named {name!r}{suggest(str(name), self._entries)}")
@@ -496,11 +504,13 @@ class Registry:
         return construct(self._entries[name], node, **context)
 
 
-def _full_name(entry: Callable) -> str:
-    return f"{entry.__module__}.{entry.__qualname__}"
+def _names(entry: Callable[..., Any]) -> tuple[str, str]:
+    """The name of a class or function, and the one that says where it is defined."""
+    short, qualified = (str(getattr(entry, key, entry)) for key in ("__name__", "__qualname__"))
+    return short, f"{entry.__module__}.{qualified}"
 
 
-def section(settings: Mapping, name: str) -> Node:
+def section(settings: Mapping[str, Any], name: str) -> Node:
     """A top-level section of a configuration. Raises ConfigError when it is missing."""
     value = settings.get(name)
     if not isinstance(value, Node):

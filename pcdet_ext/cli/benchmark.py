@@ -32,8 +32,14 @@ def _add_ops(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", nargs="+", type=path, default=[], metavar="PATH", help="point files or folders of them"
     )
-    sizes = {"nargs": "+", "type": int, "default": [20_000, 100_000], "metavar": "N"}
-    parser.add_argument("--voxels", **sizes, help="sizes of the synthetic scans (default: 20000 100000)")
+    parser.add_argument(
+        "--voxels",
+        nargs="+",
+        type=int,
+        default=[20_000, 100_000],
+        metavar="N",
+        help="sizes of the synthetic scans (default: 20000 100000)",
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="benchmarks to run (default: all)")
     parser.add_argument("--json", type=path, help="write everything measured to this file")
 

@@ -6,7 +6,7 @@ pcdet simulate --format kitti --frames 200 --seed 0 --out data/sim
 from __future__ import annotations
 
 import argparse
-from functools import partial
+from collections.abc import Iterator
 
 from pcdet_ext.cli.arguments import path
 from pcdet_ext.cli.errors import wrong_use
@@ -28,7 +28,9 @@ def run(options: argparse.Namespace) -> int:
 
     from pcdet_ext.data.simulation import SpinningLidar, simulate_kitti
 
-    bar = partial(tqdm, total=options.frames, unit="frame", desc=str(options.out))
+    def bar(numbers: Iterator[int]) -> Iterator[int]:
+        return iter(tqdm(numbers, total=options.frames, unit="frame", desc=str(options.out)))
+
     with wrong_use():
         sensor = SpinningLidar(beams=options.beams, azimuths=options.azimuths)
         simulate_kitti(options.out, options.frames, options.seed, options.val_fraction, options.workers, sensor, bar)
