@@ -84,7 +84,7 @@ class Targets:
     def of_classes(self, classes: Sequence[str]) -> Targets:
         """The boxes of some classes alone, their labels being positions in `classes`; arrays only.
 
-        Without boxes or labels the class names are exchanged and nothing else.
+        Without boxes or labels the class names are exchanged and nothing else; point labels stay as they are.
         """
         classes = tuple(classes)
         if self.labels is None or self.class_names == classes:
@@ -111,7 +111,8 @@ class Targets:
 
     def tensors(self) -> Targets:
         """The same with tensors, which share memory with the arrays."""
-        return self.map(torch.as_tensor)
+        # not as_tensor, which would bring arrays to torch's default device, away from the points
+        return self.map(lambda v: v if isinstance(v, Tensor) else torch.from_numpy(np.ascontiguousarray(v)))
 
 
 @dataclass(frozen=True, eq=False)

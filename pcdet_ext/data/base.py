@@ -64,15 +64,30 @@ class Dataset(Protocol):
 class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     """Frames of a prepared folder (see `pcdet_ext.data.prepare`), the common part of all formats.
 
-    root: the data folder; index: where its preparation lies, `<root>/pcdet_ext` when None. point_features: columns of
-    the points, None for all that the format has. repeat: how often an epoch goes through the frames. min_points:
-    labelled boxes with fewer points inside are left out. min_box_corners: a box counts as in range with so many of its
-    8 corners in x-y instead of its centre. mask_z: points are cropped in z too. on_error "skip": a damaged frame is
-    logged and counted, and replaced (in training by another frame, else by an empty cloud).
+    In training every sample has a box, or where boxes are not labelled, labels of another kind. Each sample depends on
+    (seed, epoch, index) alone, so that it is the same with any number of workers. `counts` (of this process) tells
+    dropped points and skipped frames.
 
-    In training every sample has a box, or where boxes are not labelled, labels of another kind. Each sample depends on (seed, epoch, index) alone, so that it is the same with
-    any number of workers. `counts` (of this process) tells dropped points and skipped frames.
-    Raises DataError for missing or damaged files, ConfigError for a class that the data does not know.
+    Args:
+        root: the data folder.
+        classes: what is to be found; boxes of other classes are left out.
+        point_cloud_range: x, y, z minimum, then maximum, in metres, outside which points and boxes are left out.
+        split: the prepared split to read.
+        training: whether samples are augmented, and boxes outside the range left out.
+        augment: augmentation steps, each a mapping of a name and its settings.
+        point_features: columns of the points, None for all that the format has.
+        min_points: labelled boxes with fewer points inside are left out.
+        min_box_corners: a box counts as in range with so many of its 8 corners in x-y, instead of its centre.
+        mask_z: whether points are cropped in z too.
+        index: where the preparation of the folder lies, `<root>/pcdet_ext` when None.
+        repeat: how often an epoch goes through the frames.
+        seed: of the augmentation.
+        on_error: with "skip" a damaged frame is logged and counted, and replaced (in training by another frame, else by
+            an empty cloud).
+
+    Raises:
+        DataError: for missing or damaged files.
+        ConfigError: for a class that the data does not know.
 
     A format overrides `read` and `evaluator`, and where only some points are of use, `crop`; its own settings are
     further fields.

@@ -185,6 +185,25 @@ def test_scenes_with_maps_cannot_be_moved(root: Path) -> None:
         dataset.augmentations[0](mapped, np.random.default_rng(0))
 
 
+def test_batches_do_not_depend_on_torchs_defaults(root: Path) -> None:
+    dataset = drive(root)
+    samples = [dataset[0], dataset[2]]
+    expected = collate(samples, dataset.classes)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            batch = collate(samples, dataset.classes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, theirs in zip(batch.targets, expected.targets, strict=True):
+        for name in ("boxes", "labels", "track_ids", "num_points"):
+            value = getattr(ours, name)
+            assert (value.device.type, value.dtype) == ("cpu", getattr(theirs, name).dtype)
+            assert torch.equal(value, getattr(theirs, name))
+    assert torch.equal(batch.points, expected.points)
+    assert torch.equal(batch.batch_index, expected.batch_index)
+
+
 def test_boxes_of_other_classes_do_not_pass_into_a_batch(root: Path) -> None:
     dataset = drive(root)
     with pytest.raises(ValueError, match="frame '000' has boxes of Bus, not one of Bike"):
