@@ -1,4 +1,4 @@
-"""Compare this library with numeric cases of published implementations; exit 1 unless all pass.
+"""Compare this library with numeric cases of published implementations; exit 1 unless all are there and pass.
 
 pcdet reproduce FOLDER --grads
 pcdet reproduce CASE.json --json out.json
