@@ -151,7 +151,7 @@ def random_state() -> dict[str, Any]:
         "python": [version, list(words), gauss],
         "numpy": [
             keys,
-            int(position),
+            position,
             int(numpy["has_gauss"]),
             float(numpy["gauss"]),
         ],

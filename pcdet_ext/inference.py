@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -85,8 +86,19 @@ class Detector:
         self.model = (model if model is not None else build_detector(settings)).to(self.device).eval()
         self.dropped_points = 0
 
+    @overload
+    def detect(self, points: Points, batch_size: int = 4, score_threshold: float | None = None) -> Detections: ...
+
+    @overload
     def detect(
-        self, points: Points | Sequence[Points], batch_size: int = 4, score_threshold: float | None = None
+        self, points: list[Any] | tuple[Points, ...], batch_size: int = 4, score_threshold: float | None = None
+    ) -> list[Detections]: ...
+
+    def detect(
+        self,
+        points: Points | list[Any] | tuple[Points, ...],
+        batch_size: int = 4,
+        score_threshold: float | None = None,
     ) -> Detections | list[Detections]:
         """Find objects in one point cloud, or in each of a list of them.
 
@@ -99,8 +111,7 @@ class Detector:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         dropped_before = self.dropped_points
-        several = isinstance(points, (list, tuple))
-        inputs = list(points) if several else [points]
+        inputs: list[Points] = list(points) if isinstance(points, (list, tuple)) else [points]
         results: list[Detections] = []
         for start in range(0, len(inputs), batch_size):
             results += self._detect_batch(inputs[start : start + batch_size])
@@ -108,7 +119,7 @@ class Detector:
             warnings.warn(f"{dropped} points are NaN or infinite and were dropped", stacklevel=2)
         if score_threshold is not None:
             results = [r.above(score_threshold) for r in results]
-        return results if several else results[0]
+        return results if isinstance(points, (list, tuple)) else results[0]
 
     @torch.no_grad()
     def predict(self, batch: PointBatch) -> list[Detections]:

@@ -116,7 +116,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         self.point_features = tuple(self.POINT_FEATURES if self.point_features is None else self.point_features)
         self.counts: Counter[str] = Counter()
         # Shared memory: workers that live on see the epoch that the main process sets.
-        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
         _check_point_features(self.point_features, self.POINT_FEATURES)
         _check_geometry(self.point_cloud_range, self.repeat)
         folder = Path(self.index) if self.index else Path(self.root) / FOLDER

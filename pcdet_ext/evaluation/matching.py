@@ -135,7 +135,7 @@ class _Frame:
     def true_scores(self, min_overlap: float) -> list[float]:
         taken: set[int] = set()
         scores = []
-        for g in np.flatnonzero(self.truth_state != OTHER):
+        for g in map(int, np.flatnonzero(self.truth_state != OTHER)):
             free = [d for d in self._near(g, min_overlap) if d not in taken]
             if not free:
                 continue
@@ -148,7 +148,7 @@ class _Frame:
     def count(self, min_overlap: float, threshold: float) -> tuple[float, float, float]:
         taken: set[int] = set()
         true, similarity = 0, 0.0
-        for g in np.flatnonzero(self.truth_state != OTHER):
+        for g in map(int, np.flatnonzero(self.truth_state != OTHER)):
             free = [d for d in self._near(g, min_overlap) if d not in taken and self.score[d] >= threshold]
             valid = [d for d in free if self.found_state[d] == VALID]
             if not free:

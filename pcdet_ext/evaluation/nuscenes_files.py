@@ -175,8 +175,8 @@ def _numbers(rows: Sequence[tuple[int, Any]], key: str, width: int, may_be_nan: 
     try:
         values = np.array([box[key] for _, box in rows], np.float64).reshape(shape)
     except (KeyError, TypeError, ValueError):
-        for i, (_, box) in enumerate(rows):
-            _check_numbers(box, key, width, where(i))
+        for row, (_, box) in enumerate(rows):
+            _check_numbers(box, key, width, where(row))
         raise
     wrong = np.isinf(values) if may_be_nan else ~np.isfinite(values)
     for i in np.flatnonzero(wrong.reshape(len(rows), max(width, 1)).any(1)):

@@ -314,7 +314,7 @@ def _bins(breakdown: Breakdown, found: Objects, truth: Objects) -> list[tuple[st
     """Bins (name, mask of predictions, mask of ground truths) by each box itself."""
     if breakdown == "RANGE":
         near = [np.linalg.norm(objects.boxes[:, :3].astype(np.float64), axis=1) for objects in (found, truth)]
-        return [(part, *((d >= low) & (d < high) for d in near)) for part, low, high in RANGES]  # type: ignore[misc]
+        return [(part, *((d >= low) & (d < high) for d in near)) for part, low, high in RANGES]
     large = [objects.boxes[:, 3:6].max(1, initial=0) >= LARGE_SIDE for objects in (found, truth)]
     return [("small", ~large[0], ~large[1]), ("large", large[0], large[1])]
 
@@ -411,7 +411,7 @@ def openpcdet_objects(
     truth_keep = np.isin(truth.type, types) & (num_points >= 1)
     difficulty = np.where(truth.difficulty == 0, np.where(num_points > 5, 1, 2), truth.difficulty)
     truth = Objects(**{**vars(truth), "difficulty": difficulty}).select(truth_keep)
-    score = found.score.astype(np.float32)
+    score: Array = found.score.astype(np.float32)
     if len(score) and score.max() > 1:
         score = 1 / (1 + np.exp(-score))
     found = Objects(**{**vars(found), "score": score, "in_no_label_zone": np.zeros(len(found), bool)})

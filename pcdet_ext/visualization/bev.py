@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pcdet_ext.files import atomic_write
+from pcdet_ext.structures import Array, Detections, Targets
 from pcdet_ext.visualization.scene import TRUTH_COLOUR, Scene, box_corners
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 
 def view_range(scene: Scene) -> tuple[float, float, float, float]:
@@ -25,8 +31,9 @@ def view_range(scene: Scene) -> tuple[float, float, float, float]:
     return float(low[0]), float(high[0]), float(low[1]), float(high[1])
 
 
-def _boxes(holder: object) -> np.ndarray:
-    return np.zeros((0, 7), np.float32) if holder is None else np.asarray(holder.boxes)
+def _boxes(holder: Targets | Detections | None) -> Array:
+    boxes = None if holder is None else holder.boxes
+    return np.zeros((0, 7), np.float32) if boxes is None else np.asarray(boxes)
 
 
 def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
@@ -57,7 +64,7 @@ def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
         figure.savefig(temporary, dpi=dpi, format="png")
 
 
-def _draw_points(axes: object, points: np.ndarray) -> None:
+def _draw_points(axes: Axes, points: Array) -> None:
     if len(points) == 0:
         return
     height = points[:, 2]
@@ -75,7 +82,7 @@ def _draw_points(axes: object, points: np.ndarray) -> None:
     )
 
 
-def _draw_boxes(axes: object, scene: Scene) -> list:
+def _draw_boxes(axes: Axes, scene: Scene) -> list[Line2D]:
     from matplotlib.lines import Line2D
 
     handles = []
@@ -91,7 +98,7 @@ def _draw_boxes(axes: object, scene: Scene) -> list:
         chosen = found.select(names == name) if len(names) else found
         if len(chosen) == 0:
             continue
-        _outline(axes, chosen.boxes, colour, "-", 1.2)
+        _outline(axes, np.asarray(chosen.boxes), colour, "-", 1.2)
         for box, score in zip(chosen.boxes, chosen.scores, strict=True):
             text = axes.text(box[0], box[1] + 1.6, f"{score:.2f}", color=colour, fontsize=7, ha="center")
             text.set_clip_on(True)
@@ -99,11 +106,11 @@ def _draw_boxes(axes: object, scene: Scene) -> list:
     return handles
 
 
-def _outline(axes: object, boxes: np.ndarray, colour: str, style: str, width: float) -> None:
+def _outline(axes: Axes, boxes: Array, colour: str, style: str, width: float) -> None:
     from matplotlib.collections import LineCollection
 
     corners = box_corners(boxes)[:, :4, :2]
     loops = np.concatenate([corners, corners[:, :1]], 1)
     noses = np.stack([corners.mean(1), corners[:, :2].mean(1)], 1)
-    axes.add_collection(LineCollection(loops, colors=colour, linestyles=style, linewidths=width))
-    axes.add_collection(LineCollection(noses, colors=colour, linewidths=width))
+    axes.add_collection(LineCollection(list(loops), colors=colour, linestyles=style, linewidths=width))
+    axes.add_collection(LineCollection(list(noses), colors=colour, linewidths=width))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pcdet_ext.files import atomic_write
+from pcdet_ext.structures import Array
 from pcdet_ext.visualization.scene import TRUTH_COLOUR, Scene, box_edges
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def page_figure(scene: Scene, score: float = 0.3) -> Figure:
     """
     go, scene = _plotly(), scene.finite()
     fixed = [_point_trace(go, scene)]
-    if scene.truth is not None and len(scene.truth):
-        fixed.append(_box_trace(go, scene.truth.boxes, scene.truth.names, TRUTH_COLOUR, "ground truth"))
+    if scene.truth is not None and scene.truth.boxes is not None and len(scene.truth):
+        fixed.append(_box_trace(go, np.asarray(scene.truth.boxes), scene.truth.names, TRUTH_COLOUR, "ground truth"))
     start = int(np.abs(SCORE_STEPS - score).argmin())
     levels = [_detection_traces(go, scene.above(s)) for s in SCORE_STEPS] if scene.detections is not None else []
     for level, traces in enumerate(levels):
@@ -60,7 +61,7 @@ def _plotly() -> ModuleType:
     return plotly.graph_objects
 
 
-def _point_trace(go: ModuleType, scene: Scene) -> object:
+def _point_trace(go: ModuleType, scene: Scene) -> Any:
     points = scene.points
     if len(points) > MAX_POINTS:
         points = points[np.linspace(0, len(points) - 1, MAX_POINTS).astype(np.int64)]
@@ -72,21 +73,23 @@ def _point_trace(go: ModuleType, scene: Scene) -> object:
     )
 
 
-def _detection_traces(go: ModuleType, scene: Scene) -> list:
-    """One trace a class, always all classes, so that every level of the slider has the same count."""
+def _detection_traces(go: ModuleType, scene: Scene) -> list[Any]:
+    """One trace per class, always all classes, so that every level of the slider has the same count."""
     found = scene.detections
+    if found is None:
+        return []
     names = np.array(found.names, dtype=object)
     traces = []
     for name, colour in scene.colours().items():
         chosen = found.select(np.flatnonzero(names == name))
         texts = [f"{name} {s:.2f}" for s in chosen.scores]
-        traces.append(_box_trace(go, chosen.boxes, texts, colour, f"{name} ({len(chosen)})"))
+        traces.append(_box_trace(go, np.asarray(chosen.boxes), texts, colour, f"{name} ({len(chosen)})"))
     return traces
 
 
-def _box_trace(go: ModuleType, boxes: np.ndarray, texts: Sequence[str], colour: str, name: str) -> object:
-    """All boxes as one line with gaps; hovering over a line tells class and score."""
-    edges = box_edges(np.asarray(boxes))
+def _box_trace(go: ModuleType, boxes: Array, texts: Sequence[str], colour: str, name: str) -> Any:
+    """All boxes as one line with gaps; hovering over a line shows class and score."""
+    edges = box_edges(boxes)
     gaps = np.full((*edges.shape[:2], 1, 3), np.nan, np.float32)
     lines = np.concatenate([edges, gaps], 2).reshape(-1, 3)
     hover = np.repeat(np.array(list(texts), dtype=object), 13 * 3)
@@ -102,7 +105,7 @@ def _box_trace(go: ModuleType, boxes: np.ndarray, texts: Sequence[str], colour: 
     )
 
 
-def _slider(fixed: int, counts: list[int], start: int) -> list[dict]:
+def _slider(fixed: int, counts: list[int], start: int) -> list[dict[str, Any]]:
     steps = []
     for level, score in enumerate(SCORE_STEPS):
         visible = [True] * fixed + [i == level for i, count in enumerate(counts) for _ in range(count)]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from pcdet_ext.data import kitti
 from pcdet_ext.data.points import read_points
-from pcdet_ext.structures import Detections, Targets
+from pcdet_ext.structures import Array, Detections, Targets
+
+Boxes = TypeVar("Boxes", Targets, Detections)
 
 TRUTH_COLOUR = "#2ca02c"
 CLASS_COLOURS = ("#d62728", "#1f77b4", "#ff7f0e", "#9467bd", "#e377c2", "#17becf", "#bcbd22", "#8c564b", "#7f7f7f")
@@ -28,7 +31,7 @@ class Scene:
     points: float32 [N, 3+]; truth: labelled boxes or None where unknown; detections: NumPy detections or None.
     """
 
-    points: np.ndarray
+    points: Array
     truth: Targets | None = None
     detections: Detections | None = None
     title: str = ""
@@ -43,14 +46,15 @@ class Scene:
         Every picture is drawn from this: one NaN would otherwise leave it empty, or move what is shown.
         """
         points = np.isfinite(self.points).all(1)
-        kept = [None if boxes is None else np.isfinite(boxes.boxes).all(1) for boxes in (self.truth, self.detections)]
-        lost = {"points": np.sum(~points), "boxes": sum(np.sum(~keep) for keep in kept if keep is not None)}
+        truth, lost_truths = _finite_boxes(self.truth)
+        detections, lost_detections = _finite_boxes(self.detections)
+        lost = {"points": int(np.sum(~points)), "boxes": lost_truths + lost_detections}
         notes = [f"{count} {what}" for what, count in lost.items() if count]
         return replace(
             self,
             points=self.points[points],
-            truth=None if self.truth is None else self.truth.select(kept[0]),
-            detections=None if self.detections is None else self.detections.select(kept[1]),
+            truth=truth,
+            detections=detections,
             title=f"{self.title} (not finite, left out: {', '.join(notes)})" if notes else self.title,
         )
 
@@ -60,7 +64,15 @@ class Scene:
         return {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(names)}
 
 
-def box_corners(boxes: np.ndarray) -> np.ndarray:
+def _finite_boxes(labelled: Boxes | None) -> tuple[Boxes | None, int]:
+    """Only those boxes whose numbers are all finite, and how many others there are."""
+    if labelled is None or labelled.boxes is None:
+        return labelled, 0
+    finite = np.isfinite(np.asarray(labelled.boxes)).all(1)
+    return labelled.select(finite), int(np.sum(~finite))
+
+
+def box_corners(boxes: Array) -> Array:
     """Corners [M, 8, 3] of boxes [M, 7+], in the order of CORNER_SIGNS."""
     local = CORNER_SIGNS[None] * boxes[:, None, 3:6] / 2
     cos, sin = np.cos(boxes[:, 6])[:, None], np.sin(boxes[:, 6])[:, None]
@@ -69,7 +81,7 @@ def box_corners(boxes: np.ndarray) -> np.ndarray:
     return np.stack([x, y, local[..., 2]], -1) + boxes[:, None, :3]
 
 
-def box_edges(boxes: np.ndarray) -> np.ndarray:
+def box_edges(boxes: Array) -> Array:
     """Line segments [M, 13, 2, 3] of boxes [M, 7+]: twelve edges, and one on the floor from the centre to the front."""
     corners = box_corners(boxes)
     edges = corners[:, np.array(EDGES)]
@@ -121,7 +133,7 @@ def _sibling(path: Path | None, folder: str, suffix: str) -> Path | None:
 
 def _read_detections(path: Path, calibration: kitti.Calibration) -> Detections:
     labels = kitti.read_labels(path, with_scores=True)
-    scores = kitti.boxed(labels).scores.astype(np.float32)
+    scores = np.asarray(kitti.boxed(labels).scores, np.float32)
     found = kitti.labels_to_boxes(labels, calibration)
     found = found.of_classes(sorted(found.class_names))
-    return Detections(found.boxes, scores, found.labels, found.class_names, path.stem)
+    return Detections(np.asarray(found.boxes), scores, np.asarray(found.labels), found.class_names, path.stem)

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from pcdet_ext.files import atomic_write
+from pcdet_ext.structures import Array
 from pcdet_ext.visualization.scene import TRUTH_COLOUR, Scene, box_edges
 
 BACKGROUND = (0.06, 0.08, 0.10, 1.0)
@@ -29,10 +31,11 @@ def _open3d() -> ModuleType:
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:
-    return tuple(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return red, green, blue
 
 
-def _height_colours(points: np.ndarray) -> np.ndarray:
+def _height_colours(points: Array) -> Array:
     """A ramp from blue over green to yellow between the 2nd and 98th percentile of height."""
     ramp = np.array([[0.27, 0.20, 0.55], [0.15, 0.55, 0.55], [0.40, 0.78, 0.38], [0.99, 0.91, 0.14]])
     low, high = np.percentile(points[:, 2], [2, 98]) if len(points) else (0.0, 1.0)
@@ -40,24 +43,24 @@ def _height_colours(points: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(share, np.arange(len(ramp)), ramp[:, c]) for c in range(3)], 1)
 
 
-def _geometries(o3d: ModuleType, scene: Scene) -> list[tuple[str, object]]:
+def _geometries(o3d: ModuleType, scene: Scene) -> list[tuple[str, Any]]:
     """Named Open3D geometries: the cloud, the ground truth, and the detections of each class."""
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(scene.points[:, :3].astype(np.float64)))
     cloud.colors = o3d.utility.Vector3dVector(_height_colours(scene.points))
-    parts = [("points", cloud)] if len(scene.points) else []
-    if scene.truth is not None and len(scene.truth):
-        parts.append(("ground truth", _lines(o3d, scene.truth.boxes, TRUTH_COLOUR)))
+    found = [("points", cloud)] if len(scene.points) else []
+    if scene.truth is not None and scene.truth.boxes is not None and len(scene.truth):
+        found.append(("ground truth", _lines(o3d, np.asarray(scene.truth.boxes), TRUTH_COLOUR)))
     if scene.detections is not None:
         names = np.array(scene.detections.names, dtype=object)
         for name, colour in scene.colours().items():
-            boxes = scene.detections.boxes[np.flatnonzero(names == name)]
+            boxes = np.asarray(scene.detections.boxes)[np.flatnonzero(names == name)]
             if len(boxes):
-                parts.append((name, _lines(o3d, boxes, colour)))
-    return parts
+                found.append((name, _lines(o3d, boxes, colour)))
+    return found
 
 
-def _lines(o3d: ModuleType, boxes: np.ndarray, colour: str) -> object:
-    ends = box_edges(np.asarray(boxes)).reshape(-1, 3).astype(np.float64)
+def _lines(o3d: ModuleType, boxes: Array, colour: str) -> Any:
+    ends = box_edges(boxes).reshape(-1, 3).astype(np.float64)
     pairs = np.arange(len(ends)).reshape(-1, 2)
     lines = o3d.geometry.LineSet(o3d.utility.Vector3dVector(ends), o3d.utility.Vector2iVector(pairs))
     lines.paint_uniform_color(_rgb(colour))
@@ -105,8 +108,8 @@ def render(scene: Scene, path: str | Path, size: tuple[int, int] = (1280, 800)) 
 
 def _camera(scene: Scene) -> tuple[list[float], list[float], list[float]]:
     """Look-at point, eye and up: over the sensor's shoulder, towards where the boxes or points are."""
-    boxes = [b.boxes[:, :3] for b in (scene.truth, scene.detections) if b is not None and len(b)]
-    targets = np.concatenate(boxes) if boxes else scene.points[:, :3]
+    labelled = [b.boxes for b in (scene.truth, scene.detections) if b is not None and b.boxes is not None and len(b)]
+    targets = np.concatenate([np.asarray(b)[:, :3] for b in labelled]) if labelled else scene.points[:, :3]
     middle = np.median(targets, 0) if len(targets) else np.array([10.0, 0.0, -1.0])
     forward = np.array([middle[0], middle[1]]) if np.hypot(middle[0], middle[1]) > 3 else np.array([10.0, 0.0])
     direction = forward / np.hypot(*forward)

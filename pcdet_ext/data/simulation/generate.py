@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def _make(out: Path, seed: int, sensor: SpinningLidar, index: int) -> int:
     return index
 
 
-def _is_done(out: Path, request: dict) -> bool:
+def _is_done(out: Path, request: dict[str, Any]) -> bool:
     """Whether the folder holds exactly this; False where it is empty or holds the beginning of exactly this.
 
     FileExistsError for anything else: data without a stamp of ours may be somebody's recordings.
@@ -96,14 +97,14 @@ def _is_done(out: Path, request: dict) -> bool:
     raise FileExistsError(f"{out}: not empty and no simulation of ours ({min(p.name for p in out.iterdir())} is there)")
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _write_json(path: Path, request: dict) -> None:
+def _write_json(path: Path, request: dict[str, Any]) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(request, indent=1), encoding="utf-8")
 

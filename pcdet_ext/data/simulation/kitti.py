@@ -9,7 +9,7 @@ import numpy as np
 from pcdet_ext.data import kitti
 from pcdet_ext.data.simulation.scene import Actor, Scene
 from pcdet_ext.data.simulation.sensor import Scan, SpinningLidar
-from pcdet_ext.data.simulation.shapes import Array
+from pcdet_ext.structures import Array
 
 IMAGE_SIZE = (375, 1242)
 MIN_BOX_HEIGHT = 10.0  # pixels below which nobody labels an object

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pcdet_ext.data.simulation import shapes
-from pcdet_ext.data.simulation.shapes import Array, Material, Mesh
+from pcdet_ext.structures import Array
+from pcdet_ext.data.simulation.shapes import Material, Mesh
 
 SIZES = {  # length, width, height: mean and spread in metres, as labelled in KITTI
     "Car": ((3.9, 1.63, 1.53), (0.42, 0.10, 0.13)),
@@ -43,7 +44,6 @@ class _Ground:
     waves: Array  # rows: amplitude, wave number x and y, phase
 
     def height(self, x: Array, y: Array) -> Array:
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         amplitude, kx, ky, phase = self.waves.T
         phases = x[..., None] * kx + y[..., None] * ky + phase
         rest = float((amplitude * np.sin(phase)).sum())  # the sensor's own place stays at height 0
@@ -79,6 +79,10 @@ class _Builder:
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
         return along * cos - across * sin, along * sin + across * cos
 
+    def ground_height(self, x: float, y: float) -> float:
+        """Height of the ground at one place."""
+        return float(self.ground.height(np.array(x), np.array(y)))
+
     def free(self, x: float, y: float, radius: float) -> bool:
         """Whether a disc touches nothing; keeps 3 m around the sensor free."""
         if np.hypot(x, y) < radius + 3.0:
@@ -103,7 +107,7 @@ class _Builder:
             return
         if radius:
             self.taken.append((x, y, radius))
-        self.static.append(mesh.moved(x, y, float(self.ground.height(x, y)), self.yaw + turn))
+        self.static.append(mesh.moved(x, y, self.ground_height(x, y), self.yaw + turn))
 
     def add_actor(self, name: str, along: float, across: float, turn: float) -> None:
         """Stand an object of a class on the ground, where it is free."""
@@ -117,7 +121,7 @@ class _Builder:
             return
         centre = (low + high) / 2
         mesh = Mesh(mesh.vertices - np.array([centre[0], centre[1], low[2]], np.float32), mesh.triangles, mesh.material)
-        ground = float(self.ground.height(x, y))
+        ground = self.ground_height(x, y)
         box = np.array([x, y, ground + height / 2, length, width, height, heading])
         self.actors.append(Actor(name, box, mesh.moved(x, y, ground, heading)))
 
@@ -260,8 +264,8 @@ def _roadside(b: _Builder, side: int, half_width: float, crossing: float | None)
         b.place(shapes.bush(b.rng, b.rng.uniform(0.7, 2.5), b.rng.uniform(0.6, 2)), *place, radius=1.0)
     for _ in range(b.rng.poisson(1.5)):
         place = (b.rng.uniform(-40, 50), side * (half_width + b.rng.uniform(0.4, 3)))
-        size = b.rng.uniform([0.4, 0.4, 0.7], [1.2, 1.0, 1.4])
-        b.place(shapes.block(*size, Material.METAL), *place, radius=0.8)
+        dx, dy, dz = b.rng.uniform([0.4, 0.4, 0.7], [1.2, 1.0, 1.4])
+        b.place(shapes.block(dx, dy, dz, Material.METAL), *place, radius=0.8)
 
 
 def _surface(rng: np.random.Generator, ground: _Ground, yaw: float, half_width: float, crossing: float | None) -> Mesh:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pcdet_ext.data.simulation.scene import Scene
-from pcdet_ext.data.simulation.shapes import Array, Material, Mesh, join
+from pcdet_ext.structures import Array
+from pcdet_ext.data.simulation.shapes import Material, Mesh, join
 
 # Share of light that a surface sends back (mean) and its spread from one object to the next.
 REFLECTIVITY = {
@@ -121,13 +122,17 @@ class SpinningLidar:
 def _cast(mesh: Mesh, rays: Array, height: float) -> tuple[Array, Array, Array]:
     """Distance [N] (inf: nothing met), triangle [N] and cosine to its normal [N] of rays from (0, 0, height)."""
     try:
-        import open3d as o3d
+        from open3d import core, t
     except (ImportError, OSError) as error:
         raise ImportError(f"simulation needs Open3D ({error}): pip install 'pcdet_ext[vis]'") from error
-    world = o3d.t.geometry.RaycastingScene(nthreads=1)
-    world.add_triangles(np.ascontiguousarray(mesh.vertices), np.ascontiguousarray(mesh.triangles.astype(np.uint32)))
+
+    def tensor(values: Array) -> core.Tensor:
+        return core.Tensor.from_numpy(np.ascontiguousarray(values))
+
+    world = t.geometry.RaycastingScene(nthreads=1)
+    world.add_triangles(tensor(mesh.vertices), tensor(mesh.triangles.astype(np.uint32)))
     starts = np.broadcast_to(np.array([0, 0, height], np.float32), rays.shape)
-    found = world.cast_rays(np.concatenate([starts, rays], 1), nthreads=1)
+    found = world.cast_rays(tensor(np.concatenate([starts, rays], 1)), nthreads=1)
     cosine = np.abs((found["primitive_normals"].numpy() * rays).sum(1))
     return found["t_hit"].numpy(), found["primitive_ids"].numpy().astype(np.int64), cosine
 

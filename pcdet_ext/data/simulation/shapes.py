@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-Array = np.ndarray
+from pcdet_ext.structures import Array
 
 
 class Material(IntEnum):
@@ -38,10 +39,10 @@ class Mesh:
     material: Array
 
     @staticmethod
-    def of(vertices: Array, triangles: Array, material: Material) -> Mesh:
+    def of(vertices: ArrayLike, triangles: ArrayLike, material: Material) -> Mesh:
         """A mesh of one material."""
-        triangles = np.asarray(triangles, np.int32).reshape(-1, 3)
-        return Mesh(np.asarray(vertices, np.float32), triangles, np.full(len(triangles), material, np.uint8))
+        corners = np.asarray(triangles, np.int32).reshape(-1, 3)
+        return Mesh(np.asarray(vertices, np.float32), corners, np.full(len(corners), material, np.uint8))
 
     def moved(self, x: float, y: float, z: float, heading: float = 0.0) -> Mesh:
         """Turned about z, then shifted."""
@@ -74,8 +75,8 @@ def block(dx: float, dy: float, dz: float, material: Material) -> Mesh:
 
 def tube(start: Sequence[float], end: Sequence[float], radius: float, material: Material, sides: int = 6) -> Mesh:
     """An open cylinder between two points."""
-    start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
-    axis = (end - start) / np.linalg.norm(end - start)
+    low, high = np.asarray(start, np.float64), np.asarray(end, np.float64)
+    axis = (high - low) / np.linalg.norm(high - low)
     helper = np.array([1.0, 0, 0]) if abs(axis[0]) < 0.9 else np.array([0, 1.0, 0])
     u = np.cross(axis, helper)
     u /= np.linalg.norm(u)
@@ -85,15 +86,15 @@ def tube(start: Sequence[float], end: Sequence[float], radius: float, material: 
     i = np.arange(sides)
     j = (i + 1) % sides
     triangles = np.concatenate([np.stack([i, j, i + sides], 1), np.stack([j, j + sides, i + sides], 1)])
-    return Mesh.of(np.concatenate([start + ring, end + ring]), triangles, material)
+    return Mesh.of(np.concatenate([low + ring, high + ring]), triangles, material)
 
 
 def ellipsoid(centre: Sequence[float], radii: Sequence[float], material: Material, sides: int = 8) -> Mesh:
     """A closed ellipsoid of 5 × `sides` vertices."""
     tilt = np.linspace(-np.pi / 2, np.pi / 2, 6)
     turn = np.arange(sides) * 2 * np.pi / sides
-    t, a = np.meshgrid(tilt, turn, indexing="ij")
-    unit = np.stack([np.cos(t) * np.cos(a), np.cos(t) * np.sin(a), np.sin(t)], -1).reshape(-1, 3)
+    t, s = np.meshgrid(tilt, turn, indexing="ij")
+    unit = np.stack([np.cos(t) * np.cos(s), np.cos(t) * np.sin(s), np.sin(t)], -1).reshape(-1, 3)
     i, j = np.meshgrid(np.arange(5), np.arange(sides), indexing="ij")
     a, b = i * sides + j, i * sides + (j + 1) % sides
     quads = np.stack([a, b, b + sides, a, b + sides, a + sides], -1).reshape(-1, 3)
