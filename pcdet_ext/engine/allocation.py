@@ -9,7 +9,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt, from malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory of freed tensors for the tensors to come; whether the C library could be told.
+    """Let this process keep the memory of freed tensors for later ones. Returns whether the C library took the setting.
 
     By default glibc hands every block of more than 32 MB back to the system, which clears it page by page when the next
     tensor asks for it: over a third of the time of a backbone on the CPU. Afterwards freed memory stays with the

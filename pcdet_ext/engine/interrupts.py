@@ -1,4 +1,4 @@
-"""Ctrl-C and polite kills (SIGTERM, as batch systems send) as a request to stop at the next good moment."""
+"""Ctrl-C and SIGTERM (as batch systems send it) as a request to stop at the next step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class StopRequest:
 
 
 def end_process(code: int) -> NoReturn:
-    """End with an exit code. One of several processes ends at once, its output flushed, without tearing down.
+    """End with an exit code. One of several processes ends at once, its output flushed, without cleaning up.
 
     The threads of the gloo backend may still run when the interpreter takes its objects apart, which aborts the process
     (and with it the whole group) now and then, after all work is done.

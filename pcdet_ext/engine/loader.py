@@ -42,7 +42,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(index)) for index in batch]
 
 
-class EpochView(Dataset):
+class EpochView(Dataset[Any]):
     """A data set read by (epoch, index), so that workers that outlive an epoch know which one they are in."""
 
     def __init__(self, dataset: Any) -> None:
@@ -56,8 +56,16 @@ class EpochView(Dataset):
 
 def training_loader(
     dataset: Any, batches: EpochBatches, collate: Callable[[Sequence[Any]], Any], workers: int, device: torch.device
-) -> DataLoader:
-    """A loader of the batches; `dataset` has `set_epoch(epoch)` and `[index]`."""
+) -> DataLoader[Any]:
+    """A loader of the batches for training.
+
+    Args:
+        dataset: has `set_epoch(epoch)` and `[index]`.
+        batches: which (epoch, index) make each batch.
+        collate: joins the samples of a batch.
+        workers: loader processes; 0 reads in this process.
+        device: where the batches are used; for CUDA they are read into pinned memory.
+    """
     return DataLoader(
         EpochView(dataset),
         batch_sampler=batches,
@@ -74,8 +82,17 @@ def frame_loader(
     collate: Callable[[Sequence[Any]], Any],
     workers: int,
     device: torch.device,
-) -> DataLoader:
-    """A loader of some samples of a data set in their order; each item is (samples, batch)."""
+) -> DataLoader[Any]:
+    """A loader of some samples of a data set in their order; each item is (samples, batch).
+
+    Args:
+        dataset: has `[index]`.
+        indices: the samples to read.
+        batch_size: samples per batch; the last batch may be smaller.
+        collate: joins the samples of a batch.
+        workers: loader processes; 0 reads in this process.
+        device: where the batches are used; for CUDA they are read into pinned memory.
+    """
     subset = torch.utils.data.Subset(dataset, indices)
     return DataLoader(
         subset, batch_size=batch_size, collate_fn=partial(_keep_samples, collate), **_common(workers, device)
@@ -83,8 +100,10 @@ def frame_loader(
 
 
 def _common(workers: int, device: torch.device) -> dict[str, Any]:
-    """Arguments of every loader. A generator of its own keeps the loader from drawing from the global one, which would
-    make a resumed training differ."""
+    """Arguments of every loader.
+
+    Its own generator keeps the loader from drawing from the global one, which would make a resumed training differ.
+    """
     return {
         "num_workers": workers,
         "generator": torch.Generator(),

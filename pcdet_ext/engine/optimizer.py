@@ -22,13 +22,22 @@ from pcdet_ext.config import ConfigError
 class OneCycle:
     """Optimiser settings; the defaults are the ones most published detectors use.
 
-    learning_rate: peak of the cycle; the cycle starts at learning_rate / div_factor and ends at a 10,000th of that.
-    momentum: (at the ends of the cycle, at the peak), used as Adam's beta1. pct_start: share of steps before the peak.
-    grad_norm_clip: largest L2 norm of all gradients together, 0 for no limit.
-    parameter_groups: "all" updates every parameter. "published" leaves out what the published training leaves out:
-    parameters held directly by a module that has children (`in_proj_weight` of every nn.MultiheadAttention), whose
-    gradients then pile up over the steps and enter the clipped norm; only for reproducing published weights.
-    undecayed: parameters whose name contains one of these are left out of the weight decay ("norm" in FlatFormer).
+    Args:
+        learning_rate: peak of the cycle, which starts at learning_rate / div_factor and ends at a 10,000th of that.
+        weight_decay: decoupled weight decay.
+        momentum: Adam's beta1 at the ends of the cycle, and at the peak.
+        beta2: Adam's beta2.
+        pct_start: share of steps before the peak.
+        div_factor: peak of the learning rate over its start.
+        grad_norm_clip: largest L2 norm of all gradients together, 0 for no limit.
+        parameter_groups: "all" updates every parameter. "published" leaves out what the published training leaves out:
+            parameters held directly by a module that has children (`in_proj_weight` of every nn.MultiheadAttention),
+            whose gradients then accumulate over the steps and enter the clipped norm; only for reproducing published
+            weights.
+        undecayed: parameters whose name contains one of these are left out of the weight decay ("norm" in FlatFormer).
+
+    Raises:
+        ValueError: a value is outside its range.
     """
 
     learning_rate: float = 3e-3
@@ -85,7 +94,7 @@ def build_optimizer(model: nn.Module, settings: OneCycle) -> torch.optim.AdamW:
     if not parameters:
         raise ValueError("the model has no parameters to train")
     spared = _named(model, settings.undecayed)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if id(p) not in spared]},
         {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
     ]

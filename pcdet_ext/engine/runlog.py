@@ -1,4 +1,4 @@
-"""What a training tells while it runs: a progress bar, TensorBoard, and `log.jsonl` with one JSON object a line."""
+"""What a training reports while it runs: a progress bar, TensorBoard, and `log.jsonl` with one JSON object per line."""
 
 from __future__ import annotations
 

@@ -28,8 +28,15 @@ from pcdet_ext.visualization.plots import write_plots
 class EvalConfig:
     """The optional `test:` section of a configuration.
 
-    split: what is tested; batch_size: frames at a time; num_workers: loader processes; score_threshold: detections
-    with a lower score are left out; metric: options of the data set's metric, as `{overlap: {Forklift: 0.5}}`.
+    Args:
+        split: what is tested.
+        batch_size: frames per batch.
+        num_workers: loader processes.
+        score_threshold: detections with a lower score are left out.
+        metric: options of the data set's metric, such as `{overlap: {Forklift: 0.5}}`.
+
+    Raises:
+        ValueError: batch_size or num_workers is outside its range.
     """
 
     split: str = "val"
@@ -59,7 +66,20 @@ def predict(
     should_stop: Callable[[], bool] = lambda: False,
     silent: bool = False,
 ) -> bool:
-    """Add the detections in the frames `indices` (None: all) of a data set to an evaluator; False when stopped."""
+    """Add the detections in frames of a data set to an evaluator.
+
+    Args:
+        detector: finds the objects.
+        dataset: where the frames come from.
+        evaluator: takes each frame and its detections.
+        options: batch size, loader processes and lowest score.
+        indices: the frames, None for all.
+        should_stop: asked before each batch.
+        silent: without a progress bar.
+
+    Returns:
+        False when stopped.
+    """
     indices = range(len(dataset)) if indices is None else indices
     join = partial(collate, classes=detector.classes)
     loader = frame_loader(dataset, indices, options.batch_size, join, options.num_workers, detector.device)
@@ -84,18 +104,21 @@ def measure(
     imports: bool = False,
     plots: str | Path | None = None,
 ) -> str:
-    """Test a checkpoint on a split (None: the configuration's) and tell the result, as a text with the AP table.
+    """Test a checkpoint on a split, and return the result as a text with a table of the metric.
 
     Args:
-        checkpoint: a file of a training; overrides: changes of its configuration.
-        split: what is tested; frames without labels are only detected in.
-        out: folder for result files in the benchmark's own format; json: file for all numbers; plots: folder for
-            diagrams.
-        device: see `inference.load`; imports: see there too.
+        checkpoint: a file that a training wrote.
+        overrides: changes "a.b=value" of its configuration.
+        split: what is tested, None for the configuration's; frames without labels are only detected in.
+        out: folder for result files in the benchmark's own format.
+        json: file for all numbers.
+        device: see `inference.load`.
+        imports: see `inference.load`.
+        plots: folder for diagrams.
 
     Raises:
-        ConfigError: for overrides that do not fit.
-        DataError: (CheckpointError among them) that names a damaged file, or a folder with other results.
+        ConfigError: an override does not fit.
+        DataError: a file is damaged (CheckpointError for the checkpoint), or `out` holds other results.
     """
     detector = load(checkpoint, device, overrides, imports)
     options = eval_config(detector.config)
@@ -125,7 +148,7 @@ def measure(
 
 
 def gather(evaluator: Evaluator, finished: bool) -> bool:
-    """Bring what the evaluators of all processes have together, in every one; False when one process did not finish."""
+    """Merge what the evaluators of all processes have, in every process; False when one process did not finish."""
     shares: list[Mapping[Any, Any] | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(shares, evaluator.state() if finished else None)
     for share in shares:

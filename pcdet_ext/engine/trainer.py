@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,8 +31,10 @@ from pcdet_ext.evaluation.base import Result
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+    from torch.utils.data import DataLoader
 
 LAST, BEST = "last.ckpt", "best.ckpt"
+Evaluation = Callable[[nn.Module, Callable[[], bool]], Result | None]
 
 
 class TrainingError(RuntimeError):
@@ -41,14 +43,25 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(OneCycle):
-    """The `train:` section of a configuration.
+    """The `train:` section of a configuration, which has the settings of `OneCycle` too.
 
-    epochs: passes over the training frames. batch_size: frames a step in each process. max_steps: end (and shape the
-    cycle) after so many steps, whatever epochs says. precision: "bf16" and "fp16" are mixed precision, fp16 on CUDA
-    only. num_workers: loader processes. evaluate_every, checkpoint_every: epochs between; evaluate_every 0 never
-    evaluates (and so keeps no best checkpoint). log_every: steps between log lines. fade_epochs: in so many last
-    epochs, the augmentations named in fade_augmentations are left out. sync_batchnorm: batch statistics over all
-    processes, on CUDA. init_from: a checkpoint whose parameters a new training starts with, as far as they fit.
+    Args:
+        epochs: passes over the training frames.
+        batch_size: frames per step in each process.
+        max_steps: end after this many steps, whatever `epochs` says; the cycle of the learning rate is as long.
+        precision: "bf16" and "fp16" are mixed precision; fp16 needs CUDA.
+        num_workers: loader processes.
+        seed: of parameters, the order of the frames and the augmentations.
+        evaluate_every: epochs between evaluations; 0 never evaluates, and so keeps no best checkpoint.
+        checkpoint_every: epochs between checkpoints.
+        log_every: steps between log lines.
+        fade_epochs: how many of the last epochs leave out the augmentations that `fade_augmentations` names.
+        fade_augmentations: names of augmentations in the data section.
+        sync_batchnorm: take batch statistics over all processes; needs CUDA.
+        init_from: a checkpoint whose parameters a new training starts with, as far as they fit.
+
+    Raises:
+        ValueError: a value is outside its range.
     """
 
     epochs: int
@@ -85,8 +98,10 @@ class TrainConfig(OneCycle):
 
 @dataclass
 class Progress:
-    """Where a training stands: `batch` steps of `epoch` (which has `steps`) are done, `step` in all; `best` is the
-    highest score so far."""
+    """Where a training stands.
+
+    `batch` steps of `epoch` (which has `steps`) are done, `step` in all; `best` is the highest score so far.
+    """
 
     epoch: int = 0
     batch: int = 0
@@ -96,20 +111,25 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingInputs:
     """What a training works on.
 
-    dataset(epoch): the data set of an epoch, of one length in all epochs, with `set_epoch(epoch)` and `[index]`.
-    collate: samples to a batch with `.to(device)`. evaluate(model, should_stop): the detector's evaluation, None when
-    it was stopped; called in every process, with gradients off. config: the whole configuration in plain types, kept in
-    checkpoints. notes: texts to log when the training begins.
+    Args:
+        detector: a module with `loss(batch) -> {"total": ..., ...}`.
+        dataset: dataset(epoch) is the data set of an epoch, of one length in all epochs, with `set_epoch(epoch)` and
+            `[index]`.
+        collate: joins samples into a batch, which has `.to(device)`.
+        config: the whole configuration in plain types, kept in checkpoints.
+        evaluate: evaluate(model, should_stop) is the detector's evaluation, None when it was stopped; called in every
+            process, with gradients off.
+        notes: texts to log when the training begins.
     """
 
     detector: nn.Module
     dataset: Callable[[int], Any]
     collate: Callable[[Sequence[Any]], Any]
     config: Mapping[str, Any]
-    evaluate: Callable[[nn.Module, Callable[[], bool]], Result | None] | None = None
+    evaluate: Evaluation | None = None
     notes: Sequence[str] = ()
 
 
@@ -144,13 +164,14 @@ def make_fabric(
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     if index is not None and (devices or 1) * nodes > 1:
         raise ConfigError(f"device {device!r} is one device; for several processes name their kind, {kind!r}")
-    plugins = {"bf16": "bf16-mixed", "fp16": "16-mixed"}.get(precision)
+    mixed: dict[str, Literal["bf16-mixed", "16-mixed"]] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
+    plugin = mixed.get(precision)
     return Fabric(
         accelerator=kind,
         devices=devices or 1 if index is None else [index],
         num_nodes=nodes,
         strategy=strategy,
-        plugins=[MixedPrecision(plugins, kind)] if plugins else None,
+        plugins=[MixedPrecision(plugin, kind)] if plugin else None,
     )
 
 
@@ -187,9 +208,20 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@runtime_checkable
+class HasLoss(Protocol):
+    """What can be trained."""
+
+    def loss(self, batch: Any) -> Mapping[str, Tensor]:
+        """Losses of a batch by name; "total" is what is minimised."""
+        ...
+
+
 class _Wrapped:
-    """Holds a batch so that Fabric, which casts floating-point inputs to half precision, does not see into it: metres
-    in bfloat16 are good to a quarter metre at 40 m."""
+    """Hides a batch from Fabric, which casts floating-point inputs to half precision.
+
+    Coordinates in bfloat16 would be exact to a quarter of a metre at 40 m.
+    """
 
     def __init__(self, batch: Any) -> None:
         self.batch = batch
@@ -200,34 +232,55 @@ class _LossStep(nn.Module):
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
+        if not isinstance(detector, HasLoss):
+            raise TypeError(f"a {type(detector).__name__} cannot be trained: it has no loss(batch)")
         self.detector = detector
+        self.loss = detector.loss
 
-    def forward(self, wrapped: _Wrapped) -> dict[str, Tensor]:
-        return self.detector.loss(wrapped.batch)
+    def forward(self, wrapped: _Wrapped) -> Mapping[str, Tensor]:
+        return self.loss(wrapped.batch)
 
 
 class Trainer:
-    """Trains `parts.detector` (anything with `loss(batch) -> {"total": ..., ...}`) and keeps checkpoints in `out`.
+    """Trains a detector and keeps checkpoints; `fit` runs to the end or to a stop request.
 
-    resume: the content of a checkpoint to continue from; with another number of processes than it was written by, their
-    random states start anew. `fit` runs to the end or to a stop request.
+    Args:
+        inputs: the detector and what it is trained with.
+        settings: the `train:` section.
+        out: folder for checkpoints and logs.
+        fabric: devices, precision and processes; see `make_fabric`.
+        resume: the content of a checkpoint to continue from. Written by another number of processes, it leaves their
+            random states to start anew.
+
+    Raises:
+        CheckpointError: `resume` does not fit the model, the optimiser or the length of an epoch.
+        ConfigError: `sync_batchnorm` without CUDA.
+        TypeError: the detector has no loss.
     """
 
     def __init__(
-        self, parts: Parts, settings: TrainConfig, out: Path, fabric: Fabric, resume: Mapping[str, Any] | None = None
+        self,
+        inputs: TrainingInputs,
+        settings: TrainConfig,
+        out: Path,
+        fabric: Fabric,
+        resume: Mapping[str, Any] | None = None,
     ) -> None:
-        self.parts, self.settings, self.out, self.fabric = parts, settings, out, fabric
+        self.inputs, self.settings, self.out, self.fabric = inputs, settings, out, fabric
         self.progress = Progress(**resume["progress"]) if resume else Progress()
-        self.dataset = parts.dataset(self.progress.epoch)
+        self.dataset = inputs.dataset(self.progress.epoch)
         self.batches = EpochBatches(
             len(self.dataset), settings.batch_size, settings.seed, fabric.global_rank, fabric.world_size
         )
-        self.total_steps = min(settings.epochs * self.batches.steps, settings.max_steps or math.inf)
-        self.loader = None
-        self.detector = self._synchronised(parts.detector)
+        self.total_steps = settings.epochs * self.batches.steps
+        if settings.max_steps is not None:
+            self.total_steps = min(self.total_steps, settings.max_steps)
+        self.loader: DataLoader[Any] | None = None
+        self.detector = self._synchronised(inputs.detector)
         self.module = fabric.setup_module(_LossStep(self.detector))
         self.optimizer = build_optimizer(self.detector, settings)
-        self._step_optimizer = fabric.setup_optimizers(self.optimizer).step
+        wrapped: Any = fabric.setup_optimizers(self.optimizer)  # one for one, which its annotations do not say
+        self._step_optimizer = wrapped.step
         self.scaler = getattr(fabric.strategy.precision, "scaler", None)
         self._window: list[dict[str, Tensor]] = []
         seed_everything(settings.seed + fabric.global_rank)
@@ -243,7 +296,7 @@ class Trainer:
         """
         silent = self.fabric.global_rank > 0
         with StopRequest() as self.stop, RunLog(self.out, self.total_steps, self.progress.step, silent) as self.log:
-            for note in self.parts.notes:
+            for note in self.inputs.notes:
                 self.log.message(note)
             try:
                 while not self.finished:
@@ -283,26 +336,26 @@ class Trainer:
         self._flush()
         done = progress.epoch + 1
         final = done == settings.epochs or progress.step >= self.total_steps
-        evaluates = self.parts.evaluate is not None and settings.evaluate_every > 0
-        if evaluates and (final or done % settings.evaluate_every == 0):
+        evaluate = self.inputs.evaluate if settings.evaluate_every > 0 else None
+        if evaluate is not None and (final or done % settings.evaluate_every == 0):
             if final or done % settings.checkpoint_every == 0:
                 self._save(LAST)  # an evaluation may take long: keep the epoch's work first
-            if not self._evaluate():
+            if not self._evaluate(evaluate):
                 return False
         progress.epoch, progress.batch = done, 0
         if final or done % settings.checkpoint_every == 0:
             self._save(LAST, must=final)
         return True
 
-    def _evaluate(self) -> bool:
+    def _evaluate(self, evaluate: Evaluation) -> bool:
         """Evaluate and keep the best checkpoint; False when stopped."""
         was_training = self.detector.training
         self.detector.eval()
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad():
-            result = self.parts.evaluate(self.detector, lambda: self.stop.requested)
+            result = evaluate(self.detector, lambda: self.stop.requested)
         self.detector.train(was_training)
-        if not self._agree(result is not None, every=True):
+        if not self._agree(result is not None, every=True) or result is None:
             return False
         self.log.values("test", self.progress.step, result.values, epoch=self.progress.epoch)
         self.log.message(result.table())
@@ -332,7 +385,7 @@ class Trainer:
             return
         names = list(self._window[0])
         means = torch.stack([torch.stack([w[k].float() for w in self._window]).mean() for k in names])
-        means = self.fabric.all_reduce(means, reduce_op="mean") if self.fabric.world_size > 1 else means
+        means = self._reduced(means, "mean") if self.fabric.world_size > 1 else means
         values = dict(zip(names, means.tolist(), strict=True))
         self._window.clear()
         # scaled float16 gradients overflow now and then: the scaler skips such a step, so their norm is no alarm
@@ -345,12 +398,12 @@ class Trainer:
         learning_rate = self.optimizer.param_groups[0]["lr"]
         self.log.values("train", self.progress.step, values | {"lr": learning_rate}, epoch=self.progress.epoch)
 
-    def _batches(self) -> Any:
-        dataset = self.parts.dataset(self.progress.epoch)
+    def _batches(self) -> Iterable[Any]:
+        dataset = self.inputs.dataset(self.progress.epoch)
         if self.loader is None or dataset is not self.dataset:
             self.dataset = dataset
             settings, device = self.settings, self.fabric.device
-            self.loader = training_loader(dataset, self.batches, self.parts.collate, settings.num_workers, device)
+            self.loader = training_loader(dataset, self.batches, self.inputs.collate, settings.num_workers, device)
         self.batches.seek(self.progress.epoch, self.progress.batch)
         return self.loader
 
@@ -364,8 +417,12 @@ class Trainer:
         """Whether `value` holds in every (or else in any) process."""
         if self.fabric.world_size == 1:
             return value
-        count = self.fabric.all_reduce(torch.tensor(float(value), device=self.fabric.device), reduce_op="sum")
+        count = self._reduced(torch.tensor(float(value), device=self.fabric.device), "sum")
         return bool(count == self.fabric.world_size) if every else bool(count > 0)
+
+    def _reduced(self, value: Tensor, how: Literal["sum", "mean"]) -> Tensor:
+        """The sum or mean of a tensor over all processes."""
+        return cast(Tensor, self.fabric.all_reduce(value, reduce_op=how))  # a tensor for a tensor
 
     def _synchronised(self, detector: nn.Module) -> nn.Module:
         if not self.settings.sync_batchnorm:
@@ -382,7 +439,7 @@ class Trainer:
             states = [None] * self.fabric.world_size
             torch.distributed.all_gather_object(states, own)
         return {
-            "config": dict(self.parts.config),
+            "config": dict(self.inputs.config),
             "model": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},

@@ -20,10 +20,10 @@ from pcdet_ext.engine import testing
 from pcdet_ext.engine.trainer import (
     BEST,
     LAST,
-    Parts,
     TrainConfig,
     Trainer,
     TrainingError,
+    TrainingInputs,
     make_fabric,
     seed_everything,
 )
@@ -47,13 +47,24 @@ def train(
 ) -> bool:
     """Train the detector that a configuration describes, and evaluate it on the `test:` section's split.
 
-    out: folder for `last.ckpt`, `best.ckpt` (highest score), `config.yaml`, `log.jsonl` and TensorBoard's files.
-    resume: a checkpoint to continue from, or "last" for `last.ckpt` in `out` where there is one. overwrite: replace an
-    earlier run in `out` instead of refusing. devices: processes on this machine; nodes: machines; strategy: a name of
-    Lightning's, as "ddp" or "ddp_find_unused_parameters_true".
-    Returns False when the training was stopped (Ctrl-C) before its end; `last.ckpt` continues it.
-    Raises ConfigError, DataError (CheckpointError among them), TrainingError, and FileExistsError when `out` holds a
-    run that is neither to be continued nor replaced.
+    Args:
+        settings: the whole configuration.
+        out: folder for `last.ckpt`, `best.ckpt` (highest score), `config.yaml`, `log.jsonl` and TensorBoard's files.
+        resume: a checkpoint to continue from, or "last" for `last.ckpt` in `out` where there is one.
+        overwrite: replace an earlier run in `out` instead of refusing.
+        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" or "mps".
+        devices: processes on this machine.
+        strategy: how processes work together, by Lightning's names, such as "ddp" or "ddp_find_unused_parameters_true".
+        nodes: machines.
+
+    Returns:
+        False when the training was stopped (Ctrl-C) before its end; `last.ckpt` continues it.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+        DataError: a file of the data is damaged, or (CheckpointError) one of the checkpoints.
+        TrainingError: the training cannot go on, or is complete already.
+        FileExistsError: `out` holds a run that is neither to be continued nor replaced.
     """
     out = Path(out)
     options = construct(TrainConfig, section(settings, "train"))
@@ -63,15 +74,16 @@ def train(
         resume = out / LAST if (out / LAST).exists() else None
     if fabric.global_rank == 0:
         _claim(out, resume, overwrite)
-    content = checkpoint.read(resume) if resume is not None else None
-    if content is not None:
+    content = None
+    if resume is not None:
+        content = checkpoint.read(resume)
         _check_same_model(content["config"], settings, resume)
     seed_everything(options.seed)
     detector = build_detector(settings)
     notes = _initialised(detector, options.init_from) if options.init_from and content is None else ()
     data = section(settings, "data")
     dataset = training_datasets(data, options)
-    parts = Parts(
+    inputs = TrainingInputs(
         detector=detector,
         dataset=dataset,
         collate=partial(collate, classes=tuple(setting(data, "classes", Sequence[str]))),
@@ -79,7 +91,7 @@ def train(
         evaluate=_evaluation(settings, str(fabric.device)) if options.evaluate_every else None,
         notes=(*notes, *dataset(0).notes),
     )
-    trainer = Trainer(parts, options, out, fabric, content)
+    trainer = Trainer(inputs, options, out, fabric, content)
     if trainer.finished:
         raise TrainingError(
             f"{resume}: this training is complete ({trainer.progress.epoch} epochs, {trainer.progress.step} steps), "
@@ -91,7 +103,7 @@ def train(
     return trainer.fit()
 
 
-# Settings of the data that decide what the parameters mean: with others a checkpoint cannot be continued.
+# Settings of the data that decide what the parameters mean: a checkpoint cannot be continued with other values.
 MEANING = ("classes", "point_cloud_range", "point_features")
 
 
@@ -130,7 +142,7 @@ def training_datasets(data: Node, options: TrainConfig) -> Callable[[int], Any]:
 
     Raises ConfigError when `fade_augmentations` names one that the data section does not use.
     """
-    used = [node.get("name") for node in setting(data, "augment", Sequence[Mapping], [])]
+    used = [node.get("name") for node in setting(data, "augment", Sequence[Mapping[str, Any]], [])]
     for name in options.fade_augmentations:
         if name not in used:
             raise ConfigError(f"train.fade_augmentations: data.augment has no {name!r}{suggest(name, used)}")

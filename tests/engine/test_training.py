@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_detector import toy_parts
+from toy_detector import toy_inputs
 
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
@@ -24,18 +24,20 @@ from pcdet_ext.config import ConfigError, Node, construct
 from pcdet_ext.engine import trainer
 from pcdet_ext.engine.interrupts import StopRequest
 from pcdet_ext.engine.loader import EpochBatches, _outlive_signals
-from pcdet_ext.engine.trainer import BEST, LAST, Parts, TrainConfig, Trainer, TrainingError, make_fabric
+from pcdet_ext.engine.trainer import BEST, LAST, TrainConfig, Trainer, TrainingError, TrainingInputs, make_fabric
 from pcdet_ext.evaluation.base import Result
 
 SCRIPT = Path(__file__).with_name("toy_detector.py")
 
 
-def run(out: Path, parts: Parts | None = None, resume: Mapping[str, Any] | None = None, **settings: Any) -> bool:
+def run(
+    out: Path, inputs: TrainingInputs | None = None, resume: Mapping[str, Any] | None = None, **settings: Any
+) -> bool:
     """Train the toy detector in `out`; False when it was stopped."""
     options = TrainConfig(**{"epochs": 3, "num_workers": 0, "log_every": 1, "batch_size": 4} | settings)
     out.mkdir(parents=True, exist_ok=True)
     fabric = make_fabric(options.precision, "cpu")
-    return Trainer(parts or toy_parts(), options, out, fabric, resume).fit()
+    return Trainer(inputs or toy_inputs(), options, out, fabric, resume).fit()
 
 
 def losses(out: Path) -> dict[int, float]:
@@ -48,17 +50,17 @@ def losses(out: Path) -> dict[int, float]:
     return result
 
 
-def stop_at(parts: Parts, step: int) -> Parts:
-    """The same parts, with a Ctrl-C in the middle of a step (from 0)."""
-    loss, count = parts.detector.loss, iter(range(10**6))
+def stop_at(inputs: TrainingInputs, step: int) -> TrainingInputs:
+    """The same inputs, with a Ctrl-C in the middle of a step (from 0)."""
+    loss, count = inputs.detector.loss, iter(range(10**6))
 
     def interrupted(batch: Any) -> dict[str, Tensor]:
-        if parts.detector.training and next(count) == step:
+        if inputs.detector.training and next(count) == step:
             os.kill(os.getpid(), signal.SIGINT)
         return loss(batch)
 
-    parts.detector.loss = interrupted
-    return parts
+    inputs.detector.loss = interrupted
+    return inputs
 
 
 def same_model(a: Path, b: Path) -> bool:
@@ -110,7 +112,7 @@ def test_workers_read_the_right_epoch(tmp_path: Path, workers: int) -> None:
 @pytest.mark.parametrize("step", [0, 2, 4, 8])
 def test_continuing_after_ctrl_c_repeats_the_uninterrupted_run(tmp_path: Path, step: int) -> None:
     assert run(tmp_path / "whole")
-    assert not run(tmp_path / "parts", stop_at(toy_parts(), step))
+    assert not run(tmp_path / "parts", stop_at(toy_inputs(), step))
     content = checkpoint.read(tmp_path / "parts" / LAST)
     assert content["progress"]["step"] == step + 1  # the step under way is finished first
     torch.manual_seed(1234)  # a new process starts from other random states
@@ -129,7 +131,7 @@ def test_continuing_a_finished_training_does_nothing(tmp_path: Path) -> None:
 
 
 def test_another_batch_size_cannot_continue_inside_an_epoch(tmp_path: Path) -> None:
-    assert not run(tmp_path, stop_at(toy_parts(), 3))
+    assert not run(tmp_path, stop_at(toy_inputs(), 3))
     with pytest.raises(CheckpointError, match=r"an epoch of 3 steps, now an epoch has 5.*train\.batch_size"):
         run(tmp_path, resume=checkpoint.read(tmp_path / LAST), batch_size=2)
 
@@ -143,13 +145,13 @@ def test_max_steps_ends_the_cycle(tmp_path: Path) -> None:
 
 
 def test_stop_during_evaluation_evaluates_again(tmp_path: Path) -> None:
-    parts = toy_parts()
+    inputs = toy_inputs()
 
     def interrupted(model: torch.nn.Module, should_stop: Any) -> Result | None:
         os.kill(os.getpid(), signal.SIGINT)
         return None if should_stop() else Result(0.0)
 
-    stopped = Parts(parts.detector, parts.dataset, parts.collate, parts.config, interrupted)
+    stopped = TrainingInputs(inputs.detector, inputs.dataset, inputs.collate, inputs.config, interrupted)
     assert not run(tmp_path / "parts", stopped)
     assert run(tmp_path / "parts", resume=checkpoint.read(tmp_path / "parts" / LAST))
     assert run(tmp_path / "whole")
@@ -206,25 +208,25 @@ def test_full_disk_at_the_end_is_an_error_and_keeps_the_old_one(
 
 
 def test_loss_that_is_not_finite_ends_the_training_before_it_is_saved(tmp_path: Path) -> None:
-    parts = toy_parts()
-    loss, count = parts.detector.loss, iter(range(1000))
-    parts.detector.loss = lambda batch: {
+    inputs = toy_inputs()
+    loss, count = inputs.detector.loss, iter(range(1000))
+    inputs.detector.loss = lambda batch: {
         k: v * (float("nan") if next(count) == 8 else 1) for k, v in loss(batch).items()
     }
     with pytest.raises(TrainingError, match=r"centre.*not finite at or before step"):
-        run(tmp_path, parts, log_every=100)
+        run(tmp_path, inputs, log_every=100)
     assert all(torch.isfinite(v).all() for v in checkpoint.read(tmp_path / LAST)["model"].values())
 
 
 def test_bfloat16_keeps_coordinates_whole(tmp_path: Path) -> None:
-    parts = toy_parts()
+    inputs = toy_inputs()
     seen = []
-    loss = parts.detector.loss
-    parts.detector.loss = lambda batch: (
+    loss = inputs.detector.loss
+    inputs.detector.loss = lambda batch: (
         seen.append((batch.points.dtype, torch.is_autocast_enabled("cpu"))),
         loss(batch),
     )[1]
-    assert run(tmp_path, parts, precision="bf16", epochs=1, evaluate_every=0)
+    assert run(tmp_path, inputs, precision="bf16", epochs=1, evaluate_every=0)
     assert set(seen) == {(torch.float32, True)}
 
 
@@ -278,7 +280,7 @@ def test_wrong_settings_name_the_key(key: str, value: Any, message: str) -> None
 
 def launch(*arguments: str, processes: int = 1) -> subprocess.Popen:
     """The toy training in processes of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT), *arguments]
     pipe = subprocess.PIPE
@@ -346,13 +348,13 @@ def test_an_error_ends_the_workers(tmp_path: Path) -> None:
 import sys
 sys.path[:0] = [{str(SCRIPT.parent)!r}, {str(SCRIPT.parent.parent)!r}]
 from pathlib import Path
-from toy_detector import toy_parts
+from toy_detector import toy_inputs
 from pcdet_ext.engine.trainer import TrainConfig, Trainer, make_fabric
-parts = toy_parts(size=100)
+inputs = toy_inputs(size=100)
 def fail(batch):
     raise ValueError("no such loss")
-parts.detector.loss = fail
-Trainer(parts, TrainConfig(epochs=1, num_workers=2), Path({str(tmp_path)!r}), make_fabric(device="cpu")).fit()
+inputs.detector.loss = fail
+Trainer(inputs, TrainConfig(epochs=1, num_workers=2), Path({str(tmp_path)!r}), make_fabric(device="cpu")).fit()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1

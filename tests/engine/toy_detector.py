@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pcdet_ext.data.base import collate
 from pcdet_ext.engine import testing
 from pcdet_ext.engine.interrupts import end_process
-from pcdet_ext.engine.trainer import Parts, TrainConfig, Trainer, make_fabric, seed_everything
+from pcdet_ext.engine.trainer import TrainConfig, Trainer, TrainingInputs, make_fabric, seed_everything
 from pcdet_ext.evaluation.base import Result
 from pcdet_ext.structures import Detections, PointBatch, Sample, Targets
 
@@ -74,8 +74,8 @@ def toy_collate(samples: Sequence[Sample]) -> PointBatch:
     return collate(samples, CLASSES)
 
 
-def toy_parts(size: int = 10, dropout: float = 0.2, evaluate: bool = True, delay: float = 0.0) -> Parts:
-    """Parts of a training, the same ones on every call. delay: seconds that each loss takes."""
+def toy_inputs(size: int = 10, dropout: float = 0.2, evaluate: bool = True, delay: float = 0.0) -> TrainingInputs:
+    """What a training works on, the same ones on every call. delay: seconds that each loss takes."""
     seed_everything(7)
     detector, dataset = ToyDetector(dropout), ToyDataset(size)
     if delay:
@@ -87,7 +87,9 @@ def toy_parts(size: int = 10, dropout: float = 0.2, evaluate: bool = True, delay
         value = -float(model.loss(test)["total"])
         return Result(value, {"score": value})
 
-    return Parts(detector, lambda epoch: dataset, toy_collate, {"model": {"name": "Toy"}}, score if evaluate else None)
+    return TrainingInputs(
+        detector, lambda epoch: dataset, toy_collate, {"model": {"name": "Toy"}}, score if evaluate else None
+    )
 
 
 class FrameList:
@@ -125,7 +127,7 @@ def main() -> None:
     fabric = make_fabric(device="cpu")
     fabric.launch()
     options.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(toy_parts(16, 0.0, delay=options.delay), settings, options.out, fabric)
+    trainer = Trainer(toy_inputs(16, 0.0, delay=options.delay), settings, options.out, fabric)
     print("ready", flush=True)
     finished = trainer.fit()
     if finished and fabric.world_size > 1:
