@@ -260,7 +260,7 @@ def run_box_codec(case: Case, grads: bool) -> Values:
     boxes, anchors, labels = d["boxes"], d["anchors"], d["classes"] - 1
     plain, sincos, wide = ResidualCoder(), ResidualCoder(sincos=True), ResidualCoder(extra=2)
     point, bare = PointResidualCoder(KITTI_MEAN_SIZES), PointResidualCoder()
-    codes, scene = plain.encode(boxes, anchors), Sample(d["points"].numpy(), "")
+    codes, scene = plain.encode(boxes, anchors), Sample(d["points"].numpy(), ("x", "y", "z", "intensity")[: d["points"].shape[1]], "")
     values = {
         "residual.code_size": plain.code_size,
         "residual.encode": codes,
