@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from pcdet_ext import checkpoint, config
 from pcdet_ext.config import ConfigError, Node, section
 from pcdet_ext.data.formats import point_features
-from pcdet_ext.data.points import read_points
+from pcdet_ext.data.points import read_point_file
 from pcdet_ext.models.detector import build_detector
-from pcdet_ext.structures import Array, Detections, PointBatch
+from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Predictions
 
 Points = Array | Tensor | str | Path
+MOST_COLUMNS = 16  # of a point; an array with more columns and fewer rows is one that lies on its side
 
 
 def load(path: str | Path, device: str = "auto", overrides: Iterable[str] = (), imports: bool = False) -> Detector:
@@ -86,57 +88,79 @@ class Detector:
         self.model = (model if model is not None else build_detector(settings)).to(self.device).eval()
         self.dropped_points = 0
 
-    @overload
-    def detect(self, points: Points, batch_size: int = 4, score_threshold: float | None = None) -> Detections: ...
-
-    @overload
     def detect(
-        self, points: list[Any] | tuple[Points, ...], batch_size: int = 4, score_threshold: float | None = None
-    ) -> list[Detections]: ...
-
-    def detect(
-        self,
-        points: Points | list[Any] | tuple[Points, ...],
-        batch_size: int = 4,
-        score_threshold: float | None = None,
-    ) -> Detections | list[Detections]:
+        self, points: Points | Sequence[Points], batch_size: int = 4, score_threshold: float | None = None
+    ) -> Any:
         """Find objects in one point cloud, or in each of a list of them.
 
-        points: array or tensor [N, C] with the columns `point_features` first (further ones are not used), or the path
-        of a .bin, .npy, .pcd or .ply file. NaN and infinite points are dropped, with a warning, and counted. An empty
-        cloud has no detections. score_threshold: leave out detections with a lower score.
-        Returns tensors on the input's device for a tensor, arrays otherwise; frame_id is the path where one was given.
-        Raises ValueError for anything but points [N, C], TypeError for other types, DataError for damaged files.
+        Args:
+            points: an array or tensor [N, C] of any real type and layout, with the columns `point_features` first
+                (further ones are not used); or the path of a .bin, .npy, .pcd or .ply file, whose columns are taken by
+                name where the file names them. NaN and infinite points are dropped, with a warning, and counted. An
+                empty cloud has no detections.
+            batch_size: clouds that are worked on at once.
+            score_threshold: leave out detections with a lower score.
+
+        Returns:
+            `Detections`, or `Predictions` of a detector with several heads, or a list of these for a list: tensors on
+            the input's device for a tensor, arrays otherwise. Headings are in [-π, π); frame_id is the path where one
+            was given. Labels of points belong to the points that were not dropped.
+
+        Raises:
+            ValueError: for anything but points [N, C].
+            TypeError: for what is no array of real numbers.
+            DataError: for damaged files, and files without a column that the detector reads.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         dropped_before = self.dropped_points
-        inputs: list[Points] = list(points) if isinstance(points, (list, tuple)) else [points]
-        results: list[Detections] = []
+        several = isinstance(points, (list, tuple))
+        inputs = list(points) if several else [points]
+        results: list[Any] = []
         for start in range(0, len(inputs), batch_size):
             results += self._detect_batch(inputs[start : start + batch_size])
         if dropped := self.dropped_points - dropped_before:
             warnings.warn(f"{dropped} points are NaN or infinite and were dropped", stacklevel=2)
         if score_threshold is not None:
-            results = [r.above(score_threshold) for r in results]
-        return results if isinstance(points, (list, tuple)) else results[0]
+            results = [_with_detections(r, lambda d: d.above(score_threshold)) for r in results]
+        return results if several else results[0]
 
     @torch.no_grad()
-    def predict(self, batch: PointBatch) -> list[Detections]:
-        """Detections of each frame of a batch, on the detector's device; frames without points have none."""
-        counts = torch.bincount(batch.batch_index, minlength=batch.batch_size)
-        found = [self._nothing() for _ in range(batch.batch_size)]
-        filled = counts.nonzero().flatten().tolist()
-        if filled:
-            clouds = torch.split(batch.points.to(self.device), counts.tolist())
-            for frame, result in zip(
-                filled, self.model.predict(PointBatch.from_points([clouds[i] for i in filled])), strict=True
-            ):
-                found[frame] = result
-        names = batch.frame_ids or ("",) * batch.batch_size
-        return [replace(f, frame_id=name, class_names=self.classes) for f, name in zip(found, names, strict=True)]
+    def predict(self, batch: PointBatch) -> list[Any]:
+        """What is found in each frame of a batch, on the detector's device; frames without points have no detections.
 
-    def _detect_batch(self, inputs: Sequence[Points]) -> list[Detections]:
+        Points may come in any order; those of a frame keep theirs.
+        """
+        index = batch.batch_index.to(self.device)
+        order = torch.argsort(index, stable=True)
+        counts = torch.bincount(index, minlength=batch.batch_size)
+        joined = PointBatch(batch.points.to(self.device)[order], index[order], batch.batch_size)
+        found = self.model.predict(joined) if len(order) else self._nothing(batch.batch_size)
+        names = batch.frame_ids or ("",) * batch.batch_size
+        results = []
+        for result, count, name in zip(found, counts.tolist(), names, strict=True):
+
+            def finish(detections: Detections, count: int = count, name: str = name) -> Detections:
+                kept = detections if count else detections.select(slice(0, 0))
+                return replace(kept, boxes=with_headings_in_range(kept.boxes), frame_id=name, class_names=self.classes)
+
+            results.append(_with_detections(result, finish))
+        return results
+
+    def _nothing(self, frames: int) -> list[Any]:
+        """What there is in frames without points, for a batch that has no point at all."""
+        found: dict[str, Any] = {}
+        for name, head in self.model.named_heads().items():
+            if head.reads == "points":
+                none = torch.zeros(0, dtype=torch.int64, device=self.device)
+                found[name] = PointLabels(none, none.float(), head.class_names)
+            else:
+                boxes = torch.zeros(0, 7, dtype=torch.float32, device=self.device)
+                labels = torch.zeros(0, dtype=torch.int64, device=self.device)
+                found[name] = Detections(boxes, boxes[:, 0], labels, self.classes)
+        return [next(iter(found.values())) if self.model.head is not None else Predictions(found)] * frames
+
+    def _detect_batch(self, inputs: Sequence[Points]) -> list[Any]:
         batch = PointBatch.from_points([self._read(p) for p in inputs])
         names = tuple(str(p) if isinstance(p, (str, Path)) else "" for p in inputs)
         found = self.predict(replace(batch, frame_ids=names))
@@ -146,22 +170,62 @@ class Detector:
         """Points float32 [N, F] on the detector's device, all finite."""
         name = "points"
         if isinstance(points, (str, Path)):
-            name, points = str(points), read_points(points)
+            name, points = str(points), self._read_file(points)
         if not isinstance(points, (np.ndarray, Tensor)):
             raise TypeError(
                 f"points must be an array, a tensor, a path or a list of these, got {type(points).__name__}"
             )
-        wanted = len(self.point_features)
-        if points.ndim != 2 or points.shape[1] < wanted:
-            columns = ", ".join(self.point_features)
-            raise ValueError(f"{name}: this detector needs points [N, {wanted}] ({columns}), got {list(points.shape)}")
-        cloud = torch.as_tensor(points[:, :wanted]).to(self.device, torch.float32)
+        self._check_shape(points.shape, name)
+        columns = points[:, : len(self.point_features)]
+        cloud = columns if isinstance(columns, Tensor) else torch.from_numpy(real_numbers(columns, name))
+        if cloud.is_complex():
+            raise TypeError(f"{name}: points must be real numbers, got {cloud.dtype}")
+        cloud = cloud.to(self.device, torch.float32)
         finite = cloud.isfinite().all(dim=1)
         dropped = int((~finite).sum())
         self.dropped_points += dropped
         return cloud[finite] if dropped else cloud
 
-    def _nothing(self) -> Detections:
-        boxes = torch.zeros(0, 7, device=self.device)
-        labels = torch.zeros(0, dtype=torch.int64, device=self.device)
-        return Detections(boxes, boxes[:, 0], labels, self.classes)
+    def _read_file(self, path: str | Path) -> Array:
+        """The columns of a file that the detector reads: by name, or in their order where the file names none."""
+        path, wanted = Path(path), len(self.point_features)
+        headless = path.suffix.lower() == ".bin" and not path.name.lower().endswith(".pcd.bin")
+        content = read_point_file(path, wanted if headless else None)
+        if content.named:
+            return content.select(self.point_features)
+        return content.points
+
+    def _check_shape(self, shape: Sequence[int], name: str) -> None:
+        wanted, columns = len(self.point_features), ", ".join(self.point_features)
+        needs = f"{name}: this detector needs points [N, {wanted}] ({columns}), got {list(shape)}"
+        if len(shape) == 2 and shape[0] in range(wanted, MOST_COLUMNS) and shape[1] > MOST_COLUMNS:
+            raise ValueError(f"{needs}: these are columns of points, pass their transpose (points.T)")
+        if len(shape) != 2 or shape[1] < wanted:
+            raise ValueError(needs)
+
+
+def real_numbers(points: Array, name: str) -> Array:
+    """A float32 copy of an array of any real type and layout. Raises TypeError for anything else."""
+    if points.dtype.kind not in "fiubO":
+        raise TypeError(f"{name}: points must be real numbers, got an array of {points.dtype}")
+    try:
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and dropped as such
+            return np.array(points, dtype=np.float32, order="C")
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: points must be real numbers ({error})") from None
+
+
+def with_headings_in_range(boxes: Tensor) -> Tensor:
+    """Boxes [M, 7 or 9] whose headings are in [-π, π); those that are stay as they are."""
+    heading = boxes[:, 6]
+    wrapped = torch.remainder(heading + math.pi, 2 * math.pi) - math.pi
+    wrapped = torch.where(wrapped >= math.pi, -math.pi, wrapped)
+    inside = (heading >= -math.pi) & (heading < math.pi)
+    return torch.cat([boxes[:, :6], torch.where(inside, heading, wrapped)[:, None], boxes[:, 7:]], 1)
+
+
+def _with_detections(found: Any, change: Callable[[Detections], Detections]) -> Any:
+    """A result with its detections changed; everything else in it stays."""
+    if isinstance(found, Predictions):
+        return Predictions({name: _with_detections(part, change) for name, part in found.heads.items()})
+    return change(found) if isinstance(found, Detections) else found

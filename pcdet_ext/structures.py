@@ -195,7 +195,8 @@ class PointBatch:
 class SparseVoxels:
     """Features on the occupied cells of a batch of voxel grids.
 
-    features: [N, C]; coords: int32 [N, 4] as (batch, z, y, x), each at most once; grid: (Z, Y, X) cells.
+    features: [N, C]; coords: int32 [N, 4] as (batch, z, y, x), each at most once; grid: (Z, Y, X) cells. point_index:
+    int64 [P], row of the voxel that each point of the batch is in, -1 for none; None where nobody asked for it.
     `plans` caches what depends on the coordinates alone (orders, partitions, neighbour tables), so that blocks of one
     stage share it; `with_features` keeps the cache, because the coordinates stay.
     """
@@ -205,6 +206,7 @@ class SparseVoxels:
     grid: tuple[int, int, int]
     batch_size: int
     plans: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    point_index: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.coords.ndim != 2 or self.coords.shape[1] != 4:
@@ -361,3 +363,57 @@ class Detections:
         """The same with tensors on `device`."""
         boxes, scores, labels = (torch.as_tensor(t).to(device) for t in (self.boxes, self.scores, self.labels))
         return replace(self, boxes=boxes, scores=scores, labels=labels)
+
+
+@dataclass(frozen=True, eq=False)
+class PointLabels:
+    """A class for each point of one frame.
+
+    labels: int64 [N], positions in class_names, -1 for points without one; scores: float32 [N] in [0, 1]. Both are
+    tensors, or (after `numpy()`) arrays.
+    """
+
+    labels: Tensor | Array
+    scores: Tensor | Array
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def numpy(self) -> PointLabels:
+        """The same with NumPy arrays."""
+        if isinstance(self.labels, np.ndarray):
+            return self
+        labels, scores = (t.detach().cpu().numpy() for t in (self.labels, self.scores))
+        return replace(self, labels=labels, scores=scores)
+
+    def to(self, device: torch.device | str) -> PointLabels:
+        """The same with tensors on `device`."""
+        labels, scores = (torch.as_tensor(t).to(device) for t in (self.labels, self.scores))
+        return replace(self, labels=labels, scores=scores)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What the heads of a detector with several of them found in one frame, by the name of the head."""
+
+    heads: Mapping[str, Detections | PointLabels]
+
+    @property
+    def detections(self) -> Detections:
+        """Those of the first head that finds boxes. Raises ValueError where none does."""
+        for found in self.heads.values():
+            if isinstance(found, Detections):
+                return found
+        raise ValueError(f"none of the heads {', '.join(self.heads)} finds boxes")
+
+    def __getitem__(self, name: str) -> Detections | PointLabels:
+        return self.heads[name]
+
+    def numpy(self) -> Predictions:
+        """The same with NumPy arrays."""
+        return Predictions({name: found.numpy() for name, found in self.heads.items()})
+
+    def to(self, device: torch.device | str) -> Predictions:
+        """The same with tensors on `device`."""
+        return Predictions({name: found.to(device) for name, found in self.heads.items()})

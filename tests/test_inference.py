@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pcdet_ext
 from pcdet_ext import checkpoint
@@ -17,8 +20,8 @@ from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError
 from pcdet_ext.data.kitti import write_points
 from pcdet_ext.files import DataError
-from pcdet_ext.inference import Detector
-from pcdet_ext.structures import Detections
+from pcdet_ext.inference import Detector, with_headings_in_range
+from pcdet_ext.structures import Detections, PointBatch, Targets
 
 SMALL = (
     "data.point_cloud_range=[0, -6.4, -3, 12.8, 6.4, 1]",
@@ -181,3 +184,89 @@ def test_a_packaged_model_is_built_by_its_name() -> None:
     assert "kitti/demo" in pcdet_ext.list_models("kitti/*")
     with pytest.raises(ConfigError, match="did you mean 'kitti/demo'"):
         pcdet_ext.build("kitti/demos")
+
+
+def test_points_of_a_batch_come_in_any_order(detector: Detector) -> None:
+    clouds = [torch.from_numpy(cloud(seed)) for seed in (1, 2, 3)]
+    joined = PointBatch.from_points(clouds)
+    shuffled = torch.randperm(len(joined.points), generator=torch.Generator().manual_seed(0))
+    mixed = PointBatch(joined.points[shuffled], joined.batch_index[shuffled], 3)
+    # the order inside a frame decides between equal points of a voxel, so it must be compared with the same
+    own = [mixed.points[mixed.batch_index == frame] for frame in range(3)]
+    for found, points in zip(detector.predict(mixed), own, strict=True):
+        same(found.numpy(), detector.detect(points.numpy()))
+
+
+LAYOUTS = {
+    "reversed": lambda a: a[::-1].copy()[::-1],
+    "big-endian": lambda a: a.astype(">f4"),
+    "read-only": lambda a: _frozen(a),
+    "float64": lambda a: a.astype(np.float64),
+    "longdouble": lambda a: a.astype(np.longdouble),
+    "object": lambda a: a.astype(object),
+    "columns": lambda a: np.asfortranarray(a),
+    "strided": lambda a: np.repeat(a, 2, 0)[::2],
+    "wide": lambda a: np.concatenate([a, a], 1),
+}
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array.setflags(write=False)
+    return array
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_arrays_of_any_layout_are_taken_without_a_warning(detector: Detector, layout: str) -> None:
+    points = cloud(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same(detector.detect(LAYOUTS[layout](points)), detector.detect(points))
+
+
+def test_half_precision_arrays_are_taken(detector: Detector) -> None:
+    points = cloud(5)
+    same(detector.detect(points.astype(np.float16)), detector.detect(points.astype(np.float16).astype(np.float32)))
+    same(detector.detect(torch.from_numpy(points).half()).numpy(), detector.detect(points.astype(np.float16)))
+
+
+@pytest.mark.parametrize("wrong", [np.array([["a"] * 4] * 9), np.full((9, 4), "b", object), np.zeros((9, 4), complex)])
+def test_arrays_of_no_numbers_are_refused(detector: Detector, wrong: np.ndarray) -> None:
+    with pytest.raises(TypeError, match="points must be real numbers"):
+        detector.detect(wrong)
+
+
+@pytest.mark.parametrize("rows", [4, 5])
+def test_clouds_that_lie_on_their_side_are_recognised(detector: Detector, rows: int) -> None:
+    with pytest.raises(ValueError, match=rf"got \[{rows}, 500\]: these are columns of points, pass their transpose"):
+        detector.detect(np.zeros((rows, 500), np.float32))
+
+
+@given(st.lists(st.floats(-1e4, 1e4, width=32), max_size=20))
+def test_headings_are_in_range(headings: list[float]) -> None:
+    boxes = torch.zeros(len(headings), 9)
+    boxes[:, 6] = torch.tensor(headings)
+    found = with_headings_in_range(boxes)[:, 6]
+    assert bool(((found >= -math.pi) & (found < math.pi)).all())
+    assert torch.allclose(found.sin(), boxes[:, 6].double().sin().float(), atol=2e-3)
+    inside = (boxes[:, 6] >= -math.pi) & (boxes[:, 6] < math.pi)
+    assert torch.equal(found[inside], boxes[:, 6][inside])
+
+
+def test_columns_of_files_are_taken_by_name(detector: Detector, tmp_path: Path) -> None:
+    points = cloud(6)
+    header = "FIELDS Reflectivity z y x\nSIZE 4 4 4 4\nTYPE F F F F\nWIDTH {}\nDATA binary\n"
+    named = tmp_path / "named.PCD"
+    named.write_bytes(header.format(len(points)).encode() + np.ascontiguousarray(points[:, ::-1]).tobytes())
+    same(detector.detect(named), detector.detect(points))
+    bare = tmp_path / "bare.pcd"
+    bare.write_text("FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nWIDTH 1\nDATA ascii\n1 2 3\n")
+    with pytest.raises(DataError, match=r"bare\.pcd: has no column for 'intensity'; it has x, y, z"):
+        detector.detect(bare)
+
+
+def test_structures_are_compared_as_objects(detector: Detector) -> None:
+    found = detector.detect(cloud(7))
+    assert found == found
+    assert found != detector.detect(cloud(7))
+    assert Targets(found.boxes, found.labels) != Targets(found.boxes, found.labels)

@@ -48,12 +48,13 @@ class PointFile:
     """The content of a point file.
 
     points: float32 [N, F]; columns: name of each column as the file has it, or for a file that names none, as is usual
-    for its kind; path: where it was read.
+    for its kind; path: where it was read; named: whether the columns are what the file (or its kind) says, not a guess.
     """
 
     points: Array
     columns: tuple[str, ...]
     path: Path
+    named: bool = True
 
     def select(self, wanted: Sequence[str]) -> Array:
         """Points float32 [N, len(wanted)] of the wanted columns, found under any of their usual names.
@@ -98,7 +99,8 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
     if suffix == ".bin":
         nuscenes = path.name.lower().endswith(".pcd.bin")
         points = read_bin(path, columns or (5 if nuscenes else 4))
-        return PointFile(points, _headless(points.shape[1], NUSCENES if nuscenes else HEADLESS), path)
+        usual = NUSCENES if nuscenes else HEADLESS
+        return PointFile(points, _headless(points.shape[1], usual), path, named=nuscenes)
     readers = {".npy": _read_npy, ".pcd": _read_pcd, ".ply": _read_ply}
     if suffix not in readers:
         raise DataError(f"{path}: point clouds of this kind are not read{suggest(suffix, ['.bin', *readers])}")
@@ -108,7 +110,8 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
         raise MissingFileError(f"{path}: no such file") from None
     except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
         raise DataError(f"{path}: damaged or not a {suffix} point cloud ({error})") from error
-    return PointFile(points, names, path)
+    named = suffix != ".npy" or names != _headless(points.shape[1], HEADLESS)
+    return PointFile(points, names, path, named)
 
 
 def read_points(path: str | Path, columns: int | None = None) -> Array:

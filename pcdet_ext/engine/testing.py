@@ -21,6 +21,7 @@ from pcdet_ext.engine.loader import frame_loader
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import atomic_write
 from pcdet_ext.inference import Detector, load
+from pcdet_ext.structures import Detections, Predictions
 from pcdet_ext.visualization.plots import write_plots
 
 
@@ -89,9 +90,14 @@ def predict(
             if should_stop():
                 return False
             for sample, found in zip(samples, detector.predict(batch), strict=True):
-                evaluator.add(sample, found.above(options.score_threshold).numpy())
+                evaluator.add(sample, boxes_of(found).above(options.score_threshold).numpy())
             bar.update(len(samples))
     return True
+
+
+def boxes_of(found: Detections | Predictions) -> Detections:
+    """The detections of a result, those of the head that finds boxes where there are several."""
+    return found.detections if isinstance(found, Predictions) else found
 
 
 def measure(

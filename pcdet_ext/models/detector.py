@@ -1,7 +1,8 @@
-"""A complete detector: points → voxels → (3-D backbone) → bird's-eye-view map → (2-D backbone) → head → boxes."""
+"""A complete detector: points → voxels → (3-D backbone) → bird's-eye-view map → (2-D backbone) → heads → results."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,19 +16,32 @@ from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev.backbones import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.models.encoders.points import ENCODERS
 from pcdet_ext.models.heads import HEADS
-from pcdet_ext.structures import Detections, PointBatch
+from pcdet_ext.models.heads.base import Features, Reads
+from pcdet_ext.structures import Detections, PointBatch, Predictions
 
 DETECTORS = Registry("detector")
+ONLY = "head"  # the name of a head that has none
 
 
 @DETECTORS.register
 class VoxelDetector(nn.Module):
-    """A detector composed of an encoder, a head and, between them, optional 3-D and 2-D backbones.
+    """An encoder, one or several heads and, between them, optional 3-D and 2-D backbones.
 
-    classes: names; point_cloud_range: (x, y, z minimum, then maximum) in metres; num_point_features: columns of the
-    points; voxel_size: (x, y, z) in metres. encoder, backbone, bev_backbone, head: mappings of a component's name and
-    arguments; each is told what its predecessor decides (channels, grid, stride).
-    Attribute `stride`: voxels per cell of the head's input map. Raises ConfigError when a component does not fit.
+    Args:
+        classes: names.
+        point_cloud_range: (x, y, z minimum, then maximum) in metres.
+        num_point_features: columns of the points.
+        voxel_size: (x, y, z) in metres.
+        encoder: configuration; each component is told what its predecessor decides (channels, grid, stride).
+        head: configuration of the only head,
+        heads: or those of several, by name; each may say its `weight` in the loss (1 by default).
+        backbone: configuration of a 3-D backbone, or None.
+        bev_backbone: configuration of a 2-D backbone, or None.
+
+    Attributes: stride, voxels per cell of the map that heads read.
+
+    Raises:
+        ConfigError: when a component does not fit.
     """
 
     def __init__(
@@ -37,9 +51,10 @@ class VoxelDetector(nn.Module):
         num_point_features: int,
         voxel_size: Sequence[float],
         encoder: Mapping[str, Any],
-        head: Mapping[str, Any],
+        head: Mapping[str, Any] | None = None,
         backbone: Mapping[str, Any] | None = None,
         bev_backbone: Mapping[str, Any] | None = None,
+        heads: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
@@ -52,46 +67,115 @@ class VoxelDetector(nn.Module):
         if backbone is not None:
             self.backbone = BACKBONES.build(backbone, in_channels=channels, grid=grid, **geometry)
             channels, grid, stride = self.backbone.out_channels, self.backbone.out_grid, self.backbone.stride
-        channels *= grid[0]
+        widths: dict[Reads, int] = {"voxels": channels, "map": channels * grid[0]}
+        widths["points"] = self.encoder.out_channels + (channels if self.backbone is not None else 0)
         self.bev_backbone = None
         if bev_backbone is not None:
-            self.bev_backbone = BEV_BACKBONES.build(bev_backbone, in_channels=channels)
-            channels, stride = self.bev_backbone.out_channels, stride * self.bev_backbone.stride
+            self.bev_backbone = BEV_BACKBONES.build(bev_backbone, in_channels=widths["map"])
+            widths["map"], stride = self.bev_backbone.out_channels, stride * self.bev_backbone.stride
         self.stride = stride
-        context = {"classes": self.classes, "stride": stride, "grid": self.encoder.grid}
-        self.head = HEADS.build(head, in_channels=channels, **context, **geometry)
+        context = {"classes": self.classes, "stride": stride, "grid": self.encoder.grid, **geometry}
+        nodes, self.weights = _head_nodes(head, heads)
+        built = {name: HEADS.build(node, in_channels=_width(node, widths), **context) for name, node in nodes.items()}
+        self.head = built[ONLY] if head is not None else None
+        self.heads = nn.ModuleDict({} if head is not None else built)
+        self.reads = {module.reads for module in built.values()}
+        self.encoder.keep_point_index = "points" in self.reads
+        if bev_backbone is not None and "map" not in self.reads:
+            raise ValueError("bev_backbone makes a map that no head reads")
+
+    def named_heads(self) -> dict[str, nn.Module]:
+        """The heads by name; an only head has the name "head"."""
+        return {ONLY: self.head} if self.head is not None else dict(self.heads)
 
     def forward(self, batch: PointBatch) -> Any:
-        """The head's output for a batch of points."""
-        return self.head(self.bev_map(batch))
+        """The output of the only head, or those of several by name."""
+        features = self.features(batch)
+        outputs = {name: head(features.of(head.reads)) for name, head in self.named_heads().items()}
+        return outputs[ONLY] if self.head is not None else outputs
 
-    def bev_map(self, batch: PointBatch) -> Tensor:
-        """The map [B, C, Y, X] that the head sees."""
+    def features(self, batch: PointBatch) -> Features:
+        """What the heads read. Raises ValueError for points with other columns than the detector was built for."""
         if batch.points.shape[1] != self.num_point_features:
             raise ValueError(
                 f"points must have the {self.num_point_features} columns the detector was built for, "
                 f"got {batch.points.shape[1]}"
             )
-        voxels = self.encoder(batch)
-        if self.backbone is not None:
-            voxels = self.backbone(voxels)
+        encoded = self.encoder(batch)
+        voxels = encoded if self.backbone is None else self.backbone(encoded)
+        if "map" not in self.reads:
+            return Features(batch, encoded, voxels, None)
         bev = flatten_to_bev(voxels)
-        return bev if self.bev_backbone is None else self.bev_backbone(bev)
+        return Features(batch, encoded, voxels, bev if self.bev_backbone is None else self.bev_backbone(bev))
+
+    def bev_map(self, batch: PointBatch) -> Tensor:
+        """The map [B, C, Y, X] that heads read. Raises ValueError where none reads a map."""
+        bev = self.features(batch).bev
+        if bev is None:
+            raise ValueError("no head of this detector reads a map")
+        return bev
 
     def loss(self, batch: PointBatch) -> dict[str, Tensor]:
-        """Losses for a batch with ground truth, among them their sum "total"."""
+        """Losses for a batch with ground truth, and their weighted sum "total".
+
+        Those of an only head have their own names, those of several heads the names "head/loss".
+        """
         if batch.targets is None:
             raise ValueError("the batch has no ground truth (targets) to compute a loss from")
-        boxes, labels = ([getattr(t, name) for t in batch.targets] for name in ("boxes", "labels"))
-        return self.head.loss(self(batch), boxes, labels)
+        output = self(batch)
+        if self.head is not None:
+            losses = self.head.loss(output, batch.targets)
+        else:
+            losses = {
+                f"{name}/{key}": self.weights[name] * value
+                for name, head in self.heads.items()
+                for key, value in head.loss(output[name], batch.targets).items()
+            }
+        return losses | {"total": sum(losses.values())}
 
     @torch.no_grad()
-    def predict(self, batch: PointBatch) -> list[Detections]:
-        """Detections in each frame of a batch, by a module that is in evaluation mode."""
-        found = self.head.decode(self(batch))
-        if not batch.frame_ids:
-            return found
-        return [replace(d, frame_id=frame_id) for d, frame_id in zip(found, batch.frame_ids, strict=True)]
+    def predict(self, batch: PointBatch) -> list[Any]:
+        """The result in each frame of a batch, by a module that is in evaluation mode.
+
+        Of an only head what it decodes, as `Detections`; of several `Predictions`, by their names.
+        """
+        output, names = self(batch), batch.frame_ids or ("",) * batch.batch_size
+        if self.head is not None:
+            return [_in_frame(found, name) for found, name in zip(self.head.decode(output), names, strict=True)]
+        decoded = {name: head.decode(output[name]) for name, head in self.heads.items()}
+        return [
+            Predictions({name: _in_frame(found[i], frame) for name, found in decoded.items()})
+            for i, frame in enumerate(names)
+        ]
+
+
+def _in_frame(found: Any, frame_id: str) -> Any:
+    return replace(found, frame_id=frame_id) if isinstance(found, Detections) else found
+
+
+def _head_nodes(
+    head: Mapping[str, Any] | None, heads: Mapping[str, Mapping[str, Any]] | None
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, float]]:
+    """Configurations of the heads by name, and their weights. Raises ValueError for none, or both kinds."""
+    if (head is None) == (not heads):
+        raise ValueError("a detector needs either `head`, its only one, or `heads`, several by name")
+    if head is not None:
+        return {ONLY: head}, {ONLY: 1.0}
+    nodes, weights = {}, {}
+    for name, node in (heads or {}).items():
+        weight = node.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise ValueError(f"heads.{name}.weight must be a number from 0, got {weight!r}")
+        kept = {key: value for key, value in node.items() if key != "weight"}
+        nodes[name] = Node(kept, node.key_path, node.sources) if isinstance(node, Node) else kept
+        weights[name] = float(weight)
+    return nodes, weights
+
+
+def _width(node: Mapping[str, Any], widths: Mapping[Reads, int]) -> int:
+    """Channels of what a head reads; a head that does not exist is the registry's to refuse."""
+    name = node.get("name")
+    return widths[HEADS.get(name).reads] if name in HEADS else 0
 
 
 def build_detector(config: Node) -> VoxelDetector:

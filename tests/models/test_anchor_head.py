@@ -14,11 +14,21 @@ from pcdet_ext.config import ConfigError
 from pcdet_ext.conformance.golden import run_case
 from pcdet_ext.models.heads import HEADS, AnchorHead
 from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED, AnchorSpec, assign, make_anchors
+from pcdet_ext.structures import Targets
 
 RANGE = (0.0, -4.0, -3.0, 8.0, 4.0, 1.0)
 CLASSES = ("Car", "Pedestrian")
 CAR = {"class_name": "Car", "sizes": [[3.9, 1.6, 1.5]], "bottom_height": -1.8, "matched": 0.6, "unmatched": 0.45}
 PEDESTRIAN = CAR | {"class_name": "Pedestrian", "sizes": [[0.8, 0.6, 1.7]], "matched": 0.5, "unmatched": 0.35}
+
+
+def truth(boxes: object, labels: object) -> list[Targets]:
+    """Objects of each frame as heads take them."""
+    return [Targets(box, label) for box, label in zip(boxes, labels, strict=True)]
+
+
+def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    return sum(losses.values())
 
 
 def make_head(**changes) -> AnchorHead:
@@ -132,8 +142,8 @@ def test_frames_without_objects_and_empty_batches_have_finite_gradients():
     head = make_head()
     output = head(random_bev())
     nothing = torch.zeros(0, 7), torch.zeros(0, dtype=torch.long)
-    losses = head.loss(output, [nothing[0]] * 2, [nothing[1]] * 2)
-    losses["total"].backward()
+    losses = head.loss(output, truth([nothing[0]] * 2, [nothing[1]] * 2))
+    total(losses).backward()
     assert losses["box"] == 0
     assert losses["direction"] == 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
@@ -145,8 +155,8 @@ def test_unusable_objects_are_left_out(bad):
     output = head(random_bev(1))
     good = torch.tensor([[3.0, 0.5, -1.0, 3.9, 1.6, 1.5, 0.1]])
     broken = torch.tensor([[bad, 0, 0, 3.9, 1.6, 1.5, 0], [3, 0, 0, 0, 1.6, 1.5, 0]])
-    alone = head.loss(output, [good], [torch.tensor([0])])["total"]
-    together = head.loss(output, [torch.cat([broken, good])], [torch.tensor([0, 0, 0])])["total"]
+    alone = total(head.loss(output, truth([good], [torch.tensor([0])])))
+    together = total(head.loss(output, truth([torch.cat([broken, good])], [torch.tensor([0, 0, 0])])))
     assert together == alone
 
 

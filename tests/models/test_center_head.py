@@ -15,6 +15,7 @@ from pcdet_ext.conformance.golden import run_case
 from pcdet_ext.models.heads import HEADS, CenterHead
 from pcdet_ext.models.heads.center import CenterOutput, TaskMaps
 from pcdet_ext.models.targets.anchors import draw_gaussians, gaussian, gaussian_radius
+from pcdet_ext.structures import Targets
 
 CLASSES = ("car", "bus", "walker")
 CONTEXT = {
@@ -26,6 +27,15 @@ CONTEXT = {
 }
 VELOCITY = {"center": 1, "center_z": 1, "dim": 2, "rot": 1, "vel": 1}
 MAP = (32, 24)
+
+
+def truth(boxes: object, labels: object) -> list[Targets]:
+    """Objects of each frame as heads take them."""
+    return [Targets(box, label) for box, label in zip(boxes, labels, strict=True)]
+
+
+def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    return sum(losses.values())
 
 
 def make_head(**changes) -> CenterHead:
@@ -87,7 +97,7 @@ def test_perfect_maps_have_no_box_loss():
     head = make_head(branches=VELOCITY | {"iou": 1}, box_iou_loss=True)
     boxes, labels = objects(velocity=True)
     targets = head.targets(head(random_bev(1)), [boxes], [labels])
-    losses = head.loss(perfect_output(head, targets, iou=1.0), [boxes], [labels])
+    losses = head.loss(perfect_output(head, targets, iou=1.0), truth([boxes], [labels]))
     assert losses["box_0"] < 1e-5
     assert losses["iou_0"] < 1e-4
     assert losses["box_iou_0"] < 1e-4
@@ -125,9 +135,9 @@ def test_frames_without_objects_train(branches):
     nothing = torch.zeros(0, 7), torch.zeros(0, dtype=torch.long)
     boxes, labels = objects()
     for batch in ([nothing, nothing], [nothing, (boxes[:1], labels[:1])]):
-        losses = head.loss(head(random_bev()), *zip(*batch, strict=True))
-        losses["total"].backward()
-        assert losses["total"].isfinite()
+        losses = head.loss(head(random_bev()), truth(*zip(*batch, strict=True)))
+        total(losses).backward()
+        assert total(losses).isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
 
 
@@ -138,8 +148,8 @@ def test_unusable_objects_do_not_count(bad):
     boxes, labels = objects()
     broken = boxes[:1].clone()
     broken[0, 3] = bad
-    alone = head.loss(output, [boxes], [labels])["total"]
-    together = head.loss(output, [torch.cat([broken, boxes])], [torch.cat([labels[:1], labels])])["total"]
+    alone = total(head.loss(output, truth([boxes], [labels])))
+    together = total(head.loss(output, truth([torch.cat([broken, boxes])], [torch.cat([labels[:1], labels])])))
     torch.testing.assert_close(together, alone)
 
 
@@ -147,9 +157,9 @@ def test_unknown_velocity_is_no_error():
     head = make_head(branches=VELOCITY).eval()
     boxes, labels = objects(velocity=True)
     boxes[0, 7:] = math.nan
-    losses = head.loss(head(random_bev(1)), [boxes], [labels])
-    losses["total"].backward()
-    assert losses["total"].isfinite()
+    losses = head.loss(head(random_bev(1)), truth([boxes], [labels]))
+    total(losses).backward()
+    assert total(losses).isfinite()
     assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
 
 
@@ -221,4 +231,4 @@ def test_velocity_head_needs_velocities():
     head = make_head(branches=VELOCITY)
     boxes, labels = objects()
     with pytest.raises(ValueError, match="9 columns"):
-        head.loss(head(random_bev(1)), [boxes], [labels])
+        head.loss(head(random_bev(1)), truth([boxes], [labels]))

@@ -297,12 +297,12 @@ def query_head(**options: object) -> TransFusionHead:
 def test_the_overlap_of_boxes_can_be_a_loss_of_query_heads():
     bev, boxes = torch.randn(1, 4, 16, 16), [torch.tensor([[8.0, 0, -1, 3.9, 1.6, 1.5, 0.3]])]
     plain, with_overlap = (
-        head.loss(head(bev), boxes, [torch.tensor([0])])
+        head.loss(head(bev), [Targets(boxes[0], torch.tensor([0]))])
         for head in (query_head(), query_head(box_iou_weight=0.5, window_repeats=True))
     )
     assert "box_iou" not in plain
     assert 0 < with_overlap["box_iou"] < 1  # half of 1 - DIoU, of a single object
-    with_overlap["total"].backward()
+    sum(with_overlap.values()).backward()
 
 
 def test_windows_cannot_wrap_and_repeat():

@@ -14,6 +14,7 @@ from pcdet_ext.conformance.golden import run_case
 from pcdet_ext.models.heads import HEADS, TransFusionHead
 from pcdet_ext.models.heads.transfusion_decoder import window_mask
 from pcdet_ext.ops import iou_3d
+from pcdet_ext.structures import Targets
 
 CLASSES = ("car", "bus", "cone")
 BRANCHES = {"center": 2, "height": 2, "dim": 2, "rot": 2}
@@ -25,6 +26,15 @@ CONTEXT = {
     "voxel_size": (0.5, 0.5, 4.0),
     "stride": 2,
 }
+
+
+def truth(boxes: object, labels: object) -> list[Targets]:
+    """Objects of each frame as heads take them."""
+    return [Targets(box, label) for box, label in zip(boxes, labels, strict=True)]
+
+
+def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    return sum(losses.values())
 
 
 def make_head(**changes) -> TransFusionHead:
@@ -161,9 +171,9 @@ def test_frames_without_objects_train():
     broken = torch.tensor([[math.nan, 0, 0, 1, 1, 1, 0], [5, 0, 0, 0, 1, 1, 0]])
     nothing = torch.zeros(0, 7), torch.zeros(0, dtype=torch.long)
     for first in (nothing, (broken, labels), (boxes, labels)):
-        losses = head.loss(head(random_bev()), *zip(first, nothing, strict=True))
-        losses["total"].backward()
-        assert losses["total"].isfinite()
+        losses = head.loss(head(random_bev()), truth(*zip(first, nothing, strict=True)))
+        total(losses).backward()
+        assert total(losses).isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
 
 
@@ -193,4 +203,4 @@ def test_velocity_head_needs_velocities():
     head = make_head(branches=BRANCHES | {"vel": 2})
     boxes, labels = objects()
     with pytest.raises(ValueError, match="9 columns"):
-        head.loss(head(random_bev(1)), [boxes], [labels])
+        head.loss(head(random_bev(1)), truth([boxes], [labels]))

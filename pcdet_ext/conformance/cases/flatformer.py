@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pcdet_ext.conformance.cases.openpcdet_heads import as_targets, with_total
 from pcdet_ext.conformance.golden import Case, Values, backward, runs
 from pcdet_ext.interop import flatformer
 from pcdet_ext.interop.openpcdet_boxes import from_second
@@ -119,7 +120,7 @@ def run_head(case: Case, grads: bool) -> Values:
     maps = our_maps({name.removeprefix("raw_"): t for name, t in raw.items()})
     output = CenterOutput((maps,))
     boxes, labels = zip(*(_objects(case, frame) for frame in range(case.config["batch_size"])), strict=True)
-    (targets,), losses = head.targets(output, boxes, labels), head.loss(output, boxes, labels)
+    (targets,), losses = head.targets(output, boxes, labels), with_total(head.loss(output, as_targets(boxes, labels)))
     values = _targets(targets, case) | {f"out.loss_{name}": losses[f"{ours}_0"] for name, ours in LOSSES.items()}
     for frame, found in enumerate(head.candidates(output)[0]):
         rot = gather_cells(case.tensor("in.raw_rot")[frame : frame + 1], found.cells[None])[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -34,9 +34,19 @@ from pcdet_ext.models.targets.box_coding import (
     enlarge,
     limit_period,
 )
-from pcdet_ext.structures import Detections, PointBatch, Sample
+from pcdet_ext.structures import Detections, PointBatch, Sample, Targets
 
 KITTI_MEAN_SIZES = ((3.9, 1.6, 1.56), (0.8, 0.6, 1.73), (1.76, 0.6, 1.73))
+
+
+def as_targets(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Targets]:
+    """Objects of each frame as heads take them."""
+    return [Targets(box, label) for box, label in zip(boxes, labels, strict=True)]
+
+
+def with_total(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Losses and their sum "total"."""
+    return losses | {"total": sum(losses.values())}
 
 
 @runs("openpcdet", "anchor_head")
@@ -55,7 +65,7 @@ def run_anchor_head(case: Case, grads: bool) -> Values:
     bev = case.tensor("in.spatial_features_2d").requires_grad_()
     output = head(bev)
     boxes, labels = ground_truth(case.tensor("in.gt_boxes"))
-    loss = head.loss(output, boxes, labels)
+    loss = with_total(head.loss(output, as_targets(boxes, labels)))
     maps = {"cls_preds": output.logits, "box_preds": output.codes, "dir_cls_preds": output.directions}
     values = {f"out.{k}": v.reshape(len(bev), *output.map_size, -1) for k, v in maps.items() if v is not None}
     values |= {
@@ -103,7 +113,7 @@ def run_center_head(case: Case, grads: bool) -> Values:
     bev = case.tensor("in.spatial_features_2d").requires_grad_()
     output = head(bev)
     boxes, labels = ground_truth(case.tensor("in.gt_boxes"))
-    loss = head.loss(output, boxes, labels)
+    loss = with_total(head.loss(output, as_targets(boxes, labels)))
     values = {"out.loss.total": loss["total"].reshape(1), "out.loss.rpn_loss": loss["total"]}
     for t, (maps, target) in enumerate(zip(output.tasks, head.targets(output, boxes, labels), strict=True)):
         values |= {f"out.pred.{t}.{name}": getattr(maps, name) for name in head.branches}
@@ -149,7 +159,7 @@ def run_transfusion_head(case: Case, grads: bool) -> Values:
     bev = case.tensor("in.spatial_features_2d").requires_grad_()
     output = head(bev)
     boxes, labels = ground_truth(case.tensor("in.gt_boxes"))
-    targets, loss = head.targets(output, boxes, labels), head.loss(output, boxes, labels)
+    targets, loss = head.targets(output, boxes, labels), with_total(head.loss(output, as_targets(boxes, labels)))
     values = _queries(head, output) | _query_targets(targets, len(boxes))
     published = {"heatmap": "loss_heatmap", "classification": "loss_cls", "box": "loss_bbox", "iou": "loss_iou"}
     values |= {f"out.loss.{published[name]}": value for name, value in loss.items() if name in published}
@@ -253,6 +263,12 @@ def run_gaussian(case: Case, grads: bool) -> Values:
     return values
 
 
+def _scene(points: Tensor) -> Sample:
+    """A frame of points alone, whose columns beside x, y, z have no meaning here."""
+    columns = ("x", "y", "z", *(f"column {i}" for i in range(3, points.shape[1])))
+    return Sample(points.numpy(), columns, "")
+
+
 @runs("openpcdet", "box_codec")
 def run_box_codec(case: Case, grads: bool) -> Values:
     """Codes of boxes, corners, angles and frames."""
@@ -260,7 +276,10 @@ def run_box_codec(case: Case, grads: bool) -> Values:
     boxes, anchors, labels = d["boxes"], d["anchors"], d["classes"] - 1
     plain, sincos, wide = ResidualCoder(), ResidualCoder(sincos=True), ResidualCoder(extra=2)
     point, bare = PointResidualCoder(KITTI_MEAN_SIZES), PointResidualCoder()
-    codes, scene = plain.encode(boxes, anchors), Sample(d["points"].numpy(), ("x", "y", "z", "intensity")[: d["points"].shape[1]], "")
+    codes, scene = (
+        plain.encode(boxes, anchors),
+        _scene(d["points"]),
+    )
     values = {
         "residual.code_size": plain.code_size,
         "residual.encode": codes,

@@ -8,11 +8,13 @@ same layers on rows (points) that know their voxel. State-dict keys are those of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from pcdet_ext.config import Registry
+from pcdet_ext.models.layers.lookup import rows_of
 from pcdet_ext.models.layers.norm import SparseBatchNorm
 from pcdet_ext.ops import dynamic_voxelize, grid_size, segment_reduce, voxelize
 from pcdet_ext.structures import PointBatch, SparseVoxels
@@ -45,7 +47,12 @@ class PointFeatureLayer(nn.Module):
 
 
 class _Geometry(nn.Module):
-    """Range, voxel size and grid, and the voxel centres they imply."""
+    """Range, voxel size and grid, and the voxel centres they imply.
+
+    keep_point_index: keep which voxel each point is in (`SparseVoxels.point_index`), for heads that read points.
+    """
+
+    keep_point_index = False
 
     def __init__(self, point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> None:
         super().__init__()
@@ -110,6 +117,16 @@ class _HardVoxels:
     point_cloud_range: tuple[float, ...]
     voxel_size: tuple[float, ...]
     training: bool
+    keep_point_index: bool
+
+    def _with_point_index(self, voxels: SparseVoxels, batch: PointBatch) -> SparseVoxels:
+        """The voxels with their `point_index`, where it is to be kept; points of voxels beyond the cap have none."""
+        if not self.keep_point_index:
+            return voxels
+        coords, voxel = dynamic_voxelize(batch.points, batch.batch_index, self.point_cloud_range, self.voxel_size)
+        row = rows_of(voxels, coords)
+        index = torch.where(voxel >= 0, row[voxel.clamp(min=0)], -1) if len(row) else torch.full_like(voxel, -1)
+        return replace(voxels, point_index=index)
 
     def _set_caps(self, max_points: int, max_voxels: int | Sequence[int]) -> None:
         caps = (max_voxels, max_voxels) if isinstance(max_voxels, int) else tuple(max_voxels)
@@ -174,7 +191,7 @@ class PillarVFE(_PointNet, _HardVoxels):
 
     def forward(self, batch: PointBatch) -> SparseVoxels:
         """Features [M, num_filters[-1]] of the voxels of a batch."""
-        return self.encode(*self._voxelize(batch), batch.batch_size)
+        return self._with_point_index(self.encode(*self._voxelize(batch), batch.batch_size), batch)
 
     def encode(self, voxels: Tensor, coords: Tensor, num_points: Tensor, batch_size: int) -> SparseVoxels:
         """The same from voxels [M, P, F], their coords [M, 4] (batch, z, y, x) and numbers of points [M]."""
@@ -209,7 +226,7 @@ class MeanVFE(_Geometry, _HardVoxels):
 
     def forward(self, batch: PointBatch) -> SparseVoxels:
         """Mean features [M, in_channels] of the voxels of a batch."""
-        return self.encode(*self._voxelize(batch), batch.batch_size)
+        return self._with_point_index(self.encode(*self._voxelize(batch), batch.batch_size), batch)
 
     def encode(self, voxels: Tensor, coords: Tensor, num_points: Tensor, batch_size: int) -> SparseVoxels:
         """The same from voxels [M, P, F] padded with zeros, their coords [M, 4] and numbers of points [M]."""
@@ -228,15 +245,16 @@ class _DynamicVoxels:
     drop_first = False  # each frame lacks its first voxel
     pillars = False  # columns of the whole height: z is neither divided nor checked
 
-    def _assign(self, batch: PointBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Points inside [R, F], the voxel of each, int64 [R], and the voxels' coords int32 [N, 4]."""
+    def _assign(self, batch: PointBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Points inside [R, F], the voxel of each, int64 [R], the voxels' coords int32 [N, 4], and the voxel of every
+        point of the batch, int64 [P], -1 outside."""
         order = "xyz" if self.x_major else "zyx"
         where = (batch.batch_index, self.point_cloud_range, self.voxel_size, order, self.pillars)
         coords, voxel = dynamic_voxelize(self._clamped(batch.points) if self.clamp else batch.points, *where)
         if self.drop_first:
             coords, voxel = _without_first(coords, voxel)
         inside = voxel >= 0
-        return batch.points[inside], voxel[inside], coords
+        return batch.points[inside], voxel[inside], coords, voxel
 
     def _clamped(self, points: Tensor) -> Tensor:
         """Points whose finite x, y, z are moved into the cells at the border, [P, 3]."""
@@ -293,12 +311,13 @@ class _DynamicPointNet(_PointNet, _DynamicVoxels):
 
     def forward(self, batch: PointBatch) -> SparseVoxels:
         """Features [N, num_filters[-1]] of the occupied voxels of a batch."""
-        points, index, coords = self._assign(batch)
+        points, index, coords, of_points = self._assign(batch)
         mean = None
         if self.cluster_offset:
             mean = segment_reduce(points[:, :3].contiguous(), index, len(coords), reduce="mean")
         rows = self._describe(points, index, coords, mean)
-        return SparseVoxels(self._run(rows, index, len(coords)), coords, self.grid, batch.batch_size)
+        features, kept = self._run(rows, index, len(coords)), of_points if self.keep_point_index else None
+        return SparseVoxels(features, coords, self.grid, batch.batch_size, point_index=kept)
 
 
 @ENCODERS.register
@@ -354,6 +373,7 @@ class DynamicMeanVFE(_Geometry, _DynamicVoxels):
 
     def forward(self, batch: PointBatch) -> SparseVoxels:
         """Mean features [N, in_channels] of the occupied voxels of a batch."""
-        points, index, coords = self._assign(batch)
+        points, index, coords, of_points = self._assign(batch)
         mean = segment_reduce(points, index, len(coords), reduce="mean")
-        return SparseVoxels(mean, coords, self.grid, batch.batch_size)
+        kept = of_points if self.keep_point_index else None
+        return SparseVoxels(mean, coords, self.grid, batch.batch_size, point_index=kept)

@@ -1,11 +1,22 @@
-"""Detection heads: from a bird's-eye-view map to boxes.
-
-A head has `forward(bev) -> output`, `loss(output, boxes, labels) -> {"total": …}` and `decode(output) -> [Detections]`.
-"""
+"""Heads: from features to what a user asks for. See `base.Head`."""
 
 from pcdet_ext.models.heads.anchor import AnchorHead, AnchorOutput
+from pcdet_ext.models.heads.base import Features, Head, PointFeatures
 from pcdet_ext.models.heads.center import CenterHead, CenterOutput
 from pcdet_ext.models.heads.registry import HEADS
+from pcdet_ext.models.heads.segmentation import PointSegmentationHead
 from pcdet_ext.models.heads.transfusion import QueryOutput, TransFusionHead
 
-__all__ = ["HEADS", "AnchorHead", "AnchorOutput", "CenterHead", "CenterOutput", "QueryOutput", "TransFusionHead"]
+__all__ = [
+    "HEADS",
+    "AnchorHead",
+    "AnchorOutput",
+    "CenterHead",
+    "CenterOutput",
+    "Features",
+    "Head",
+    "PointFeatures",
+    "PointSegmentationHead",
+    "QueryOutput",
+    "TransFusionHead",
+]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct, suggest
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels
 from pcdet_ext.models.heads.losses import sigmoid_focal_loss, smooth_l1_loss, with_sine_difference
 from pcdet_ext.models.heads.postprocess import NMSConfig, best_class, every_class, suppress
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED, AnchorSpec, assign, make_anchors, usable_boxes
 from pcdet_ext.models.targets.box_coding import ResidualCoder, apply_direction_bin, direction_bin
-from pcdet_ext.structures import Detections
+from pcdet_ext.structures import Detections, Targets
 
 PRIOR = 0.01  # probability of an object that an untrained head starts with (RetinaNet)
 
@@ -63,6 +64,8 @@ class AnchorHead(nn.Module):
     nms: fields of `NMSConfig`. State-dict keys are those of OpenPCDet's AnchorHeadSingle.
     Raises ValueError for anchors that do not fit the classes and for weights of a wrong number.
     """
+
+    reads: ClassVar[Reads] = "map"
 
     def __init__(
         self,
@@ -182,22 +185,22 @@ class AnchorHead(nn.Module):
             before += len(spec)
         return target, torch.cat(positives), torch.cat(objects)
 
-    def loss(self, output: AnchorOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Losses "classification", "box", "direction" and their sum "total" for the objects of each frame.
+    def loss(self, output: AnchorOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Losses "classification", "box" and "direction" for the objects of each frame.
 
         Each is summed over a frame's anchors, divided by its positive ones (at least 1) and averaged over frames.
         """
-        targets = self.targets(output, boxes, labels)
-        share = 1 / (targets.labels >= 0).sum(1).clamp_min(1) / len(targets.labels)
-        losses = {"classification": self._class_loss(output, targets, share)}
-        frame, anchor = targets.positive
-        predicted, target = with_sine_difference(output.codes[frame, anchor], targets.codes)
+        wanted = self.targets(output, *boxes_and_labels(targets))
+        share = 1 / (wanted.labels >= 0).sum(1).clamp_min(1) / len(wanted.labels)
+        losses = {"classification": self._class_loss(output, wanted, share)}
+        frame, anchor = wanted.positive
+        predicted, target = with_sine_difference(output.codes[frame, anchor], wanted.codes)
         error = smooth_l1_loss(predicted, target, self.beta, self.code_weights)
         losses["box"] = self.box_weight * (error * share[frame, None]).sum()
         if output.directions is not None:
-            error = F.cross_entropy(output.directions[frame, anchor], targets.directions, reduction="none")
+            error = F.cross_entropy(output.directions[frame, anchor], wanted.directions, reduction="none")
             losses["direction"] = self.direction_weight * (error * share[frame]).sum()
-        return losses | {"total": sum(losses.values())}
+        return losses
 
     def _class_loss(self, output: AnchorOutput, targets: AnchorTargets, share: Tensor) -> Tensor:
         wanted = torch.zeros_like(output.logits)

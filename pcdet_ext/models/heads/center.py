@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct, suggest
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels
 from pcdet_ext.models.heads.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
 from pcdet_ext.models.heads.postprocess import NMSConfig, rectify_scores, suppress
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.targets.anchors import CenterTargets, center_targets
 from pcdet_ext.models.targets.box_coding import lifted
-from pcdet_ext.structures import Detections
+from pcdet_ext.structures import Detections, Targets
 
 PRIOR_LOGIT = -2.19  # an untrained heatmap's: a probability of 0.1
 CHANNELS = {"center": 2, "center_z": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
@@ -87,6 +88,8 @@ class CenterHead(nn.Module):
     boxes around their tops. Velocities that have no weight in `code_weights` need not be known.
     State-dict keys are those of OpenPCDet's CenterHead. Raises ValueError for settings that contradict each other.
     """
+
+    reads: ClassVar[Reads] = "map"
 
     def __init__(
         self,
@@ -190,13 +193,13 @@ class CenterHead(nn.Module):
             for task, maps in zip(self.tasks, output.tasks, strict=True)
         )
 
-    def loss(self, output: CenterOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Losses of each task t ("heatmap_t", "box_t", "iou_t", "box_iou_t") and their sum "total"."""
+    def loss(self, output: CenterOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Losses of each task t: "heatmap_t", "box_t", "iou_t", "box_iou_t"."""
         losses = {}
-        targets = self.targets(output, boxes, labels)
-        for t, (maps, target) in enumerate(zip(output.tasks, targets, strict=True)):
+        wanted = self.targets(output, *boxes_and_labels(targets))
+        for t, (maps, target) in enumerate(zip(output.tasks, wanted, strict=True)):
             losses |= {f"{name}_{t}": value for name, value in self._task_loss(maps, target).items()}
-        return losses | {"total": sum(losses.values())}
+        return losses
 
     def _task_loss(self, maps: TaskMaps, target: CenterTargets) -> dict[str, Tensor]:
         probability = maps.heatmap.sigmoid().clamp(1e-4, 1 - 1e-4)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from pcdet_ext.config import suggest
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels
 from pcdet_ext.models.heads.losses import axis_aligned_diou, gaussian_focal_loss, sigmoid_focal_loss, smooth_l1_loss
 from pcdet_ext.models.heads.postprocess import rectify_scores
 from pcdet_ext.models.heads.registry import HEADS
@@ -28,7 +29,7 @@ from pcdet_ext.models.heads.transfusion_decoder import DecoderLayer, PredictionH
 from pcdet_ext.models.targets.anchors import draw_gaussians, gaussian_radius, usable_boxes
 from pcdet_ext.models.targets.box_coding import lifted
 from pcdet_ext.ops import iou_3d, iou_3d_paired, nms
-from pcdet_ext.structures import Detections
+from pcdet_ext.structures import Detections, Targets
 
 PRIOR_LOGIT = -2.19  # an untrained heatmap's: a probability of 0.1
 CHANNELS = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
@@ -82,6 +83,8 @@ class TransFusionHead(nn.Module):
     options. State-dict keys are those of OpenPCDet.
     Raises ValueError for settings that contradict each other.
     """
+
+    reads: ClassVar[Reads] = "map"
 
     def __init__(
         self,
@@ -283,16 +286,16 @@ class TransFusionHead(nn.Module):
         query, found = (torch.from_numpy(index).to(labels) for index in pairs)
         return query, found, overlap[query, found]
 
-    def loss(self, output: QueryOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Losses "heatmap", "classification", "box", "iou", "box_iou" of the frames' objects, and their sum "total"."""
-        targets = self.targets(output, boxes, labels)
-        frame, query = targets.positive
+    def loss(self, output: QueryOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Losses "heatmap", "classification", "box", "iou", "box_iou" of the frames' objects."""
+        wanted = self.targets(output, *boxes_and_labels(targets))
+        frame, query = wanted.positive
         count = max(len(query), 1)
         dense = output.heatmap.sigmoid().clamp(1e-4, 1 - 1e-4)
-        peaks = (targets.heatmap == 1).sum().clamp_min(1)
-        heatmap = gaussian_focal_loss(dense, targets.heatmap, eps=1e-12).sum() / peaks
-        one_hot = F.one_hot(targets.labels, len(self.classes) + 1)[..., :-1].transpose(1, 2).to(output.logits)
-        error = smooth_l1_loss(output.codes.transpose(1, 2)[frame, query], targets.codes, beta=0.0)
+        peaks = (wanted.heatmap == 1).sum().clamp_min(1)
+        heatmap = gaussian_focal_loss(dense, wanted.heatmap, eps=1e-12).sum() / peaks
+        one_hot = F.one_hot(wanted.labels, len(self.classes) + 1)[..., :-1].transpose(1, 2).to(output.logits)
+        error = smooth_l1_loss(output.codes.transpose(1, 2)[frame, query], wanted.codes, beta=0.0)
         losses = {
             "heatmap": self.heatmap_weight * heatmap,
             "classification": self.class_weight * sigmoid_focal_loss(output.logits, one_hot).sum() / count,
@@ -300,12 +303,12 @@ class TransFusionHead(nn.Module):
         }
         if output.iou is not None:
             found = self.boxes(output.codes.detach())[frame, query, :7]
-            pairs = (lifted(b) if self.iou_of_tops else b for b in (found, targets.boxes))
+            pairs = (lifted(b) if self.iou_of_tops else b for b in (found, wanted.boxes))
             losses["iou"] = self.iou_weight * _iou_loss(output.iou[frame, query], *pairs)
         if self.box_iou_weight:
             found = self.boxes(output.codes)[frame, query, :7]
-            losses["box_iou"] = self.box_iou_weight * (1 - axis_aligned_diou(found, targets.boxes)).sum() / count
-        return losses | {"total": sum(losses.values())}
+            losses["box_iou"] = self.box_iou_weight * (1 - axis_aligned_diou(found, wanted.boxes)).sum() / count
+        return losses
 
     @torch.no_grad()
     def decode(self, output: QueryOutput) -> list[Detections]:

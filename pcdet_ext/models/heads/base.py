@@ -1,0 +1,110 @@
+"""What a head is, and what it reads of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from pcdet_ext.models.layers.lookup import rows_of
+from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
+
+Reads = Literal["map", "voxels", "points"]
+
+
+class Head(Protocol):
+    """Turns features into what a user asks for; a detector has one or several.
+
+    reads: which of the `Features` it is called with: the bird's-eye-view "map" [B, C, Y, X], the sparse "voxels" of the
+    backbone, or the features of "points", `PointFeatures`.
+    """
+
+    reads: ClassVar[Reads]
+
+    def __call__(self, features: Any) -> Any:
+        """The head's raw output."""
+        ...
+
+    def loss(self, output: Any, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Losses by name, to be added up; targets: one for each frame. Raises ValueError where a label is missing."""
+        ...
+
+    def decode(self, output: Any) -> list[Any]:
+        """The result in each frame, such as `Detections`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class PointFeatures:
+    """Features of the points of a batch.
+
+    features: [P, C], zeros for points that are in no voxel; batch_index: int64 [P], frame of each point; inside: bool
+    [P], whether it is in a voxel.
+    """
+
+    features: Tensor
+    batch_index: Tensor
+    batch_size: int
+    inside: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the part of a detector that its heads share makes of a batch.
+
+    batch: the points; encoded: voxels of the encoder; voxels: those of the backbone (the same without one); bev: map
+    [B, C, Y, X], or None where no head reads it.
+    """
+
+    batch: PointBatch
+    encoded: SparseVoxels
+    voxels: SparseVoxels
+    bev: Tensor | None
+
+    def of(self, reads: Reads) -> Any:
+        """What a head that reads the "map", "voxels" or "points" is called with."""
+        if reads == "map":
+            return self.bev
+        return self.voxels if reads == "voxels" else self.points()
+
+    def points(self) -> PointFeatures:
+        """For each point the features of its encoder's voxel and, behind them, those of its backbone's voxel."""
+        index = self.encoded.point_index
+        if index is None:
+            raise ValueError("the encoder did not keep which voxel each point is in")
+        inside = index >= 0
+        parts = [rows_or_zeros(self.encoded.features, index)]
+        if self.voxels is not self.encoded:
+            cells = rows_or_zeros(coarse_cells(self.encoded, self.voxels.grid), index)
+            parts.append(rows_or_zeros(self.voxels.features, torch.where(inside, rows_of(self.voxels, cells), -1)))
+        features = torch.cat([part.to(parts[0].dtype) for part in parts], 1)
+        return PointFeatures(features, self.batch.batch_index, self.batch.batch_size, inside)
+
+
+def rows_or_zeros(values: Tensor, index: Tensor) -> Tensor:
+    """Rows [P, C] of values [N, C] at index int64 [P], zeros where it is -1; differentiable."""
+    if not len(values):
+        return values.new_zeros(len(index), values.shape[1])
+    return torch.where(index[:, None] >= 0, values[index.clamp(min=0)], 0)
+
+
+def coarse_cells(voxels: SparseVoxels, grid: tuple[int, int, int]) -> Tensor:
+    """Cells int64 [N, 4] (batch, z, y, x) of a coarser grid over the same range that voxels lie in."""
+    sizes = torch.tensor([voxels.grid, grid], device=voxels.coords.device)
+    fine = voxels.coords[:, 1:].long()
+    coarse = torch.div(fine * sizes[1], sizes[0], rounding_mode="floor")
+    return torch.cat([voxels.coords[:, :1].long(), torch.minimum(coarse, sizes[1] - 1)], 1)
+
+
+def boxes_and_labels(targets: Sequence[Targets]) -> tuple[list[Tensor], list[Tensor]]:
+    """The boxes [M, 7 or 9] and labels int64 [M] of each frame. Raises ValueError for a frame without them."""
+    boxes, labels = [], []
+    for frame, target in enumerate(targets):
+        if target.boxes is None or target.labels is None:
+            raise ValueError(f"frame {frame} of the batch has no labelled boxes to learn from")
+        boxes.append(torch.as_tensor(target.boxes))
+        labels.append(torch.as_tensor(target.labels))
+    return boxes, labels
