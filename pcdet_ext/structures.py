@@ -1,6 +1,6 @@
 """What flows through the library: typed objects with named fields.
 
-Conventions (all rooms): LiDAR frame x forward, y left, z up, metres. A box is
+Conventions: LiDAR frame x forward, y left, z up, metres. A box is
 ``(x, y, z, dx, dy, dz, heading[, vx, vy])`` with z at the box centre and heading counter-clockwise
 from +x in radians. Ranges are half-open ``[min, max)``. Voxel coordinates are ``(z, y, x)``. Labels are 0-based.
 """
@@ -384,7 +384,7 @@ class PointLabels:
         """The same with NumPy arrays."""
         if isinstance(self.labels, np.ndarray):
             return self
-        labels, scores = (t.detach().cpu().numpy() for t in (self.labels, self.scores))
+        labels, scores = (torch.as_tensor(t).detach().cpu().numpy() for t in (self.labels, self.scores))
         return replace(self, labels=labels, scores=scores)
 
     def to(self, device: torch.device | str) -> PointLabels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from pcdet_ext.ops.boxes_reference import (
     nms_reference,
     points_in_boxes_reference,
 )
+from pcdet_ext.structures import Array
 
 SIDES = {"crowded": 5.0, "street": 50.0}  # half sides in metres of the square that 500 boxes stand in
 CANDIDATES = 4096  # boxes before suppression, as published detectors have them
@@ -42,13 +44,13 @@ def clustered_boxes(load: Workload, count: int, copies: int = 20, side: float = 
 
 @benchmark("iou", per_frame=False)
 def overlaps(load: Workload) -> Iterator[Contest]:
-    """Matrices of overlaps of turned boxes against shapely's vectorised polygons."""
+    """Matrices of overlaps of rotated boxes against shapely's vectorised polygons."""
     for setting, side in SIDES.items():
         a, b = street_boxes(load, 500, side, 0), street_boxes(load, 500, side, 1)
         yield Contest(
             f"bev, 500 x 500, {setting}",
-            lambda a=a, b=b: iou_bev(a, b),
-            lambda a=a, b=b: iou_matrix_reference(a, b, BEV),
+            partial(iou_bev, a, b),
+            partial(iou_matrix_reference, a, b, BEV),
             shapely_peer(a, b),
             work={"pairs": len(a) * len(b)},
             bytes=a.nbytes + b.nbytes + 4 * len(a) * len(b),
@@ -70,9 +72,9 @@ def shapely_peer(a: Tensor, b: Tensor) -> dict[str, Callable[[], Tensor]]:
         import shapely
     except ImportError:
         return {}
-    first, second = (shapely.polygons(footprint_corners(x)) for x in (a, b))
+    first, second = (np.asarray(shapely.polygons(footprint_corners(x))) for x in (a, b))
     tree = shapely.STRtree(second)
-    area_a, area_b = shapely.area(first), shapely.area(second)
+    area_a, area_b = np.asarray(shapely.area(first)), np.asarray(shapely.area(second))
 
     def overlap() -> Tensor:
         i, j = tree.query(first, predicate="intersects")
@@ -88,7 +90,7 @@ def shapely_peer(a: Tensor, b: Tensor) -> dict[str, Callable[[], Tensor]]:
     return {"shapely intersection": overlap_of_all, "shapely STRtree + intersection": overlap}
 
 
-def footprint_corners(boxes: Tensor) -> np.ndarray:
+def footprint_corners(boxes: Tensor) -> Array:
     """Corners float64 [N, 4, 2] of the footprints of boxes [N, 7]."""
     b = boxes.double().numpy()
     local = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2 * b[:, None, 3:5]
@@ -108,7 +110,7 @@ def suppression(load: Workload) -> Iterator[Contest]:
         for threshold in (0.01, 0.7):
             yield Contest(
                 f"{kind} > {threshold}, {CANDIDATES} boxes",
-                lambda kind=kind, threshold=threshold: nms(boxes, scores, threshold, kind),
+                partial(nms, boxes, scores, threshold, kind),
                 work={"boxes": CANDIDATES, "kept": len(nms(boxes, scores, threshold, kind))},
                 bytes=boxes.nbytes + scores.nbytes,
             )
@@ -129,8 +131,8 @@ def inside(load: Workload) -> Iterator[Contest]:
         boxes[:, 2] -= 1.0  # onto the ground below the sensor
         yield Contest(
             f"{count} boxes",
-            lambda boxes=boxes: points_in_boxes(load.points, boxes),
-            lambda boxes=boxes: points_in_boxes_reference(load.points, boxes, 0.0),
+            partial(points_in_boxes, load.points, boxes),
+            partial(points_in_boxes_reference, load.points, boxes, 0.0),
             work={"points": len(load.points), "boxes": count},
             bytes=load.points.nbytes + boxes.nbytes + 8 * len(load.points),
         )

@@ -13,9 +13,12 @@ SIZE = {"cpu": 1 << 28, "cuda": 1 << 30}  # bytes, beyond all caches
 
 
 def copy_bandwidth(device: torch.device, size: int | None = None, rounds: int = 9) -> float:
-    """Bytes a second that `Tensor.copy_` reads and writes together on the device, the median of `rounds`.
+    """Bytes per second that `Tensor.copy_` reads and writes together, the median of several rounds.
 
-    size: bytes of each of the two tensors.
+    Args:
+        device: where the two tensors are.
+        size: bytes of each of them, None for more than all caches hold.
+        rounds: how often to copy.
     """
     size = SIZE.get(device.type, SIZE["cpu"]) if size is None else size
     source = torch.zeros(size // 4, device=device)

@@ -68,7 +68,8 @@ def street_voxels(count: int, point_cloud_range: tuple[float, ...], voxel_size: 
 
     The last frame is thinned out at random.
     """
-    frames, missing = [], count
+    frames: list[Tensor] = []
+    missing = count
     while missing:
         points = torch.from_numpy(synthetic_scan(min(_FRAME_POINTS, 4 * count), seed=len(frames)))
         frame = torch.full((len(points),), len(frames))

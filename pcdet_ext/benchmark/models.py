@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -50,10 +50,17 @@ STAGES = ("encoder", "backbone", "bev_backbone", "head")
 class ModelTiming:
     """What one detector took for one frame.
 
-    seconds: median of each stage; parts: of the backbone's plans, "grouping" (orders, partitions and what is derived
-    from them), "neighbour tables" (of sparse convolutions) and "position embeddings"; peak_mb: highest memory in MB
-    until the end of each stage, beyond model and frame, None where that cannot be had; reference_scan: seconds of the
-    backbone on the PyTorch definition of Mamba's scan.
+    Args:
+        config: name of the configuration.
+        points: of the frame.
+        voxels: that the encoder made of it.
+        parameters: of the detector.
+        rounds: how often it was measured.
+        seconds: median of each stage.
+        parts: seconds of the backbone's plans: "grouping" (orders, partitions and what is derived from them),
+            "neighbour tables" (of sparse convolutions) and "position embeddings".
+        peak_mb: highest memory in MB until the end of each stage, beyond model and frame; None where unknown.
+        reference_scan: seconds of the backbone on the PyTorch definition of Mamba's scan.
     """
 
     config: str
@@ -217,9 +224,9 @@ def _timed_stages(
 
 
 @contextmanager
-def _timed_plans(device: str) -> Iterator[Counter[str]]:
+def _timed_plans(device: str) -> Iterator[dict[str, float]]:
     """Seconds that making plans took, those of a plan inside another one counted once."""
-    parts: Counter[str] = Counter()
+    parts: dict[str, float] = defaultdict(float)
     original, depth = SparseVoxels.plan, [0]
 
     @wraps(original)

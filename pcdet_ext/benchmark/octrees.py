@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from pcdet_ext.benchmark.registry import Contest, Workload, benchmark
 from pcdet_ext.benchmark.sequences import occupied
 from pcdet_ext.benchmark.voxels import WAYMO_VOXELS, with_gradient
 from pcdet_ext.grouping.octree import build_octree
-from pcdet_ext.grouping.orders import ordering_of_keys
+from pcdet_ext.grouping.orders import Ordering, ordering_of_keys
 from pcdet_ext.grouping.partitions import octree_windows
 from pcdet_ext.ops import octree_depthwise_conv, serialize
 from pcdet_ext.ops.octree_conv import octree_depthwise_conv_reference
@@ -41,10 +43,14 @@ def trees(load: Workload) -> Iterator[Contest]:
     for dilation in (1, 4):
         yield Contest(
             f"windows of 32, dilation {dilation}",
-            lambda dilation=dilation: octree_windows(ordering, 32, dilation).index,
+            partial(_window_index, ordering, dilation),
             work={"voxels": len(coords)},
             bytes=(8 + 8 + 8 + 1 + 8) * len(coords),  # order; index, inverse, valid, owner
         )
+
+
+def _window_index(ordering: Ordering, dilation: int) -> Tensor:
+    return octree_windows(ordering, 32, dilation).index
 
 
 @benchmark("octree_depthwise_conv")
@@ -92,7 +98,7 @@ def _clouds(coords: Tensor, depth: int) -> list[Tensor]:
     return list(centres.split(torch.bincount(coords[:, 0]).tolist()))
 
 
-def _ocnn_octree(clouds: list[Tensor], depth: int) -> object:
+def _ocnn_octree(clouds: list[Tensor], depth: int) -> Any:
     """ocnn's octree of the same clouds, with its tables."""
     library = optional("ocnn.octree")
     frames = torch.cat([torch.full((len(c), 1), i, device=c.device) for i, c in enumerate(clouds)])

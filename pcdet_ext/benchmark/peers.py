@@ -33,12 +33,16 @@ def torch_scatter_reduce(values: Tensor, index: Tensor, num_segments: int, kind:
     return {"torch-scatter": lambda: library.scatter(values, index, 0, dim_size=num_segments, reduce=kind)}
 
 
-def torch_scatter_softmax() -> dict[str, Callable[[Tensor, Tensor, int], Tensor]]:
+def torch_scatter_softmax() -> dict[str, Callable[..., Tensor]]:
     """torch-scatter's softmax inside segments (values, index, number of segments)."""
     library = optional("torch_scatter")
     if library is None:
         return {}
-    return {"torch-scatter": lambda values, index, segments: library.scatter_softmax(values, index, 0, segments)}
+
+    def softmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
+        return library.scatter_softmax(values, index, 0, num_segments)
+
+    return {"torch-scatter": softmax}
 
 
 def ocnn_encode(coords: Tensor) -> Peers:

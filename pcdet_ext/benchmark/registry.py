@@ -16,10 +16,12 @@ from pcdet_ext.config import suggest
 
 @dataclass(frozen=True)
 class Workload:
-    """What a benchmark gets.
+    """What a benchmark measures on.
 
-    points: float32 [P, 4 or more] (x, y, z, intensity, …) of one frame, on the device; voxels: how many an operation on
-    voxels is measured with, None for those that the points lie in.
+    Args:
+        frame: its name.
+        points: float32 [P, 4 or more] (x, y, z, intensity, …) of one frame, on the device.
+        voxels: how many an operation on voxels is measured with, None for those that the points lie in.
     """
 
     frame: str
@@ -50,13 +52,19 @@ def all_close(ours: Any, theirs: Any) -> bool:
 
 @dataclass(frozen=True)
 class Contest:
-    """One thing that is measured, by calling functions without arguments.
+    """One operation that is measured in several implementations, each a function without arguments.
 
-    setting: which sizes and options; ours: this library; reference: its PyTorch reference, or None; peers: other
-    libraries by name; agrees(ours, theirs): whether two results are the same; work: what there is of it, such as
-    {"voxels": 17000}, the size first; bytes: that ours must at least read and write, for the achieved bandwidth; flops:
-    multiplications and additions of ours, for what computes more than it moves; reference_limit: the size above which
-    the reference is left out, because it takes minutes or does not fit into memory.
+    Args:
+        setting: which sizes and options.
+        ours: this library.
+        reference: its PyTorch reference, or None.
+        peers: other libraries by name.
+        agrees: agrees(ours, theirs) tells whether two results are the same.
+        work: amounts by name, such as {"voxels": 17000}, the size first.
+        bytes: what ours must at least read and write, for the achieved bandwidth.
+        flops: multiplications and additions of ours, where it computes more than it moves.
+        reference_limit: the size above which the reference is left out, because it takes minutes or does not fit into
+            memory.
     """
 
     setting: str

@@ -28,7 +28,7 @@ LINEAR = 12.0  # times longer at most, for ten times as many voxels, to count as
 class Result:
     """One contest as it went on one frame.
 
-    voxels: the size that was asked for, or None; copy: bytes a second that a copy on the device achieves; peak: bytes
+    voxels: the size that was asked for, or None; copy: bytes per second that a copy on the device achieves; peak: bytes
     that one call of ours takes at its highest; both None where not measured.
     """
 
@@ -147,7 +147,7 @@ def run_ops(
     voxels: Sequence[int] = SIZES,
     effort: Effort | None = None,
 ) -> bool:
-    """Measure the operations, printing a line each; True when every result agreed with that of its peers.
+    """Measure the operations, printing one line for each; True when every result agreed with that of its peers.
 
     paths: point files or folders, instead of synthetic scans; only: names of benchmarks; json_path: where everything is
     written, once, at the end; threads: of torch and the native kernels; voxels: sizes of the synthetic scans, of which

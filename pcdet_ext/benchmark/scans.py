@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,17 +37,19 @@ def _groups(load: Workload) -> Iterator[tuple[str, int, int]]:
 def mamba_scans(load: Workload) -> Iterator[Contest]:
     """Mamba's scan over twice the channels, with gate and step sizes, in the layout of the linear layers before it."""
     for name, batch, length in _groups(load):
-        generator, inner = load.generator(), 2 * CHANNELS
-
-        def series(rows: int, batch=batch, length=length, generator=generator) -> Tensor:
-            return torch.randn(batch, length, rows, generator=generator).to(load.device).mT
-
+        inner = 2 * CHANNELS
+        series = partial(_series, load, load.generator(), batch, length)
         rates = -torch.arange(1.0, STATE + 1, device=load.device).repeat(inner, 1)
         bias = torch.full((inner,), -4.0, device=load.device)
         ones = torch.ones(inner, device=load.device)
         inputs = [series(inner), series(inner), rates, series(STATE), series(STATE), ones, series(inner), bias]
         peer = {"mamba-ssm": mamba_scan()}
         yield from _contests(name, selective_scan, selective_scan_reference, peer, inputs, (True,), batch * length)
+
+
+def _series(load: Workload, generator: torch.Generator, batch: int, length: int, rows: int) -> Tensor:
+    """Random numbers [batch, rows, length] in the layout that a linear layer leaves."""
+    return torch.randn(batch, length, rows, generator=generator).to(load.device).mT
 
 
 @benchmark("causal_conv1d")
@@ -88,12 +92,19 @@ def _contests(
     reference: Op,
     peers: dict[str, Op | None],
     inputs: Sequence[Tensor],
-    options: tuple,
+    options: tuple[Any, ...],
     voxels: int,
 ) -> Iterator[Contest]:
     """Forward alone, and with all gradients of a quarter of the sequences, for which the reference keeps gigabytes.
 
-    peers: take part on CUDA, where they are installed.
+    Args:
+        name: what the groups are.
+        op: our operator.
+        reference: the same in PyTorch.
+        peers: other libraries' operators, which take part on CUDA where they are installed.
+        inputs: tensors with gradients.
+        options: what else is given to all of them.
+        voxels: rows of the inputs.
     """
     here = {n: peer for n, peer in peers.items() if peer is not None and inputs[0].is_cuda}
     size = sum(t.nbytes for t in inputs) + inputs[0].nbytes
@@ -101,7 +112,7 @@ def _contests(
         f"forward, {name}",
         lambda: op(*inputs, *options),
         lambda: reference(*inputs, *options),
-        {n: lambda peer=peer: peer(*inputs, *options) for n, peer in here.items()},
+        {n: partial(peer, *inputs, *options) for n, peer in here.items()},
         agrees=_near,
         work={"voxels": voxels},
         bytes=size,
@@ -113,7 +124,7 @@ def _contests(
         f"with gradient, {name}",
         lambda: _gradient(op, few, options),
         lambda: _gradient(reference, few, options),
-        {n: lambda peer=peer: _gradient(peer, few, options) for n, peer in here.items()},
+        {n: partial(_gradient, peer, few, options) for n, peer in here.items()},
         agrees=_all_near,
         work={"voxels": voxels * quarter // len(inputs[0])},
         bytes=3 * size * quarter // len(inputs[0]),
@@ -121,7 +132,7 @@ def _contests(
     )
 
 
-def _gradient(op: Op, inputs: Sequence[Tensor], options: tuple) -> list[Tensor]:
+def _gradient(op: Op, inputs: Sequence[Tensor], options: tuple[Any, ...]) -> list[Tensor]:
     leaves = [t.detach().requires_grad_() for t in inputs]
     y = op(*leaves, *options)
     return [y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch import Tensor
 from pcdet_ext.benchmark.frames import street_voxels
 from pcdet_ext.benchmark.peers import Peers, ocnn_decode, ocnn_encode
 from pcdet_ext.benchmark.registry import Contest, Workload, benchmark
-from pcdet_ext.benchmark.voxels import WAYMO_PILLARS, WAYMO_VOXELS
-from pcdet_ext.grouping.orders import ordering_of_keys
+from pcdet_ext.benchmark.voxels import WAYMO_PILLARS, WAYMO_VOXELS, Extent
+from pcdet_ext.grouping.orders import Ordering, ordering_of_keys
 from pcdet_ext.grouping.partitions import equal_groups
 from pcdet_ext.ops import deserialize, dynamic_voxelize, rotated_sets, scattered_linear_attention, serialize
 from pcdet_ext.ops.linear_attention import scattered_linear_attention_reference
@@ -31,7 +32,7 @@ Grid = tuple[int, int, int]
 REFERENCE_LIMIT = 200_000  # voxels; above, references take gigabytes or many seconds
 
 
-def occupied(load: Workload, setting: tuple) -> tuple[Tensor, Grid]:
+def occupied(load: Workload, setting: Extent) -> tuple[Tensor, Grid]:
     """Coords int32 [N, 4] of as many cells as the load wants, else of those of its points, and the grid (Z, Y, X).
 
     Wanted cells are those of as many synthetic scans as it takes, one frame each.
@@ -61,12 +62,12 @@ def orders(load: Workload) -> Iterator[Contest]:
     yield _keys("hilbert", voxels, grid, partial(curve_encode_reference, voxels, grid, CURVES["hilbert"], depth))
     yield _keys("lsh", voxels, grid, None)
     for order, along_y in (("window_x", False), ("window_y", True)):
-        rows = {"window": (32, 13, 13), "shift": (16, 6, 6)}  # LION
-        reference = partial(window_keys_reference, voxels, grid, *rows.values(), along_y, False)
-        yield _keys(order, voxels, grid, reference, **rows)
-        snake = {"window": (1, 9, 9), "shift": (0, 4, 4)}  # FlatFormer
-        reference = partial(window_keys_reference, pillars, flat, *snake.values(), along_y, True)
-        yield _keys(order, pillars, flat, reference, path="snake", **snake)
+        window, shift = (32, 13, 13), (16, 6, 6)  # LION
+        reference = partial(window_keys_reference, voxels, grid, window, shift, along_y, False)
+        yield _keys(order, voxels, grid, reference, window=window, shift=shift)
+        window, shift = (1, 9, 9), (0, 4, 4)  # FlatFormer
+        reference = partial(window_keys_reference, pillars, flat, window, shift, along_y, True)
+        yield _keys(order, pillars, flat, reference, path="snake", window=window, shift=shift)
 
 
 def _keys(
@@ -75,12 +76,12 @@ def _keys(
     grid: Grid,
     reference: Callable[[], Tensor] | None,
     peers: Peers | None = None,
-    **options: object,
+    **options: Any,
 ) -> Contest:
     kind = options.get("path") or (f"{options['lowest']} lowest" if "lowest" in options else "")
     return Contest(
         f"{order} {kind}".strip(),
-        lambda: serialize(coords, grid, order, **options),
+        partial(serialize, coords, grid, order, **options),
         reference,
         peers or {},
         work={"voxels": len(coords)},
@@ -92,11 +93,12 @@ def _keys(
 def decoding(load: Workload) -> Iterator[Contest]:
     """Cells of the keys of both curves."""
     voxels, grid = occupied(load, WAYMO_VOXELS)
-    for order, depth in (("zorder", MAX_DEPTH), ("hilbert", curve_depth(grid))):
+    depths: dict[Literal["zorder", "hilbert"], int] = {"zorder": MAX_DEPTH, "hilbert": curve_depth(grid)}
+    for order, depth in depths.items():
         keys = serialize(voxels, grid, order)
         yield Contest(
             order,
-            lambda keys=keys, order=order, depth=depth: deserialize(keys, order, depth),
+            partial(deserialize, keys, order, depth),
             partial(curve_decode_reference, keys, CURVES[order], depth),
             ocnn_decode(keys, depth) if order == "zorder" else {},
             work={"voxels": len(voxels)},
@@ -125,25 +127,27 @@ def groups(load: Workload) -> Iterator[Contest]:
     for size in (69, 4096):
         yield Contest(
             f"of {size}",
-            lambda size=size: equal_groups(ordering, size).index,
+            partial(_group_index, ordering, size),
             work={"voxels": len(voxels)},
             bytes=4 * 8 * len(voxels),  # order and its inverse; index and inverse of the groups
         )
 
 
+def _group_index(ordering: Ordering, size: int) -> Tensor:
+    return equal_groups(ordering, size).index
+
+
 @benchmark("rotated_sets")
 def sets(load: Workload) -> Iterator[Contest]:
-    """The sets of DSVT on Waymo: windows of 12 × 12 and shifted ones of 24 × 24 pillars, 36 voxels a set."""
+    """The sets of DSVT on Waymo: windows of 12 × 12 and shifted ones of 24 × 24 pillars, 36 voxels per set."""
     coords, grid = occupied(load, WAYMO_PILLARS)
     batch = frames_of(coords)
     for name, window, shift in (("12x12", (1, 12, 12), (0, 0, 0)), ("24x24 shifted", (1, 24, 24), (0, 6, 6))):
         count = [max(-(-(g + s) // w), -(-g // w) + 1) for g, w, s in zip(grid, window, shift, strict=True)]
         yield Contest(
             name,
-            lambda window=window, shift=shift: rotated_sets(coords, grid, batch, window, shift, 36),
-            lambda window=window, shift=shift, count=count: rotated_sets_reference(
-                coords, grid, batch, window, shift, count, 36
-            ),
+            partial(rotated_sets, coords, grid, batch, window, shift, 36),
+            partial(rotated_sets_reference, coords, grid, batch, window, shift, count, 36),
             work={"voxels": len(coords)},
             bytes=coords.nbytes + sum(t.nbytes for t in rotated_sets(coords, grid, batch, window, shift, 36)),
         )

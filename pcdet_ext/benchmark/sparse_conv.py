@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -11,13 +12,13 @@ from torch import Tensor
 
 from pcdet_ext.benchmark.registry import Contest, Workload, all_close, benchmark
 from pcdet_ext.benchmark.sequences import frames_of, occupied
-from pcdet_ext.benchmark.voxels import KITTI_VOXELS
+from pcdet_ext.benchmark.voxels import KITTI_VOXELS, Extent
 from pcdet_ext.models.layers.depthwise_conv import DepthwiseSubMConv3d
 from pcdet_ext.models.layers.sparse_conv import Engine, SparseConv3d, SubMConv3d, submanifold_table
 from pcdet_ext.ops.octree_conv import octree_depthwise_conv_reference
 from pcdet_ext.structures import SparseVoxels
 
-WAYMO_COARSE = (-76.8, -76.8, -2.0, 76.8, 76.8, 4.0), (0.32, 0.32, 0.1875)  # ScatterFormer's
+WAYMO_COARSE: Extent = (-76.8, -76.8, -2.0, 76.8, 76.8, 4.0), (0.32, 0.32, 0.1875)  # ScatterFormer's
 CHANNELS = 32
 
 
@@ -45,10 +46,8 @@ def depthwise(load: Workload) -> Iterator[Contest]:
         table = submanifold_table(voxels, kernel)
         yield Contest(
             "x".join(map(str, kernel)),
-            lambda conv=conv: conv(voxels, voxels.features),
-            lambda conv=conv, table=table: octree_depthwise_conv_reference(
-                voxels.features, conv.weight.flatten(0, 2), table
-            ),
+            partial(conv, voxels, voxels.features),
+            partial(octree_depthwise_conv_reference, voxels.features, conv.weight.flatten(0, 2), table),
             work={"voxels": len(voxels), "neighbours": int((table >= 0).sum())},
             bytes=2 * voxels.features.nbytes + table.nbytes,
             flops=2 * CHANNELS * int((table >= 0).sum()),
@@ -56,7 +55,7 @@ def depthwise(load: Workload) -> Iterator[Contest]:
         )
 
 
-def _voxels(load: Workload, setting: tuple) -> SparseVoxels:
+def _voxels(load: Workload, setting: Extent) -> SparseVoxels:
     coords, grid = occupied(load, setting)
     features = torch.randn(len(coords), CHANNELS, generator=load.generator()).to(load.device)
     return SparseVoxels(features, coords, grid, frames_of(coords))

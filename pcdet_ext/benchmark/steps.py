@@ -50,7 +50,7 @@ def run_steps(
     steps: int = 6,
     threads: int | None = None,
 ) -> None:
-    """Measure training steps of each configuration, in a process of its own, and print a line each.
+    """Measure training steps of each configuration, in a process of its own, and print one line for each.
 
     overrides: changes of every configuration (`data.root=…`); steps: those that count.
     Raises ConfigError for a configuration that cannot be used, DataError where its training frames cannot be read, and

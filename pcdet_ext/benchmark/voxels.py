@@ -16,6 +16,8 @@ from pcdet_ext.ops import dynamic_voxelize, segment_reduce, segment_softmax, vox
 from pcdet_ext.ops.segment import KINDS, segment_reduce_reference
 from pcdet_ext.ops.voxelize import dynamic_voxelize_reference, grid_size, voxelize_reference
 
+Extent = tuple[tuple[float, ...], tuple[float, ...]]  # range (x, y, z minimum, then maximum); voxel size (x, y, z)
+
 
 class VoxelSetting(NamedTuple):
     """Range (x, y, z minimum, then maximum) and voxel size (x, y, z) in metres, and the caps of hard voxels."""
@@ -26,10 +28,10 @@ class VoxelSetting(NamedTuple):
     max_voxels: int
 
 
-KITTI_PILLARS = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0), (0.16, 0.16, 4.0)
-KITTI_VOXELS = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0), (0.05, 0.05, 0.1)
-WAYMO_PILLARS = (-74.88, -74.88, -2.0, 74.88, 74.88, 4.0), (0.32, 0.32, 6.0)
-WAYMO_VOXELS = (-75.2, -75.2, -2.0, 75.2, 75.2, 4.0), (0.1, 0.1, 0.15)
+KITTI_PILLARS: Extent = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0), (0.16, 0.16, 4.0)
+KITTI_VOXELS: Extent = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0), (0.05, 0.05, 0.1)
+WAYMO_PILLARS: Extent = (-74.88, -74.88, -2.0, 74.88, 74.88, 4.0), (0.32, 0.32, 6.0)
+WAYMO_VOXELS: Extent = (-75.2, -75.2, -2.0, 75.2, 75.2, 4.0), (0.1, 0.1, 0.15)
 # As in the published configurations: caps of training and of testing on KITTI.
 HARD = {
     "pointpillars-kitti-train": VoxelSetting(*KITTI_PILLARS, 32, 16_000),
@@ -53,12 +55,16 @@ def hard_voxels(load: Workload) -> Iterator[Contest]:
         voxels, *rest = voxelize(load.points, *setting)
         yield Contest(
             name,
-            lambda setting=setting: voxelize(load.points, *setting),
-            lambda setting=setting: voxelize_reference(load.points, *setting)[:3],
+            partial(voxelize, load.points, *setting),
+            partial(_hard_reference, load.points, setting),
             spconv_peer(load.points, setting),
             work={"points": len(load.points), "voxels": len(voxels)},
             bytes=sum(t.nbytes for t in (load.points, voxels, *rest)),
         )
+
+
+def _hard_reference(points: Tensor, setting: VoxelSetting) -> tuple[Tensor, ...]:
+    return voxelize_reference(points, *setting)[:3]
 
 
 def spconv_peer(points: Tensor, setting: VoxelSetting) -> dict[str, Callable[[], Sequence[Tensor]]]:
@@ -84,23 +90,27 @@ def dynamic_mean(load: Workload) -> Iterator[Contest]:
         coords, mean = mean_of_voxels(load.points, batch_index, *setting)
         yield Contest(
             name + " + mean",
-            lambda setting=setting: mean_of_voxels(load.points, batch_index, *setting),
-            lambda setting=setting: mean_of_voxels_reference(load.points, batch_index, *setting),
-            {"torch.unique + index_add": lambda setting=setting: unique_mean(load.points, batch_index, *setting)},
+            partial(mean_of_voxels, load.points, batch_index, *setting),
+            partial(mean_of_voxels_reference, load.points, batch_index, *setting),
+            {"torch.unique + index_add": partial(unique_mean, load.points, batch_index, *setting)},
             work={"points": len(load.points), "voxels": len(coords)},
             bytes=sum(t.nbytes for t in (load.points, batch_index, coords, mean)),
         )
 
 
-def mean_of_voxels(points: Tensor, batch_index: Tensor, *setting: Sequence[float]) -> tuple[Tensor, Tensor]:
+def mean_of_voxels(
+    points: Tensor, batch_index: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float]
+) -> tuple[Tensor, Tensor]:
     """Coords [N, 4] and mean points [N, C] with this library."""
-    coords, voxel = dynamic_voxelize(points, batch_index, *setting)
+    coords, voxel = dynamic_voxelize(points, batch_index, point_cloud_range, voxel_size)
     return coords, segment_reduce(points, voxel, len(coords), "mean")
 
 
-def mean_of_voxels_reference(points: Tensor, batch_index: Tensor, *setting: Sequence[float]) -> tuple[Tensor, Tensor]:
+def mean_of_voxels_reference(
+    points: Tensor, batch_index: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float]
+) -> tuple[Tensor, Tensor]:
     """The same with this library's references."""
-    coords, voxel = dynamic_voxelize_reference(points, batch_index, *setting)
+    coords, voxel = dynamic_voxelize_reference(points, batch_index, point_cloud_range, voxel_size)
     return coords, segment_reduce_reference(points, voxel, len(coords), KINDS["mean"])[0]
 
 
@@ -124,7 +134,7 @@ def unique_mean(
 
 @benchmark("segment_reduce")
 def reductions(load: Workload) -> Iterator[Contest]:
-    """Reductions of 64 features a point by pillar, as a pillar encoder needs them, forward and backward."""
+    """Reductions of 64 features per point by pillar, as a pillar encoder needs them, forward and backward."""
     batch_index = torch.zeros(len(load.points), dtype=torch.int64, device=load.device)
     coords, pillar = dynamic_voxelize(load.points, batch_index, *WAYMO_PILLARS)
     pillar = pillar[pillar >= 0]
@@ -133,9 +143,9 @@ def reductions(load: Workload) -> Iterator[Contest]:
     for kind in KINDS:
         yield Contest(
             f"{kind} of 64 channels",
-            lambda kind=kind: segment_reduce(values, pillar, len(coords), kind),
-            lambda kind=kind: segment_reduce_reference(values, pillar, len(coords), KINDS[kind])[0],
-            {"torch scatter_reduce": lambda kind=kind: scatter_reduced(values, pillar, len(coords), kind)}
+            partial(segment_reduce, values, pillar, len(coords), kind),
+            partial(_reduced_reference, values, pillar, len(coords), KINDS[kind]),
+            {"torch scatter_reduce": partial(scatter_reduced, values, pillar, len(coords), kind)}
             | torch_scatter_reduce(values, pillar, len(coords), kind),
             work={"rows": len(values), "segments": len(coords)},
             bytes=values.nbytes + pillar.nbytes + weights.nbytes,
@@ -154,9 +164,13 @@ def reductions(load: Workload) -> Iterator[Contest]:
     )
 
 
+def _reduced_reference(values: Tensor, index: Tensor, num_segments: int, kind: int) -> Tensor:
+    return segment_reduce_reference(values, index, num_segments, kind)[0]
+
+
 @benchmark("segment_softmax")
 def softmax(load: Workload) -> Iterator[Contest]:
-    """Softmax of 8 columns a point inside pillars, as attention over points needs it, forward and backward."""
+    """Softmax of 8 columns per point inside pillars, as attention over points needs it, forward and backward."""
     batch_index = torch.zeros(len(load.points), dtype=torch.int64, device=load.device)
     coords, pillar = dynamic_voxelize(load.points, batch_index, *WAYMO_PILLARS)
     pillar = pillar[pillar >= 0]
@@ -174,7 +188,7 @@ def softmax(load: Workload) -> Iterator[Contest]:
         "8 columns, with gradient",
         lambda: with_gradient(lambda v: segment_softmax(v, pillar, len(coords)), values, weights),
         peers={
-            name: lambda call=call: with_gradient(lambda v: call(v, pillar, len(coords)), values, weights)
+            name: partial(with_gradient, partial(call, index=pillar, num_segments=len(coords)), values, weights)
             for name, call in peers.items()
         },
         work=work,

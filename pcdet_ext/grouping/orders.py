@@ -25,7 +25,7 @@ ORDERS = Registry("order")
 class Ordering:
     """The voxels of a batch as one sequence, frame after frame.
 
-    order: int64 [N], voxel at each place; inverse: int64 [N], place of each voxel; counts: int64 [B], voxels a frame.
+    order: int64 [N], voxel at each place; inverse: int64 [N], place of each voxel; counts: int64 [B], voxels per frame.
     """
 
     order: Tensor

@@ -26,7 +26,8 @@ from pcdet_ext.ops.boxes_reference import (
 )
 from pcdet_ext.ops.published_boxes import published_removals
 
-NMS_KINDS = {"rotated": 0, "axis_aligned": 1, "circle": 2}
+NMSKind = Literal["rotated", "axis_aligned", "circle"]
+NMS_KINDS: dict[NMSKind, int] = {"rotated": 0, "axis_aligned": 1, "circle": 2}
 
 
 def iou_bev(a: Tensor, b: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def nms(
     boxes: Tensor,
     scores: Tensor,
     iou_threshold: float,
-    kind: Literal["rotated", "axis_aligned", "circle"] = "rotated",
+    kind: NMSKind = "rotated",
     pre_max: int | None = None,
     post_max: int | None = None,
     published: bool = False,

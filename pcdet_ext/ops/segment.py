@@ -12,13 +12,12 @@ from torch import Tensor
 from pcdet_ext.ops import _native
 from pcdet_ext.ops._native import I32, I64, POINTER
 
-KINDS = {"sum": 0, "mean": 1, "max": 2, "min": 3}
+Reduction = Literal["sum", "mean", "max", "min"]
+KINDS: dict[Reduction, int] = {"sum": 0, "mean": 1, "max": 2, "min": 3}
 _NATIVE, _WIDENED = (torch.float32, torch.float64), (torch.float16, torch.bfloat16)
 
 
-def segment_reduce(
-    values: Tensor, index: Tensor, num_segments: int, reduce: Literal["sum", "mean", "max", "min"] = "sum"
-) -> Tensor:
+def segment_reduce(values: Tensor, index: Tensor, num_segments: int, reduce: Reduction = "sum") -> Tensor:
     """Rows [S, C] that reduce the rows of `values` [P, C] which share a number in `index` int64 [P].
 
     Rows with a negative index are left out; a segment without rows is 0. Sums run in the order of the rows, a tie of
