@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,11 +71,19 @@ def load_safely(path: str | Path, refusal: str) -> Any:
     except FileNotFoundError:
         raise MissingCheckpointError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: {refusal} ({reason})") from error
+        raise CheckpointError(f"{path}: {refusal} ({_what_was_found(error)})") from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from error
+
+
+def _what_was_found(error: pickle.UnpicklingError) -> str:
+    """What torch did not load, by name where its message has one; without the terminal's escape codes."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it holds a {found[1]}"
+    detail = text.rpartition("WeightsUnpickler error: ")[2]
+    return detail.splitlines()[0] if detail else type(error).__name__
 
 
 def load_model(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,22 @@ def test_reading_runs_no_code(tmp_path: Path, zipped: bool) -> None:
     with pytest.raises(CheckpointError, match=r"trap\.ckpt"):
         checkpoint.read(path)
     assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (np.zeros(3), r"numpy\S*multiarray\._reconstruct"),
+        (Path("a"), r"pathlib\.\w+"),
+        (random.Random(0), "random.Random"),
+    ],
+)
+def test_foreign_objects_are_named(tmp_path: Path, content: object, found: str) -> None:
+    torch.save({"format": 1, "config": {}, "model": {}, "more": content}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.read(tmp_path / "a.ckpt")
+    assert re.search(rf"a\.ckpt: not a checkpoint that is safe to load \(it holds a {found}\)", str(caught.value))
+    assert "\x1b" not in str(caught.value)
 
 
 def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:

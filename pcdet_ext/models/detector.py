@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from pcdet_ext.config import ConfigError, Node, Registry, setting, suggest
 from pcdet_ext.data.formats import point_features
@@ -96,17 +97,40 @@ class VoxelDetector(nn.Module):
 
     def features(self, batch: PointBatch) -> Features:
         """What the heads read. Raises ValueError for points with other columns than the detector was built for."""
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                "torch.export cannot take a whole detector: how many voxels and groups there are depends on the "
+                "points. Export parts that work on maps, such as `model.bev_backbone`, or run the detector as it is "
+                "(torch.compile takes it)"
+            )
         if batch.points.shape[1] != self.num_point_features:
             raise ValueError(
                 f"points must have the {self.num_point_features} columns the detector was built for, "
                 f"got {batch.points.shape[1]}"
             )
+        dtype = self._parameter_dtype()
         encoded = self.encoder(batch)
+        encoded = encoded if dtype is None else encoded.with_features(encoded.features.to(dtype))
         voxels = encoded if self.backbone is None else self.backbone(encoded)
         if "map" not in self.reads:
             return Features(batch, encoded, voxels, None)
         bev = flatten_to_bev(voxels)
         return Features(batch, encoded, voxels, bev if self.bev_backbone is None else self.bev_backbone(bev))
+
+    def _parameter_dtype(self) -> torch.dtype | None:
+        """float64 where the parameters are, and None for float32, in which points come and autocast decides.
+
+        Raises ValueError for parameters in half precision, in which metres are too coarse: at 40 m bfloat16 is good to
+        a quarter of a metre.
+        """
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+        if dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"the parameters of this detector are {dtype}, in which positions in metres are too coarse: keep them "
+                "in float32 (model.float()) and compute under torch.autocast(device, dtype), or train with "
+                "train.precision=bf16 or fp16"
+            )
+        return dtype if dtype == torch.float64 else None
 
     def bev_map(self, batch: PointBatch) -> Tensor:
         """The map [B, C, Y, X] that heads read. Raises ValueError where none reads a map."""
@@ -176,6 +200,19 @@ def _width(node: Mapping[str, Any], widths: Mapping[Reads, int]) -> int:
     """Channels of what a head reads; a head that does not exist is the registry's to refuse."""
     name = node.get("name")
     return widths[HEADS.get(name).reads] if name in HEADS else 0
+
+
+# torch.export looks into its arguments before it calls anything: without this it would only say that it does not know
+# the type, instead of what `features` says.
+_pytree.register_pytree_node(
+    PointBatch,
+    lambda batch: ([batch.points, batch.batch_index], (batch.batch_size, batch.frame_ids)),
+    lambda children, context: PointBatch(*children, context[0], frame_ids=context[1]),
+    flatten_with_keys_fn=lambda batch: (
+        [(_pytree.GetAttrKey(name), getattr(batch, name)) for name in ("points", "batch_index")],
+        (batch.batch_size, batch.frame_ids),
+    ),
+)
 
 
 def build_detector(config: Node) -> VoxelDetector:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
 
+import pcdet_ext
 from pcdet_ext import config
 from pcdet_ext.config import ConfigError
 from pcdet_ext.interop import from_official
@@ -175,3 +178,33 @@ def test_missing_section_is_named(section):
     del whole[section]
     with pytest.raises(ConfigError, match=f"needs the section '{section}'"):
         build_detector(whole)
+
+
+SMALL = ("data.point_cloud_range=[0, -8, -3, 17.6, 8, 1]",)
+PUBLISHED = ["kitti/demo", "kitti/flatformer", "kitti/lion_mamba", "kitti/dsvt", "kitti/scatterformer", "kitti/second"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_detectors_as_torch_modules(name):
+    torch.manual_seed(0)
+    found = pcdet_ext.build(name, SMALL if name.endswith("second") else (), device="cpu")
+    points = torch.rand(800, 4) * torch.tensor([17.0, 14, 3, 1]) - torch.tensor([0, 7, 2.5, 0])
+    batch = PointBatch.from_points([points])
+    with torch.no_grad():
+        plain = found.model.bev_map(batch)
+        for copied in (copy.deepcopy(found.model), pickle.loads(pickle.dumps(found.model))):
+            torch.testing.assert_close(copied.bev_map(batch), plain)
+        double = copy.deepcopy(found.model).double()
+        assert double.bev_map(batch).dtype == torch.float64
+        torch.testing.assert_close(double.bev_map(batch).float(), plain, rtol=1e-2, atol=1e-3)
+        for half in (copy.deepcopy(found.model).half(), copy.deepcopy(found.model).bfloat16()):
+            with pytest.raises(ValueError, match=r"too coarse: keep them in float32 .* torch\.autocast"):
+                half.predict(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert found.model.bev_map(batch).isfinite().all()
+
+
+def test_what_torch_export_says():
+    found = pcdet_ext.build("kitti/demo", device="cpu")
+    with pytest.raises(RuntimeError, match="how many voxels and groups there are depends on the points"):
+        torch.export.export(found.model, (PointBatch.from_points([torch.rand(50, 4)]),), strict=False)

@@ -40,7 +40,8 @@ class PointFeatureLayer(nn.Module):
 
     def forward(self, rows: Tensor, index: Tensor, num_voxels: int) -> Tensor:
         """rows: [R, C]; index: int64 [R], the voxel of each row, every one of the `num_voxels` at least once."""
-        rows = self.linear(rows)
+        double = self.linear.weight.dtype == torch.float64
+        rows = self.linear(rows.double() if double else rows)  # points are float32, whatever the model is
         rows = torch.relu(rows if self.norm is None else self.norm(rows))
         pooled = segment_reduce(rows, index, num_voxels, reduce="max")
         return pooled if self.last else torch.cat([rows, pooled[index]], dim=1)
