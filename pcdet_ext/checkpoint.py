@@ -82,7 +82,7 @@ def _what_was_found(error: pickle.UnpicklingError) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     if found := re.search(r"GLOBAL ([\w.]+)", text):
         return f"it holds a {found[1]}"
-    detail = text.rpartition("WeightsUnpickler error: ")[2]
+    detail = text.rpartition("WeightsUnpickler error:")[2].strip()  # blank lines may precede the reason
     return detail.splitlines()[0] if detail else type(error).__name__
 
 

@@ -98,6 +98,13 @@ def test_foreign_objects_are_named(tmp_path: Path, content: object, found: str) 
     assert "\x1b" not in str(caught.value)
 
 
+def test_a_damaged_pickle_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.ckpt"
+    path.write_bytes(b"\x80\x02not a pickle")
+    with pytest.raises(CheckpointError, match=r"damaged\.ckpt: .*\(Unsupported operand 110\)$"):
+        checkpoint.read(path)
+
+
 def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     """A limit on the size of files makes the write fail half way, as a full disk does."""
     path = tmp_path / "last.ckpt"
