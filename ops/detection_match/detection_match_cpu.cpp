@@ -103,7 +103,7 @@ PCDET_API int pcdet_detection_match_cpu(int64_t frames, const int64_t* truth_at,
                                         const int8_t* truth_state, const int8_t* found_state, const double* overlap,
                                         const double* region_overlap, const double* score, const double* truth_alpha,
                                         const double* found_alpha, double min_overlap, double* thresholds, double* tp,
-                                        double* fp, double* similarity, int64_t* used) {
+                                        double* fp, double* similarity, int64_t* used, int) {
     const Task task{frames,  truth_at,       found_at, region_at,   pair_at,     region_pair_at, truth_state, found_state,
                     overlap, region_overlap, score,    truth_alpha, found_alpha, min_overlap};
     std::vector<uint8_t> taken;

@@ -17,9 +17,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from pcdet_ext.ops import _native
-from pcdet_ext.ops._native import F64, I64, POINTER
+from pcdet_ext.ops._native import NativeArray, launch, library
 
 Array = np.ndarray
 OTHER, VALID, IGNORED = -1, 0, 1
@@ -65,24 +65,29 @@ def match(
     min_overlap: float,
 ) -> Curve:
     """Match all frames; states int8, the rest float64, a row for each truth or detection of all frames."""
-    types = (I64, *[POINTER] * 12, F64, *[POINTER] * 5)
-    kernel = _native.function("cpu", "pcdet_detection_match_cpu", *types)
-    if kernel is None:
+    if library("cpu") is None:
         return match_reference(pairs, truth_state, found_state, score, truth_alpha, found_alpha, min_overlap)
-    out = np.zeros((4, THRESHOLDS))
-    used = ctypes.c_int64()
-    tables = (
-        *(np.ascontiguousarray(a, np.int64) for a in (pairs.truth_at, pairs.found_at, pairs.region_at)),
-        pairs.pair_at(pairs.truth_at),
-        pairs.pair_at(pairs.region_at),
-        *(np.ascontiguousarray(a, np.int8) for a in (truth_state, found_state)),
-        np.ascontiguousarray(pairs.overlap, np.float64),
-        None if pairs.region_overlap is None else np.ascontiguousarray(pairs.region_overlap, np.float64),
-        *(np.ascontiguousarray(a, np.float64) for a in (score, truth_alpha, found_alpha)),
-    )
-    addresses = [None if t is None else t.ctypes.data for t in tables]
-    kernel(len(pairs.truth_at) - 1, *addresses, min_overlap, *(row.ctypes.data for row in out), ctypes.addressof(used))
+    frames = len(pairs.truth_at) - 1
+    truths, found = int(pairs.truth_at[-1]), int(pairs.found_at[-1])
+    pair_at, region_pair_at = pairs.pair_at(pairs.truth_at), pairs.pair_at(pairs.region_at)
+    offsets = (pairs.truth_at, pairs.found_at, pairs.region_at, pair_at, region_pair_at)
+    tables = [_buffer(t, np.int64, frames + 1) for t in offsets]
+    tables += [_buffer(truth_state, np.int8, truths), _buffer(found_state, np.int8, found)]
+    tables += [_buffer(pairs.overlap, np.float64, int(pair_at[-1]))]
+    tables += [_buffer(pairs.region_overlap, np.float64, int(region_pair_at[-1]))]
+    tables += [_buffer(t, np.float64, n) for t, n in ((score, found), (truth_alpha, truths), (found_alpha, found))]
+    out, used = np.zeros((4, THRESHOLDS)), ctypes.c_int64()
+    results = [_buffer(row, np.float64, THRESHOLDS) for row in out]
+    launch("detection_match", torch.device("cpu"), frames, *tables, float(min_overlap), *results, used)
     return Curve(*out[:, : used.value])
+
+
+def _buffer(table: Array | None, dtype: type[np.generic], elements: int) -> NativeArray:
+    """A table for the kernel, without a copy where it has the type already."""
+    if table is None:
+        return None, torch.int8, 0
+    tensor = torch.from_numpy(np.require(table, dtype, ("C", "W")))
+    return tensor, tensor.dtype, elements
 
 
 def match_reference(

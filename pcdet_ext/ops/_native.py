@@ -1,6 +1,10 @@
-"""The native libraries: found, loaded with ctypes, and called with pointers, sizes and a stream.
+"""The native libraries: found, loaded with ctypes, and called through one launcher that checks what it hands over.
 
-Environment: PCDET_EXT_NATIVE=0 leaves them aside, so that every op runs on its PyTorch reference.
+A kernel is a C function that knows pointers, sizes and numbers. `launch` calls it: buffers are checked for type,
+device, layout and number of elements where their pointer is taken, sizes for being sizes, so that a mistake in Python
+is an error in Python and not a read beyond the end of an array.
+
+Environment: PCDET_EXT_NATIVE=0 leaves the libraries aside, so that every op runs on its PyTorch reference.
 """
 
 from __future__ import annotations
@@ -8,22 +12,30 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-POINTER = ctypes.c_void_p
-I32 = ctypes.c_int32
-I64 = ctypes.c_int64
-F32 = ctypes.c_float
-F64 = ctypes.c_double
+# What the CUDA kernels call the types that they are told by number.
+TYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 class NativeError(RuntimeError):
     """A native kernel reported a failure."""
+
+
+class Int32(int):
+    """A number that a kernel takes as a 32-bit integer; plain integers go as 64-bit ones."""
+
+
+# An array for a kernel: a tensor, its type, and its number of elements, which lie side by side, or its shape, where the
+# kernel is told the strides. No tensor makes a null pointer. A tuple, since a class would double what a launch costs.
+NativeArray = tuple[Tensor | None, torch.dtype, int | tuple[int, ...]]
+Argument = NativeArray | Int32 | int | float | ctypes.Structure | ctypes.Array[Any] | ctypes.c_int64
 
 
 def library_path(device_type: str) -> Path:
@@ -50,61 +62,102 @@ def library(device_type: str) -> ctypes.CDLL | None:
         return None
 
 
-@cache
-def function(device_type: str, name: str, *argument_types: type) -> Callable[..., None] | None:
-    """The kernel launcher `name`, raising NativeError when it returns non-zero; None without a native library.
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether there is a native library for the device of a tensor."""
+    return library("cuda" if tensor.is_cuda else tensor.device.type) is not None
 
-    On "cuda" the caller appends the stream (`stream(tensor)`) as the last argument, and lists POINTER for it; the
-    kernel is launched on the stream's device.
+
+def launch(name: str, device: torch.device, *arguments: Argument, dtype: torch.dtype | None = None) -> None:
+    """Call the kernel `pcdet_<name>[_<dtype>]_<device type>` with checked arguments.
+
+    The number of threads that torch may use (on the CPU), or torch's current stream on the device (on CUDA), is
+    appended as the last argument.
+
+    Args:
+        name: the kernel, without prefix and endings.
+        device: where all buffers must be, "cpu" or "cuda"; `library` must have a library for it.
+        arguments: in the order of the C function. Tuples are arrays, see `NativeArray`. Integers are sizes: 64 bits,
+            not negative; `Int32` are numbers of 32 bits; floats are passed in 64 bits, objects of ctypes by address.
+        dtype: the floating type, where there is one kernel for each.
+
+    Raises:
+        ValueError: a buffer is not what it is said to be, or a number does not fit.
+        NativeError: the kernel reported a failure, or there is no library.
     """
+    kind = device.type
+    full_name, kernel = _function(name, kind, dtype, tuple(map(type, arguments)))
+    passed: list[object] = []
+    for argument in arguments:
+        given = type(argument)
+        if given is tuple:
+            tensor, wanted, size = argument
+            if tensor is None:
+                passed.append(None)
+                continue
+            fits = tensor.numel() == size and tensor.is_contiguous() if type(size) is int else tensor.shape == size
+            if not fits or tensor.dtype != wanted or tensor.device != device:
+                raise ValueError(f"argument {len(passed) + 1} of {full_name} {_difference(argument, device)}")
+            passed.append(tensor.data_ptr())
+        elif given is int or given is Int32:
+            low, end = (0, 1 << 63) if given is int else (-(1 << 31), 1 << 31)
+            if not low <= argument < end:
+                place = len(passed) + 1
+                raise ValueError(f"argument {place} of {full_name} must be from {low} to {end - 1}, got {argument}")
+            passed.append(argument)
+        else:
+            passed.append(argument if given is float else ctypes.byref(argument))
+    if kind == "cpu":
+        status = kernel(*passed, torch.get_num_threads())
+    else:
+        with torch.cuda.device(device):
+            status = kernel(*passed, torch.cuda.current_stream(device).cuda_stream)
+    if status != 0:
+        raise NativeError(f"{full_name}: {_describe(kind, status)}")
+
+
+def int32_array(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
+    """Whole numbers as a C array; raises ValueError where one does not fit."""
+    if min(values) < -(1 << 31) or max(values) >= 1 << 31:
+        raise ValueError(f"values must fit into 32 bits, got {list(values)}")
+    return (ctypes.c_int32 * len(values))(*values)
+
+
+def int64_array(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    """Whole numbers as a C array; raises ValueError where one does not fit."""
+    if min(values) < -(1 << 63) or max(values) >= 1 << 63:
+        raise ValueError(f"values must fit into 64 bits, got {list(values)}")
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+@cache
+def _function(
+    name: str, device_type: str, dtype: torch.dtype | None, arguments: tuple[type, ...]
+) -> tuple[str, Callable[..., int]]:
+    """The full name of a kernel, and the kernel for arguments of these types, the last one left out."""
+    full_name = "_".join(["pcdet", name, *([] if dtype is None else [str(dtype)[6:]]), device_type])
     loaded = library(device_type)
     if loaded is None:
-        return None
-    raw = getattr(loaded, name)
-    raw.argtypes = argument_types
-    raw.restype = ctypes.c_int
-
-    def call(*arguments: object) -> None:
-        status = raw(*arguments)
-        if status != 0:
-            raise NativeError(f"{name}: {_describe(loaded, device_type, status)}")
-
-    def call_on_device(*arguments: object) -> None:
-        with torch.cuda.device(arguments[-1].device):
-            call(*arguments)
-
-    return call_on_device if device_type == "cuda" else call
+        raise NativeError(f"{full_name}: there is no native library for {device_type!r}")
+    function = loaded[full_name]  # unlike an attribute a new object, which may have types of its own
+    numbers = {int: ctypes.c_int64, Int32: ctypes.c_int32, float: ctypes.c_double}
+    last = ctypes.c_int32 if device_type == "cpu" else ctypes.c_void_p
+    function.argtypes = [*(numbers.get(t, ctypes.c_void_p) for t in arguments), last]
+    function.restype = ctypes.c_int
+    return full_name, function
 
 
-def _describe(loaded: ctypes.CDLL, device_type: str, status: int) -> str:
+def _difference(argument: NativeArray, device: torch.device) -> str:
+    """What an array must be and what it is."""
+    tensor, dtype, size = argument
+    assert tensor is not None
+    wanted = f"{size} contiguous" if isinstance(size, int) else list(size)
+    found = f"{tensor.dtype} {list(tensor.shape)} with strides {list(tensor.stride())} on {tensor.device}"
+    return f"must be {dtype} {wanted} on {device}, got {found}"
+
+
+def _describe(device_type: str, status: int) -> str:
     if device_type == "cuda" and status > 0:
-        loaded.pcdet_cuda_error_string.restype = ctypes.c_char_p
-        return f"CUDA error {status}: {loaded.pcdet_cuda_error_string(status).decode()}"
+        describe = library("cuda").pcdet_cuda_error_string
+        describe.restype = ctypes.c_char_p
+        return f"CUDA error {status}: {describe(status).decode()}"
     return f"status {status}"
-
-
-def pointer(tensor: Tensor | None) -> int | None:
-    """Address of a contiguous tensor's data, NULL for None."""
-    if tensor is None:
-        return None
-    if not tensor.is_contiguous():
-        raise ValueError("native kernels take contiguous tensors")
-    return tensor.data_ptr()
-
-
-class Stream(int):
-    """Address of a CUDA stream, and the device it belongs to, which need not be the current one."""
-
-    device: torch.device
-
-
-def stream(tensor: Tensor) -> Stream:
-    """torch's current CUDA stream on the tensor's device."""
-    address = Stream(torch.cuda.current_stream(tensor.device).cuda_stream)
-    address.device = tensor.device
-    return address
-
-
-def threads() -> int:
-    """How many threads a CPU kernel may use: what torch was told."""
-    return torch.get_num_threads()

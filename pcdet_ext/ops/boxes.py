@@ -12,8 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pcdet_ext.ops import _native
-from pcdet_ext.ops._native import F64, I32, I64, POINTER
+from pcdet_ext.ops._native import Int32, NativeArray, has_kernels, launch
 from pcdet_ext.ops.boxes_reference import (
     AREA,
     BEV,
@@ -133,21 +132,18 @@ def _box_pair(a: Tensor, b: Tensor, paired: bool = False) -> tuple[Tensor, Tenso
     return a.contiguous(), b.contiguous()
 
 
-def _kernel(name: str, like: Tensor, *argument_types: type) -> object:
-    """The launcher for the tensor's type and device, its last argument filled in; None where there is none."""
-    device = like.device.type
-    last, value = (POINTER, _native.stream(like)) if device == "cuda" else (I32, _native.threads())
-    kernel = _native.function(device, f"{name}_{str(like.dtype)[6:]}_{device}", *argument_types, last)
-    return None if kernel is None else lambda *given: kernel(*given, value)
+def _rows(boxes: Tensor) -> NativeArray:
+    return (boxes, boxes.dtype, 7 * len(boxes))
 
 
 @torch.library.custom_op("pcdet_ext::iou_matrix", mutates_args=())
 def _iou_matrix(a: Tensor, b: Tensor, kind: int) -> Tensor:
-    kernel = _kernel("pcdet_iou_matrix", a, POINTER, I64, POINTER, I64, I32, POINTER)
-    if kernel is None:
+    if not has_kernels(a):
         return iou_matrix_reference(a, b, kind)
-    out = a.new_empty(len(a), len(b))
-    kernel(_native.pointer(a), len(a), _native.pointer(b), len(b), kind, _native.pointer(out))
+    (n, m), dtype = (len(a), len(b)), a.dtype
+    out = a.new_empty(n, m)
+    overlaps = (out, dtype, n * m)
+    launch("iou_matrix", a.device, _rows(a), n, (b, dtype, 7 * m), m, Int32(kind), overlaps, dtype=dtype)
     return out
 
 
@@ -158,11 +154,12 @@ def _(a: Tensor, b: Tensor, kind: int) -> Tensor:
 
 @torch.library.custom_op("pcdet_ext::iou_paired", mutates_args=())
 def _iou_paired(a: Tensor, b: Tensor, kind: int) -> Tensor:
-    kernel = _kernel("pcdet_iou_paired", a, POINTER, POINTER, I64, I32, POINTER)
-    if kernel is None:
+    if not has_kernels(a):
         return iou_paired_reference(a, b, kind)
-    out = a.new_empty(len(a))
-    kernel(_native.pointer(a), _native.pointer(b), len(a), kind, _native.pointer(out))
+    n, dtype = len(a), a.dtype
+    out = a.new_empty(n)
+    pairs = _rows(a), (b, dtype, 7 * n)
+    launch("iou_paired", a.device, *pairs, n, Int32(kind), (out, dtype, n), dtype=dtype)
     return out
 
 
@@ -173,12 +170,12 @@ def _(a: Tensor, b: Tensor, kind: int) -> Tensor:
 
 @torch.library.custom_op("pcdet_ext::nms", mutates_args=())
 def _nms(boxes: Tensor, threshold: float, kind: int, most: int) -> Tensor:
-    kernel = _kernel("pcdet_nms", boxes, POINTER, I64, F64, I32, I64, POINTER, POINTER)
-    if kernel is None:
+    if not has_kernels(boxes):
         return nms_reference(boxes, threshold, kind, most)
-    kept = torch.empty(most, dtype=torch.int64, device=boxes.device)
-    count = torch.zeros(1, dtype=torch.int64, device=boxes.device)
-    kernel(_native.pointer(boxes), len(boxes), threshold, kind, most, _native.pointer(kept), _native.pointer(count))
+    kept, count = boxes.new_empty(most, dtype=torch.int64), boxes.new_zeros(1, dtype=torch.int64)
+    results = (kept, torch.int64, most), (count, torch.int64, 1)
+    numbers = len(boxes), float(threshold), Int32(kind), most
+    launch("nms", boxes.device, _rows(boxes), *numbers, *results, dtype=boxes.dtype)
     return kept[: int(count)].clone()
 
 
@@ -189,12 +186,13 @@ def _(boxes: Tensor, threshold: float, kind: int, most: int) -> Tensor:
 
 @torch.library.custom_op("pcdet_ext::points_in_boxes", mutates_args=())
 def _points_in_boxes(points: Tensor, boxes: Tensor, margin: float) -> Tensor:
-    kernel = _kernel("pcdet_points_in_boxes", boxes, POINTER, I64, I64, POINTER, I64, F64, POINTER)
-    if kernel is None:
+    if not has_kernels(points):
         return points_in_boxes_reference(points, boxes, margin)
-    index = torch.empty(len(points), dtype=torch.int64, device=points.device)
-    p = _native.pointer
-    kernel(p(points), len(points), points.shape[1], p(boxes), len(boxes), margin, p(index))
+    (n, columns), dtype = points.shape, boxes.dtype
+    index = points.new_empty(n, dtype=torch.int64)
+    cloud = (points, dtype, n * columns), n, columns
+    found = (index, torch.int64, n)
+    launch("points_in_boxes", points.device, *cloud, _rows(boxes), len(boxes), float(margin), found, dtype=dtype)
     return index
 
 

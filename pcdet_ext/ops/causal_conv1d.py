@@ -9,14 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcdet_ext.ops import _native
-from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, int64_array, launch
 from pcdet_ext.ops._reference import reference_gradients
 
 ACTIVATIONS = (None, "silu")
 CUDA_WIDTHS = (2, 3, 4)  # widths of the filter that the CUDA kernel is compiled for
 _CUDA_CHUNK = 32  # steps of a sequence that share a gradient of the weights there
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MaybeTensor = Tensor | None
 
 
@@ -59,7 +57,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: MaybeTensor, silu: bool, reverse:
     y = torch.empty_like(x)
     if not _has_kernel(x, weight):
         return y.copy_(causal_conv1d_reference(x, weight, bias, "silu" if silu else None, reverse))
-    _launch("forward", (x, weight, bias), (y,), silu, reverse, (y,))
+    _launch("forward", (x, weight, bias), (y,), silu, reverse)
     return y
 
 
@@ -74,7 +72,9 @@ def _backward(x: Tensor, weight: Tensor, bias: MaybeTensor, silu: bool, reverse:
     dx = torch.empty_like(x)
     slices = len(x) * (-(-x.shape[2] // _CUDA_CHUNK) if x.is_cuda else 1)
     dweight, dbias = weight.new_empty(slices, *weight.shape), weight.new_empty(slices, len(weight))
-    _launch("backward", (x, weight, bias), (dy, dx), silu, reverse, (dy, dx, dweight, dbias))
+    wide, size = weight.dtype, slices * len(weight)
+    sums = (dweight, wide, size * weight.shape[1]), (dbias, wide, size)
+    _launch("backward", (x, weight, bias), (dy, dx), silu, reverse, sums)
     return [dx, dweight.sum(0), *([] if bias is None else [dbias.sum(0)])]
 
 
@@ -103,35 +103,32 @@ _convolve.register_autograd(_differentiate, setup_context=_setup)
 
 def _has_kernel(x: Tensor, weight: Tensor) -> bool:
     """Whether a native kernel covers these sequences."""
-    if x.device.type == "cpu":
-        return x.dtype in (torch.float32, torch.float64) and _native.library("cpu") is not None
-    if x.device.type != "cuda" or x.dtype not in _TYPES or weight.shape[1] not in CUDA_WIDTHS:
-        return False
-    return _native.library("cuda") is not None
+    if x.is_cuda:
+        covered = x.dtype in TYPE_CODES and weight.shape[1] in CUDA_WIDTHS
+    else:
+        covered = x.dtype in (torch.float32, torch.float64)
+    return covered and has_kernels(x)
 
 
 def _launch(
     direction: str,
-    inputs: tuple[Tensor, Tensor, Tensor | None],
-    strided: Sequence[Tensor],
+    inputs: tuple[Tensor, Tensor, MaybeTensor],
+    series: Sequence[Tensor],
     silu: bool,
     reverse: bool,
-    last: Sequence[Tensor],
+    last: Sequence[NativeArray] = (),
 ) -> None:
-    """Call the kernel; `strided` are those of the `last` arguments whose strides it is told."""
-    x, weight, _ = inputs
-    strides = [s for t in (x, *strided) for s in t.stride()]
-    arguments = [None if t is None else t.data_ptr() for t in inputs]
-    arguments += [(I64 * len(strides))(*strides), *x.shape, weight.shape[1], silu, reverse]
-    arguments += [t.data_ptr() for t in last]
-    types = [POINTER] * 4 + [I64] * 4 + [I32] * 2 + [POINTER] * len(last)
-    name = f"pcdet_causal_conv1d_{direction}"
+    """Call the kernel; series: further tensors of the shape of x, whose strides it is told."""
+    x, weight, bias = inputs
+    name, (dim, width), wide = f"causal_conv1d_{direction}", weight.shape, torch.promote_types(x.dtype, torch.float32)
+    x_, *others = ((t, x.dtype, x.shape) for t in (x, *series))
+    task: list[Argument] = [x_, (weight, wide, dim * width), (bias, wide, dim)]
+    task += [int64_array([s for t in (x, *series) for s in t.stride()]), *x.shape, width, Int32(silu), Int32(reverse)]
+    task += [*others, *last]
     if x.is_cuda:
-        kernel = _native.function("cuda", f"{name}_cuda", *types, I32, POINTER)
-        kernel(*arguments, _TYPES[x.dtype], _native.stream(x))
+        launch(name, x.device, *task, Int32(TYPE_CODES[x.dtype]))
     else:
-        kernel = _native.function("cpu", f"{name}_{str(x.dtype)[6:]}_cpu", *types, I32)
-        kernel(*arguments, _native.threads())
+        launch(name, x.device, *task, dtype=x.dtype)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:

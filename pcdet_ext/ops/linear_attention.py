@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from pcdet_ext.ops import _native
-from pcdet_ext.ops._native import F64, I32, I64, POINTER
+from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, launch
 
 CUDA_DIMS = (8, 16, 32, 64)  # head dimensions that the CUDA kernel is compiled for
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 def scattered_linear_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float = 1e-6) -> Tensor:
@@ -23,7 +23,7 @@ def scattered_linear_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor,
     if q.ndim != 3 or q.shape != k.shape or q.shape != v.shape:
         shapes = [list(t.shape) for t in (q, k, v)]
         raise ValueError(f"q, k and v must be [N, H, D] of one shape, got {shapes}")
-    if not q.dtype == k.dtype == v.dtype or q.dtype not in (*_TYPES, torch.float64):
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in (*TYPE_CODES, torch.float64):
         raise ValueError(f"q, k and v must be of one floating type, got {q.dtype}, {k.dtype}, {v.dtype}")
     if offsets.dtype != torch.int64 or offsets.ndim != 1 or len(offsets) < 1:
         raise ValueError(f"offsets must be int64 [W + 1], got {offsets.dtype} {list(offsets.shape)}")
@@ -90,8 +90,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> Ten
     if not _has_kernel(q):
         return scattered_linear_attention_reference(q, k, v, offsets, eps)
     _check_offsets(offsets, len(q))
-    y, p = torch.empty_like(q), _native.pointer
-    _launch("forward", q, (p(q), p(k), p(v)), offsets, eps, (), (p(y),))
+    y = torch.empty_like(q)
+    _launch("forward", (q, k, v), offsets, eps, (), (y,))
     return y
 
 
@@ -107,12 +107,11 @@ def _backward(
     if not _has_kernel(q):
         return scattered_linear_attention_backward_reference(q, k, v, offsets, eps, dy)
     dq, dk, dv = (torch.empty_like(q) for _ in range(3))
-    p, dy = _native.pointer, dy.contiguous()
-    scratch = ()
+    scratch = []
     if q.is_cuda:
-        scales = torch.empty(*q.shape[:2], 2, device=q.device)
-        scratch = (p(scales),)
-    _launch("backward", q, (p(q), p(k), p(v), p(dy)), offsets, eps, scratch, (p(dq), p(dk), p(dv)))
+        rows = q.shape[0] * q.shape[1]
+        scratch = [(q.new_empty(rows, 2, dtype=torch.float32), torch.float32, 2 * rows)]
+    _launch("backward", (q, k, v, dy.contiguous()), offsets, eps, scratch, (dq, dk, dv))
     return dq, dk, dv
 
 
@@ -136,30 +135,30 @@ _attend.register_autograd(_differentiate, setup_context=_setup)
 
 def _has_kernel(q: Tensor) -> bool:
     """Whether a native kernel covers these rows."""
-    device = q.device.type
-    if device == "cpu":
-        return q.dtype in (torch.float32, torch.float64) and q.shape[2] <= 256 and _native.library("cpu") is not None
-    if device != "cuda" or q.dtype not in _TYPES or q.shape[2] not in CUDA_DIMS:
-        return False
-    return _native.library("cuda") is not None
+    if q.is_cuda:
+        covered = q.dtype in TYPE_CODES and q.shape[2] in CUDA_DIMS
+    else:
+        covered = q.dtype in (torch.float32, torch.float64) and q.shape[2] <= 256
+    return covered and has_kernels(q)
 
 
 def _launch(
-    direction: str, q: Tensor, rows: tuple, offsets: Tensor, eps: float, scratch: tuple, outputs: tuple
+    direction: str,
+    inputs: Sequence[Tensor],
+    offsets: Tensor,
+    eps: float,
+    scratch: Sequence[NativeArray],
+    outputs: Sequence[Tensor],
 ) -> None:
-    device = q.device.type
-    pointers = [POINTER] * len(rows)
-    segments, (_, heads, dim) = len(offsets) - 1, q.shape
-    sizes = (_native.pointer(offsets), segments, heads, dim, eps)
-    size_types = (POINTER, I64, I64, I64, F64)
-    out_types = [POINTER] * (len(scratch) + len(outputs))
-    name = f"pcdet_linear_attention_{direction}"
-    if device == "cpu":
-        kernel = _native.function("cpu", f"{name}_{str(q.dtype)[6:]}_cpu", *pointers, *size_types, *out_types, I32)
-        kernel(*rows, *sizes, *outputs, _native.threads())
+    """Call the kernel; inputs and outputs are rows [N, H, D] of one type."""
+    q, segments = inputs[0], len(offsets) - 1
+    name, (n, heads, dim) = f"linear_attention_{direction}", q.shape
+    rows, results = ([(t, q.dtype, n * heads * dim) for t in tensors] for tensors in (inputs, outputs))
+    task: list[Argument] = [*rows, (offsets, torch.int64, segments + 1), segments, heads, dim, float(eps)]
+    if q.is_cuda:
+        launch(name, q.device, *task, Int32(TYPE_CODES[q.dtype]), *scratch, *results)
     else:
-        kernel = _native.function("cuda", f"{name}_cuda", *pointers, *size_types, I32, *out_types, POINTER)
-        kernel(*rows, *sizes, _TYPES[q.dtype], *scratch, *outputs, _native.stream(q))
+        launch(name, q.device, *task, *results, dtype=q.dtype)
 
 
 def _check_offsets(offsets: Tensor, rows: int) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pcdet_ext.ops import _native
-from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._native import has_kernels, launch
 
 
 def neighbour_table(keys: Tensor, shifts: Tensor) -> Tensor:
@@ -21,13 +20,12 @@ def neighbour_table(keys: Tensor, shifts: Tensor) -> Tensor:
     if keys.device != shifts.device:
         raise ValueError(f"keys and shifts must be on one device, got {keys.device} and {shifts.device}")
     ascending, order = torch.sort(keys)
-    if keys.device.type != "cpu" or _native.library("cpu") is None:
+    if keys.device.type != "cpu" or not has_kernels(keys):
         return neighbour_table_reference(ascending, order, shifts)
-    table, p = keys.new_empty(len(keys), len(shifts)), _native.pointer
-    types = (POINTER, POINTER, I64, POINTER, I64, POINTER, I32)
-    kernel = _native.function("cpu", "pcdet_neighbours_cpu", *types)
-    sizes = (len(keys), p(shifts.contiguous()), len(shifts))
-    kernel(p(ascending), p(order), *sizes, p(table), _native.threads())
+    n, k, kind = len(keys), len(shifts), torch.int64
+    table = keys.new_empty(n, k)
+    sorted_keys = (ascending, kind, n), (order, kind, n), n
+    launch("neighbours", keys.device, *sorted_keys, (shifts.contiguous(), kind, k), k, (table, kind, n * k))
     return table
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from pcdet_ext.ops import _native
-from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._native import has_kernels, launch
 from pcdet_ext.ops._operator import integer_operator
 
-_SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
+_NATIVE = (torch.float32, torch.float64)
 
 
 def octree_depthwise_conv(features: Tensor, weights: Tensor, neighbours: Tensor) -> Tensor:
@@ -21,7 +18,7 @@ def octree_depthwise_conv(features: Tensor, weights: Tensor, neighbours: Tensor)
     float32 or float64; float16 and bfloat16 are accumulated in float32. Differentiable in features and weights; sums
     run in a fixed order, so results repeat. Raises ValueError naming the argument that is wrong.
     """
-    if features.ndim != 2 or features.dtype not in (*_SUFFIX, torch.float16, torch.bfloat16):
+    if features.ndim != 2 or features.dtype not in (*_NATIVE, torch.float16, torch.bfloat16):
         raise ValueError(f"features must be floating point [N, C], got {features.dtype} {list(features.shape)}")
     if neighbours.dtype != torch.int64 or neighbours.ndim != 2:
         raise ValueError(f"neighbours must be int64 [M, K], got {neighbours.dtype} {list(neighbours.shape)}")
@@ -32,7 +29,7 @@ def octree_depthwise_conv(features: Tensor, weights: Tensor, neighbours: Tensor)
         raise ValueError("features, weights and neighbours must be on one device")
     if len(features) >= 1 << 31 or len(neighbours) >= 1 << 31:
         raise ValueError(f"features and neighbours must have fewer than 2³¹ rows, got {len(features)}")
-    wide = features if features.dtype in _SUFFIX else features.float()
+    wide = features if features.dtype in _NATIVE else features.float()
     out = _convolve(wide.contiguous(), weights.to(wide.dtype).contiguous(), neighbours.contiguous())
     return out.to(features.dtype)
 
@@ -46,13 +43,13 @@ def octree_depthwise_conv_reference(features: Tensor, weights: Tensor, neighbour
 
 @torch.library.custom_op("pcdet_ext::octree_conv", mutates_args=())
 def _convolve(features: Tensor, weights: Tensor, neighbours: Tensor) -> Tensor:
-    device, p = features.device.type, _native.pointer
-    if device not in ("cpu", "cuda") or _native.library(device) is None:
+    if not has_kernels(features):
         return octree_depthwise_conv_reference(features, weights, neighbours)
     _check_rows(neighbours, len(features))
-    out = features.new_empty(len(neighbours), features.shape[1])
-    kernel = _kernel("forward", features, *[POINTER] * 3, I64, I64, I64, POINTER)
-    kernel(p(features), p(weights), p(neighbours), *neighbours.shape, features.shape[1], p(out), _last(features))
+    (n, c), (m, k), dtype = features.shape, neighbours.shape, features.dtype
+    out = features.new_empty(m, c)
+    inputs = (features, dtype, n * c), (weights, dtype, k * c), (neighbours, torch.int64, m * k)
+    launch("octree_conv_forward", features.device, *inputs, m, k, c, (out, dtype, m * c), dtype=dtype)
     return out
 
 
@@ -64,19 +61,18 @@ def _(features: Tensor, weights: Tensor, neighbours: Tensor) -> Tensor:
 @torch.library.custom_op("pcdet_ext::octree_conv_weights", mutates_args=())
 def _weight_grad(grad: Tensor, features: Tensor, neighbours: Tensor) -> Tensor:
     """Gradient [K, C] of the weights for that of the output [M, C]."""
-    device, p = features.device.type, _native.pointer
-    if device not in ("cpu", "cuda") or _native.library(device) is None:
+    if not has_kernels(features):
         return _weight_grad_reference(grad, features, neighbours)
-    (m, k), c = neighbours.shape, features.shape[1]
+    _check_rows(neighbours, len(features))
+    (n, c), (m, k), dtype = features.shape, neighbours.shape, features.dtype
     out, grad = features.new_empty(k, c), grad.contiguous()
-    if device == "cpu":
-        kernel = _kernel("weight_grad", features, *[POINTER] * 3, I64, I64, I64, POINTER)
-        kernel(p(grad), p(features), p(neighbours), m, k, c, p(out), _last(features))
-        return out
-    chunks = max(1, min(m // 64, 4096))
-    partial = features.new_empty(chunks, k, c)
-    kernel = _kernel("weight_grad", features, *[POINTER] * 3, I64, I64, I64, I64, POINTER, POINTER)
-    kernel(p(grad), p(features), p(neighbours), m, k, c, chunks, p(partial), p(out), _last(features))
+    inputs = (grad, dtype, m * c), (features, dtype, n * c), (neighbours, torch.int64, m * k)
+    if features.is_cuda:
+        chunks = max(1, min(m // 64, 4096))
+        sizes = m, k, c, chunks, (features.new_empty(chunks, k, c), dtype, chunks * k * c)
+    else:
+        sizes = m, k, c
+    launch("octree_conv_weight_grad", features.device, *inputs, *sizes, (out, dtype, k * c), dtype=dtype)
     return out
 
 
@@ -129,16 +125,6 @@ _weight_grad.register_autograd(_differentiate_weight_grad, setup_context=_setup)
 def _weight_grad_reference(grad: Tensor, features: Tensor, neighbours: Tensor) -> Tensor:
     padded = torch.cat([features, features.new_zeros(1, features.shape[1])])
     return (padded[neighbours] * grad[:, None]).sum(0)
-
-
-def _kernel(name: str, features: Tensor, *types: type) -> Callable[..., None]:
-    device = features.device.type
-    last = POINTER if device == "cuda" else I32
-    return _native.function(device, f"pcdet_octree_conv_{name}_{_SUFFIX[features.dtype]}_{device}", *types, last)
-
-
-def _last(features: Tensor) -> int:
-    return _native.stream(features) if features.is_cuda else _native.threads()
 
 
 def _check_rows(neighbours: Tensor, rows: int) -> None:

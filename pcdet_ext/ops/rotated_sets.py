@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pcdet_ext.ops import _native
-from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._native import has_kernels, int32_array, launch
 from pcdet_ext.ops._operator import integer_operator
 from pcdet_ext.ops.serialize import check_coords, raise_outside
 
@@ -75,59 +73,62 @@ def _rotated_sets(
     fits = windows <= 8 * len(coords) + 65536 and cells <= (
         CUDA_CELLS if device == "cuda" else 64 * len(coords) + 65536
     )
-    if not fits or _native.library(device) is None:
+    if not fits or not has_kernels(coords):
         return rotated_sets_reference(coords, grid, batch_size, window, shift, count, set_size)
     run = _sets_on_cuda if device == "cuda" else _sets_on_cpu
-    layout = (ctypes.c_int32 * 12)(*grid, *window, *shift, *count)
+    layout = [*grid, *window, *shift, *count]
     return run(coords, grid, batch_size, layout, windows, cells, set_size)
 
 
 CUDA_CELLS = 6000 * 32  # whose bit map and its running sum fit into a block's shared memory
-Layout = ctypes.Array  # grid, window, shift and number of windows, (Z, Y, X) each
 
 
 def _sets_on_cpu(
-    coords: Tensor, grid: Sequence[int], batch_size: int, layout: Layout, windows: int, cells: int, set_size: int
+    coords: Tensor, grid: Sequence[int], batch_size: int, layout: list[int], windows: int, cells: int, set_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    n, threads, p = len(coords), _native.threads(), _native.pointer
-    number, totals = torch.empty(n, dtype=torch.int64), torch.empty(2, dtype=torch.int64)
-    inside, members = torch.empty(2, n, 3, dtype=torch.int32)
-    starts, first_set = torch.empty(2, windows + 1, dtype=torch.int32)
-    gathered = p(members), p(starts), p(first_set)
-    gather = _native.function(
-        "cpu", "pcdet_rotated_windows_cpu", POINTER, *[I64] * 2, POINTER, I64, *[POINTER] * 6, I32
-    )
-    gather(p(coords), n, batch_size, layout, set_size, p(number), p(inside), *gathered, p(totals), threads)
+    """The sets by two kernels; layout: grid, window, shift and number of windows, (Z, Y, X) each."""
+    n, i64, i32 = len(coords), torch.int64, torch.int32
+    number, totals = coords.new_empty(n, dtype=i64), coords.new_empty(2, dtype=i64)
+    inside, members = coords.new_empty(2, n, 3)
+    starts, first_set = coords.new_empty(2, windows + 1)
+    gathered = (members, i32, 3 * n), (starts, i32, windows + 1), (first_set, i32, windows + 1)
+    located = (number, i64, n), (inside, i32, 3 * n)
+    task = (coords, i32, 4 * n), n, batch_size, int32_array(layout), set_size
+    launch("rotated_windows", coords.device, *task, *located, *gathered, (totals, i64, 2))
     outside, sets = totals.tolist()
     raise_outside(outside, grid)
-    index = torch.empty(2, sets, set_size, dtype=torch.int64)
-    repeats = torch.empty(2, sets, set_size, dtype=torch.bool)
-    slot = torch.empty(2, n, dtype=torch.int64)
-    fill = _native.function("cpu", "pcdet_rotated_fill_cpu", *[POINTER] * 3, *[I64] * 5, *[POINTER] * 3, I32)
-    fill(*gathered, n, windows, cells, set_size, sets, p(index), p(repeats), p(slot), threads)
+    index = coords.new_empty(2, sets, set_size, dtype=i64)
+    repeats = torch.empty_like(index, dtype=torch.bool)
+    slot = coords.new_empty(2, n, dtype=i64)
+    slots = 2 * sets * set_size
+    filled = (index, i64, slots), (repeats, torch.bool, slots), (slot, i64, 2 * n)
+    launch("rotated_fill", coords.device, *gathered, n, windows, cells, set_size, sets, *filled)
     return index, repeats, slot, number, inside
 
 
 def _sets_on_cuda(
-    coords: Tensor, grid: Sequence[int], batch_size: int, layout: Layout, windows: int, _cells: int, set_size: int
+    coords: Tensor, grid: Sequence[int], batch_size: int, layout: list[int], windows: int, _cells: int, set_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    n, stream, p = len(coords), _native.stream(coords), _native.pointer
-    number, slot = (coords.new_empty(*shape, n, dtype=torch.int64) for shape in ((), (2,)))
-    inside, arrival, members = (coords.new_empty(*shape) for shape in ((n, 3), (n,), (n,)))
-    counts, outside = coords.new_zeros(windows), coords.new_zeros(1, dtype=torch.int64)
-    locate = _native.function("cuda", "pcdet_rotated_windows_cuda", POINTER, *[I64] * 2, *[POINTER] * 7)
-    locate(p(coords), n, batch_size, layout, p(number), p(inside), p(arrival), p(counts), p(outside), stream)
+    """The sets by two kernels and a running sum; layout: as for the CPU."""
+    n, i64, i32 = len(coords), torch.int64, torch.int32
+    number, slot = coords.new_empty(n, dtype=i64), coords.new_empty(2, n, dtype=i64)
+    inside, arrival, members = (coords.new_empty(shape) for shape in ((n, 3), (n,), (n,)))
+    counts, outside = coords.new_zeros(windows), coords.new_zeros(1, dtype=i64)
+    located = (number, i64, n), (inside, i32, 3 * n), (arrival, i32, n)
+    task = (coords, i32, 4 * n), n, batch_size, int32_array(layout)
+    found = (counts, i32, windows), (outside, i64, 1)
+    launch("rotated_windows", coords.device, *task, *located, *found)
     sizes = torch.stack([counts, (counts + set_size - 1) // set_size])
     starts, first_set = torch.nn.functional.pad(sizes.cumsum(1), (1, 0))
     wrong, sets = torch.stack([outside[0], first_set[-1]]).tolist()
     raise_outside(wrong, grid)
-    index = torch.zeros(2, sets, set_size, dtype=torch.int64, device=coords.device)  # some stay where cells repeat
+    index = coords.new_zeros(2, sets, set_size, dtype=i64)  # some stay where cells repeat
     repeats = torch.zeros_like(index, dtype=torch.bool)
-    fill = _native.function(
-        "cuda", "pcdet_rotated_fill_cuda", *[POINTER] * 5, *[I64] * 2, POINTER, *[I64] * 2, *[POINTER] * 5
-    )
-    places = p(number), p(inside), p(arrival), p(starts), p(first_set)
-    fill(*places, n, windows, layout, set_size, sets, p(members), p(index), p(repeats), p(slot), stream)
+    slots = 2 * sets * set_size
+    filled = (index, i64, slots), (repeats, torch.bool, slots), (slot, i64, 2 * n)
+    firsts = (starts, i64, windows + 1), (first_set, i64, windows + 1)
+    numbers = n, windows, int32_array(layout), set_size, sets
+    launch("rotated_fill", coords.device, *located, *firsts, *numbers, (members, i32, n), *filled)
     return index, repeats, slot, number, inside
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pcdet_ext.ops import _native
-from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._native import Int32, NativeArray, has_kernels, launch
 
 Reduction = Literal["sum", "mean", "max", "min"]
 KINDS: dict[Reduction, int] = {"sum": 0, "mean": 1, "max": 2, "min": 3}
@@ -57,23 +55,24 @@ def segment_softmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
 
 @torch.library.custom_op("pcdet_ext::segment_reduce", mutates_args=())
 def _segment_reduce(values: Tensor, index: Tensor, num_segments: int, kind: int) -> tuple[Tensor, Tensor, Tensor]:
-    device, (n, c) = values.device.type, values.shape
-    if device == "cpu" and _native.library("cpu") is not None:
+    n, c = values.shape
+    if values.device.type == "cpu" and has_kernels(values):
         out, chosen, count = _outputs(values, num_segments, kind)
-        highest, p = ctypes.c_int64(), _native.pointer
-        kernel = _kernel("reduce", values, POINTER, POINTER, I64, I64, I64, I32, *[POINTER] * 4)
-        to = (p(out), p(chosen), p(count), ctypes.byref(highest))
-        kernel(p(values), p(index), n, c, num_segments, kind, *to, _native.threads())
+        highest = ctypes.c_int64()
+        rows = (values, values.dtype, n * c), (index, torch.int64, n), n, c, num_segments, Int32(kind)
+        to = (*_buffers(out, chosen, num_segments, c, kind), (count, torch.int64, num_segments), highest)
+        launch("segment_reduce", values.device, *rows, *to, dtype=values.dtype)
         _check_highest(highest.value, num_segments)
         return out, chosen, count
     _check_highest(int(index.max()) if n else -1, num_segments)
-    if device == "cuda" and _native.library("cuda") is not None:
+    if values.is_cuda and has_kernels(values):
         out, chosen, _ = _outputs(values, num_segments, kind)
         ordered, rows = torch.sort(index, stable=True)
         offsets = torch.searchsorted(ordered, torch.arange(num_segments + 1, device=index.device))
-        kernel, p = _kernel("reduce", values, *[POINTER] * 3, I64, I64, I32, POINTER, POINTER), _native.pointer
-        to = (p(out), p(chosen), _native.stream(values))
-        kernel(p(values), p(rows), p(offsets), num_segments, c, kind, *to)
+        table = (values, values.dtype, n * c), (rows, torch.int64, n)
+        sizes = (offsets, torch.int64, num_segments + 1), num_segments, c, Int32(kind)
+        to = _buffers(out, chosen, num_segments, c, kind)
+        launch("segment_reduce", values.device, *table, *sizes, *to, dtype=values.dtype)
         return out, chosen, offsets.diff()
     return segment_reduce_reference(values, index, num_segments, kind)
 
@@ -86,13 +85,14 @@ def _(values: Tensor, index: Tensor, num_segments: int, kind: int) -> tuple[Tens
 @torch.library.custom_op("pcdet_ext::segment_spread", mutates_args=())
 def _segment_spread(grad: Tensor, index: Tensor, chosen: Tensor, count: Tensor, kind: int) -> Tensor:
     """Gradients of rows [P, C] from those of segments [S, C]; the other arguments are those of the reduction."""
-    device, n, c = grad.device.type, len(index), grad.shape[1]
-    if device not in ("cpu", "cuda") or _native.library(device) is None:
+    if not has_kernels(grad):
         return segment_spread_reference(grad, index, chosen, count, kind)
-    out, p, grad = grad.new_empty(n, c), _native.pointer, grad.contiguous()
-    kernel = _kernel("spread", grad, *[POINTER] * 4, I64, I64, I32, POINTER)
-    last = _native.stream(grad) if device == "cuda" else _native.threads()
-    kernel(p(grad), p(index), p(chosen), p(count), n, c, kind, p(out), last)
+    n, (segments, c), dtype, i64 = len(index), grad.shape, grad.dtype, torch.int64
+    out, grad = grad.new_empty(n, c), grad.contiguous()
+    rows = segments if kind >= KINDS["max"] else 0
+    reduced = (chosen, torch.int32, rows * c), (count, i64, segments)
+    task = (grad, dtype, segments * c), (index, i64, n), *reduced, n, c, Int32(kind)
+    launch("segment_spread", grad.device, *task, (out, dtype, n * c), dtype=dtype)
     return out
 
 
@@ -138,10 +138,9 @@ def _outputs(values: Tensor, num_segments: int, kind: int) -> tuple[Tensor, Tens
     return values.new_empty(num_segments, columns), chosen, values.new_empty(num_segments, dtype=torch.int64)
 
 
-def _kernel(name: str, values: Tensor, *types: type) -> Callable[..., None]:
-    device = values.device.type
-    last = POINTER if device == "cuda" else I32
-    return _native.function(device, f"pcdet_segment_{name}_{str(values.dtype)[6:]}_{device}", *types, last)
+def _buffers(out: Tensor, chosen: Tensor, segments: int, columns: int, kind: int) -> tuple[NativeArray, NativeArray]:
+    rows = segments if kind >= KINDS["max"] else 0
+    return (out, out.dtype, segments * columns), (chosen, torch.int32, rows * columns)
 
 
 def _check_highest(highest: int, num_segments: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -9,13 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcdet_ext.ops import _native
-from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, int64_array, launch
 from pcdet_ext.ops._reference import reference_gradients
 
 CHUNK = 32  # kScanChunk of ops/selective_scan: steps between the states that the forward pass leaves
 CUDA_STATES = (8, 16)  # sizes of the state that the CUDA kernel is compiled for
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _LANES = 16  # channels that the CPU kernel runs side by side
 _PORTION = {"cpu": 64, "cuda": 32}  # channels whose gradients of B and C a kernel adds up
 MaybeTensor = Tensor | None
@@ -111,8 +110,10 @@ def _scan(
         y.copy_(selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse))
         return y, _checkpoints(u, A, keep)
     states = _checkpoints(u, A, keep or u.is_cuda)  # on CUDA the chunks meet there
-    room = [states, _elapsed(states)] if u.is_cuda else [states if keep else None]
-    _launch("forward", (u, delta, A, B, C, D, z, delta_bias), (y,), delta_softplus, reverse, (y, *room))
+    between = [states, _elapsed(states)] if u.is_cuda else [states if keep else None]
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    results = [(y, u.dtype, u.shape)]
+    _launch("forward", inputs, results, delta_softplus, reverse, [*results, *_by_chunk(u, A, *between)])
     return y, states if keep else _checkpoints(u, A, False)
 
 
@@ -156,9 +157,14 @@ def _backward(
     parts, slices = -(-dim // _PORTION[u.device.type]), batch * (states.shape[1] if u.is_cuda else 1)
     shares = [A.new_empty(parts * batch, length, A.shape[1]) for _ in range(2)]  # of the gradients of B and C
     dA, dD, dbias = A.new_empty(slices, *A.shape), A.new_empty(slices, dim), A.new_empty(slices, dim)
-    outputs = (du, ddelta, dz, *(t.mT for t in shares))
-    room = [torch.empty_like(states), _elapsed(states)] if u.is_cuda else []
-    _launch("backward", inputs, (dy, *outputs), delta_softplus, reverse, (dy, states, *outputs, dA, dD, dbias, *room))
+    above, wide = (dy, u.dtype, u.shape), A.dtype
+    outputs = [(t, u.dtype, u.shape) for t in (du, ddelta)]
+    outputs += [(dz, u.dtype, (0, 0, 0) if z is None else u.shape)]
+    outputs += [(t.mT, wide, (parts * batch, A.shape[1], length)) for t in shares]
+    sums = (dA, wide, slices * dim * A.shape[1]), *((t, wide, slices * dim) for t in (dD, dbias))
+    between = _by_chunk(u, A, torch.empty_like(states), _elapsed(states)) if u.is_cuda else []
+    last = [above, *_by_chunk(u, A, states), *outputs, *sums, *between]
+    _launch("backward", inputs, [above, *outputs], delta_softplus, reverse, last)
     dB, dC = (t.unflatten(0, (parts, batch)).sum(0).to(u.dtype).mT for t in shares)
     dD = dD.sum(0) if D is not None else A.new_empty(0)
     dbias = dbias.sum(0) if delta_bias is not None else A.new_empty(0)
@@ -206,25 +212,33 @@ _scan.register_autograd(_differentiate, setup_context=_setup)
 
 def _has_kernel(u: Tensor, A: Tensor) -> bool:
     """Whether a native kernel covers these sequences."""
-    if u.device.type == "cpu":
-        return u.dtype in (torch.float32, torch.float64) and _native.library("cpu") is not None
-    return (
-        u.device.type == "cuda"
-        and u.dtype in _TYPES
-        and A.shape[1] in CUDA_STATES
-        and _native.library("cuda") is not None
-    )
+    if u.is_cuda:
+        covered = u.dtype in TYPE_CODES and A.shape[1] in CUDA_STATES
+    else:
+        covered = u.dtype in (torch.float32, torch.float64)
+    return covered and has_kernels(u)
 
 
 def _checkpoints(u: Tensor, A: Tensor, keep: bool) -> Tensor:
     """Room for the states at the start of every chunk, in the layout of the device's kernel."""
     if not keep or not _has_kernel(u, A):
         return A.new_empty(0)
+    return A.new_empty(_chunk_shape(u, A))
+
+
+def _chunk_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     batch, dim, length = u.shape
     chunks = -(-length // CHUNK)
-    if u.device.type == "cpu":
-        return A.new_empty(batch, -(-dim // _LANES), chunks, A.shape[1], _LANES)
-    return A.new_empty(batch, chunks, dim, A.shape[1])
+    if u.is_cuda:
+        return batch, chunks, dim, A.shape[1]
+    return batch, -(-dim // _LANES), chunks, A.shape[1], _LANES
+
+
+def _by_chunk(u: Tensor, A: Tensor, states: Tensor | None, elapsed: Tensor | None = None) -> list[NativeArray]:
+    """The states at the start of every chunk and, on CUDA, the sum of its steps."""
+    shape = _chunk_shape(u, A)
+    buffers = [(states, A.dtype, math.prod(shape))]
+    return buffers if elapsed is None else [*buffers, (elapsed, A.dtype, math.prod(shape[:3]))]
 
 
 def _elapsed(states: Tensor) -> Tensor:
@@ -234,27 +248,27 @@ def _elapsed(states: Tensor) -> Tensor:
 
 def _launch(
     direction: str,
-    inputs: Sequence[Tensor | None],
-    strided: Sequence[Tensor],
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, MaybeTensor, MaybeTensor, MaybeTensor],
+    series: Sequence[NativeArray],
     delta_softplus: bool,
     reverse: bool,
-    last: Sequence[Tensor | None],
+    last: Sequence[Argument],
 ) -> None:
-    """Call the kernel; `strided` are those of the `last` arguments whose strides it is told."""
+    """Call the kernel; inputs as of the operator; series: those of the `last` arguments whose strides it is told."""
     u, delta, A, B, C, D, z, delta_bias = inputs
-    ordered = (u, delta, z, A, B, C, D, delta_bias)
-    strides = [s for t in (u, delta, z, B, C, *strided) for s in (t.stride() if t is not None else (0, 0, 0))]
-    sizes = (*u.shape[:2], A.shape[1], u.shape[2], delta_softplus, reverse)
-    arguments = [None if t is None else t.data_ptr() for t in ordered]
-    arguments += [(I64 * len(strides))(*strides), *sizes, *(None if t is None else t.data_ptr() for t in last)]
-    types = [POINTER] * 9 + [I64] * 4 + [I32] * 2 + [POINTER] * len(last)
-    name = f"pcdet_selective_scan_{direction}"
+    (batch, dim, length), state, wide = u.shape, A.shape[1], A.dtype
+    name, shares = f"selective_scan_{direction}", (batch, state, length)
+    rows = [(t, u.dtype, u.shape) for t in (u, delta, z)]
+    mixed = [(t, u.dtype, shares) for t in (B, C)]
+    told = (u, delta, z, B, C, *(tensor for tensor, *_ in series))
+    strides = int64_array([s for t in told for s in ((0, 0, 0) if t is None else t.stride())])
+    task: list[Argument] = [*rows, (A, wide, dim * state), *mixed]
+    task += [(D, wide, dim), (delta_bias, wide, dim), strides]
+    task += [batch, dim, state, length, Int32(delta_softplus), Int32(reverse), *last]
     if u.is_cuda:
-        kernel = _native.function("cuda", f"{name}_cuda", *types, I32, POINTER)
-        kernel(*arguments, _TYPES[u.dtype], _native.stream(u))
+        launch(name, u.device, *task, Int32(TYPE_CODES[u.dtype]))
     else:
-        kernel = _native.function("cpu", f"{name}_{str(u.dtype)[6:]}_cpu", *types, I32)
-        kernel(*arguments, _native.threads())
+        launch(name, u.device, *task, dtype=u.dtype)
 
 
 def _check(

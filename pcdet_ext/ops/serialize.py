@@ -15,8 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pcdet_ext.ops import _native
-from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._native import Argument, Int32, has_kernels, int32_array, launch
 from pcdet_ext.ops._operator import integer_operator
 
 BATCH_SHIFT = 48
@@ -203,17 +202,9 @@ def raise_outside(count: int, grid: Sequence[int]) -> None:
 
 @integer_operator("curve_encode")
 def _curve_encode(coords: Tensor, grid: list[int], curve: int, depth: int) -> Tensor:
-    arguments = (POINTER, I64, POINTER, I32, I32, POINTER, POINTER)
-    kernel = _launcher("pcdet_curve_encode", coords, arguments)
-    if kernel is None:
+    if not has_kernels(coords):
         return curve_encode_reference(coords, grid, curve, depth)
-    keys = torch.empty(len(coords), dtype=torch.int64, device=coords.device)
-    bad = torch.zeros(1, dtype=torch.int64, device=coords.device)
-    cells = (ctypes.c_int32 * 3)(*grid)
-    here = (_native.pointer(coords), len(coords), cells, curve, depth, _native.pointer(keys), _native.pointer(bad))
-    kernel(*here)
-    raise_outside(int(bad), grid)
-    return keys
+    return _make_keys("curve_encode", coords, grid, int32_array(grid), Int32(curve), Int32(depth))
 
 
 @torch.library.register_fake("pcdet_ext::curve_encode")
@@ -223,11 +214,12 @@ def _(coords: Tensor, grid: list[int], curve: int, depth: int) -> Tensor:
 
 @integer_operator("curve_decode")
 def _curve_decode(keys: Tensor, curve: int, depth: int) -> Tensor:
-    kernel = _launcher("pcdet_curve_decode", keys, (POINTER, I64, I32, I32, POINTER))
-    if kernel is None:
+    if not has_kernels(keys):
         return curve_decode_reference(keys, curve, depth)
-    coords = torch.empty(len(keys), 4, dtype=torch.int32, device=keys.device)
-    kernel(_native.pointer(keys), len(keys), curve, depth, _native.pointer(coords))
+    n = len(keys)
+    coords = keys.new_empty(n, 4, dtype=torch.int32)
+    task = (keys, torch.int64, n), n, Int32(curve), Int32(depth)
+    launch("curve_decode", keys.device, *task, (coords, torch.int32, 4 * n))
     return coords
 
 
@@ -240,17 +232,11 @@ def _(keys: Tensor, curve: int, depth: int) -> Tensor:
 def _window_keys(
     coords: Tensor, grid: list[int], window: list[int], shift: list[int], along_y: bool, snake: bool
 ) -> Tensor:
-    kernel = _launcher("pcdet_window_keys", coords, (POINTER, I64, POINTER, POINTER, POINTER))
-    if kernel is None:
+    if not has_kernels(coords):
         return window_keys_reference(coords, grid, window, shift, along_y, snake)
     count = [math.ceil(g / w) + 1 for g, w in zip(grid, window, strict=True)]
-    triple = ctypes.c_int32 * 3
-    order = _WindowOrder(triple(*grid), triple(*window), triple(*shift), triple(*count), along_y, snake)
-    keys = torch.empty(len(coords), dtype=torch.int64, device=coords.device)
-    bad = torch.zeros(1, dtype=torch.int64, device=coords.device)
-    kernel(_native.pointer(coords), len(coords), ctypes.byref(order), _native.pointer(keys), _native.pointer(bad))
-    raise_outside(int(bad), grid)
-    return keys
+    order = _WindowOrder(*map(int32_array, (grid, window, shift, count)), along_y, snake)
+    return _make_keys("window_keys", coords, grid, order)
 
 
 @torch.library.register_fake("pcdet_ext::window_keys")
@@ -258,12 +244,14 @@ def _(coords: Tensor, grid: list[int], window: list[int], shift: list[int], alon
     return coords.new_empty(len(coords), dtype=torch.int64)
 
 
-def _launcher(name: str, tensor: Tensor, arguments: tuple) -> object:
-    """The kernel for the tensor's device with its last argument (threads or stream) filled in, or None."""
-    device = tensor.device.type
-    last, value = (POINTER, _native.stream(tensor)) if device == "cuda" else (I32, _native.threads())
-    kernel = _native.function(device, f"{name}_{device}", *arguments, last)
-    return None if kernel is None else lambda *given: kernel(*given, value)
+def _make_keys(name: str, coords: Tensor, grid: Sequence[int], *order: Argument) -> Tensor:
+    """Keys by a kernel that counts the rows outside of the grid."""
+    n = len(coords)
+    keys, outside = coords.new_empty(n, dtype=torch.int64), coords.new_zeros(1, dtype=torch.int64)
+    results = (keys, torch.int64, n), (outside, torch.int64, 1)
+    launch(name, coords.device, (coords, torch.int32, 4 * n), n, *order, *results)
+    raise_outside(int(outside), grid)
+    return keys
 
 
 def _interleave(high: Tensor, middle: Tensor, low: Tensor, depth: int) -> Tensor:

@@ -11,8 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pcdet_ext.ops import _native
-from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._native import has_kernels, launch
 from pcdet_ext.ops._operator import integer_operator
 
 
@@ -139,20 +138,19 @@ def _voxelize(
     points: Tensor, point_cloud_range: list[float], voxel_size: list[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grid = _grid(point_cloud_range, voxel_size)
-    types = (POINTER, I64, I64, POINTER, I64, I64, POINTER, POINTER, POINTER, POINTER, I32)
-    assign = _native.function("cpu", "pcdet_voxelize_assign_cpu", *types) if points.device.type == "cpu" else None
-    if assign is None:
+    if points.device.type != "cpu" or not has_kernels(points):
         return _voxelize_cells(points, _cells(points, None, grid), grid, max_points, max_voxels)
-    (n, c), g, threads, p = points.shape, ctypes.byref(grid), _native.threads(), _native.pointer
-    most = min(n, max_voxels)
-    places, cells = torch.empty(n, dtype=torch.int64), torch.empty(most, dtype=torch.int64)
-    counts, opened = torch.empty(most, dtype=torch.int32), ctypes.c_int64()
-    assign(p(points), n, c, g, max_points, most, p(places), p(cells), p(counts), ctypes.byref(opened), threads)
+    (n, c), i64, i32 = points.shape, torch.int64, torch.int32
+    most, opened = min(n, max_voxels), ctypes.c_int64()
+    places, cells = points.new_empty(n, dtype=i64), points.new_empty(most, dtype=i64)
+    counts = points.new_empty(most, dtype=i32)
+    cloud, placed = ((points, torch.float32, n * c), n, c, grid, max_points), (places, i64, n)
+    to = (cells, i64, most), (counts, i32, most), opened
+    launch("voxelize_assign", points.device, *cloud, most, placed, *to)
     m = opened.value
-    voxels, coords = torch.empty(m, max_points, c), torch.empty(m, 3, dtype=torch.int32)
-    types = (POINTER, I64, I64, POINTER, I64, POINTER, POINTER, I64, POINTER, POINTER, I32)
-    fill = _native.function("cpu", "pcdet_voxelize_fill_cpu", *types)
-    fill(p(points), n, c, g, max_points, p(places), p(cells), m, p(voxels), p(coords), threads)
+    voxels, coords = points.new_empty(m, max_points, c), points.new_empty(m, 3, dtype=i32)
+    filled = (voxels, torch.float32, m * max_points * c), (coords, i32, 3 * m)
+    launch("voxelize_fill", points.device, *cloud, placed, (cells, i64, most), m, *filled)
     return voxels, coords, counts[:m].clone(), places
 
 
@@ -216,15 +214,15 @@ def _dynamic_voxelize(
     pillars: bool,
 ) -> tuple[Tensor, Tensor]:
     grid = _grid(point_cloud_range, voxel_size, x_major, pillars)
-    types = (POINTER, I64, I64, POINTER, POINTER, POINTER, POINTER, POINTER, I32)
-    kernel = _native.function("cpu", "pcdet_dynamic_voxelize_cpu", *types) if points.device.type == "cpu" else None
-    if kernel is None:
+    if points.device.type != "cpu" or not has_kernels(points):
         if len(points):
             _check_frames(*map(int, batch_index.aminmax()), grid)
         return _dynamic_voxelize_cells(_cells(points, batch_index, grid), grid)
-    (n, c), p, totals = points.shape, _native.pointer, (ctypes.c_int64 * 3)()
-    coords, voxel = torch.empty(n, 4, dtype=torch.int32), torch.empty(n, dtype=torch.int64)
-    kernel(p(points), n, c, p(batch_index), ctypes.byref(grid), p(coords), p(voxel), totals, _native.threads())
+    (n, c), totals = points.shape, (ctypes.c_int64 * 3)()
+    coords, voxel = points.new_empty(n, 4, dtype=torch.int32), points.new_empty(n, dtype=torch.int64)
+    cloud = (points, torch.float32, n * c), n, c, (batch_index, torch.int64, n), grid
+    found = (coords, torch.int32, 4 * n), (voxel, torch.int64, n), totals
+    launch("dynamic_voxelize", points.device, *cloud, *found)
     count, lowest, highest = totals
     _check_frames(lowest, highest, grid)
     return coords[:count].clone(), voxel
@@ -252,32 +250,28 @@ def _check_frames(lowest: int, highest: int, grid: _VoxelGrid) -> None:
 
 def _cells(points: Tensor, batch_index: Tensor | None, grid: _VoxelGrid) -> Tensor:
     """Number int64 [N] of each point's cell in its frame, or -1 outside; with a kernel on CUDA."""
-    types = (POINTER, I64, I64, POINTER, POINTER, POINTER, POINTER)
-    kernel = _native.function("cuda", "pcdet_point_cells_cuda", *types) if points.is_cuda else None
-    if kernel is None:
+    if not points.is_cuda or not has_kernels(points):
         return cells_reference(points, batch_index, grid)
-    cells, p = torch.empty(len(points), dtype=torch.int64, device=points.device), _native.pointer
-    n, c = points.shape
-    kernel(p(points), n, c, p(batch_index), ctypes.byref(grid), p(cells), _native.stream(points))
+    (n, c), i64 = points.shape, torch.int64
+    cells = points.new_empty(n, dtype=i64)
+    frames = (batch_index, i64, n)
+    launch("point_cells", points.device, (points, torch.float32, n * c), n, c, frames, grid, (cells, i64, n))
     return cells
 
 
 def _coords(cells: Tensor, grid: _VoxelGrid) -> Tensor:
     """Coordinates int32 [M, 4] (batch, z, y, x) of cells int64 [M]; with a kernel on CUDA."""
-    kernel = None
-    if cells.is_cuda:
-        kernel = _native.function("cuda", "pcdet_cell_coords_cuda", POINTER, I64, POINTER, POINTER, POINTER)
-    if kernel is None:
+    if not cells.is_cuda or not has_kernels(cells):
         return coords_reference(cells, grid)
-    coords, p = torch.empty(len(cells), 4, dtype=torch.int32, device=cells.device), _native.pointer
-    kernel(p(cells), len(cells), ctypes.byref(grid), p(coords), _native.stream(cells))
+    n = len(cells)
+    coords = cells.new_empty(n, 4, dtype=torch.int32)
+    launch("cell_coords", cells.device, (cells, torch.int64, n), n, grid, (coords, torch.int32, 4 * n))
     return coords
 
 
 def cells_reference(points: Tensor, batch_index: Tensor | None, grid: _VoxelGrid) -> Tensor:
     """The definition of cell numbers in PyTorch on any device; float32 as the kernels compute them."""
-    low = torch.tensor(list(grid.low), device=points.device)
-    size = torch.tensor(list(grid.size), device=points.device)
+    low, size = (points.new_tensor(list(t), dtype=torch.float32) for t in (grid.low, grid.size))
     place = ((points[:, :3] - low) / size).floor()
     inside = ((place >= 0) & (place < torch.tensor(list(grid.cells), device=points.device))).all(1)
     strides = torch.tensor(list(grid.strides), device=points.device)

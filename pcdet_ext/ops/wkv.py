@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from pcdet_ext.ops import _native
-from pcdet_ext.ops._native import I32, I64, POINTER
+from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, launch
 from pcdet_ext.ops._reference import reference_gradients
 
 CHUNK = 32  # kWkvChunk of ops/wkv: steps between the states that the forward pass leaves
 CUDA_DIMS = (16, 32)  # widths of a head that the CUDA kernel is compiled for
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MaybeTensor = Tensor | None
 
 
@@ -60,8 +58,8 @@ def _scan(
     if not _has_kernel(r):
         return wkv_reference(r, k, v, w, u, reverse), _checkpoints(r, keep)
     y, states = torch.empty_like(r), _checkpoints(r, keep or r.is_cuda)  # on CUDA the chunks meet there
-    room = [states, _kept(states)] if r.is_cuda else [states if keep else None]
-    _launch("forward", (r, k, v, w, u), reverse, (y, *room))
+    between = [states, _kept(states)] if r.is_cuda else [states if keep else None]
+    _launch("forward", (r, k, v, w, u), reverse, [*_series(r, y), *_by_chunk(r, *between)])
     return y, states if keep else _checkpoints(r, False)
 
 
@@ -79,8 +77,10 @@ def _backward(
     grads = [torch.empty_like(r) for _ in range(4)]
     slices = len(r) * (states.shape[2] if r.is_cuda else 1)
     du = None if u is None else u.new_empty(slices, *u.shape)
-    room = [torch.empty_like(states), _kept(states)] if r.is_cuda else []
-    _launch("backward", inputs, reverse, (dy.contiguous(), states, *grads, du, *room))
+    found = (du, _widened(r), slices * r.shape[2] * r.shape[3])
+    between = _by_chunk(r, torch.empty_like(states), _kept(states)) if r.is_cuda else []
+    last = [*_series(r, dy.contiguous()), *_by_chunk(r, states), *_series(r, *grads), found, *between]
+    _launch("backward", inputs, reverse, last)
     return grads if du is None else [*grads, du.sum(0)]
 
 
@@ -111,20 +111,19 @@ _scan.register_autograd(_differentiate, setup_context=_setup)
 
 def _has_kernel(r: Tensor) -> bool:
     """Whether a native kernel covers these sequences."""
-    if r.device.type == "cpu":
-        return r.dtype in (torch.float32, torch.float64) and _native.library("cpu") is not None
-    if r.device.type != "cuda" or r.dtype not in _TYPES or r.shape[3] not in CUDA_DIMS:
-        return False
-    return _native.library("cuda") is not None
+    if r.is_cuda:
+        covered = r.dtype in TYPE_CODES and r.shape[3] in CUDA_DIMS
+    else:
+        covered = r.dtype in (torch.float32, torch.float64)
+    return covered and has_kernels(r)
 
 
 def _checkpoints(r: Tensor, keep: bool) -> Tensor:
     """Room for the states at the start of every chunk."""
-    kind = torch.promote_types(r.dtype, torch.float32)
     if not keep or not _has_kernel(r):
-        return r.new_empty(0, dtype=kind)
+        return r.new_empty(0, dtype=_widened(r))
     batch, length, heads, d = r.shape
-    return r.new_empty(batch, heads, -(-length // CHUNK), d, d, dtype=kind)
+    return r.new_empty(batch, heads, -(-length // CHUNK), d, d, dtype=_widened(r))
 
 
 def _kept(states: Tensor) -> Tensor:
@@ -132,16 +131,36 @@ def _kept(states: Tensor) -> Tensor:
     return states.new_empty(states.shape[:4])
 
 
-def _launch(direction: str, inputs: Sequence[Tensor | None], reverse: bool, last: Sequence[Tensor | None]) -> None:
-    p, r = _native.pointer, inputs[0]
-    arguments = (*map(p, inputs), *r.shape, reverse, *map(p, last))
-    types = [POINTER] * 5 + [I64] * 4 + [I32] + [POINTER] * len(last)
+def _widened(r: Tensor) -> torch.dtype:
+    """The type of the state."""
+    return torch.promote_types(r.dtype, torch.float32)
+
+
+def _series(r: Tensor, *tensors: Tensor) -> list[NativeArray]:
+    """Tensors of the shape and type of r."""
+    return [(t, r.dtype, math.prod(r.shape)) for t in tensors]
+
+
+def _by_chunk(r: Tensor, states: Tensor | None, kept: Tensor | None = None) -> list[NativeArray]:
+    """The state [D, D] at the start of every chunk and, on CUDA, the share [D] of its rows that is left after it."""
+    batch, length, heads, d = r.shape
+    rows = batch * heads * -(-length // CHUNK) * d
+    buffers = [(states, _widened(r), rows * d)]
+    return buffers if kept is None else [*buffers, (kept, _widened(r), rows)]
+
+
+def _launch(
+    direction: str, inputs: tuple[Tensor, Tensor, Tensor, Tensor, MaybeTensor], reverse: bool, last: list[NativeArray]
+) -> None:
+    """Call the kernel; inputs: r, k, v, w and u."""
+    *rows, u = inputs
+    r, name = inputs[0], f"wkv_{direction}"
+    task: list[Argument] = [*_series(r, *rows), (u, _widened(r), r.shape[2] * r.shape[3])]
+    task += [*r.shape, Int32(reverse), *last]
     if r.is_cuda:
-        kernel = _native.function("cuda", f"pcdet_wkv_{direction}_cuda", *types, I32, POINTER)
-        kernel(*arguments, _TYPES[r.dtype], _native.stream(r))
+        launch(name, r.device, *task, Int32(TYPE_CODES[r.dtype]))
     else:
-        kernel = _native.function("cpu", f"pcdet_wkv_{direction}_{str(r.dtype)[6:]}_cpu", *types, I32)
-        kernel(*arguments, _native.threads())
+        launch(name, r.device, *task, dtype=r.dtype)
 
 
 def _check(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None) -> None:

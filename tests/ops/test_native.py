@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ OPS = (
 def unloaded(monkeypatch):
     """The module as in a fresh process: nothing loaded, nothing said."""
     monkeypatch.delenv("PCDET_EXT_NATIVE", raising=False)
-    caches = (_native.library, _native.function)
+    caches = (_native.library, _native._function)
     for cached in caches:
         cached.cache_clear()
     yield monkeypatch
@@ -53,8 +54,8 @@ def test_a_missing_library_is_told_once(unloaded, tmp_path: Path) -> None:
     unloaded.setattr(_native, "library_path", lambda kind: tmp_path / f"lib_{kind}.so")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for name in ("pcdet_a", "pcdet_b", "pcdet_a"):
-            assert _native.function("cpu", name) is None
+        for _ in range(3):
+            assert not _native.has_kernels(torch.zeros(1))
     assert [str(w.message) for w in caught] == [
         "pcdet_ext: lib_cpu.so is not built, ops on cpu run on their slower PyTorch references"
     ]
@@ -85,23 +86,91 @@ def test_ops_run_on_references_where_nothing_is_built(root: Path, tmp_path: Path
     assert done.stderr.count("libpcdet_ext_cpu.so is not built") == 1
 
 
-def test_a_failed_kernel_is_an_error_with_its_name(unloaded) -> None:
-    class Library:
-        @staticmethod
-        def pcdet_thing_cpu(*_: object) -> int:
-            return -3
+class Kernel:
+    """What ctypes gives for a function of a library; keeps what it was called with."""
 
-    unloaded.setattr(_native, "library", lambda kind: Library)
+    def __init__(self, status: int) -> None:
+        self.status, self.calls = status, []
+
+    def __call__(self, *arguments: object) -> int:
+        self.calls.append(arguments)
+        return self.status
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def kernel(unloaded) -> Kernel:
+    """A kernel `pcdet_thing_cpu` that does nothing."""
+    kernel = Kernel(0)
+    unloaded.setattr(_native, "library", lambda kind: {"pcdet_thing_cpu": kernel, "pcdet_thing_float32_cpu": kernel})
+    return kernel
+
+
+def test_a_failed_kernel_is_an_error_with_its_name(kernel: Kernel) -> None:
+    kernel.status = -3
     with pytest.raises(_native.NativeError, match="pcdet_thing_cpu: status -3"):
-        _native.function("cpu", "pcdet_thing_cpu")()
+        _native.launch("thing", CPU)
 
 
-def test_pointers_are_of_contiguous_tensors_only() -> None:
-    assert _native.pointer(None) is None
-    tensor = torch.zeros(4, 4)
-    assert _native.pointer(tensor) == tensor.data_ptr()
-    with pytest.raises(ValueError, match="contiguous"):
-        _native.pointer(tensor[:, 1])
+def test_without_library_there_is_no_launch(unloaded) -> None:
+    unloaded.setattr(_native, "library", lambda kind: None)
+    with pytest.raises(_native.NativeError, match="pcdet_thing_cpu: there is no native library for 'cpu'"):
+        _native.launch("thing", CPU)
+
+
+def test_arguments_are_passed_as_their_types_say(kernel: Kernel) -> None:
+    tensor, size, table = torch.zeros(4, 4), ctypes.c_int64(7), (ctypes.c_int64 * 2)(1, 2)
+    rows, missing, column = (tensor, torch.float32, 16), (None, torch.float32, 3), (tensor[:, 1], torch.float32, (4,))
+    _native.launch("thing", CPU, rows, missing, column, 5, _native.Int32(-2), 0.5, size, table, dtype=torch.float32)
+    start = tensor.data_ptr()
+    (passed,) = kernel.calls
+    assert passed[:6] == (start, None, start + 4, 5, -2, 0.5)
+    assert passed[8:] == (torch.get_num_threads(),)
+    pointer, i64, i32, f64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double
+    assert kernel.argtypes == [pointer, pointer, pointer, i64, i32, f64, pointer, pointer, i32]
+
+
+TENSOR = torch.zeros(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ((TENSOR, torch.float64, 16), r"must be torch.float64 16 contiguous on cpu, got torch.float32 \[4, 4\]"),
+        ((TENSOR, torch.float32, 17), r"must be torch.float32 17 contiguous on cpu, got torch.float32 \[4, 4\]"),
+        ((TENSOR, torch.float32, 15), "15 contiguous"),
+        ((TENSOR.t(), torch.float32, 16), r"16 contiguous on cpu, got .* strides \[1, 4\]"),
+        ((TENSOR.to("meta"), torch.float32, 16), "on cpu, got torch.float32 .* on meta"),
+        ((TENSOR[:, 1], torch.float32, (5,)), r"must be torch.float32 \[5\] on cpu"),
+        ((TENSOR[:, 1], torch.float64, (4,)), r"must be torch.float64 \[4\] on cpu"),
+        (-1, "must be from 0 to 9223372036854775807, got -1"),
+        (1 << 63, "got 9223372036854775808"),
+        (_native.Int32(1 << 31), "must be from -2147483648 to 2147483647, got 2147483648"),
+        (_native.Int32(-(1 << 31) - 1), "got -2147483649"),
+    ],
+)
+def test_what_a_kernel_would_misread_is_refused(kernel: Kernel, argument: _native.Argument, message: str) -> None:
+    with pytest.raises(ValueError, match=f"argument 2 of pcdet_thing_cpu .*{message}"):
+        _native.launch("thing", CPU, 0, argument)
+    assert not kernel.calls
+
+
+def test_what_is_no_argument_is_refused(kernel: Kernel) -> None:
+    for argument in (True, "text", None, TENSOR):
+        with pytest.raises(TypeError):
+            _native.launch("thing", CPU, argument)
+    assert not kernel.calls
+
+
+def test_arrays_of_numbers_that_do_not_fit_are_refused() -> None:
+    assert list(_native.int32_array([-1, 2])) == [-1, 2]
+    assert list(_native.int64_array([-1, 1 << 62])) == [-1, 1 << 62]
+    with pytest.raises(ValueError, match="32 bits"):
+        _native.int32_array([0, 1 << 31])
+    with pytest.raises(ValueError, match="64 bits"):
+        _native.int64_array([-(1 << 63) - 1])
 
 
 def build(root: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess:
