@@ -13,6 +13,7 @@ from pcdet_ext.config import ConfigError, Node, setting
 from pcdet_ext.data import kitti  # noqa: F401  (registers the format)
 from pcdet_ext.data.base import DATASETS, ConcatDataset, Dataset, FrameDataset
 from pcdet_ext.data.prepare import FRAME_SOURCES
+from pcdet_ext.evaluation import benchmarks  # noqa: F401  (registers metrics of result files)
 from pcdet_ext.evaluation.base import BENCHMARKS
 
 __all__ = ["BENCHMARKS", "DATASETS", "FRAME_SOURCES", "build_dataset", "point_features"]

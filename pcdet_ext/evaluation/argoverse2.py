@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pcdet_ext.evaluation.base import Plot
 from pcdet_ext.evaluation.quaternions import rotation_matrices, yaws
 from pcdet_ext.structures import Array
 
@@ -149,6 +150,10 @@ class Argoverse2Result:
         lines = [f"{'':<34}" + "".join(f"{name:>8}" for name in METRICS)]
         lines += [f"{name:<34}" + "".join(f"{row[metric]:>8.3f}" for metric in METRICS) for name, row in rows.items()]
         return "\n".join(lines)
+
+    def plots(self) -> Sequence[Plot]:
+        """No diagrams: the metric gives no curves."""
+        return ()
 
     def to_json(self) -> dict[str, Any]:
         """All numbers, under the official names."""

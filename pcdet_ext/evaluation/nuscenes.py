@@ -5,12 +5,13 @@ The numbers are those of the official devkit's `detection_cvpr_2019` configurati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from pcdet_ext.evaluation.base import Plot
 from pcdet_ext.evaluation.quaternions import rotation_matrices, yaws
 from pcdet_ext.structures import Array
 
@@ -154,6 +155,18 @@ class NuScenesResult:
             errors = "".join(f"{self.label_error(name, error):>7.3f}" for error in ERRORS)
             lines.append(f"{name:<22}{self.class_ap(name):>7.3f}{errors}")
         return "\n".join(lines)
+
+    def plots(self) -> Sequence[Plot]:
+        """Precision over recall of each class, one diagram for each distance."""
+        return [
+            Plot(
+                f"precision_{d:g}m", "recall", "precision", {c: (RECALL, self.curves[c, d].precision) for c in CLASSES}
+            )
+            for d in DISTANCES
+        ]
+
+    def _precisions(self, distance: float) -> dict[str, tuple[Array, Array]]:
+        return {name: (RECALL, self.curves[name, distance].precision) for name in CLASSES}
 
     def to_json(self) -> dict[str, Any]:
         """All numbers and curves, under the official names."""

@@ -7,12 +7,13 @@ the devkit is needed to run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pcdet_ext.evaluation.base import Plot
 from pcdet_ext.evaluation.nuscenes import Boxes, Samples, within_range
 from pcdet_ext.structures import Array
 
@@ -104,6 +105,14 @@ class TrackingResult:
             cells = (f"{row[m]:>8.0f}" if m in SUMMED or m == "gt" else f"{row[m]:>8.3f}" for m in METRICS)
             lines.append(f"{name:<12}" + "".join(cells))
         return "\n".join(lines)
+
+    def plots(self) -> Sequence[Plot]:
+        """MOTAR and MOTP over recall, of each class."""
+        recalls = RECALLS[::-1]
+        return [
+            Plot(m, "recall", m.upper(), {name: (recalls, c.at_threshold[m]) for name, c in self.classes.items()})
+            for m in ("motar", "motp")
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """All numbers and lists over the thresholds; NaN is null."""

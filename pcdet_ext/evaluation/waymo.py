@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from pcdet_ext.evaluation.base import Plot
 from pcdet_ext.ops import iou_3d_paired
 from pcdet_ext.structures import Array
 
@@ -178,6 +179,14 @@ class WaymoResult:
         """One row for each curve."""
         rows = [f"{name:<52}{curve.ap:>9.4f}{curve.aph:>9.4f}" for name, curve in self.curves.items()]
         return "\n".join([f"{'':<52}{'AP':>9}{'APH':>9}", *rows])
+
+    def plots(self) -> Sequence[Plot]:
+        """Precision over recall, one diagram for each curve of the breakdown by type."""
+        return [
+            Plot(name.lower(), "recall", "precision", {name: (curve.recall, curve.precision)})
+            for name, curve in self.curves.items()
+            if name.startswith("OBJECT_TYPE")
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """All numbers and curves in plain types."""

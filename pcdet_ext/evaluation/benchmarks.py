@@ -1,0 +1,94 @@
+"""Official metrics for result files of any code base, by the names under which `pcdet evaluate` knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pcdet_ext.evaluation import argoverse2 as av2
+from pcdet_ext.evaluation import argoverse2_files, nuscenes_files, nuscenes_tables
+from pcdet_ext.evaluation import nuscenes as nus
+from pcdet_ext.evaluation import nuscenes_tracking as nus_tracking
+from pcdet_ext.evaluation.base import BENCHMARKS
+from pcdet_ext.files import DataError
+
+
+@BENCHMARKS.register
+def nuscenes(ground_truth: Path, results: Path, scenes: Sequence[str] | None = None) -> nus.NuScenesResult:
+    """nuScenes detection: mAP, true-positive errors, NDS.
+
+    Args:
+        ground_truth: a folder with the released tables (v1.0-*), or a JSON file with `samples` and `gt_boxes`.
+        results: a submission (.json or .json.gz).
+        scenes: names of the scenes to measure; by default those that the results are about. All their samples must be
+            in the submission.
+    """
+    if not nuscenes_tables.is_tables(ground_truth):
+        _no_scenes(scenes)
+        truth, samples = nuscenes_files.read_ground_truth(ground_truth)
+        found, _ = nuscenes_files.read_results(results, samples.tokens)
+        return _measured(results, lambda: nus.evaluate(truth, found, samples))
+    tables = nuscenes_tables.read_tables(ground_truth)
+    _, given = nuscenes_files.read_results(results)
+    truth, samples = nuscenes_tables.detection_truth(tables, nuscenes_tables.tokens_of_scenes(tables, scenes, given))
+    found, _ = nuscenes_files.read_results(results, samples.tokens)
+    return _measured(results, lambda: nus.evaluate(truth, found, samples))
+
+
+@BENCHMARKS.register
+def nuscenes_tracking(
+    ground_truth: Path, results: Path, scenes: Sequence[str] | None = None
+) -> nus_tracking.TrackingResult:
+    """nuScenes tracking: AMOTA, AMOTP and the rest. Arguments as for `nuscenes`."""
+    if not nuscenes_tables.is_tables(ground_truth):
+        _no_scenes(scenes)
+        truth, sequences = nuscenes_files.read_track_ground_truth(ground_truth)
+    else:
+        tables = nuscenes_tables.read_tables(ground_truth)
+        _, given = nuscenes_files.read_tracks(results)
+        tokens = nuscenes_tables.tokens_of_scenes(tables, scenes, given)
+        truth, sequences = nuscenes_tables.tracking_truth(tables, tokens)
+    found, _ = nuscenes_files.read_tracks(results, sequences.samples.tokens)
+    return nus_tracking.evaluate(truth, found, sequences)
+
+
+@BENCHMARKS.register
+def argoverse2(
+    ground_truth: Path,
+    results: Path,
+    classes: Sequence[str] | None = None,
+    max_range: float = 150.0,
+    region: bool | None = None,
+    recall_samples: int = 101,
+) -> av2.Argoverse2Result:
+    """Argoverse 2 detection: AP, ATE, ASE, AOE, CDS.
+
+    Args:
+        ground_truth: a split folder as released (LOG/annotations.feather, with poses and maps), or one Feather file
+            with a column log_id.
+        results: detections, a Feather file.
+        classes: categories to measure, all 26 by default.
+        max_range: metres from the vehicle (LION and OpenPCDet: 200).
+        region: count only boxes within 5 m of drivable areas; by default where there are maps, as officially.
+        recall_samples: points of the precision-recall curve (100 in av2 0.2.1).
+    """
+    annotations = argoverse2_files.read_annotations(ground_truth)
+    truth, found, sweeps = argoverse2_files.numbered(annotations, argoverse2_files.read_detections(results))
+    has_maps = ground_truth.is_dir() and any(ground_truth.glob("*/map"))
+    if region and not has_maps:
+        raise DataError(f"{ground_truth}: the region of interest needs the maps (LOG/map); region=false leaves it out")
+    regions = argoverse2_files.Regions(ground_truth, sweeps) if (has_maps if region is None else region) else None
+    config = av2.Config(tuple(classes or av2.CATEGORIES), max_range=max_range, recall_samples=recall_samples)
+    return av2.evaluate(truth, found, config, regions)
+
+
+def _no_scenes(scenes: Sequence[str] | None) -> None:
+    if scenes is not None:
+        raise ValueError("scenes can be chosen where the ground truth is a folder of tables")
+
+
+def _measured(results: Path, measure: Callable[[], nus.NuScenesResult]) -> nus.NuScenesResult:
+    try:
+        return measure()
+    except ValueError as error:
+        raise DataError(f"{results}: {error}") from error
