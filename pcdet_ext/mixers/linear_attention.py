@@ -82,8 +82,8 @@ class LinearAttention(nn.Module):
         q, k, v = qkv.chunk(3, dim=1)
         q, k = q.relu(), k.relu()
         k = k if valid is None else k.masked_fill(~valid, 0)
-        heads = (t.unflatten(1, (self.num_heads, -1)) for t in (q, k, v))
-        return scattered_linear_attention(*heads, offsets, self.eps).flatten(1)
+        q, k, v = (t.unflatten(1, (self.num_heads, -1)) for t in (q, k, v))
+        return scattered_linear_attention(q, k, v, offsets, self.eps).flatten(1)
 
 
 def segments_of_owners(owner: Tensor) -> Segments:

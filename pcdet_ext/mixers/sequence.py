@@ -28,7 +28,7 @@ class SequenceMixer(nn.Module, ABC):
         if not isinstance(plan, Groups):
             raise ValueError(f"{type(self).__name__} takes equal-size Groups, got {type(plan).__name__}")
         if plan.owner is not None:
-            _check_owners(plan)
+            _check_owners(plan.owner, plan.valid)
         sequences = plan.gather(x if position is None else x + position)
         if plan.valid is not None:
             sequences = sequences * plan.valid.unsqueeze(-1)
@@ -39,9 +39,9 @@ class SequenceMixer(nn.Module, ABC):
         """Sequences [G, L, C] to [G, L, C]."""
 
 
-def _check_owners(plan: Groups) -> None:
+def _check_owners(owner: Tensor, valid: Tensor | None) -> None:
     """A sequence has no mask between its slots: all that count must have one owner."""
-    valid = torch.ones_like(plan.owner, dtype=torch.bool) if plan.valid is None else plan.valid
-    highest = plan.owner.masked_fill(~valid, -1).amax(1, keepdim=True)
-    if bool((valid & (plan.owner != highest)).any()):
+    valid = torch.ones_like(owner, dtype=torch.bool) if valid is None else valid
+    highest = owner.masked_fill(~valid, -1).amax(1, keepdim=True)
+    if bool((valid & (owner != highest)).any()):
         raise ValueError("a group holds voxels of different owners, which a mixer of sequences cannot keep apart")

@@ -28,6 +28,7 @@ from pcdet_ext.grouping.partitions import PARTITIONS, Partition
 from pcdet_ext.models.backbones.dsvt_pooling import Triple, make_pool, pooled_grid
 from pcdet_ext.models.backbones.registry import BACKBONES
 from pcdet_ext.models.layers.mixer_block import MixerBlock
+from pcdet_ext.models.layers.module_list import ModuleListOf
 from pcdet_ext.models.layers.norm import SparseBatchNorm
 from pcdet_ext.models.layers.recompute import call, check_recompute
 from pcdet_ext.structures import Groups, Segments, SparseVoxels
@@ -62,7 +63,7 @@ class PositionEmbedding(nn.Module):
         centred = place[:, self.axes] - size / 2
         if self.normalize:
             centred = centred / size * TWO_PI
-        return self.mlp(centred.to(self.mlp[0].weight.dtype))
+        return self.mlp(centred.to(next(self.mlp.parameters()).dtype))
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,10 @@ class DSVTLayer(nn.Module):
         super().__init__()
         self.partition, self.position_window = stage.partition, position_window
         self.order: Order = ORDERS.build(order, window=window.window, shift=window.shift)
-        self.position = PositionEmbedding(stage.channels, position_window.window, stage.normalize_position)
+        z, y, x = position_window.window
+        if z is None or y is None or x is None:
+            raise ValueError(f"a place needs the size of its window in cells, got {position_window.window}")
+        self.position = PositionEmbedding(stage.channels, (z, y, x), stage.normalize_position)
         settings = {"mixer": stage.mixer, **stage.published, "layer_id": layer_id, "num_layers": num_layers}
         self.block = construct(MixerBlock, stage.block, channels=stage.channels, **settings)
         self.block.check_partition(self.partition)
@@ -140,7 +144,7 @@ class DSVTBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.recompute, window = recompute, stage.windows[number % 2]
-        self.layers = nn.ModuleList(
+        self.layers = ModuleListOf(
             DSVTLayer(
                 stage,
                 order,
@@ -253,8 +257,8 @@ class DSVT(nn.Module):
             )
         ]
         number, num_layers = itertools.count(), sum(num_blocks) * len(orders)
-        self.stages = nn.ModuleList(
-            nn.ModuleList(
+        self.stages = ModuleListOf(
+            ModuleListOf(
                 DSVTBlock(stage, orders, next(number), num_layers, mixed_positions, recompute) for _ in range(count)
             )
             for stage, count in zip(stages, num_blocks, strict=True)

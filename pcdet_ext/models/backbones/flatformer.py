@@ -20,6 +20,7 @@ from pcdet_ext.grouping.partitions import PARTITIONS
 from pcdet_ext.mixers.position import sinusoidal_embedding
 from pcdet_ext.models.backbones.registry import BACKBONES
 from pcdet_ext.models.layers.mixer_block import MixerBlock
+from pcdet_ext.models.layers.module_list import ModuleListOf
 from pcdet_ext.models.layers.recompute import call, check_recompute
 from pcdet_ext.structures import SparseVoxels
 
@@ -82,8 +83,8 @@ class FlatFormer(nn.Module):
         self.partition = PARTITIONS.build(partition or {"name": "EqualGroups", "masked": mask_padding}, size=group_size)
         mixer = mixer or {"name": "SoftmaxAttention", "num_heads": num_heads}
         number, count = itertools.count(), num_blocks * len(self.orders)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(
+        self.blocks = ModuleListOf(
+            ModuleListOf(
                 transformer_layer(in_channels, mixer, ffn_channels, activation, block, next(number), count)
                 for _ in self.orders
             )

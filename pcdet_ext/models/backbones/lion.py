@@ -8,7 +8,7 @@ layer    = operator along x in groups of one window after the other → operator
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from pcdet_ext.grouping.orders import ORDERS, Order, WindowX, WindowY
 from pcdet_ext.grouping.partitions import PARTITIONS, Partition
 from pcdet_ext.models.backbones.registry import BACKBONES
 from pcdet_ext.models.layers.mixer_block import MixerBlock, run_on_slots
+from pcdet_ext.models.layers.module_list import ModuleListOf
 from pcdet_ext.models.layers.position import GridPosition
 from pcdet_ext.models.layers.recompute import call
 from pcdet_ext.models.layers.sparse_conv import Triple
@@ -71,7 +72,7 @@ class LIONLayer(nn.Module):
         self, passes: Sequence[Sequence[MixerBlock]], orders: Sequence[Order], partition: Partition, recompute: bool
     ) -> None:
         super().__init__()
-        self.passes = nn.ModuleList(nn.ModuleList(blocks) for blocks in passes)
+        self.passes = ModuleListOf(ModuleListOf(blocks) for blocks in passes)
         self.orders, self.partition, self.recompute = orders, partition, recompute
         for block in itertools.chain(*passes):
             block.check_partition(partition)
@@ -85,7 +86,7 @@ class LIONLayer(nn.Module):
         return voxels.with_features(x)
 
 
-def _run(blocks: nn.ModuleList, x: Tensor, plan: Any) -> Tensor:
+def _run(blocks: Iterable[MixerBlock], x: Tensor, plan: Any) -> Tensor:
     if isinstance(plan, Groups):
         return run_on_slots(blocks, x, plan)
     for block in blocks:
@@ -141,11 +142,11 @@ class LIONBlock(nn.Module):
     ) -> None:
         super().__init__()
         shifted = [shift and i % 2 == 1 for i in range(len(scales))]
-        self.encoder = nn.ModuleList(
+        self.encoder = ModuleListOf(
             Down(channels, make_layer(moved), VoxelMerging(channels, scale, floor_keys=floor_keys))
             for moved, scale in zip(shifted, scales, strict=True)
         )
-        self.decoder = nn.ModuleList(Up(channels, make_layer(moved)) for moved in shifted)
+        self.decoder = ModuleListOf(Up(channels, make_layer(moved)) for moved in shifted)
 
     def check_grid(self, grid: Triple) -> None:
         """ValueError where a grid (Z, Y, X) does not divide by the scales."""
@@ -202,9 +203,10 @@ class LayerSettings:
             raise ValueError(f"a window must be three numbers (z, y, x), at least 1, got {list(window)}")
         if group_size < 1:
             raise ValueError(f"group sizes must be at least 1, got {group_size}")
-        moved = tuple(size // 2 for size in window) if shift else (0, 0, 0)
+        z, y, x = window
+        moved = (z // 2, y // 2, x // 2) if shift else (0, 0, 0)
         passes = [self._blocks(first_id + i) for i in range(len(self.orders))]
-        orders = [self._order(order, tuple(window), moved) for order in self.orders]
+        orders = [self._order(order, (z, y, x), moved) for order in self.orders]
         partition = PARTITIONS.build(self.partition, size=group_size)
         return LIONLayer(passes, orders, partition, self.recompute)
 
@@ -213,7 +215,7 @@ class LayerSettings:
         published = operator_blocks(self.mixer, self.channels, first=layer_id == 0)
         return [construct(MixerBlock, self.block, channels=self.channels, **place, **each) for each in published]
 
-    def _order(self, order: str | NODE, window: tuple[int, ...], shift: tuple[int, ...]) -> Order:
+    def _order(self, order: str | NODE, window: Triple, shift: Triple) -> Order:
         if not isinstance(order, str):
             own = "window" in order  # then the shift of the layer's windows means nothing to it
             return ORDERS.build(order) if own else ORDERS.build(order, window=window, shift=shift)
@@ -293,7 +295,8 @@ class LION(nn.Module):
             return VoxelMerging(in_channels, (2, 1, 1), generation, floor_keys)
 
         self.out_channels, self.stride = in_channels, 1
-        self.out_grid: Triple = tuple(grid)
+        depth, height, width = grid
+        self.out_grid: Triple = (depth, height, width)
         self.stages = nn.ModuleList()
         for window, size, steps in zip(windows, group_sizes, scales, strict=True):
             make = lambda shifted, window=window, size=size: layer(window, size, shifted)  # noqa: E731

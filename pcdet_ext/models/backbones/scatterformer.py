@@ -23,6 +23,7 @@ from pcdet_ext.models.backbones.registry import BACKBONES
 from pcdet_ext.models.backbones.second import SparseResidualBlock, SparseSequential
 from pcdet_ext.models.layers.depthwise_conv import DepthwiseSubMConv3d
 from pcdet_ext.models.layers.mixer_block import MixerBlock
+from pcdet_ext.models.layers.module_list import ModuleListOf
 from pcdet_ext.models.layers.norm import EPS, SparseBatchNorm
 from pcdet_ext.models.layers.sparse_conv import Engine, SparseConv3d, SubMConv3d
 from pcdet_ext.ops import segment_reduce
@@ -119,7 +120,7 @@ class ScatterFormerStage(nn.Module):
         mixer = mixer or {"name": "LinearAttention", "num_heads": num_heads}
         settings = {"mixer": mixer, "norm": "pre", "norm_kind": "batch", "norm_eps": EPS}
         settings["num_layers"] = num_layers if all_layers is None else all_layers
-        self.attention = nn.ModuleList(
+        self.attention = ModuleListOf(
             construct(MixerBlock, block or {}, channels=channels, layer_id=layer_id + i, **settings)
             for i in range(num_layers)
         )

@@ -72,19 +72,17 @@ class _Second(nn.Module, ABC):
         self.in_grid = (depth + 1, height, width)
         self.conv_input = _conv_block(SubMConv3d(in_channels, channels[0], 3, engine=engine))
         paddings = [(1, 1, 1), (1, 1, 1), (0, 1, 1)]
-        down = [
-            _conv_block(SparseConv3d(channels[i], channels[i + 1], 3, 2, paddings[i], engine=engine)) for i in range(3)
-        ]
+        down = [SparseConv3d(channels[i], channels[i + 1], 3, 2, paddings[i], engine=engine) for i in range(3)]
         self.conv1 = SparseSequential(*self._stage(channels[0], first=True))
         self.conv2, self.conv3, self.conv4 = (
-            SparseSequential(block, *self._stage(channels[i + 1])) for i, block in enumerate(down)
+            SparseSequential(_conv_block(conv), *self._stage(channels[i + 1])) for i, conv in enumerate(down)
         )
         last = SparseConv3d(channels[3], channels[4], (3, 1, 1), (2, 1, 1), (last_pad, 0, 0), engine=engine)
         self.conv_out = _conv_block(last)
         self.out_channels = channels[4]
         self.stride = 8
         self.out_grid = self.in_grid
-        for conv in [*(block[0] for block in down), last]:
+        for conv in [*down, last]:
             self.out_grid = conv.out_grid(self.out_grid)
 
     @abstractmethod

@@ -13,6 +13,7 @@ from pcdet_ext.grouping.partitions import PARTITIONS
 from pcdet_ext.models.backbones.registry import BACKBONES
 from pcdet_ext.models.layers.feed_forward import inner_width
 from pcdet_ext.models.layers.mixer_block import MixerBlock
+from pcdet_ext.models.layers.module_list import ModuleListOf
 from pcdet_ext.models.layers.position import FixedGridPosition
 from pcdet_ext.structures import SparseVoxels
 
@@ -64,7 +65,7 @@ class SequenceBackbone(nn.Module):
         self.position = FixedGridPosition(width, grid)
         feed_forward = {"name": "MLP", "ffn_channels": inner_width(width, ffn_channels, 2)}
         count = num_blocks * len(layers)
-        self.blocks = nn.ModuleList(
+        self.blocks = ModuleListOf(
             construct(
                 MixerBlock,
                 layers[i % len(layers)].get("block") or {},

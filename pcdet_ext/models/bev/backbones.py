@@ -230,7 +230,7 @@ class ResidualUnit(ConvUnit):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, in_channels, Y, X] to [B, out_channels, Y / stride, X / stride]."""
-        y = super().forward(x)
+        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]  # torch has no annotation here
         return x + y if x.shape == y.shape else y
 
 
@@ -259,7 +259,7 @@ class ResidualBlock(nn.Module):
 def _rescale(in_channels: int, out_channels: int, factor: float, use_conv_for_no_stride: bool) -> nn.Sequential:
     if factor > 1 or (factor == 1 and not use_conv_for_no_stride):
         kernel = round(factor)
-        conv = nn.ConvTranspose2d(in_channels, out_channels, kernel, kernel, bias=False)
+        conv: nn.Module = nn.ConvTranspose2d(in_channels, out_channels, kernel, kernel, bias=False)
     else:
         kernel = round(1 / factor)
         conv = nn.Conv2d(in_channels, out_channels, kernel, kernel, bias=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -249,9 +250,11 @@ class _DynamicVoxels:
     def _assign(self, batch: PointBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Points inside [R, F], the voxel of each, int64 [R], the voxels' coords int32 [N, 4], and the voxel of every
         point of the batch, int64 [P], -1 outside."""
-        order = "xyz" if self.x_major else "zyx"
-        where = (batch.batch_index, self.point_cloud_range, self.voxel_size, order, self.pillars)
-        coords, voxel = dynamic_voxelize(self._clamped(batch.points) if self.clamp else batch.points, *where)
+        order: Literal["xyz", "zyx"] = "xyz" if self.x_major else "zyx"
+        points = self._clamped(batch.points) if self.clamp else batch.points
+        coords, voxel = dynamic_voxelize(
+            points, batch.batch_index, self.point_cloud_range, self.voxel_size, order, self.pillars
+        )
         if self.drop_first:
             coords, voxel = _without_first(coords, voxel)
         inside = voxel >= 0

@@ -21,9 +21,10 @@ class DepthwiseSubMConv3d(nn.Module):
 
     def __init__(self, channels: int, kernel_size: Sequence[int]) -> None:
         super().__init__()
-        self.kernel_size = tuple(kernel_size)
-        if len(self.kernel_size) != 3 or any(k < 1 or k % 2 == 0 for k in self.kernel_size):
-            raise ValueError(f"kernel_size must be three odd sizes (z, y, x), got {self.kernel_size}")
+        sizes = tuple(kernel_size)
+        if len(sizes) != 3 or any(k < 1 or k % 2 == 0 for k in sizes):
+            raise ValueError(f"kernel_size must be three odd sizes (z, y, x), got {sizes}")
+        self.kernel_size = sizes
         self.weight = nn.Parameter(torch.zeros(*self.kernel_size, channels))
 
     def extra_repr(self) -> str:

@@ -12,7 +12,7 @@ the published layers put around them is a setting here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -163,7 +163,7 @@ class DropPath(nn.Module):
         return f"rate={self.rate}"
 
 
-def run_on_slots(blocks: Sequence[nn.Module], x: Tensor, groups: Groups) -> Tensor:
+def run_on_slots(blocks: Iterable[nn.Module], x: Tensor, groups: Groups) -> Tensor:
     """Several blocks on the slots of the same groups, [N, C] to [N, C], gathered and scattered once.
 
     A voxel that stands in two slots is then two tokens until the end, as in the published LION: the second block sees

@@ -30,6 +30,8 @@ class GridPosition(nn.Module):
 class FixedGridPosition(nn.Module):
     """A small network of the place in [-1, 1] over a grid (Z, Y, X) that is known beforehand."""
 
+    cells: Tensor
+
     def __init__(self, channels: int, grid: Sequence[int]) -> None:
         super().__init__()
         self.register_buffer("cells", torch.tensor(list(grid), dtype=torch.float32), persistent=False)
@@ -38,4 +40,4 @@ class FixedGridPosition(nn.Module):
     def forward(self, voxels: SparseVoxels) -> Tensor:
         """Embeddings [N, C]."""
         place = (voxels.coords[:, 1:] + 0.5) / self.cells * 2 - 1
-        return self.mlp(place.to(self.mlp[0].weight.dtype))
+        return self.mlp(place.to(next(self.mlp.parameters()).dtype))

@@ -10,9 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def call(module: nn.Module, *arguments: Any, recompute: bool) -> Any:
-    """`module(*arguments)`; with `recompute` its activations are not kept but computed again for the gradients."""
-    run: Callable[..., Any] = module
+def call(run: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
+    """`run(*arguments)`; with `recompute` its activations are not kept but computed again for the gradients."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(run, *arguments, use_reentrant=False)
     return run(*arguments)

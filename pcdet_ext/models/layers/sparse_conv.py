@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -80,10 +80,10 @@ class SparseConv3d(nn.Module):
         if self.submanifold:
             return grid
         sizes = zip(grid, self.kernel_size, self.stride, self.padding, strict=True)
-        result = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
-        if min(result) < 1:
+        z, y, x = ((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
+        if min(z, y, x) < 1:
             raise ValueError(f"a grid of {grid} cells is too small for a kernel of {self.kernel_size}")
-        return result
+        return z, y, x
 
     @untraced
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
@@ -98,7 +98,7 @@ class SparseConv3d(nn.Module):
         key = ("sparse_conv", self.submanifold, self.kernel_size, self.stride, self.padding)
         table = voxels.plan(key, self._table)
         features = voxels.features.to(self.weight.dtype)
-        result = _TableConvolution.apply(features, self.weight, table.pairs, len(table.coords))
+        result = _apply(features, self.weight, table.pairs, len(table.coords))
         result = result if self.bias is None else result + self.bias
         if self.submanifold:
             return voxels.with_features(result)
@@ -176,7 +176,7 @@ class NeighbourTable:
     pairs: Pairs
     coords: Tensor
     grid: Triple
-    plans: dict = field(default_factory=dict, repr=False)
+    plans: dict[Any, Any] = field(default_factory=dict, repr=False)
 
 
 def submanifold_pairs(voxels: SparseVoxels, kernel: Triple) -> Pairs:
@@ -202,8 +202,8 @@ def submanifold_table(voxels: SparseVoxels, kernel: Triple) -> Tensor:
 def _keys_and_shifts(voxels: SparseVoxels, kernel: Triple) -> tuple[Tensor, Tensor]:
     """A number int64 [N] for each voxel, and how far that of the neighbour at each kernel cell is from it."""
     half = [k // 2 for k in kernel]
-    strides = _key_strides(tuple(n + 2 * h for n, h in zip(voxels.grid, half, strict=True)))  # so that no line wraps
-    strides = torch.tensor(strides, device=voxels.coords.device)
+    depth, height, width = (n + 2 * h for n, h in zip(voxels.grid, half, strict=True))  # so that no line wraps
+    strides = torch.tensor(_key_strides((depth, height, width)), device=voxels.coords.device)
     steps = torch.cartesian_prod(*(torch.arange(-h, h + 1, device=voxels.coords.device) for h in half))
     return (voxels.coords.long() * strides).sum(1), (steps * strides[1:]).sum(1)
 
@@ -252,7 +252,13 @@ def convolve_pairs(features: Tensor, weight: Tensor, pairs: Pairs, rows: int) ->
 
     features: [N, Cin]; weight: [K, Cin, Cout]; pairs: for each cell (input rows, output rows), each row at most once.
     """
-    return _TableConvolution.apply(features, weight.permute(2, 0, 1)[:, None, None], pairs, rows)
+    return _apply(features, weight.permute(2, 0, 1)[:, None, None], pairs, rows)
+
+
+def _apply(features: Tensor, weight: Tensor, pairs: Pairs, rows: int) -> Tensor:
+    """Rows [rows, Cout] for a weight [Cout, kz, ky, kx, Cin]."""
+    apply: Callable[..., Tensor] = _TableConvolution.apply
+    return apply(features, weight, pairs, rows)
 
 
 class _TableConvolution(torch.autograd.Function):
@@ -331,9 +337,10 @@ def _triple(value: int | Sequence[int], name: str, minimum: int) -> Triple:
 
 
 def _checked_engine(engine: str, name: str) -> Engine:
-    if engine not in ("auto", "native", "spconv"):
+    known: dict[str, Engine] = {"auto": "auto", "native": "native", "spconv": "spconv"}
+    if engine not in known:
         raise ValueError(f"{name} must be auto, native or spconv, got {engine!r}")
-    return engine
+    return known[engine]
 
 
 def _resolve(engine: Engine, device_type: str) -> Engine:

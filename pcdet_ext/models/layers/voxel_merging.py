@@ -26,10 +26,11 @@ class VoxelMerging(nn.Module):
 
     def __init__(self, channels: int, scale: Sequence[int], generation: float = 0.0, floor_keys: bool = False) -> None:
         super().__init__()
-        self.scale: Triple = tuple(scale)
-        self.generation, self.floor_keys = generation, floor_keys
-        if len(self.scale) != 3 or min(self.scale) < 1:
+        sizes = tuple(scale)
+        if len(sizes) != 3 or min(sizes) < 1:
             raise ValueError(f"scale must be three numbers (z, y, x), at least 1, got {list(scale)}")
+        self.scale: Triple = sizes
+        self.generation, self.floor_keys = generation, floor_keys
         if not 0 <= generation <= 1:
             raise ValueError(f"generation must be in [0, 1], got {generation}")
         self.describe = nn.Sequential(SubMConv3d(channels, channels, 3), nn.LayerNorm(channels), nn.GELU())
@@ -49,8 +50,7 @@ class VoxelMerging(nn.Module):
         if self.generation:
             coords = torch.cat([coords, self._generate(features.detach(), coords, voxels)])
         grid = self.out_grid(voxels.grid)
-        cells = tuple(n // s for n, s in zip(voxels.grid, self.scale, strict=True)) if self.floor_keys else grid
-        merged, parent = merge_cells(coords, self.scale, cells)
+        merged, parent = merge_cells(coords, self.scale, self._whole_cells(voxels.grid) if self.floor_keys else grid)
         features = self.norm(segment_reduce(features, parent[: len(features)], len(merged)))
         return SparseVoxels(features, merged, grid, voxels.batch_size), parent
 
@@ -58,7 +58,12 @@ class VoxelMerging(nn.Module):
         """Cells (Z, Y, X) after merging; ValueError where `grid` does not divide by the scale (see `floor_keys`)."""
         if not self.floor_keys and any(n % s for n, s in zip(grid, self.scale, strict=True)):
             raise ValueError(f"a grid of {tuple(grid)} cells (Z, Y, X) does not divide by the scale {self.scale}")
-        return tuple(-(-n // s) for n, s in zip(grid, self.scale, strict=True))
+        z, y, x = (-(-n // s) for n, s in zip(grid, self.scale, strict=True))
+        return z, y, x
+
+    def _whole_cells(self, grid: Triple) -> Triple:
+        z, y, x = (n // s for n, s in zip(grid, self.scale, strict=True))
+        return z, y, x
 
     def _generate(self, features: Tensor, coords: Tensor, voxels: SparseVoxels) -> Tensor:
         """Coordinates int64 [K, 4] of new voxels: for each diagonal those of all foreground voxels, the best first."""
