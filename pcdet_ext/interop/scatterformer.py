@@ -14,9 +14,9 @@ from pcdet_ext.interop.parameters import first_prefix
 from pcdet_ext.mixers.linear_attention import LinearAttention
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.backbones.scatterformer import CrossWindowInteraction, PillarPooling, ScatterFormerStage
-from pcdet_ext.models.bev.backbones import BEV_BACKBONES
+from pcdet_ext.models.bev import BEV_BACKBONES
 from pcdet_ext.models.detector import VoxelDetector
-from pcdet_ext.models.encoders.points import ENCODERS
+from pcdet_ext.models.encoders import ENCODERS
 
 DETECTOR_KEYS = (
     "CLASS_NAMES",

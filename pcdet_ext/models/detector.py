@@ -14,8 +14,8 @@ from torch.utils import _pytree
 from pcdet_ext.config import ConfigError, Node, Registry, setting, suggest
 from pcdet_ext.data.formats import point_features
 from pcdet_ext.models.backbones import BACKBONES
-from pcdet_ext.models.bev.backbones import BEV_BACKBONES, flatten_to_bev
-from pcdet_ext.models.encoders.points import ENCODERS
+from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
+from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
 from pcdet_ext.models.heads.base import Features, Reads
 from pcdet_ext.structures import Detections, PointBatch, Predictions

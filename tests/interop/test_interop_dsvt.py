@@ -15,9 +15,9 @@ from pcdet_ext.conformance.golden import Case
 from pcdet_ext.engine.optimizer import trained_parameters
 from pcdet_ext.interop import dsvt, from_official, openpcdet, openpcdet_heads
 from pcdet_ext.models.backbones import BACKBONES
-from pcdet_ext.models.bev.backbones import BEV_BACKBONES
+from pcdet_ext.models.bev import BEV_BACKBONES
 from pcdet_ext.models.detector import build_detector
-from pcdet_ext.models.encoders.points import ENCODERS
+from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
 
 

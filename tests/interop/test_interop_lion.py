@@ -22,9 +22,9 @@ from pcdet_ext.interop.lion_names import backbone_name, detector_name, our_value
 from pcdet_ext.mixers import MIXERS
 from pcdet_ext.models.backbones import BACKBONES, LION
 from pcdet_ext.models.backbones.lion import operator_blocks
-from pcdet_ext.models.bev.backbones import BEV_BACKBONES
+from pcdet_ext.models.bev import BEV_BACKBONES
 from pcdet_ext.models.detector import VoxelDetector, build_detector
-from pcdet_ext.models.encoders.points import ENCODERS
+from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
 from pcdet_ext.models.heads.postprocess import NMSConfig
 

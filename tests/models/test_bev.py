@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcdet_ext.config import ConfigError
-from pcdet_ext.models.bev.backbones import BEV_BACKBONES, flatten_to_bev
+from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.structures import SparseVoxels
 
 LEVELS = {"layer_nums": [1, 2, 1], "layer_strides": [2, 2, 2], "num_filters": [4, 6, 8]}
@@ -71,8 +71,8 @@ def test_residual_levels_have_one_block_more():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layer_strides": [2, 2]}, "one entry a level"),
-        ({"layer_nums": [], "layer_strides": [], "num_filters": []}, "one entry a level"),
+        ({"layer_strides": [2, 2]}, "one entry per level"),
+        ({"layer_nums": [], "layer_strides": [], "num_filters": []}, "one entry per level"),
         ({"upsample_strides": [1, 2], "num_upsample_filters": [4, 4]}, "3 entries each, or none"),
         ({"upsample_strides": [1, 1, 1], "num_upsample_filters": [4, 4, 4]}, "different strides"),
         ({}, "different strides"),

@@ -14,7 +14,7 @@ from pcdet_ext.config import ConfigError
 from pcdet_ext.conformance.golden import run_case
 from pcdet_ext.models.heads import HEADS, CenterHead
 from pcdet_ext.models.heads.center import CenterOutput, TaskMaps
-from pcdet_ext.models.targets.anchors import draw_gaussians, gaussian, gaussian_radius
+from pcdet_ext.models.targets.heatmaps import draw_gaussians, gaussian, gaussian_radius
 from pcdet_ext.structures import Targets
 
 CLASSES = ("car", "bus", "walker")

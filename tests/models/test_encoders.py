@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.config import ConfigError
-from pcdet_ext.models.encoders.points import ENCODERS
+from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.layers.norm import SparseBatchNorm
 from pcdet_ext.structures import PointBatch, SparseVoxels
 

@@ -21,9 +21,9 @@ from pcdet_ext.grouping.orders import Hilbert, WindowX, WindowY
 from pcdet_ext.mixers import MIXERS
 from pcdet_ext.mixers.position import sinusoidal_embedding
 from pcdet_ext.models.backbones import BACKBONES, FlatFormer
-from pcdet_ext.models.bev.backbones import BEV_BACKBONES
+from pcdet_ext.models.bev import BEV_BACKBONES
 from pcdet_ext.models.detector import build_detector
-from pcdet_ext.models.encoders.points import DynamicPillarVFE
+from pcdet_ext.models.encoders import DynamicPillarVFE
 from pcdet_ext.models.heads.center import CenterHead, CenterOutput, TaskMaps
 from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
 

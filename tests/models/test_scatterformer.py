@@ -22,7 +22,7 @@ from pcdet_ext.models.backbones.scatterformer import (
     ScatterFormerStage,
     pillars,
 )
-from pcdet_ext.models.bev.backbones import CascadeDEDBackbone
+from pcdet_ext.models.bev import CascadeDEDBackbone
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.models.heads.transfusion import TransFusionHead
 from pcdet_ext.models.heads.transfusion_decoder import repeated_window
@@ -244,7 +244,7 @@ def test_bfloat16_trains():
         (lambda: small(order={"name": "Windows"}), "no order is named 'Windows'; did you mean"),
         (lambda: small(mixer={"name": "Linear"}), "no mixer is named 'Linear'"),
         (lambda: ScatterFormer(8, (1, 20, 24)), "too small for a kernel"),
-        (lambda: CascadeDEDBackbone(8, num_sbb=[1, 1]), r"one entry a level, got 4, \[1, 1\] and \[1, 2, 2\]"),
+        (lambda: CascadeDEDBackbone(8, num_sbb=[1, 1]), r"one entry per level, got 4, \[1, 1\] and \[1, 2, 2\]"),
         (lambda: CascadeDEDBackbone(8, down_strides=[1, 0, 2]), "must be positive, got"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from pcdet_ext.config import ConfigError, Node, from_plain
 from pcdet_ext.inference import Detector
 from pcdet_ext.models.detector import build_detector
-from pcdet_ext.models.encoders.points import ENCODERS
+from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads.base import coarse_cells, rows_of
 from pcdet_ext.models.heads.segmentation import PointSegmentationHead
 from pcdet_ext.structures import Detections, PointBatch, PointLabels, Predictions, SparseVoxels, Targets

@@ -14,11 +14,11 @@ from pcdet_ext.conformance.golden import Case, Values, backward, runs
 from pcdet_ext.interop import flatformer
 from pcdet_ext.interop.openpcdet_boxes import from_second
 from pcdet_ext.models.backbones.flatformer import FlatFormer
-from pcdet_ext.models.bev.backbones import flatten_to_bev
+from pcdet_ext.models.bev import flatten_to_bev
 from pcdet_ext.models.detector import VoxelDetector
 from pcdet_ext.models.heads import CenterOutput
 from pcdet_ext.models.heads.center import Candidates, TaskMaps, gather_cells
-from pcdet_ext.models.targets.anchors import CenterTargets
+from pcdet_ext.models.targets.heatmaps import CenterTargets
 from pcdet_ext.structures import Groups, PointBatch, SparseVoxels
 
 

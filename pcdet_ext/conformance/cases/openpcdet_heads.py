@@ -17,14 +17,7 @@ from pcdet_ext.models.heads import HEADS, AnchorHead, QueryOutput, TransFusionHe
 from pcdet_ext.models.heads.anchor import AnchorTargets
 from pcdet_ext.models.heads.center import gather_cells
 from pcdet_ext.models.heads.transfusion import CHANNELS, QueryTargets
-from pcdet_ext.models.targets.anchors import (
-    BACKGROUND,
-    IGNORED,
-    CenterTargets,
-    draw_gaussians,
-    gaussian,
-    gaussian_radius,
-)
+from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED
 from pcdet_ext.models.targets.box_coding import (
     PointResidualCoder,
     PreviousResidualDecoder,
@@ -34,6 +27,7 @@ from pcdet_ext.models.targets.box_coding import (
     enlarge,
     limit_period,
 )
+from pcdet_ext.models.targets.heatmaps import CenterTargets, draw_gaussians, gaussian, gaussian_radius
 from pcdet_ext.structures import Detections, PointBatch, Sample, Targets
 
 KITTI_MEAN_SIZES = ((3.9, 1.6, 1.56), (0.8, 0.6, 1.73), (1.76, 0.6, 1.73))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pcdet_ext.conformance.golden import Case, Values, backward, runs
 from pcdet_ext.interop import openpcdet
 from pcdet_ext.models.backbones import BACKBONES
-from pcdet_ext.models.bev.backbones import BEV_BACKBONES, flatten_to_bev
-from pcdet_ext.models.encoders.points import ENCODERS
+from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
+from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
 

@@ -15,8 +15,8 @@ from pcdet_ext.models.heads.base import Reads, boxes_and_labels
 from pcdet_ext.models.heads.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
 from pcdet_ext.models.heads.postprocess import NMSConfig, rectify_scores, suppress
 from pcdet_ext.models.heads.registry import HEADS
-from pcdet_ext.models.targets.anchors import CenterTargets, center_targets
 from pcdet_ext.models.targets.box_coding import lifted
+from pcdet_ext.models.targets.heatmaps import CenterTargets, center_targets
 from pcdet_ext.structures import Detections, Targets
 
 PRIOR_LOGIT = -2.19  # an untrained heatmap's: a probability of 0.1

@@ -26,8 +26,8 @@ from pcdet_ext.models.heads.losses import axis_aligned_diou, gaussian_focal_loss
 from pcdet_ext.models.heads.postprocess import rectify_scores
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.transfusion_decoder import DecoderLayer, PredictionHead, repeated_window, window_mask
-from pcdet_ext.models.targets.anchors import draw_gaussians, gaussian_radius, usable_boxes
-from pcdet_ext.models.targets.box_coding import lifted
+from pcdet_ext.models.targets.box_coding import lifted, usable_boxes
+from pcdet_ext.models.targets.heatmaps import draw_gaussians, gaussian_radius
 from pcdet_ext.ops import iou_3d, iou_3d_paired, nms
 from pcdet_ext.structures import Detections, Targets
 

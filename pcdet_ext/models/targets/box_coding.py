@@ -31,6 +31,11 @@ def box_corners(boxes: Tensor) -> Tensor:
     return torch.cat([torch.stack([x, y, below], 2), torch.stack([x, y, above], 2)], 1)
 
 
+def usable_boxes(boxes: Tensor) -> Tensor:
+    """bool [G]: which boxes [G, >= 7] are finite in their first 7 columns and of positive size."""
+    return boxes[:, :7].isfinite().all(1) & (boxes[:, 3:6] > 0).all(1)
+
+
 def enlarge(boxes: Tensor, extra: Sequence[float]) -> Tensor:
     """Boxes [..., >= 7] with `extra` metres added to (dx, dy, dz), centres unchanged."""
     return torch.cat([boxes[..., :3], boxes[..., 3:6] + boxes.new_tensor(extra), boxes[..., 6:]], -1)

@@ -1,0 +1,116 @@
+"""What the backbones of several levels, brought to one scale, share. State-dict keys are those of OpenPCDet."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pcdet_ext.models.layers.norm import EPS, MOMENTUM
+
+
+def bev_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm of a map, with the published epsilon and momentum."""
+    return nn.BatchNorm2d(channels, eps=EPS, momentum=MOMENTUM)
+
+
+class MultiScale(nn.Module, ABC):
+    """Levels one after the other, and their outputs brought to one scale and joined on the channels.
+
+    Subclasses give the block of a level. layer_nums, layer_strides, num_filters: convolutions (beside the first),
+    stride and width of each level; upsample_strides, num_upsample_filters: factor and width that each level is brought
+    to the common scale with (a factor below 1 makes it smaller), or none, where all levels have one scale already;
+    use_conv_for_no_stride: a factor of 1 is a plain instead of a transposed convolution.
+
+    Attributes: out_channels; stride: input cells per output cell (below 1 where the map grows).
+    Raises ValueError when the lists do not fit each other, or the levels do not end at one scale.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        layer_nums: Sequence[int],
+        layer_strides: Sequence[int],
+        num_filters: Sequence[int],
+        upsample_strides: Sequence[float] = (),
+        num_upsample_filters: Sequence[int] = (),
+        use_conv_for_no_stride: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_lists(layer_nums, layer_strides, num_filters, upsample_strides, num_upsample_filters)
+        widths = [in_channels, *num_filters]
+        self.blocks = nn.ModuleList(
+            self._level(widths[i], widths[i + 1], layer_nums[i], layer_strides[i]) for i in range(len(layer_nums))
+        )
+        self.deblocks = nn.ModuleList(
+            rescale(num_filters[i], num_upsample_filters[i], factor, use_conv_for_no_stride)
+            for i, factor in enumerate(upsample_strides)
+        )
+        self.out_channels = sum(num_upsample_filters or num_filters)
+        self.stride = _common_stride(layer_strides, upsample_strides)
+
+    @abstractmethod
+    def _level(self, in_channels: int, out_channels: int, number: int, stride: int) -> nn.Sequential:
+        """The blocks of one level, [B, in_channels, Y, X] to [B, out_channels, Y / stride, X / stride]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, in_channels, Y, X] to [B, out_channels, Y / stride, X / stride].
+
+        Raises ValueError where the map's size does not divide by the strides, so that the levels would not match.
+        """
+        size = tuple(x.shape[2:])
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            outputs.append(self.deblocks[i](x) if len(self.deblocks) else x)
+        if len({o.shape[2:] for o in outputs}) > 1:
+            sizes = ", ".join(str(tuple(o.shape[2:])) for o in outputs)
+            raise ValueError(f"a map of {size} cells does not divide by the strides: the levels end at {sizes}")
+        return torch.cat(outputs, dim=1)
+
+
+def rescale(in_channels: int, out_channels: int, factor: float, use_conv_for_no_stride: bool) -> nn.Sequential:
+    """A convolution that makes a map `factor` times as large, or as much smaller below 1, batch norm and ReLU."""
+    if factor > 1 or (factor == 1 and not use_conv_for_no_stride):
+        kernel = round(factor)
+        conv: nn.Module = nn.ConvTranspose2d(in_channels, out_channels, kernel, kernel, bias=False)
+    else:
+        kernel = round(1 / factor)
+        conv = nn.Conv2d(in_channels, out_channels, kernel, kernel, bias=False)
+    return nn.Sequential(conv, bev_norm(out_channels), nn.ReLU())
+
+
+def _check_lists(
+    layer_nums: Sequence[int],
+    layer_strides: Sequence[int],
+    num_filters: Sequence[int],
+    upsample_strides: Sequence[float],
+    num_upsample_filters: Sequence[int],
+) -> None:
+    levels = len(layer_nums)
+    if not levels == len(layer_strides) == len(num_filters) > 0:
+        raise ValueError(
+            "layer_nums, layer_strides and num_filters must have one entry per level, "
+            f"got {levels}, {len(layer_strides)} and {len(num_filters)}"
+        )
+    if len(upsample_strides) != len(num_upsample_filters) or len(upsample_strides) not in (0, levels):
+        raise ValueError(
+            f"upsample_strides and num_upsample_filters must have {levels} entries each, or none, "
+            f"got {len(upsample_strides)} and {len(num_upsample_filters)}"
+        )
+    if min([*layer_strides, *upsample_strides]) <= 0:
+        raise ValueError("layer_strides and upsample_strides must be positive")
+
+
+def _common_stride(layer_strides: Sequence[int], upsample_strides: Sequence[float]) -> int | float:
+    """Input cells per output cell of the joined levels."""
+    total, strides = 1, []
+    for i, stride in enumerate(layer_strides):
+        total *= stride
+        factor = upsample_strides[i] if upsample_strides else 1
+        strides.append(total / round(factor) if factor >= 1 else total * round(1 / factor))
+    if len(set(strides)) > 1:
+        raise ValueError(f"levels end at different strides {strides}: adjust upsample_strides")
+    return int(strides[0]) if strides[0] == int(strides[0]) else strides[0]
