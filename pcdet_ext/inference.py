@@ -21,6 +21,8 @@ from pcdet_ext.models.detector import build_detector
 from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Predictions
 
 Points = Array | Tensor | str | Path
+FEWEST_FOR_SCALE, ENOUGH_FOR_SCALE = 100, 4096  # points whose values tell the scale of a column
+OTHER_SCALE = 16.0  # times higher or lower than in training
 MOST_COLUMNS = 16  # of a point; an array with more columns and fewer rows is one that lies on its side
 
 
@@ -76,7 +78,8 @@ class Detector:
     """A detector with what is needed to use it.
 
     model: the network, in eval mode; classes; point_features: names of the point columns it reads; config: the whole
-    configuration; dropped_points: NaN and infinite points that `detect` has left out so far.
+    configuration; dropped_points: NaN and infinite points that `detect` has left out so far; highest: how high columns
+    of points went in training, by name.
     """
 
     def __init__(self, settings: Node, device: str = "auto", model: nn.Module | None = None) -> None:
@@ -87,6 +90,8 @@ class Detector:
         self.device = resolve_device(device)
         self.model = (model if model is not None else build_detector(settings)).to(self.device).eval()
         self.dropped_points = 0
+        statistics = settings.get("statistics") or {}
+        self.highest: dict[str, float] = dict(statistics.get("highest") or {})
 
     def detect(
         self, points: Points | Sequence[Points], batch_size: int = 4, score_threshold: float | None = None
@@ -184,7 +189,23 @@ class Detector:
         finite = cloud.isfinite().all(dim=1)
         dropped = int((~finite).sum())
         self.dropped_points += dropped
-        return cloud[finite] if dropped else cloud
+        cloud = cloud[finite] if dropped else cloud
+        self._check_scale(cloud, name)
+        return cloud
+
+    def _check_scale(self, cloud: Tensor, name: str) -> None:
+        """Warn of columns that are on another scale than those the detector was trained with."""
+        for feature, trained in self.highest.items():
+            if feature not in self.point_features or trained <= 0 or len(cloud) < FEWEST_FOR_SCALE:
+                continue
+            few = cloud[:: max(1, len(cloud) // ENOUGH_FOR_SCALE), self.point_features.index(feature)]
+            given = float(few.quantile(0.999))
+            if not trained / OTHER_SCALE < given < trained * OTHER_SCALE:
+                warnings.warn(
+                    f"{name}: {feature} goes to {given:.3g}, but to {trained:.3g} in the data that this detector was "
+                    "trained with; is it on another scale (0 to 255 instead of 0 to 1)?",
+                    stacklevel=5,
+                )
 
     def _read_file(self, path: str | Path) -> Array:
         """The columns of a file that the detector reads: by name, or in their order where the file names none."""

@@ -265,6 +265,19 @@ def test_columns_of_files_are_taken_by_name(detector: Detector, tmp_path: Path) 
         detector.detect(bare)
 
 
+def test_another_scale_of_the_intensity_is_said(root: Path) -> None:
+    torch.manual_seed(0)
+    found = pcdet_ext.build(root / "configs" / "kitti" / "demo.yaml", SMALL, device="cpu")
+    found.highest = {"intensity": 0.9}
+    points = cloud(8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found.detect(points)
+        found.detect(points[:10] * [1, 1, 1, 255])
+    with pytest.warns(UserWarning, match=r"intensity goes to 25\d, but to 0\.9 .* on another scale"):
+        found.detect(points * np.array([1, 1, 1, 255], np.float32))
+
+
 def test_structures_are_compared_as_objects(detector: Detector) -> None:
     found = detector.detect(cloud(7))
     assert found == found

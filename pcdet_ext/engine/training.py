@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed
 import yaml
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError, Node, construct, section, setting, suggest
-from pcdet_ext.data.base import collate
+from pcdet_ext.data.base import Dataset, collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.engine import testing
 from pcdet_ext.engine.trainer import (
@@ -87,7 +88,7 @@ def train(
         detector=detector,
         dataset=dataset,
         collate=partial(collate, classes=tuple(setting(data, "classes", Sequence[str]))),
-        config=settings.plain(),
+        config={**settings.plain(), "statistics": {"highest": highest_values(dataset(0))}},
         evaluate=_evaluation(settings, str(fabric.device)) if options.evaluate_every else None,
         notes=(*notes, *dataset(0).notes),
     )
@@ -101,6 +102,19 @@ def train(
         with atomic_write(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")
     return trainer.fit()
+
+
+def highest_values(dataset: Dataset, frames: int = 16) -> dict[str, float]:
+    """How high the columns of points beside x, y, z go in a data set: by name, the 99.9th percentile in a few frames.
+
+    It goes into checkpoints, so that a detector can say when it is given points on another scale.
+    """
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(frames, len(dataset))).astype(int))
+    values = np.concatenate([dataset[int(i)].points[:, 3:] for i in chosen])
+    if not len(values):
+        return {}
+    highest = np.quantile(values, 0.999, axis=0)
+    return {name: float(value) for name, value in zip(list(dataset.point_features or ())[3:], highest, strict=True)}
 
 
 # Settings of the data that decide what the parameters mean: a checkpoint cannot be continued with other values.

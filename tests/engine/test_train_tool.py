@@ -82,6 +82,7 @@ def test_a_detector_learns_its_frames_and_finds_the_cars(
     assert main(["train", *arguments, *options]) == 0
     best = tmp_path / "run" / "best.ckpt"
     detector = pcdet_ext.load(best, device="cpu")
+    assert detector.highest["intensity"] == pytest.approx(1.0, abs=0.05)  # what the frames were written with
     frames = kitti.find_frames(data, "train")
     hits = 0
     for frame, found in zip(frames, detector.detect([f.points for f in frames], score_threshold=0.3), strict=True):
