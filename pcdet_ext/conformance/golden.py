@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ import torch
 
 
 @dataclass(frozen=True)
-class Partly:
-    """A value of which only the entries where `where` (bool, the same shape) holds are to be compared.
+class Masked:
+    """A value that is compared only where `where` (bool, the same shape) holds.
 
     Only for what the case itself marks as not comparable, in one of its `mid.*` arrays.
     """
@@ -30,7 +32,8 @@ class Partly:
     where: torch.Tensor
 
 
-Values = Mapping[str, "torch.Tensor | np.ndarray | float | int | Partly"]
+Value = torch.Tensor | np.ndarray | float | int | Masked
+Values = Mapping[str, Value]
 Runner = Callable[["Case", bool], Values]
 
 _RUNNERS: dict[tuple[str, str], Runner] = {}
@@ -116,12 +119,20 @@ def backward(outputs: Values, case: Case, inputs: Mapping[str, torch.Tensor]) ->
     """
     if not case.tensors("probe"):
         return {}
-    total = sum((case.tensor(f"probe.{n}") * outputs[f"out.{n}"]).sum() for n in case.tensors("probe"))
+    terms = [(probe * _tensor(outputs, f"out.{name}")).sum() for name, probe in case.tensors("probe").items()]
+    total = reduce(operator.add, terms)
     wanted = {k: t for k, t in inputs.items() if f"grad.{k}" in case.arrays}
     grads = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
     return {
         f"grad.{k}": torch.zeros_like(t) if g is None else g for (k, t), g in zip(wanted.items(), grads, strict=True)
     }
+
+
+def _tensor(values: Values, key: str) -> torch.Tensor:
+    value = values[key]
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{key}: only a tensor has a gradient, got {type(value).__name__}")
+    return value
 
 
 def find_cases(path: Path) -> Iterator[Path]:
@@ -145,7 +156,7 @@ def run_case(path: Path, grads: bool = False) -> Report:
         return Report(name, case.kind, "not covered", message="this library has no runner for the kind")
     try:
         values = runner(case, grads)
-    except Exception as error:  # any failure of a module under test is the case's result, told with its place
+    except Exception as error:  # any failure of a module under test is the case's result, with its place
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
         return Report(name, case.kind, "fail", message=" ".join(message.split())[:400])
@@ -162,7 +173,7 @@ def compare(name: str, case: Case, values: Values, grads: bool) -> Report:
         if key not in values:
             return Report(name, case.kind, "fail", message=f"{key} was not computed")
         actual = values[key]
-        if isinstance(actual, Partly):
+        if isinstance(actual, Masked):
             left_out = ~actual.where.numpy()
             actual = np.where(left_out, expected, actual.value.detach().numpy())
         actual = actual.detach().cpu().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual)

@@ -37,7 +37,7 @@ def _load_openpcdet(detector: VoxelDetector, state: Mapping[str, Tensor]) -> Non
 # Numbers of NumPy, which training logs in checkpoints hold; the first by the name that NumPy 1 wrote, too. They cannot
 # run anything.
 _SCALAR = np.float64(0).__reduce__()[0]
-HARMLESS = [
+HARMLESS: list[Any] = [
     _SCALAR,
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),

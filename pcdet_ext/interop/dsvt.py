@@ -27,6 +27,7 @@ def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -
     checkpoint with them under "model_state".
     Raises ValueError for what this library does not have or that does not fit.
     """
+    module: nn.Module
     rename = backbone_name
     if "BACKBONE_3D" in config:
         module, rename = _detector(config), detector_name
@@ -83,6 +84,8 @@ def _check_grid(config: Config) -> None:
 
 def _check_maps(config: Config, detector: VoxelDetector) -> None:
     """What follows the 3-D backbone must be set to the map it makes. Raises ValueError where it is not."""
+    if detector.backbone is None:
+        raise ValueError("a detector of DSVT needs its 3-D backbone")
     depth, *size = detector.backbone.out_grid
     channels = depth * detector.backbone.out_channels
     expected = config.get("MAP_TO_BEV", {}).get("NUM_BEV_FEATURES", channels)

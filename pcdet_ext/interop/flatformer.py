@@ -34,13 +34,13 @@ CHANNELS = {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
 BRANCH_CHANNELS = 64  # of a branch, whatever the shared convolution has, unless separate_head.head_conv says otherwise
 BRANCH_NORM = {"branch_norm_eps": 1e-5, "branch_norm_momentum": 0.1}  # the configured norm is not passed on to them
 # What the published model has, for configurations without the section.
-TRAIN_CFG = {
+TRAIN_CFG: dict[str, Any] = {
     "gaussian_overlap": 0.1,
     "min_radius": 1,
     "code_weights": [1.0] * 8 + [0.0, 0.0],
     "iou_weight": 1.0,
 }
-TEST_CFG = {"iou_pow": 2.0}
+TEST_CFG: dict[str, Any] = {"iou_pow": 2.0}
 NMS = {"nms_thr": "iou_threshold", "pre_max_size": "max_before", "post_max_size": "max_after"}
 
 

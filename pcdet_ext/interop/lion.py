@@ -21,7 +21,7 @@ from pcdet_ext.ops import grid_size
 from pcdet_ext.structures import Groups
 
 
-def from_official(config: Config, state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
+def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -> nn.Module:
     """A module of LION with its parameters, in eval mode.
 
     config: of a detector, MODEL, CLASS_NAMES, POINT_CLOUD_RANGE, VOXEL_SIZE and NUM_POINT_FEATURES (or the encoder's
@@ -71,7 +71,7 @@ def detector_of(config: Config, state_dict: Mapping[str, Tensor]) -> VoxelDetect
     Raises ValueError that names every section this library cannot build.
     """
     model, classes = config["MODEL"], config["CLASS_NAMES"]
-    makers = {
+    makers: dict[str, Callable[[], Any]] = {
         "encoder": lambda: openpcdet.encoder(model["VFE"], None, None) | {"x_major": True},
         "backbone": lambda: backbone(model["BACKBONE_3D"]),
         "bev_backbone": lambda: openpcdet.bev_backbone(model["BACKBONE_2D"]),
@@ -109,6 +109,8 @@ def _point_features(config: Config, state_dict: Mapping[str, Tensor]) -> int:
 def _check_map(config: Config, detector: VoxelDetector) -> None:
     """The backbone must be set to the voxels it gets, and what follows to the map it makes."""
     _check_width(config["MODEL"]["BACKBONE_3D"], detector.encoder.out_channels)
+    if detector.backbone is None:
+        raise ValueError("a detector of LION needs its 3-D backbone")
     channels = detector.backbone.out_grid[0] * detector.backbone.out_channels
     expected = config["MODEL"].get("MAP_TO_BEV", {}).get("NUM_BEV_FEATURES", channels)
     if expected != channels:

@@ -75,7 +75,7 @@ def detector_from_config(
     narrower.
     Raises ValueError for components and settings that this library does not have.
     """
-    nodes = {
+    nodes: dict[str, Any] = {
         "encoder": encoder(model_cfg["VFE"], max_points, max_voxels),
         "backbone": backbone(model_cfg.get("BACKBONE_3D"), channel_divisor),
         "bev_backbone": bev_backbone(model_cfg["BACKBONE_2D"]),
@@ -166,7 +166,7 @@ def load_official(
     """Load an official state dict into a detector, every entry of it.
 
     rename: our name for a published one; by default only the prefixes differ, see `our_name`.
-    Weights of sparse convolutions in the order of spconv 1 are turned to that of spconv 2.
+    Weights of sparse convolutions in the order of spconv 1 are brought into that of spconv 2.
     Raises ValueError that names entries which are missing, have no place or another shape.
     """
     parameters = {name: value for name, value in state_dict.items() if name not in WITHOUT_PARAMETERS}
@@ -181,5 +181,5 @@ def our_name(name: str) -> str:
 
 def _of_spconv_2(_: str, value: Tensor, shape: torch.Size) -> Tensor:
     """The tensor as it is, or from spconv 1's order [kz, ky, kx, in, out] where that gives the shape."""
-    turned = value.ndim == 5 and value.shape != shape and value.movedim(-1, 0).shape == shape
-    return value.movedim(-1, 0) if turned else value
+    reordered = value.ndim == 5 and value.shape != shape and value.movedim(-1, 0).shape == shape
+    return value.movedim(-1, 0) if reordered else value

@@ -201,8 +201,8 @@ def _check_branches(config: Config) -> None:
             raise ValueError(f"HEAD_DICT.{name}: {branch['out_channels']} channels, known: {CHANNELS}")
 
 
-L1 = {"WeightedL1Loss": "l1"}
-NMS_KINDS = {"nms_gpu": "rotated", "nms_normal_gpu": "axis_aligned"}
+L1: dict[str | None, str] = {"WeightedL1Loss": "l1"}
+NMS_KINDS: dict[str | None, str] = {"nms_gpu": "rotated", "nms_normal_gpu": "axis_aligned"}
 
 
 def _anchors(entry: Config) -> dict[str, Any]:

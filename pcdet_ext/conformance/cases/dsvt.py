@@ -17,7 +17,7 @@ from pcdet_ext.models.backbones.dsvt import DSVT
 from pcdet_ext.models.backbones.dsvt_pooling import pool_plan
 from pcdet_ext.models.heads.center import CenterOutput
 from pcdet_ext.models.heads.transfusion import CHANNELS, QueryOutput
-from pcdet_ext.structures import Detections, PointBatch, SparseVoxels
+from pcdet_ext.structures import Detections, Groups, PointBatch, SparseVoxels
 
 
 def _voxels(case: Case, grid: tuple[int, int, int], features: Tensor) -> SparseVoxels:
@@ -28,7 +28,9 @@ def _voxels(case: Case, grid: tuple[int, int, int], features: Tensor) -> SparseV
 def run_input_layer(case: Case, _grads: bool) -> Values:
     """Windows, sets, masks and position embeddings of every stage, and the mappings of the poolings between them."""
     node = dsvt.partition(case.config["INPUT_LAYER"])
-    plain = dict.fromkeys(("num_heads", "ffn_channels"), [1] * len(node["channels"])) | {"pooling": "linear"}
+    plain: dict[str, Any] = dict.fromkeys(("num_heads", "ffn_channels"), [1] * len(node["channels"])) | {
+        "pooling": "linear"
+    }
     backbone = DSVT(in_channels=node["channels"][0], grid=dsvt.grid(case.config), **node, **plain).eval()
     state = {dsvt.backbone_name(f"input_layer.{name}"): value for name, value in case.tensors("param").items()}
     expected = {name for name in backbone.state_dict() if ".position." in name}
@@ -36,7 +38,7 @@ def run_input_layer(case: Case, _grads: bool) -> Values:
         raise ValueError(f"parameters that do not fit: {', '.join(sorted(set(state) ^ expected))}")
     backbone.load_state_dict(state, strict=False)
     voxels = _voxels(case, backbone.in_grid, case.tensor("in.voxel_features"))
-    values = {}
+    values: dict[str, Tensor] = {}
     for s, blocks in enumerate(backbone.stages):
         if s:
             values |= _pooling(voxels, backbone.pool_strides[s - 1], s)
@@ -46,19 +48,24 @@ def run_input_layer(case: Case, _grads: bool) -> Values:
         size = node["group_sizes"][s]
         for i, layer in enumerate(blocks[0].layers):  # as published, layer i embeds places in windows of kind i
             window, which = layer.position_window, f"stage{s}_shift{i}"
-            both = [RotatedSets(size)(voxels, order(window.window, window.shift)) for order in (WindowY, WindowX)]
+            both = [RotatedSets(size).cut(voxels, order(window.window, window.shift)) for order in (WindowY, WindowX)]
             values |= {
                 f"out.batch_win_inds_{which}": window.pieces(voxels),
                 f"out.coors_in_win_{which}": window.place(voxels),
                 f"out.set_voxel_inds_{which}": torch.stack([groups.index for groups in both]),
-                f"out.set_voxel_mask_{which}": torch.stack([~groups.valid for groups in both]),
+                f"out.set_voxel_mask_{which}": torch.stack([_repeated(groups) for groups in both]),
             }
             for b, block in enumerate(blocks):
                 values[f"out.pos_embed_stage{s}_block{b}_shift{i}"] = block.layers[i].position(window.place(voxels))
     return values
 
 
-def _pooling(voxels: SparseVoxels, stride: tuple[int, int, int], stage: int) -> Values:
+def _repeated(groups: Groups) -> Tensor:
+    """bool [G, S]: slots that repeat a voxel."""
+    return torch.zeros_like(groups.index, dtype=torch.bool) if groups.valid is None else ~groups.valid
+
+
+def _pooling(voxels: SparseVoxels, stride: tuple[int, int, int], stage: int) -> dict[str, Tensor]:
     plan, volume = pool_plan(voxels, stride), math.prod(stride)
     return {
         f"out.pooling_mapping_index_stage{stage}": plan.slot // volume,
@@ -70,7 +77,7 @@ def _pooling(voxels: SparseVoxels, stride: tuple[int, int, int], stage: int) -> 
 @runs("dsvt", "dsvt")
 def run_backbone(case: Case, grads: bool) -> Values:
     """Voxels through a backbone."""
-    backbone = from_official("dsvt", case.config, case.tensors("param"))
+    backbone: Any = from_official("dsvt", case.config, case.tensors("param"))
     features = case.tensor("in.voxel_features").requires_grad_(grads)
     voxels = backbone(_voxels(case, backbone.in_grid, features))
     values = {"out.voxel_features": voxels.features, "out.voxel_coords": voxels.coords}
@@ -89,7 +96,7 @@ def run_center_pipeline(case: Case, grads: bool) -> Values:
     """A detector with CenterHead, from points to the maps of each task and to boxes."""
 
     def maps(output: CenterOutput) -> Values:
-        values = {}
+        values: dict[str, Tensor] = {}
         for t, task in enumerate(output.tasks):
             values |= {f"out.head{t}.{k}": v for k, v in vars(task).items() if v is not None}
             values[f"out.head{t}.hm"] = task.heatmap
@@ -105,6 +112,8 @@ def run_transfusion_pipeline(case: Case, grads: bool) -> Values:
     def predictions(output: QueryOutput) -> Values:
         names = ["center", "height", "dim", "rot", "vel"][: 5 if output.codes.shape[1] == 10 else 4]
         values = dict(zip(names, output.codes.split([CHANNELS[n] for n in names], 1), strict=True))
+        if output.iou is None:
+            raise ValueError("the head predicts no overlaps, which the published one does")
         values |= {"iou": output.iou[:, None], "heatmap": output.logits, "dense_heatmap": output.heatmap}
         values |= {"query_heatmap_score": output.peak_scores, "query_labels": output.labels}
         return {f"out.head.{name}": value for name, value in values.items()}
@@ -113,7 +122,7 @@ def run_transfusion_pipeline(case: Case, grads: bool) -> Values:
 
 
 def _run_detector(case: Case, grads: bool, describe: Callable[[Any], Values]) -> Values:
-    detector = from_official("dsvt", case.config, case.tensors("param"))
+    detector: Any = from_official("dsvt", case.config, case.tensors("param"))
     points = case.tensor("in.points").requires_grad_(grads)
     output = detector(PointBatch(points[:, 1:], points[:, 0].detach().long(), case.meta["batch_size"]))
     values = dict(describe(output))
@@ -123,7 +132,7 @@ def _run_detector(case: Case, grads: bool, describe: Callable[[Any], Values]) ->
     return values | (backward(values, case, leaves) if grads else {})
 
 
-def _boxes(found: Detections, prefix: str) -> Values:
+def _boxes(found: Detections, prefix: str) -> dict[str, Tensor]:
     """Detections under the published keys, labels 1-based."""
     values = {"pred_boxes": found.boxes, "pred_scores": found.scores, "pred_labels": found.labels + 1}
-    return {prefix + name: value for name, value in values.items()}
+    return {prefix + name: torch.as_tensor(value) for name, value in values.items()}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def _kitti_numbers(path: Path) -> Iterator[tuple[str, float, float]]:
     return _numbers(evaluate(truth, found, CLASSES), expected)
 
 
-def _numbers(result: KittiResult, expected: dict) -> Iterator[tuple[str, float, float]]:
+def _numbers(result: KittiResult, expected: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
     names = {c.lower(): c for c in CLASSES}
     for overlap_set, content in expected.items():
         for lower, metrics in content["classes"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,13 @@ from pcdet_ext.interop import flatformer
 from pcdet_ext.interop.openpcdet_boxes import from_second
 from pcdet_ext.models.backbones.flatformer import FlatFormer
 from pcdet_ext.models.bev import flatten_to_bev
-from pcdet_ext.models.detector import VoxelDetector
 from pcdet_ext.models.heads import CenterOutput
 from pcdet_ext.models.heads.center import Candidates, TaskMaps, gather_cells
 from pcdet_ext.models.targets.heatmaps import CenterTargets
 from pcdet_ext.structures import Groups, PointBatch, SparseVoxels
 
 
-def _run(case: Case, grads: bool, inputs: dict[str, Tensor], compute: Callable[[nn.Module], Values]) -> Values:
+def _run(case: Case, grads: bool, inputs: dict[str, Tensor], compute: Callable[[Any], Values]) -> Values:
     """What `compute` gives with the case's module and parameters, and gradients under the published names."""
     module, rename = flatformer.build(case.config)
     state = case.tensors("param")
@@ -42,7 +42,7 @@ def _run(case: Case, grads: bool, inputs: dict[str, Tensor], compute: Callable[[
 class _Computation(nn.Module):
     """A function of a module as a module, so that the parameters can be exchanged while it runs."""
 
-    def __init__(self, module: nn.Module, compute: Callable[[nn.Module], Values]) -> None:
+    def __init__(self, module: nn.Module, compute: Callable[[Any], Values]) -> None:
         super().__init__()
         self.module, self.compute = module, compute
 
@@ -84,7 +84,7 @@ def run_detector(case: Case, grads: bool) -> Values:
     frame = case.tensor("in.point_coors")[:, 0].long()
     batch = PointBatch(case.tensor("in.points"), frame, case.config["batch_size"])
 
-    def predict(detector: VoxelDetector) -> Values:
+    def predict(detector: Any) -> Values:
         bev = detector.bev_map(batch)
         (maps,) = detector.head(bev).tasks
         published = published_maps(maps)
@@ -115,7 +115,7 @@ FIELDS = {"hm": "heatmap"}
 @runs("flatformer", "head")
 def run_head(case: Case, grads: bool) -> Values:
     """Targets, losses and decoding from given maps."""
-    head = flatformer.from_official(case.config)
+    head: Any = flatformer.from_official(case.config)
     raw = {name: t.requires_grad_() for name, t in case.tensors("in").items() if name.startswith("raw_")}
     maps = our_maps({name.removeprefix("raw_"): t for name, t in raw.items()})
     output = CenterOutput((maps,))
@@ -138,7 +138,7 @@ def _objects(case: Case, frame: int) -> tuple[Tensor, Tensor]:
     return from_second(boxes[kept, :7]), labels[kept]
 
 
-def _targets(targets: CenterTargets, case: Case) -> Values:
+def _targets(targets: CenterTargets, case: Case) -> dict[str, Tensor]:
     """Targets in as many slots as the case shows."""
     codes = targets.codes[..., [0, 1, 2, 4, 3, *range(5, targets.codes.shape[-1])]]
     codes[..., 6:8] *= -1
@@ -150,7 +150,7 @@ def _targets(targets: CenterTargets, case: Case) -> Values:
     return values
 
 
-def _decoded(found: Candidates, rot: Tensor) -> Values:
+def _decoded(found: Candidates, rot: Tensor) -> dict[str, Tensor]:
     """Boxes (x, y, z, w, l, h, yaw, velocity), scores and labels; rot: published (sin, cos) [M, 2] behind the boxes.
 
     Of the angles that mean our heading, the one nearest to the published range's. Zeros in `rot` have no angle.
@@ -164,7 +164,7 @@ def _decoded(found: Candidates, rot: Tensor) -> Values:
     return {"boxes": boxes, "scores": found.scores, "labels": found.labels}
 
 
-def _head_grads(total: Tensor, raw: Mapping[str, Tensor]) -> Values:
+def _head_grads(total: Tensor, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gradients of the loss in the maps; of the heatmap's, the case has the first row."""
     grads = torch.autograd.grad(total, list(raw.values()), materialize_grads=True)
     values = {f"grad.in.{name}": grad for name, grad in zip(raw, grads, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,9 @@ def _voxels(case: Case, grads: bool) -> SparseVoxels:
     return SparseVoxels(features, case.tensor("in.voxel_coords"), tuple(grid), config["batch_size"])
 
 
-def gradients(case: Case, values: Values, module: nn.Module, inputs: dict[str, Tensor], rename: Rename) -> Values:
+def gradients(
+    case: Case, values: Values, module: nn.Module, inputs: dict[str, Tensor], rename: Rename
+) -> dict[str, Tensor]:
     """Gradients under the published names, in the published shapes."""
     ours = dict(module.named_parameters())
     leaves = {f"param.{name}": ours[rename(name)] for name in case.tensors("param") if rename(name) in ours}
@@ -32,7 +35,7 @@ def gradients(case: Case, values: Values, module: nn.Module, inputs: dict[str, T
 @runs("lion", "backbone")
 def run_backbone(case: Case, grads: bool) -> Values:
     """Voxels through a backbone; those of the sparse form lie in a plane."""
-    backbone = lion.from_official(case.config, case.tensors("param"))
+    backbone: Any = lion.from_official(case.config, case.tensors("param"))
     voxels = _voxels(case, grads)
     *scales, out = backbone.scales(voxels)
     flat = len(backbone.bev_layers) > 0

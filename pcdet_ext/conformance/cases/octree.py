@@ -24,7 +24,7 @@ from pcdet_ext.models.layers.octree import (
 
 def _listed(case: Case, name: str) -> list[Tensor]:
     """Arrays in.<name>_0, in.<name>_1, …"""
-    found = []
+    found: list[Tensor] = []
     while f"in.{name}_{len(found)}" in case.arrays:
         found.append(case.tensor(f"in.{name}_{len(found)}"))
     return found
@@ -66,7 +66,7 @@ def octree_build(case: Case, _grads: bool) -> Values:
     return values | _octree_values(octree, config)
 
 
-def _octree_values(octree: Octree, config: Mapping[str, Any]) -> Values:
+def _octree_values(octree: Octree, config: Mapping[str, Any]) -> dict[str, Tensor]:
     counts = torch.stack([level.counts for level in octree.levels])
     occupied = torch.stack([level.occupied for level in octree.levels])
     values = {
@@ -130,4 +130,5 @@ def _layer(name: str, weights: Tensor, bias: bool, nempty: bool) -> torch.nn.Mod
     kernel = name.removeprefix("de").removeprefix("conv")[:3]
     if name.startswith("deconv"):
         return OctreeDeconv(weights.shape[2], weights.shape[1], kernel, nempty, bias)
-    return OctreeConv(*weights.shape[1:], kernel, 2 if name.endswith("_s2") else 1, nempty, bias)
+    _, in_channels, out_channels = weights.shape
+    return OctreeConv(in_channels, out_channels, kernel, 2 if name.endswith("_s2") else 1, nempty, bias)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -81,7 +81,10 @@ def nuscenes_tracking_numbers(path: Path) -> Numbers:
 
 TRACKING_DISTANCES = 1e-4  # distances may be off by 1e-5 instead of 1e-9
 WAYMO_TOLERANCE = 1e-5
-MATCHERS = {"TYPE_HUNGARIAN": "hungarian", "TYPE_SCORE_FIRST": "score_first"}
+MATCHERS: dict[str, Literal["hungarian", "score_first"]] = {
+    "TYPE_HUNGARIAN": "hungarian",
+    "TYPE_SCORE_FIRST": "score_first",
+}
 WAYMO_TYPES = {"Vehicle": 1, "Pedestrian": 2, "Sign": 3, "Cyclist": 4}
 
 
@@ -178,4 +181,5 @@ def _pairs(ours: Any, theirs: Any, key: str) -> Numbers:
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             yield from _pairs(a, b, f"{key}.{i}")
     else:
-        yield key, *(float("nan") if value is None else float(value) for value in (ours, theirs))
+        a, b = (float("nan") if value is None else float(value) for value in (ours, theirs))
+        yield key, a, b

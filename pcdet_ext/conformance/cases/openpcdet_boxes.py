@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcdet_ext.conformance.golden import Case, Partly, Values, runs
+from pcdet_ext.conformance.golden import Case, Masked, Values, runs
 from pcdet_ext.models.heads.losses import axis_aligned_diou
 from pcdet_ext.models.heads.postprocess import NMSConfig, best_class, every_class, suppress
 from pcdet_ext.models.targets.anchors import axis_aligned, nearest_bev_iou
 from pcdet_ext.models.targets.box_coding import lifted
 from pcdet_ext.ops import iou_3d, iou_3d_paired, iou_bev, nms, points_in_boxes, shared_area_bev
+from pcdet_ext.ops.boxes import NMSKind
 from pcdet_ext.ops.published_boxes import published_shared_area
 
 CPU_MARGIN, GPU_MARGIN = 0.01, 1e-5  # metres by which the published kernels widen boxes
@@ -30,15 +31,15 @@ def overlaps(case: Case, _grads: bool) -> Values:
     bev, volume = iou_bev(a, b), iou_3d(a, b)
     shared, paired = shared_area_bev(a, b), iou_3d_paired(a, b)
     return {
-        "out.overlap_bev": Partly(torch.stack([published_shared_area(row.expand_as(b), b) for row in a]), regular),
-        "out.iou_bev_gpu": Partly(bev, regular),
-        "out.iou_bev_cpu": Partly(bev, regular),
-        "out.iou3d": Partly(volume, regular),
-        "out.iou3d_aligned": Partly(paired[:, None], regular.diagonal()[:, None]),
-        "out.iou3d_paired": Partly(paired, regular.diagonal()),
+        "out.overlap_bev": Masked(torch.stack([published_shared_area(row.expand_as(b), b) for row in a]), regular),
+        "out.iou_bev_gpu": Masked(bev, regular),
+        "out.iou_bev_cpu": Masked(bev, regular),
+        "out.iou3d": Masked(volume, regular),
+        "out.iou3d_aligned": Masked(paired[:, None], regular.diagonal()[:, None]),
+        "out.iou3d_paired": Masked(paired, regular.diagonal()),
         "out.nearest_bev_iou": torch.stack([nearest_bev_iou(row.expand_as(b), b) for row in a]),
-        "out.diou_axis_aligned_paired": Partly(axis_aligned_diou(a, b), regular.diagonal()),
-        "out.hungarian_iou": Partly(iou_3d(lifted(a), lifted(b)), regular),
+        "out.diou_axis_aligned_paired": Masked(axis_aligned_diou(a, b), regular.diagonal()),
+        "out.hungarian_iou": Masked(iou_3d(lifted(a), lifted(b)), regular),
         "out.aligned_bev_boxes_a": axis_aligned(a),
         "out.exact_overlap_bev": shared,
         "out.exact_iou_bev": bev,
@@ -84,7 +85,7 @@ def suppression(case: Case, _grads: bool) -> Values:
 
 
 @runs("openpcdet", "nms_dsvt")
-def turned_suppression(case: Case, _grads: bool) -> Values:
+def rotated_suppression(case: Case, _grads: bool) -> Values:
     """Suppression of DSVT and LION, which compares footprints turned by 90°."""
     boxes, scores = case.tensor("in.boxes"), case.tensor("in.scores")
     labels = case.tensor("in.labels")
@@ -107,7 +108,7 @@ def _config(nms_config: dict[str, Any], per_class: bool, turned: bool = False) -
 def _kept(
     boxes: Tensor, scores: Tensor, labels: Tensor, config: NMSConfig, threshold: float | Sequence[float] | None
 ) -> Tensor:
-    """Indices of the boxes that pass the threshold (one, or one a class) and stay."""
+    """Indices of the boxes that pass the threshold (one, or one per class) and stay."""
     least = torch.full_like(scores, -torch.inf)
     if threshold is not None:
         least = torch.as_tensor(threshold, dtype=scores.dtype).expand(int(labels.max()) + 1)[labels]
@@ -118,7 +119,7 @@ def _kept(
 
 def _plain(case: Case, entry: dict[str, Any]) -> dict[str, Any]:
     boxes, scores = case.tensor(f"in.{entry['boxes']}"), case.tensor(f"in.{entry['scores']}")
-    kind = "axis_aligned" if entry["fn"] == "nms_normal_gpu" else "rotated"
+    kind: NMSKind = "axis_aligned" if entry["fn"] == "nms_normal_gpu" else "rotated"
     kept = nms(boxes, scores, entry["thresh"], kind, entry.get("pre_maxsize"), published=True)
     expected = case.tensor(f"out.{entry['name']}.keep")
     return {"keep": _as_published_tie(kept, expected, boxes, scores)}

@@ -27,7 +27,7 @@ def run_augment(case: Case, grads: bool) -> Values:
         "pipeline": _chain(sample, case),
     }
     values = {f"out.{name}.points": result.points for name, result in results.items()}
-    return values | {f"out.{name}.boxes": result.targets.boxes for name, result in results.items()}
+    return values | {f"out.{name}.boxes": np.asarray(_targets(result).boxes) for name, result in results.items()}
 
 
 @runs("openpcdet", "gt_sampling")
@@ -56,10 +56,16 @@ def run_gt_sampling(case: Case, grads: bool) -> Values:
             ids = _recorded_draw(arrays, f"mid.{call}.{name}", wanted)
             drawn[name] = np.searchsorted(objects[name][1], ids)
         result = augment.keep_classes(sampling.paste(sample, drawn), config["class_names"])
-        values[f"out.{call}.gt_boxes"] = result.targets.boxes
-        values[f"out.{call}.gt_class"] = np.array([names.index(name) for name in result.targets.names], np.int64)
+        values[f"out.{call}.gt_boxes"] = np.asarray(_targets(result).boxes)
+        values[f"out.{call}.gt_class"] = np.array([names.index(name) for name in _targets(result).names], np.int64)
         values[f"out.{call}.points"] = result.points
     return values
+
+
+def _targets(sample: Sample) -> Targets:
+    if sample.targets is None:
+        raise ValueError("the sample has no targets")
+    return sample.targets
 
 
 def _sample(points: Array, targets: Targets) -> Sample:

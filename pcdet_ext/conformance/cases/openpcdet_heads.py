@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.golden import Case, Value, Values, runs
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.interop import from_official, openpcdet_boxes, openpcdet_heads
 from pcdet_ext.models.heads import HEADS, AnchorHead, QueryOutput, TransFusionHead, losses
@@ -40,7 +43,7 @@ def as_targets(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Target
 
 def with_total(losses: dict[str, Tensor]) -> dict[str, Tensor]:
     """Losses and their sum "total"."""
-    return losses | {"total": sum(losses.values())}
+    return losses | {"total": reduce(operator.add, losses.values())}
 
 
 @runs("openpcdet", "anchor_head")
@@ -76,7 +79,7 @@ def run_anchor_head(case: Case, grads: bool) -> Values:
     return values | (gradients(case, loss["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
 
 
-def _anchor_targets(head: AnchorHead, targets: AnchorTargets) -> Values:
+def _anchor_targets(head: AnchorHead, targets: AnchorTargets) -> dict[str, Tensor]:
     """Targets with the published labels: 1 for the first class, 0 for background, -1 for ignored anchors."""
     labels = targets.labels + 1
     labels[targets.labels == BACKGROUND] = 0
@@ -119,7 +122,7 @@ def run_center_head(case: Case, grads: bool) -> Values:
     return values | (gradients(case, loss["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
 
 
-def _center_targets(target: CenterTargets, case: Case, prefix: str) -> Values:
+def _center_targets(target: CenterTargets, case: Case, prefix: str) -> dict[str, Tensor]:
     """Targets in as many slots as the case shows, objects with their 1-based label in the task as last column."""
     source = torch.cat([target.boxes, target.labels[..., None] + 1], 2)
     slots = {
@@ -166,7 +169,7 @@ def run_transfusion_head(case: Case, grads: bool) -> Values:
     return values | (gradients(case, loss["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
 
 
-def _queries(head: TransFusionHead, output: QueryOutput) -> Values:
+def _queries(head: TransFusionHead, output: QueryOutput) -> dict[str, Tensor]:
     values = {"out.query_labels": output.labels, "out.pred.heatmap": output.logits}
     names = [name for name in ("center", "height", "dim", "rot", "vel") if name in head.branches]
     parts = output.codes.split([CHANNELS[name] for name in names], 1)
@@ -175,7 +178,7 @@ def _queries(head: TransFusionHead, output: QueryOutput) -> Values:
     return values | ({} if output.iou is None else {"out.pred.iou": output.iou[:, None]})
 
 
-def _query_targets(targets: QueryTargets, frames: int) -> Values:
+def _query_targets(targets: QueryTargets, frames: int) -> dict[str, Value]:
     codes = torch.zeros(*targets.labels.shape, targets.codes.shape[1])
     weights = torch.zeros_like(codes)
     codes[targets.positive], weights[targets.positive] = targets.codes, 1.0
@@ -274,7 +277,7 @@ def run_box_codec(case: Case, grads: bool) -> Values:
         plain.encode(boxes, anchors),
         _scene(d["points"]),
     )
-    values = {
+    values: dict[str, Value] = {
         "residual.code_size": plain.code_size,
         "residual.encode": codes,
         "residual.decode": plain.decode(d["enc7"], anchors),
@@ -308,7 +311,7 @@ def run_box_codec(case: Case, grads: bool) -> Values:
 @runs("openpcdet", "detector_e2e")
 def run_detector(case: Case, grads: bool) -> Values:
     """A whole detector, from points to detections."""
-    detector = from_official("openpcdet", case.config, case.tensors("param"))
+    detector: Any = from_official("openpcdet", case.config, case.tensors("param"))
     points = case.tensor("in.points")
     frame = points[:, 0].long()
     return detections(detector.predict(PointBatch(points[:, 1:].contiguous(), frame, int(frame.max()) + 1)))
@@ -320,17 +323,17 @@ def ground_truth(gt_boxes: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     return [r[:, :-1] for r in rows], [r[:, -1].long() - 1 for r in rows]
 
 
-def detections(found: list[Detections]) -> Values:
+def detections(found: list[Detections]) -> dict[str, Tensor]:
     """Detections of each frame under the published keys, labels 1-based."""
     values = {}
     for frame, result in enumerate(found):
-        values[f"out.det.{frame}.pred_boxes"] = result.boxes
-        values[f"out.det.{frame}.pred_scores"] = result.scores
-        values[f"out.det.{frame}.pred_labels"] = result.labels + 1
+        values[f"out.det.{frame}.pred_boxes"] = torch.as_tensor(result.boxes)
+        values[f"out.det.{frame}.pred_scores"] = torch.as_tensor(result.scores)
+        values[f"out.det.{frame}.pred_labels"] = torch.as_tensor(result.labels) + 1
     return values
 
 
-def gradients(case: Case, loss: Tensor, inputs: dict[str, Tensor], module: torch.nn.Module) -> Values:
+def gradients(case: Case, loss: Tensor, inputs: dict[str, Tensor], module: torch.nn.Module) -> dict[str, Tensor]:
     """Gradients of a loss with respect to those inputs and parameters that the case has gradients for."""
     named = inputs | {f"param.{k}": p for k, p in module.named_parameters()}
     wanted = {k: t for k, t in named.items() if f"grad.{k}" in case.arrays}

@@ -21,7 +21,7 @@ def _section(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"NAME": config["NAME"], **config["model_cfg"]}
 
 
-def load(module: nn.Module, case: Case) -> nn.Module:
+def load(module: nn.Module, case: Case) -> Any:
     """The module in evaluation mode with exactly the case's parameters."""
     module.load_state_dict(case.tensors("param"))
     return module.eval()
@@ -54,7 +54,7 @@ def run_vfe(case: Case, grads: bool) -> Values:
     return values
 
 
-def _encoding(encoder: nn.Module, inputs: Mapping[str, Tensor], batch_size: int) -> Callable[[], SparseVoxels]:
+def _encoding(encoder: Any, inputs: Mapping[str, Tensor], batch_size: int) -> Callable[[], SparseVoxels]:
     if "points" in inputs:
         frame, points = inputs["points"][:, 0].detach().long(), inputs["points"][:, 1:]
         return lambda: encoder(PointBatch(points, frame, batch_size))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
 
-from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.golden import Case, Value, Values, runs
 from pcdet_ext.engine.optimizer import OneCycle, build_optimizer, clip_gradients, set_schedule
 
 
@@ -14,7 +17,8 @@ def _model(case: Case) -> nn.Module:
     """The case's model, a linear layer, a norm, an attention and a convolution, with its parameters."""
     state = case.tensors("param")
     model = nn.Module()
-    model.a = nn.Linear(*reversed(state["a.weight"].shape))
+    out_features, in_features = state["a.weight"].shape
+    model.a = nn.Linear(in_features, out_features)
     model.bn = nn.BatchNorm1d(len(state["bn.weight"]))
     model.mha = nn.MultiheadAttention(state["mha.in_proj_weight"].shape[1], num_heads=1)  # it only carries parameters
     out_channels, in_channels, size = state["c.weight"].shape
@@ -23,7 +27,7 @@ def _model(case: Case) -> nn.Module:
     return model
 
 
-def settings_of(optim: dict) -> OneCycle:
+def settings_of(optim: Mapping[str, Any]) -> OneCycle:
     """Our settings from the published OPTIMIZATION section."""
     return OneCycle(
         learning_rate=optim["LR"],
@@ -43,7 +47,7 @@ def one_cycle(case: Case, grads: bool) -> Values:
     settings = settings_of(case.config["optim"])
     total = case.config["iters_per_epoch"] * case.config["epochs"]
     schedule = np.array([settings.at(step, total) for step in range(total)], np.float32)
-    values = {"out.lr": schedule[:, 0], "out.momentum": schedule[:, 1]}
+    values: dict[str, Value] = {"out.lr": schedule[:, 0], "out.momentum": schedule[:, 1]}
     model = _model(case)
     optimizer = build_optimizer(model, settings)
     gradients = case.tensors("in.grad")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from pcdet_ext.conformance.golden import Case, Values, backward, runs
 from pcdet_ext.interop import from_official, scatterformer
-from pcdet_ext.models.heads.center import CenterHead, CenterOutput
+from pcdet_ext.models.heads.center import CenterOutput
 from pcdet_ext.models.heads.postprocess import rectify_scores
 from pcdet_ext.models.heads.transfusion import CHANNELS, TransFusionHead
 from pcdet_ext.structures import Detections, PointBatch, Segments, SparseVoxels
@@ -80,8 +81,8 @@ def run_center_detector(case: Case, grads: bool) -> Values:
     return _with_gradients(values, case, detector, {}, grads)
 
 
-def _center_boxes(case: Case, head: CenterHead, output: CenterOutput) -> Values:
-    values = {}
+def _center_boxes(case: Case, head: Any, output: CenterOutput) -> dict[str, Tensor]:
+    values: dict[str, Tensor] = {}
     for frame, found in enumerate(head.candidates(output)[0]):
         scores = found.scores
         if head.iou_rectifier is not None:
@@ -118,12 +119,12 @@ def run_transfusion_detector(case: Case, grads: bool) -> Values:
     return _with_gradients(values, case, detector, {}, grads)
 
 
-def _boxes(frame: int, found: Detections) -> Values:
+def _boxes(frame: int, found: Detections) -> dict[str, Tensor]:
     parts = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels + 1}
-    return {f"out.pre_nms_{name}{frame}": part for name, part in parts.items()}
+    return {f"out.pre_nms_{name}{frame}": torch.as_tensor(part) for name, part in parts.items()}
 
 
-def _module(case: Case) -> nn.Module:
+def _module(case: Case) -> Any:
     """What the case is of, with its parameters, in evaluation mode."""
     return from_official("scatterformer", case.config, case.tensors("param"))
 
@@ -134,7 +135,7 @@ def _points(case: Case) -> PointBatch:
     return PointBatch(points[:, 1:].contiguous(), frames, case.config.get("batch_size", int(frames.max()) + 1))
 
 
-def _as_published(case: Case, found: SparseVoxels) -> Values:
+def _as_published(case: Case, found: SparseVoxels) -> dict[str, Tensor]:
     """Features and coords with the rows as the case has them; as they are where the cells are not the same."""
     if "out.indices" not in case.arrays:
         return {"out.features": found.features}

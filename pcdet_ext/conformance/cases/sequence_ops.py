@@ -14,7 +14,8 @@ def scattered_attention(case: Case, grads: bool) -> Values:
     inputs = {name: case.tensor(f"in.{name}").requires_grad_(grads) for name in ("q", "k", "v")}
     counts = case.tensor("in.counts")
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    values = {"out.y": scattered_linear_attention(*inputs.values(), offsets, case.config["eps"])}
+    attended = scattered_linear_attention(inputs["q"], inputs["k"], inputs["v"], offsets, case.config["eps"])
+    values = {"out.y": attended}
     if grads:
         values |= backward(values, case, {f"in.{name}": tensor for name, tensor in inputs.items()})
     return values
