@@ -202,15 +202,19 @@ def _width(node: Mapping[str, Any], widths: Mapping[Reads, int]) -> int:
     return widths[HEADS.get(name).reads] if name in HEADS else 0
 
 
+def _context(batch: PointBatch) -> tuple[Any, ...]:
+    return batch.batch_size, batch.targets, batch.frame_ids
+
+
 # torch.export looks into its arguments before it calls anything: without this it would only say that it does not know
-# the type, instead of what `features` says.
+# the type, instead of what `features` says. Functions mapped over a batch see its points; its targets stay as they are.
 _pytree.register_pytree_node(
     PointBatch,
-    lambda batch: ([batch.points, batch.batch_index], (batch.batch_size, batch.frame_ids)),
-    lambda children, context: PointBatch(*children, context[0], frame_ids=context[1]),
+    lambda batch: ([batch.points, batch.batch_index], _context(batch)),
+    lambda children, context: PointBatch(*children, *context),
     flatten_with_keys_fn=lambda batch: (
         [(_pytree.GetAttrKey(name), getattr(batch, name)) for name in ("points", "batch_index")],
-        (batch.batch_size, batch.frame_ids),
+        _context(batch),
     ),
 )
 
