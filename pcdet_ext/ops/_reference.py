@@ -1,11 +1,18 @@
-"""Gradients of references, for what no kernel covers."""
+"""What references share: the precision they compute in, and their gradients where no kernel covers a call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+
+def own_precision(tensor: Tensor) -> AbstractContextManager[None]:
+    """Where products of matrices keep the type of their inputs, whatever autocast is set to."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def reference_gradients(

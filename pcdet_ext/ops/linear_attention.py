@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, launch
+from pcdet_ext.ops._reference import own_precision
 
 CUDA_DIMS = (8, 16, 32, 64)  # head dimensions that the CUDA kernel is compiled for
 
@@ -39,7 +40,8 @@ def scattered_linear_attention_reference(q: Tensor, k: Tensor, v: Tensor, offset
     q, k, v = (_widened(t) for t in (q, k, v))
     owner = _owners(q, offsets)
     state, total = _sums(_outer(k, v), owner, offsets), _sums(k, owner, offsets)
-    above = (q.unsqueeze(-2) @ state[owner]).squeeze(-2)
+    with own_precision(q):
+        above = (q.unsqueeze(-2) @ state[owner]).squeeze(-2)
     below = (q * total[owner]).sum(-1, keepdim=True) + eps
     return (above / below).to(kind)
 
@@ -105,7 +107,8 @@ def _backward(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not _has_kernel(q):
-        return scattered_linear_attention_backward_reference(q, k, v, offsets, eps, dy)
+        with own_precision(q):
+            return scattered_linear_attention_backward_reference(q, k, v, offsets, eps, dy)
     dq, dk, dv = (torch.empty_like(q) for _ in range(3))
     scratch = []
     if q.is_cuda:

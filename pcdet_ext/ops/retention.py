@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcdet_ext.ops._reference import own_precision
 from pcdet_ext.structures import untraced
 
 Within = Literal["causal", "symmetric"]
@@ -35,7 +36,7 @@ def retention(
         raise ValueError(f"decay must be [{q.shape[2]}], one a head, got {list(decay.shape)}")
     if within not in ("causal", "symmetric"):
         raise ValueError(f"within must be causal or symmetric, got {within!r}")
-    with torch.autocast(q.device.type, enabled=False):
+    with own_precision(q):
         kind, length = q.dtype, q.shape[1]
         chunk = min(chunk, max(length, 1))
         q, k, v = (_chunks(t, chunk) for t in (q, k, v))
@@ -93,7 +94,7 @@ def mlstm(
     for name, gate in (("input_gate", input_gate), ("forget_gate", forget_gate)):
         if gate.shape != q.shape[:3]:
             raise ValueError(f"{name} must be {list(q.shape[:3])}, got {list(gate.shape)}")
-    with torch.autocast(q.device.type, enabled=False):
+    with own_precision(q):
         kind, length = q.dtype, q.shape[1]
         chunk = min(chunk, max(length, 1))
         q, k, v = (_chunks(t, chunk) for t in (q * q.shape[3] ** -0.5, k, v))

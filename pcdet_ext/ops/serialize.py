@@ -135,13 +135,14 @@ def _lsh(coords: Tensor, grid: tuple[int, ...], projections: int = 3, width: flo
     if projections < 1 or width <= 0:
         raise ValueError(f"projections must be at least 1 and width positive, got {projections} and {width}")
     _check_inside(coords, grid)
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(projections, 3, generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    directions = torch.randn(projections, 3, generator=generator, dtype=torch.float64, device="cpu")
     directions = (directions / directions.norm(dim=1, keepdim=True) * (1 << 16)).round().long()
     step = max(1, round(width * (1 << 16)))
-    offset = (torch.rand(projections, generator=generator, dtype=torch.float64) * step).long()
-    low = (directions.clamp(max=0) * torch.tensor(grid)).sum(1)  # the smallest value on the grid
-    high = (directions.clamp(min=0) * torch.tensor(grid)).sum(1)
+    offset = (torch.rand(projections, generator=generator, dtype=torch.float64, device="cpu") * step).long()
+    cells = directions.new_tensor(grid)
+    low = (directions.clamp(max=0) * cells).sum(1)  # the smallest value on the grid
+    high = (directions.clamp(min=0) * cells).sum(1)
     buckets = (high - low + offset) // step + 1
     if math.prod(buckets.tolist()) >= 1 << BATCH_SHIFT:
         raise ValueError(f"width {width} is too small for {projections} projections: keys need over 48 bits")

@@ -1,0 +1,135 @@
+"""A call of every operation, with its gradients, whose inputs do not depend on torch's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pcdet_ext import ops
+from pcdet_ext.ops.neighbours import neighbour_table
+from pcdet_ext.ops.retention import mlstm, retention
+
+Made = Callable[..., Tensor]
+CPU = torch.device("cpu")
+
+
+def rand(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uniform numbers in [0, 1)."""
+    generator = torch.Generator(CPU).manual_seed(sum(shape))
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device=CPU).to(dtype)
+
+
+def whole(high: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Whole numbers in [0, high)."""
+    generator = torch.Generator(CPU).manual_seed(high + sum(shape))
+    return torch.randint(high, shape, generator=generator, dtype=dtype, device=CPU)
+
+
+def table(*values: int) -> Tensor:
+    """int64 numbers."""
+    return torch.tensor(values, dtype=torch.int64, device=CPU)
+
+
+def coords() -> Tensor:
+    """Distinct voxels int32 [60, 4] of a grid (8, 16, 32) in two frames."""
+    cells = torch.unique(whole(2 * 8 * 16 * 32, 60))
+    axes = [cells // 4096, cells // 512 % 8, cells // 32 % 16, cells % 32]
+    return torch.stack(axes, 1).to(torch.int32)
+
+
+def boxes(dtype: torch.dtype = torch.float32) -> Tensor:
+    """Boxes [12, 7] that overlap."""
+    offset = torch.tensor([0.0, 0, 0, 1, 1, 1, 0], dtype=torch.float64, device=CPU)
+    scale = torch.tensor([4.0, 4, 1, 3, 2, 1, 6], dtype=torch.float64, device=CPU)
+    return (rand(12, 7, dtype=torch.float64) * scale + offset).to(dtype)
+
+
+GRID, EXTENT, SIZE = (8, 16, 32), [0.0, 0.0, 0.0, 3.0, 3.0, 3.0], [1.0, 1.0, 1.0]
+
+
+def with_gradients(call: Made, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The result of a call and the gradients of its inputs, for a gradient that is the same at every place."""
+    plain = call(*inputs)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = [t.clone().detach().requires_grad_() for t in inputs]
+        out = call(*leaves)
+        with torch.autocast("cpu", enabled=False):  # as torch asks for
+            out.sum().backward()
+    return (plain, out.detach(), *(leaf.grad for leaf in leaves))
+
+
+def scans(change: Callable[[Tensor], Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The selective scan with all arguments."""
+    u, delta, z = (change(t) for t in rand(3, 2, 3, 40, dtype=dtype))
+    B, C = (change(t) for t in rand(2, 2, 4, 40, dtype=dtype))
+    A, D, bias = -rand(3, 4, dtype=dtype), *rand(2, 3, dtype=dtype)
+    return with_gradients(lambda *t: ops.selective_scan(*t, delta_softplus=True), u, delta, A, B, C, D, z, bias)
+
+
+def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype = torch.float32) -> dict[str, Callable]:
+    """A call by name; `change` is applied to the large inputs, and must not change their values."""
+    points = change(rand(50, 4) * 3)
+    index, q, r = change(whole(4, 30)), change(rand(30, 2, 4, dtype=dtype)), change(rand(2, 40, 2, 4, dtype=dtype))
+    values, voxels, upright = change(rand(30, 3, dtype=dtype)), change(coords()), change(boxes(dtype))
+    neighbours = change(torch.stack([table(0, -1, 2, 1), table(3, 2, 1, -1)], 1))
+    offsets, decay = table(0, 10, 10, 30), torch.tensor([0.5, 0.9], dtype=dtype, device=CPU)
+    keys = ops.serialize(voxels, GRID, "zorder")
+    windows = {"window": (8, 5, 5), "shift": (0, 2, 2)}
+    return {
+        "voxelize": lambda: (
+            *with_gradients(lambda p: ops.voxelize(p, EXTENT, SIZE, 3, 9)[0], points),
+            *ops.voxelize(points, EXTENT, SIZE, 3, 9),
+        ),
+        "dynamic_voxelize": lambda: ops.dynamic_voxelize(points, change(whole(2, 50)), EXTENT, SIZE),
+        "dynamic_voxelize, pillars": lambda: ops.dynamic_voxelize(points, whole(2, 50), EXTENT, SIZE, "xyz", True),
+        "grid_size": lambda: torch.tensor(ops.grid_size(EXTENT, SIZE), dtype=torch.int64, device=CPU),
+        "serialize, zorder": lambda: ops.serialize(voxels, GRID, "zorder"),
+        "serialize, hilbert": lambda: ops.serialize(voxels, GRID, "hilbert"),
+        "serialize, window_x": lambda: ops.serialize(voxels, GRID, "window_x", **windows),
+        "serialize, window_y": lambda: ops.serialize(voxels, GRID, "window_y", path="snake", **windows),
+        "serialize, lsh": lambda: ops.serialize(voxels, GRID, "lsh"),
+        "deserialize": lambda: ops.deserialize(change(keys), "zorder", 5),
+        "octree_parent": lambda: ops.octree_parent(keys),
+        "octree_children": lambda: ops.octree_children(keys),
+        "rotated_sets": lambda: ops.rotated_sets(voxels, GRID, 2, (8, 5, 5), (0, 2, 2), 7),
+        "neighbour_table": lambda: neighbour_table(change(keys), table(-1, 0, 1)),
+        "segment_reduce, mean": lambda: with_gradients(lambda v: ops.segment_reduce(v, index, 5, "mean"), values),
+        "segment_reduce, max": lambda: with_gradients(lambda v: ops.segment_reduce(v, index, 5, "max"), values),
+        "segment_softmax": lambda: with_gradients(lambda v: ops.segment_softmax(v, index, 5) ** 2, values),
+        "octree_depthwise_conv": lambda: with_gradients(
+            lambda f, w: ops.octree_depthwise_conv(f, w, neighbours),
+            change(rand(4, 3, dtype=dtype)),
+            rand(2, 3, dtype=dtype),
+        ),
+        "iou_bev": lambda: ops.iou_bev(upright, upright),
+        "iou_3d": lambda: ops.iou_3d(upright, upright),
+        "shared_area_bev": lambda: ops.shared_area_bev(upright, upright),
+        "iou_bev_paired": lambda: ops.iou_bev_paired(upright, upright.flip(0)),
+        "iou_3d_paired": lambda: ops.iou_3d_paired(upright, upright.flip(0)),
+        "nms": lambda: ops.nms(upright, rand(12), 0.1),
+        "nms, axis_aligned": lambda: ops.nms(upright, rand(12), 0.1, "axis_aligned"),
+        "nms, circle": lambda: ops.nms(upright, rand(12), 1.0, "circle"),
+        "nms, published": lambda: ops.nms(upright, rand(12), 0.1, published=True),
+        "points_in_boxes": lambda: ops.points_in_boxes(points, upright),
+        "selective_scan": lambda: scans(change, dtype),
+        "wkv": lambda: with_gradients(lambda r, u: ops.wkv(r, r, r, -r, u), r, rand(2, 4, dtype=dtype)),
+        "scattered_linear_attention": lambda: with_gradients(
+            lambda q: ops.scattered_linear_attention(q, q, q, offsets), q
+        ),
+        "causal_conv1d": lambda: with_gradients(
+            lambda x, w, b: ops.causal_conv1d(x, w, b, "silu"),
+            change(rand(2, 3, 9, dtype=dtype)),
+            rand(3, 4, dtype=dtype),
+            rand(3, dtype=dtype),
+        ),
+        "retention": lambda: with_gradients(lambda q: retention(q, q, q, decay, chunk=16), r),
+        "mlstm": lambda: with_gradients(lambda q: mlstm(q, q, q, q[..., 0], q[..., 1], chunk=16), r),
+    }
+
+
+def results(made: dict[str, Callable]) -> dict[str, tuple[Tensor, ...]]:
+    """The tensors that every call gives."""
+    given = {name: call() for name, call in made.items()}
+    return {name: (out,) if isinstance(out, Tensor) else tuple(out) for name, out in given.items()}
