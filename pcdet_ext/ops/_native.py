@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What the CUDA kernels call the types that they are told by number.
+# The numbers by which the CUDA kernels know the types.
 TYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -87,6 +87,7 @@ def launch(name: str, device: torch.device, *arguments: Argument, dtype: torch.d
     kind = device.type
     full_name, kernel = _function(name, kind, dtype, tuple(map(type, arguments)))
     passed: list[object] = []
+    argument: Any  # its exact type decides how it is passed
     for argument in arguments:
         given = type(argument)
         if given is tuple:
@@ -139,7 +140,7 @@ def _function(
     if loaded is None:
         raise NativeError(f"{full_name}: there is no native library for {device_type!r}")
     function = loaded[full_name]  # unlike an attribute a new object, which may have types of its own
-    numbers = {int: ctypes.c_int64, Int32: ctypes.c_int32, float: ctypes.c_double}
+    numbers: dict[type, Any] = {int: ctypes.c_int64, Int32: ctypes.c_int32, float: ctypes.c_double}
     last = ctypes.c_int32 if device_type == "cpu" else ctypes.c_void_p
     function.argtypes = [*(numbers.get(t, ctypes.c_void_p) for t in arguments), last]
     function.restype = ctypes.c_int
@@ -156,8 +157,9 @@ def _difference(argument: NativeArray, device: torch.device) -> str:
 
 
 def _describe(device_type: str, status: int) -> str:
-    if device_type == "cuda" and status > 0:
-        describe = library("cuda").pcdet_cuda_error_string
+    loaded = library(device_type)
+    if loaded is not None and device_type == "cuda" and status > 0:
+        describe = loaded.pcdet_cuda_error_string
         describe.restype = ctypes.c_char_p
         return f"CUDA error {status}: {describe(status).decode()}"
     return f"status {status}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,12 +84,12 @@ def _(x: Tensor, weight: Tensor, bias: MaybeTensor, silu: bool, reverse: bool, d
     return [torch.empty_like(t) for t in (x, weight, bias) if t is not None]
 
 
-def _setup(ctx: object, inputs: tuple, output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.silu, ctx.reverse = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx: object, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     inputs = ctx.saved_tensors
     if _has_kernel(*inputs[:2]):
         grads = _backward(*inputs, ctx.silu, ctx.reverse, dy)

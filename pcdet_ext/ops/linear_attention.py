@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,13 +124,13 @@ def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float, dy: Tensor) 
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def _setup(ctx: object, inputs: tuple, output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     q, k, v, offsets, eps = inputs
     ctx.save_for_backward(q, k, v, offsets)
     ctx.eps = eps
 
 
-def _differentiate(ctx: object, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return (*_backward(*ctx.saved_tensors, ctx.eps, dy), None, None)
 
 

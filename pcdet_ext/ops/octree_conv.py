@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from pcdet_ext.ops._native import has_kernels, launch
-from pcdet_ext.ops._operator import integer_operator
+from pcdet_ext.ops._native import Argument, has_kernels, launch
+from pcdet_ext.ops._operator import integer_operator, shapes_of
 
 _NATIVE = (torch.float32, torch.float64)
 
@@ -69,7 +71,7 @@ def _weight_grad(grad: Tensor, features: Tensor, neighbours: Tensor) -> Tensor:
     inputs = (grad, dtype, m * c), (features, dtype, n * c), (neighbours, torch.int64, m * k)
     if features.is_cuda:
         chunks = max(1, min(m // 64, 4096))
-        sizes = m, k, c, chunks, (features.new_empty(chunks, k, c), dtype, chunks * k * c)
+        sizes: tuple[Argument, ...] = m, k, c, chunks, (features.new_empty(chunks, k, c), dtype, chunks * k * c)
     else:
         sizes = m, k, c
     launch("octree_conv_weight_grad", features.device, *inputs, *sizes, (out, dtype, k * c), dtype=dtype)
@@ -94,16 +96,16 @@ def _readers(neighbours: Tensor, rows: int) -> Tensor:
     return table.contiguous()
 
 
-@torch.library.register_fake("pcdet_ext::octree_conv_readers")
+@shapes_of("octree_conv_readers")
 def _(neighbours: Tensor, rows: int) -> Tensor:
     return neighbours.new_empty(rows, neighbours.shape[1])
 
 
-def _setup(ctx: object, inputs: tuple, output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     features, weights, neighbours = ctx.saved_tensors
     needs_features, needs_weights, _ = ctx.needs_input_grad
     grad = grad.contiguous()
@@ -111,7 +113,7 @@ def _differentiate(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
     return to_features, _weight_grad(grad, features, neighbours) if needs_weights else None, None
 
 
-def _differentiate_weight_grad(ctx: object, above: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate_weight_grad(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
     grad, features, neighbours = ctx.saved_tensors
     above = above.contiguous()
     to_grad = _convolve(features, above, neighbours)

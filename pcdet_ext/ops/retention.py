@@ -67,7 +67,7 @@ def retention_reference(
 ) -> Tensor:
     """The definition token by token; see `retention`."""
     length, rows = q.shape[1], []
-    state = torch.einsum("ghd,ghe->ghde", k[:, 0], v[:, 0]) * 0 if length else None
+    state = torch.einsum("ghd,ghe->ghde", k[:, 0], v[:, 0]) * 0 if length else q.new_zeros(())
     for i in range(length):
         state = decay[:, None, None] * state + torch.einsum("ghd,ghe->ghde", k[:, i], v[:, i])
         row = torch.einsum("ghd,ghde->ghe", q[:, i], state)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._native import has_kernels, int32_array, launch
-from pcdet_ext.ops._operator import integer_operator
+from pcdet_ext.ops._operator import integer_operator, shapes_of
 from pcdet_ext.ops.serialize import check_coords, raise_outside
 
 
@@ -21,7 +21,7 @@ class RotatedSets(NamedTuple):
     inside: int32 [N, 3], place in the window as (z, y, x).
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
     repeats: Tensor
     slot: Tensor
     window: Tensor
@@ -132,7 +132,7 @@ def _sets_on_cuda(
     return index, repeats, slot, number, inside
 
 
-@torch.library.register_fake("pcdet_ext::rotated_sets")
+@shapes_of("rotated_sets")
 def _(
     coords: Tensor,
     grid: list[int],
@@ -157,15 +157,14 @@ def rotated_sets_reference(
     count: Sequence[int],
     set_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The definition in PyTorch on any device; see `rotated_sets`. count: windows an axis, (Z, Y, X)."""
+    """The definition in PyTorch on any device; see `rotated_sets`. count: windows along each axis, (Z, Y, X)."""
     limit = torch.tensor([batch_size, *grid], device=coords.device)
     raise_outside(int(((coords < 0) | (coords >= limit)).any(1).sum()), grid)
     shifted = coords[:, 1:].long() + torch.tensor(shift, device=coords.device)
     sizes = torch.tensor(window, device=coords.device)
     place, inside = shifted // sizes, shifted % sizes
     number = ((coords[:, 0].long() * count[2] + place[:, 2]) * count[1] + place[:, 1]) * count[0] + place[:, 0]
-    index = [_one_direction(number, inside, window, set_size, major) for major in (1, 2)]
-    index = torch.stack(index)
+    index = torch.stack([_one_direction(number, inside, window, set_size, major) for major in (1, 2)])
     repeats = torch.zeros_like(index, dtype=torch.bool)
     repeats[..., 1:] = index[..., 1:] == index[..., :-1]
     slots = torch.arange(index[0].numel(), device=coords.device)

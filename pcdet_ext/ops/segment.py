@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -59,9 +59,9 @@ def _segment_reduce(values: Tensor, index: Tensor, num_segments: int, kind: int)
     if values.device.type == "cpu" and has_kernels(values):
         out, chosen, count = _outputs(values, num_segments, kind)
         highest = ctypes.c_int64()
-        rows = (values, values.dtype, n * c), (index, torch.int64, n), n, c, num_segments, Int32(kind)
-        to = (*_buffers(out, chosen, num_segments, c, kind), (count, torch.int64, num_segments), highest)
-        launch("segment_reduce", values.device, *rows, *to, dtype=values.dtype)
+        given = (values, values.dtype, n * c), (index, torch.int64, n), n, c, num_segments, Int32(kind)
+        results = *_buffers(out, chosen, num_segments, c, kind), (count, torch.int64, num_segments), highest
+        launch("segment_reduce", values.device, *given, *results, dtype=values.dtype)
         _check_highest(highest.value, num_segments)
         return out, chosen, count
     _check_highest(int(index.max()) if n else -1, num_segments)
@@ -101,22 +101,22 @@ def _(grad: Tensor, index: Tensor, chosen: Tensor, count: Tensor, kind: int) -> 
     return grad.new_empty(len(index), grad.shape[1])
 
 
-def _setup(ctx: object, inputs: tuple, output: tuple) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     _, index, _, ctx.kind = inputs
     ctx.save_for_backward(index, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _differentiate(ctx: object, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     return _segment_spread(grad, *ctx.saved_tensors, ctx.kind), None, None, None
 
 
-def _setup_spread(ctx: object, inputs: tuple, output: Tensor) -> None:
+def _setup_spread(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, index, chosen, count, ctx.kind = inputs
     ctx.save_for_backward(index, chosen, count)
 
 
-def _differentiate_spread(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate_spread(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Spreading is linear: its transpose is the reduction again, of the chosen rows where rows were chosen."""
     index, chosen, count = ctx.saved_tensors
     if ctx.kind < KINDS["max"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -158,7 +159,7 @@ def _backward(
     shares = [A.new_empty(parts * batch, length, A.shape[1]) for _ in range(2)]  # of the gradients of B and C
     dA, dD, dbias = A.new_empty(slices, *A.shape), A.new_empty(slices, dim), A.new_empty(slices, dim)
     above, wide = (dy, u.dtype, u.shape), A.dtype
-    outputs = [(t, u.dtype, u.shape) for t in (du, ddelta)]
+    outputs: list[NativeArray] = [(t, u.dtype, u.shape) for t in (du, ddelta)]
     outputs += [(dz, u.dtype, (0, 0, 0) if z is None else u.shape)]
     outputs += [(t.mT, wide, (parts * batch, A.shape[1], length)) for t in shares]
     sums = (dA, wide, slices * dim * A.shape[1]), *((t, wide, slices * dim) for t in (dD, dbias))
@@ -191,13 +192,13 @@ def _(
     return [torch.empty_like(u), torch.empty_like(delta), torch.empty_like(A), dB, dC, *rest]
 
 
-def _setup(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.delta_softplus, ctx.reverse, _ = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: object, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, states = ctx.saved_tensors
     flags = {"delta_softplus": ctx.delta_softplus, "reverse": ctx.reverse}
     if _has_kernel(inputs[0], inputs[2]):
@@ -237,7 +238,7 @@ def _chunk_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
 def _by_chunk(u: Tensor, A: Tensor, states: Tensor | None, elapsed: Tensor | None = None) -> list[NativeArray]:
     """The states at the start of every chunk and, on CUDA, the sum of its steps."""
     shape = _chunk_shape(u, A)
-    buffers = [(states, A.dtype, math.prod(shape))]
+    buffers: list[NativeArray] = [(states, A.dtype, math.prod(shape))]
     return buffers if elapsed is None else [*buffers, (elapsed, A.dtype, math.prod(shape[:3]))]
 
 

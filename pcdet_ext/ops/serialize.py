@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Literal
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._native import Argument, Int32, has_kernels, int32_array, launch
-from pcdet_ext.ops._operator import integer_operator
+from pcdet_ext.ops._operator import integer_operator, shapes_of
 
 BATCH_SHIFT = 48
 MAX_DEPTH = 16
@@ -110,7 +110,7 @@ def _window_order(
     along_y: bool,
 ) -> Tensor:
     _check_windows(grid, tuple(window), tuple(shift), path)
-    return _window_keys(coords.contiguous(), grid, window, shift, along_y, path == "snake")
+    return _window_keys(coords.contiguous(), list(grid), list(window), list(shift), along_y, path == "snake")
 
 
 @lru_cache(maxsize=64)
@@ -156,7 +156,7 @@ def _lsh(coords: Tensor, grid: tuple[int, ...], projections: int = 3, width: flo
     return (batch << BATCH_SHIFT).bitwise_or_(key)
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "zorder": _zorder,
     "hilbert": _hilbert,
     "window_x": partial(_window_order, along_y=False),
@@ -208,7 +208,7 @@ def _curve_encode(coords: Tensor, grid: list[int], curve: int, depth: int) -> Te
     return _make_keys("curve_encode", coords, grid, int32_array(grid), Int32(curve), Int32(depth))
 
 
-@torch.library.register_fake("pcdet_ext::curve_encode")
+@shapes_of("curve_encode")
 def _(coords: Tensor, grid: list[int], curve: int, depth: int) -> Tensor:
     return coords.new_empty(len(coords), dtype=torch.int64)
 
@@ -224,7 +224,7 @@ def _curve_decode(keys: Tensor, curve: int, depth: int) -> Tensor:
     return coords
 
 
-@torch.library.register_fake("pcdet_ext::curve_decode")
+@shapes_of("curve_decode")
 def _(keys: Tensor, curve: int, depth: int) -> Tensor:
     return keys.new_empty(len(keys), 4, dtype=torch.int32)
 
@@ -240,7 +240,7 @@ def _window_keys(
     return _make_keys("window_keys", coords, grid, order)
 
 
-@torch.library.register_fake("pcdet_ext::window_keys")
+@shapes_of("window_keys")
 def _(coords: Tensor, grid: list[int], window: list[int], shift: list[int], along_y: bool, snake: bool) -> Tensor:
     return coords.new_empty(len(coords), dtype=torch.int64)
 

@@ -6,13 +6,13 @@ import ctypes
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pcdet_ext.ops._native import has_kernels, launch
-from pcdet_ext.ops._operator import integer_operator
+from pcdet_ext.ops._operator import integer_operator, shapes_of
 
 
 def grid_size(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> tuple[int, int, int]:
@@ -167,12 +167,12 @@ def _(
     )
 
 
-def _voxelize_setup(ctx: object, inputs: tuple, output: tuple) -> None:
+def _voxelize_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     ctx.save_for_backward(output[3])
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _voxelize_backward(ctx: object, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _voxelize_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     return _read_places(grad, *ctx.saved_tensors), None, None, None, None
 
 
@@ -188,12 +188,12 @@ def _(voxels: Tensor, places: Tensor) -> Tensor:
     return voxels.new_empty(len(places), voxels.shape[2])
 
 
-def _read_setup(ctx: object, inputs: tuple, output: Tensor) -> None:
+def _read_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.shape = inputs[0].shape
     ctx.save_for_backward(inputs[1])
 
 
-def _read_backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
+def _read_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     (places,) = ctx.saved_tensors
     kept = places >= 0  # each place is read once at most
     rows = grad.new_zeros(ctx.shape[0] * ctx.shape[1], ctx.shape[2])
@@ -216,7 +216,8 @@ def _dynamic_voxelize(
     grid = _grid(point_cloud_range, voxel_size, x_major, pillars)
     if points.device.type != "cpu" or not has_kernels(points):
         if len(points):
-            _check_frames(*map(int, batch_index.aminmax()), grid)
+            first, last = batch_index.aminmax()
+            _check_frames(int(first), int(last), grid)
         return _dynamic_voxelize_cells(_cells(points, batch_index, grid), grid)
     (n, c), totals = points.shape, (ctypes.c_int64 * 3)()
     coords, voxel = points.new_empty(n, 4, dtype=torch.int32), points.new_empty(n, dtype=torch.int64)
@@ -228,7 +229,7 @@ def _dynamic_voxelize(
     return coords[:count].clone(), voxel
 
 
-@torch.library.register_fake("pcdet_ext::dynamic_voxelize")
+@shapes_of("dynamic_voxelize")
 def _(
     points: Tensor,
     batch_index: Tensor,

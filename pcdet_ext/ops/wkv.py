@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,13 +92,13 @@ def _(
     return [torch.empty_like(t) for t in (r, k, v, w, u) if t is not None]
 
 
-def _setup(ctx: object, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.reverse, _ = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: object, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, states = ctx.saved_tensors
     if _has_kernel(inputs[0]):
         grads = _backward(*inputs, ctx.reverse, dy, states)
@@ -145,7 +146,7 @@ def _by_chunk(r: Tensor, states: Tensor | None, kept: Tensor | None = None) -> l
     """The state [D, D] at the start of every chunk and, on CUDA, the share [D] of its rows that is left after it."""
     batch, length, heads, d = r.shape
     rows = batch * heads * -(-length // CHUNK) * d
-    buffers = [(states, _widened(r), rows * d)]
+    buffers: list[NativeArray] = [(states, _widened(r), rows * d)]
     return buffers if kept is None else [*buffers, (kept, _widened(r), rows)]
 
 
