@@ -147,10 +147,10 @@ class Partition(ABC):
 
 @dataclass(frozen=True)
 class _Groups(Partition):
-    size: int
+    group_size: int
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
+        _check_size(self.group_size)
 
 
 @PARTITIONS.register
@@ -162,7 +162,7 @@ class EqualGroups(_Groups):
 
     def cut(self, voxels: SparseVoxels, order: Order) -> Groups:
         """See `equal_groups`."""
-        return equal_groups(order(voxels), self.size, self.masked)
+        return equal_groups(order(voxels), self.group_size, self.masked)
 
 
 @PARTITIONS.register
@@ -174,11 +174,11 @@ class OctreeWindows(_Groups):
     straddle: bool = False
 
     def __post_init__(self) -> None:
-        _check_size(self.size, self.dilation)
+        _check_size(self.group_size, self.dilation)
 
     def cut(self, voxels: SparseVoxels, order: Order) -> Groups:
         """See `octree_windows`."""
-        return octree_windows(order(voxels), self.size, self.dilation, self.straddle)
+        return octree_windows(order(voxels), self.group_size, self.dilation, self.straddle)
 
 
 @PARTITIONS.register
@@ -193,15 +193,15 @@ class RotatedSets(_Groups):
     def cut(self, voxels: SparseVoxels, order: Order) -> Groups:
         """The sets of these voxels along this order."""
         if isinstance(order, (WindowX, WindowY)) and order.path == "rows":
-            key = ("rotated_sets", self.size, order.window, order.shift)
+            key = ("rotated_sets", self.group_size, order.window, order.shift)
             y_major, x_major = voxels.plan(key, lambda v: self._directions(v, order))
             return y_major if isinstance(order, WindowY) else x_major
-        return even_sets(*_pieces(voxels, order), self.size)
+        return even_sets(*_pieces(voxels, order), self.group_size)
 
     def _directions(self, voxels: SparseVoxels, order: Window) -> tuple[Groups, Groups]:
         """Sets sorted by (y, x, z) and by (x, y, z)."""
         window = order.size(voxels.grid)
-        sets = rotated_sets(voxels.coords, voxels.grid, voxels.batch_size, window, order.shift, self.size)
+        sets = rotated_sets(voxels.coords, voxels.grid, voxels.batch_size, window, order.shift, self.group_size)
         y_major, x_major = (Groups(*parts) for parts in zip(sets.index, sets.slot, ~sets.repeats, strict=True))
         return y_major, x_major
 
@@ -227,6 +227,6 @@ def _pieces(voxels: SparseVoxels, order: Order) -> tuple[Tensor, Tensor]:
 
 def _check_size(size: int, dilation: int = 1) -> None:
     if dilation < 1:
-        raise ValueError(f"size and dilation must be at least 1, got {size} and {dilation}")
+        raise ValueError(f"group_size and dilation must be at least 1, got {size} and {dilation}")
     if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+        raise ValueError(f"group_size must be at least 1, got {size}")

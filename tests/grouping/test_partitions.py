@@ -168,7 +168,7 @@ def test_window_segments_gather_each_window(seed: int) -> None:
 def test_plans_are_shared_by_equal_orders_and_partitions() -> None:
     voxels = random_voxels(1)
     order = ORDERS.build({"name": "WindowX", "window": [4, 7, 5], "shift": [0, 3, 2]})
-    partition = PARTITIONS.build({"name": "EqualGroups", "size": 8})
+    partition = PARTITIONS.build({"name": "EqualGroups", "group_size": 8})
     groups = partition(voxels, order)
     assert EqualGroups(8)(voxels.with_features(voxels.features * 2), WindowX((4, 7, 5), (0, 3, 2))) is groups
     assert EqualGroups(8)(voxels, WindowX((4, 7, 5))) is not groups

@@ -85,7 +85,7 @@ def test_sets_do_not_depend_on_the_order_of_rows(seed: int) -> None:
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
 def test_the_operation_gives_the_sets_of_the_sorted_sequences(seed: int, size: int) -> None:
     voxels = random_voxels(seed)
-    partition = PARTITIONS.build({"name": "RotatedSets", "size": size})
+    partition = PARTITIONS.build({"name": "RotatedSets", "group_size": size})
     for order in both_directions():
         sequence = order(voxels).order
         counts = torch.unique_consecutive(order.pieces(voxels)[sequence], return_counts=True)[1]

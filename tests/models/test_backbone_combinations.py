@@ -27,9 +27,9 @@ ORDERS = [
     {"name": "LSH", "width": 4.0},
 ]
 PARTITION_NODES = {
-    "EqualGroups": {"size": 8},
-    "RotatedSets": {"size": 8},
-    "OctreeWindows": {"size": 8, "dilation": 2},
+    "EqualGroups": {"group_size": 8},
+    "RotatedSets": {"group_size": 8},
+    "OctreeWindows": {"group_size": 8, "dilation": 2},
     "Windows": {},
 }
 MIXER_NODES: dict[str, dict[str, Any]] = {

@@ -144,7 +144,7 @@ def test_windows_need_not_be_square_nor_span_the_height():
 def test_other_orders_partitions_and_mixers_come_from_a_configuration():
     backbone = small(
         order={"name": "WindowX", "path": "snake"},
-        partition={"name": "EqualGroups", "size": 20},
+        partition={"name": "EqualGroups", "group_size": 20},
         mixer={"name": "SoftmaxAttention", "num_heads": 4},
         block={"norm_kind": "layer", "layer_scale": 0.1},
     ).train()

@@ -24,10 +24,10 @@ ORDERS = [
     {"name": "LSH", "projections": 2, "width": 3.0},
 ]
 PARTITIONS = [
-    {"name": "EqualGroups", "size": 7},
-    {"name": "EqualGroups", "size": 7, "masked": True},
-    {"name": "OctreeWindows", "size": 4, "dilation": 2},
-    {"name": "RotatedSets", "size": 5},
+    {"name": "EqualGroups", "group_size": 7},
+    {"name": "EqualGroups", "group_size": 7, "masked": True},
+    {"name": "OctreeWindows", "group_size": 4, "dilation": 2},
+    {"name": "RotatedSets", "group_size": 5},
     {"name": "Windows"},
 ]
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "mixed").glob("*.yaml"))

@@ -246,7 +246,7 @@ class DSVT(nn.Module):
             Stage(
                 width,
                 stage_windows(stage_grid, window, both_shifts, hybrid_factor),
-                PARTITIONS.build(partition or {"name": "RotatedSets"}, size=size),
+                PARTITIONS.build(partition or {"name": "RotatedSets"}, group_size=size),
                 normalize_position,
                 mixer or {"name": "SoftmaxAttention", "num_heads": heads},
                 published_block(inner, activation, dropout),

@@ -80,7 +80,9 @@ class FlatFormer(nn.Module):
         self.out_channels, self.out_grid, self.stride = in_channels, tuple(grid), 1
         self.temperature, self.normalize_position, self.recompute = temperature, normalize_position, recompute
         self.orders = published_orders(grid, window) if orders is None else other_orders(orders, window)
-        self.partition = PARTITIONS.build(partition or {"name": "EqualGroups", "masked": mask_padding}, size=group_size)
+        self.partition = PARTITIONS.build(
+            partition or {"name": "EqualGroups", "masked": mask_padding}, group_size=group_size
+        )
         mixer = mixer or {"name": "SoftmaxAttention", "num_heads": num_heads}
         number, count = itertools.count(), num_blocks * len(self.orders)
         self.blocks = ModuleListOf(

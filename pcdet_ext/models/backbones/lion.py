@@ -207,7 +207,7 @@ class LayerSettings:
         moved = (z // 2, y // 2, x // 2) if shift else (0, 0, 0)
         passes = [self._blocks(first_id + i) for i in range(len(self.orders))]
         orders = [self._order(order, (z, y, x), moved) for order in self.orders]
-        partition = PARTITIONS.build(self.partition, size=group_size)
+        partition = PARTITIONS.build(self.partition, group_size=group_size)
         return LIONLayer(passes, orders, partition, self.recompute)
 
     def _blocks(self, layer_id: int) -> list[MixerBlock]:
