@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from pcdet_ext import config
 from pcdet_ext.config import ConfigError
+from pcdet_ext.mixers import rwkv
 from pcdet_ext.models.backbones import BACKBONES, LION
 from pcdet_ext.models.detector import build_detector
+from pcdet_ext.models.layers.mixer_block import MixerBlock
 from pcdet_ext.models.layers.position import GridPosition
 from pcdet_ext.models.layers.voxel_merging import VoxelMerging
 from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
@@ -125,6 +127,19 @@ def test_grids_that_do_not_divide_are_refused_unless_the_published_numbering_is_
     assert merged.grid == (3, 4, 4)
     with pytest.raises(ConfigError, match="does not divide"):
         build(grid=(12, 12, 8))
+
+
+def test_rwkv_layers_are_numbered_through_all_stages_and_only_the_first_norms_its_input(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = []
+    monkeypatch.setattr(rwkv.Place, "of", lambda *place: places.append(place) or rwkv.Place(0.5, 0.5))
+    sparse = {"bev_windows": [[2, 5, 5]], "bev_group_sizes": [8], "grid": (32, 12, 8)}
+    blocks = [m for m in build("RWKV", **sparse).modules() if isinstance(m, MixerBlock)]
+    # Two stages of four layers, the layer after them and one in the plane, each in x and y; the time mix and the
+    # channel mix of a block ask for its place one after the other.
+    assert places[::2] == places[1::2] == [(i, 20) for i in range(20)]
+    assert [block.input_norm is not None for block in blocks] == [True] + [False] * 19
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
