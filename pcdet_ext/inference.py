@@ -88,7 +88,8 @@ class Detector:
         self.classes = tuple(config.setting(data, "classes", Sequence[str]))
         self.point_features = point_features(data)
         self.device = resolve_device(device)
-        self.model = (model if model is not None else build_detector(settings)).to(self.device).eval()
+        network: Any = model if model is not None else build_detector(settings)  # has what a VoxelDetector has
+        self.model = network.to(self.device).eval()
         self.dropped_points = 0
         statistics = settings.get("statistics") or {}
         self.highest: dict[str, float] = dict(statistics.get("highest") or {})
@@ -120,7 +121,7 @@ class Detector:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         dropped_before = self.dropped_points
         several = isinstance(points, (list, tuple))
-        inputs = list(points) if several else [points]
+        inputs: list[Any] = list(points) if isinstance(points, (list, tuple)) else [points]
         results: list[Any] = []
         for start in range(0, len(inputs), batch_size):
             results += self._detect_batch(inputs[start : start + batch_size])
@@ -147,7 +148,12 @@ class Detector:
 
             def finish(detections: Detections, count: int = count, name: str = name) -> Detections:
                 kept = detections if count else detections.select(slice(0, 0))
-                return replace(kept, boxes=with_headings_in_range(kept.boxes), frame_id=name, class_names=self.classes)
+                return replace(
+                    kept,
+                    boxes=with_headings_in_range(torch.as_tensor(kept.boxes)),
+                    frame_id=name,
+                    class_names=self.classes,
+                )
 
             results.append(_with_detections(result, finish))
         return results

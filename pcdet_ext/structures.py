@@ -342,8 +342,8 @@ class Detections:
         """Class name of each box."""
         return [self.class_names[int(i)] for i in self.labels]
 
-    def select(self, keep: Tensor | Array) -> Detections:
-        """The detections that `keep` (bool [M] or int64 [K]) picks."""
+    def select(self, keep: Tensor | Array | slice) -> Detections:
+        """The detections that `keep` (bool [M], int64 [K] or a slice) picks."""
         return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
 
     def above(self, score: float) -> Detections:

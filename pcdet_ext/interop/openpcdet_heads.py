@@ -226,7 +226,7 @@ def _nms(config: Config) -> dict[str, Any]:
     if kind == "class_specific_nms":  # never looks at its NMS_POST_MAXSIZE
         return node | {"per_class": True, "max_after": None}
     if kind == "multi_class_nms":
-        return node | {"per_class": True, "turned": True}
+        return node | {"per_class": True, "rotate_90": True}
     return node | {"kind": _named(kind, NMS_KINDS), "per_class": bool(config.get("MULTI_CLASSES_NMS"))}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
-from pcdet_ext.models.heads.base import Features, Reads
-from pcdet_ext.structures import Detections, PointBatch, Predictions
+from pcdet_ext.models.heads.base import Features, Head, Reads
+from pcdet_ext.structures import Detections, PointBatch, Predictions, Targets
 
 DETECTORS = Registry("detector")
 ONLY = "head"  # the name of a head that has none
@@ -85,9 +85,9 @@ class VoxelDetector(nn.Module):
         if bev_backbone is not None and "map" not in self.reads:
             raise ValueError("bev_backbone makes a map that no head reads")
 
-    def named_heads(self) -> dict[str, nn.Module]:
+    def named_heads(self) -> dict[str, Head]:
         """The heads by name; an only head has the name "head"."""
-        return {ONLY: self.head} if self.head is not None else dict(self.heads)
+        return {ONLY: self.head} if self.head is not None else cast("dict[str, Head]", dict(self.heads.items()))
 
     def forward(self, batch: PointBatch) -> Any:
         """The output of the only head, or those of several by name."""
@@ -152,7 +152,7 @@ class VoxelDetector(nn.Module):
         else:
             losses = {
                 f"{name}/{key}": self.weights[name] * value
-                for name, head in self.heads.items()
+                for name, head in self.named_heads().items()
                 for key, value in head.loss(output[name], batch.targets).items()
             }
         return losses | {"total": sum(losses.values())}
@@ -166,7 +166,7 @@ class VoxelDetector(nn.Module):
         output, names = self(batch), batch.frame_ids or ("",) * batch.batch_size
         if self.head is not None:
             return [_in_frame(found, name) for found, name in zip(self.head.decode(output), names, strict=True)]
-        decoded = {name: head.decode(output[name]) for name, head in self.heads.items()}
+        decoded = {name: head.decode(output[name]) for name, head in self.named_heads().items()}
         return [
             Predictions({name: _in_frame(found[i], frame) for name, found in decoded.items()})
             for i, frame in enumerate(names)
@@ -185,7 +185,8 @@ def _head_nodes(
         raise ValueError("a detector needs either `head`, its only one, or `heads`, several by name")
     if head is not None:
         return {ONLY: head}, {ONLY: 1.0}
-    nodes, weights = {}, {}
+    nodes: dict[str, Mapping[str, Any]] = {}
+    weights: dict[str, float] = {}
     for name, node in (heads or {}).items():
         weight = node.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
@@ -198,8 +199,15 @@ def _head_nodes(
 
 def _width(node: Mapping[str, Any], widths: Mapping[Reads, int]) -> int:
     """Channels of what a head reads; a head that does not exist is the registry's to refuse."""
-    name = node.get("name")
-    return widths[HEADS.get(name).reads] if name in HEADS else 0
+    name = str(node.get("name"))
+    head: Any = HEADS.get(name) if name in HEADS else None
+    return 0 if head is None else widths[head.reads]
+
+
+def _rebuilt(
+    points: Any, batch_index: Any, batch_size: int, targets: tuple[Targets, ...] | None, frame_ids: tuple[str, ...]
+) -> PointBatch:
+    return PointBatch(points, batch_index, batch_size, targets, frame_ids)
 
 
 def _context(batch: PointBatch) -> tuple[Any, ...]:
@@ -211,7 +219,7 @@ def _context(batch: PointBatch) -> tuple[Any, ...]:
 _pytree.register_pytree_node(
     PointBatch,
     lambda batch: ([batch.points, batch.batch_index], _context(batch)),
-    lambda children, context: PointBatch(*children, *context),
+    lambda children, context: _rebuilt(*children, *context),
     flatten_with_keys_fn=lambda batch: (
         [(_pytree.GetAttrKey(name), getattr(batch, name)) for name in ("points", "batch_index")],
         _context(batch),

@@ -196,14 +196,14 @@ def test_rectified_score_mixes_overlap():
     assert {int(k): float(s) for k, s in zip(found.labels, found.scores, strict=True)} == pytest.approx(expected)
 
 
-def test_turned_suppression_is_a_named_option():
+def test_suppression_of_rotated_footprints_is_a_named_option():
     """Cars side by side: the published Waymo heads of DSVT and LION suppress one of them, we do not."""
     side_by_side = torch.tensor([[5.0, 0.0, 0, 4, 2, 1.5, 0], [5.0, 2.1, 0, 4, 2, 1.5, 0]])
     kept = {}
-    for turned in (False, True):
-        head = make_head(nms={"iou_threshold": 0.2, "turned": turned}, score_threshold=0.5).eval()
+    for rotate_90 in (False, True):
+        head = make_head(nms={"iou_threshold": 0.2, "rotate_90": rotate_90}, score_threshold=0.5).eval()
         targets = head.targets(head(random_bev(1)), [side_by_side], [torch.tensor([0, 0])])
-        kept[turned] = len(head.decode(perfect_output(head, targets))[0])
+        kept[rotate_90] = len(head.decode(perfect_output(head, targets))[0])
     assert kept == {False: 2, True: 1}
 
 

@@ -86,13 +86,13 @@ def suppression(case: Case, _grads: bool) -> Values:
 
 @runs("openpcdet", "nms_dsvt")
 def rotated_suppression(case: Case, _grads: bool) -> Values:
-    """Suppression of DSVT and LION, which compares footprints turned by 90°."""
+    """Suppression of DSVT and LION, which compares footprints rotated by 90°."""
     boxes, scores = case.tensor("in.boxes"), case.tensor("in.scores")
     labels = case.tensor("in.labels")
     values: dict[str, Any] = {}
     for entry in case.config["sets"]:
         per_class = entry["fn"] == "multi_classes_nms_mmdet"
-        config = _config(entry["nms_config"], per_class=per_class, turned=True)
+        config = _config(entry["nms_config"], per_class=per_class, rotate_90=True)
         first = labels - labels.min() if per_class else torch.zeros_like(labels)
         kept = _kept(boxes, scores, first, config, entry.get("score_thresh"))
         values[f"out.{entry['name']}.keep"] = kept
@@ -100,9 +100,9 @@ def rotated_suppression(case: Case, _grads: bool) -> Values:
     return values
 
 
-def _config(nms_config: dict[str, Any], per_class: bool, turned: bool = False) -> NMSConfig:
+def _config(nms_config: dict[str, Any], per_class: bool, rotate_90: bool = False) -> NMSConfig:
     before, after = nms_config.get("NMS_PRE_MAXSIZE"), nms_config.get("NMS_POST_MAXSIZE")
-    return NMSConfig(nms_config["NMS_THRESH"], before, after, per_class=per_class, turned=turned)
+    return NMSConfig(nms_config["NMS_THRESH"], before, after, per_class=per_class, rotate_90=rotate_90)
 
 
 def _kept(

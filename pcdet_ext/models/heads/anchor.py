@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct, suggest
-from pcdet_ext.models.heads.base import Reads, boxes_and_labels
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
 from pcdet_ext.models.heads.losses import sigmoid_focal_loss, smooth_l1_loss, with_sine_difference
 from pcdet_ext.models.heads.postprocess import NMSConfig, best_class, every_class, suppress
 from pcdet_ext.models.heads.registry import HEADS
@@ -67,6 +67,8 @@ class AnchorHead(nn.Module):
 
     reads: ClassVar[Reads] = "map"
 
+    code_weights: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -111,7 +113,7 @@ class AnchorHead(nn.Module):
         self.conv_cls = nn.Conv2d(in_channels, per_cell * len(self.classes), 1)
         self.conv_box = nn.Conv2d(in_channels, per_cell * self.coder.code_size, 1)
         self.conv_dir_cls = nn.Conv2d(in_channels, per_cell * direction_bins, 1) if direction_bins else None
-        nn.init.constant_(self.conv_cls.bias, -math.log((1 - PRIOR) / PRIOR))
+        fill_bias(self.conv_cls, -math.log((1 - PRIOR) / PRIOR))
         nn.init.normal_(self.conv_box.weight, std=0.001)
 
     def _check_specs(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pcdet_ext.models.layers.lookup import rows_of
 from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
@@ -108,3 +108,11 @@ def boxes_and_labels(targets: Sequence[Targets]) -> tuple[list[Tensor], list[Ten
         boxes.append(torch.as_tensor(target.boxes))
         labels.append(torch.as_tensor(target.labels))
     return boxes, labels
+
+
+def fill_bias(module: nn.Module, value: float) -> None:
+    """Set the bias of a convolution, or of the last one inside a module, to one value."""
+    *_, last = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Conv1d))
+    if last.bias is None:
+        raise ValueError("the last convolution has no bias")
+    nn.init.constant_(last.bias, value)

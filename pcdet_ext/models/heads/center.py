@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct, suggest
-from pcdet_ext.models.heads.base import Reads, boxes_and_labels
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
 from pcdet_ext.models.heads.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
 from pcdet_ext.models.heads.postprocess import NMSConfig, rectify_scores, suppress
 from pcdet_ext.models.heads.registry import HEADS
@@ -90,6 +90,9 @@ class CenterHead(nn.Module):
     """
 
     reads: ClassVar[Reads] = "map"
+
+    code_weights: Tensor
+    iou_rectifier: Tensor | None
 
     def __init__(
         self,
@@ -195,7 +198,7 @@ class CenterHead(nn.Module):
 
     def loss(self, output: CenterOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Losses of each task t: "heatmap_t", "box_t", "iou_t", "box_iou_t"."""
-        losses = {}
+        losses: dict[str, Tensor] = {}
         wanted = self.targets(output, *boxes_and_labels(targets))
         for t, (maps, target) in enumerate(zip(output.tasks, wanted, strict=True)):
             losses |= {f"{name}_{t}": value for name, value in self._task_loss(maps, target).items()}
@@ -239,6 +242,8 @@ class CenterHead(nn.Module):
         """Of each frame: the best `max_candidates` cells of each class, and of these the best of all."""
         heatmap = maps.heatmap.float().sigmoid()
         if self.iou_power is not None:
+            if maps.iou is None:
+                raise ValueError("iou_power needs the branch 'iou'")
             heatmap = heatmap * ((maps.iou.float() + 1) / 2).clamp(0, 1).pow(self.iou_power)
         heatmap = heatmap.flatten(2)
         scores, cells = heatmap.topk(min(self.max_candidates, heatmap.shape[2]), dim=2)
@@ -267,14 +272,17 @@ class CenterHead(nn.Module):
     def decode(self, output: CenterOutput) -> list[Detections]:
         """Detections of each frame: task by task, best first (by class where the suppression is)."""
         tasks = [[self._suppress(c) for c in frames] for frames in self.candidates(output)]
-        return [
-            Detections(*(torch.cat(parts) for parts in zip(*frame, strict=True)), class_names=self.classes)
-            for frame in zip(*tasks, strict=True)
-        ]
+        found = []
+        for frame in zip(*tasks, strict=True):
+            boxes, scores, labels = (torch.cat(parts) for parts in zip(*frame, strict=True))
+            found.append(Detections(boxes, scores, labels, self.classes))
+        return found
 
     def _suppress(self, found: Candidates) -> tuple[Tensor, Tensor, Tensor]:
         scores = found.scores
         if self.iou_rectifier is not None:
+            if found.iou is None:
+                raise ValueError("iou_rectifier needs the branch 'iou'")
             scores = rectify_scores(scores, found.iou, self.iou_rectifier[found.labels])
         kept = suppress(found.boxes, scores, found.labels, self.nms, len(self.classes))
         return found.boxes[kept], scores[kept], found.labels[kept]
@@ -323,7 +331,7 @@ class SeparateHead(nn.Module):
                         nn.init.zeros_(layer.bias)
             self.add_module(name, branch)
         self.hm = self._branch(in_channels, convolution, num_classes, heatmap_convs)
-        nn.init.constant_(self.hm[-1].bias, PRIOR_LOGIT)
+        fill_bias(self.hm, PRIOR_LOGIT)
         self.names = tuple(branches)
 
     @staticmethod

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from pcdet_ext.ops import nms
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class NMSConfig:
     """Non-maximum suppression.
 
-    iou_threshold: boxes that overlap a better one by more are dropped; max_before, max_after: boxes looked at, and kept
-    (None: all). Each is one value, or with `per_class` one for each class. per_class: boxes of different
-    classes do not suppress each other. kind: the overlap. turned: compare footprints turned by 90 degrees about
-    their centres, as the published Waymo heads of DSVT and LION do.
+    Args:
+        iou_threshold: boxes that overlap a better one by more are dropped; with `per_class` one value or several.
+        max_before: boxes that are looked at, None for all; with `per_class` one value, or one per class.
+        max_after: boxes that are kept, None for all; with `per_class` one value, or one per class.
+        per_class: boxes of different classes do not suppress each other.
+        kind: the overlap.
+        rotate_90: compare footprints rotated by 90 degrees about their centres, as the published Waymo heads of DSVT
+            and LION do.
+
+    Raises:
+        ValueError: several values without `per_class`.
     """
 
     iou_threshold: float | Sequence[float] = 0.1
@@ -27,7 +36,7 @@ class NMSConfig:
     max_after: int | Sequence[int] | None = 500
     per_class: bool = False
     kind: Literal["rotated", "axis_aligned", "circle"] = "rotated"
-    turned: bool = False
+    rotate_90: bool = False
 
     def __post_init__(self) -> None:
         for name in ("iou_threshold", "max_before", "max_after"):
@@ -42,20 +51,6 @@ class NMSConfig:
             if isinstance(value, Sequence) and len(value) != num_classes:
                 raise ValueError(f"{name} must have {num_classes} values, one for each class, got {value}")
 
-    def of_class(self, label: int) -> NMSConfig:
-        """The settings of one class alone."""
-
-        def pick(value: float | Sequence[float] | None) -> float | None:
-            return value[label] if isinstance(value, Sequence) else value
-
-        return replace(
-            self,
-            iou_threshold=pick(self.iou_threshold),
-            max_before=pick(self.max_before),
-            max_after=pick(self.max_after),
-            per_class=False,
-        )
-
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: NMSConfig, num_classes: int) -> Tensor:
     """Indices int64 [K] of the boxes [M, >= 7] to keep, best first (with `per_class`: class by class).
@@ -63,19 +58,26 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: NMSConfig, n
     scores: [M]; labels: int64 [M], 0-based.
     """
     if not config.per_class:
-        return _suppress_all(boxes, scores, config)
+        return _suppress_all(boxes, scores, config, 0)
     kept = [torch.empty(0, dtype=torch.long, device=boxes.device)]
     for label in range(num_classes):
         mine = (labels == label).nonzero()[:, 0]
         if len(mine):
-            kept.append(mine[_suppress_all(boxes[mine], scores[mine], config.of_class(label))])
+            kept.append(mine[_suppress_all(boxes[mine], scores[mine], config, label)])
     return torch.cat(kept)
 
 
-def _suppress_all(boxes: Tensor, scores: Tensor, config: NMSConfig) -> Tensor:
-    if config.turned:
+def _suppress_all(boxes: Tensor, scores: Tensor, config: NMSConfig, label: int) -> Tensor:
+    """Suppression among all of the boxes, with the settings of one class where there are several."""
+    if config.rotate_90:
         boxes = boxes[:, [0, 1, 2, 4, 3, 5, 6]]
-    return nms(boxes, scores, config.iou_threshold, config.kind, config.max_before, config.max_after)
+    threshold = _of_class(config.iou_threshold, label)
+    before, after = _of_class(config.max_before, label), _of_class(config.max_after, label)
+    return nms(boxes, scores, threshold, config.kind, before, after)
+
+
+def _of_class(setting: T | Sequence[T], label: int) -> T:
+    return setting[label] if isinstance(setting, Sequence) else setting
 
 
 def best_class(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:

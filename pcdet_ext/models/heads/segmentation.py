@@ -43,6 +43,8 @@ class PointSegmentationHead(nn.Module):
 
     reads: ClassVar[Reads] = "points"
 
+    class_weights: Tensor | None
+
     def __init__(
         self,
         in_channels: int,

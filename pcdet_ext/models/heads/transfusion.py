@@ -21,7 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from pcdet_ext.config import suggest
-from pcdet_ext.models.heads.base import Reads, boxes_and_labels
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
 from pcdet_ext.models.heads.losses import axis_aligned_diou, gaussian_focal_loss, sigmoid_focal_loss, smooth_l1_loss
 from pcdet_ext.models.heads.postprocess import rectify_scores
 from pcdet_ext.models.heads.registry import HEADS
@@ -85,6 +85,8 @@ class TransFusionHead(nn.Module):
     """
 
     reads: ClassVar[Reads] = "map"
+
+    code_weights: Tensor
 
     def __init__(
         self,
@@ -165,13 +167,13 @@ class TransFusionHead(nn.Module):
         first.bn = nn.BatchNorm2d(hidden_channels, momentum=norm_momentum)
         first.relu = nn.ReLU()
         self.heatmap_head = nn.Sequential(first, nn.Conv2d(hidden_channels, count, 3, padding=1))
-        nn.init.constant_(self.heatmap_head[1].bias, PRIOR_LOGIT)
+        fill_bias(self.heatmap_head[1], PRIOR_LOGIT)
         self.class_encoding = nn.Conv1d(count, hidden_channels, 1)
         self.decoder = DecoderLayer(hidden_channels, num_heads, ffn_channels, dropout, norm_momentum)
         outputs = {name: (CHANNELS[name], convs) for name, convs in self.branches.items()}
         outputs["heatmap"] = (count, heatmap_convs)
         self.prediction_head = PredictionHead(hidden_channels, outputs, conv_bias, norm_momentum)
-        nn.init.constant_(self.prediction_head.heatmap[-1].bias, PRIOR_LOGIT)
+        fill_bias(self.prediction_head.get_submodule("heatmap"), PRIOR_LOGIT)
 
     def forward(self, bev: Tensor) -> QueryOutput:
         """Predictions from a map [B, in_channels, Y, X]."""
@@ -262,9 +264,9 @@ class TransFusionHead(nn.Module):
             wanted[frame, query] = label[found]
             matches.append((torch.full_like(query, frame), query, overlap))
             objects.append(box[found])
-        frame, query, overlap = (torch.cat(part) for part in zip(*matches, strict=True))
+        frames, queries, overlaps = (torch.cat(part) for part in zip(*matches, strict=True))
         matched = torch.cat(objects)
-        return QueryTargets(heatmap, wanted, (frame, query), self._encode(matched), matched[:, :7], overlap)
+        return QueryTargets(heatmap, wanted, (frames, queries), self._encode(matched), matched[:, :7], overlaps)
 
     def _draw(self, heatmap: Tensor, boxes: Tensor, labels: Tensor) -> None:
         x, y = (((boxes[:, i] - self.origin[i]) / self.cell[i]).long() for i in range(2))
@@ -324,6 +326,8 @@ class TransFusionHead(nn.Module):
         for frame, chosen in enumerate(keep):
             score = scores[frame, chosen]
             if self.iou_rectifier is not None:
+                if output.iou is None:
+                    raise ValueError("iou_rectifier needs the branch 'iou'")
                 score = rectify_scores(score, output.iou[frame, chosen], torch.full_like(score, self.iou_rectifier))
             detections = Detections(boxes[frame, chosen], score, labels[frame, chosen], self.classes)
             found.append(detections.select(self._suppressed(detections)))
@@ -331,11 +335,12 @@ class TransFusionHead(nn.Module):
 
     def _suppressed(self, found: Detections) -> Tensor:
         """bool [M]: which detections stay after the suppression of some classes, each alone."""
-        keep = torch.ones_like(found.labels, dtype=torch.bool)
+        boxes, scores, labels = (torch.as_tensor(t) for t in (found.boxes, found.scores, found.labels))
+        keep = torch.ones_like(labels, dtype=torch.bool)
         for label, threshold in self.nms.items():
-            mine = (found.labels == label).nonzero()[:, 0]
+            mine = (labels == label).nonzero()[:, 0]
             keep[mine] = False
-            keep[mine[nms(found.boxes[mine], found.scores[mine], threshold, pre_max=1000, post_max=100)]] = True
+            keep[mine[nms(boxes[mine], scores[mine], threshold, pre_max=1000, post_max=100)]] = True
         return keep
 
 
