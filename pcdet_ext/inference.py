@@ -17,7 +17,7 @@ from pcdet_ext import checkpoint, config
 from pcdet_ext.config import ConfigError, Node, section
 from pcdet_ext.data.formats import point_features
 from pcdet_ext.data.points import read_point_file
-from pcdet_ext.models.detector import build_detector
+from pcdet_ext.models.detector import build_detector, usual_defaults
 from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Predictions
 
 Points = Array | Tensor | str | Path
@@ -88,7 +88,10 @@ class Detector:
         self.classes = tuple(config.setting(data, "classes", Sequence[str]))
         self.point_features = point_features(data)
         self.device = resolve_device(device)
-        network: Any = model if model is not None else build_detector(settings)  # has what a VoxelDetector has
+        network: Any = model  # has what a VoxelDetector has
+        if network is None:
+            with usual_defaults():
+                network = build_detector(settings)
         self.model = network.to(self.device).eval()
         self.dropped_points = 0
         statistics = settings.get("statistics") or {}

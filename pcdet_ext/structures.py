@@ -355,13 +355,13 @@ class Detections:
         if isinstance(self.boxes, np.ndarray):
             return self
         boxes, scores, labels = (
-            torch.as_tensor(t).detach().cpu().numpy() for t in (self.boxes, self.scores, self.labels)
+            torch.as_tensor(t, device="cpu").detach().numpy() for t in (self.boxes, self.scores, self.labels)
         )
         return replace(self, boxes=boxes, scores=scores, labels=labels)
 
     def to(self, device: torch.device | str) -> Detections:
         """The same with tensors on `device`."""
-        boxes, scores, labels = (torch.as_tensor(t).to(device) for t in (self.boxes, self.scores, self.labels))
+        boxes, scores, labels = (torch.as_tensor(t, device=device) for t in (self.boxes, self.scores, self.labels))
         return replace(self, boxes=boxes, scores=scores, labels=labels)
 
 
@@ -384,12 +384,12 @@ class PointLabels:
         """The same with NumPy arrays."""
         if isinstance(self.labels, np.ndarray):
             return self
-        labels, scores = (torch.as_tensor(t).detach().cpu().numpy() for t in (self.labels, self.scores))
+        labels, scores = (torch.as_tensor(t, device="cpu").detach().numpy() for t in (self.labels, self.scores))
         return replace(self, labels=labels, scores=scores)
 
     def to(self, device: torch.device | str) -> PointLabels:
         """The same with tensors on `device`."""
-        labels, scores = (torch.as_tensor(t).to(device) for t in (self.labels, self.scores))
+        labels, scores = (torch.as_tensor(t, device=device) for t in (self.labels, self.scores))
         return replace(self, labels=labels, scores=scores)
 
 

@@ -417,7 +417,7 @@ class Trainer:
         """Whether `value` holds in every (or else in any) process."""
         if self.fabric.world_size == 1:
             return value
-        count = self._reduced(torch.tensor(float(value), device=self.fabric.device), "sum")
+        count = self._reduced(torch.tensor(float(value), dtype=torch.float32, device=self.fabric.device), "sum")
         return bool(count == self.fabric.world_size) if every else bool(count > 0)
 
     def _reduced(self, value: Tensor, how: Literal["sum", "mean"]) -> Tensor:

@@ -31,7 +31,7 @@ from pcdet_ext.engine.trainer import (
 from pcdet_ext.evaluation.base import Result
 from pcdet_ext.files import atomic_write
 from pcdet_ext.inference import Detector
-from pcdet_ext.models.detector import build_detector
+from pcdet_ext.models.detector import build_detector, usual_defaults
 
 __all__ = ["BEST", "LAST", "TrainConfig", "TrainingError", "train"]
 
@@ -80,7 +80,8 @@ def train(
         content = checkpoint.read(resume)
         _check_same_model(content["config"], settings, resume)
     seed_everything(options.seed)
-    detector = build_detector(settings)
+    with usual_defaults():
+        detector = build_detector(settings)
     notes = _initialised(detector, options.init_from) if options.init_from and content is None else ()
     data = section(settings, "data")
     dataset = training_datasets(data, options)

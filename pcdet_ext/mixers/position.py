@@ -21,7 +21,7 @@ def sinusoidal_embedding(
         raise ValueError(f"channels must be at least 4, got {channels}")
     xy = xy.to(torch.float32)
     if grid is not None:
-        xy = xy / torch.tensor([float(n) for n in grid], device=xy.device) * 2 * 3.1415
+        xy = xy / xy.new_tensor([float(n) for n in grid]) * 2 * 3.1415
     half = channels // 4 * 2
     exponent = torch.arange(half, device=xy.device, dtype=torch.float32).div(2, rounding_mode="floor") * 2 / half
     phase = xy[:, :, None] / temperature**exponent

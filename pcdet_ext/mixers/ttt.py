@@ -52,7 +52,7 @@ class TTT(SequenceMixer):
         q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)) for layer in layers)
         position = torch.arange(x.shape[1], device=x.device) % self.mini_batch
         q, k = rotate(q, position), rotate(k, position)
-        count = torch.arange(1, self.mini_batch + 1, device=x.device)
+        count = torch.arange(1, self.mini_batch + 1, dtype=torch.float32, device=x.device)
         token = (1 / count + self.token_offset).clamp(min=0)
         rate = F.linear(x, self.rate_weight, self.rate_bias).sigmoid() / q.shape[-1]
         inner = (self.inner_weight, self.inner_bias, self.inner_norm_weight, self.inner_norm_bias)

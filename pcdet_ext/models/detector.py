@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -227,9 +228,22 @@ _pytree.register_pytree_node(
 )
 
 
+@contextmanager
+def usual_defaults() -> Iterator[None]:
+    """With torch's defaults as they are at first: float32, on the CPU, tensors that can have gradients."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.inference_mode(False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def build_detector(config: Node) -> VoxelDetector:
     """The untrained detector that a whole configuration (sections `data` and `model`) describes.
 
+    Its parameters are of torch's default type on its default device; see `usual_defaults`.
     Raises ConfigError with file and key where it is wrong.
     """
     for section in ("data", "model"):

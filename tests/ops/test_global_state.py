@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import every_op
@@ -11,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch_states import STATES, default_dtype
 
 from pcdet_ext import ops
 from pcdet_ext.ops import _native
@@ -39,37 +39,6 @@ def test_no_operation_is_left_out() -> None:
     assert {name for name in recorder.names if name.startswith("pcdet_ext::")} == registered
     named = {name.split(",")[0] for name in CASES}
     assert {name for name in ops.__all__ if name != "RotatedSets"} <= named
-
-
-@contextlib.contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextlib.contextmanager
-def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-STATES: dict[str, Callable[[], contextlib.AbstractContextManager]] = {
-    "float64 by default": lambda: default_dtype(torch.float64),
-    "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
-    "float16 by default": lambda: default_dtype(torch.float16),
-    "cpu by default": lambda: torch.device("cpu"),
-    "meta by default": lambda: torch.device("meta"),
-    "deterministic": deterministic,
-    "inference": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-}
 
 
 @pytest.fixture(params=["native", "reference"])

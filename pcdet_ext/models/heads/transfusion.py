@@ -158,7 +158,9 @@ class TransFusionHead(nn.Module):
         size = 10 if "vel" in self.branches else 8
         if code_weights is not None and len(code_weights) != size:
             raise ValueError(f"code_weights must have {size} numbers, got {len(code_weights)}")
-        self.register_buffer("code_weights", torch.tensor(code_weights or [1.0] * size), persistent=False)
+        self.register_buffer(
+            "code_weights", torch.tensor(code_weights or [1.0] * size, dtype=torch.float32), persistent=False
+        )
 
         count = len(self.classes)
         self.shared_conv = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)

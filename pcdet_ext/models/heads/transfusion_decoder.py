@@ -112,7 +112,7 @@ def window_mask(cell: Tensor, size: Sequence[int], radius: int, wraps: bool) -> 
         inside &= ((row >= 0) & (row < rows) & (column >= 0) & (column < columns)).flatten(2)
     flat = torch.where(inside, flat, rows * columns)  # one more cell takes the places outside
     if wraps and columns < 2 * radius + 1:
-        times = torch.zeros(*cell.shape, rows * columns + 1, device=cell.device)
+        times = torch.zeros(*cell.shape, rows * columns + 1, dtype=torch.float32, device=cell.device)
         return times.scatter_add_(2, flat, torch.ones_like(flat, dtype=times.dtype))[..., :-1].log()
     hidden = torch.ones(*cell.shape, rows * columns + 1, dtype=torch.bool, device=cell.device)
     return hidden.scatter_(2, flat, False)[..., :-1]
@@ -129,5 +129,5 @@ def repeated_window(cell: Tensor, size: Sequence[int], radius: int) -> Tensor:
     row = ((cell // columns)[..., None, None] + steps[:, None]).clamp(0, rows - 1)
     column = ((cell % columns)[..., None, None] + steps).clamp(0, columns - 1)
     flat = (row * columns + column).flatten(2)
-    times = torch.zeros(*cell.shape, rows * columns, device=cell.device)
+    times = torch.zeros(*cell.shape, rows * columns, dtype=torch.float32, device=cell.device)
     return times.scatter_add_(2, flat, torch.ones_like(flat, dtype=times.dtype)).log()

@@ -57,7 +57,7 @@ def make_anchors(
     ys = _positions(point_cloud_range[1], point_cloud_range[4], height, spec.align_center, device)
     sizes = torch.tensor(spec.sizes, dtype=torch.float32, device=device).repeat_interleave(len(spec.rotations), 0)
     rotations = torch.tensor(spec.rotations, dtype=torch.float32, device=device).repeat(len(spec.sizes))
-    anchors = torch.empty(height, width, len(spec), 7, device=device)
+    anchors = torch.empty(height, width, len(spec), 7, dtype=torch.float32, device=device)
     anchors[..., 0] = xs[None, :, None]
     anchors[..., 1] = ys[:, None, None]
     anchors[..., 2] = spec.bottom_height + sizes[:, 2] / 2
