@@ -126,7 +126,7 @@ def _run_case(path: Path, grads: bool) -> Report:
 def _run_evaluator(folder: Path) -> Report:
     try:
         return run_evaluator_case(folder)
-    except Exception as error:  # as in run_case: any failure is the case's result, told by name
+    except Exception as error:  # as in run_case: any failure is the case's result, reported by name
         return _failed(folder, f"{type(error).__name__}: {error}")
 
 

@@ -1,4 +1,4 @@
-"""The index of a prepared split: what a data set must know of its frames before it reads them. JSON, a line a frame."""
+"""The index of a prepared split: what a data set must know of its frames before it reads them. JSON, one line per frame."""
 
 from __future__ import annotations
 

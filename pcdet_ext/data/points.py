@@ -1,4 +1,4 @@
-"""Point clouds from files of several kinds, told apart by suffix: .bin, .pcd.bin, .npy, .pcd and .ply.
+"""Point clouds from files of several kinds, distinguished by suffix: .bin, .pcd.bin, .npy, .pcd and .ply.
 
 Formats: PCD 0.7 (pointclouds.org; ascii, binary and binary_compressed, whose packing is M. Lehmann's LZF) and PLY 1.0
 (G. Turk; ascii and both binary orders). Columns are taken by name wherever a file names them.

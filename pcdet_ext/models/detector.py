@@ -34,7 +34,7 @@ class VoxelDetector(nn.Module):
         point_cloud_range: (x, y, z minimum, then maximum) in metres.
         num_point_features: columns of the points.
         voxel_size: (x, y, z) in metres.
-        encoder: configuration; each component is told what its predecessor decides (channels, grid, stride).
+        encoder: configuration; each component gets what its predecessor decides (channels, grid, stride).
         head: configuration of the only head,
         heads: or those of several, by name; each may say its `weight` in the loss (1 by default).
         backbone: configuration of a 3-D backbone, or None.

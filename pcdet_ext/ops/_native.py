@@ -33,7 +33,7 @@ class Int32(int):
 
 
 # An array for a kernel: a tensor, its type, and its number of elements, which lie side by side, or its shape, where the
-# kernel is told the strides. No tensor makes a null pointer. A tuple, since a class would double what a launch costs.
+# kernel takes the strides too. No tensor makes a null pointer. A tuple, since a class would double what a launch costs.
 NativeArray = tuple[Tensor | None, torch.dtype, int | tuple[int, ...]]
 Argument = NativeArray | Int32 | int | float | ctypes.Structure | ctypes.Array[Any] | ctypes.c_int64
 

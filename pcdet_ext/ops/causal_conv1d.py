@@ -119,7 +119,7 @@ def _launch(
     reverse: bool,
     last: Sequence[NativeArray] = (),
 ) -> None:
-    """Call the kernel; series: further tensors of the shape of x, whose strides it is told."""
+    """Call the kernel; series: further tensors of the shape of x, whose strides it takes."""
     x, weight, bias = inputs
     name, (dim, width), wide = f"causal_conv1d_{direction}", weight.shape, torch.promote_types(x.dtype, torch.float32)
     x_, *others = ((t, x.dtype, x.shape) for t in (x, *series))

@@ -255,14 +255,14 @@ def _launch(
     reverse: bool,
     last: Sequence[Argument],
 ) -> None:
-    """Call the kernel; inputs as of the operator; series: those of the `last` arguments whose strides it is told."""
+    """Call the kernel; inputs as of the operator; series: those of the `last` arguments whose strides it takes."""
     u, delta, A, B, C, D, z, delta_bias = inputs
     (batch, dim, length), state, wide = u.shape, A.shape[1], A.dtype
     name, shares = f"selective_scan_{direction}", (batch, state, length)
     rows = [(t, u.dtype, u.shape) for t in (u, delta, z)]
     mixed = [(t, u.dtype, shares) for t in (B, C)]
-    told = (u, delta, z, B, C, *(tensor for tensor, *_ in series))
-    strides = int64_array([s for t in told for s in ((0, 0, 0) if t is None else t.stride())])
+    strided = (u, delta, z, B, C, *(tensor for tensor, *_ in series))
+    strides = int64_array([s for t in strided for s in ((0, 0, 0) if t is None else t.stride())])
     task: list[Argument] = [*rows, (A, wide, dim * state), *mixed]
     task += [(D, wide, dim), (delta_bias, wide, dim), strides]
     task += [batch, dim, state, length, Int32(delta_softplus), Int32(reverse), *last]

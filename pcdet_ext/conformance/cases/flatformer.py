@@ -132,7 +132,7 @@ LOSSES = {"heatmap": "heatmap", "bbox": "box", "iou": "iou"}
 
 
 def _objects(case: Case, frame: int) -> tuple[Tensor, Tensor]:
-    """A frame's objects as the published head takes them: class by class, and no more than it has room for."""
+    """A frame's objects as the published head takes them: class by class, and no more than `max_objs`."""
     boxes, labels = case.tensor(f"in.gt_boxes_{frame}"), case.tensor(f"in.gt_labels_{frame}")
     kept = labels.argsort(stable=True)[: case.config["train_cfg"]["max_objs"]]
     return from_second(boxes[kept, :7]), labels[kept]

@@ -56,8 +56,8 @@ class AnchorTargets:
 class AnchorHead(nn.Module):
     """One convolution each for classes, boxes and directions of the anchors (SECOND, Yan et al. 2018).
 
-    anchors: one mapping a class with the fields of `AnchorSpec`, in the order of the channels. match_3d: anchors match
-    by 3-D overlap instead of that of axis-aligned footprints. direction_bins: sectors told apart by the direction
+    anchors: one mapping per class with the fields of `AnchorSpec`, in channel order. match_3d: anchors match
+    by 3-D overlap instead of that of axis-aligned footprints. direction_bins: sectors distinguished by the direction
     classifier, 0 for none; the first starts at direction_offset (radians). code_weights: 7 factors on the differences
     of codes.
     multi_label: a box may be reported once for each of its classes instead of for the best one.

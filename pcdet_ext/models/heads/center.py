@@ -28,7 +28,7 @@ REQUIRED = ("center", "center_z", "dim", "rot")
 class TaskMaps:
     """Predictions of one task (a group of classes) for every cell, each [B, channels, Y, X].
 
-    heatmap: logits, a channel a class; center: offset (x, y) of the box centre from the cell's corner, in cells;
+    heatmap: logits, one channel per class; center: offset (x, y) of the box centre from the cell's corner, in cells;
     center_z: metres; dim: logarithms of (dx, dy, dz); rot: (cos, sin) of the heading; vel: (vx, vy) in m/s or None;
     iou: expected overlap of the box with the object, 2 IoU - 1, or None.
     """
