@@ -33,7 +33,7 @@ def retention(
     """
     _check(q, k, v, chunk)
     if decay.shape != q.shape[2:3]:
-        raise ValueError(f"decay must be [{q.shape[2]}], one a head, got {list(decay.shape)}")
+        raise ValueError(f"decay must be [{q.shape[2]}], one per head, got {list(decay.shape)}")
     if within not in ("causal", "symmetric"):
         raise ValueError(f"within must be causal or symmetric, got {within!r}")
     with own_precision(q):

@@ -151,12 +151,19 @@ class PointShuffle:
 class GroundTruthSampling:
     """Paste labelled objects of other frames into the scene where they collide with nothing (SECOND, Yan et al. 2018).
 
-    groups: objects to draw for each class, in this order; limit_whole_scene: so many together with those that the scene
-    already has. min_points: objects with fewer points are not drawn, one number or one a class; skip_difficulty: nor
-    are objects of these levels. extra_width: metres (x, y, z) added to a pasted box where scene points are removed.
-    margin: metres between boxes that still count as collision, and around a pasted box whose points are removed (0.01
-    is what OpenPCDet's CPU functions amount to). database: folder of a prepared database or objects by class.
-    Attribute `notes`: in words, how many objects of each class can be drawn, and why the others cannot.
+    Args:
+        groups: how many objects of each class to draw, class after class in this order.
+        database: folder of a prepared database, or objects by class.
+        classes: of the data; groups of other classes are left out.
+        min_points: objects with fewer points are not drawn; one number, or one per class.
+        skip_difficulty: objects of these levels are not drawn.
+        limit_whole_scene: the numbers in `groups` count the objects that the scene already has.
+        extra_width: metres (x, y, z) added to a pasted box where scene points are removed.
+        margin: metres between boxes that still count as collision, and around a pasted box whose points are removed
+            (0.01 is what OpenPCDet's CPU functions amount to).
+
+    Attributes:
+        notes: in words, how many objects of each class can be drawn, and why the others cannot.
     """
 
     def __init__(

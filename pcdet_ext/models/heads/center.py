@@ -79,7 +79,7 @@ class CenterHead(nn.Module):
     on the losses of the 8 numbers of a box code (10 with velocity). box_iou_loss: adds the axis-aligned distance-IoU
     loss. gaussian_overlap, min_radius: size of the Gaussians drawn around objects. max_candidates: cells looked at in
     each task. center_range: limits of box centres (x, y, z minimum, then maximum; closed). iou_rectifier: share of the
-    predicted IoU in the score (one number, or one a class). nms: fields of `NMSConfig`, one suppression a task.
+    predicted IoU in the score (one number, or one per class). nms: fields of `NMSConfig`, one suppression per task.
 
     Variants of FlatFormer's published head: branch_channels, branch_norm_eps, branch_norm_momentum: width and norm of
     the branches where they differ from the shared convolution's; outside: objects whose centre is outside of the map
