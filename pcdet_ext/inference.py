@@ -18,7 +18,7 @@ from pcdet_ext.config import ConfigError, Node, section
 from pcdet_ext.data.formats import point_features
 from pcdet_ext.data.points import read_point_file
 from pcdet_ext.models.detector import build_detector, usual_defaults
-from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Predictions
+from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Predictions, tensor_of
 
 Points = Array | Tensor | str | Path
 FEWEST_FOR_SCALE, ENOUGH_FOR_SCALE = 100, 4096  # points whose values tell the scale of a column
@@ -153,7 +153,7 @@ class Detector:
                 kept = detections if count else detections.select(slice(0, 0))
                 return replace(
                     kept,
-                    boxes=with_headings_in_range(torch.as_tensor(kept.boxes)),
+                    boxes=with_headings_in_range(tensor_of(kept.boxes)),
                     frame_id=name,
                     class_names=self.classes,
                 )

@@ -22,6 +22,11 @@ Array = np.ndarray
 untraced = torch._disable_dynamo  # type: ignore[attr-defined]  # torch has no public name for it
 
 
+def tensor_of(values: Tensor | Array) -> Tensor:
+    """The values as a tensor where they are: `torch.as_tensor` would bring them to torch's default device."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+
+
 @dataclass(frozen=True, eq=False)
 class Targets:
     """Ground truth of one frame; every field is optional, what is None is not labelled.
@@ -111,8 +116,7 @@ class Targets:
 
     def tensors(self) -> Targets:
         """The same with tensors, which share memory with the arrays."""
-        # not as_tensor, which would bring arrays to torch's default device, away from the points
-        return self.map(lambda v: v if isinstance(v, Tensor) else torch.from_numpy(np.ascontiguousarray(v)))
+        return self.map(tensor_of)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import chain
 
@@ -12,7 +13,7 @@ from torch_states import STATES
 
 import pcdet_ext
 from pcdet_ext.inference import Detector
-from pcdet_ext.structures import Detections
+from pcdet_ext.structures import Detections, PointBatch, Targets
 
 SMALL = ("data.point_cloud_range=[0, -12.8, -3, 25.6, 12.8, 1]", "model.head.score_threshold=0.0")
 NAMES = ("demo", "pointpillars", "second", "centerpoint_pillar", "flatformer", "dsvt", "scatterformer")
@@ -74,3 +75,32 @@ def test_build(name: str, state: str) -> None:
         assert (value.dtype, value.device) == (expected[key].dtype, expected[key].device)
         torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
     assert not any(t.is_inference() for t in chain(detector.model.parameters(), detector.model.buffers()))
+
+
+def step(detector: Detector) -> dict[str, torch.Tensor]:
+    """Losses and gradients of a batch of two frames."""
+    boxes = np.array([[10, 0, -1, 4, 2, 1.5, 0.3], [15, 3, -1, 4, 2, 1.5, 1.3]], np.float32)
+    targets = Targets(boxes=torch.from_numpy(boxes), labels=torch.from_numpy(np.zeros(2, np.int64)))
+    batch = replace(PointBatch.from_points([torch.from_numpy(cloud())] * 2), targets=(targets, targets))
+    torch.manual_seed(0)
+    model = detector.model.train()
+    model.zero_grad()
+    losses = model.loss(batch)
+    losses["total"].backward()
+    model.eval()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {name: loss.detach() for name, loss in losses.items()} | gradients
+
+
+@pytest.mark.parametrize("state", ["float64 by default", "bfloat16 by default", "meta by default", "deterministic"])
+@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillar", "flatformer", "lion_ttt"])
+def test_training_step(name: str, state: str) -> None:
+    detector = build(name)
+    expected = step(detector)
+    with STATES[state]():
+        found = step(detector)
+    assert len(expected) > 20
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key].dtype == value.dtype, key
+        torch.testing.assert_close(found[key], value, rtol=0, atol=0)

@@ -193,7 +193,7 @@ class AnchorHead(nn.Module):
         Each is summed over a frame's anchors, divided by its positive ones (at least 1) and averaged over frames.
         """
         wanted = self.targets(output, *boxes_and_labels(targets))
-        share = 1 / (wanted.labels >= 0).sum(1).clamp_min(1) / len(wanted.labels)
+        share = 1 / (wanted.labels >= 0).sum(1).clamp_min(1).to(wanted.codes.dtype) / len(wanted.labels)
         losses = {"classification": self._class_loss(output, wanted, share)}
         frame, anchor = wanted.positive
         predicted, target = with_sine_difference(output.codes[frame, anchor], wanted.codes)

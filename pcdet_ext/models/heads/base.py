@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pcdet_ext.models.layers.lookup import rows_of
-from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
+from pcdet_ext.structures import PointBatch, SparseVoxels, Targets, tensor_of
 
 Reads = Literal["map", "voxels", "points"]
 
@@ -105,8 +105,8 @@ def boxes_and_labels(targets: Sequence[Targets]) -> tuple[list[Tensor], list[Ten
     for frame, target in enumerate(targets):
         if target.boxes is None or target.labels is None:
             raise ValueError(f"frame {frame} of the batch has no labelled boxes to learn from")
-        boxes.append(torch.as_tensor(target.boxes))
-        labels.append(torch.as_tensor(target.labels))
+        boxes.append(tensor_of(target.boxes))
+        labels.append(tensor_of(target.labels))
     return boxes, labels
 
 

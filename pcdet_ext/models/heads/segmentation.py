@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pcdet_ext.models.heads.base import PointFeatures, Reads
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.layers.norm import SparseBatchNorm
-from pcdet_ext.structures import PointLabels, Targets
+from pcdet_ext.structures import PointLabels, Targets, tensor_of
 
 UNLABELLED = -1
 
@@ -92,7 +92,7 @@ class PointSegmentationHead(nn.Module):
                 raise ValueError(f"frame {frame} of the batch has no point labels to learn from")
             if len(target.point_labels) != int(mine.sum()):
                 raise ValueError(f"frame {frame} has {int(mine.sum())} points, {len(target.point_labels)} point labels")
-            labels[mine] = torch.as_tensor(target.point_labels).to(labels)
+            labels[mine] = tensor_of(target.point_labels).to(labels)
         if len(labels) and not UNLABELLED <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
             raise ValueError(
                 f"point labels go from {int(labels.min())} to {int(labels.max())}, there are {len(self.class_names)} "

@@ -29,7 +29,7 @@ from pcdet_ext.models.heads.transfusion_decoder import DecoderLayer, PredictionH
 from pcdet_ext.models.targets.box_coding import lifted, usable_boxes
 from pcdet_ext.models.targets.heatmaps import draw_gaussians, gaussian_radius
 from pcdet_ext.ops import iou_3d, iou_3d_paired, nms
-from pcdet_ext.structures import Detections, Targets
+from pcdet_ext.structures import Detections, Targets, tensor_of
 
 PRIOR_LOGIT = -2.19  # an untrained heatmap's: a probability of 0.1
 CHANNELS = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
@@ -337,7 +337,7 @@ class TransFusionHead(nn.Module):
 
     def _suppressed(self, found: Detections) -> Tensor:
         """bool [M]: which detections stay after the suppression of some classes, each alone."""
-        boxes, scores, labels = (torch.as_tensor(t) for t in (found.boxes, found.scores, found.labels))
+        boxes, scores, labels = (tensor_of(t) for t in (found.boxes, found.scores, found.labels))
         keep = torch.ones_like(labels, dtype=torch.bool)
         for label, threshold in self.nms.items():
             mine = (labels == label).nonzero()[:, 0]
