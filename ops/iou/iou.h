@@ -10,7 +10,7 @@ namespace pcdet {
 
 struct Footprint {
     double x, y, half_x, half_y, cos, sin, area, radius, z_low, z_high;
-    bool flat;    // place and size in the plane are finite, the size is positive
+    bool flat;    // place and size in the plane are finite, the size is positive, the height is not negative
     bool turned;  // and the heading is finite too
 };
 
@@ -29,7 +29,7 @@ PCDET_HD Footprint footprint(const T* box) {
     f.z_low = box[2] - 0.5 * box[5];
     f.z_high = box[2] + 0.5 * box[5];
     // False for NaN and infinity; products of sizes stay finite.
-    f.flat = fabs(f.x) + fabs(f.y) + f.half_x + f.half_y < 1e100 && f.half_x > 0 && f.half_y > 0;
+    f.flat = fabs(f.x) + fabs(f.y) + f.half_x + f.half_y < 1e100 && f.half_x > 0 && f.half_y > 0 && !(box[5] < 0);
     f.turned = f.flat && fabs(static_cast<double>(box[6])) < 1e300;
     return f;
 }

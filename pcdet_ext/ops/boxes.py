@@ -1,7 +1,14 @@
 """Overlap of upright boxes turned about z, suppression of overlapping ones, and points inside of them.
 
-A box is (x, y, z, dx, dy, dz, heading), z at the centre, metres and radians; further columns are left aside. Boxes with
-a size that is not positive, or with NaN or infinity in what an overlap is made of, overlap nothing.
+A box is (x, y, z, dx, dy, dz, heading), z at the centre, metres and radians; further columns are left aside. Degenerate
+rows have these results, with kernels and without:
+
+- a negative size, dz included, or a length or width of zero, makes a row that overlaps nothing and holds no points;
+- so does NaN or infinity in x, y, dx, dy or the heading;
+- in z or dz it leaves the footprint as it is, but no volume is shared and no points are held;
+- a height of zero leaves the footprint too; the volume is zero, and points exactly at its z are held.
+
+What overlaps nothing is not suppressed by overlap; suppression by distance looks at x and y alone.
 """
 
 from __future__ import annotations
@@ -30,21 +37,31 @@ NMS_KINDS: dict[NMSKind, int] = {"rotated": 0, "axis_aligned": 1, "circle": 2}
 
 
 def iou_bev(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of the footprints [N, M] of boxes a [N, 7+] and b [M, 7+]; float32 or float64.
+    """Intersection over union of the footprints of every box in `a` with every box in `b`. Not differentiable.
 
-    Exact polygons, accurate to 1e-6: identical boxes give 1, touching ones 0. Not differentiable.
-    Raises ValueError naming the argument that is wrong.
+    The polygons are exact, results are accurate to 1e-6: identical boxes give 1, boxes that only touch give 0. A
+    negative size, dz included, gives 0; see the top of the module for other degenerate boxes.
+
+    Args:
+        a: boxes [N, 7 or more], float32 or float64.
+        b: boxes [M, 7 or more], of the type and on the device of `a`.
+
+    Returns:
+        Overlaps in [0, 1], [N, M], of the type of `a`.
+
+    Raises:
+        ValueError: an argument has the wrong shape, type or device.
     """
     return _iou_matrix(*_box_pair(a, b), BEV)
 
 
 def iou_3d(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of the volumes [N, M] of boxes a [N, 7+] and b [M, 7+]; see `iou_bev`."""
+    """Intersection over union of the volumes [N, M] of boxes; arguments, accuracy and errors as for `iou_bev`."""
     return _iou_matrix(*_box_pair(a, b), VOLUME)
 
 
 def shared_area_bev(a: Tensor, b: Tensor) -> Tensor:
-    """Area [N, M] in m² that the footprints of boxes a [N, 7+] and b [M, 7+] share; see `iou_bev`."""
+    """Area [N, M] in m² that the footprints of boxes share; arguments, accuracy and errors as for `iou_bev`."""
     return _iou_matrix(*_box_pair(a, b), AREA)
 
 
@@ -67,13 +84,24 @@ def nms(
     post_max: int | None = None,
     published: bool = False,
 ) -> Tensor:
-    """Indices int64 [K] of the boxes that stay, best score first (equal scores: lower index first).
+    """Non-maximum suppression: a box that stays removes every box of a lower score that overlaps it too much.
 
-    A box that stays removes every later one that overlaps it by more than the threshold. boxes: [N, 7+]; scores: [N],
-    NaN never stays; kind: IoU of the turned footprints, IoU with headings left out, or, for "circle", a squared
-    distance of centres (m²) of at most the threshold; pre_max: candidates looked at; post_max: boxes kept at most;
-    published: with the overlap of OpenPCDet's kernels and its quirks (see `pcdet_ext.ops.published_boxes`; slow).
-    Raises ValueError naming the argument that is wrong.
+    Args:
+        boxes: [N, 7 or more], float32 or float64.
+        scores: [N], on the device of the boxes. A box whose score is NaN never stays.
+        iou_threshold: a larger overlap than this removes a box; for "circle", a squared distance of the centres (m²)
+            of at most this.
+        kind: "rotated" compares the footprints as they are turned, "axis_aligned" leaves out their headings, and
+            "circle" compares centres alone.
+        pre_max: look only at so many boxes, those with the best scores.
+        post_max: keep at most so many boxes.
+        published: use the overlap of OpenPCDet's kernels with its quirks (see `pcdet_ext.ops.published_boxes`). Slow.
+
+    Returns:
+        Indices int64 [K] of the boxes that stay, best score first; of equal scores the lower index first.
+
+    Raises:
+        ValueError: an argument has the wrong shape, type or device, or a value that means nothing.
     """
     boxes = _check_boxes("boxes", boxes)
     if scores.ndim != 1 or len(scores) != len(boxes) or scores.device != boxes.device:
@@ -101,17 +129,27 @@ def nms(
 
 
 def points_in_boxes(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:
-    """Lowest index int64 [P] of a box that holds each point, or -1.
+    """For each point the lowest index of a box that holds it. Top and bottom belong to a box, its sides do not.
 
-    points: [P, 3+] (x, y, z, …); boxes: [M, 7+]; margin: metres by which boxes are widened along and across their
-    heading (published codes use 0.01 or 1e-5). Top and bottom belong to a box, its sides do not.
-    Raises ValueError naming the argument that is wrong.
+    Args:
+        points: [P, 3 or more], columns x, y, z, …, of any floating type. A point that is not finite is in no box.
+        boxes: [M, 7 or more], float32 or float64, on the device of the points.
+        margin: metres by which boxes are widened along and across their heading, not in height; published codes use
+            0.01 or 1e-5.
+
+    Returns:
+        int64 [P], -1 for points in no box.
+
+    Raises:
+        ValueError: an argument has the wrong shape, type or device, or the margin is not finite.
     """
     boxes = _check_boxes("boxes", boxes)
     if points.ndim != 2 or points.shape[1] < 3 or not points.is_floating_point():
         raise ValueError(f"points must be floating point [P, 3+], got {points.dtype} {list(points.shape)}")
     if points.device != boxes.device:
         raise ValueError(f"points are on {points.device}, boxes on {boxes.device}")
+    if not math.isfinite(margin):
+        raise ValueError(f"margin must be finite, got {margin}")
     return _points_in_boxes(points.to(boxes.dtype).contiguous(), boxes.contiguous(), float(margin))
 
 

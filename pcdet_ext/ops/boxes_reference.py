@@ -9,6 +9,20 @@ BEV, VOLUME, AREA = 0, 1, 2  # kinds of overlap: of footprints, of volumes, and 
 CHUNK = 1 << 16  # pairs whose polygons are held at once
 
 
+LIMIT = 1e100  # of what counts as finite, so that products of sizes are
+
+
+def have_footprints(boxes: Tensor) -> Tensor:
+    """bool [N]: which rows [N, 7] have an area in the plane; any height will do that is not negative."""
+    finite = (boxes[:, [0, 1, 3, 4, 6]].double().abs() < LIMIT).all(1)
+    return finite & (boxes[:, 3:5] > 0).all(1) & ~(boxes[:, 5] < 0)
+
+
+def have_heights(boxes: Tensor) -> Tensor:
+    """bool [N]: which rows [N, 7] are finite and of some height along z."""
+    return (boxes[:, [2, 5]].double().abs() < LIMIT).all(1) & (boxes[:, 5] > 0)
+
+
 def iou_matrix_reference(a: Tensor, b: Tensor, kind: int) -> Tensor:
     """Overlaps [N, M] of boxes [N, 7] and [M, 7]; see `iou_bev` and `iou_3d`."""
     rows, columns = torch.meshgrid(
@@ -26,10 +40,11 @@ def iou_paired_reference(a: Tensor, b: Tensor, kind: int) -> Tensor:
 
 
 def _iou(a: Tensor, b: Tensor, kind: int) -> Tensor:
-    flat = [0, 1, 3, 4, 6]  # what a footprint is made of
-    valid = a[:, flat].isfinite().all(1) & b[:, flat].isfinite().all(1)
-    valid = valid & (a[:, 3:5] > 0).all(1) & (b[:, 3:5] > 0).all(1)
-    shared = _shared_area(torch.where(valid[:, None], a, 1.0), torch.where(valid[:, None], b, 1.0))
+    valid = have_footprints(a) & have_footprints(b)
+    if kind == VOLUME:
+        valid = valid & have_heights(a) & have_heights(b)
+    a, b = torch.where(valid[:, None], a, 1.0), torch.where(valid[:, None], b, 1.0)
+    shared = _shared_area(a, b)
     size_a, size_b = a[:, 3] * a[:, 4], b[:, 3] * b[:, 4]
     shared = torch.where(shared > 1e-10 * torch.minimum(size_a, size_b), shared, 0.0)
     if kind == AREA:
@@ -39,8 +54,6 @@ def _iou(a: Tensor, b: Tensor, kind: int) -> Tensor:
         low = torch.maximum(a[:, 2] - a[:, 5] / 2, b[:, 2] - b[:, 5] / 2)
         shared = shared * (high - low).clamp(min=0)
         size_a, size_b = size_a * a[:, 5], size_b * b[:, 5]
-        upright = a[:, [2, 5]].isfinite().all(1) & b[:, [2, 5]].isfinite().all(1)
-        valid = valid & upright & (a[:, 5] > 0) & (b[:, 5] > 0)
     iou = (shared / (size_a + size_b - shared)).clamp(max=1)
     return torch.where(valid & (shared > 0), iou, 0.0)
 
@@ -115,6 +128,8 @@ def keep_greedily(pairs: Tensor, count: int) -> Tensor:
 def points_in_boxes_reference(points: Tensor, boxes: Tensor, margin: float) -> Tensor:
     """Lowest index int64 [P] of a box [M, 7] that holds each point [P, 3+], or -1; see `points_in_boxes`."""
     found = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
+    usable = have_footprints(boxes) & (boxes[:, [2, 5]].double().abs() < LIMIT).all(1)
+    boxes = torch.where(usable[:, None], boxes, torch.nan)  # NaN holds nothing
     for number in range(len(boxes) - 1, -1, -1):
         x, y, z, dx, dy, dz, heading = boxes[number].unbind()
         offset = points[:, :3] - torch.stack([x, y, z])

@@ -140,6 +140,8 @@ BROKEN = [
     box(dx=0.0),
     box(dy=-2.0),
     box(dx=0.0, dy=0.0),
+    *[box(**{name: value}) for name in ("dx", "dy") for value in (0.0, -0.0, -1.0)],
+    *[box(dz=value) for value in (-1e-6, -1.0, -inf)],
     *[box(**{name: value}) for name in ("x", "y", "dx", "dy", "heading") for value in (nan, inf, -inf)],
 ]
 
@@ -151,18 +153,23 @@ def test_broken_boxes_overlap_nothing(broken: torch.Tensor, dtype: torch.dtype) 
     for overlap in (iou_bev, iou_3d, shared_area_bev):
         assert (overlap(broken, boxes) == 0).all()
         assert (overlap(boxes, broken) == 0).all()
+        assert (overlap(broken, broken) == 0).all()
+    for overlap in (iou_bev_paired, iou_3d_paired):
+        assert overlap(broken.expand(3, 7), boxes).tolist() == [0, 0, 0]
     assert iou_bev(boxes, boxes)[0, 2] > 0
     for kind in (BEV, VOLUME, AREA):
         assert torch.equal(iou_matrix_reference(broken, boxes, kind), torch.zeros(1, 3, dtype=dtype))
 
 
 @DTYPES
-@pytest.mark.parametrize("change", [{"dz": 0.0}, {"dz": -1.0}, {"dz": nan}, {"dz": inf}, {"z": nan}, {"z": -inf}])
-def test_a_broken_height_matters_in_3d_only(change: dict[str, float], dtype: torch.dtype) -> None:
-    broken = box(**change, dtype=dtype)
-    assert iou_bev(box(dtype=dtype), broken).item() == 1
-    assert iou_3d(box(dtype=dtype), broken).item() == 0
-    assert iou_3d(broken, broken).item() == 0
+@pytest.mark.parametrize("change", [{"dz": 0.0}, {"dz": -0.0}, {"dz": nan}, {"dz": inf}, {"z": nan}, {"z": -inf}])
+def test_without_a_height_there_is_a_footprint_and_no_volume(change: dict[str, float], dtype: torch.dtype) -> None:
+    flat, whole = box(**change, dtype=dtype), box(dtype=dtype)
+    for a, b in ((whole, flat), (flat, whole), (flat, flat)):
+        for kind, expected in ((BEV, 1), (VOLUME, 0)):
+            assert iou_matrix_reference(a, b, kind).item() == expected
+        assert (iou_bev(a, b).item(), iou_bev_paired(a, b).item()) == (1, 1)
+        assert (iou_3d(a, b).item(), iou_3d_paired(a, b).item()) == (0, 0)
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e6])

@@ -124,6 +124,19 @@ def test_axis_aligned_leaves_headings_out() -> None:
     assert torch.equal(nms(boxes, scores, 0.2, "axis_aligned"), nms(turned, scores, 0.2, "axis_aligned"))
 
 
+@KINDS
+@pytest.mark.parametrize("column", range(6))
+@pytest.mark.parametrize("value", [nan, inf, 0.0, -1.0])
+def test_what_is_no_box_removes_nothing_and_stays(kind: str, column: int, value: float) -> None:
+    boxes = torch.tensor([[0.0, 0, 0, 4, 2, 1, 0.3]]).repeat(3, 1)
+    boxes[1, column] = value
+    plane = (0, 1) if kind == "circle" else (0, 1, 3, 4)  # what the overlap is made of
+    broken = column in plane and (column > 1 or not math.isfinite(value))
+    broken |= kind != "circle" and column == 5 and value < 0
+    expected = [0, 1] if broken else [0]
+    assert nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 1.1 if kind == "circle" else 0.1, kind).tolist() == expected
+
+
 def test_nan_scores_never_stay_and_broken_boxes_touch_nothing() -> None:
     boxes = random_boxes(0, 1).repeat(4, 1)
     boxes[1, 0], boxes[2, 3] = nan, -1.0

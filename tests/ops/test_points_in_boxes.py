@@ -79,14 +79,20 @@ def test_broken_points_and_boxes_meet_nothing(dtype: torch.dtype) -> None:
             broken = point.clone()
             broken[0, column] = value
             assert points_in_boxes(broken, box).tolist() == [-1]
-    for column in range(7):
+    changes = [(column, value) for column in range(7) for value in (nan, inf, -inf)]
+    changes += [(column, value) for column in (3, 4, 5) for value in (0.0, -0.0, -1.0) if column < 5 or value < 0]
+    for column, value in changes:
         broken = box.clone()
-        broken[0, column] = nan
-        assert points_in_boxes(point, torch.cat([broken, box])).tolist() == [1]
-    for column in (3, 4, 5):
-        broken = box.clone()
-        broken[0, column] *= -1
-        assert points_in_boxes(point, torch.cat([broken, box])).tolist() == [1]
+        broken[0, column] = value
+        for margin in (0.0, 2.0):  # which would make a positive size of a negative one
+            for find in (points_in_boxes, points_in_boxes_reference):
+                assert find(point, torch.cat([broken, box]), margin).tolist() == [1]
+
+
+@pytest.mark.parametrize("margin", [nan, inf, -inf])
+def test_margins_are_finite(margin: float) -> None:
+    with pytest.raises(ValueError, match="margin must be finite"):
+        points_in_boxes(torch.zeros(1, 3), torch.ones(1, 7), margin)
 
 
 @DTYPES
