@@ -13,14 +13,14 @@ struct BoxFrame {
 };
 
 // The margin widens the box along and across its heading, not in height. A box with a number that is not finite, with a
-// length or width that is not positive, or with a negative height, holds nothing: its half sizes are NaN.
+// negative size, holds nothing, whatever the margin: its half sizes are NaN.
 template <typename T>
 PCDET_HD BoxFrame<T> box_frame(const T* box, T margin) {
     const double heading = static_cast<double>(box[6]);
     const double extent = fabs(static_cast<double>(box[0])) + fabs(static_cast<double>(box[1])) +
                           fabs(static_cast<double>(box[2])) + static_cast<double>(box[3]) + static_cast<double>(box[4]) +
                           static_cast<double>(box[5]);
-    const bool usable = extent < 1e100 && fabs(heading) < 1e300 && box[3] > 0 && box[4] > 0 && box[5] >= 0;
+    const bool usable = extent < 1e100 && fabs(heading) < 1e300 && box[3] >= 0 && box[4] >= 0 && box[5] >= 0;
     const T half = static_cast<T>(usable ? 0.5 : NAN);
     return {box[0], box[1], box[2], box[3] * half + margin, box[4] * half + margin, box[5] * half,
             static_cast<T>(::cos(heading)), static_cast<T>(::sin(heading))};

@@ -3,10 +3,11 @@
 A box is (x, y, z, dx, dy, dz, heading), z at the centre, metres and radians; further columns are left aside. Degenerate
 rows have these results, with kernels and without:
 
-- a negative size, dz included, or a length or width of zero, makes a row that overlaps nothing and holds no points;
-- so does NaN or infinity in x, y, dx, dy or the heading;
-- in z or dz it leaves the footprint as it is, but no volume is shared and no points are held;
-- a height of zero leaves the footprint too; the volume is zero, and points exactly at its z are held.
+- a row with a negative size (dz included), or with NaN or infinity in x, y, dx, dy or the heading, overlaps nothing and
+  holds no points;
+- NaN or infinity in z or dz leaves the footprint as it is, but no volume is shared and no points are held;
+- a length or width of zero overlaps nothing, and holds what the margin holds;
+- a height of zero leaves the footprint as it is; its volume is zero, and it holds points exactly at its z.
 
 What overlaps nothing is not suppressed by overlap; suppression by distance looks at x and y alone.
 """

@@ -128,7 +128,7 @@ def keep_greedily(pairs: Tensor, count: int) -> Tensor:
 def points_in_boxes_reference(points: Tensor, boxes: Tensor, margin: float) -> Tensor:
     """Lowest index int64 [P] of a box [M, 7] that holds each point [P, 3+], or -1; see `points_in_boxes`."""
     found = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
-    usable = have_footprints(boxes) & (boxes[:, [2, 5]].double().abs() < LIMIT).all(1)
+    usable = (boxes.double().abs() < LIMIT).all(1) & (boxes[:, 3:6] >= 0).all(1)
     boxes = torch.where(usable[:, None], boxes, torch.nan)  # NaN holds nothing
     for number in range(len(boxes) - 1, -1, -1):
         x, y, z, dx, dy, dz, heading = boxes[number].unbind()

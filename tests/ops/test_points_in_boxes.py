@@ -80,13 +80,23 @@ def test_broken_points_and_boxes_meet_nothing(dtype: torch.dtype) -> None:
             broken[0, column] = value
             assert points_in_boxes(broken, box).tolist() == [-1]
     changes = [(column, value) for column in range(7) for value in (nan, inf, -inf)]
-    changes += [(column, value) for column in (3, 4, 5) for value in (0.0, -0.0, -1.0) if column < 5 or value < 0]
+    changes += [(column, value) for column in (3, 4, 5) for value in (-1e-6, -1.0)]
     for column, value in changes:
         broken = box.clone()
         broken[0, column] = value
         for margin in (0.0, 2.0):  # which would make a positive size of a negative one
             for find in (points_in_boxes, points_in_boxes_reference):
                 assert find(point, torch.cat([broken, box]), margin).tolist() == [1]
+
+
+@DTYPES
+def test_boxes_without_extent_hold_what_their_margin_holds(dtype: torch.dtype) -> None:
+    points = torch.tensor([[0.0, 0, 0], [0, 0.05, 0], [0, 0, 0.05]], dtype=dtype)
+    for find in (points_in_boxes, points_in_boxes_reference):
+        assert find(points, torch.zeros(1, 7, dtype=dtype), 0.1).tolist() == [0, 0, -1]
+        assert find(points, torch.zeros(1, 7, dtype=dtype), 0.0).tolist() == [-1, -1, -1]
+        flat = torch.tensor([[0.0, 0, 0, 1, 1, 0, 0]], dtype=dtype)
+        assert find(points, flat, 0.0).tolist() == [0, 0, -1]
 
 
 @pytest.mark.parametrize("margin", [nan, inf, -inf])
