@@ -16,11 +16,22 @@ _NATIVE, _WIDENED = (torch.float32, torch.float64), (torch.float16, torch.bfloat
 
 
 def segment_reduce(values: Tensor, index: Tensor, num_segments: int, reduce: Reduction = "sum") -> Tensor:
-    """Rows [S, C] that reduce the rows of `values` [P, C] which share a number in `index` int64 [P].
+    """Sum, mean, maximum or minimum of the rows that belong to one segment. Differentiable in the values.
 
-    Rows with a negative index are left out; a segment without rows is 0. Sums run in the order of the rows, a tie of
-    maxima goes to the lowest row (its gradient too), so results repeat. float32 or float64; float16 and bfloat16 are
-    accumulated in float32. Differentiable. Raises ValueError naming the argument that is wrong.
+    Sums run in the order of the rows, and of equal maxima the lowest row counts (and gets the gradient), so that
+    results repeat.
+
+    Args:
+        values: [P, C], float32 or float64; float16 and bfloat16 are accumulated in float32.
+        index: int64 [P], the segment of each row; rows with a negative index are left out.
+        num_segments: the number of segments S.
+        reduce: "sum", "mean", "max" or "min".
+
+    Returns:
+        [S, C], of the type of the values. A segment without rows is 0.
+
+    Raises:
+        ValueError: an argument has the wrong shape, type or device, or an index is not below `num_segments`.
     """
     if values.ndim != 2 or values.dtype not in (*_NATIVE, *_WIDENED):
         raise ValueError(f"values must be floating point [P, C], got {values.dtype} {list(values.shape)}")

@@ -46,13 +46,21 @@ def voxelize(
     max_points: int,
     max_voxels: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hard voxelisation of one cloud (VoxelNet, Zhou and Tuzel, CVPR 2018), voxels in order of first appearance.
+    """Hard voxelisation of one cloud (VoxelNet, Zhou and Tuzel, CVPR 2018). Differentiable in the points.
 
-    points: float32 [N, C], columns x, y, z, … in metres; point_cloud_range: (x, y, z) minimum, then maximum, half-open;
-    max_points: kept of a voxel, the first in input order; max_voxels: later ones are not opened.
-    Returns voxels float32 [M, max_points, C] padded with zeros, coords int32 [M, 3] as (z, y, x), and the number of
-    points int32 [M]. NaN and infinite points are outside. Differentiable in the points.
-    Raises ValueError naming the argument that is wrong.
+    Args:
+        points: float32 [N, C], columns x, y, z, … in metres. NaN and infinite points are outside of the range.
+        point_cloud_range: minimum (x, y, z), then maximum, in metres; half-open.
+        voxel_size: size along (x, y, z) in metres.
+        max_points: how many points a voxel keeps, the first in input order.
+        max_voxels: how many voxels there can be, in the order in which points appear; points of others are dropped.
+
+    Returns:
+        The voxels float32 [M, max_points, C], padded with zeros, in order of first appearance; their coordinates
+        int32 [M, 3] as (z, y, x); and their numbers of points int32 [M].
+
+    Raises:
+        ValueError: an argument has the wrong shape or type, or range and voxel size make no grid.
     """
     _check_points(points)
     if max_points < 1 or max_voxels < 1:
@@ -70,13 +78,22 @@ def dynamic_voxelize(
     order: Literal["zyx", "xyz"] = "zyx",
     pillars: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Dynamic voxelisation of a batch (Zhou et al., CoRL 2019): no point is dropped but those outside.
+    """Dynamic voxelisation of a batch (Zhou et al., CoRL 2019), which drops no point but those outside of the range.
 
-    points: float32 [P, C], columns x, y, z, …; batch_index: int64 [P], frame of each point, from 0 on.
-    order: "zyx" has the voxels ascend by (batch, z, y, x), "xyz" by (batch, x, y, z) as published encoders give them;
-    pillars: cells are columns of any height, so that z is not held against the range and is 0 in the coordinates.
-    Returns coords int32 [N, 4], (batch, z, y, x) in either order, and the voxel of each point int64 [P], -1 outside
-    (NaN and infinity are outside). Raises ValueError naming the argument that is wrong.
+    Args:
+        points: float32 [P, C], columns x, y, z, … in metres. NaN and infinite points are outside.
+        batch_index: int64 [P], the frame of each point, from 0 on, in any order.
+        point_cloud_range: minimum (x, y, z), then maximum, in metres; half-open.
+        voxel_size: size along (x, y, z) in metres.
+        order: how voxels are sorted: "zyx" by (batch, z, y, x), "xyz" by (batch, x, y, z) as published encoders do.
+        pillars: cells are columns of any height: z is not compared with the range, and is 0 in the coordinates.
+
+    Returns:
+        The coordinates int32 [N, 4] of the voxels, (batch, z, y, x) in either order, and the voxel of each point
+        int64 [P], -1 for points outside.
+
+    Raises:
+        ValueError: an argument has the wrong shape, type or device, or range and voxel size make no grid.
     """
     _check_points(points)
     if batch_index.dtype != torch.int64 or batch_index.shape != points.shape[:1]:
