@@ -44,8 +44,8 @@ def rotated_sets(
     (Z, Y, X), the shift is added to the coordinates. Raises ValueError naming the argument that is wrong.
     """
     check_coords(coords, grid)
-    if set_size < 1:
-        raise ValueError(f"set_size must be at least 1, got {set_size}")
+    if set_size < 1 or batch_size < 0:
+        raise ValueError(f"set_size must be at least 1 and batch_size at least 0, got {set_size} and {batch_size}")
     if len(window) != 3 or len(shift) != 3 or min(window) < 1 or min(shift) < 0:
         raise ValueError(f"window must be three positive numbers and shift three from 0 on, got {window} and {shift}")
     count = [math.ceil((g + s) / w) for g, w, s in zip(grid, window, shift, strict=True)]

@@ -131,3 +131,12 @@ def test_the_reported_case() -> None:
             voxels, _, _ = ops.voxelize(points, [0, 0, 0, 3, 3, 3], [1, 1, 1], 4, 10)
         assert voxels.dtype == torch.float32
         assert voxels[0, 0, 0].item() == pytest.approx(1.4888, abs=1e-4)
+
+
+def test_numbers_that_no_kernel_could_take_are_refused() -> None:
+    coords = every_op.coords()
+    with pytest.raises(ValueError, match="batch_size at least 0, got 7 and -1"):
+        ops.rotated_sets(coords, every_op.GRID, -1, (8, 5, 5), (0, 2, 2), 7)
+    if _native.library("cpu") is not None:
+        with pytest.raises(ValueError, match="32 bits"):
+            ops.serialize(coords, (8, 16, 1 << 35), "window_x", window=(8, 16, 1 << 35))
