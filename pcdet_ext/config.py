@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import re
 import sys
 import types
@@ -374,6 +375,7 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """A YAML value that fits a hint, its paths expanded. Raises ConfigError, beginning with `where`, for others."""
+    _require_finite(value, where)
     if hint is None:
         return value
     if _mismatch(value, hint):
@@ -382,6 +384,18 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         listed = f"; write [{value}] for a list of one" if isinstance(value, str) and _fits([value], hint) else ""
         raise ConfigError(f"{where}: expected {expected}, got {value!r}{listed}")
     return _with_paths(value, hint, where)
+
+
+def _require_finite(value: Any, where: str) -> None:
+    """Refuse NaN and infinity in a value, however deep: comparisons with NaN are false, so range checks miss it."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_finite(item, value.where(key) if isinstance(value, Node) else f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            _require_finite(item, f"{where}.{i}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: must be a finite number, got {value}")
 
 
 def _with_paths(value: Any, hint: Any, where: str) -> Any:

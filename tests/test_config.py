@@ -327,3 +327,19 @@ def test_values_that_are_arrays_already_are_no_lists() -> None:
 
     given_values = np.ones(3)
     assert config.construct(Weights, {"values": given_values}).values is given_values
+
+
+@given(st.sampled_from([float("nan"), float("inf"), float("-inf")]), st.integers(0, 2))
+def test_numbers_are_finite(wrong: float, place: int) -> None:
+    """Not a number is below no limit, so a check `x <= 0` alone would let it pass."""
+    size = [1.0, 1.0, 1.0]
+    size[place] = wrong
+    for key, value, path in (("rate", wrong, "rate"), ("size", size, f"size.{place}")):
+        node = Node(
+            {"channels": [1], "in_channels": 1, key: value}, "model", dict.fromkeys(["rate", "size"], "a.yaml:3")
+        )
+        with pytest.raises(ConfigError, match=rf"a\.yaml:3: model\.{path}: must be a finite number"):
+            config.construct(Encoder, node)
+    nested = config.from_plain({"a": {"b": [{"c": wrong}]}}, "a.yaml")
+    with pytest.raises(ConfigError, match=r"a\.yaml: a\.b\.0\.c: must be a finite number"):
+        config.setting(nested, "a", dict)

@@ -73,7 +73,7 @@ class VoxelDetector(nn.Module):
         widths["points"] = self.encoder.out_channels + (channels if self.backbone is not None else 0)
         self.bev_backbone = None
         if bev_backbone is not None:
-            self.bev_backbone = BEV_BACKBONES.build(bev_backbone, in_channels=widths["map"])
+            self.bev_backbone = BEV_BACKBONES.build(bev_backbone, in_channels=widths["map"], map_size=grid[1:])
             widths["map"], stride = self.bev_backbone.out_channels, stride * self.bev_backbone.stride
         self.stride = stride
         context = {"classes": self.classes, "stride": stride, "grid": self.encoder.grid, **geometry}
@@ -253,12 +253,32 @@ def build_detector(config: Node) -> VoxelDetector:
     for key in ("classes", "point_cloud_range"):
         if key not in data:
             raise ConfigError(f"{data.where()}: a detector needs {key!r} here")
-    return DETECTORS.build(
+    detector = DETECTORS.build(
         model,
         classes=setting(data, "classes", Sequence[str]),
         point_cloud_range=setting(data, "point_cloud_range", Sequence[float]),
         num_point_features=len(point_features(data)),
     )
+    _check_whole_voxels(detector.encoder, data)
+    return detector
+
+
+def _check_whole_voxels(encoder: Any, data: Mapping[str, Any]) -> None:
+    """Refuse a range that ends inside of a voxel: points at its end would be lost, or the map be larger than it says.
+
+    Pillars have no voxels along z. Raises ConfigError that names the axis and the nearest ends that fit.
+    """
+    low, high = encoder.point_cloud_range[:3], encoder.point_cloud_range[3:]
+    axes = "xy" if getattr(encoder, "pillars", False) else "xyz"
+    for axis, start, end, size in zip(axes, low, high, encoder.voxel_size, strict=False):
+        cells = (end - start) / size
+        if abs(cells - round(cells)) > 1e-3:
+            fits = " or ".join(f"{start + count * size:g}" for count in (math.floor(cells), math.ceil(cells)))
+            where = data.where("point_cloud_range") if isinstance(data, Node) else "point_cloud_range"
+            raise ConfigError(
+                f"{where}: {start:g} to {end:g} along {axis} is no whole number of voxels of {size:g} m "
+                f"({cells:g}); {axis} up to {fits} fits"
+            )
 
 
 def _check_geometry(

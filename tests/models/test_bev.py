@@ -89,3 +89,27 @@ def test_map_that_does_not_divide_is_named():
     backbone = build("BaseBEVBackbone", **LEVELS, upsample_strides=[1, 2, 4], num_upsample_filters=[4, 4, 4])
     with pytest.raises(ValueError, match=r"\(18, 16\) cells does not divide"):
         backbone(torch.zeros(1, 3, 18, 16))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["BaseBEVBackbone", "BaseBEVResBackbone", "SECONDFPN", "CascadeDEDBackbone"]),
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    st.sampled_from(
+        [((2, 2, 2), (1, 2, 4)), ((2, 2, 2), (0.5, 1, 2)), ((1, 2, 2), (1, 2, 4)), ((3, 2, 1), (0.5, 1, 1))]
+    ),
+)
+def test_maps_are_refused_when_built_if_they_would_be_later(name, size, strides):
+    """The check of a known size agrees with what the convolutions do."""
+    if name == "CascadeDEDBackbone":
+        arguments = {"num_layers": 2, "num_sbb": [1, 1, 1], "down_strides": strides[0], "feature_dim": 4}
+    else:
+        arguments = LEVELS | {"layer_strides": strides[0], "upsample_strides": strides[1]}
+        arguments |= {"num_upsample_filters": [4] * 3, "layer_nums": [1, 1, 1]}
+    try:
+        build(name, **arguments)(torch.zeros(1, 3, *size))
+    except (ValueError, RuntimeError):  # the latter from torch, for a map smaller than the kernel
+        with pytest.raises(ConfigError, match="does not divide"):
+            build(name, **arguments, map_size=size)
+    else:
+        build(name, **arguments, map_size=size)

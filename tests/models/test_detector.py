@@ -166,12 +166,25 @@ def test_loss_needs_ground_truth():
         ({}, {"classes": ["Car", "Car"]}, "different names"),
         ({}, {"point_cloud_range": [0, 0, 0, 1, -1, 1]}, "point_cloud_range must be"),
         ({}, {"point_features": ["x", "y"]}, "at least 3"),
+        (
+            {},
+            {"point_cloud_range": [0, -6.4, -3, 13, 6.4, 1]},
+            r"range: 0 to 13 along x .*\(32.5\); x up to 12.8 or 13.2",
+        ),
+        ({}, {"point_cloud_range": [0, -6.4, -3, 12.8, 6.4, 2]}, "along z is no whole number of voxels of 4 m"),
+        ({}, {"point_cloud_range": [0, -6.4, -3, 13.2, 6.4, 1]}, r"test.yaml: model.bev_backbone: .*\(32, 33\) cells"),
+        ({"voxel_size": [0.4, float("nan"), 4.0]}, {}, "test.yaml: model.voxel_size.1: must be a finite number"),
         ({"head": ANCHOR_HEAD}, {"classes": ["Car", "Walker", "Bike"]}, "'Bike' must have one entry"),
     ],
 )
 def test_wrong_settings_are_named(changes, data, message):
     with pytest.raises(ConfigError, match=message):
         build_detector(settings(MODELS["pointpillars"] | changes, **data))
+
+
+def test_pillars_need_no_whole_number_of_voxels_along_z():
+    data = {"point_cloud_range": [0, -6.4, -3, 12.8, 6.4, 2]}
+    assert build_detector(settings(MODELS["centerpoint"], **data)).encoder.grid == (1, 32, 32)
 
 
 @pytest.mark.parametrize("section", ["data", "model"])

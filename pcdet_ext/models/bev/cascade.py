@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ class CascadeDEDBackbone(nn.Module):
     """Encoders and decoders in a row, each a small U-Net of residual blocks (ScatterFormer, He et al., ECCV 2024).
 
     num_layers: how many; num_sbb: plain blocks of each level; down_strides: stride of each level, where the first is
-    taken only by the block that brings the input to feature_dim channels, if it has others.
-    Attributes: out_channels; stride: input cells per output cell. Raises ValueError when the lists do not fit.
+    taken only by the block that brings the input to feature_dim channels, if it has others; map_size: cells (Y, X) of
+    the maps that come, where they are known.
+    Attributes: out_channels; stride: input cells per output cell. Raises ValueError when the lists do not fit each
+    other, or map_size does not divide by the strides.
     """
 
     def __init__(
@@ -27,6 +30,7 @@ class CascadeDEDBackbone(nn.Module):
         num_sbb: Sequence[int] = (2, 1, 1),
         down_strides: Sequence[int] = (1, 2, 2),
         feature_dim: int = 128,
+        map_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if num_layers < 1 or not len(num_sbb) == len(down_strides) > 0:
@@ -40,6 +44,8 @@ class CascadeDEDBackbone(nn.Module):
         self.layers = nn.ModuleList(_EncoderDecoder(w, feature_dim, num_sbb, down_strides) for w in widths)
         self.out_channels = feature_dim
         self.stride = down_strides[0] if in_channels != feature_dim else 1
+        if map_size is not None:
+            _check_divides(map_size, self.stride, down_strides[1:])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -52,6 +58,14 @@ class CascadeDEDBackbone(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+def _check_divides(size: Sequence[int], first: int, strides: Sequence[int]) -> None:
+    """Refuse maps whose levels would not come back to their own size; the first stride is not undone, and may round."""
+    total = math.prod(strides)
+    if any(-(-cells // first) % total for cells in size):
+        wanted = f"{total} cells" if first == 1 else f"{total} cells after the first stride of {first}"
+        raise ValueError(f"a map of {tuple(size)} cells does not divide by the strides, by {wanted} in all")
 
 
 class _EncoderDecoder(nn.Module):

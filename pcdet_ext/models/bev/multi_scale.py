@@ -22,10 +22,12 @@ class MultiScale(nn.Module, ABC):
     Subclasses give the block of a level. layer_nums, layer_strides, num_filters: convolutions (beside the first),
     stride and width of each level; upsample_strides, num_upsample_filters: factor and width that each level is brought
     to the common scale with (a factor below 1 makes it smaller), or none, where all levels have one scale already;
-    use_conv_for_no_stride: a factor of 1 is a plain instead of a transposed convolution.
+    use_conv_for_no_stride: a factor of 1 is a plain instead of a transposed convolution; map_size: cells (Y, X) of the
+    maps that come, where they are known.
 
     Attributes: out_channels; stride: input cells per output cell (below 1 where the map grows).
-    Raises ValueError when the lists do not fit each other, or the levels do not end at one scale.
+    Raises ValueError when the lists do not fit each other, the levels do not end at one scale, or map_size does not
+    divide by the strides.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class MultiScale(nn.Module, ABC):
         upsample_strides: Sequence[float] = (),
         num_upsample_filters: Sequence[int] = (),
         use_conv_for_no_stride: bool = False,
+        map_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         _check_lists(layer_nums, layer_strides, num_filters, upsample_strides, num_upsample_filters)
@@ -50,6 +53,8 @@ class MultiScale(nn.Module, ABC):
         )
         self.out_channels = sum(num_upsample_filters or num_filters)
         self.stride = _common_stride(layer_strides, upsample_strides)
+        if map_size is not None:
+            _check_sizes(map_size, _level_sizes(map_size, layer_strides, upsample_strides))
 
     @abstractmethod
     def _level(self, in_channels: int, out_channels: int, number: int, stride: int) -> nn.Sequential:
@@ -65,9 +70,7 @@ class MultiScale(nn.Module, ABC):
         for i, block in enumerate(self.blocks):
             x = block(x)
             outputs.append(self.deblocks[i](x) if len(self.deblocks) else x)
-        if len({o.shape[2:] for o in outputs}) > 1:
-            sizes = ", ".join(str(tuple(o.shape[2:])) for o in outputs)
-            raise ValueError(f"a map of {size} cells does not divide by the strides: the levels end at {sizes}")
+        _check_sizes(size, [tuple(o.shape[2:]) for o in outputs])
         return torch.cat(outputs, dim=1)
 
 
@@ -114,3 +117,21 @@ def _common_stride(layer_strides: Sequence[int], upsample_strides: Sequence[floa
     if len(set(strides)) > 1:
         raise ValueError(f"levels end at different strides {strides}: adjust upsample_strides")
     return int(strides[0]) if strides[0] == int(strides[0]) else strides[0]
+
+
+def _level_sizes(
+    size: Sequence[int], layer_strides: Sequence[int], upsample_strides: Sequence[float]
+) -> list[tuple[int, ...]]:
+    """Cells (Y, X) of each level's output at the common scale, for a map of `size` cells."""
+    sizes = []
+    for i, stride in enumerate(layer_strides):
+        size = [-(-cells // stride) for cells in size]  # a 3x3 convolution with a border of one cell
+        factor = upsample_strides[i] if upsample_strides else 1
+        sizes.append(tuple(c * round(factor) if factor >= 1 else c // round(1 / factor) for c in size))
+    return sizes
+
+
+def _check_sizes(size: Sequence[int], sizes: Sequence[tuple[int, ...]]) -> None:
+    if len(set(sizes)) > 1 or 0 in sizes[0]:
+        ends = ", ".join(map(str, sizes))
+        raise ValueError(f"a map of {tuple(size)} cells does not divide by the strides: the levels end at {ends}")

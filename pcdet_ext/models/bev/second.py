@@ -48,6 +48,7 @@ class SECONDFPN(MultiScale):
         num_upsample_filters: Sequence[int] = (),
         use_conv_for_no_stride: bool = False,
         residual: bool = False,
+        map_size: Sequence[int] | None = None,
     ) -> None:
         self._unit = ResidualUnit if residual else ConvUnit
         super().__init__(
@@ -58,6 +59,7 @@ class SECONDFPN(MultiScale):
             upsample_strides,
             num_upsample_filters,
             use_conv_for_no_stride,
+            map_size,
         )
 
     def _level(self, in_channels: int, out_channels: int, number: int, stride: int) -> nn.Sequential:
