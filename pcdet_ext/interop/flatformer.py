@@ -236,8 +236,6 @@ def _check_head(config: Config, coder: Config, test: Config) -> None:
         raise ValueError("norm_bbox False: sizes are always logarithms here")
     if config.get("separate_head", {}).get("final_kernel", 3) != 3:
         raise ValueError(f"final_kernel must be 3, got {config['separate_head']['final_kernel']}")
-    if not isinstance(test["iou_pow"], (int, float)):
-        raise ValueError(f"iou_pow must be one number, got {test['iou_pow']}: a power per class is not supported")
     if test.get("nms_type", "rotate") != "rotate":
         raise ValueError(f"nms_type {test['nms_type']!r} is not known here; known: 'rotate'")
     inner, outer = coder["post_center_range"], test.get("post_center_limit_range", coder["post_center_range"])

@@ -149,7 +149,7 @@ def transfusion_head(config: Config, class_names: Sequence[str]) -> dict[str, An
         return node
     labels, threshold = SUPPRESSED.get(dataset, ((), 0.0))
     rectifier = post.get("IOU_RECTIFIER") if post.get("USE_IOU_TO_RECTIFY_SCORE") else None
-    node |= {"iou_rectifier": _only(rectifier), "nms": dict.fromkeys(_names(labels, class_names), threshold)}
+    node |= {"iou_rectifier": _one_or_each(rectifier), "nms": dict.fromkeys(_names(labels, class_names), threshold)}
     if "QUERY_RADIUS" in config:
         return node | _local_queries(config)
     return node | {
@@ -183,12 +183,9 @@ def _names(labels: Sequence[int], class_names: Sequence[str]) -> list[str]:
     return [name for label, name in enumerate(class_names) if label in labels]
 
 
-def _only(values: float | Sequence[float] | None) -> float | None:
-    if not isinstance(values, Sequence):
-        return values
-    if len(set(values)) != 1:
-        raise ValueError(f"IOU_RECTIFIER must be one value for all classes, got {list(values)}")
-    return values[0]
+def _one_or_each(values: float | Sequence[float] | None) -> float | Sequence[float] | None:
+    """IOU_RECTIFIER of TransFusionHead, where a list of one value is for all classes."""
+    return values[0] if isinstance(values, Sequence) and len(values) == 1 else values
 
 
 def _check_branches(config: Config) -> None:

@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_refused(detector_case: Case, path: str, value: obj
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("test_cfg.iou_pow", [0.5, 0.5, 0.5], r"iou_pow must be one number, got \[0.5, 0.5, 0.5\]"),
+        ("test_cfg.iou_pow", [0.5, 0.5], "iou_power must have 3 numbers, got 2"),
         ("test_cfg.nms_type", "circle", "nms_type 'circle' is not known"),
         ("test_cfg.post_center_limit_range", [-1, -1, -1, 1, 1, 1], "post_center_limit_range .* must contain"),
     ],

@@ -373,7 +373,7 @@ def test_second_fpn_is_its_convolutions_one_after_the_other(residual: bool) -> N
 def center_head(**arguments: object) -> CenterHead:
     geometry = {"point_cloud_range": (0, 0, -2, 16, 8, 2), "voxel_size": (1, 1, 4), "stride": 1, "classes": ["Car"]}
     branches = {"center": 2, "center_z": 2, "dim": 2, "rot": 2, "iou": 2}
-    return CenterHead(8, **geometry, branches=branches, **arguments)
+    return CenterHead(8, **(geometry | {"branches": branches} | arguments))
 
 
 def flat_maps(heat: Tensor, iou: Tensor) -> CenterOutput:
@@ -394,6 +394,26 @@ def test_iou_power_reorders_cells_before_the_best_are_chosen() -> None:
     torch.testing.assert_close(found.scores, torch.tensor([0.6]))
     (both,) = center_head(iou_power=2.0, score_threshold=0.05).decode(flat_maps(heat, iou))
     torch.testing.assert_close(both.scores, torch.tensor([0.6, 0.9 * 0.25**2]))
+
+
+def test_iou_power_per_class_shares_the_score() -> None:
+    """score^(1 - p) * IoU^p with the p of the class, in every frame of a batch."""
+    names, powers = ("car", "pedestrian", "cyclist"), [0.0, 0.5, 1.0]
+    heat, iou = torch.rand(2, 3, 4, 4) * 0.9 + 0.05, torch.rand(2, 1, 4, 4) * 3 - 1.5
+    zeros = torch.zeros(2, 3, 4, 4)
+    maps = TaskMaps(heat.logit(), zeros[:, :2], zeros[:, :1], zeros, zeros[:, :2], iou=iou)
+    settings = {"iou_power": powers, "score_threshold": 0.0, "max_candidates": 48}
+    found = center_head(classes=names, tasks=[names], **settings).candidates(CenterOutput((maps,)))[0]
+    for frame in range(2):
+        expected = torch.stack(
+            [heat[frame, c] ** (1 - p) * ((iou[frame, 0] + 1) / 2).clamp(0, 1) ** p for c, p in enumerate(powers)]
+        ).flatten(1)
+        for box in range(len(found[frame].scores)):
+            label, cell = int(found[frame].labels[box]), int(found[frame].cells[box])
+            torch.testing.assert_close(found[frame].scores[box], expected[label, cell])
+        assert len(found[frame].scores) == int((expected > 0).sum())
+    with pytest.raises(ValueError, match="iou_power must have 3 numbers, got 2"):
+        center_head(classes=names, tasks=[names], iou_power=[1.0, 2.0])
 
 
 def test_objects_outside_of_the_map_are_skipped_or_drawn_at_its_border() -> None:

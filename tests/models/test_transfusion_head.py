@@ -165,6 +165,21 @@ def test_suppression_of_chosen_classes_keeps_the_order_of_queries():
     assert head.decode(output)[0].labels.tolist() == [0, 1, 1, 1, 1, 1, 1]
 
 
+def test_rectified_score_mixes_overlap_per_class():
+    """score^(1 - a) * ((iou + 1) / 2)^a with the a of the class."""
+    head = make_head(branches=BRANCHES | {"iou": 2}, iou_rectifier=[0.25, 0.0, 1.0]).eval()
+    output = head(random_bev(1))
+    output.logits[:], output.peak_scores[:], output.iou[:] = 0.0, 0.9, -0.5
+    output.labels[0] = torch.arange(12) % 3
+    found = head.decode(output)[0]
+    score = 0.5 * 0.9
+    expected = torch.tensor([score**0.75 * 0.25**0.25, score, 0.25])
+    torch.testing.assert_close(found.scores, expected[found.labels])
+    assert set(found.labels.tolist()) == {0, 1, 2}
+    with pytest.raises(ValueError, match="iou_rectifier must have 3 numbers, got 2"):
+        make_head(branches=BRANCHES | {"iou": 2}, iou_rectifier=[0.5, 0.5])
+
+
 def test_frames_without_objects_train():
     head = make_head(branches=BRANCHES | {"iou": 2})
     boxes, labels = objects()

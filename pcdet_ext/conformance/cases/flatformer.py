@@ -121,7 +121,8 @@ def run_head(case: Case, grads: bool) -> Values:
     output = CenterOutput((maps,))
     boxes, labels = zip(*(_objects(case, frame) for frame in range(case.config["batch_size"])), strict=True)
     (targets,), losses = head.targets(output, boxes, labels), with_total(head.loss(output, as_targets(boxes, labels)))
-    values = _targets(targets, case) | {f"out.loss_{name}": losses[f"{ours}_0"] for name, ours in LOSSES.items()}
+    values = _targets(targets, case)
+    values |= {f"out.loss_{name}": losses[f"{ours}_0"] for name, ours in LOSSES.items() if f"{ours}_0" in losses}
     for frame, found in enumerate(head.candidates(output)[0]):
         rot = gather_cells(case.tensor("in.raw_rot")[frame : frame + 1], found.cells[None])[0]
         values |= {f"out.decoded_{name}_{frame}": value for name, value in _decoded(found, rot).items()}
@@ -135,7 +136,8 @@ def _objects(case: Case, frame: int) -> tuple[Tensor, Tensor]:
     """A frame's objects as the published head takes them: class by class, and no more than `max_objs`."""
     boxes, labels = case.tensor(f"in.gt_boxes_{frame}"), case.tensor(f"in.gt_labels_{frame}")
     kept = labels.argsort(stable=True)[: case.config["train_cfg"]["max_objs"]]
-    return from_second(boxes[kept, :7]), labels[kept]
+    ours = from_second(boxes[kept, :7])
+    return torch.cat([ours, boxes[kept, 7:]], 1), labels[kept]
 
 
 def _targets(targets: CenterTargets, case: Case) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,26 +25,34 @@ def overlaps(case: Case, _grads: bool) -> Values:
     """Every kind of overlap of two lists of boxes.
 
     The published kernel counts corners up to 1 cm outside of a box as inside, and the case says in `mid.regular` which
-    pairs that leaves alone: published values are compared there, exact ones everywhere.
+    pairs that leaves alone: published values are compared there, exact ones everywhere. Where one list is longer, the
+    paired overlaps are those of its first boxes with the whole other list.
     """
     a, b, regular = case.tensor("in.boxes_a"), case.tensor("in.boxes_b"), case.tensor("mid.regular").bool()
     bev, volume = iou_bev(a, b), iou_3d(a, b)
-    shared, paired = shared_area_bev(a, b), iou_3d_paired(a, b)
+    count = min(len(a), len(b))
+    first, second, alone = a[:count], b[:count], regular.diagonal()
+    shared, paired = shared_area_bev(a, b), iou_3d_paired(first, second)
     return {
-        "out.overlap_bev": Masked(torch.stack([published_shared_area(row.expand_as(b), b) for row in a]), regular),
+        "out.overlap_bev": Masked(_all_pairs(published_shared_area, a, b), regular),
         "out.iou_bev_gpu": Masked(bev, regular),
         "out.iou_bev_cpu": Masked(bev, regular),
         "out.iou3d": Masked(volume, regular),
-        "out.iou3d_aligned": Masked(paired[:, None], regular.diagonal()[:, None]),
-        "out.iou3d_paired": Masked(paired, regular.diagonal()),
-        "out.nearest_bev_iou": torch.stack([nearest_bev_iou(row.expand_as(b), b) for row in a]),
-        "out.diou_axis_aligned_paired": Masked(axis_aligned_diou(a, b), regular.diagonal()),
+        "out.iou3d_aligned": Masked(paired[:, None], alone[:, None]),
+        "out.iou3d_paired": Masked(paired, alone),
+        "out.nearest_bev_iou": _all_pairs(nearest_bev_iou, a, b),
+        "out.diou_axis_aligned_paired": Masked(axis_aligned_diou(first, second), alone),
         "out.hungarian_iou": Masked(iou_3d(lifted(a), lifted(b)), regular),
         "out.aligned_bev_boxes_a": axis_aligned(a),
         "out.exact_overlap_bev": shared,
         "out.exact_iou_bev": bev,
         "out.exact_iou3d": volume,
     }
+
+
+def _all_pairs(paired: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """A function of paired boxes for every pair of a [N, 7] and b [M, 7]: [N, M]."""
+    return paired(a.repeat_interleave(len(b), 0), b.repeat(len(a), 1)).view(len(a), len(b))
 
 
 @runs("openpcdet", "circle_nms")

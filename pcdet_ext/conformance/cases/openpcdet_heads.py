@@ -74,13 +74,17 @@ def run_anchor_head(case: Case, grads: bool) -> Values:
         "out.loss.rpn_loss_loc": loss["box"],
         "out.loss.rpn_loss_dir": loss.get("direction", torch.zeros(())),
     }
-    values |= _anchor_targets(head, head.targets(output, boxes, labels))
+    counted = config["model_cfg"]["TARGET_ASSIGNER_CONFIG"].get("NORM_BY_NUM_EXAMPLES", False)
+    values |= _anchor_targets(head, head.targets(output, boxes, labels), counted)
     values |= detections(head.decode(output))
     return values | (gradients(case, loss["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
 
 
-def _anchor_targets(head: AnchorHead, targets: AnchorTargets) -> dict[str, Tensor]:
-    """Targets with the published labels: 1 for the first class, 0 for background, -1 for ignored anchors."""
+def _anchor_targets(head: AnchorHead, targets: AnchorTargets, counted: bool) -> dict[str, Tensor]:
+    """Targets with the published labels: 1 for the first class, 0 for background, -1 for ignored anchors.
+
+    counted: NORM_BY_NUM_EXAMPLES, which divides the published weights of boxes; no published loss reads them.
+    """
     labels = targets.labels + 1
     labels[targets.labels == BACKGROUND] = 0
     labels[targets.labels == IGNORED] = -1
@@ -89,8 +93,20 @@ def _anchor_targets(head: AnchorHead, targets: AnchorTargets) -> dict[str, Tenso
     return {
         "out.target.box_cls_labels": labels,
         "out.target.box_reg_targets": codes,
-        "out.target.reg_weights": (targets.labels >= 0).float(),
+        "out.target.reg_weights": _box_weights(head, targets.labels, counted),
     }
+
+
+def _box_weights(head: AnchorHead, labels: Tensor, counted: bool) -> Tensor:
+    """Weights [B, N] of the anchors' boxes: 1, or 1 / (positive and background anchors of the class)."""
+    weights = (labels >= 0).float()
+    if not counted:
+        return weights
+    per_cell = [len(spec) for spec in head.specs]
+    cells = labels.view(len(labels), -1, sum(per_cell))
+    examples = [(part >= BACKGROUND).sum((1, 2), keepdim=True) for part in cells.split(per_cell, 2)]
+    divisors = [n.clamp_min(1).expand(-1, -1, size) for n, size in zip(examples, per_cell, strict=True)]
+    return (weights.view_as(cells) / torch.cat(divisors, 2)).view_as(labels)
 
 
 @runs("openpcdet", "center_head")

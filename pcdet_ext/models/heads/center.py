@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pcdet_ext.config import construct, suggest
 from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
 from pcdet_ext.models.heads.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
-from pcdet_ext.models.heads.postprocess import NMSConfig, rectify_scores, suppress
+from pcdet_ext.models.heads.postprocess import NMSConfig, per_class, rectify_scores, suppress
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.targets.box_coding import lifted
 from pcdet_ext.models.targets.heatmaps import CenterTargets, center_targets
@@ -83,8 +83,9 @@ class CenterHead(nn.Module):
 
     Variants of FlatFormer's published head: branch_channels, branch_norm_eps, branch_norm_momentum: width and norm of
     the branches where they differ from the shared convolution's; outside: objects whose centre is outside of the map
-    are drawn at its border, or skipped; iou_power: instead of `iou_rectifier`, the score of every cell is multiplied by
-    this power of the predicted IoU before the best cells are chosen; iou_of_tops: the IoU branch learns the overlap of
+    are drawn at its border, or skipped; iou_power: instead of `iou_rectifier`, the predicted IoU changes the score of
+    every cell before the best cells are chosen: one number p gives score * IoU^p, one number per class gives
+    score^(1 - p) * IoU^p with the p of the class; iou_of_tops: the IoU branch learns the overlap of
     boxes around their tops. Velocities that have no weight in `code_weights` need not be known.
     State-dict keys are those of OpenPCDet's CenterHead. Raises ValueError for settings that contradict each other.
     """
@@ -93,6 +94,7 @@ class CenterHead(nn.Module):
 
     code_weights: Tensor
     iou_rectifier: Tensor | None
+    iou_power: Tensor | None
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class CenterHead(nn.Module):
         branch_norm_eps: float | None = None,
         branch_norm_momentum: float | None = None,
         outside: Literal["border", "skip"] = "border",
-        iou_power: float | None = None,
+        iou_power: float | Sequence[float] | None = None,
         iou_of_tops: bool = False,
     ) -> None:
         super().__init__()
@@ -138,7 +140,7 @@ class CenterHead(nn.Module):
                 raise ValueError(f"{name} needs the branch 'iou'")
         if iou_rectifier is not None and iou_power is not None:
             raise ValueError(f"iou_rectifier ({iou_rectifier}) and iou_power ({iou_power}) exclude each other")
-        self.outside, self.iou_power, self.iou_of_tops = outside, iou_power, iou_of_tops
+        self.outside, self.iou_of_tops = outside, iou_of_tops
         self.origin = tuple(point_cloud_range[:2])
         self.cell = tuple(size * stride / upsample for size in voxel_size[:2])
         self.gaussian_overlap, self.min_radius = gaussian_overlap, min_radius
@@ -148,8 +150,13 @@ class CenterHead(nn.Module):
         self.center_range = None if center_range is None else tuple(center_range)
         self.nms = construct(NMSConfig, nms or {})
         self.nms.check(len(self.classes))
-        self._buffer("code_weights", code_weights, 10 if "vel" in self.branches else 8)
-        self._buffer("iou_rectifier", iou_rectifier, len(self.classes))
+        weights = per_class(
+            "code_weights", 1.0 if code_weights is None else code_weights, 10 if "vel" in self.branches else 8
+        )
+        self.register_buffer("code_weights", weights, persistent=False)
+        for name, value in (("iou_rectifier", iou_rectifier), ("iou_power", iou_power)):
+            self.register_buffer(name, per_class(name, value, len(self.classes)), persistent=False)
+        self.shared_power = isinstance(iou_power, Sequence)
 
         convolution = _Convolution(shared_channels, conv_bias, norm_eps, norm_momentum)
         self.shared_conv = convolution.shared(in_channels, upsample)
@@ -162,14 +169,6 @@ class CenterHead(nn.Module):
         self.heads_list = nn.ModuleList(
             SeparateHead(shared_channels, branch, self.branches, len(task), heatmap_convs) for task in self.tasks
         )
-
-    def _buffer(self, name: str, values: float | Sequence[float] | None, count: int) -> None:
-        if isinstance(values, Sequence) and len(values) != count:
-            raise ValueError(f"{name} must have {count} numbers, got {len(values)}")
-        if values is None and name == "code_weights":
-            values = 1.0
-        tensor = None if values is None else torch.tensor(values, dtype=torch.float32).expand(count).clone()
-        self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, bev: Tensor) -> CenterOutput:
         """Predictions from a map [B, in_channels, Y, X]."""
@@ -240,12 +239,7 @@ class CenterHead(nn.Module):
 
     def _candidates(self, maps: TaskMaps, labels: tuple[int, ...]) -> list[Candidates]:
         """Of each frame: the best `max_candidates` cells of each class, and of these the best of all."""
-        heatmap = maps.heatmap.float().sigmoid()
-        if self.iou_power is not None:
-            if maps.iou is None:
-                raise ValueError("iou_power needs the branch 'iou'")
-            heatmap = heatmap * ((maps.iou.float() + 1) / 2).clamp(0, 1).pow(self.iou_power)
-        heatmap = heatmap.flatten(2)
+        heatmap = self._scores(maps, labels).flatten(2)
         scores, cells = heatmap.topk(min(self.max_candidates, heatmap.shape[2]), dim=2)
         count = scores.shape[2]
         scores, place = scores.flatten(1).topk(min(self.max_candidates, scores[0].numel()), dim=1)
@@ -261,6 +255,17 @@ class CenterHead(nn.Module):
             at = cells[frame, keep]
             found.append(Candidates(boxes[keep], scores[frame, keep], task[frame, keep], kept_iou, at))
         return found
+
+    def _scores(self, maps: TaskMaps, labels: tuple[int, ...]) -> Tensor:
+        """Scores [B, C, Y, X] of a task's classes `labels`, changed by the predicted IoU where `iou_power` says so."""
+        scores = maps.heatmap.float().sigmoid()
+        if self.iou_power is None:
+            return scores
+        if maps.iou is None:
+            raise ValueError("iou_power needs the branch 'iou'")
+        power = self.iou_power[list(labels)].view(-1, 1, 1)
+        factor = ((maps.iou.float() + 1) / 2).clamp(0, 1).pow(power)
+        return (scores.pow(1 - power) if self.shared_power else scores) * factor
 
     def _in_range(self, boxes: Tensor) -> Tensor:
         if self.center_range is None:

@@ -96,6 +96,18 @@ def every_class(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tenso
     return index, scores[index, labels], labels
 
 
+def per_class(name: str, values: float | Sequence[float] | None, count: int) -> Tensor | None:
+    """A setting as float32 [count]: one number for all classes, or one per class; None stays None.
+
+    Raises ValueError, with the name of the setting, for another number of values.
+    """
+    if values is None:
+        return None
+    if isinstance(values, Sequence) and len(values) != count:
+        raise ValueError(f"{name} must have {count} numbers, got {len(values)}")
+    return torch.tensor(values, dtype=torch.float32).expand(count).clone()
+
+
 def rectify_scores(scores: Tensor, iou: Tensor, share: Tensor) -> Tensor:
     """Scores [M] mixed with the predicted overlap `iou` [M] in [-1, 1]: score^(1 - share) * ((iou + 1) / 2)^share
     (CIA-SSD, Zheng et al. 2021)."""

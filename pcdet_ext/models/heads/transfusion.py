@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pcdet_ext.config import suggest
 from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
 from pcdet_ext.models.heads.losses import axis_aligned_diou, gaussian_focal_loss, sigmoid_focal_loss, smooth_l1_loss
-from pcdet_ext.models.heads.postprocess import rectify_scores
+from pcdet_ext.models.heads.postprocess import per_class, rectify_scores
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.transfusion_decoder import DecoderLayer, PredictionHead, repeated_window, window_mask
 from pcdet_ext.models.targets.box_coding import lifted, usable_boxes
@@ -79,14 +79,15 @@ class TransFusionHead(nn.Module):
     rows of the map stand for x. height: what the height branch says, the z of the "center" or of the "top".
     class_cost, box_cost, iou_cost: weights of the matching. center_range: limits of box centres (closed).
     box_iou_weight: of the axis-aligned distance-IoU loss, which is left out at 0. iou_rectifier: share of the predicted
-    IoU in the score. nms: IoU threshold of those classes that are suppressed, by name. See the module for the remaining
-    options. State-dict keys are those of OpenPCDet.
+    IoU in the score (one number, or one per class). nms: IoU threshold of those classes that are suppressed, by name.
+    See the module for the remaining options. State-dict keys are those of OpenPCDet.
     Raises ValueError for settings that contradict each other.
     """
 
     reads: ClassVar[Reads] = "map"
 
     code_weights: Tensor
+    iou_rectifier: Tensor | None
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class TransFusionHead(nn.Module):
         code_weights: Sequence[float] | None = None,
         score_threshold: float = 0.0,
         center_range: Sequence[float] | None = None,
-        iou_rectifier: float | None = None,
+        iou_rectifier: float | Sequence[float] | None = None,
         nms: Mapping[str, float] | None = None,
         border_peaks: bool = True,
         bottom_cost: bool = False,
@@ -153,7 +154,7 @@ class TransFusionHead(nn.Module):
         self.class_weight, self.box_weight = class_weight, box_weight
         self.heatmap_weight, self.iou_weight = heatmap_weight, iou_weight
         self.box_iou_weight = box_iou_weight
-        self.score_threshold, self.iou_rectifier = score_threshold, iou_rectifier
+        self.score_threshold = score_threshold
         self.center_range = None if center_range is None else tuple(center_range)
         size = 10 if "vel" in self.branches else 8
         if code_weights is not None and len(code_weights) != size:
@@ -163,6 +164,7 @@ class TransFusionHead(nn.Module):
         )
 
         count = len(self.classes)
+        self.register_buffer("iou_rectifier", per_class("iou_rectifier", iou_rectifier, count), persistent=False)
         self.shared_conv = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
         first = nn.Sequential()
         first.conv = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=conv_bias)
@@ -330,7 +332,7 @@ class TransFusionHead(nn.Module):
             if self.iou_rectifier is not None:
                 if output.iou is None:
                     raise ValueError("iou_rectifier needs the branch 'iou'")
-                score = rectify_scores(score, output.iou[frame, chosen], torch.full_like(score, self.iou_rectifier))
+                score = rectify_scores(score, output.iou[frame, chosen], self.iou_rectifier[labels[frame, chosen]])
             detections = Detections(boxes[frame, chosen], score, labels[frame, chosen], self.classes)
             found.append(detections.select(self._suppressed(detections)))
         return found
