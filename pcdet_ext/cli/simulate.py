@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterator
 
 from pcdet_ext.cli.arguments import path
-from pcdet_ext.cli.errors import wrong_use
+from pcdet_ext.cli.errors import FailureError, wrong_use
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +28,16 @@ def run(options: argparse.Namespace) -> int:
 
     from pcdet_ext.data.simulation import SpinningLidar, simulate_kitti
 
+    begun = False
+
     def bar(numbers: Iterator[int]) -> Iterator[int]:
+        nonlocal begun
+        begun = True
         return iter(tqdm(numbers, total=options.frames, unit="frame", desc=str(options.out)))
 
     with wrong_use():
         sensor = SpinningLidar(beams=options.beams, azimuths=options.azimuths)
         simulate_kitti(options.out, options.frames, options.seed, options.val_fraction, options.workers, sensor, bar)
+    if not begun:
+        raise FailureError(f"{options.out}: holds these frames already, there is nothing to do")
     return 0

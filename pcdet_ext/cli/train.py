@@ -10,10 +10,14 @@ exactly there. Several GPUs: --devices N, or torchrun -m pcdet_ext train ….
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from pcdet_ext.cli.arguments import add_device, add_overrides, path
-from pcdet_ext.cli.errors import FailureError
+from pcdet_ext.cli.errors import FailureError, UsageError
+from pcdet_ext.files import expand_path
+
+LAST = "last"  # what `resume` of a training means by OUT/last.ckpt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         nargs="?",
-        type=path,
-        const=Path(),
+        const=LAST,
         metavar="CKPT",
         help="continue a checkpoint; without a name OUT/last.ckpt, or from the start where there is none",
     )
@@ -44,11 +47,12 @@ def run(options: argparse.Namespace) -> int:
     from pcdet_ext.engine.training import TrainingError, train
 
     out = options.out or Path("runs") / Path(options.config).stem
+    resume, overrides = _resumed(options.resume, options.overrides)
     try:
         finished = train(
-            config.load(options.config, options.overrides),
+            config.load(options.config, overrides),
             out,
-            resume="last" if options.resume == Path() else options.resume,
+            resume=resume,
             overwrite=options.overwrite,
             device=options.device,
             devices=options.devices,
@@ -60,3 +64,16 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"what is in {out} stays as it was written last") from stop
     return 0 if finished else INTERRUPTED
+
+
+def _resumed(given: str | None, overrides: list[str]) -> tuple[str | Path | None, list[str]]:
+    """What to continue, and the changes: after a bare --resume argparse takes the first change for the checkpoint."""
+    if given is None or given == LAST:
+        return given, overrides
+    try:
+        file = expand_path(given)
+    except ValueError as error:
+        raise UsageError(f"--resume: {error}") from error
+    if re.match(r"[A-Za-z_][\w.]*=", given) and not file.exists():
+        return LAST, [given, *overrides]
+    return file, overrides

@@ -52,7 +52,7 @@ def train(
         settings: the whole configuration.
         out: folder for `last.ckpt`, `best.ckpt` (highest score), `config.yaml`, `log.jsonl` and TensorBoard's files.
         resume: a checkpoint to continue from, or "last" for `last.ckpt` in `out` where there is one.
-        overwrite: replace an earlier run in `out` instead of refusing.
+        overwrite: replace an earlier run in `out` instead of refusing; it stays until the new one begins to train.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" or "mps".
         devices: processes on this machine.
         strategy: how processes work together, by Lightning's names, such as "ddp" or "ddp_find_unused_parameters_true".
@@ -74,7 +74,7 @@ def train(
     if resume == "last":
         resume = out / LAST if (out / LAST).exists() else None
     if fabric.global_rank == 0:
-        _claim(out, resume, overwrite)
+        _refuse_to_mix(out, resume, overwrite)
     content = None
     if resume is not None:
         content = checkpoint.read(resume)
@@ -100,6 +100,8 @@ def train(
             "there is nothing to do; a larger train.epochs or train.max_steps continues it"
         )
     if fabric.global_rank == 0:
+        if resume is None:
+            _clear(out)
         with atomic_write(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")
     return trainer.fit()
@@ -207,15 +209,17 @@ def _evaluation(settings: Node, device: str) -> Callable[[nn.Module, Callable[[]
     return evaluate
 
 
-def _claim(out: Path, resume: str | Path | None, overwrite: bool) -> None:
-    """Make the folder of a run; never silently write over the checkpoints of another one."""
-    if resume is None and not overwrite and (out / LAST).exists():
+def _refuse_to_mix(out: Path, resume: str | Path | None, overwrite: bool) -> None:
+    """Never write over the checkpoints of another run, nor beside them, unless told so."""
+    if resume is None and not overwrite and any((out / name).exists() for name in (LAST, BEST)):
         raise FileExistsError(
             f"{out}: holds a run already; pass --resume to continue it, --overwrite, or another --out"
         )
+
+
+def _clear(out: Path) -> None:
+    """Make the folder of a new run; what an earlier one left there goes, whole."""
     out.mkdir(parents=True, exist_ok=True)
-    if overwrite and resume is None:
-        for name in (LAST, BEST, "log.jsonl"):
-            (out / name).unlink(missing_ok=True)
-        for events in out.glob("events.out.tfevents.*"):
-            events.unlink()
+    for pattern in (LAST, BEST, "config.yaml", "log.jsonl", "events.out.tfevents.*"):
+        for path in out.glob(pattern):
+            path.unlink()

@@ -153,8 +153,18 @@ def test_resume_refuses_overwrites_and_continues(
     error = capsys.readouterr().err
     assert "data.classes was ['Car'], now ['Van']" in error
     assert "model.head.score_threshold was" in error
+    assert main(["train", *short, "--resume", "model.head.score_threshold=0.5"]) != 0  # a change, no checkpoint
+    assert "model.head.score_threshold was" in capsys.readouterr().err
+    last = (tmp_path / "run" / "last.ckpt").read_bytes()
+    assert main(["train", *short, "--overwrite", "model.head.nams=1"]) == 2
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == last  # what cannot train replaces nothing
+    (tmp_path / "run" / "best.ckpt").write_bytes(last)
     assert main(["train", *short, "--overwrite"]) == 0
     assert log.read_text() == first
+    assert not (tmp_path / "run" / "best.ckpt").exists()
+    (tmp_path / "run" / "last.ckpt").rename(tmp_path / "run" / "best.ckpt")
+    assert main(["train", *short, "--resume"]) == 2
+    assert "holds a run already" in capsys.readouterr().err
     assert config.load(tmp_path / "run" / "config.yaml")["train"]["max_steps"] == 2
 
 
