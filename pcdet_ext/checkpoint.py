@@ -70,6 +70,8 @@ def load_safely(path: str | Path, refusal: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise MissingCheckpointError(f"{path}: no such checkpoint") from None
+    except IsADirectoryError:
+        raise MissingCheckpointError(f"{path}: is a folder, not a checkpoint") from None
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {refusal} ({_what_was_found(error)})") from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:

@@ -246,7 +246,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> Node:
         with path.open(encoding="utf-8") as stream:
             node = _parse(stream, str(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
     if not isinstance(node, Node):
         raise ConfigError(f"{path}: a configuration must be a mapping, got {type(node).__name__}")
     bases = node.pop("_base_", [])
@@ -254,6 +254,11 @@ def _read(path: Path, chain: tuple[Path, ...]) -> Node:
     for base in [bases] if isinstance(bases, str) else bases:
         result = _merge(result, _read(_find_base(base, path), (*chain, path.resolve())))
     return _merge(result, node)
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error that may have several lines, as those of PyYAML."""
+    return " ".join(str(error).split())
 
 
 def _find_base(base: str, path: Path) -> Path:
@@ -288,7 +293,7 @@ def _override(root: Node, text: str) -> None:
     try:
         parsed = _parse(value, f"override {text!r}")
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: {error}") from error
+        raise ConfigError(f"override {text!r}: {_one_line(error)}") from error
     node: Any = root
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1

@@ -35,14 +35,40 @@ def expand_path(path: str | Path) -> Path:
     return Path(os.path.expandvars(text))
 
 
+def check_output_file(path: str | Path) -> None:
+    """Whether a file can be written, as far as that is known before it is: for results that take long to compute.
+
+    Raises IsADirectoryError for a folder, and as `check_output_folder` for the folder that it would be in.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name a file to write")
+    check_output_folder(path.parent)
+
+
+def check_output_folder(path: str | Path) -> None:
+    """Whether a folder can be made and written to, as far as that is known before.
+
+    Raises NotADirectoryError where it or a folder above it is a file, PermissionError where writing is not allowed.
+    """
+    path = Path(path)
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        what = "is a file" if there == path else f"{there} is a file"
+        raise NotADirectoryError(f"{path}: {what}; name a folder to write to")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: no permission to write in {there}")
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; rename it to `path` when the block ends without an error.
 
     The folder is made where missing. On any error, a full disk included, the temporary file goes and `path` stays as
-    it was.
+    it was. Raises OSError as `check_output_file` does.
     """
     path = Path(path)
+    check_output_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)

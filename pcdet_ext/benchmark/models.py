@@ -75,8 +75,8 @@ class ModelTiming:
 
     @property
     def grouping_share(self) -> float:
-        """Share of the backbone's time that is grouping."""
-        return self.parts.get("grouping", 0.0) / self.seconds["backbone"]
+        """Share of the backbone's time that is grouping; 0 in a detector without one."""
+        return self.parts.get("grouping", 0.0) / self.seconds["backbone"] if "backbone" in self.seconds else 0.0
 
     def lines(self) -> Iterator[str]:
         """What to print."""
@@ -88,9 +88,11 @@ class ModelTiming:
         for name, seconds in self.seconds.items():
             peak = self.peak_mb[name]
             yield f"    {name:14s} {seconds:8.3f} s" + ("" if peak is None else f"  peak {peak:7.0f} MB")
-        yield f"    of the backbone: grouping {self.parts.get('grouping', 0.0):.3f} s ({self.grouping_share:.1%}), " + (
-            f"neighbour tables {self.parts.get('neighbour tables', 0.0):.3f} s"
-        )
+        if "backbone" in self.seconds:
+            grouping, tables = self.parts.get("grouping", 0.0), self.parts.get("neighbour tables", 0.0)
+            yield f"    of the backbone: grouping {grouping:.3f} s ({self.grouping_share:.1%}), " + (
+                f"neighbour tables {tables:.3f} s"
+            )
         if self.reference_scan is not None:
             ratio = self.reference_scan / self.seconds["backbone"]
             yield f"    backbone on the PyTorch scan: {self.reference_scan:.3f} s, {ratio:.1f}x"
@@ -109,8 +111,12 @@ def run_models(
 
     paths: configurations (default: published models of each backbone); voxels: at least so many in the frame; rounds:
     forward passes, after one that does not count; reference_scan: also time a backbone with Mamba on the PyTorch
-    definition of its scan, once. Raises ConfigError for a configuration that cannot be used.
+    definition of its scan, once. Raises ConfigError for a configuration that cannot be used, ValueError for a device
+    that is not there and numbers below 1.
     """
+    for name, value in {"voxels": voxels, "rounds": rounds, "threads": 1 if threads is None else threads}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch sees no CUDA device")
     context = multiprocessing.get_context("spawn")

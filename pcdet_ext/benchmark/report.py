@@ -157,6 +157,8 @@ def run_ops(
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch sees no CUDA device")
     if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     if any(n < 1 for n in voxels):
         raise ValueError(f"voxels must be at least 1, got {min(voxels)}")

@@ -58,8 +58,9 @@ def run_steps(
     """
     if not paths:
         raise ValueError("name a configuration, and its data as data.root=DIR")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    for name, value in {"steps": steps, "threads": 1 if threads is None else threads}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch sees no CUDA device")
     context = multiprocessing.get_context("spawn")

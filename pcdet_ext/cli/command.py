@@ -17,7 +17,7 @@ from pcdet_ext import __doc__ as about
 from pcdet_ext import __version__
 from pcdet_ext.cli.errors import FailureError, UsageError
 from pcdet_ext.config import ConfigError, suggest
-from pcdet_ext.files import DataError, MissingFileError
+from pcdet_ext.files import DataError, MissingFileError, check_output_file, check_output_folder
 
 COMMANDS = {
     "train": "train a detector",
@@ -92,7 +92,20 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     parse = parser.parse_args if command in WITH_SUBCOMMANDS else parser.parse_intermixed_args
     options = parse(arguments)
     logging.basicConfig(format="%(message)s")
-    return _with_exit_code(parser.prog, lambda: module.run(options))
+
+    def run() -> int:
+        _check_outputs(options)
+        return int(module.run(options))
+
+    return _with_exit_code(parser.prog, run)
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse what cannot be written before anything is computed; --json and --plots are alike in all commands."""
+    if getattr(options, "json", None) is not None:
+        check_output_file(options.json)
+    if getattr(options, "plots", None) is not None:
+        check_output_folder(options.plots)
 
 
 def _with_exit_code(program: str, run: Callable[[], int]) -> int:

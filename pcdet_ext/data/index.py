@@ -116,7 +116,7 @@ def read_prepared(path: Path, key: str) -> Any:
     """Content under `key` of a prepared JSON file. Raises DataError when missing, damaged, or of another format."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError(
             f"{path}: no such file; make it with `pcdet prepare` (--splits and --database name the splits; where "
             "the data folder is read-only, --out and data.index name another one)"

@@ -22,7 +22,7 @@ from pcdet_ext.config import Registry
 from pcdet_ext.data.geometry import finite_points, inside_boxes
 from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, write_index
 from pcdet_ext.data.objects import database_path, write_objects
-from pcdet_ext.files import DataError
+from pcdet_ext.files import DataError, check_output_folder
 from pcdet_ext.structures import Array, Sample
 
 # Functions (root, …) -> FrameSource by the name of a format, as the command line has it.
@@ -129,13 +129,17 @@ def prepare(
 
     Raises:
         DataError: naming the file of a damaged frame; and when no frame of a split can be read.
-        ValueError: a database split is not among the splits.
+        ValueError: a database split is not among the splits, or workers is below 0.
+        OSError: `out` cannot be written to.
     """
     database = [split for split in splits if split == "train"] if database is None else database
     missing = [split for split in database if split not in splits]
     if missing:
         raise ValueError(f"{source.root}: database {missing[0]!r} is not one of the splits {', '.join(splits)}")
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
     out = Path(out) if out else Path(source.root) / FOLDER
+    check_output_folder(out)
     return [_prepare_split(source, s, s in database, out, workers, on_error, progress) for s in splits]
 
 

@@ -19,7 +19,7 @@ from pcdet_ext.data.base import Dataset, collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.engine.loader import frame_loader
 from pcdet_ext.evaluation.base import Evaluator
-from pcdet_ext.files import atomic_write
+from pcdet_ext.files import atomic_write, check_output_folder
 from pcdet_ext.inference import Detector, load
 from pcdet_ext.structures import Detections, Predictions
 from pcdet_ext.visualization.plots import write_plots
@@ -125,7 +125,10 @@ def measure(
     Raises:
         ConfigError: an override does not fit.
         DataError: a file is damaged (CheckpointError for the checkpoint), or `out` holds other results.
+        OSError: `out` cannot be a folder of results.
     """
+    if out is not None:
+        check_output_folder(out)
     detector = load(checkpoint, device, overrides, imports)
     options = eval_config(detector.config)
     split = split or options.split

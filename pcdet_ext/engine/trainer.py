@@ -156,6 +156,9 @@ def make_fabric(
         from lightning.fabric.plugins import MixedPrecision
     except ImportError as error:
         raise ImportError("training needs Lightning: pip install pcdet_ext[train]") from error
+    for name, value in {"devices": 1 if devices is None else devices, "nodes": nodes}.items():
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
     kind, index = training_device(device)
     if precision == "fp16" and kind != "cuda":
         raise ConfigError("train.precision: fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
@@ -166,13 +169,16 @@ def make_fabric(
         raise ConfigError(f"device {device!r} is one device; for several processes name their kind, {kind!r}")
     mixed: dict[str, Literal["bf16-mixed", "16-mixed"]] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
     plugin = mixed.get(precision)
-    return Fabric(
-        accelerator=kind,
-        devices=devices or 1 if index is None else [index],
-        num_nodes=nodes,
-        strategy=strategy,
-        plugins=[MixedPrecision(plugin, kind)] if plugin else None,
-    )
+    try:
+        return Fabric(
+            accelerator=kind,
+            devices=(devices or 1) if index is None else [index],
+            num_nodes=nodes,
+            strategy=strategy,
+            plugins=[MixedPrecision(plugin, kind)] if plugin else None,
+        )
+    except (ValueError, TypeError) as error:  # of Lightning, for names and numbers that do not fit each other
+        raise ConfigError(f"{devices or 1} {kind} devices, strategy {strategy!r}: {error}") from error
 
 
 def training_device(name: str) -> tuple[Literal["cpu", "cuda", "mps"], int | None]:

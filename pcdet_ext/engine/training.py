@@ -29,7 +29,7 @@ from pcdet_ext.engine.trainer import (
     seed_everything,
 )
 from pcdet_ext.evaluation.base import Result
-from pcdet_ext.files import atomic_write
+from pcdet_ext.files import atomic_write, check_output_folder
 from pcdet_ext.inference import Detector
 from pcdet_ext.models.detector import build_detector, usual_defaults
 
@@ -74,6 +74,7 @@ def train(
     if resume == "last":
         resume = out / LAST if (out / LAST).exists() else None
     if fabric.global_rank == 0:
+        check_output_folder(out)
         _refuse_to_mix(out, resume, overwrite)
     content = None
     if resume is not None:

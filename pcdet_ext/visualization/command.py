@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from pcdet_ext.files import DataError, check_output_file
 from pcdet_ext.visualization.bev import draw_bev
 from pcdet_ext.visualization.page import write_page
 from pcdet_ext.visualization.scene import Scene, read_kitti_scene, with_detections
@@ -37,6 +39,8 @@ def visualize(
     for path in files:
         if not path.exists():
             raise ValueError(f"{path}: no such file")
+    if not score <= math.inf:
+        raise ValueError(f"score must be a number, got {score}")
     scenes = _scenes(frames, labels, results, calib)
     if checkpoints:
         scenes = _detected(scenes, checkpoints[0], device, imports)
@@ -46,6 +50,8 @@ def visualize(
         return []
     style = style or ("page" if out.suffix == ".html" else "map")
     targets = _targets(frames, out, style)
+    for target in targets:
+        check_output_file(target)
     for scene, target in zip(scenes, targets, strict=True):
         _write(scene, target, style, score)
     return targets
@@ -54,12 +60,15 @@ def visualize(
 def _scenes(frames: list[Path], labels: Path | None, results: Path | None, calib: Path | None) -> Iterator[Scene]:
     for frame in frames:
         alone = frame.suffix == ".txt"
-        yield read_kitti_scene(
+        scene = read_kitti_scene(
             points=None if alone else frame,
             labels=frame if alone else _of_frame(labels, frame),
             calibration=_of_frame(calib, frame),
             results=_of_frame(results, frame),
         )
+        if not scene.finite().holds_something:
+            raise DataError(f"{frame}: has no finite point, nor boxes: there is nothing to draw")
+        yield scene
 
 
 def _of_frame(path: Path | None, frame: Path) -> Path | None:
@@ -86,12 +95,23 @@ def _targets(frames: list[Path], out: Path, style: str) -> list[Path]:
     """Where each frame's picture goes."""
     suffix = ".html" if style == "page" else ".png"
     if not out.suffix:
-        return [out / f"{frame.stem}{suffix}" for frame in frames]
+        return _in_folder(frames, out, suffix)
     if out.suffix != suffix:
         raise ValueError(f"{out}: a picture of style {style!r} is a {suffix} file")
     if len(frames) > 1:
         raise ValueError(f"{out}: several frames need a folder, not one file")
     return [out]
+
+
+def _in_folder(frames: list[Path], out: Path, suffix: str) -> list[Path]:
+    """A picture of each frame's name. Raises ValueError where two would have the same, and one be lost."""
+    of: dict[Path, Path] = {}
+    for frame in frames:
+        target = out / f"{frame.stem}{suffix}"
+        if target in of:
+            raise ValueError(f"{target}: would be the picture of {of[target]} and of {frame}; draw them one by one")
+        of[target] = frame
+    return list(of)
 
 
 def _write(scene: Scene, target: Path, style: str, score: float) -> None:

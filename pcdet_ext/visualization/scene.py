@@ -58,6 +58,12 @@ class Scene:
             title=f"{self.title} (not finite, left out: {', '.join(notes)})" if notes else self.title,
         )
 
+    @property
+    def holds_something(self) -> bool:
+        """Whether there is a point or a box."""
+        boxes = [0 if found is None or found.boxes is None else len(found) for found in (self.truth, self.detections)]
+        return len(self.points) + sum(boxes) > 0
+
     def colours(self) -> dict[str, str]:
         """A colour for each class that was detected, the same for the same list of classes."""
         names = self.detections.class_names if self.detections is not None else ()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.files import DataError, atomic_write
+from pcdet_ext.files import DataError, atomic_write, check_output_folder
 from pcdet_ext.data.simulation.kitti import write_frame
 from pcdet_ext.data.simulation.scene import Scene, street_scene
 from pcdet_ext.data.simulation.sensor import Scan, SpinningLidar
@@ -47,6 +47,9 @@ def simulate_kitti(
     Raises ValueError for bad numbers, FileExistsError for a folder that holds something else.
     """
     out, sensor = Path(out), sensor or SpinningLidar()
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    check_output_folder(out)
     if frames < 1 or workers < 1 or not 0 <= val_fraction <= 1:
         raise ValueError(
             f"frames and workers must be positive and val_fraction in [0, 1]: {frames}, {workers}, {val_fraction}"

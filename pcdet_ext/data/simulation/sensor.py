@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,7 @@ class SpinningLidar:
     """A sensor like the Velodyne HDL-64E: 64 beams from +2° to -24.8°, about 2080 firings a turn, 1.73 m high.
 
     range_noise: standard deviation in metres; dropout: share of returns lost at random; max_range: metres.
+    Raises ValueError for values outside their ranges.
     """
 
     beams: int = 64
@@ -57,6 +59,15 @@ class SpinningLidar:
     max_range: float = 120.0
     range_noise: float = 0.02
     dropout: float = 0.04
+
+    def __post_init__(self) -> None:
+        for name in ("beams", "azimuths"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.height < math.inf or not 0 < self.max_range < math.inf or not 0 <= self.range_noise < math.inf:
+            raise ValueError("height and max_range must be above 0 and range_noise at least 0, all finite")
+        if not all(map(math.isfinite, self.elevation)) or not 0 <= self.dropout <= 1:
+            raise ValueError("elevation must be finite and dropout lie in [0, 1]")
 
     def elevations(self) -> Array:
         """Angle of each beam in degrees, highest first; the upper half is packed one and a half times as close."""
