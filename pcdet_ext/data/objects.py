@@ -102,4 +102,8 @@ def _read_class(folder: Path, entry: dict[str, Any]) -> Objects:
     offsets = np.array(entry["offsets"], np.int64)
     if len(offsets) != len(boxes) + 1 or offsets[-1] != len(points):
         raise ValueError(f"{file} has {len(points)} points, database.json tells {offsets[-1]}")
+    if not np.isfinite(boxes).all() or (boxes[:, 3:6] <= 0).any():
+        raise ValueError(f"boxes of {file} must be finite, of positive size")
+    if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        raise ValueError(f"offsets of {file} must ascend from 0")
     return Objects(boxes, np.array(entry["difficulty"], np.int64), offsets, points, tuple(entry["frame_ids"]))

@@ -208,6 +208,10 @@ def _index_frame(raw: RawFrame, cut: bool) -> _Result:
     sample, targets = raw.sample, raw.sample.targets
     finite, dropped = finite_points(sample.points)
     boxes = np.zeros((0, 7), np.float32) if targets is None or targets.boxes is None else np.asarray(targets.boxes)
+    wrong = np.flatnonzero(~np.isfinite(boxes).all(axis=1) | (boxes[:, 3:6] <= 0).any(axis=1))
+    if len(wrong):
+        box = boxes[wrong[0]].tolist()
+        raise DataError(f"frame {sample.frame_id}: box {wrong[0]} must be finite and of positive size, is {box}")
     inside = inside_boxes(finite, boxes)
     info = FrameInfo.of(sample, dropped, inside.sum(axis=1), raw.extra)
     clouds = [_relative(finite[i], box) for i, box in zip(inside, boxes, strict=True)] if cut else []

@@ -226,3 +226,17 @@ def test_groups_are_held_against_classes_and_database(caplog: pytest.LogCaptureF
 def test_wrong_settings_are_named(node: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         augment.AUGMENTATIONS.build(Node(node))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_steps_made_without_a_configuration_take_finite_numbers_only(wrong: float) -> None:
+    for make in (
+        lambda: augment.RandomFlip(probability=wrong),
+        lambda: augment.RandomRotation((wrong, 1.0)),
+        lambda: augment.RandomScaling((0.5, wrong)),
+        lambda: augment.RandomTranslation((0.0, wrong, 0.0)),
+        lambda: augment.GroundTruthSampling({}, {}, margin=wrong),
+        lambda: augment.GroundTruthSampling({}, {}, extra_width=(0.0, wrong, 0.0)),
+    ):
+        with pytest.raises(ValueError, match="must"):
+            make()

@@ -16,6 +16,8 @@ from pcdet_ext.data.geometry import inside_boxes
 from pcdet_ext.data.index import index_path, read_index
 from pcdet_ext.data.objects import database_path, read_objects
 from pcdet_ext.data.kitti import prepare_kitti
+from pcdet_ext.data.prepare import RawFrame, prepare
+from pcdet_ext.structures import Sample, Targets
 
 
 FRAME = '{"format": 2, "frames": [{"frame_id": "1", "num_points": 1, "dropped": 0, "boxes": %s}]}'
@@ -115,6 +117,18 @@ def test_a_damaged_database_is_named(kitti_root: Path) -> None:
     prepare_kitti(kitti_root, progress=False)
     folder = database_path(kitti_root / "pcdet_ext", "train")
     points = folder / json.loads((folder / "database.json").read_text())["classes"]["Car"]["points"]
+    table = (folder / "database.json").read_text()
+    for key, value in (("boxes", float("nan")), ("boxes", -1.0), ("offsets", 1)):
+        content = json.loads(table)
+        entry = content["classes"]["Car"]
+        if key == "boxes":
+            entry[key][0][3] = value
+        else:
+            entry[key][0] = value
+        (folder / "database.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match=rf"database_train: damaged .*{key} of class_0\.npy"):
+            read_objects(folder)
+    (folder / "database.json").write_text(table)
     np.save(points, np.load(points)[:-1])
     with pytest.raises(DataError, match=r"database_train: damaged .*class_0\.npy has"):
         read_objects(folder)
@@ -143,3 +157,28 @@ def test_the_tool_names_what_is_wrong(root: Path, kitti_root: Path) -> None:
     done = run_tool(root, "kitti", "--root", str(kitti_root), "--quiet")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip().endswith("calib/000001.txt:1: P2 must have 12 numbers, got 1")
+
+
+class Source:
+    """One good frame and one whose box is as given."""
+
+    def __init__(self, root: Path, box: list[float]) -> None:
+        self.root, self.boxes = root, {"good": [1.0, 2, 0, 4, 2, 1, 0], "bad": box}
+
+    def find(self, split: str) -> list[str]:
+        return list(self.boxes)
+
+    def read(self, frame: str) -> RawFrame:
+        targets = Targets.of_names(np.array([self.boxes[frame]], np.float32), ("Car",))
+        return RawFrame(Sample(np.ones((4, 4), np.float32), ("x", "y", "z", "intensity"), frame_id=frame, targets=targets))
+
+
+@pytest.mark.parametrize(("place", "wrong"), [(0, np.nan), (6, np.inf), (3, 0.0), (5, -1.0)])
+def test_boxes_that_cannot_be_are_named_or_left_out(tmp_path: Path, place: int, wrong: float) -> None:
+    box = [1.0, 2, 0, 4, 2, 1, 0]
+    box[place] = wrong
+    source = Source(tmp_path, box)
+    with pytest.raises(DataError, match="frame bad: box 0 must be finite and of positive size"):
+        prepare(source, ["train"], progress=False)
+    (summary,) = prepare(source, ["train"], on_error="skip", progress=False)
+    assert (summary.frames, len(summary.skipped)) == (1, 1)

@@ -131,8 +131,8 @@ class RandomTranslation:
     """Move by an offset drawn from a normal distribution with deviation `std` metres on x, y, z."""
 
     def __init__(self, std: Sequence[float] = (0.5, 0.5, 0.5)) -> None:
-        if len(std) != 3 or min(std) < 0:
-            raise ValueError(f"std must be three deviations of at least 0, got {list(std)}")
+        if len(std) != 3 or not all(0 <= deviation < np.inf for deviation in std):
+            raise ValueError(f"std must be three deviations, finite and at least 0, got {list(std)}")
         self.std = tuple(std)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -162,6 +162,11 @@ class GroundTruthSampling:
         margin: metres between boxes that still count as collision, and around a pasted box whose points are removed
             (0.01 is what OpenPCDet's CPU functions amount to).
 
+    Raises:
+        ValueError: a number is outside its range.
+        ConfigError: a group is of no class of the data.
+        DataError: the database is missing or damaged.
+
     Attributes:
         notes: in words, how many objects of each class can be drawn, and why the others cannot.
     """
@@ -177,6 +182,11 @@ class GroundTruthSampling:
         extra_width: Sequence[float] = (0.0, 0.0, 0.0),
         margin: float = 0.0,
     ) -> None:
+        if len(extra_width) != 3 or not np.isfinite([*extra_width, margin]).all():
+            raise ValueError(f"extra_width must be three finite lengths and margin one, got {extra_width} and {margin}")
+        for name, number in groups.items():
+            if number < 0:
+                raise ValueError(f"groups: {name!r} must be at least 0, got {number}")
         objects = database if isinstance(database, Mapping) else read_objects(Path(database))
         self.groups = _usable_groups(groups, objects, classes)
         self.objects = {name: objects[name] for name in self.groups}
@@ -310,8 +320,8 @@ def _moved(sample: Sample, points: Array, boxes: Array | None) -> Sample:
 
 
 def _interval(name: str, values: Sequence[float]) -> tuple[float, float]:
-    if len(values) != 2 or values[0] > values[1]:
-        raise ValueError(f"{name} must be a minimum and a maximum, got {list(values)}")
+    if len(values) != 2 or not -np.inf < values[0] <= values[1] < np.inf:
+        raise ValueError(f"{name} must be a minimum and a maximum, both finite, got {list(values)}")
     return float(values[0]), float(values[1])
 
 
