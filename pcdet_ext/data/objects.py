@@ -58,12 +58,14 @@ def database_path(folder: str | Path, split: str) -> Path:
 def write_objects(folder: Path, frames: Iterable[tuple[FrameInfo, list[Array]]]) -> None:
     """Write the objects of frames, each given with a point cloud relative to the centre of every box.
 
-    `database.json` is written last: while it is missing, the rest is not looked at.
+    `database.json` goes first where there is one, and is written last: while it is missing, the rest is not looked at.
     """
     rows: dict[str, list[tuple[FrameInfo, int, Array]]] = {}
     for info, clouds in frames:
         for i, cloud in enumerate(clouds):
             rows.setdefault(info.names[i], []).append((info, i, cloud))
+    for path in (folder / "database.json", *folder.glob("class_*.npy")):  # of an earlier preparation
+        path.unlink(missing_ok=True)
     entries = {name: _write_class(folder, f"class_{i}.npy", rows[name]) for i, name in enumerate(sorted(rows))}
     with atomic_write(folder / "database.json") as temporary:
         temporary.write_text(json.dumps({"format": FORMAT, "classes": entries}), encoding="utf-8")

@@ -159,6 +159,15 @@ def test_the_tool_names_what_is_wrong(root: Path, kitti_root: Path) -> None:
     assert done.stderr.strip().endswith("calib/000001.txt:1: P2 must have 12 numbers, got 1")
 
 
+def test_a_database_holds_nothing_of_an_earlier_one(kitti_root: Path) -> None:
+    folder = database_path(kitti_root / "pcdet_ext", "train")
+    prepare_kitti(kitti_root, progress=False)
+    (folder / "class_99.npy").write_bytes(b"of a class that is gone")
+    before = sorted(path.name for path in folder.iterdir())
+    prepare_kitti(kitti_root, progress=False)
+    assert sorted(path.name for path in folder.iterdir()) == [name for name in before if name != "class_99.npy"]
+
+
 class Source:
     """One good frame and one whose box is as given."""
 
