@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pcdet_ext.config import suggest
+from pcdet_ext.interop.settings import every_setting_counts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,8 +27,10 @@ def from_official(system: str, config: Mapping[str, Any], state_dict: Mapping[st
 
     system: a key of `SYSTEMS`; config: its settings under their published names; state_dict: its parameters under
     their published names, or None for fresh ones.
-    Raises ValueError for an unknown system, for settings without a counterpart here and for parameters that do not fit.
+    Raises ValueError for an unknown system, for settings without a counterpart here, for settings that are not known at
+    all, and for parameters that do not fit.
     """
     if system not in SYSTEMS:
         raise ValueError(f"no system is named {system!r}{suggest(system, SYSTEMS)}")
-    return import_module(SYSTEMS[system]).from_official(config, state_dict)
+    with every_setting_counts(config) as settings:
+        return import_module(SYSTEMS[system]).from_official(settings, state_dict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 from pcdet_ext.interop import openpcdet, openpcdet_heads
 from pcdet_ext.interop.openpcdet_heads import Config
 from pcdet_ext.interop.parameters import first_prefix
+from pcdet_ext.interop.settings import given
 from pcdet_ext.models.backbones.dsvt import DSVT
 from pcdet_ext.models.detector import VoxelDetector
 from pcdet_ext.ops import grid_size
@@ -66,7 +66,7 @@ def _detector(config: Config) -> VoxelDetector:
         voxel_size=config["VOXEL_SIZE"],
         encoder=openpcdet.encoder(config["VFE"], None, None) | {"x_major": True},
         backbone=backbone(config["BACKBONE_3D"]) | whole,
-        bev_backbone=openpcdet.bev_backbone({"NAME": "BaseBEVResBackbone", **config["BACKBONE_2D"]}),
+        bev_backbone=openpcdet.bev_backbone(given(config["BACKBONE_2D"], NAME="BaseBEVResBackbone")),
         head=openpcdet_heads.head(head, config.get("POST_PROCESSING", {}), config["CLASS_NAMES"]),
     )
     _check_maps(config, detector)
@@ -86,14 +86,10 @@ def _check_maps(config: Config, detector: VoxelDetector) -> None:
     """What follows the 3-D backbone must be set to the map it makes. Raises ValueError where it is not."""
     if detector.backbone is None:
         raise ValueError("a detector of DSVT needs its 3-D backbone")
-    depth, *size = detector.backbone.out_grid
-    channels = depth * detector.backbone.out_channels
+    channels = detector.backbone.out_grid[0] * detector.backbone.out_channels
     expected = config.get("MAP_TO_BEV", {}).get("NUM_BEV_FEATURES", channels)
     if expected != channels:
         raise ValueError(f"NUM_BEV_FEATURES is {expected}, but the backbone's map has {channels} channels")
-    factor = math.prod(config["BACKBONE_2D"]["LAYER_STRIDES"])
-    if any(cells % factor for cells in size):
-        raise ValueError(f"LAYER_STRIDES: a map of {size} cells (Y, X) does not divide by their product {factor}")
     stride = openpcdet_heads.stride(config["DENSE_HEAD"])
     if detector.stride != stride:
         raise ValueError(f"the head is set to a stride of {stride}, but its map has {detector.stride}")

@@ -14,6 +14,7 @@ from torch import Size, Tensor, nn
 
 from pcdet_ext.config import suggest
 from pcdet_ext.interop.parameters import first_prefix, load_renamed
+from pcdet_ext.interop.settings import given
 from pcdet_ext.models.backbones.flatformer import FlatFormer, transformer_layer
 from pcdet_ext.models.detector import VoxelDetector
 from pcdet_ext.models.heads import HEADS, CenterHead
@@ -63,7 +64,7 @@ def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -
 def build(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
     """The untrained module, and how its published parameter names become ours."""
     if "model" in config:
-        return build(config["model"] | {k: config[k] for k in ("drop_first_voxel",) if k in config})
+        return build(given(config["model"], **{k: config[k] for k in ("drop_first_voxel",) if k in config}))
     if "voxel_encoder" in config:
         return detector(config), detector_name
     if "head" in config:
@@ -73,7 +74,7 @@ def build(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
     if kind == "FlatFormer":
         return _backbone(config), backbone_name
     if kind == "BasicBlock":
-        return _backbone({**config, "num_blocks": 1}), lambda name: backbone_name(f"block_list.0.{name}")
+        return _backbone(config, num_blocks=1), lambda name: backbone_name(f"block_list.0.{name}")
     if kind == "BasicLayer":
         return layer(config), layer_name
     known = ("FlatFormer", "BasicBlock", "BasicLayer")
@@ -103,8 +104,8 @@ def grid(config: Config) -> tuple[int, int, int]:
     return nz, ny, nx
 
 
-def _backbone(config: Config) -> FlatFormer:
-    node = backbone(config)
+def _backbone(config: Config, **changed: int) -> FlatFormer:
+    node = backbone(given(config, **changed)) | changed
     del node["name"]
     return FlatFormer(_of(config, "in_channels"), grid(config), **node)
 
@@ -181,7 +182,7 @@ def classes(config: Config) -> list[str]:
 
 def head(config: Config, train_cfg: Config, test_cfg: Config) -> dict[str, Any]:
     """The configuration of a `CenterHead` from a bbox_head section and the model's train_cfg and test_cfg."""
-    train, test, coder = TRAIN_CFG | dict(train_cfg), TEST_CFG | dict(test_cfg), _of(config, "bbox_coder")
+    train, test, coder = given(train_cfg, **TRAIN_CFG), given(test_cfg, **TEST_CFG), _of(config, "bbox_coder")
     _check_head(config, coder, test)
     branches, norm = _of(config, "common_heads"), _of(config, "norm_cfg")
     weights = train["code_weights"]
@@ -200,7 +201,7 @@ def head(config: Config, train_cfg: Config, test_cfg: Config) -> dict[str, Any]:
         "class_weight": config.get("loss_cls", {}).get("loss_weight", 1.0),
         "box_weight": config.get("loss_bbox", {}).get("loss_weight", 1.0),
         "code_weights": [*weights[:3], weights[4], weights[3], *weights[5 : 10 if "vel" in branches else 8]],
-        "score_threshold": coder["score_threshold"],
+        "score_threshold": max(coder["score_threshold"], test.get("score_threshold", 0.0)),
         "max_candidates": coder["max_num"],
         "center_range": coder["post_center_range"],
         "nms": {"per_class": True} | {ours: test[name] for name, ours in NMS.items() if name in test},

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pcdet_ext.config import construct, suggest
 from pcdet_ext.interop import lion_names, openpcdet, openpcdet_heads
 from pcdet_ext.interop.openpcdet_heads import Config
+from pcdet_ext.interop.settings import skip_rest
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.backbones.lion import LION, LayerSettings, LIONBlock, LIONLayer, operator_blocks
 from pcdet_ext.models.detector import VoxelDetector
@@ -57,6 +58,7 @@ def _whole(config: Config, state_dict: Mapping[str, Tensor] | None) -> nn.Module
     if state_dict and all(name.startswith(start) for name in state_dict):
         backbone_3d = config["MODEL"]["BACKBONE_3D"]
         grid = grid_size(config["POINT_CLOUD_RANGE"], config["VOXEL_SIZE"])
+        skip_rest(config, config["MODEL"])
         parts = {"BACKBONE_3D": backbone_3d, "input_channels": backbone_3d["FEATURE_DIM"], "grid_size_xyz": grid}
         return _part(parts, {name.removeprefix(start): value for name, value in state_dict.items()})
     detector = detector_of(config, state_dict or {})
@@ -97,8 +99,9 @@ def detector_of(config: Config, state_dict: Mapping[str, Tensor]) -> VoxelDetect
 
 def _point_features(config: Config, state_dict: Mapping[str, Tensor]) -> int:
     """Columns of the points: as the configuration says, or as the encoder's first layer tells."""
-    if "NUM_POINT_FEATURES" in config:
-        return config["NUM_POINT_FEATURES"]
+    for key in ("NUM_POINT_FEATURES", "num_point_features"):
+        if key in config:
+            return config[key]
     first = state_dict.get("vfe.pfn_layers.0.linear.weight")
     if first is None:
         raise ValueError("a detector needs NUM_POINT_FEATURES, the columns of its points")

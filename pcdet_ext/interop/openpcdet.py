@@ -50,9 +50,9 @@ def _of(config: Config, *names: str) -> Any:
 
 def _voxel_caps(config: Config) -> tuple[int | None, int | tuple[int, int] | None]:
     """Points per voxel, and voxels per frame (in training and in testing), or None where there is no limit."""
-    processor, voxelize = config.get("voxel_processor", {}), config.get("voxelize", {})
+    processor, voxelize = config.get("voxel_processor") or {}, config.get("voxelize") or {}
     if voxelize:
-        return voxelize["max_num_points_per_voxel"], voxelize["max_num_voxels"]
+        return _of(voxelize, "max_num_points_per_voxel"), _of(voxelize, "max_num_voxels")
     if "MAX_POINTS_PER_VOXEL" not in processor:
         return None, None
     voxels = processor["MAX_NUMBER_OF_VOXELS"]
@@ -76,16 +76,26 @@ def detector_from_config(
     Raises ValueError for components and settings that this library does not have.
     """
     nodes: dict[str, Any] = {
-        "encoder": encoder(model_cfg["VFE"], max_points, max_voxels),
+        "encoder": encoder(_section(model_cfg, "VFE"), max_points, max_voxels),
         "backbone": backbone(model_cfg.get("BACKBONE_3D"), channel_divisor),
-        "bev_backbone": bev_backbone(model_cfg["BACKBONE_2D"]),
-        "head": openpcdet_heads.head(model_cfg["DENSE_HEAD"], model_cfg.get("POST_PROCESSING", {}), class_names),
+        "bev_backbone": bev_backbone(_section(model_cfg, "BACKBONE_2D")),
+        "head": openpcdet_heads.head(
+            _section(model_cfg, "DENSE_HEAD"), model_cfg.get("POST_PROCESSING", {}), class_names
+        ),
     }
     detector = VoxelDetector(class_names, point_cloud_range, num_point_features, voxel_size, **nodes)
     published = openpcdet_heads.stride(model_cfg["DENSE_HEAD"])
     if detector.stride != published:
         raise ValueError(f"the head is set to a stride of {published}, but its map has {detector.stride}")
     return detector
+
+
+def _section(model_cfg: Config, name: str) -> Config:
+    """A section that every detector of voxels has."""
+    section = model_cfg.get(name)
+    if not isinstance(section, Mapping):
+        raise ValueError(f"model: a detector needs the section {name}, it has {', '.join(map(str, model_cfg))}")
+    return section
 
 
 ENCODERS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pcdet_ext.models.heads.center import CHANNELS
+from pcdet_ext.models.heads import center, transfusion
 
 Config = Mapping[str, Any]
 
@@ -79,7 +79,7 @@ def center_head(config: Config) -> dict[str, Any]:
     """
     separate, assigner = config["SEPARATE_HEAD_CFG"], config["TARGET_ASSIGNER_CONFIG"]
     weights, post = config["LOSS_CONFIG"]["LOSS_WEIGHTS"], config["POST_PROCESSING"]
-    _check_branches(separate)
+    _check_branches(separate, center.CHANNELS, "center_z")
     rectify = post.get("USE_IOU_TO_RECTIFY_SCORE", False)
     return {
         "name": "CenterHead",
@@ -118,6 +118,7 @@ def transfusion_head(config: Config, class_names: Sequence[str]) -> dict[str, An
     separate, assigner, post = (config[k] for k in ("SEPARATE_HEAD_CFG", "TARGET_ASSIGNER_CONFIG", "POST_PROCESSING"))
     weights, costs = config["LOSS_CONFIG"]["LOSS_WEIGHTS"], assigner["HUNGARIAN_ASSIGNER"]
     dataset = assigner["DATASET"]
+    _check_branches(separate, transfusion.CHANNELS, "height")
     node = {
         "name": "TransFusionHead",
         "branches": {name: branch["num_conv"] for name, branch in separate["HEAD_DICT"].items()},
@@ -188,14 +189,14 @@ def _one_or_each(values: float | Sequence[float] | None) -> float | Sequence[flo
     return values[0] if isinstance(values, Sequence) and len(values) == 1 else values
 
 
-def _check_branches(config: Config) -> None:
-    """Branches whose channels or order would mean another box code."""
-    order = ["center", "center_z", "dim", "rot", "vel"]
-    if config["HEAD_ORDER"] not in (order, order[:4]):
+def _check_branches(config: Config, channels: Mapping[str, int], height: str) -> None:
+    """Raise ValueError for branches whose channels or order would mean another box code; height: that of z."""
+    order = ["center", height, "dim", "rot", "vel"]
+    if [name for name in config["HEAD_ORDER"] if name != "iou"] not in (order, order[:4]):  # "iou" is not in the code
         raise ValueError(f"HEAD_ORDER {config['HEAD_ORDER']} is not known here; known: {order}, with or without 'vel'")
     for name, branch in config["HEAD_DICT"].items():
-        if branch["out_channels"] != CHANNELS.get(name):
-            raise ValueError(f"HEAD_DICT.{name}: {branch['out_channels']} channels, known: {CHANNELS}")
+        if branch["out_channels"] != channels.get(name):
+            raise ValueError(f"HEAD_DICT.{name}: {branch['out_channels']} channels, known: {dict(channels)}")
 
 
 L1: dict[str | None, str] = {"WeightedL1Loss": "l1"}

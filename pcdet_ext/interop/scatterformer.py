@@ -11,6 +11,7 @@ from torch import nn
 from pcdet_ext.interop import openpcdet, openpcdet_heads
 from pcdet_ext.interop.openpcdet_heads import Config
 from pcdet_ext.interop.parameters import first_prefix
+from pcdet_ext.interop.settings import given
 from pcdet_ext.mixers.linear_attention import LinearAttention
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.backbones.scatterformer import CrossWindowInteraction, PillarPooling, ScatterFormerStage
@@ -190,7 +191,7 @@ PARTS: dict[str, tuple[Callable[[Config], nn.Module], Callable[[str], str]]] = {
 def encoder(config: Config) -> dict[str, Any]:
     """Our encoder for a VFE section, its voxels in the published order."""
     _check_name("VFE", config, "DynamicVoxelVFE")
-    return openpcdet.encoder({**config, "NAME": "DynamicVoxelVFE"}, None, None) | {"x_major": True}
+    return openpcdet.encoder(given(config, NAME="DynamicVoxelVFE"), None, None) | {"x_major": True}
 
 
 def backbone(config: Config) -> dict[str, Any]:
@@ -217,7 +218,7 @@ def head(config: Config, detector: Config) -> dict[str, Any]:
     """The configuration of our head for a DENSE_HEAD section; the whole configuration gives the classes."""
     name = config.get("NAME", "TransFusionHead" if "NUM_PROPOSALS" in config else "CenterHead")
     post_processing = detector.get("POST_PROCESSING", {})
-    return openpcdet_heads.head({**config, "NAME": name}, post_processing, detector["CLASS_NAMES"])
+    return openpcdet_heads.head(given(config, NAME=name), post_processing, detector["CLASS_NAMES"])
 
 
 def _need(config: Config, keys: tuple[str, ...], what: str) -> None:

@@ -175,5 +175,6 @@ def test_threads_are_restored(case):
 
 
 def test_every_case_module_is_loaded(root):
-    files = {p.stem for p in (root / "pcdet_ext" / "conformance" / "cases").glob("*.py")} - {"__init__"}
-    assert set(module.CASE_MODULES) == files
+    files = (root / "pcdet_ext" / "conformance" / "cases").glob("*.py")
+    with_runners = {p.stem for p in files if "@runs(" in p.read_text(encoding="utf-8")}
+    assert set(module.CASE_MODULES) == with_runners | {"evaluators"}  # whose cases are folders

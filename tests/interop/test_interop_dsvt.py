@@ -118,7 +118,7 @@ def test_a_map_that_does_not_divide_is_refused(center) -> None:
     changed = copy.deepcopy(center.config)
     changed["POINT_CLOUD_RANGE"] = [-15.0, -15.0, -2, 15.0, 15.0, 4.0]
     changed["GRID_SIZE"] = changed["BACKBONE_3D"]["INPUT_LAYER"]["sparse_shape"] = [50, 50, 1]
-    with pytest.raises(ValueError, match="does not divide by their product 4"):
+    with pytest.raises(ValueError, match=r"a map of \(50, 50\) cells does not divide by the strides"):
         from_official("dsvt", changed)
 
 

@@ -12,8 +12,9 @@ from torch.func import functional_call
 
 from pcdet_ext.conformance.cases.openpcdet_heads import as_targets, with_total
 from pcdet_ext.conformance.golden import Case, Values, backward, runs
-from pcdet_ext.interop import flatformer
+from pcdet_ext.interop import flatformer, from_official
 from pcdet_ext.interop.openpcdet_boxes import from_second
+from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.backbones.flatformer import FlatFormer
 from pcdet_ext.models.bev import flatten_to_bev
 from pcdet_ext.models.heads import CenterOutput
@@ -24,7 +25,8 @@ from pcdet_ext.structures import Groups, PointBatch, SparseVoxels
 
 def _run(case: Case, grads: bool, inputs: dict[str, Tensor], compute: Callable[[Any], Values]) -> Values:
     """What `compute` gives with the case's module and parameters, and gradients under the published names."""
-    module, rename = flatformer.build(case.config)
+    with every_setting_counts(case.config) as config:
+        module, rename = flatformer.build(config)
     state = case.tensors("param")
     flatformer.load_official(module.eval(), state, rename)
     for tensor in inputs.values():
@@ -115,7 +117,7 @@ FIELDS = {"hm": "heatmap"}
 @runs("flatformer", "head")
 def run_head(case: Case, grads: bool) -> Values:
     """Targets, losses and decoding from given maps."""
-    head: Any = flatformer.from_official(case.config)
+    head: Any = from_official("flatformer", case.config)
     raw = {name: t.requires_grad_() for name, t in case.tensors("in").items() if name.startswith("raw_")}
     maps = our_maps({name.removeprefix("raw_"): t for name, t in raw.items()})
     output = CenterOutput((maps,))

@@ -16,6 +16,7 @@ from torch import Tensor
 from pcdet_ext.conformance.golden import Case, Value, Values, runs
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.interop import from_official, openpcdet_boxes, openpcdet_heads
+from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.heads import HEADS, AnchorHead, QueryOutput, TransFusionHead, losses
 from pcdet_ext.models.heads.anchor import AnchorTargets
 from pcdet_ext.models.heads.center import gather_cells
@@ -50,7 +51,9 @@ def with_total(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 def run_anchor_head(case: Case, grads: bool) -> Values:
     """Predictions, targets, losses and detections of AnchorHeadSingle."""
     config = case.config
-    node = openpcdet_heads.anchor_head(config["model_cfg"], config["post_processing"])
+    with every_setting_counts({k: config[k] for k in ("model_cfg", "post_processing")}) as read:
+        node = openpcdet_heads.anchor_head(read["model_cfg"], read["post_processing"])
+        openpcdet_heads.stride(read["model_cfg"])
     head = HEADS.build(
         node,
         in_channels=config["input_channels"],
@@ -113,13 +116,15 @@ def _box_weights(head: AnchorHead, labels: Tensor, counted: bool) -> Tensor:
 def run_center_head(case: Case, grads: bool) -> Values:
     """Predictions, targets, losses and detections of CenterHead."""
     config = case.config
+    with every_setting_counts({"model_cfg": config["model_cfg"]}) as read:
+        node, stride = openpcdet_heads.center_head(read["model_cfg"]), openpcdet_heads.stride(read["model_cfg"])
     head = HEADS.build(
-        openpcdet_heads.center_head(config["model_cfg"]),
+        node,
         in_channels=config["input_channels"],
         classes=config["class_names"],
         point_cloud_range=config["point_cloud_range"],
         voxel_size=config["voxel_size"],
-        stride=config["model_cfg"]["TARGET_ASSIGNER_CONFIG"]["FEATURE_MAP_STRIDE"],
+        stride=stride,
     )
     head.load_state_dict(case.tensors("param"))
     head.eval()
@@ -159,13 +164,16 @@ def _center_targets(target: CenterTargets, case: Case, prefix: str) -> dict[str,
 def run_transfusion_head(case: Case, grads: bool) -> Values:
     """Predictions, targets, losses and detections of TransFusionHead."""
     config = case.config
+    with every_setting_counts({"model_cfg": config["model_cfg"]}) as read:
+        node = openpcdet_heads.transfusion_head(read["model_cfg"], config["class_names"])
+        stride = openpcdet_heads.stride(read["model_cfg"])
     head = HEADS.build(
-        openpcdet_heads.transfusion_head(config["model_cfg"], config["class_names"]),
+        node,
         in_channels=config["input_channels"],
         classes=config["class_names"],
         point_cloud_range=config["point_cloud_range"],
         voxel_size=config["voxel_size"],
-        stride=openpcdet_heads.stride(config["model_cfg"]),
+        stride=stride,
     )
     head.load_state_dict(case.tensors("param"))
     head.eval()

@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from pcdet_ext.conformance.golden import Case, Values, backward, runs
 from pcdet_ext.interop import openpcdet
+from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
 
-def _section(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A component's section of a published configuration, with its name."""
-    return {"NAME": config["NAME"], **config["model_cfg"]}
+def _described(make: Callable[..., Any], config: Mapping[str, Any], *more: Any) -> dict[str, Any]:
+    """Our configuration of a component, every setting of whose published section counts."""
+    with every_setting_counts({"NAME": config["NAME"], **config["model_cfg"]}) as section:
+        return make(section, *more)
 
 
 def load(module: nn.Module, case: Case) -> Any:
@@ -33,7 +35,7 @@ def run_vfe(case: Case, grads: bool) -> Values:
     config = case.config
     hard = "in.voxels" in case.arrays
     caps = case.arrays["in.voxels"].shape[1::-1] if hard else (None, None)
-    node = openpcdet.encoder(_section(config), *caps) | ({} if hard else {"x_major": True})
+    node = _described(openpcdet.encoder, config, *caps) | ({} if hard else {"x_major": True})
     encoder = ENCODERS.build(
         node,
         in_channels=config["num_point_features"],
@@ -93,7 +95,7 @@ def run_map_to_bev(case: Case, grads: bool) -> Values:
 @runs("openpcdet", "bev_backbone")
 def run_bev_backbone(case: Case, grads: bool) -> Values:
     """A map through a 2-D backbone."""
-    node = openpcdet.bev_backbone(_section(case.config))
+    node = _described(openpcdet.bev_backbone, case.config)
     backbone = load(BEV_BACKBONES.build(node, in_channels=case.config["input_channels"]), case)
     bev = case.tensor("in.spatial_features").requires_grad_(grads)
     values = {"out.spatial_features_2d": backbone(bev), "out.num_bev_features": backbone.out_channels}
@@ -107,7 +109,7 @@ def run_sparse_backbone(case: Case, grads: bool) -> Values:
     """Voxels through a 3-D backbone and onto the map."""
     config = case.config
     grid = tuple(config["grid_size"][::-1])
-    node = openpcdet.backbone(_section(config), config.get("channel_div", 1))
+    node = _described(openpcdet.backbone, config, config.get("channel_div", 1))
     backbone = load(BACKBONES.build(node, in_channels=config["input_channels"], grid=grid), case)
     features = case.tensor("in.voxel_features").requires_grad_(grads)
     voxels = backbone(SparseVoxels(features, case.tensor("in.voxel_coords"), grid, config["batch_size"]))

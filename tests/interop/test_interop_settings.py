@@ -1,0 +1,132 @@
+"""Published configurations: every setting counts, is known to change nothing, or is refused by its path."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+from hypothesis import given as generate
+from hypothesis import strategies as st
+
+from pcdet_ext.conformance.golden import Case
+from pcdet_ext.interop import SYSTEMS, from_official
+from pcdet_ext.interop.settings import Settings, every_setting_counts, given, skip_rest
+from pcdet_ext.interop.without_effect import ONLY, WITHOUT_EFFECT
+
+GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
+CASES = {
+    "dsvt": "dsvt/pipeline_transfusion_b2",
+    "flatformer": "flatformer/backbone_relu_normpos_padpe",
+    "lion": "lion/operator_mamba_odd_length",
+    "scatterformer": "scatterformer/bev_ded",
+}
+
+
+def config_of(system: str) -> dict:
+    return copy.deepcopy(Case.read(GOLDEN / f"{CASES[system]}.json").config)
+
+
+def test_what_is_read_is_remembered_at_every_depth() -> None:
+    settings = Settings({"a": {"b": 1, "c": {"d": 2}}, "e": [{"f": 3, "g": 4}], "h": 5})
+    assert settings["a"]["b"] == 1
+    assert settings["e"][0]["f"] == 3
+    assert "h" in settings  # looking is not reading
+    assert [path for path, _, _ in settings.unread()] == ["a.c.d", "e.0.g", "h"]
+
+
+@generate(
+    st.recursive(
+        st.integers(), lambda inner: st.dictionaries(st.text("abc", min_size=1), inner) | st.lists(inner), max_leaves=20
+    ).filter(lambda tree: isinstance(tree, dict))
+)
+def test_a_configuration_that_is_read_whole_has_nothing_unread(tree: dict) -> None:
+    def read(value: object) -> object:
+        if isinstance(value, Settings):
+            return {key: read(inner) for key, inner in value.items()}
+        return [read(inner) for inner in value] if isinstance(value, list) else value
+
+    settings = Settings(tree)
+    assert read(settings) == tree
+    assert not list(settings.unread())
+
+
+def test_defaults_do_not_hide_what_is_unread() -> None:
+    settings = Settings({"section": {"known": 1, "other": 2}})
+    section = given(settings["section"], known=7, default=8)
+    assert (section["known"], section["default"]) == (1, 8)
+    assert [path for path, _, _ in settings.unread()] == ["section.other"]
+    skip_rest(settings["section"])
+    assert not list(settings.unread())
+    assert given({"a": 1}, a=2, b=3) == {"a": 1, "b": 3}
+
+
+def test_unknown_settings_are_named_with_the_nearest_that_was_looked_for() -> None:
+    with (
+        pytest.raises(ValueError, match=r"^head\.IOU_RECTIFER: the setting is not known here; did you mean 'IOU_RECT"),
+        every_setting_counts({"head": {"IOU_RECTIFER": 0.5}}) as settings,
+    ):
+        assert settings["head"].get("IOU_RECTIFIER") is None
+    with (
+        pytest.raises(ValueError, match="and 4 more"),
+        every_setting_counts({f"k{i}": i for i in range(12)}),
+    ):
+        pass
+
+
+def test_settings_without_effect_may_stay_and_others_must_have_their_value() -> None:
+    with every_setting_counts({"OPTIMIZATION": {"LR": 1.0}, "DENSE_HEAD": {"ACTIVATION": "relu"}}):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"DENSE_HEAD.ACTIVATION: 'gelu' is not known here; known: 'relu'"),
+        every_setting_counts({"DENSE_HEAD": {"ACTIVATION": "gelu"}}),
+    ):
+        pass
+    assert not set(WITHOUT_EFFECT) & set(ONLY)
+
+
+@pytest.mark.parametrize("system", CASES)
+def test_every_door_refuses_a_key_that_it_does_not_know(system: str) -> None:
+    assert set(CASES) == set(SYSTEMS) - {"openpcdet"}
+    config = config_of(system)
+    from_official(system, config)
+    with pytest.raises(ValueError, match=r"not_a_setting: the setting is not known here|not known here: not_a_setting"):
+        from_official(system, config | {"not_a_setting": 1})
+    for key, section in config.items():
+        if isinstance(section, dict) and section:
+            changed = copy.deepcopy(config)
+            changed[key]["not_a_setting"] = 1
+            with pytest.raises(ValueError, match=f"{key}.*not_a_setting"):
+                from_official(system, changed)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("LOSS_CONFIG.LOSS_CLS.alpha", 0.5, r"LOSS_CLS.alpha: 0.5 is not known here; known: 0.25"),
+        ("TARGET_ASSIGNER_CONFIG.HUNGARIAN_ASSIGNER.cls_cost.gamma", 1.0, r"cls_cost.gamma: 1.0 is not known here"),
+        ("SEPARATE_HEAD_CFG.HEAD_ORDER", ["dim", "center", "height", "rot"], "HEAD_ORDER"),
+        ("SEPARATE_HEAD_CFG.HEAD_DICT.dim.out_channels", 4, "HEAD_DICT.dim: 4 channels"),
+        ("CLASS_AGNOSTIC", True, "CLASS_AGNOSTIC: True is not known here; known: False"),
+    ],
+)
+def test_settings_of_a_head_that_would_mean_another_are_refused(path: str, value: object, message: str) -> None:
+    config = config_of("dsvt")
+    *sections, last = path.split(".")
+    node = config["DENSE_HEAD"]
+    for name in sections:
+        node = node[name]
+    node[last] = value
+    with pytest.raises(ValueError, match=message):
+        from_official("dsvt", config)
+
+
+def test_second_stages_are_refused(shared: Path) -> None:
+    case = Case.read(shared / "golden" / "openpcdet" / "e2e_second_kitti.json")
+    config = copy.deepcopy(case.config)
+    config["model_cfg"]["ROI_HEAD"] = {"NAME": "SECONDHead"}
+    with pytest.raises(ValueError, match=r"model_cfg\.ROI_HEAD.NAME: the setting is not known here"):
+        from_official("openpcdet", config)
+    del config["model_cfg"]["VFE"]
+    with pytest.raises(ValueError, match="a detector needs the section VFE"):
+        from_official("openpcdet", config)
