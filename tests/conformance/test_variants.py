@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from pcdet_ext.conformance.cases.openpcdet_boxes import overlaps
-from pcdet_ext.conformance.cases.openpcdet_heads import run_anchor_head
+from pcdet_ext.conformance.cases.openpcdet_heads import run_anchor_head, run_box_codec, run_losses
 from pcdet_ext.conformance.golden import Case, Masked
 
 OPENPCDET = Path(__file__).resolve().parents[1] / "data" / "golden" / "openpcdet"
@@ -32,6 +33,27 @@ def test_lists_of_boxes_may_have_different_lengths(first: int, second: int) -> N
             torch.testing.assert_close(found, of_all[:rows])
         elif count:
             torch.testing.assert_close(found, of_all[:first, :second])
+
+
+def test_losses_and_codes_take_their_parameters_from_the_names_of_the_case() -> None:
+    case = Case.read(OPENPCDET / "losses.json")
+    case.arrays["out.SigmoidFocalClassificationLoss_g3_a075"] = case.arrays["out.WeightedSmoothL1Loss_beta0.5"] = 0
+    found, data = run_losses(case, False), case.tensors("in")
+    p = data["logits"].double().sigmoid()
+    positive, negative = -0.75 * (1 - p) ** 3 * p.log(), -0.25 * p**3 * (1 - p).log()
+    expected = torch.where(data["onehot"] == 1, positive, negative) * data["w"][..., None]
+    torch.testing.assert_close(
+        found["out.SigmoidFocalClassificationLoss_g3_a075"].double(), expected, rtol=1e-4, atol=1e-5
+    )
+    error = (data["reg"] - data["reg_t"]).abs().nan_to_num()
+    expected = torch.where(error < 0.5, error**2, error - 0.25) * data["w"][..., None]
+    torch.testing.assert_close(found["out.WeightedSmoothL1Loss_beta0.5"], expected)
+    codes = Case.read(OPENPCDET / "box_codec.json")
+    codes.arrays["out.direction_target.bins12_off0.1"] = 0
+    bins = run_box_codec(codes, False)["out.direction_target.bins12_off0.1"]
+    heading = codes.tensor("in.boxes")[:, 6]
+    expected = (torch.remainder(heading - 0.1, 2 * math.pi) / (2 * math.pi / 12)).floor().long()
+    assert (bins[0] != expected).sum() <= 1  # at most where rounding of the code crosses a border
 
 
 def test_weights_of_boxes_may_be_divided_by_the_examples_of_their_class() -> None:

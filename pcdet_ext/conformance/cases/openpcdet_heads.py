@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -223,7 +224,7 @@ def run_losses(case: Case, grads: bool) -> Values:
     """Each published loss on its own, with the gradient of its sum."""
     data = {k: t.requires_grad_() if t.is_floating_point() else t for k, t in case.tensors("in").items()}
     values = {}
-    for name, (loss, differentiated) in _losses(data).items():
+    for name, (loss, differentiated) in (_losses(data) | _with_parameters(data, case.arrays)).items():
         values[f"out.{name}"] = loss
         key = f"grad.{name}.{differentiated}"
         if grads and key in case.arrays:
@@ -243,12 +244,7 @@ def _losses(d: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str]]:
     iou = losses.iou_prediction_loss(gather_cells(d["iou_map"], d["ind"])[mask][:, 0], boxes[mask].detach(), gt[mask])
     return {
         "SigmoidFocalClassificationLoss": (losses.sigmoid_focal_loss(logits, onehot) * weight, "logits"),
-        "SigmoidFocalClassificationLoss_g1_a04": (
-            losses.sigmoid_focal_loss(logits, onehot, alpha=0.4, gamma=1.0) * weight,
-            "logits",
-        ),
         "WeightedSmoothL1Loss": (losses.smooth_l1_loss(reg, reg_t, code_weights=codes) * weight, "reg"),
-        "WeightedSmoothL1Loss_beta1": (losses.smooth_l1_loss(reg, reg_t, beta=1.0) * weight, "reg"),
         "WeightedSmoothL1Loss_l1": (losses.smooth_l1_loss(reg, reg_t, beta=0.0) * weight, "reg"),
         "WeightedCrossEntropyLoss": (direction * d["w"], "dirlog"),
         "FocalLossCenterNet": (losses.center_focal_loss(probability, heatmap), "hm_prob"),
@@ -265,6 +261,27 @@ def _losses(d: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str]]:
         ),
         "L1Loss": (losses.smooth_l1_loss(reg, reg_t.nan_to_num(), beta=0.0), "reg"),
     }
+
+
+def _with_parameters(d: Mapping[str, Tensor], keys: Iterable[str]) -> dict[str, tuple[Tensor, str]]:
+    """As `_losses`, those whose published names hold their parameters: …_g1_a04 is gamma 1, alpha 0.4; …_beta1."""
+    weight = d["w"][..., None]
+    values = {}
+    for name in (key.removeprefix("out.") for key in keys):
+        if found := re.fullmatch(r"SigmoidFocalClassificationLoss_g([\d.]+)_a([\d.]+)", name):
+            gamma, alpha = map(_number, found.groups())
+            values[name] = (
+                losses.sigmoid_focal_loss(d["logits"], d["onehot"], alpha=alpha, gamma=gamma) * weight,
+                "logits",
+            )
+        elif found := re.fullmatch(r"WeightedSmoothL1Loss_beta([\d.]+)", name):
+            values[name] = losses.smooth_l1_loss(d["reg"], d["reg_t"], beta=_number(found[1])) * weight, "reg"
+    return values
+
+
+def _number(text: str) -> float:
+    """A number in a name, which may be written without its point: "04" is 0.4."""
+    return float(f"0.{text[1:]}" if text.startswith("0") and "." not in text and len(text) > 1 else text)
 
 
 @runs("openpcdet", "gaussian")
@@ -326,9 +343,11 @@ def run_box_codec(case: Case, grads: bool) -> Values:
     for name, offset, period in (("pi_half", 0.5, 1), ("2pi_half", 0.5, 2), ("2pi_0", 0.0, 2)):
         values[f"limit_period_{name}"] = limit_period(d["angles"], offset, period * math.pi)
         values[f"limit_period_edge_{name}"] = limit_period(d["angles_edge"], offset, period * math.pi)
-    for bins, offset in ((2, 0.78539), (2, 0.0), (4, 0.78539)):
-        heading = codes[:, 6] + anchors[:, 6]
-        values[f"direction_target.bins{bins}_off{offset}"] = direction_bin(heading, bins, offset)[None]
+    heading = codes[:, 6] + anchors[:, 6]
+    for key in case.arrays:
+        if found := re.fullmatch(r"out\.(direction_target\.bins(\d+)_off(-?[\d.]+))", key):
+            name, bins, offset = found.groups()
+            values[name] = direction_bin(heading, int(bins), float(offset))[None]
     return {f"out.{name}": value for name, value in values.items()}
 
 
