@@ -113,10 +113,11 @@ class VoxelDetector(nn.Module):
         encoded = self.encoder(batch)
         encoded = encoded if dtype is None else encoded.with_features(encoded.features.to(dtype))
         voxels = encoded if self.backbone is None else self.backbone(encoded)
+        strides = (1, 1, 1) if self.backbone is None else _strides(self.backbone, encoded.grid)
         if "map" not in self.reads:
-            return Features(batch, encoded, voxels, None)
+            return Features(batch, encoded, voxels, None, strides)
         bev = flatten_to_bev(voxels)
-        return Features(batch, encoded, voxels, bev if self.bev_backbone is None else self.bev_backbone(bev))
+        return Features(batch, encoded, voxels, bev if self.bev_backbone is None else self.bev_backbone(bev), strides)
 
     def _parameter_dtype(self) -> torch.dtype | None:
         """float64 where the parameters are, and None for float32, in which points come and autocast decides.
@@ -176,6 +177,17 @@ class VoxelDetector(nn.Module):
 
 def _in_frame(found: Any, frame_id: str) -> Any:
     return replace(found, frame_id=frame_id) if isinstance(found, Detections) else found
+
+
+def _strides(backbone: Any, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Cells of a backbone's input per cell of its output (z, y, x).
+
+    A backbone of another package may lack `strides`; z is then taken to be divided evenly.
+    """
+    if hasattr(backbone, "strides"):
+        z, y, x = backbone.strides
+        return z, y, x
+    return -(-grid[0] // backbone.out_grid[0]), backbone.stride, backbone.stride
 
 
 def _head_nodes(

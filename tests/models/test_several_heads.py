@@ -9,6 +9,7 @@ import torch
 
 from pcdet_ext.config import ConfigError, Node, from_plain
 from pcdet_ext.inference import Detector
+from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads.base import coarse_cells, rows_of
@@ -120,9 +121,56 @@ def test_points_know_their_voxel(node: dict[str, Any]) -> None:
 def test_cells_of_a_coarser_grid() -> None:
     coords = torch.tensor([[0, 0, 0, 0], [0, 3, 7, 9], [1, 2, 4, 5]], dtype=torch.int32)
     fine = SparseVoxels(torch.zeros(3, 1), coords, (4, 8, 10), 2)
-    assert coarse_cells(fine, (2, 8, 5)).tolist() == [[0, 0, 0, 0], [0, 1, 7, 4], [1, 1, 4, 2]]
+    assert coarse_cells(fine, (2, 8, 5), (2, 1, 2)).tolist() == [[0, 0, 0, 0], [0, 1, 7, 4], [1, 1, 4, 2]]
+    uneven = SparseVoxels(
+        torch.zeros(3, 1), torch.tensor([[0, 40, 8, 59], [0, 0, 7, 56], [0, 16, 15, 55]]), (41, 60, 60), 1
+    )
+    assert coarse_cells(uneven, (2, 8, 8), (16, 8, 8)).tolist() == [[0, 1, 1, 7], [0, 0, 0, 7], [0, 1, 1, 6]]
     assert rows_of(fine, torch.tensor([[1, 2, 4, 5], [1, 0, 0, 0]])).tolist() == [2, -1]
     assert rows_of(SparseVoxels(torch.zeros(0, 1), coords[:0], (4, 8, 10), 2), coords.long()).tolist() == [-1] * 3
+
+
+UNEVEN: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
+    "second": ({"name": "VoxelBackBone8x", "channels": [8, 8, 8, 8, 8]}, (41, 60, 52)),
+    "dsvt": (
+        {
+            "name": "DSVT",
+            "channels": [8, 8],
+            "num_blocks": [1, 1],
+            "num_heads": [2, 2],
+            "ffn_channels": [8, 8],
+            "group_sizes": [8, 8],
+            "windows": [[4, 4, 4], [4, 4, 4]],
+            "shifts": [[[0, 0, 0], [2, 2, 2]]] * 2,
+            "pool_strides": [[2, 4, 4]],
+            "partial_cells": True,
+        },
+        (7, 50, 46),
+    ),
+    "scatterformer": ({"name": "ScatterFormer", "channels": 16, "window": [None, 6, 6]}, (16, 37, 45)),
+    "flatformer": (
+        {"name": "FlatFormer", "num_blocks": 1, "window": [None, 5, 5], "group_size": 8, "num_heads": 2},
+        (1, 37, 45),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_voxels_find_themselves_in_the_coarse_grid_of_every_backbone(name: str) -> None:
+    """Also where the grid does not divide by the strides: the coarse cell exists, and it depends on the voxel."""
+    node, grid = UNEVEN[name]
+    torch.manual_seed(0)
+    backbone = BACKBONES.build(node, in_channels=node.get("channels", 8) if name == "scatterformer" else 8, grid=grid)
+    cells = torch.stack([torch.randint(0, n, (60,)) for n in (1, *grid)], 1).unique(dim=0)
+    width = 16 if name == "scatterformer" else 8
+    features = torch.randn(len(cells), width, requires_grad=True)
+    fine = SparseVoxels(features, cells.int(), grid, 1)
+    out = backbone.eval()(fine)
+    rows = rows_of(out, coarse_cells(fine, out.grid, backbone.strides))
+    assert (rows >= 0).all()
+    for voxel in range(0, len(cells), 7):
+        (grad,) = torch.autograd.grad(out.features[rows[voxel]].square().sum(), features, retain_graph=True)
+        assert grad[voxel].abs().sum() > 0
 
 
 def test_a_head_of_points_alone_needs_no_map() -> None:

@@ -346,8 +346,7 @@ def run_box_codec(case: Case, grads: bool) -> Values:
     heading = codes[:, 6] + anchors[:, 6]
     for key in case.arrays:
         if found := re.fullmatch(r"out\.(direction_target\.bins(\d+)_off(-?[\d.]+))", key):
-            name, bins, offset = found.groups()
-            values[name] = direction_bin(heading, int(bins), float(offset))[None]
+            values[found[1]] = direction_bin(heading, int(found[2]), float(found[3]))[None]
     return {f"out.{name}": value for name, value in values.items()}
 
 

@@ -201,7 +201,8 @@ class DSVT(nn.Module):
         count_empty: see the module.
         partial_cells: see the module.
 
-    Attributes: out_channels, out_grid (Z, Y, X), stride (input cells per output cell in x and y).
+    Attributes: out_channels, out_grid (Z, Y, X), stride (input cells per output cell in x and y),
+        strides (the same of z, y and x).
 
     Raises:
         ValueError: for lists that do not fit each other, values out of range,
@@ -242,6 +243,7 @@ class DSVT(nn.Module):
         grids = stage_grids(grid, pool_strides, partial_cells)
         self.in_grid, self.out_grid, self.out_channels = grids[0], grids[-1], channels[-1]
         self.pool_strides = tuple(map(_triple, pool_strides))
+        self.strides = tuple(math.prod(axis) for axis in zip((1, 1, 1), *self.pool_strides, strict=True))
         stages = [
             Stage(
                 width,

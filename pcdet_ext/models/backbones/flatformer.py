@@ -49,7 +49,7 @@ class FlatFormer(nn.Module):
         block: settings of `MixerBlock` that differ from the published ones (norms behind, a two-layer FFN).
         recompute: compute layers again in the backward pass instead of keeping their activations.
 
-    Attributes: out_channels, out_grid and stride, those of the input.
+    Attributes: out_channels, out_grid, stride and strides, those of the input.
 
     Raises:
         ValueError: for sizes that are not positive, heads that do not divide the channels, fewer than four channels,
@@ -77,7 +77,7 @@ class FlatFormer(nn.Module):
     ) -> None:
         super().__init__()
         _check(in_channels, num_blocks, group_size, temperature)
-        self.out_channels, self.out_grid, self.stride = in_channels, tuple(grid), 1
+        self.out_channels, self.out_grid, self.stride, self.strides = in_channels, tuple(grid), 1, (1, 1, 1)
         self.temperature, self.normalize_position, self.recompute = temperature, normalize_position, recompute
         self.orders = published_orders(grid, window) if orders is None else other_orders(orders, window)
         self.partition = PARTITIONS.build(

@@ -248,7 +248,8 @@ class LION(nn.Module):
         recompute: activations of operators are computed again in the backward pass instead of being kept.
         floor_keys: see `VoxelMerging`.
 
-    Attributes: out_channels, out_grid (Z, Y, X), stride (1: x and y stay).
+    Attributes: out_channels, out_grid (Z, Y, X), stride (1: x and y stay), strides (the same of
+    z, y and x).
 
     Raises:
         ValueError: where entries do not fit each other, the grid does not divide, or the mixer cannot take the groups.
@@ -308,6 +309,7 @@ class LION(nn.Module):
         self.bev_merge = merge() if bev_windows else None
         if self.bev_merge is not None:
             self.out_grid = self.bev_merge.out_grid(self.out_grid)
+        self.strides = (2 ** (len(self.stages) + (self.bev_merge is not None)), 1, 1)
         self.bev_layers = nn.ModuleList(
             layer(window, size, shift) for window, size in zip(bev_windows, bev_group_sizes, strict=True)
         )

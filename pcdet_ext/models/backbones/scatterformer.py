@@ -215,7 +215,8 @@ class ScatterFormer(nn.Module):
         block: settings of `MixerBlock` that differ from the published ones (batch norm before the mixer).
         engine: of all but the depth-wise convolutions, see `sparse_conv`.
 
-    Attributes: out_channels, out_grid (Z, Y, X), stride (input cells per output cell in x and y).
+    Attributes: out_channels, out_grid (Z, Y, X), stride (input cells per output
+    cell in x and y), strides (the same of z, y and x).
 
     Raises:
         ValueError: for sizes that do not fit each other.
@@ -266,6 +267,7 @@ class ScatterFormer(nn.Module):
         pooled = self.halve.out_grid(halve_z.out_grid(self.in_grid))
         self.pool = PillarPooling(channels, pooled[0], pool_heads, nonnegative_query)
         self.out_channels, self.out_grid, self.stride = channels, (1, *pooled[1:]), 2
+        self.strides = (self.in_grid[0], 2, 2)
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
         """Voxels [N, in_channels] on `grid` to pillars [P, channels] on `out_grid`."""

@@ -58,7 +58,8 @@ class _Second(nn.Module, ABC):
     channels: width of the stem and first stage, of the other stages, and of the output; last_pad: padding in z of the
     last convolution; engine: see `sparse_conv`.
 
-    Attributes: out_channels, out_grid (Z, Y, X), stride (input cells per output cell in x and y).
+    Attributes: out_channels, out_grid (Z, Y, X), stride (input cells per output
+    cell in x and y), strides (the same of z, y and x).
     Raises ValueError for a grid too small to be halved that often.
     """
 
@@ -80,7 +81,7 @@ class _Second(nn.Module, ABC):
         last = SparseConv3d(channels[3], channels[4], (3, 1, 1), (2, 1, 1), (last_pad, 0, 0), engine=engine)
         self.conv_out = _conv_block(last)
         self.out_channels = channels[4]
-        self.stride = 8
+        self.stride, self.strides = 8, (16, 8, 8)
         self.out_grid = self.in_grid
         for conv in [*down, last]:
             self.out_grid = conv.out_grid(self.out_grid)

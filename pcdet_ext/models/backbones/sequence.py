@@ -36,7 +36,7 @@ class SequenceBackbone(nn.Module):
         channels: C of all layers, by default in_channels.
         ffn_channels: inner width of the feed-forward parts, by default twice the channels.
 
-    Attributes: out_channels, and out_grid and stride, those of the input.
+    Attributes: out_channels, and out_grid, stride and strides, those of the input.
 
     Raises:
         ConfigError: for a layer with missing or unknown keys.
@@ -58,7 +58,7 @@ class SequenceBackbone(nn.Module):
         for layer in layers:
             _check_keys(layer)
         width = in_channels if channels is None else channels
-        self.out_channels, self.out_grid, self.stride = width, tuple(grid), 1
+        self.out_channels, self.out_grid, self.stride, self.strides = width, tuple(grid), 1, (1, 1, 1)
         self.orders = [ORDERS.build(layer["order"]) for layer in layers] * num_blocks
         self.partitions = [PARTITIONS.build(layer["partition"]) for layer in layers] * num_blocks
         self.project = nn.Identity() if channels is None else nn.Linear(in_channels, channels)

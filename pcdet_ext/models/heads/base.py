@@ -56,13 +56,14 @@ class Features:
     """What the part of a detector that its heads share makes of a batch.
 
     batch: the points; encoded: voxels of the encoder; voxels: those of the backbone (the same without one); bev: map
-    [B, C, Y, X], or None where no head reads it.
+    [B, C, Y, X], or None where no head reads it; strides: encoder's cells per cell of the backbone (z, y, x).
     """
 
     batch: PointBatch
     encoded: SparseVoxels
     voxels: SparseVoxels
     bev: Tensor | None
+    strides: tuple[int, int, int] = (1, 1, 1)
 
     def of(self, reads: Reads) -> Any:
         """What a head that reads the "map", "voxels" or "points" is called with."""
@@ -78,7 +79,7 @@ class Features:
         inside = index >= 0
         parts = [rows_or_zeros(self.encoded.features, index)]
         if self.voxels is not self.encoded:
-            cells = rows_or_zeros(coarse_cells(self.encoded, self.voxels.grid), index)
+            cells = rows_or_zeros(coarse_cells(self.encoded, self.voxels.grid, self.strides), index)
             parts.append(rows_or_zeros(self.voxels.features, torch.where(inside, rows_of(self.voxels, cells), -1)))
         features = torch.cat([part.to(parts[0].dtype) for part in parts], 1)
         return PointFeatures(features, self.batch.batch_index, self.batch.batch_size, inside)
@@ -91,12 +92,15 @@ def rows_or_zeros(values: Tensor, index: Tensor) -> Tensor:
     return torch.where(index[:, None] >= 0, values[index.clamp(min=0)], 0)
 
 
-def coarse_cells(voxels: SparseVoxels, grid: tuple[int, int, int]) -> Tensor:
-    """Cells int64 [N, 4] (batch, z, y, x) of a coarser grid over the same range that voxels lie in."""
-    sizes = torch.tensor([voxels.grid, grid], device=voxels.coords.device)
-    fine = voxels.coords[:, 1:].long()
-    coarse = torch.div(fine * sizes[1], sizes[0], rounding_mode="floor")
-    return torch.cat([voxels.coords[:, :1].long(), torch.minimum(coarse, sizes[1] - 1)], 1)
+def coarse_cells(voxels: SparseVoxels, grid: tuple[int, int, int], strides: tuple[int, int, int]) -> Tensor:
+    """Cells int64 [N, 4] (batch, z, y, x) of a coarser grid that voxels lie in.
+
+    grid: its cells (Z, Y, X); the last ones also take what strides leave over. strides: cells of the voxels' grid per
+    coarse cell (z, y, x).
+    """
+    step, last = torch.tensor([strides, [n - 1 for n in grid]], device=voxels.coords.device)
+    coarse = torch.div(voxels.coords[:, 1:].long(), step, rounding_mode="floor")
+    return torch.cat([voxels.coords[:, :1].long(), torch.minimum(coarse, last)], 1)
 
 
 def boxes_and_labels(targets: Sequence[Targets]) -> tuple[list[Tensor], list[Tensor]]:
