@@ -1,7 +1,7 @@
 """Checkpoints: one file of plain types and tensors, written atomically, read without running code.
 
     {"format": 1, "config": plain dict, "model": state_dict,
-     "optimizer": state_dict, "scaler": state_dict, "progress": plain dict, "rng": one entry a process}
+     "optimizer": state_dict, "scaler": state_dict, "progress": plain dict, "rng": one entry per process}
 
 The second line is there only to continue a training.
 """

@@ -11,13 +11,18 @@ import json
 
 from pcdet_ext.cli.arguments import path
 
+GROUND_TRUTH = """the labels. kitti: a folder of label files; nuscenes and nuscenes_tracking: a folder with the released
+tables, or a JSON file; argoverse2: a split as it is released, or a Feather file"""
+RESULTS = """the results. kitti: a folder of result files, which also say which frames count; nuscenes and
+nuscenes_tracking: a submission in JSON; argoverse2: a submission in Feather"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from pcdet_ext.data.formats import BENCHMARKS
 
     parser.add_argument("benchmark", choices=BENCHMARKS.names(), help="whose metrics")
-    parser.add_argument("--ground-truth", type=path, required=True, help="labels (kitti: a folder of label files)")
-    parser.add_argument("--results", type=path, required=True, help="results, which say which frames count")
+    parser.add_argument("--ground-truth", type=path, required=True, help=GROUND_TRUTH)
+    parser.add_argument("--results", type=path, required=True, help=RESULTS)
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes to measure (default: the benchmark's)")
     parser.add_argument("--json", type=path, help="write all numbers and curves here")
     parser.add_argument("--plots", type=path, metavar="DIR", help="folder for diagrams, as precision over recall")

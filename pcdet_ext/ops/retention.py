@@ -1,4 +1,4 @@
-"""Linear attention along a sequence with a decay that is one number a head: retention and the matrix LSTM.
+"""Linear attention along a sequence with a decay that is one number per head: retention and the matrix LSTM.
 
 Both are the recurrence S ← f·S + i·k vᵀ, y = qᵀS, computed in chunks: inside a chunk as masked attention, and between
 chunks through the states at their borders, all of them at once by batched matrix products. torch.compile runs them as

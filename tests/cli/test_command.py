@@ -31,7 +31,7 @@ TOOLS = {
 
 
 def run(folder: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A process in `folder` that knows of the checkout only what it is told."""
+    """A process in `folder` that knows of the checkout only what its environment says."""
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command_line = [sys.executable, *map(str, arguments)]
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""Without the native libraries: installed all the same, told once, and the same results."""
+"""Without the native libraries: installed all the same, one warning, and the same results."""
 
 from __future__ import annotations
 

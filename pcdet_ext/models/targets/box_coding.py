@@ -117,7 +117,7 @@ class PreviousResidualDecoder:
 class PointResidualCoder:
     """Boxes relative to points, with the mean size of each class or without (PointRCNN, Shi et al. 2019).
 
-    mean_sizes: one (dx, dy, dz) a class, or None for plain offsets and logarithms. The heading is (cos, sin).
+    mean_sizes: one (dx, dy, dz) per class, or None for plain offsets and logarithms. The heading is (cos, sin).
     """
 
     mean_sizes: tuple[tuple[float, float, float], ...] | None = None
