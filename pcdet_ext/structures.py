@@ -405,11 +405,15 @@ class Predictions:
 
     @property
     def detections(self) -> Detections:
-        """Those of the first head that finds boxes. Raises ValueError where none does."""
-        for found in self.heads.values():
-            if isinstance(found, Detections):
-                return found
-        raise ValueError(f"none of the heads {', '.join(self.heads)} finds boxes")
+        """The boxes of all heads that find boxes, in the order of the heads, with the class names of them all.
+
+        Where only some heads tell velocities, the boxes of the others stand still. Raises ValueError where no head
+        finds boxes.
+        """
+        found = [part for part in self.heads.values() if isinstance(part, Detections)]
+        if not found:
+            raise ValueError(f"none of the heads {', '.join(self.heads)} finds boxes")
+        return found[0] if len(found) == 1 else _joined(found)
 
     def __getitem__(self, name: str) -> Detections | PointLabels:
         return self.heads[name]
@@ -421,3 +425,18 @@ class Predictions:
     def to(self, device: torch.device | str) -> Predictions:
         """The same with tensors on `device`."""
         return Predictions({name: found.to(device) for name, found in self.heads.items()})
+
+
+def _joined(parts: Sequence[Detections]) -> Detections:
+    """The detections of several heads in one frame as one, labelled by one list of class names."""
+    names = tuple(dict.fromkeys(name for part in parts for name in part.class_names))
+    width = max(part.boxes.shape[1] for part in parts)
+    boxes, labels = [], []
+    for part in parts:
+        own = tensor_of(part.boxes)
+        boxes.append(torch.cat([own, own.new_zeros(len(own), width - own.shape[1])], 1))
+        number = torch.tensor([names.index(n) for n in part.class_names], dtype=torch.int64, device=own.device)
+        labels.append(number[tensor_of(part.labels)])
+    scores = torch.cat([tensor_of(part.scores) for part in parts])
+    joined = Detections(torch.cat(boxes), scores, torch.cat(labels), names, parts[0].frame_id)
+    return joined.numpy() if isinstance(parts[0].boxes, np.ndarray) else joined

@@ -226,3 +226,22 @@ def test_labels_that_do_not_fit_are_refused() -> None:
     assert head.loss(output, none)["segmentation"] == 0
     with pytest.raises(ValueError, match="frame 0 of the batch has no labelled boxes"):
         detector.heads["boxes"].loss(detector(batch)["boxes"], none)
+
+
+@pytest.mark.parametrize("arrays", [False, True])
+def test_boxes_of_all_heads_are_joined(arrays: bool) -> None:
+    cars = Detections(torch.ones(2, 7), torch.tensor([0.9, 0.8]), torch.tensor([1, 0]), ("Van", "Car"), "7")
+    people = Detections(torch.full((1, 9), 2.0), torch.tensor([0.7]), torch.tensor([0]), ("Pedestrian",), "7")
+    vans = Detections(torch.full((1, 7), 3.0), torch.tensor([0.6]), torch.tensor([0]), ("Van",), "7")
+    points = PointLabels(torch.zeros(3, dtype=torch.int64), torch.ones(3), ("ground",))
+    found = Predictions({"points": points, "cars": cars, "people": people, "vans": vans})
+    joined = (found.numpy() if arrays else found).detections
+    assert joined.names == ["Car", "Van", "Pedestrian", "Van"]
+    assert joined.class_names == ("Van", "Car", "Pedestrian")
+    assert joined.frame_id == "7"
+    assert joined.boxes[:, 0].tolist() == [1, 1, 2, 3]
+    assert joined.boxes[:, 8].tolist() == [0, 0, 2, 0]
+    assert joined.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
+    assert isinstance(joined.boxes, torch.Tensor) != arrays
+    with pytest.raises(ValueError, match="none of the heads points finds boxes"):
+        _ = Predictions({"points": points}).detections
