@@ -34,10 +34,15 @@ def random_voxels(
 
 
 def dense_result(conv: SparseConv3d, voxels: SparseVoxels) -> tuple[Tensor, Tensor]:
-    """The convolution on all cells [B, C, Z, Y, X], and which of them are active [B, Z, Y, X]."""
-    weight = conv.weight.permute(0, 4, 1, 2, 3)
-    result = torch.nn.functional.conv3d(voxels.dense(), weight, conv.bias, conv.stride, conv.padding)
-    occupied = voxels.with_features(voxels.features.new_ones(len(voxels), 1)).dense()
+    """The convolution on all cells [B, C, Z, Y, X], and which of them are active [B, Z, Y, X].
+
+    In float64: PyTorch's float32 convolution leaves out cells for some strides beyond the kernel on the CPU, for
+    example kernel (1, 1, 2) with stride (3, 1, 3) on 6 x 6 x 3 cells.
+    """
+    weight, bias = conv.weight.permute(0, 4, 1, 2, 3).double(), None if conv.bias is None else conv.bias.double()
+    result = torch.nn.functional.conv3d(voxels.dense().double(), weight, bias, conv.stride, conv.padding)
+    result = result.to(conv.weight.dtype)
+    occupied = voxels.with_features(voxels.features.new_ones(len(voxels), 1)).dense().double()
     if conv.submanifold:
         return result, occupied[:, 0] > 0
     reached = torch.nn.functional.conv3d(occupied, torch.ones_like(weight[:1, :1]), None, conv.stride, conv.padding)
