@@ -151,12 +151,7 @@ class Detector:
 
             def finish(detections: Detections, count: int = count, name: str = name) -> Detections:
                 kept = detections if count else detections.select(slice(0, 0))
-                return replace(
-                    kept,
-                    boxes=with_headings_in_range(tensor_of(kept.boxes)),
-                    frame_id=name,
-                    class_names=self.classes,
-                )
+                return replace(kept, boxes=with_headings_in_range(tensor_of(kept.boxes)), frame_id=name)
 
             results.append(_with_detections(result, finish))
         return results
@@ -171,7 +166,7 @@ class Detector:
             else:
                 boxes = torch.zeros(0, 7, dtype=torch.float32, device=self.device)
                 labels = torch.zeros(0, dtype=torch.int64, device=self.device)
-                found[name] = Detections(boxes, boxes[:, 0], labels, self.classes)
+                found[name] = Detections(boxes, boxes[:, 0], labels, tuple(getattr(head, "classes", self.classes)))
         return [next(iter(found.values())) if self.model.head is not None else Predictions(found)] * frames
 
     def _detect_batch(self, inputs: Sequence[Points]) -> list[Any]:

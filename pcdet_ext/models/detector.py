@@ -19,7 +19,7 @@ from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
 from pcdet_ext.models.heads.base import Features, Head, Reads
-from pcdet_ext.structures import Detections, PointBatch, Predictions, Targets
+from pcdet_ext.structures import Detections, PointBatch, Predictions, Targets, tensor_of
 
 DETECTORS = Registry("detector")
 ONLY = "head"  # the name of a head that has none
@@ -36,7 +36,8 @@ class VoxelDetector(nn.Module):
         voxel_size: (x, y, z) in metres.
         encoder: configuration; each component gets what its predecessor decides (channels, grid, stride).
         head: configuration of the only head,
-        heads: or those of several, by name; each may say its `weight` in the loss (1 by default).
+        heads: or those of several, by name; each may say its `weight` in the loss (1 by default). A head that finds
+            boxes may have `classes` of its own, some of the detector's: it learns from boxes of these alone.
         backbone: configuration of a 3-D backbone, or None.
         bev_backbone: configuration of a 2-D backbone, or None.
 
@@ -79,6 +80,8 @@ class VoxelDetector(nn.Module):
         context = {"classes": self.classes, "stride": stride, "grid": self.encoder.grid, **geometry}
         nodes, self.weights = _head_nodes(head, heads)
         built = {name: HEADS.build(node, in_channels=_width(node, widths), **context) for name, node in nodes.items()}
+        for name, module in built.items():
+            _check_head_classes(name, self._classes_of(module), self.classes)
         self.head = built[ONLY] if head is not None else None
         self.heads = nn.ModuleDict({} if head is not None else built)
         self.reads = {module.reads for module in built.values()}
@@ -150,14 +153,25 @@ class VoxelDetector(nn.Module):
             raise ValueError("the batch has no ground truth (targets) to compute a loss from")
         output = self(batch)
         if self.head is not None:
-            losses = self.head.loss(output, batch.targets)
+            losses = self.head.loss(output, self._targets_of(self.head, batch.targets))
         else:
             losses = {
                 f"{name}/{key}": self.weights[name] * value
                 for name, head in self.named_heads().items()
-                for key, value in head.loss(output[name], batch.targets).items()
+                for key, value in head.loss(output[name], self._targets_of(head, batch.targets)).items()
             }
         return losses | {"total": sum(losses.values())}
+
+    def _classes_of(self, head: Any) -> tuple[str, ...]:
+        """The classes by which a head numbers its boxes: its own, or the detector's where it has none."""
+        return tuple(getattr(head, "classes", self.classes))
+
+    def _targets_of(self, head: Head, targets: Sequence[Targets]) -> Sequence[Targets]:
+        """The targets with only the boxes that a head is to find, their labels being positions in its classes."""
+        classes = self._classes_of(head)
+        if classes == self.classes:
+            return targets
+        return [_of_some_classes(target, self.classes, classes) for target in targets]
 
     @torch.no_grad()
     def predict(self, batch: PointBatch) -> list[Any]:
@@ -173,6 +187,23 @@ class VoxelDetector(nn.Module):
             Predictions({name: _in_frame(found[i], frame) for name, found in decoded.items()})
             for i, frame in enumerate(names)
         ]
+
+
+def _of_some_classes(targets: Targets, classes: Sequence[str], chosen: Sequence[str]) -> Targets:
+    """The boxes of the chosen classes alone, their labels being positions in `chosen` instead of `classes`."""
+    if targets.labels is None:
+        return targets
+    labels = tensor_of(targets.labels)
+    number = [chosen.index(name) if name in chosen else -1 for name in classes]
+    renamed = torch.tensor(number, dtype=torch.int64, device=labels.device)[labels]
+    return targets.map(tensor_of).replace(labels=renamed, class_names=tuple(chosen)).select(renamed >= 0)
+
+
+def _check_head_classes(head: str, chosen: Sequence[str], classes: Sequence[str]) -> None:
+    """Raises ValueError for a class of a head that the detector does not have: there would be no box to learn from."""
+    for name in chosen:
+        if name not in classes:
+            raise ValueError(f"head {head!r} has the unknown class {name!r}{suggest(name, classes)}")
 
 
 def _in_frame(found: Any, frame_id: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -192,6 +193,7 @@ def test_a_head_of_points_alone_needs_no_map() -> None:
         ({"head": CENTER, "heads": {"a": CENTER}}, "either `head`, its only one, or `heads`"),
         ({"heads": {"a": {**CENTER, "weight": -1}}}, r"heads\.a\.weight must be a number from 0, got -1"),
         ({"heads": {"a": {**CENTER, "weight": "much"}}}, r"heads\.a\.weight"),
+        ({"heads": {"a": {**CENTER, "classes": ["Cra"]}}}, "head 'a' has the unknown class 'Cra'.*did you mean 'Car'"),
         ({"heads": {"a": {"name": "CentreHead"}}}, "did you mean 'CenterHead'"),
         ({"heads": {"a": {**POINTS, "point_classes": ["a", "a"]}}}, "point_classes must be different names"),
         (
@@ -226,6 +228,32 @@ def test_labels_that_do_not_fit_are_refused() -> None:
     assert head.loss(output, none)["segmentation"] == 0
     with pytest.raises(ValueError, match="frame 0 of the batch has no labelled boxes"):
         detector.heads["boxes"].loss(detector(batch)["boxes"], none)
+
+
+def test_a_head_learns_and_names_its_own_classes() -> None:
+    """A head of the second class learns as one that is alone in a detector of this class, and says its name."""
+    batch, _ = scene()
+    boxes = torch.tensor([[6.0, 0, -1, 4, 2, 1.5, 0], [9.0, 3, -1, 0.8, 0.8, 1.8, 0]])
+    both = tuple(Targets(boxes, torch.tensor([0, 1])) for _ in range(2))
+    people = tuple(Targets(boxes[1:], torch.tensor([0])) for _ in range(2))
+    config = settings({"people": {**CENTER, "classes": ["Pedestrian"]}, "all": CENTER})
+    config["data"]["classes"] = ["Car", "Pedestrian"]
+    alone = settings({"people": CENTER})
+    alone["data"]["classes"] = ["Pedestrian"]
+    detector, expected = build_detector(config), build_detector(alone)
+    expected.load_state_dict({k: v for k, v in detector.state_dict().items() if not k.startswith("heads.all.")})
+    losses = detector.loss(replace(batch, targets=both))
+    for name, value in expected.loss(replace(batch, targets=people)).items():
+        if name != "total":
+            assert losses[name].item() == pytest.approx(value.item(), rel=1e-5)
+    assert losses["people/box_0"] > 0
+    found = Detector(config, "cpu", detector).detect([batch.points.numpy(), batch.points[:0].numpy()])
+    assert len(found[0]["people"]) > 0
+    assert set(found[0]["people"].names) == {"Pedestrian"}
+    assert [f["people"].class_names for f in found] == [("Pedestrian",)] * 2
+    assert found[0]["all"].class_names == ("Car", "Pedestrian")
+    empty = Detector(config, "cpu", detector).detect(batch.points[:0].numpy())
+    assert empty["people"].class_names == ("Pedestrian",)
 
 
 @pytest.mark.parametrize("arrays", [False, True])
