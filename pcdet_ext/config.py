@@ -92,7 +92,16 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Node:
     return result
 
 
+def _construct_date(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    try:
+        return loader.construct_yaml_timestamp(node)
+    except ValueError as error:
+        source = f"{node.start_mark.name}:{node.start_mark.line + 1}"
+        raise ConfigError(f"{source}: {node.value} is no date ({error}); quote it where text is meant") from error
+
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _construct_date)
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Node:
@@ -250,8 +259,11 @@ def _read(path: Path, chain: tuple[Path, ...]) -> Node:
     if not isinstance(node, Node):
         raise ConfigError(f"{path}: a configuration must be a mapping, got {type(node).__name__}")
     bases = node.pop("_base_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: _base_ must be a file or a list of files, got {bases!r}")
     result = Node()
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         result = _merge(result, _read(_find_base(base, path), (*chain, path.resolve())))
     return _merge(result, node)
 
@@ -516,6 +528,8 @@ class Registry:
         name = node.get("name")
         if name is None:
             raise ConfigError(f"{node.where()}: {self.kind} needs a name: {', '.join(self.names())}")
+        if not isinstance(name, str):
+            raise ConfigError(f"{node.where('name')}: {self.kind}: the name must be text, got {name!r}")
         if name not in self._entries:
             raise ConfigError(
                 f"{node.where('name')}: no {self.kind} is named {name!r}{suggest(str(name), self._entries)}"

@@ -343,3 +343,28 @@ def test_numbers_are_finite(wrong: float, place: int) -> None:
     nested = config.from_plain({"a": {"b": [{"c": wrong}]}}, "a.yaml")
     with pytest.raises(ConfigError, match=r"a\.yaml: a\.b\.0\.c: must be a finite number"):
         config.setting(nested, "a", dict)
+
+
+@pytest.mark.parametrize("base", ["5", "[a.yaml, 3]", "{a: 1}"])
+def test_a_base_that_is_no_file_is_refused_with_the_file(tmp_path: Path, base: str) -> None:
+    path = tmp_path / "child.yaml"
+    (tmp_path / "a.yaml").write_text("x: 1\n")
+    path.write_text(f"_base_: {base}\n")
+    with pytest.raises(ConfigError, match=r"child\.yaml: _base_ must be a file or a list of files"):
+        config.load(path)
+
+
+def test_an_impossible_date_is_refused_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "dates.yaml"
+    path.write_text("y: 2020-12-31\nx: 2020-13-45\n")
+    with pytest.raises(ConfigError, match=r"dates\.yaml:2: 2020-13-45 is no date"):
+        config.load(path)
+    path.write_text("y: 1\n")
+    with pytest.raises(ConfigError, match="2020-13-45 is no date"):
+        config.load(path, ["x=2020-13-45"])
+
+
+@pytest.mark.parametrize("name", [[1], {"a": 1}])
+def test_a_name_of_a_component_must_be_text(name: object) -> None:
+    with pytest.raises(ConfigError, match="encoder: the name must be text"):
+        Registry("encoder").build({"name": name})

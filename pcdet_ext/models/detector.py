@@ -290,6 +290,8 @@ def build_detector(config: Node) -> VoxelDetector:
     Raises ConfigError with file and key where it is wrong.
     """
     for section in ("data", "model"):
+        if config.get(section) is not None and not isinstance(config[section], Mapping):
+            raise ConfigError(f"{config.where(section)}: {section} must be a mapping, got {config[section]!r}")
         if not isinstance(config.get(section), Mapping):
             raise ConfigError(f"{config.where()}: a detector needs the section {section!r}{suggest(section, config)}")
     data, model = config["data"], config["model"]

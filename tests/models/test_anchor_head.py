@@ -198,3 +198,12 @@ def test_multi_label_reports_a_box_for_each_class():
 def test_wrong_settings_are_named(changes, message):
     with pytest.raises(ConfigError, match=message):
         make_head(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("direction_bins", -1), ("box_weight", math.nan), ("direction_weight", -0.1), ("score_threshold", math.nan)],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=name):
+        AnchorHead(4, CLASSES, RANGE, [CAR, PEDESTRIAN], **{name: value})

@@ -14,6 +14,7 @@ from pcdet_ext.config import ConfigError
 from pcdet_ext.conformance.golden import run_case
 from pcdet_ext.models.heads import HEADS, CenterHead
 from pcdet_ext.models.heads.center import CenterOutput, TaskMaps
+from pcdet_ext.models.heads.postprocess import NMSConfig
 from pcdet_ext.models.targets.heatmaps import draw_gaussians, gaussian, gaussian_radius
 from pcdet_ext.structures import Targets
 
@@ -232,3 +233,38 @@ def test_velocity_head_needs_velocities():
     boxes, labels = objects()
     with pytest.raises(ValueError, match="9 columns"):
         head.loss(head(random_bev(1)), truth([boxes], [labels]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("class_weight", math.nan),
+        ("box_weight", -1.0),
+        ("shared_channels", 0),
+        ("max_candidates", 0),
+        ("norm_eps", 0.0),
+        ("norm_momentum", 1.5),
+        ("gaussian_overlap", 1.0),
+        ("gaussian_overlap", 0.0),
+        ("center_range", [0.0, 1.0]),
+        ("score_threshold", math.nan),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        CenterHead(**CONTEXT, **{name: value})
+
+
+@pytest.mark.parametrize("convs", ["abc", None, True, 1.5])
+def test_a_branch_takes_a_number_of_convolutions(convs: object) -> None:
+    with pytest.raises(ValueError, match="branch 'dim' must be a number of convolutions"):
+        CenterHead(**CONTEXT, branches=VELOCITY | {"dim": convs})
+
+
+@pytest.mark.parametrize("name", ["iou_threshold", "max_before", "max_after"])
+def test_suppression_refuses_negative_settings(name: str) -> None:
+    for value in (-1, math.nan):
+        with pytest.raises(ValueError, match=f"{name} must be at least 0"):
+            NMSConfig(**{name: value})
+        with pytest.raises(ValueError, match=f"{name} must be at least 0"):
+            NMSConfig(per_class=True, **{name: [1, value]})

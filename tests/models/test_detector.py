@@ -250,3 +250,10 @@ def test_what_torch_export_says(strict):
         match="how many voxels and groups there are depends on the points",
     ):
         torch.export.export(found.model, (PointBatch.from_points([torch.rand(50, 4)]),), strict=strict)
+
+
+@pytest.mark.parametrize("section", ["data", "model"])
+def test_a_section_that_is_no_mapping_is_refused_as_such(section: str) -> None:
+    wrong = config.load("kitti/demo", [f"{section}=5"])
+    with pytest.raises(config.ConfigError, match=f"{section} must be a mapping, got 5"):
+        build_detector(wrong)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct, suggest
-from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels, check_range, fill_bias
 from pcdet_ext.models.heads.losses import sigmoid_focal_loss, smooth_l1_loss, with_sine_difference
 from pcdet_ext.models.heads.postprocess import NMSConfig, best_class, every_class, suppress
 from pcdet_ext.models.heads.registry import HEADS
@@ -95,6 +95,9 @@ class AnchorHead(nn.Module):
         self._check_specs()
         if len(code_weights) != 7:
             raise ValueError(f"code_weights must be 7 numbers (x, y, z, dx, dy, dz, heading), got {len(code_weights)}")
+        check_range(0, direction_bins=direction_bins, class_weight=class_weight, box_weight=box_weight)
+        check_range(0, direction_weight=direction_weight)
+        check_range(-math.inf, score_threshold=score_threshold)
         self.match_3d = match_3d
         self.direction_bins = direction_bins
         self.direction_offset = direction_offset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
@@ -35,6 +36,21 @@ class Head(Protocol):
     def decode(self, output: Any) -> list[Any]:
         """The result in each frame, such as `Detections`."""
         ...
+
+
+def check_range(low: float, high: float = math.inf, **values: float | None) -> None:
+    """Raise ValueError, with the name, for a value that is not in [low, high], as NaN is not; None is not checked."""
+    for name, value in values.items():
+        if value is not None and not low <= value <= high:
+            bounds = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+            raise ValueError(f"{name} must be {bounds}, got {value}")
+
+
+def check_positive(below: float = math.inf, **values: float | None) -> None:
+    """Raise ValueError, with the name, for a value that is not above 0 and under `below`; None is not checked."""
+    for name, value in values.items():
+        if value is not None and not 0 < value < below:
+            raise ValueError(f"{name} must be above 0" + f" and below {below}" * (below < math.inf) + f", got {value}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct, suggest
-from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels, check_positive, check_range, fill_bias
 from pcdet_ext.models.heads.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
 from pcdet_ext.models.heads.postprocess import NMSConfig, per_class, rectify_scores, suppress
 from pcdet_ext.models.heads.registry import HEADS
@@ -135,6 +136,14 @@ class CenterHead(nn.Module):
         self.tasks = _task_labels(self.classes, tasks or [self.classes])
         self.branches = dict.fromkeys(REQUIRED, 2) if branches is None else dict(branches)
         _check_branches(self.branches)
+        check_range(1, shared_channels=shared_channels, max_candidates=max_candidates, branch_channels=branch_channels)
+        check_range(0, class_weight=class_weight, box_weight=box_weight, iou_weight=iou_weight)
+        check_range(0, 1, norm_momentum=norm_momentum, branch_norm_momentum=branch_norm_momentum)
+        check_positive(norm_eps=norm_eps, branch_norm_eps=branch_norm_eps)
+        check_positive(1, gaussian_overlap=gaussian_overlap)
+        check_range(-math.inf, score_threshold=score_threshold)
+        if center_range is not None and len(center_range) != 6:
+            raise ValueError(f"center_range must be 6 numbers (x, y, z, then x, y, z), got {center_range}")
         for name, value in (("iou_rectifier", iou_rectifier), ("iou_power", iou_power)):
             if value is not None and "iou" not in self.branches:
                 raise ValueError(f"{name} needs the branch 'iou'")
@@ -371,6 +380,8 @@ def _check_branches(branches: Mapping[str, int]) -> None:
     for name, convs in branches.items():
         if name not in CHANNELS:
             raise ValueError(f"branches has no {name!r}{suggest(name, CHANNELS)}")
+        if not isinstance(convs, int) or isinstance(convs, bool):
+            raise ValueError(f"branch {name!r} must be a number of convolutions, got {convs!r}")
         if convs < 1:
             raise ValueError(f"branch {name!r} must have at least one convolution, got {convs}")
     missing = [name for name in REQUIRED if name not in branches]

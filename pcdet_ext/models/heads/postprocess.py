@@ -28,7 +28,7 @@ class NMSConfig:
             and LION do.
 
     Raises:
-        ValueError: several values without `per_class`.
+        ValueError: several values without `per_class`, or one that is negative or NaN.
     """
 
     iou_threshold: float | Sequence[float] = 0.1
@@ -43,6 +43,9 @@ class NMSConfig:
             value = getattr(self, name)
             if isinstance(value, Sequence) and not self.per_class:
                 raise ValueError(f"{name} must be one number unless per_class is set, got {value}")
+            values = value if isinstance(value, Sequence) else [value]
+            if not all(each is None or each >= 0 for each in values):  # NaN is not >= 0 either
+                raise ValueError(f"{name} must be at least 0, got {value}")
 
     def check(self, num_classes: int) -> None:
         """Raise ValueError where a list does not have one value for each class."""

@@ -11,6 +11,7 @@ The published heads have properties that one would not choose; they are named op
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -21,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from pcdet_ext.config import suggest
-from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels, check_positive, check_range, fill_bias
 from pcdet_ext.models.heads.losses import axis_aligned_diou, gaussian_focal_loss, sigmoid_focal_loss, smooth_l1_loss
 from pcdet_ext.models.heads.postprocess import per_class, rectify_scores
 from pcdet_ext.models.heads.registry import HEADS
@@ -136,6 +137,13 @@ class TransFusionHead(nn.Module):
         self.classes = tuple(classes)
         self.branches = dict.fromkeys(REQUIRED, 2) if branches is None else dict(branches)
         _check_branches(self.branches)
+        check_range(0, class_weight=class_weight, box_weight=box_weight, heatmap_weight=heatmap_weight)
+        check_range(0, iou_weight=iou_weight, box_iou_weight=box_iou_weight)
+        check_range(0, 1, norm_momentum=norm_momentum)
+        check_positive(1, gaussian_overlap=gaussian_overlap)
+        check_range(-math.inf, score_threshold=score_threshold)
+        if center_range is not None and len(center_range) != 6:
+            raise ValueError(f"center_range must be 6 numbers (x, y, z, then x, y, z), got {center_range}")
         if iou_rectifier is not None and "iou" not in self.branches:
             raise ValueError("iou_rectifier needs the branch 'iou'")
         self.origin, self.limit = tuple(point_cloud_range[:2]), tuple(point_cloud_range[3:5])
