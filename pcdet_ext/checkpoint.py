@@ -89,7 +89,7 @@ def _what_was_found(error: pickle.UnpicklingError) -> str:
 
 
 def load_model(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Give a model its parameters. Raises CheckpointError that tells which do not fit."""
+    """Give a model its parameters. Raises CheckpointError that tells which do not fit or are not finite."""
     own = model.state_dict()
     missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     reshaped = [
@@ -104,7 +104,16 @@ def load_model(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) 
     ]
     if problems:
         raise CheckpointError(f"{path}: the parameters do not fit the model ({'; '.join(problems)})")
+    _require_finite(state, path)
     model.load_state_dict(state)
+
+
+def _require_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise CheckpointError that names the parameters and buffers that hold a NaN or an infinity."""
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise CheckpointError(f"{path}: parameters with NaN or infinite values: {', '.join(broken[:3])}{more}")
 
 
 @dataclass(frozen=True)
@@ -133,14 +142,16 @@ class Transfer:
 def transfer(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> Transfer:
     """Give a model those parameters and buffers of another one that have the same name and shape.
 
-    Raises CheckpointError when not one parameter of the model fits.
+    Raises CheckpointError when not one parameter of the model fits, or when one that fits is not finite.
     """
     own = model.state_dict()
     shared = [name for name in own if name in state]
     taken = tuple(name for name in shared if state[name].shape == own[name].shape)
     if not set(taken) & {name for name, _ in model.named_parameters()}:
         raise CheckpointError(f"{path}: not one of its parameters fits the model")
-    model.load_state_dict({name: state[name] for name in taken}, strict=False)
+    chosen = {name: state[name] for name in taken}
+    _require_finite(chosen, path)
+    model.load_state_dict(chosen, strict=False)
     return Transfer(
         taken=taken,
         reshaped=tuple(

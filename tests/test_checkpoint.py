@@ -159,3 +159,15 @@ def test_a_transfer_takes_what_fits_and_lists_the_rest() -> None:
     assert "2 parameters and buffers taken" in str(found)
     with pytest.raises(CheckpointError, match=r"a\.ckpt: not one of its parameters fits"):
         checkpoint.transfer(target, {"other": torch.zeros(1)}, "a.ckpt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_parameters_that_are_not_finite_are_named(value: float) -> None:
+    state = nn.Linear(2, 2).state_dict()
+    state["bias"][1] = value
+    for use in (checkpoint.load_model, checkpoint.transfer):
+        model = nn.Linear(2, 2)
+        before = model.bias.detach().clone()
+        with pytest.raises(CheckpointError, match=r"a\.ckpt: .*NaN or infinite values: bias$"):
+            use(model, state, "a.ckpt")
+        assert torch.equal(model.bias, before)
