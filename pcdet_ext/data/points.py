@@ -108,7 +108,7 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
         points, names = readers[suffix](path)
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
-    except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, OSError, EOFError, OverflowError) as error:
         raise DataError(f"{path}: damaged or not a {suffix} point cloud ({error})") from error
     named = suffix != ".npy" or names != _headless(points.shape[1], HEADLESS)
     return PointFile(points, names, path, named)
@@ -129,6 +129,8 @@ def read_bin(path: str | Path, columns: int) -> Array:
         data = path.read_bytes()
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(data) % (4 * columns):
         raise DataError(f"{path}: {len(data)} bytes are no whole number of {columns}-column float32 points; cut short?")
     return np.frombuffer(data, "<f4").astype(np.float32).reshape(-1, columns)
@@ -141,6 +143,9 @@ def _headless(count: int, usual: Sequence[str]) -> tuple[str, ...]:
 
 def _read_npy(path: Path) -> tuple[Array, tuple[str, ...]]:
     points = np.load(path, allow_pickle=False)
+    if not isinstance(points, np.ndarray):
+        points.close()
+        raise ValueError("an archive of arrays (.npz), not one array")
     if points.dtype.names and points.ndim == 1:
         return _ordered({name: points[name] for name in points.dtype.names if points.dtype[name].kind in "fiu"})
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
@@ -190,6 +195,8 @@ def _count(text: str, what: str) -> int:
 
 
 def _pcd_compressed(data: bytes, body: int, dtype: np.dtype, number: int) -> Array:
+    if number == 0:
+        return np.empty(0, dtype)
     packed, unpacked = (int(v) for v in np.frombuffer(data, "<u4", 2, body))
     if unpacked != number * dtype.itemsize or body + 8 + packed > len(data) or unpacked > LZF_EXPANSION * packed:
         raise ValueError("compressed data is cut short")
