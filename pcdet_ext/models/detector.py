@@ -300,12 +300,20 @@ def build_detector(config: Node) -> VoxelDetector:
             raise ConfigError(f"{data.where()}: a detector needs {key!r} here")
     detector = DETECTORS.build(
         model,
-        classes=setting(data, "classes", Sequence[str]),
+        classes=_classes(data),
         point_cloud_range=setting(data, "point_cloud_range", Sequence[float]),
         num_point_features=len(point_features(data)),
     )
     _check_whole_voxels(detector.encoder, data)
     return detector
+
+
+def _classes(data: Node) -> Sequence[str]:
+    """The classes that a detector finds. Raises ConfigError where there is none, or an empty or repeated name."""
+    classes: Sequence[str] = setting(data, "classes", Sequence[str])
+    if not classes or not all(classes) or len(set(classes)) < len(classes):
+        raise ConfigError(f"{data.where('classes')}: classes must be one or more different names, got {list(classes)}")
+    return classes
 
 
 def _check_whole_voxels(encoder: Any, data: Mapping[str, Any]) -> None:

@@ -240,3 +240,9 @@ def test_steps_made_without_a_configuration_take_finite_numbers_only(wrong: floa
     ):
         with pytest.raises(ValueError, match="must"):
             make()
+
+
+@pytest.mark.parametrize("number", [-1, 1.5, "abc"])
+def test_groups_are_whole_numbers(number: object) -> None:
+    with pytest.raises(ValueError, match="groups: 'Car' must be a whole number"):
+        augment.GroundTruthSampling({"Car": number}, {})

@@ -257,3 +257,10 @@ def test_a_section_that_is_no_mapping_is_refused_as_such(section: str) -> None:
     wrong = config.load("kitti/demo", [f"{section}=5"])
     with pytest.raises(config.ConfigError, match=f"{section} must be a mapping, got 5"):
         build_detector(wrong)
+
+
+@pytest.mark.parametrize("classes", ["[]", '[""]', "[Car, Car]"])
+def test_classes_are_different_names(classes: str) -> None:
+    wrong = config.load("kitti/demo", [f"data.classes={classes}"])
+    with pytest.raises(ConfigError, match="classes must be one or more different names"):
+        build_detector(wrong)

@@ -219,3 +219,12 @@ def test_velocity_head_needs_velocities():
     boxes, labels = objects()
     with pytest.raises(ValueError, match="9 columns"):
         head.loss(head(random_bev(1)), truth([boxes], [labels]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("iou_weight", -1.0), ("norm_momentum", 2.0), ("gaussian_overlap", 0.0), ("center_range", [0.0])],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=name):
+        make_head(**{name: value})

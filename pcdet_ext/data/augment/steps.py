@@ -185,8 +185,8 @@ class GroundTruthSampling:
         if len(extra_width) != 3 or not np.isfinite([*extra_width, margin]).all():
             raise ValueError(f"extra_width must be three finite lengths and margin one, got {extra_width} and {margin}")
         for name, number in groups.items():
-            if number < 0:
-                raise ValueError(f"groups: {name!r} must be at least 0, got {number}")
+            if not isinstance(number, int) or number < 0:
+                raise ValueError(f"groups: {name!r} must be a whole number of at least 0, got {number}")
         objects = database if isinstance(database, Mapping) else read_objects(Path(database))
         self.groups = _usable_groups(groups, objects, classes)
         self.objects = {name: objects[name] for name in self.groups}
