@@ -23,6 +23,7 @@ from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Pre
 Points = Array | Tensor | str | Path
 FEWEST_FOR_SCALE, ENOUGH_FOR_SCALE = 100, 4096  # points whose values tell the scale of a column
 OTHER_SCALE = 16.0  # times higher or lower than in training
+NO_BOXES = "model: no head of this detector finds boxes, and only boxes can be measured or drawn; add one that does"
 MOST_COLUMNS = 16  # of a point; an array with more columns and fewer rows is one that lies on its side
 
 
@@ -227,6 +228,21 @@ class Detector:
             raise ValueError(f"{needs}: these are columns of points, pass their transpose (points.T)")
         if len(shape) != 2 or shape[1] < wanted:
             raise ValueError(needs)
+
+
+def boxes_of(found: Detections | Predictions | PointLabels) -> Detections:
+    """The boxes in a result, of several heads those of all that find boxes. Raises ConfigError where there are none."""
+    if isinstance(found, Predictions) and any(isinstance(part, Detections) for part in found.heads.values()):
+        return found.detections
+    if isinstance(found, Detections):
+        return found
+    raise ConfigError(NO_BOXES)
+
+
+def check_finds_boxes(model: Any) -> None:
+    """Raises ConfigError for a detector whose heads all label points, and so find no boxes to measure or draw."""
+    if all(head.reads == "points" for head in model.named_heads().values()):
+        raise ConfigError(NO_BOXES)
 
 
 def real_numbers(points: Array, name: str) -> Array:

@@ -20,8 +20,7 @@ from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.engine.loader import frame_loader
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import atomic_write, check_output_folder
-from pcdet_ext.inference import Detector, load
-from pcdet_ext.structures import Detections, Predictions
+from pcdet_ext.inference import Detector, boxes_of, check_finds_boxes, load
 from pcdet_ext.visualization.plots import write_plots
 
 
@@ -95,11 +94,6 @@ def predict(
     return True
 
 
-def boxes_of(found: Detections | Predictions) -> Detections:
-    """The detections of a result, those of the head that finds boxes where there are several."""
-    return found.detections if isinstance(found, Predictions) else found
-
-
 def measure(
     checkpoint: str | Path,
     overrides: Iterable[str] = (),
@@ -123,13 +117,14 @@ def measure(
         plots: folder for diagrams.
 
     Raises:
-        ConfigError: an override does not fit.
+        ConfigError: an override does not fit, or no head of the detector finds boxes.
         DataError: a file is damaged (CheckpointError for the checkpoint), or `out` holds other results.
         OSError: `out` cannot be a folder of results.
     """
     if out is not None:
         check_output_folder(out)
     detector = load(checkpoint, device, overrides, imports)
+    check_finds_boxes(detector.model)
     options = eval_config(detector.config)
     split = split or options.split
     dataset = build_dataset(section(detector.config, "data"), split, training=False)

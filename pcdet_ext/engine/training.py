@@ -30,8 +30,9 @@ from pcdet_ext.engine.trainer import (
 )
 from pcdet_ext.evaluation.base import Result
 from pcdet_ext.files import atomic_write, check_output_folder
-from pcdet_ext.inference import Detector
-from pcdet_ext.models.detector import build_detector, usual_defaults
+from pcdet_ext.inference import Detector, check_finds_boxes
+from pcdet_ext.models.detector import VoxelDetector, build_detector, usual_defaults
+from pcdet_ext.models.heads.segmentation import PointSegmentationHead
 
 __all__ = ["BEST", "LAST", "TrainConfig", "TrainingError", "train"]
 
@@ -83,9 +84,12 @@ def train(
     seed_everything(options.seed)
     with usual_defaults():
         detector = build_detector(settings)
+    if options.evaluate_every:
+        _check_can_be_evaluated(detector)
     notes = _initialised(detector, options.init_from) if options.init_from and content is None else ()
     data = section(settings, "data")
     dataset = training_datasets(data, options)
+    _check_point_labels(detector, dataset(0))
     inputs = TrainingInputs(
         detector=detector,
         dataset=dataset,
@@ -106,6 +110,27 @@ def train(
         with atomic_write(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")
     return trainer.fit()
+
+
+def _check_can_be_evaluated(detector: VoxelDetector) -> None:
+    """Raises ConfigError for a detector that the metrics of data sets, which are all of boxes, cannot measure."""
+    try:
+        check_finds_boxes(detector)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or set train.evaluate_every=0") from None
+
+
+def _check_point_labels(detector: VoxelDetector, dataset: Dataset) -> None:
+    """Raises ConfigError where a head learns the classes of points and the data, by its first frame, has none."""
+    learn = [name for name, head in detector.named_heads().items() if isinstance(head, PointSegmentationHead)]
+    if not learn or not len(dataset):
+        return
+    first = dataset[0]
+    if first.targets is None or first.targets.point_labels is None:
+        raise ConfigError(
+            f"model: the head {learn[0]!r} (PointSegmentationHead) learns from point labels, and frame "
+            f"{first.frame_id!r} of the training data has none; leave the head out, or use data with point labels"
+        )
 
 
 def highest_values(dataset: Dataset, frames: int = 16) -> dict[str, float]:

@@ -82,13 +82,14 @@ def _of_frame(path: Path | None, frame: Path) -> Path | None:
 
 
 def _detected(scenes: Iterator[Scene], checkpoint: Path, device: str, imports: bool) -> Iterator[Scene]:
-    from pcdet_ext.inference import load
+    from pcdet_ext.inference import boxes_of, check_finds_boxes, load
 
     detector = load(checkpoint, device=device, imports=imports)
+    check_finds_boxes(detector.model)
     for scene in scenes:
         if len(scene.points) == 0:
             raise ValueError(f"{scene.title}: a detector needs points, not labels alone")
-        yield with_detections(scene, detector.detect(scene.points))
+        yield with_detections(scene, boxes_of(detector.detect(scene.points)))
 
 
 def _targets(frames: list[Path], out: Path, style: str) -> list[Path]:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from pcdet_ext import checkpoint
-from pcdet_ext.config import ConfigError, Node
+from pcdet_ext.config import ConfigError, Node, from_plain
 from pcdet_ext.data import kitti
 from pcdet_ext.data.kitti import prepare_kitti
 from pcdet_ext.engine.testing import eval_config, measure
-from pcdet_ext.inference import build
-from pcdet_ext.structures import Detections, Sample
+from pcdet_ext.engine.training import train
+from pcdet_ext.inference import Detector, boxes_of, build
+from pcdet_ext.structures import Detections, PointLabels, Sample
+from pcdet_ext.visualization.command import visualize
 
 CALIBRATION = kitti.Calibration(
     p2=np.array([[700.0, 0, 600, 0], [0, 700, 180, 0], [0, 0, 1, 0]]),
@@ -71,6 +73,63 @@ def test_splits_without_labels_are_only_detected_in(root: Path, tmp_path: Path) 
     text = measure(path, split="test", out=tmp_path / "results", device="cpu", overrides=["test.num_workers=0"])
     assert "no labels in test: nothing to measure" in text
     assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["000000.txt", "000001.txt", "000002.txt"]
+
+
+SEGMENTATION = {"name": "PointSegmentationHead", "point_classes": ["ground", "object"]}
+
+
+def several_heads(root: Path, data: Path, path: Path, boxes: bool) -> Node:
+    """A checkpoint of the demo's detector with its head twice beside one of points, or with the latter alone."""
+    plain = build(root / "configs" / "kitti" / "demo.yaml", [f"data.root={data}"], device="cpu").config.plain()
+    head = plain["model"].pop("head")
+    if boxes:
+        plain["model"]["heads"] = {"a": head, "b": head, "points": SEGMENTATION}
+    else:
+        plain["model"] |= {"head": SEGMENTATION, "bev_backbone": None}
+    config = from_plain(plain, "test")
+    checkpoint.write(path, {"config": plain, "model": Detector(config, "cpu").model.state_dict()})
+    return config
+
+
+def test_detectors_with_several_heads_are_measured_and_drawn(root: Path, tmp_path: Path) -> None:
+    write_unlabelled_frames(tmp_path, 1)
+    path, picture = tmp_path / "a.ckpt", tmp_path / "a.png"
+    several_heads(root, tmp_path, path, boxes=True)
+    measure(path, split="test", out=tmp_path / "results", device="cpu", overrides=["test.num_workers=0"])
+    assert [p.name for p in (tmp_path / "results").iterdir()] == ["000000.txt"]
+    visualize([path, tmp_path / "testing" / "velodyne" / "000000.bin"], picture, device="cpu")
+    assert picture.stat().st_size > 0
+
+
+def test_detectors_without_boxes_are_refused_before_they_run(root: Path, tmp_path: Path) -> None:
+    write_unlabelled_frames(tmp_path, 1)
+    path, frame = tmp_path / "a.ckpt", tmp_path / "testing" / "velodyne" / "000000.bin"
+    config = several_heads(root, tmp_path, path, boxes=False)
+    with pytest.raises(ConfigError, match="no head of this detector finds boxes"):
+        measure(path, split="test", device="cpu")
+    with pytest.raises(ConfigError, match="no head of this detector finds boxes"):
+        visualize([path, frame], tmp_path / "a.png", device="cpu")
+    with pytest.raises(ConfigError, match=r"finds boxes.*train\.evaluate_every=0"):
+        train(config, tmp_path / "run", device="cpu")
+    labels = Detections(np.zeros((1, 7)), np.ones(1), np.zeros(1, np.int64), ("Car",))
+    assert boxes_of(labels) is labels
+    with pytest.raises(ConfigError, match="no head of this detector finds boxes"):
+        boxes_of(PointLabels(np.zeros(3, np.int64), np.ones(3), ("ground",)))
+
+
+def test_data_without_point_labels_is_refused_before_the_training(root: Path, tmp_path: Path) -> None:
+    points = np.random.default_rng(0).uniform([1, -5, -2, 0], [20, 5, 0, 1], (500, 4)).astype(np.float32)
+    labels = kitti.boxes_to_labels(np.array([[10.0, 0, -1, 4, 2, 1.5, 0]]), ["Car"], CALIBRATION)
+    for i in range(2):
+        kitti.write_frame(tmp_path, f"{i:06d}", points, labels, CALIBRATION)
+    (tmp_path / "ImageSets").mkdir(exist_ok=True)
+    for split in ("train", "val"):
+        (tmp_path / "ImageSets" / f"{split}.txt").write_text("000000\n000001\n")
+    prepare_kitti(tmp_path, splits=["train", "val"], progress=False)
+    config = several_heads(root, tmp_path, tmp_path / "a.ckpt", boxes=True)
+    with pytest.raises(ConfigError, match=r"'points' .* learns from point labels, and frame '00000[01]'"):
+        train(config, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
 def test_wrong_settings_name_the_key() -> None:
