@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
     from pcdet_ext.engine.training import TrainingError, train
 
     out = options.out or Path("runs") / Path(options.config).stem
+    if options.resume is not None and options.overwrite:
+        raise UsageError("--resume continues a run and --overwrite replaces it: give one of them")
     resume, overrides = _resumed(options.resume, options.overrides)
     try:
         finished = train(

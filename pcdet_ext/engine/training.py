@@ -81,6 +81,7 @@ def train(
     if resume is not None:
         content = checkpoint.read(resume)
         _check_same_model(content["config"], settings, resume)
+        _check_same_order(content, options.seed, resume)
     seed_everything(options.seed)
     with usual_defaults():
         detector = build_detector(settings)
@@ -148,6 +149,16 @@ def highest_values(dataset: Dataset, frames: int = 16) -> dict[str, float]:
 
 # Settings of the data that decide what the parameters mean: a checkpoint cannot be continued with other values.
 MEANING = ("classes", "point_cloud_range", "point_features")
+
+
+def _check_same_order(content: Mapping[str, Any], seed: int, path: str | Path) -> None:
+    """Inside an epoch the frames that are left follow from the seed. Raises CheckpointError for another one."""
+    saved = content["config"].get("train", {}).get("seed", TrainConfig().seed)
+    if content.get("progress", {}).get("batch") and saved != seed:
+        raise CheckpointError(
+            f"{path}: stands inside an epoch whose frames are in the order of train.seed={saved}, now it is {seed}: "
+            "continue with the same seed"
+        )
 
 
 def _check_same_model(before: Mapping[str, Any], settings: Node, resume: str | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pcdet_ext.evaluation import argoverse2 as av2
 from pcdet_ext.evaluation import argoverse2_files, nuscenes_files, nuscenes_tables
@@ -11,6 +12,8 @@ from pcdet_ext.evaluation import nuscenes as nus
 from pcdet_ext.evaluation import nuscenes_tracking as nus_tracking
 from pcdet_ext.evaluation.base import BENCHMARKS
 from pcdet_ext.files import DataError
+
+R = TypeVar("R")
 
 
 @BENCHMARKS.register
@@ -49,7 +52,7 @@ def nuscenes_tracking(
         tokens = nuscenes_tables.tokens_of_scenes(tables, scenes, given)
         truth, sequences = nuscenes_tables.tracking_truth(tables, tokens)
     found, _ = nuscenes_files.read_tracks(results, sequences.samples.tokens)
-    return nus_tracking.evaluate(truth, found, sequences)
+    return _measured(results, lambda: nus_tracking.evaluate(truth, found, sequences))
 
 
 @BENCHMARKS.register
@@ -87,7 +90,8 @@ def _no_scenes(scenes: Sequence[str] | None) -> None:
         raise ValueError("scenes can be chosen where the ground truth is a folder of tables")
 
 
-def _measured(results: Path, measure: Callable[[], nus.NuScenesResult]) -> nus.NuScenesResult:
+def _measured(results: Path, measure: Callable[[], R]) -> R:
+    """What `measure` gives; what is wrong with the results names their file."""
     try:
         return measure()
     except ValueError as error:

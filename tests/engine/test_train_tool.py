@@ -155,6 +155,8 @@ def test_resume_refuses_overwrites_and_continues(
     assert "model.head.score_threshold was" in error
     assert main(["train", *short, "--resume", "model.head.score_threshold=0.5"]) != 0  # a change, no checkpoint
     assert "model.head.score_threshold was" in capsys.readouterr().err
+    assert main(["train", *short, "--resume", "--overwrite"]) == 2
+    assert "give one of them" in capsys.readouterr().err
     last = (tmp_path / "run" / "last.ckpt").read_bytes()
     assert main(["train", *short, "--overwrite", "model.head.nams=1"]) == 2
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == last  # what cannot train replaces nothing

@@ -25,6 +25,7 @@ from pcdet_ext.engine import trainer
 from pcdet_ext.engine.interrupts import StopRequest
 from pcdet_ext.engine.loader import EpochBatches, _outlive_signals
 from pcdet_ext.engine.trainer import BEST, LAST, TrainConfig, Trainer, TrainingError, TrainingInputs, make_fabric
+from pcdet_ext.engine.training import _check_same_order
 from pcdet_ext.evaluation.base import Result
 
 SCRIPT = Path(__file__).with_name("toy_detector.py")
@@ -359,3 +360,13 @@ Trainer(inputs, TrainConfig(epochs=1, num_workers=2), Path({str(tmp_path)!r}), m
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "no such loss" in done.stderr
+
+
+def test_another_seed_is_refused_inside_an_epoch_only() -> None:
+    def content(batch: int) -> dict[str, Any]:
+        return {"config": {"train": {"seed": 3}}, "progress": {"batch": batch}}
+
+    _check_same_order(content(1), 3, "last.ckpt")
+    _check_same_order(content(0), 9, "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"last.ckpt: stands inside an epoch .* train.seed=3, now it is 9"):
+        _check_same_order(content(1), 9, "last.ckpt")
