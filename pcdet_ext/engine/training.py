@@ -153,7 +153,7 @@ MEANING = ("classes", "point_cloud_range", "point_features")
 
 def _check_same_order(content: Mapping[str, Any], seed: int, path: str | Path) -> None:
     """Inside an epoch the frames that are left follow from the seed. Raises CheckpointError for another one."""
-    saved = content["config"].get("train", {}).get("seed", TrainConfig().seed)
+    saved = content["config"].get("train", {}).get("seed", TrainConfig.seed)
     if content.get("progress", {}).get("batch") and saved != seed:
         raise CheckpointError(
             f"{path}: stands inside an epoch whose frames are in the order of train.seed={saved}, now it is {seed}: "
