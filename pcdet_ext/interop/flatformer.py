@@ -14,7 +14,7 @@ from torch import Size, Tensor, nn
 
 from pcdet_ext.config import suggest
 from pcdet_ext.interop.parameters import first_prefix, load_renamed
-from pcdet_ext.interop.settings import given
+from pcdet_ext.interop.settings import given, skip
 from pcdet_ext.models.backbones.flatformer import FlatFormer, transformer_layer
 from pcdet_ext.models.detector import VoxelDetector
 from pcdet_ext.models.heads import HEADS, CenterHead
@@ -209,6 +209,9 @@ def head(config: Config, train_cfg: Config, test_cfg: Config) -> dict[str, Any]:
     if "iou" in branches:
         # Ours predicts 2 IoU - 1, whose distance is twice that of the IoU.
         node |= {"iou_weight": train["iou_weight"] / 2, "iou_power": test["iou_pow"], "iou_of_tops": True}
+    else:
+        skip(train, "iou_weight")
+        skip(test, "iou_pow")
     return node | BRANCH_NORM
 
 

@@ -142,7 +142,11 @@ def backbone(config: Config | None, channel_divisor: int) -> dict[str, Any] | No
     if config is None:
         return None
     channels = _known("BACKBONE_3D", config["NAME"], BACKBONE_CHANNELS)
-    node = {"name": config["NAME"], "channels": [width // channel_divisor for width in channels]}
+    node = {
+        "name": config["NAME"],
+        "channels": [width // channel_divisor for width in channels],
+        "last_pad": config.get("last_pad", 0),
+    }
     if config["NAME"] == "VoxelResBackBone8x":
         node["use_bias"] = config.get("USE_BIAS", True)
     return node

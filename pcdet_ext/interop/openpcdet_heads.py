@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pcdet_ext.interop.settings import skip
 from pcdet_ext.models.heads import center, transfusion
 
 Config = Mapping[str, Any]
@@ -47,8 +48,6 @@ def anchor_head(config: Config, post_processing: Config) -> dict[str, Any]:
     assigner, loss = config["TARGET_ASSIGNER_CONFIG"], config["LOSS_CONFIG"]
     if assigner["BOX_CODER"] != "ResidualCoder" or assigner.get("POS_FRACTION", -1) >= 0:
         raise ValueError("only the target assigner with ResidualCoder and without sampling (POS_FRACTION < 0) is known")
-    if post_processing.get("OUTPUT_RAW_SCORE"):
-        raise ValueError("OUTPUT_RAW_SCORE: scores are always probabilities here")
     weights = loss["LOSS_WEIGHTS"]
     node = {
         "name": "AnchorHead",
@@ -59,6 +58,7 @@ def anchor_head(config: Config, post_processing: Config) -> dict[str, Any]:
         "box_weight": weights["loc_weight"],
         "code_weights": weights["code_weights"],
         "score_threshold": post_processing["SCORE_THRESH"],
+        "raw_scores": bool(post_processing.get("OUTPUT_RAW_SCORE", False)),
         "multi_label": bool(post_processing["NMS_CONFIG"].get("MULTI_CLASSES_NMS")),
         "nms": _nms(post_processing["NMS_CONFIG"]),
     }
@@ -69,6 +69,8 @@ def anchor_head(config: Config, post_processing: Config) -> dict[str, Any]:
             "direction_limit_offset": config["DIR_LIMIT_OFFSET"],
             "direction_weight": weights["dir_weight"],
         }
+    skip(config, "NUM_DIR_BINS", "DIR_OFFSET", "DIR_LIMIT_OFFSET")
+    skip(weights, "dir_weight")
     return node | {"direction_bins": 0}
 
 
@@ -81,6 +83,8 @@ def center_head(config: Config) -> dict[str, Any]:
     weights, post = config["LOSS_CONFIG"]["LOSS_WEIGHTS"], config["POST_PROCESSING"]
     _check_branches(separate, center.CHANNELS, "center_z")
     rectify = post.get("USE_IOU_TO_RECTIFY_SCORE", False)
+    if not rectify:
+        skip(post, "IOU_RECTIFIER")
     return {
         "name": "CenterHead",
         "tasks": config["CLASS_NAMES_EACH_HEAD"],
@@ -147,9 +151,14 @@ def transfusion_head(config: Config, class_names: Sequence[str]) -> dict[str, An
         "bottom_cost": True,
     }
     if "iou" not in separate["HEAD_DICT"]:
+        skip(post, "USE_IOU_TO_RECTIFY_SCORE", "IOU_RECTIFIER")
+        skip(weights, "loss_iou_rescore_weight")
         return node
     labels, threshold = SUPPRESSED.get(dataset, ((), 0.0))
-    rectifier = post.get("IOU_RECTIFIER") if post.get("USE_IOU_TO_RECTIFY_SCORE") else None
+    rectify = post.get("USE_IOU_TO_RECTIFY_SCORE", False)
+    if not rectify:
+        skip(post, "IOU_RECTIFIER")
+    rectifier = post.get("IOU_RECTIFIER") if rectify else None
     node |= {"iou_rectifier": _one_or_each(rectifier), "nms": dict.fromkeys(_names(labels, class_names), threshold)}
     if "QUERY_RADIUS" in config:
         return node | _local_queries(config)
@@ -168,6 +177,9 @@ def transfusion_head(config: Config, class_names: Sequence[str]) -> dict[str, An
 def _local_queries(config: Config) -> dict[str, Any]:
     """What ScatterFormer's version of the head has of its own."""
     loss = config["LOSS_CONFIG"]
+    for switch, weight in (("LOSS_IOU", "iou_weight"), ("LOSS_IOU_REG", "iou_reg_weight")):
+        if not loss[switch]:
+            skip(loss["LOSS_WEIGHTS"], weight)
     for key, known in (("QUERY_LOCAL", True), ("CLASS_AGNOSTIC", False), ("ACTIVATION", "relu")):
         if config.get(key, known) != known:
             raise ValueError(f"{key}: {config[key]!r} is not known here; known: {known!r}")
@@ -221,6 +233,8 @@ def _nms(config: Config) -> dict[str, Any]:
     """Fields of `NMSConfig`; the two names of per-class suppression are those of CenterHead."""
     kind, sizes = config["NMS_TYPE"], (config["NMS_PRE_MAXSIZE"], config.get("NMS_POST_MAXSIZE"))
     node = {"iou_threshold": config["NMS_THRESH"], "max_before": sizes[0], "max_after": sizes[1]}
+    if kind in ("class_specific_nms", "multi_class_nms"):
+        skip(config, "MULTI_CLASSES_NMS")
     if kind == "class_specific_nms":  # never looks at its NMS_POST_MAXSIZE
         return node | {"per_class": True, "max_after": None}
     if kind == "multi_class_nms":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
@@ -52,6 +52,13 @@ class Settings(Mapping[str, Any]):
         view = Settings({**defaults, **self._values}, self._path)
         view._read, view._asked = self._read, self._asked
         return view
+
+    def skip(self, keys: Iterable[str]) -> None:
+        """Count these settings as read, where they are there; for parts that another setting switches off."""
+        for key in keys:
+            self._asked.add(key)
+            if key in self._values:
+                self._read.setdefault(key, None)
 
     def skip_rest(self) -> None:
         """Count every setting of this section that has not been read yet as read; for parts that are not built."""
@@ -132,6 +139,12 @@ def _is_of(path: str, pattern: str) -> bool:
 def given(config: Mapping[str, Any], **defaults: Any) -> Mapping[str, Any]:
     """A configuration with values for keys that it does not have; a view stays one."""
     return config.given(defaults) if isinstance(config, Settings) else {**defaults, **config}
+
+
+def skip(section: Mapping[str, Any], *keys: str) -> None:
+    """Count these settings as read, where the section is a view; for parts that another setting switches off."""
+    if isinstance(section, Settings):
+        section.skip(keys)
 
 
 def skip_rest(*sections: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ DATA = "how the data was prepared"
 DERIVED = "follows from other settings, which are read"
 EVALUATION = "how detections were scored"
 SHAPES = "sizes of the input of a numeric case"
+MADE = "how the parameters and inputs of a numeric case were made, which it gives"
 IN_CODE = "published heads of queries do not read it: their suppression stands in the code"
 
 # Settings without effect here whatever their value is, and why.
@@ -97,10 +98,21 @@ WITHOUT_EFFECT: dict[str, str] = {
     "spatial_shape": SHAPES,
     "indice_key": SHAPES,
     "pillar_size": SHAPES,
-    "cls_bias_shift": SHAPES,
-    "cls_gain": SHAPES,
-    "hm_bias_shift": SHAPES,
     "note": SHAPES,
+    "bf16": MADE,
+    "cls_bias_shift": MADE,
+    "cls_gain": MADE,
+    "cone_shift": MADE,
+    "dim_bias": MADE,
+    "gain": MADE,
+    "grad_ins": MADE,
+    "grad_params": MADE,
+    "hm_bias_shift": MADE,
+    "hm_class_shift": MADE,
+    "hm_gain": MADE,
+    "save_features": MADE,
+    "save_objs": MADE,
+    "variant": MADE,
 }
 
 # Settings that nothing reads because this library has one value only, and that value.
@@ -115,7 +127,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "HUNGARIAN_ASSIGNER.cls_cost.alpha": (0.25,),
     "HUNGARIAN_ASSIGNER.cls_cost.gamma": (2,),
     "TARGET_ASSIGNER_CONFIG.NAME": ("AxisAlignedTargetAssigner",),
-    "POST_PROCESSING.OUTPUT_RAW_SCORE": (False,),
+    "POST_PROCESSING.OUTPUT_RAW_SCORE": (False,),  # heads of anchors read it
     "MAP_TO_BEV.NAME": ("HeightCompression", "PointPillarScatter", "PointPillarScatter3d"),
     "BACKBONE_3D.INPUT_TYPE": ("MLP",),
     "model.type": ("DynamicCenterPoint",),

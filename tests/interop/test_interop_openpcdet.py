@@ -125,7 +125,6 @@ HEAD = "model_cfg.DENSE_HEAD"
         (_set(f"{HEAD}.ANCHOR_GENERATOR_CONFIG.0.feature_map_stride", 4), "feature_map_stride"),
         (_set(f"{HEAD}.ANCHOR_GENERATOR_CONFIG.0.anchor_bottom_heights", [0, 1]), "more than one bottom height"),
         (_set("model_cfg.BACKBONE_2D.LAYER_STRIDES", [2, 2]), "stride of 8, but its map has 16"),
-        (_set("model_cfg.POST_PROCESSING.OUTPUT_RAW_SCORE", True), "OUTPUT_RAW_SCORE"),
         (_set("model_cfg.POST_PROCESSING.NMS_CONFIG.NMS_TYPE", "soft_nms"), "'soft_nms' is not known"),
     ],
 )

@@ -10,9 +10,10 @@ from hypothesis import given as generate
 from hypothesis import strategies as st
 
 from pcdet_ext.conformance.golden import Case
-from pcdet_ext.interop import SYSTEMS, from_official
-from pcdet_ext.interop.settings import Settings, every_setting_counts, given, skip_rest
+from pcdet_ext.interop import SYSTEMS, from_official, openpcdet, openpcdet_heads
+from pcdet_ext.interop.settings import Settings, every_setting_counts, given, skip, skip_rest
 from pcdet_ext.interop.without_effect import ONLY, WITHOUT_EFFECT
+from pcdet_ext.models.backbones import BACKBONES
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
 CASES = {
@@ -130,3 +131,74 @@ def test_second_stages_are_refused(shared: Path) -> None:
     del config["model_cfg"]["VFE"]
     with pytest.raises(ValueError, match="a detector needs the section VFE"):
         from_official("openpcdet", config)
+
+
+def test_what_is_switched_off_may_stay_but_not_what_is_unknown() -> None:
+    with every_setting_counts({"section": {"on": False, "of_it": 1}, "plain": 2}) as settings:
+        assert not settings["section"]["on"]
+        skip(settings["section"], "of_it", "not there")
+        skip({"plain": 2}, "plain")  # a plain mapping has nothing to remember
+        assert settings["plain"] == 2
+    with (
+        pytest.raises(ValueError, match=r"section\.other"),
+        every_setting_counts({"section": {"other": 1}}) as settings,
+    ):
+        skip(settings["section"], "of_it")
+
+
+def anchor_config() -> dict:
+    config = Case.read(GOLDEN / "openpcdet" / "anchor_head_empty_sample.json").config
+    return copy.deepcopy({key: config[key] for key in ("model_cfg", "post_processing")})
+
+
+def test_a_head_of_anchors_without_directions_may_keep_their_settings() -> None:
+    config = anchor_config()
+    assert {"NUM_DIR_BINS", "DIR_OFFSET", "DIR_LIMIT_OFFSET"} <= set(config["model_cfg"])
+    config["model_cfg"]["USE_DIRECTION_CLASSIFIER"] = False
+    with every_setting_counts(config) as read:
+        node = openpcdet_heads.anchor_head(read["model_cfg"], read["post_processing"])
+        openpcdet_heads.stride(read["model_cfg"])
+    assert node["direction_bins"] == 0
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_raw_scores_of_a_head_of_anchors_are_a_setting(raw: bool) -> None:
+    config = anchor_config()
+    config["post_processing"]["OUTPUT_RAW_SCORE"] = raw
+    with every_setting_counts(config) as read:
+        node = openpcdet_heads.anchor_head(read["model_cfg"], read["post_processing"])
+        openpcdet_heads.stride(read["model_cfg"])
+    assert node["raw_scores"] is raw
+
+
+@pytest.mark.parametrize("system", ["openpcdet", "dsvt"])
+def test_a_rectifier_that_is_switched_off_may_stay(system: str) -> None:
+    if system == "openpcdet":
+        section = Case.read(GOLDEN / "openpcdet" / "center_head_iou_b2.json").config["model_cfg"]
+    else:
+        section = config_of("dsvt")["DENSE_HEAD"]
+    post = section["POST_PROCESSING"]
+    assert post["USE_IOU_TO_RECTIFY_SCORE"]
+    assert "IOU_RECTIFIER" in post
+    post["USE_IOU_TO_RECTIFY_SCORE"] = False
+    with every_setting_counts({"DENSE_HEAD": section}) as read:
+        node = openpcdet_heads.head(read["DENSE_HEAD"], {}, [f"class {i}" for i in range(10)])
+        openpcdet_heads.stride(read["DENSE_HEAD"])
+    assert node["iou_rectifier"] is None
+
+
+@pytest.mark.parametrize("name", ["VoxelBackBone8x", "VoxelResBackBone8x"])
+def test_the_last_padding_of_a_backbone_counts(name: str) -> None:
+    with every_setting_counts({"BACKBONE_3D": {"NAME": name, "last_pad": 1}}) as read:
+        node = openpcdet.backbone(read["BACKBONE_3D"], 8)
+    depth = 41  # of published voxels, with the layer that is added to z
+    for kernel, stride, padding in ((3, 2, 1), (3, 2, 1), (3, 2, 0), (3, 2, node["last_pad"])):
+        depth = (depth + 2 * padding - kernel) // stride + 1
+    assert BACKBONES.build(node, in_channels=4, grid=(40, 16, 16)).out_grid == (depth, 2, 2)
+
+
+def test_how_a_numeric_case_was_made_changes_nothing() -> None:
+    made = "cls_bias_shift hm_bias_shift hm_gain cls_gain cone_shift hm_class_shift bf16 gain dim_bias save_objs"
+    made += " grad_params grad_ins save_features variant"  # as the published cases say
+    with every_setting_counts(dict.fromkeys(made.split(), 1)):
+        pass

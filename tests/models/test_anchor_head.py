@@ -207,3 +207,17 @@ def test_wrong_settings_are_named(changes, message):
 def test_settings_that_make_no_sense_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         AnchorHead(4, CLASSES, RANGE, [CAR, PEDESTRIAN], **{name: value})
+
+
+def test_raw_scores_are_the_logits_behind_the_probabilities():
+    """The threshold and the order stay those of the probabilities."""
+    plain, raw = (make_head(score_threshold=0.011, raw_scores=raw) for raw in (False, True))
+    bev = 5 * random_bev()
+    for expected, found in zip(plain.decode(plain(bev)), raw.decode(raw(bev)), strict=True):
+        assert len(expected) > 1
+        torch.testing.assert_close(found.boxes, expected.boxes)
+        assert torch.equal(found.labels, expected.labels)
+        torch.testing.assert_close(1 / (1 + (-found.scores).exp()), expected.scores)
+        assert (found.scores != expected.scores).all()
+    with pytest.raises(ValueError, match="multi_label"):
+        make_head(raw_scores=True, multi_label=True)

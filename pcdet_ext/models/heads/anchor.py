@@ -60,7 +60,8 @@ class AnchorHead(nn.Module):
     by 3-D overlap instead of that of axis-aligned footprints. direction_bins: sectors distinguished by the direction
     classifier, 0 for none; the first starts at direction_offset (radians). code_weights: 7 factors on the differences
     of codes.
-    multi_label: a box may be reported once for each of its classes instead of for the best one.
+    multi_label: a box may be reported once for each of its classes instead of for the best one. raw_scores: detections
+    carry the logit of their class instead of its probability, which the threshold and the order still go by.
     nms: fields of `NMSConfig`. State-dict keys are those of OpenPCDet's AnchorHeadSingle.
     Raises ValueError for anchors that do not fit the classes and for weights of a wrong number.
     """
@@ -86,6 +87,7 @@ class AnchorHead(nn.Module):
         code_weights: Sequence[float] = (1.0,) * 7,
         score_threshold: float = 0.1,
         multi_label: bool = False,
+        raw_scores: bool = False,
         nms: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -105,7 +107,9 @@ class AnchorHead(nn.Module):
         self.beta = 0.0 if box_loss == "l1" else 1 / 9
         self.class_weight, self.box_weight, self.direction_weight = class_weight, box_weight, direction_weight
         self.score_threshold = score_threshold
-        self.multi_label = multi_label
+        self.multi_label, self.raw_scores = multi_label, raw_scores
+        if raw_scores and multi_label:
+            raise ValueError("raw_scores: with multi_label, scores are always probabilities")
         self.nms = construct(NMSConfig, nms or {})
         self.nms.check(len(self.classes))
         self.coder = ResidualCoder()
@@ -238,4 +242,6 @@ class AnchorHead(nn.Module):
         anchor, scores, labels = choose(output.logits[frame].sigmoid(), self.score_threshold)
         boxes = self.boxes(output, frame, anchor)
         kept = suppress(boxes, scores, labels, self.nms, len(self.classes))
+        if self.raw_scores:
+            scores = output.logits[frame, anchor, labels]
         return Detections(boxes[kept], scores[kept], labels[kept], self.classes)
