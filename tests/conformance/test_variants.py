@@ -6,11 +6,13 @@ import copy
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from pcdet_ext.conformance.cases.openpcdet_boxes import overlaps
+from pcdet_ext.conformance.cases.openpcdet_boxes import inside, overlaps, rotated_suppression, suppression
 from pcdet_ext.conformance.cases.openpcdet_heads import run_anchor_head, run_box_codec, run_losses
+from pcdet_ext.conformance.cases.openpcdet_models import run_map_to_bev, run_vfe
 from pcdet_ext.conformance.golden import Case, Masked
 
 OPENPCDET = Path(__file__).resolve().parents[1] / "data" / "golden" / "openpcdet"
@@ -77,3 +79,146 @@ def test_weights_of_boxes_may_be_divided_by_the_examples_of_their_class() -> Non
             assert weights[frame, anchor] == pytest.approx(1 / examples)
         assert not weights[frame][labels[frame] <= 0].any()
     assert found["out.loss.total"] == plain["out.loss.total"]  # no published loss reads them
+
+
+SETTINGS = {"NMS_TYPE": "nms_gpu", "NMS_THRESH": 0.2, "NMS_PRE_MAXSIZE": 4096, "NMS_POST_MAXSIZE": 500}
+
+
+def nms_case(entry: dict, name: str = "nms_cases") -> Case:
+    """The published boxes with one sub-case of our own, named "own"."""
+    case = Case.read(OPENPCDET / f"{name}.json")
+    return Case(case.path, case.system, case.kind, {"sets": [{"name": "own", **entry}]}, case.meta, case.arrays)
+
+
+def axis_aligned_survivors(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> list[int]:
+    """Greedy suppression by the overlap of (x, y, dx, dy) whatever the heading, box by box."""
+
+    def overlap(a: list[float], b: list[float]) -> float:
+        sides = [
+            min(a[i] + a[i + 3] / 2, b[i] + b[i + 3] / 2) - max(a[i] - a[i + 3] / 2, b[i] - b[i + 3] / 2)
+            for i in (0, 1)
+        ]
+        shared = max(sides[0], 0) * max(sides[1], 0)
+        return shared / (a[3] * a[4] + b[3] * b[4] - shared)
+
+    kept: list[int] = []
+    rows = boxes.double().tolist()
+    for i in scores.argsort(descending=True).tolist():
+        if all(overlap(rows[i], rows[k]) <= threshold for k in kept):
+            kept.append(i)
+    return kept
+
+
+@pytest.mark.parametrize("function", ["class_agnostic_nms", "multi_classes_nms"])
+def test_the_kind_of_suppression_is_read(function: str) -> None:
+    entry = {"fn": function, "boxes": "A", "score_thresh": 0.0, "nms_config": SETTINGS | {"NMS_TYPE": "nms_normal_gpu"}}
+    case = nms_case(entry | {"scores": "sA", "cls_scores": "own"})
+    boxes, scores = case.tensor("in.A"), case.tensor("in.sA")
+    case.arrays["in.own"] = case.arrays["in.sA"][:, None]
+    found = suppression(case, False)
+    expected = axis_aligned_survivors(boxes, scores, 0.2)
+    assert 1 < len(expected) < len(boxes)
+    torch.testing.assert_close(found["out.own.scores"], scores[expected])
+
+
+def test_classes_of_suppression_count_from_zero_whichever_are_there() -> None:
+    settings = SETTINGS | {
+        "NMS_THRESH": [0.9, 0.2, 0.7],
+        "NMS_PRE_MAXSIZE": [1, 4096, 4096],
+        "NMS_POST_MAXSIZE": [4] * 3,
+    }
+    entry = {"fn": "class_specific_nms", "boxes": "A", "scores": "sA", "labels": "lab", "nms_config": settings}
+    case = nms_case(entry)
+    whole = suppression(case, False)["out.own.keep"]
+    labels = case.tensor("in.lab")
+    for chosen in ([1], [1, 2], [0], [0, 2]):
+        rows = sum(labels == k for k in chosen).nonzero()[:, 0]
+        part = nms_case(entry | {"score_thresh": [0.0, 0.0, 0.0]})
+        for key in ("in.A", "in.sA", "in.lab"):
+            part.arrays[key] = case.arrays[key][rows.numpy()]
+        expected = [i for i in whole.tolist() if int(labels[i]) in chosen]
+        assert rows[suppression(part, False)["out.own.keep"]].tolist() == expected
+
+
+@pytest.mark.parametrize("function", ["nms_gpu", "class_agnostic_nms", "class_specific_nms", "multi_classes_nms"])
+def test_nothing_is_left_of_no_boxes(function: str) -> None:
+    settings = SETTINGS | ({"NMS_THRESH": [0.2] * 3} if function == "class_specific_nms" else {})
+    names = {"boxes": "A", "scores": "sA", "labels": "lab", "cls_scores": "cls"}
+    case = nms_case({"fn": function, **names, "nms_config": settings, "score_thresh": 0.1, "thresh": 0.1})
+    for key in ("in.A", "in.sA", "in.lab", "in.cls"):
+        case.arrays[key] = case.arrays[key][:0]
+    case.arrays["out.own.keep"] = np.zeros(0, np.int64)
+    assert all(len(value) == 0 for value in suppression(case, False).values())
+    rotated = nms_case(
+        {
+            "fn": "multi_classes_nms_mmdet",
+            "nms_config": SETTINGS | {"NMS_THRESH": [0.3] * 3},
+            "score_thresh": [0.1] * 3,
+        },
+        "nms_dsvt",
+    )
+    for key in ("in.boxes", "in.scores", "in.labels"):
+        rotated.arrays[key] = rotated.arrays[key][:0]
+    assert all(len(value) == 0 for value in rotated_suppression(rotated, False).values())
+
+
+def test_no_box_holds_no_point() -> None:
+    case = Case.read(OPENPCDET / "points_in_boxes.json")
+    case.arrays["in.boxes"] = case.arrays["in.boxes"][:0]
+    found, points = inside(case, False), case.tensor("in.points")
+    assert found["out.cpu_mask"].shape == (0, len(points))
+    assert (found["out.gpu_index"] == -1).all()
+    torch.testing.assert_close(found["out.remaining_points"], points, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("columns", [7, 8])
+def test_weights_of_codes_are_those_that_the_case_was_made_with(columns: int) -> None:
+    case = Case.read(OPENPCDET / "losses.json")
+    generator = np.random.default_rng(5)
+    error = generator.normal(size=(2, 40, columns)).astype(np.float32)
+    target = generator.normal(size=error.shape).astype(np.float32)
+    case.arrays["in.reg"], case.arrays["in.reg_t"] = target + error, target
+    codes = generator.uniform(0.2, 3, columns)
+    weighted = np.abs(case.arrays["in.reg"].astype(float) - target) * codes
+    loss = np.where(weighted < 1 / 9, weighted**2 * 4.5, weighted - 1 / 18)
+    loss *= case.arrays["in.w"][..., None]
+    case.arrays["out.WeightedSmoothL1Loss"] = loss.astype(np.float32)
+    found = run_losses(case, False)["out.WeightedSmoothL1Loss"]
+    np.testing.assert_allclose(found.detach().numpy(), loss, rtol=1e-4, atol=1e-6)
+
+
+def test_sizes_and_angles_of_codes_are_those_that_the_case_was_made_with() -> None:
+    case = Case.read(OPENPCDET / "box_codec.json")
+    boxes, points, codes = (case.tensor(f"in.{name}").double() for name in ("boxes", "anchors", "enc8"))
+    labels = case.tensor("in.classes").long() - 1
+    sizes = torch.tensor([[2.5, 1.5, 1.0], [0.5, 0.7, 1.9], [12.0, 3.0, 3.5]], dtype=torch.float64)[labels]
+    diagonal = sizes[:, :2].norm(dim=1, keepdim=True)
+    scale = torch.cat([diagonal, diagonal, sizes[:, 2:]], 1)
+    heading = torch.atan2(codes[:, 7], codes[:, 6])[:, None]
+    decoded = torch.cat([codes[:, :3] * scale + points[:, :3], codes[:, 3:6].exp() * sizes, heading], 1)
+    case.arrays["out.point.decode"] = decoded.float().numpy()
+    case.arrays["out.enlarged"] = (boxes + torch.tensor([0, 0, 0, 1.0, 0.3, 0.1, 0])).float().numpy()
+    case.arrays["out.limit_period_3pi_0.25"] = case.arrays["out.rotate_points"] = np.zeros(5)
+    found = run_box_codec(case, False)
+    torch.testing.assert_close(found["out.point.decode"].double(), decoded, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["out.enlarged"], case.arrays["out.enlarged"], rtol=1e-5)
+    assert len(found["out.rotate_points"]) == 5
+    angles, period = case.tensor("in.angles").double(), 3 * math.pi
+    expected = angles - (angles / period + 0.25).floor() * period
+    torch.testing.assert_close(found["out.limit_period_3pi_0.25"].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_no_voxels_make_an_empty_map() -> None:
+    case = Case.read(OPENPCDET / "scatter_b2.json")
+    for key in ("in.pillar_features", "in.voxel_coords"):
+        case.arrays[key] = case.arrays[key][:0]
+    bev = run_map_to_bev(case, False)["out.spatial_features"]
+    assert bev.shape == (1, *case.arrays["out.spatial_features"].shape[1:])
+    assert not bev.any()
+
+
+def test_no_voxels_have_no_features() -> None:
+    case = Case.read(OPENPCDET / "vfe_pillar_dist_nonorm.json")
+    for key in ("in.voxels", "in.voxel_coords", "in.voxel_num_points"):
+        case.arrays[key] = case.arrays[key][:0]
+    assert run_vfe(case, False)["out.pillar_features"].shape == (0, case.arrays["out.pillar_features"].shape[1])

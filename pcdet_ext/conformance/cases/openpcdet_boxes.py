@@ -67,9 +67,9 @@ def circles(case: Case, _grads: bool) -> Values:
 def inside(case: Case, _grads: bool) -> Values:
     """Which points lie in which boxes, and the points that lie in none."""
     points, boxes = case.tensor("in.points"), case.tensor("in.boxes")
-    mask = torch.stack([points_in_boxes(points, box[None], CPU_MARGIN) == 0 for box in boxes])
+    each = [points_in_boxes(points, box[None], CPU_MARGIN) == 0 for box in boxes]
     return {
-        "out.cpu_mask": mask.int(),
+        "out.cpu_mask": torch.stack(each).int() if each else torch.zeros(0, len(points), dtype=torch.int32),
         "out.gpu_index": points_in_boxes(points, boxes, GPU_MARGIN).int(),
         "out.remaining_points": points[points_in_boxes(points, boxes, CPU_MARGIN) < 0],
     }
@@ -101,8 +101,7 @@ def rotated_suppression(case: Case, _grads: bool) -> Values:
     for entry in case.config["sets"]:
         per_class = entry["fn"] == "multi_classes_nms_mmdet"
         config = _config(entry["nms_config"], per_class=per_class, rotate_90=True)
-        first = labels - labels.min() if per_class else torch.zeros_like(labels)
-        kept = _kept(boxes, scores, first, config, entry.get("score_thresh"))
+        kept = _kept(boxes, scores, labels if per_class else labels * 0, config, entry.get("score_thresh"))
         values[f"out.{entry['name']}.keep"] = kept
         values[f"out.{entry['name']}.scores"] = scores[kept]
     return values
@@ -110,18 +109,18 @@ def rotated_suppression(case: Case, _grads: bool) -> Values:
 
 def _config(nms_config: dict[str, Any], per_class: bool, rotate_90: bool = False) -> NMSConfig:
     before, after = nms_config.get("NMS_PRE_MAXSIZE"), nms_config.get("NMS_POST_MAXSIZE")
-    return NMSConfig(nms_config["NMS_THRESH"], before, after, per_class=per_class, rotate_90=rotate_90)
+    kind: NMSKind = "axis_aligned" if nms_config.get("NMS_TYPE") == "nms_normal_gpu" else "rotated"
+    return NMSConfig(nms_config["NMS_THRESH"], before, after, per_class=per_class, kind=kind, rotate_90=rotate_90)
 
 
 def _kept(
     boxes: Tensor, scores: Tensor, labels: Tensor, config: NMSConfig, threshold: float | Sequence[float] | None
 ) -> Tensor:
-    """Indices of the boxes that pass the threshold (one, or one per class) and stay."""
-    least = torch.full_like(scores, -torch.inf)
+    """Indices of the boxes that pass the threshold (one, or one per class) and stay; labels are 0-based."""
+    classes = len(config.iou_threshold) if isinstance(config.iou_threshold, Sequence) else 1
+    passed = torch.arange(len(scores))
     if threshold is not None:
-        least = torch.as_tensor(threshold, dtype=scores.dtype).expand(int(labels.max()) + 1)[labels]
-    passed = (scores >= least).nonzero()[:, 0]
-    classes = int(labels.max()) + 1
+        passed = (scores >= torch.as_tensor(threshold, dtype=scores.dtype).expand(classes)[labels]).nonzero()[:, 0]
     return passed[suppress(boxes[passed], scores[passed], labels[passed], config, classes)]
 
 
@@ -154,7 +153,7 @@ def _per_class(case: Case, entry: dict[str, Any]) -> dict[str, Any]:
     """The published function leaves the number of boxes after suppression unlimited."""
     boxes, scores, labels = (case.tensor(f"in.{entry[k]}") for k in ("boxes", "scores", "labels"))
     config = _config(entry["nms_config"] | {"NMS_POST_MAXSIZE": None}, per_class=True)
-    kept = _kept(boxes, scores, labels - labels.min(), config, entry.get("score_thresh"))
+    kept = _kept(boxes, scores, labels, config, entry.get("score_thresh"))
     return {"keep": kept, "scores": scores[kept]}
 
 
@@ -164,5 +163,6 @@ def _every_class(case: Case, entry: dict[str, Any]) -> dict[str, Any]:
     settings = entry["nms_config"]
     count = scores.shape[1]
     repeated = {k: [settings[k]] * count for k in ("NMS_THRESH", "NMS_PRE_MAXSIZE", "NMS_POST_MAXSIZE")}
+    repeated["NMS_TYPE"] = settings["NMS_TYPE"]
     kept = suppress(boxes[index], values, labels, _config(repeated, per_class=True), count)
     return {"scores": values[kept], "labels": labels[kept], "boxes": boxes[index[kept]]}

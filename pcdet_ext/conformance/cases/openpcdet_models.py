@@ -34,7 +34,7 @@ def run_vfe(case: Case, grads: bool) -> Values:
     """Encoders on points or on given voxels, in evaluation and training mode."""
     config = case.config
     hard = "in.voxels" in case.arrays
-    caps = case.arrays["in.voxels"].shape[1::-1] if hard else (None, None)
+    caps = tuple(max(size, 1) for size in case.arrays["in.voxels"].shape[1::-1]) if hard else (None, None)
     node = _described(openpcdet.encoder, config, *caps) | ({} if hard else {"x_major": True})
     encoder = ENCODERS.build(
         node,
@@ -83,7 +83,8 @@ def run_map_to_bev(case: Case, grads: bool) -> Values:
     features = inputs["features"] if "features" in inputs else inputs["pillar_features"]
     coords = inputs["indices"] if "indices" in inputs else inputs["voxel_coords"]
     grid = config["spatial_shape"] if "spatial_shape" in config else config["grid_size"][::-1]
-    batch_size = config.get("batch_size", int(coords[:, 0].max()) + 1)  # the published scatter counts it so
+    frames = max(coords[:, 0].tolist(), default=0) + 1  # the published scatter counts them so
+    batch_size = config.get("batch_size", frames)
     features.requires_grad_(grads)
     values = {"out.spatial_features": flatten_to_bev(SparseVoxels(features, coords, tuple(grid), batch_size))}
     if grads:
