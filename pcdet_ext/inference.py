@@ -185,6 +185,11 @@ class Detector:
             raise TypeError(
                 f"points must be an array, a tensor, a path or a list of these, got {type(points).__name__}"
             )
+        if isinstance(points, Tensor):
+            if points.layout != torch.strided or points.is_meta:
+                kind = f"{points.layout} on {points.device}"
+                raise TypeError(f"{name}: points must be a dense tensor with values, got {kind}")
+            points = points.detach()
         self._check_shape(points.shape, name)
         columns = points[:, : len(self.point_features)]
         cloud = columns if isinstance(columns, Tensor) else torch.from_numpy(real_numbers(columns, name))

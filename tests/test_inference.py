@@ -283,3 +283,15 @@ def test_structures_are_compared_as_objects(detector: Detector) -> None:
     assert found == found
     assert found != detector.detect(cloud(7))
     assert Targets(found.boxes, found.labels) != Targets(found.boxes, found.labels)
+
+
+def test_tensors_without_dense_values_are_refused_and_gradients_are_cut(detector: Detector) -> None:
+    points = torch.rand(50, 4)
+    with pytest.raises(TypeError, match=r"points must be a dense tensor with values, got torch\.sparse_coo"):
+        detector.detect(points.to_sparse())
+    with pytest.raises(TypeError, match="on meta"):
+        detector.detect(points.to("meta"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = detector.detect(points.requires_grad_())
+    torch.testing.assert_close(torch.as_tensor(found.boxes), torch.as_tensor(detector.detect(points.detach()).boxes))

@@ -19,7 +19,7 @@ from pcdet_ext.data.base import Dataset, collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.engine.loader import frame_loader
 from pcdet_ext.evaluation.base import Evaluator
-from pcdet_ext.files import atomic_write, check_output_folder
+from pcdet_ext.files import DataError, atomic_write, check_output_folder
 from pcdet_ext.inference import Detector, boxes_of, check_finds_boxes, load
 from pcdet_ext.visualization.plots import write_plots
 
@@ -140,6 +140,8 @@ def measure(
         lines.append(f"result files: {out}")
     result = evaluator.result()
     if result is None:
+        if json is not None or plots is not None:
+            raise DataError(f"no labels in {split}: nothing to measure, and nothing to write to {json or plots}")
         lines.append(f"no labels in {split}: nothing to measure")
     else:
         lines.append(result.table())

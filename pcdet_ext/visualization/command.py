@@ -43,7 +43,7 @@ def visualize(
         raise ValueError(f"score must be a number, got {score}")
     scenes = _scenes(frames, labels, results, calib)
     if checkpoints:
-        scenes = _detected(scenes, checkpoints[0], device, imports)
+        scenes = _detected(frames, scenes, checkpoints[0], device, imports)
     if out is None:
         for scene in scenes:
             show_window(scene.above(score))
@@ -81,15 +81,18 @@ def _of_frame(path: Path | None, frame: Path) -> Path | None:
     return candidate
 
 
-def _detected(scenes: Iterator[Scene], checkpoint: Path, device: str, imports: bool) -> Iterator[Scene]:
+def _detected(
+    frames: list[Path], scenes: Iterator[Scene], checkpoint: Path, device: str, imports: bool
+) -> Iterator[Scene]:
+    """The scenes with detections; the detector reads the files itself, as it knows which columns it needs."""
     from pcdet_ext.inference import boxes_of, check_finds_boxes, load
 
     detector = load(checkpoint, device=device, imports=imports)
     check_finds_boxes(detector.model)
-    for scene in scenes:
-        if len(scene.points) == 0:
+    for frame, scene in zip(frames, scenes, strict=True):
+        if frame.suffix == ".txt":
             raise ValueError(f"{scene.title}: a detector needs points, not labels alone")
-        yield with_detections(scene, boxes_of(detector.detect(scene.points)))
+        yield with_detections(scene, boxes_of(detector.detect(frame)))
 
 
 def _targets(frames: list[Path], out: Path, style: str) -> list[Path]:

@@ -13,6 +13,7 @@ from pcdet_ext.data import kitti
 from pcdet_ext.data.kitti import prepare_kitti
 from pcdet_ext.engine.testing import eval_config, measure
 from pcdet_ext.engine.training import train
+from pcdet_ext.files import DataError
 from pcdet_ext.inference import Detector, boxes_of, build
 from pcdet_ext.structures import Detections, PointLabels, Sample
 from pcdet_ext.visualization.command import visualize
@@ -73,6 +74,22 @@ def test_splits_without_labels_are_only_detected_in(root: Path, tmp_path: Path) 
     text = measure(path, split="test", out=tmp_path / "results", device="cpu", overrides=["test.num_workers=0"])
     assert "no labels in test: nothing to measure" in text
     assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["000000.txt", "000001.txt", "000002.txt"]
+    with pytest.raises(DataError, match=r"nothing to measure, and nothing to write to .*ap\.json"):
+        measure(path, split="test", json=tmp_path / "ap.json", device="cpu", overrides=["test.num_workers=0"])
+
+
+def test_pictures_read_columns_by_name_as_detection_does(root: Path, tmp_path: Path) -> None:
+    detector = build(root / "configs" / "kitti" / "demo.yaml", device="cpu")
+    path, cloud = tmp_path / "a.ckpt", tmp_path / "ring.pcd"
+    checkpoint.write(path, {"config": detector.config.plain(), "model": detector.model.state_dict()})
+    header = "FIELDS x y z ring\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 1\nWIDTH 1\nHEIGHT 1\nPOINTS 1\nDATA ascii\n"
+    cloud.write_text(header + "10 0 -1 7\n")
+    with pytest.raises(DataError, match="intensity"):
+        detector.detect(cloud)
+    with pytest.raises(DataError, match="intensity"):
+        visualize([cloud, path], out=tmp_path / "map.png", style="map", device="cpu")
+    (tmp_path / "empty.bin").write_bytes(b"")
+    assert len(detector.detect(tmp_path / "empty.bin")) == 0
 
 
 SEGMENTATION = {"name": "PointSegmentationHead", "point_classes": ["ground", "object"]}

@@ -99,3 +99,16 @@ def test_the_first_layer_alone_norms_its_input() -> None:
 def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises((ValueError, ConfigError), match=message):
         MixerBlock(8, **{"mixer": MIXER, **settings})
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"norm": "Pre"}, "norm must be one of pre, post, branch, none, got 'Pre'"),
+        ({"norm_eps": -1.0}, "norm_eps must be positive and finite, got -1.0"),
+        ({"layer_scale": float("nan")}, "layer_scale must be finite, got nan"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(setting: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MixerBlock(8, {"name": "SoftmaxAttention", "num_heads": 2}, **setting)

@@ -12,8 +12,9 @@ the published layers put around them is a setting here:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,12 @@ class MixerBlock(nn.Module):
         super().__init__()
         if not 0 <= layer_id < num_layers:
             raise ValueError(f"layer_id must be from 0 to num_layers - 1 = {num_layers - 1}, got {layer_id}")
+        if norm not in get_args(Placement):
+            raise ValueError(f"norm must be one of {', '.join(get_args(Placement))}, got {norm!r}")
+        if not 0 < norm_eps < math.inf:
+            raise ValueError(f"norm_eps must be positive and finite, got {norm_eps}")
+        if layer_scale is not None and not math.isfinite(layer_scale):
+            raise ValueError(f"layer_scale must be finite, got {layer_scale}")
         place = {"channels": channels, "layer_id": layer_id, "num_layers": num_layers}
         settings = (channels, norm, norm_kind, norm_eps, residual, layer_scale, drop_path, dropout)
         self.input_norm = NORMS[norm_kind](channels, norm_eps) if input_norm else None
