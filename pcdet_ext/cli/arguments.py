@@ -23,7 +23,7 @@ def add_overrides(parser: argparse.ArgumentParser, of: str = "the configuration"
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The device to compute on."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default auto: CUDA if there is)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default auto: CUDA if available)")
 
 
 def add_imports(parser: argparse.ArgumentParser) -> None:
