@@ -13,7 +13,7 @@ import pickle
 import random
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,29 @@ def read(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint of this library (it has no format, config and model)")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {content['format']!r}; this library reads {FORMAT}")
+    _require_types(content, {"config": Mapping, "model": Mapping}, path)
+    for name, value in content["model"].items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: damaged: the parameter {name!r} is a {type(value).__name__}, no tensor")
     return content
+
+
+def require_training(content: Mapping[str, Any], path: str | Path) -> None:
+    """Raise CheckpointError where what `read` gave holds no training to continue, or a damaged one."""
+    types: dict[str, type] = {"optimizer": Mapping, "scaler": Mapping, "progress": Mapping, "rng": Sequence}
+    if missing := [name for name in types if name not in content]:
+        raise CheckpointError(
+            f"{path}: holds no training to continue (it has no {', '.join(missing)}); a new training starts from its "
+            f"parameters with train.init_from={path}"
+        )
+    _require_types(content, types, path)
+
+
+def _require_types(content: Mapping[str, Any], types: Mapping[str, type], path: str | Path) -> None:
+    for name, kind in types.items():
+        if not isinstance(content[name], kind):
+            found = type(content[name]).__name__
+            raise CheckpointError(f"{path}: damaged: {name!r} must be a {kind.__name__.lower()}, it is a {found}")
 
 
 def load_safely(path: str | Path, refusal: str) -> Any:

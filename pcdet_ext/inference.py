@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,7 @@ class Detector:
                 network = build_detector(settings)
         self.model = network.to(self.device).eval()
         self.dropped_points = 0
-        statistics = settings.get("statistics") or {}
-        self.highest: dict[str, float] = dict(statistics.get("highest") or {})
+        self.highest = _highest(settings)
 
     def detect(
         self, points: Points | Sequence[Points], batch_size: int = 4, score_threshold: float | None = None
@@ -233,6 +232,15 @@ class Detector:
             raise ValueError(f"{needs}: these are columns of points, pass their transpose (points.T)")
         if len(shape) != 2 or shape[1] < wanted:
             raise ValueError(needs)
+
+
+def _highest(settings: Node) -> dict[str, float]:
+    """How high columns of points went in training, as the configuration of a checkpoint says."""
+    statistics = settings.get("statistics") or {}
+    highest = (statistics.get("highest") or {}) if isinstance(statistics, Mapping) else statistics
+    if not isinstance(highest, Mapping) or not all(isinstance(value, int | float) for value in highest.values()):
+        raise ConfigError(f"statistics.highest must give a number per column of the points, got {highest!r}")
+    return dict(highest)
 
 
 def boxes_of(found: Detections | Predictions | PointLabels) -> Detections:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
@@ -108,6 +109,15 @@ class Progress:
     step: int = 0
     steps: int = 0
     best: float | None = None
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Progress:
+        """From what a checkpoint holds. Raises CheckpointError where it is no progress."""
+        counts = ("epoch", "batch", "step", "steps")
+        whole = all(isinstance(values.get(name), int) and values[name] >= 0 for name in counts)
+        if not whole or set(values) != {*counts, "best"} or not isinstance(values["best"], int | float | None):
+            raise CheckpointError(f"damaged: {dict(values)} does not say where a training stands")
+        return Progress(**values)
 
 
 @dataclass(frozen=True)
@@ -273,7 +283,7 @@ class Trainer:
         resume: Mapping[str, Any] | None = None,
     ) -> None:
         self.inputs, self.settings, self.out, self.fabric = inputs, settings, out, fabric
-        self.progress = Progress(**resume["progress"]) if resume else Progress()
+        self.progress = Progress.of(resume["progress"]) if resume else Progress()
         self.dataset = inputs.dataset(self.progress.epoch)
         self.batches = EpochBatches(
             len(self.dataset), settings.batch_size, settings.seed, fabric.global_rank, fabric.world_size
@@ -469,15 +479,24 @@ class Trainer:
     def _restore(self, content: Mapping[str, Any]) -> None:
         if self.progress.batch and self.progress.steps != self.batches.steps:
             raise CheckpointError(
-                f"the checkpoint to resume from stands inside an epoch of {self.progress.steps} steps, now an epoch "
+                f"stands inside an epoch of {self.progress.steps} steps, now an epoch "
                 f"has {self.batches.steps}: continue with the same data, train.batch_size and number of processes"
             )
         checkpoint.load_model(self.detector, content["model"], "the checkpoint to resume from")
-        try:
+        with _restoring("state of the optimiser"):
             restore_optimizer(self.optimizer, content["optimizer"])
-        except ValueError as error:
-            raise CheckpointError(f"the optimiser state to resume from does not fit: {error}") from error
         if self.scaler is not None and content["scaler"]:
-            self.scaler.load_state_dict(content["scaler"])
+            with _restoring("state of the gradient scaler"):
+                self.scaler.load_state_dict(dict(content["scaler"]))
         if len(content["rng"]) == self.fabric.world_size:
-            checkpoint.restore_random_state(content["rng"][self.fabric.global_rank])
+            with _restoring("state of the random numbers"):
+                checkpoint.restore_random_state(content["rng"][self.fabric.global_rank])
+
+
+@contextmanager
+def _restoring(what: str) -> Iterator[None]:
+    """Whatever goes wrong while a part of a checkpoint is taken means that the part does not fit: a CheckpointError."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the {what} does not fit ({type(error).__name__}: {error})") from error

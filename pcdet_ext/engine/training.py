@@ -80,6 +80,7 @@ def train(
     content = None
     if resume is not None:
         content = checkpoint.read(resume)
+        checkpoint.require_training(content, resume)
         _check_same_model(content["config"], settings, resume)
         _check_same_order(content, options.seed, resume)
     seed_everything(options.seed)
@@ -99,7 +100,10 @@ def train(
         evaluate=_evaluation(settings, str(fabric.device)) if options.evaluate_every else None,
         notes=(*notes, *dataset(0).notes),
     )
-    trainer = Trainer(inputs, options, out, fabric, content)
+    try:
+        trainer = Trainer(inputs, options, out, fabric, content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{resume}: {error}") from error
     if trainer.finished:
         raise TrainingError(
             f"{resume}: this training is complete ({trainer.progress.epoch} epochs, {trainer.progress.step} steps), "
@@ -154,7 +158,7 @@ MEANING = ("classes", "point_cloud_range", "point_features")
 def _check_same_order(content: Mapping[str, Any], seed: int, path: str | Path) -> None:
     """Inside an epoch the frames that are left follow from the seed. Raises CheckpointError for another one."""
     saved = content["config"].get("train", {}).get("seed", TrainConfig.seed)
-    if content.get("progress", {}).get("batch") and saved != seed:
+    if content["progress"].get("batch") and saved != seed:
         raise CheckpointError(
             f"{path}: stands inside an epoch whose frames are in the order of train.seed={saved}, now it is {seed}: "
             "continue with the same seed"

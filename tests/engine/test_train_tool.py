@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +170,44 @@ def test_resume_refuses_overwrites_and_continues(
     assert main(["train", *short, "--resume"]) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert config.load(tmp_path / "run" / "config.yaml")["train"]["max_steps"] == 2
+
+
+def test_damaged_checkpoints_are_named_and_nothing_is_lost(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    short = [*arguments, "train.max_steps=1", "train.evaluate_every=0", "data.augment=[]"]
+    assert main(["train", *short]) == 0
+    last, damaged = tmp_path / "run" / "last.ckpt", tmp_path / "damaged.ckpt"
+    whole, before = checkpoint.read(last), last.read_bytes()
+    first = next(iter(whole["model"]))
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"optimizer": None}, "holds no training to continue (it has no optimizer)"),
+        ({"progress": None}, "holds no training to continue (it has no progress)"),
+        ({"rng": None}, "holds no training to continue (it has no rng)"),
+        ({"config": [1]}, "'config' must be a mapping, it is a list"),
+        ({"model": [1]}, "'model' must be a mapping, it is a list"),
+        ({"model": whole["model"] | {first: "text"}}, f"the parameter '{first}' is a str, no tensor"),
+        ({"rng": {}}, "'rng' must be a sequence, it is a dict"),
+        ({"rng": [1]}, "the state of the random numbers does not fit"),
+        ({"rng": [{"python": [3, [], None]}]}, "the state of the random numbers does not fit"),
+        ({"optimizer": {"a": 1}}, "the state of the optimiser does not fit"),
+        ({"progress": {"epoch": "x"}}, "does not say where a training stands"),
+        ({"progress": whole["progress"] | {"batch": -1}}, "does not say where a training stands"),
+    ]
+    for change, message in changes:
+        content = {k: v for k, v in (whole | change).items() if v is not None and k != "format"}
+        checkpoint.write(damaged, content)
+        assert main(["train", *short, "train.max_steps=2", "--resume", str(damaged)]) != 0
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        assert re.search(f"{re.escape(str(damaged))}: .*{re.escape(message)}", error)
+        assert last.read_bytes() == before
+    checkpoint.write(damaged, {k: whole[k] for k in ("config", "model")})
+    assert main(["train", *short, "--overwrite", f"train.init_from={damaged}"]) == 0  # what the first message advises
+    content = {"config": whole["config"] | {"statistics": {"highest": "abc"}}, "model": whole["model"]}
+    checkpoint.write(damaged, content)
+    assert main(["test", str(damaged)]) != 0
+    assert "statistics.highest must give a number per column" in capsys.readouterr().err
 
 
 def test_a_training_starts_from_a_checkpoint_with_other_classes(
