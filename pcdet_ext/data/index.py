@@ -112,11 +112,19 @@ def read_index(path: Path) -> list[FrameInfo]:
         raise DataError(f"{path}: damaged index ({error}); prepare the data again") from error
 
 
+def _require_data_folder(path: Path) -> None:
+    """Raise MissingFileError where not even the folder of the data is there, in which `pcdet prepare` makes its own."""
+    root = path.parent.parent if path.parent.name == FOLDER else path.parent
+    if not root.is_dir():
+        raise MissingFileError(f"{root}: no such folder, so there is no {path.relative_to(root)} in it")
+
+
 def read_prepared(path: Path, key: str) -> Any:
     """Content under `key` of a prepared JSON file. Raises DataError when missing, damaged, or of another format."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        _require_data_folder(path)
         raise MissingFileError(
             f"{path}: no such file; make it with `pcdet prepare` (--splits and --database name the splits; where "
             "the data folder is read-only, --out and data.index name another one)"

@@ -95,7 +95,7 @@ class Summary:
         total = self.objects.get(name, 0)
         counting = total - sum(count for reason, count in reasons.items() if reason != NO_BOX)
         why = ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
-        return f"  {name}: {counting} of {total} count; do not: {why}"
+        return f"  {name}: {counting} of {total} count, the others do not: {why}"
 
 
 class _Result(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -52,7 +53,10 @@ def nuscenes_tracking(
         tokens = nuscenes_tables.tokens_of_scenes(tables, scenes, given)
         truth, sequences = nuscenes_tables.tracking_truth(tables, tokens)
     found, _ = nuscenes_files.read_tracks(results, sequences.samples.tokens)
-    return _measured(results, lambda: nus_tracking.evaluate(truth, found, sequences))
+    result = _measured(results, lambda: nus_tracking.evaluate(truth, found, sequences))
+    if math.isnan(result.score):  # officially every number is then undefined
+        raise DataError(f"{ground_truth}: no box of the ground truth counts: there is nothing to measure")
+    return result
 
 
 @BENCHMARKS.register

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from pcdet_ext import config
 from pcdet_ext.data.base import ConcatDataset, collate
 from pcdet_ext.data.formats import build_dataset
+from pcdet_ext.data.index import read_index
 from pcdet_ext.files import DataError
 from pcdet_ext.data import kitti
 from pcdet_ext.data.kitti import prepare_kitti
@@ -207,6 +208,8 @@ def test_classes_are_held_against_the_data(prepared: Path, caplog: pytest.LogCap
 
 
 def test_a_missing_index_says_how_to_make_it(kitti_root: Path) -> None:
+    with pytest.raises(DataError, match=r"/nowhere/kitti: no such folder, so there is no pcdet_ext/index_train\.json"):
+        read_index(Path("/nowhere/kitti/pcdet_ext/index_train.json"))
     with pytest.raises(DataError, match=r"index_train\.json: no such file; make it with `pcdet prepare`"):
         make(kitti_root)
 

@@ -227,7 +227,7 @@ def test_objects_without_a_box_in_space_are_left_out_and_counted(tmp_path: Path)
     write_raw_frame(tmp_path, kitti.Calibration(LARGE_CAMERA, np.eye(3), FORWARD, (1080, 1920)), (CAR, flat))
     (summary,) = kitti.prepare_kitti(tmp_path, splits=["train"], progress=False)
     assert summary.objects == {"Car": 1}
-    assert "Van: 0 of 0 count; do not: 1 (no box in space)" in str(summary)
+    assert "Van: 0 of 0 count, the others do not: 1 (no box in space)" in str(summary)
 
 
 def test_exported_labels_without_2d_boxes_are_told_to_count_for_nothing(
@@ -237,7 +237,7 @@ def test_exported_labels_without_2d_boxes_are_told_to_count_for_nothing(
             for line in (CAR, OTHER)]  # fmt: skip
     write_raw_frame(tmp_path, kitti.Calibration(LARGE_CAMERA, np.eye(3), FORWARD, (1080, 1920)), tuple(flat))
     (summary,) = kitti.prepare_kitti(tmp_path, splits=["train"], progress=False)
-    assert "Car: 0 of 1 count; do not: 1 (2-D box lower than 25 pixels)" in str(summary)
+    assert "Car: 0 of 1 count, the others do not: 1 (2-D box lower than 25 pixels)" in str(summary)
     augment = [{"name": "GroundTruthSampling", "groups": {"Car": 4}, "min_points": 2}]
     training = dataset(tmp_path, training=True, augment=augment)
     note = "ground-truth sampling: 0 of 1 Car can be drawn; 1 are of a difficulty in skip_difficulty [-1]"

@@ -120,3 +120,17 @@ def test_a_lone_annotation_has_no_velocity(tables: Path) -> None:
     found = read_tables(tables)
     row = dict(next(iter(found.annotation.values())), prev="", next="")
     assert np.isnan(velocity(found, row)).all()
+
+
+@pytest.mark.parametrize(("kind", "case"), [("nuscenes", "edge_rules"), ("nuscenes_tracking", "constant_score")])
+def test_a_ground_truth_without_boxes_is_no_table(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str, case: str
+) -> None:
+    folder = root / "tests" / "data" / "golden" / f"eval_{kind}" / case
+    truth = json.loads((folder / "gt.json").read_text())
+    truth["gt_boxes"] = {token: [] for token in truth["gt_boxes"]}
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    arguments = ["--ground-truth", str(tmp_path / "gt.json"), "--results", str(folder / "results.json")]
+    assert main(["evaluate", kind, *arguments, "--json", str(tmp_path / "out.json")]) == 1
+    assert "no box of the ground truth counts" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
