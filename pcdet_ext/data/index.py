@@ -113,10 +113,11 @@ def read_index(path: Path) -> list[FrameInfo]:
 
 
 def _require_data_folder(path: Path) -> None:
-    """Raise MissingFileError where not even the folder of the data is there, in which `pcdet prepare` makes its own."""
-    root = path.parent.parent if path.parent.name == FOLDER else path.parent
-    if not root.is_dir():
-        raise MissingFileError(f"{root}: no such folder, so there is no {path.relative_to(root)} in it")
+    """Raise MissingFileError where not even the data is there, in whose folder `pcdet prepare` makes its own."""
+    for prepared in path.parents:
+        if prepared.name == FOLDER and not prepared.parent.is_dir():
+            inside = path.relative_to(prepared.parent)
+            raise MissingFileError(f"{prepared.parent}: no such folder, so there is no {inside} in it")
 
 
 def read_prepared(path: Path, key: str) -> Any:
