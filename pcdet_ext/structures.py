@@ -324,8 +324,8 @@ class Segments:
 class Detections:
     """What a detector found in one frame.
 
-    boxes: float32 [M, 7 or 9]; scores: float32 [M] in [0, 1]; labels: int64 [M] into class_names. All three are
-    tensors, or (after `numpy()`) arrays.
+    boxes: float32 [M, 7 or 9]; scores: float32 [M] in [0, 1]; labels: int64 [M] into class_names; track_ids: int64 [M],
+    the same number for one object in all frames of a sequence, or None. All are tensors, or (after `numpy()`) arrays.
     """
 
     boxes: Tensor | Array
@@ -333,10 +333,13 @@ class Detections:
     labels: Tensor | Array
     class_names: tuple[str, ...]
     frame_id: str = ""
+    track_ids: Tensor | Array | None = None
 
     def __post_init__(self) -> None:
         if not len(self.boxes) == len(self.scores) == len(self.labels):
             raise ValueError(f"{len(self.boxes)} boxes, {len(self.scores)} scores, {len(self.labels)} labels")
+        if self.track_ids is not None and len(self.track_ids) != len(self.boxes):
+            raise ValueError(f"{len(self.boxes)} boxes, {len(self.track_ids)} track_ids")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -348,7 +351,7 @@ class Detections:
 
     def select(self, keep: Tensor | Array | slice) -> Detections:
         """The detections that `keep` (bool [M], int64 [K] or a slice) picks."""
-        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
+        return self._map(lambda column: column[keep])
 
     def above(self, score: float) -> Detections:
         """Those with a score of at least `score`."""
@@ -358,15 +361,15 @@ class Detections:
         """The same with NumPy arrays."""
         if isinstance(self.boxes, np.ndarray):
             return self
-        boxes, scores, labels = (
-            torch.as_tensor(t, device="cpu").detach().numpy() for t in (self.boxes, self.scores, self.labels)
-        )
-        return replace(self, boxes=boxes, scores=scores, labels=labels)
+        return self._map(lambda column: torch.as_tensor(column, device="cpu").detach().numpy())
 
     def to(self, device: torch.device | str) -> Detections:
         """The same with tensors on `device`."""
-        boxes, scores, labels = (torch.as_tensor(t, device=device) for t in (self.boxes, self.scores, self.labels))
-        return replace(self, boxes=boxes, scores=scores, labels=labels)
+        return self._map(lambda column: torch.as_tensor(column, device=device))
+
+    def _map(self, change: Callable[[Any], Any]) -> Detections:
+        columns = {name: getattr(self, name) for name in ("boxes", "scores", "labels", "track_ids")}
+        return replace(self, **{name: change(column) for name, column in columns.items() if column is not None})
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,3 +109,13 @@ def test_detections_views() -> None:
     assert arrays.above(0.5).to("cpu").scores.tolist() == found.above(0.5).scores.tolist()
     with pytest.raises(ValueError, match="3 boxes, 2 scores"):
         Detections(torch.zeros(3, 7), torch.zeros(2), torch.zeros(3), ("Car",))
+
+
+def test_track_ids_stay_with_their_detections() -> None:
+    ids = torch.tensor([7, 8, 9])
+    found = Detections(torch.zeros(3, 7), torch.tensor([0.9, 0.2, 0.5]), torch.zeros(3), ("Car",), track_ids=ids)
+    assert found.above(0.5).numpy().track_ids.tolist() == [7, 9]
+    assert found.numpy().to("cpu").track_ids.tolist() == [7, 8, 9]
+    assert Detections(torch.zeros(3, 7), torch.zeros(3), torch.zeros(3), ("Car",)).select([1]).track_ids is None
+    with pytest.raises(ValueError, match="3 boxes, 2 track_ids"):
+        Detections(torch.zeros(3, 7), torch.zeros(3), torch.zeros(3), ("Car",), track_ids=ids[:2])

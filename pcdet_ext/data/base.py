@@ -24,7 +24,7 @@ from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, read_index
 from pcdet_ext.data.objects import database_path
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import DataError
-from pcdet_ext.structures import Array, PointBatch, Sample, Targets
+from pcdet_ext.structures import Array, Detections, PointBatch, Sample, Targets
 
 DATASETS = Registry("dataset")
 MAX_REPLACEMENTS = 200  # frames tried for one sample before giving up
@@ -59,6 +59,14 @@ class Dataset(Protocol):
     def evaluator(self, options: Mapping[str, Any] | None = None) -> Evaluator:
         """The data set's own metric, with options of `test.metric`. Raises ConfigError for options that do not fit."""
 
+    def read_results(self, path: str | Path) -> Mapping[str, Detections]:
+        """Results of any code base for frames of this data set, by frame id, to be shown.
+
+        path: a file or folder in the benchmark's own format. Boxes are NumPy arrays in the LiDAR frame of their frame;
+        frames that the file does not name are missing. The mapping may read a frame when it is asked for.
+        Raises DataError naming what is missing or damaged, ConfigError where results of the format cannot be read.
+        """
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
@@ -89,8 +97,8 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         DataError: for missing or damaged files.
         ConfigError: for a class that the data does not know.
 
-    A format overrides `read` and `evaluator`, and where only some points are of use, `crop`; its own settings are
-    further fields.
+    A format overrides `read` and `evaluator`, `read_results` where results of other code bases can be shown, and where
+    only some points are of use, `crop`; its own settings are further fields.
     """
 
     root: str | Path
@@ -135,6 +143,10 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     @abstractmethod
     def evaluator(self, options: Mapping[str, Any] | None = None) -> Evaluator:
         """The format's own metric; see `Dataset`."""
+
+    def read_results(self, path: str | Path) -> Mapping[str, Detections]:
+        """Results of any code base; see `Dataset`. Raises ConfigError unless a format overrides it."""
+        raise ConfigError(f"{path}: results for frames of a {type(self).__name__} cannot be read")
 
     def crop(self, sample: Sample) -> Sample:
         """The sample with the points that are of use; they are finite. All of them unless a format says otherwise."""
@@ -273,6 +285,10 @@ class ConcatDataset(torch.utils.data.Dataset[Sample]):
     def evaluator(self, options: Mapping[str, Any] | None = None) -> Evaluator:
         """Raises ConfigError: several data sets have no common metric."""
         raise ConfigError("data.sources: several sources have no common metric; test on the data set of data.root")
+
+    def read_results(self, path: str | Path) -> Mapping[str, Detections]:
+        """Raises ConfigError: several data sets have no common format of results."""
+        raise ConfigError(f"{path}: several sources have no common results; show those of the data set of data.root")
 
 
 def collate(samples: Sequence[Sample], classes: Sequence[str]) -> PointBatch:

@@ -14,7 +14,7 @@ from pcdet_ext import config
 from pcdet_ext.data.base import ConcatDataset, collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.data.index import read_index
-from pcdet_ext.files import DataError
+from pcdet_ext.files import DataError, MissingFileError
 from pcdet_ext.data import kitti
 from pcdet_ext.data.kitti import prepare_kitti
 from pcdet_ext.structures import Sample, Targets
@@ -266,3 +266,26 @@ def test_wrong_sources_are_named(prepared: Path, sources: object, message: str) 
     node = {"name": "KittiDataset", "root": str(prepared), "classes": ["Car"], "point_cloud_range": SPAN}
     with pytest.raises(config.ConfigError, match=message):
         build_dataset({**node, "sources": sources}, "train", training=True)
+
+
+def test_results_of_any_code_base_are_detections_in_the_lidar_frame(prepared: Path, tmp_path: Path) -> None:
+    dataset = make(prepared, split="val")
+    folder = tmp_path / "results"
+    folder.mkdir()
+    labels = (prepared / "training" / "label_2" / "000005.txt").read_text().splitlines()
+    scored = [f"{line} 0.{i + 1}" for i, line in enumerate(labels)]
+    (folder / "000005.txt").write_text("\n".join(scored) + "\n")
+    (folder / "000004.txt").write_text("")
+    results = dataset.read_results(folder)
+    assert sorted(results) == ["000004", "000005"]
+    found, truth = results["000005"], dataset.frames[1].targets()
+    np.testing.assert_allclose(found.boxes, truth.boxes, atol=1e-5)
+    assert found.names == list(truth.names)
+    assert found.class_names == ("Car", "Pedestrian", "Van")  # those of the data set first
+    np.testing.assert_allclose(found.scores, [0.1, 0.2, 0.3, 0.4][: len(found)])
+    assert (len(results["000004"]), results["000004"].class_names) == (0, ("Car", "Pedestrian"))
+    assert list(dataset.read_results(folder / "000005.txt")) == ["000005"]
+    with pytest.raises(MissingFileError, match="nowhere: no such file or folder"):
+        dataset.read_results(tmp_path / "nowhere")
+    with pytest.raises(MissingFileError, match="velodyne: no result files"):
+        dataset.read_results(prepared / "training" / "velodyne")

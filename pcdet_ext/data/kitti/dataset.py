@@ -13,6 +13,7 @@ from pcdet_ext.data.index import FrameInfo
 from pcdet_ext.data.kitti.calibration import Calibration, check_image_size, in_image
 from pcdet_ext.data.kitti.files import POINT_FEATURES, Frame, read_points
 from pcdet_ext.data.kitti.labels import read_labels, result_rows
+from pcdet_ext.data.kitti.results import KittiResults
 from pcdet_ext.evaluation.kitti import KittiEvaluator
 from pcdet_ext.evaluation.kitti_labels import Labels
 from pcdet_ext.files import DataError
@@ -70,6 +71,14 @@ class KittiDataset(FrameDataset):
         self._check_image_sizes("result files hold 2-D boxes")
         options = options if isinstance(options, Node) else Node(options or {}, "test.metric")
         return construct(kitti_metric, options)
+
+    def read_results(self, path: str | Path) -> Mapping[str, Detections]:
+        """Result files `<frame id>.txt` of a folder, or one of them; see `Dataset`."""
+
+        def calibration(frame_id: str) -> Calibration:
+            return Calibration.read(self.frame(self._infos[frame_id]).calibration)
+
+        return KittiResults(Path(path), self.classes, calibration)
 
     def _labels(self, sample: Sample) -> Labels | None:
         """A frame's label file as it is, DontCare included; None where the split has no labels."""
