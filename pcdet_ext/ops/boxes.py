@@ -76,6 +76,11 @@ def iou_3d_paired(a: Tensor, b: Tensor) -> Tensor:
     return _iou_paired(*_box_pair(a, b, paired=True), VOLUME)
 
 
+def shared_area_bev_paired(a: Tensor, b: Tensor) -> Tensor:
+    """`shared_area_bev` of each row of a [N, 7+] with the same row of b [N, 7+], as [N]."""
+    return _iou_paired(*_box_pair(a, b, paired=True), AREA)
+
+
 def nms(
     boxes: Tensor,
     scores: Tensor,
@@ -152,6 +157,18 @@ def points_in_boxes(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tenso
     if not math.isfinite(margin):
         raise ValueError(f"margin must be finite, got {margin}")
     return _points_in_boxes(points.to(boxes.dtype).contiguous(), boxes.contiguous(), float(margin))
+
+
+def points_in_each_box(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:
+    """Whether each box holds each point, bool [M, P]; a point may be in several boxes.
+
+    Arguments, borders and errors as for `points_in_boxes`.
+    """
+    flags = [points_in_boxes(points, boxes[i : i + 1], margin) == 0 for i in range(len(boxes))]
+    if not flags:
+        points_in_boxes(points, boxes, margin)  # refuses what it does not take
+        return torch.zeros(0, len(points), dtype=torch.bool, device=points.device)
+    return torch.stack(flags)
 
 
 def _check_boxes(name: str, boxes: Tensor) -> Tensor:

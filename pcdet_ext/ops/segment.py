@@ -33,19 +33,34 @@ def segment_reduce(values: Tensor, index: Tensor, num_segments: int, reduce: Red
     Raises:
         ValueError: an argument has the wrong shape, type or device, or an index is not below `num_segments`.
     """
+    if reduce not in KINDS:
+        raise ValueError(f"reduce must be one of {', '.join(KINDS)}, got {reduce!r}")
+    _check_segments(values, index, num_segments)
+    wide = values.float() if values.dtype in _WIDENED else values
+    return _segment_reduce(wide.contiguous(), index.contiguous(), num_segments, KINDS[reduce])[0].to(values.dtype)
+
+
+def segment_argmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
+    """The row int64 [S, C] from which `segment_reduce` takes each maximum, the lowest of equal ones; -1 for none.
+
+    Arguments, types and errors as for `segment_reduce`.
+    """
+    _check_segments(values, index, num_segments)
+    values = values.detach()
+    wide = values.float() if values.dtype in _WIDENED else values
+    return _segment_reduce(wide.contiguous(), index.contiguous(), num_segments, KINDS["max"])[1].long()
+
+
+def _check_segments(values: Tensor, index: Tensor, num_segments: int) -> None:
     if values.ndim != 2 or values.dtype not in (*_NATIVE, *_WIDENED):
         raise ValueError(f"values must be floating point [P, C], got {values.dtype} {list(values.shape)}")
     if index.dtype != torch.int64 or index.shape != values.shape[:1] or index.device != values.device:
         shape = list(index.shape)
         raise ValueError(f"index must be int64 [{len(values)}] on {values.device}, got {index.dtype} {shape}")
-    if reduce not in KINDS:
-        raise ValueError(f"reduce must be one of {', '.join(KINDS)}, got {reduce!r}")
     if num_segments < 0:
         raise ValueError(f"num_segments must not be negative, got {num_segments}")
     if len(values) >= 1 << 31:
         raise ValueError(f"values must have fewer than 2³¹ rows, got {len(values)}")
-    wide = values.float() if values.dtype in _WIDENED else values
-    return _segment_reduce(wide.contiguous(), index.contiguous(), num_segments, KINDS[reduce])[0].to(values.dtype)
 
 
 def segment_softmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:

@@ -109,6 +109,26 @@ def dynamic_voxelize(
     return _dynamic_voxelize(points, batch_index, extent, size, order == "xyz", pillars)
 
 
+def voxel_coordinates(points: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> Tensor:
+    """The voxel that each point of one cloud is in.
+
+    Args:
+        points: float32 [N, C], columns x, y, z, … in metres. NaN and infinite points are outside of the range.
+        point_cloud_range: minimum (x, y, z), then maximum, in metres; half-open.
+        voxel_size: size along (x, y, z) in metres.
+
+    Returns:
+        Coordinates int32 [N, 3] as (z, y, x), -1 for points outside.
+
+    Raises:
+        ValueError: the points have the wrong shape or type, or range and voxel size make no grid.
+    """
+    _check_points(points)
+    grid = _grid(point_cloud_range, voxel_size)
+    cells = _cells(points.detach().contiguous(), None, grid)
+    return torch.where((cells >= 0)[:, None], _coords(cells.clamp(min=0), grid)[:, 1:], -1)
+
+
 def _check_points(points: Tensor) -> None:
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype != torch.float32:
         raise ValueError(f"points must be float32 [N, 3+], got {points.dtype} {list(points.shape)}")
