@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pcdet_ext.evaluation import argoverse2 as av2
-from pcdet_ext.evaluation import argoverse2_files, nuscenes_files, nuscenes_tables
+from pcdet_ext.evaluation import argoverse2_files, nuscenes_files, nuscenes_tables, nuscenes_truth
 from pcdet_ext.evaluation import nuscenes as nus
 from pcdet_ext.evaluation import nuscenes_tracking as nus_tracking
 from pcdet_ext.evaluation.base import BENCHMARKS
@@ -34,7 +34,7 @@ def nuscenes(ground_truth: Path, results: Path, scenes: Sequence[str] | None = N
         return _measured(results, lambda: nus.evaluate(truth, found, samples))
     tables = nuscenes_tables.read_tables(ground_truth)
     _, given = nuscenes_files.read_results(results)
-    truth, samples = nuscenes_tables.detection_truth(tables, nuscenes_tables.tokens_of_scenes(tables, scenes, given))
+    truth, samples = nuscenes_truth.detection_truth(tables, nuscenes_truth.tokens_of_scenes(tables, scenes, given))
     found, _ = nuscenes_files.read_results(results, samples.tokens)
     return _measured(results, lambda: nus.evaluate(truth, found, samples))
 
@@ -50,8 +50,8 @@ def nuscenes_tracking(
     else:
         tables = nuscenes_tables.read_tables(ground_truth)
         _, given = nuscenes_files.read_tracks(results)
-        tokens = nuscenes_tables.tokens_of_scenes(tables, scenes, given)
-        truth, sequences = nuscenes_tables.tracking_truth(tables, tokens)
+        tokens = nuscenes_truth.tokens_of_scenes(tables, scenes, given)
+        truth, sequences = nuscenes_truth.tracking_truth(tables, tokens)
     found, _ = nuscenes_files.read_tracks(results, sequences.samples.tokens)
     result = _measured(results, lambda: nus_tracking.evaluate(truth, found, sequences))
     if math.isnan(result.score):  # officially every number is then undefined

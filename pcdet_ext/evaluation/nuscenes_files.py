@@ -63,17 +63,28 @@ def read_ground_truth(path: str | Path) -> tuple[Boxes, Samples]:
 
 
 def _read_truth(path: Path) -> tuple[list[tuple[int, Any]], Samples, Mapping[str, Any]]:
+    """Boxes with the number of their sample, the samples, and what the file says of each of these."""
     content = read_json(path)
-    try:
-        samples, boxes = content["samples"], content["gt_boxes"]
-        names = tuple(samples)
-        number = {token: i for i, token in enumerate(names)}
-        rows = [(number[token], box) for token, found in boxes.items() for box in found]
-        racks = [(number[token], rack) for token, sample in samples.items() for rack in sample["bicycle_racks"]]
-        ego = np.array([sample["ego_translation"] for sample in samples.values()], np.float64).reshape(-1, 3)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a ground truth of samples and gt_boxes ({error!r})") from error
-    return rows, Samples(names, ego, _racks(racks)), samples
+    samples = content.get("samples") if isinstance(content, Mapping) else None
+    boxes = content.get("gt_boxes") if isinstance(content, Mapping) else None
+    if not isinstance(samples, Mapping) or not isinstance(boxes, Mapping):
+        raise DataError(f"{path}: no ground truth, which has mappings 'samples' and 'gt_boxes' by sample")
+    names = tuple(samples)
+    number = {token: i for i, token in enumerate(names)}
+    entries = [(i, sample) for i, sample in enumerate(samples.values())]
+    ego = _numbers(entries, "ego_translation", 3, False, lambda i: f"{path}: sample {names[i]}")
+    racks = [(i, rack) for i, sample in entries for rack in _listed(path, names[i], sample.get("bicycle_racks"))]
+    unknown = [token for token in boxes if token not in number]
+    if unknown:
+        raise DataError(f"{path}: gt_boxes has {unknown[0]!r}, which is not among the samples")
+    rows = [(number[token], box) for token, found in boxes.items() for box in _listed(path, token, found)]
+    return rows, Samples(names, ego, _racks(path, racks, names)), samples
+
+
+def _listed(path: Path, token: str, boxes: Any) -> list[Any]:
+    if not isinstance(boxes, list):
+        raise DataError(f"{path}: sample {token}: expected a list of boxes, got {type(boxes).__name__}")
+    return boxes
 
 
 def read_tracks(path: str | Path, tokens: Sequence[str] | None = None) -> tuple[Tracks, tuple[str, ...]]:
@@ -117,9 +128,7 @@ def _check_samples(path: Path, results: Mapping[str, Any], tokens: Sequence[str]
 
 def _all_boxes(path: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for token, boxes in results.items():
-        if not isinstance(boxes, list):
-            raise DataError(f"{path}: sample {token}: expected a list of boxes, got {type(boxes).__name__}")
-        if len(boxes) > MAX_BOXES:
+        if len(_listed(path, token, boxes)) > MAX_BOXES:
             raise DataError(f"{path}: sample {token}: {len(boxes)} boxes, at most {MAX_BOXES} are allowed")
         for box in boxes:
             yield token, box
@@ -186,7 +195,7 @@ def _numbers(rows: Sequence[tuple[int, Any]], key: str, width: int, may_be_nan: 
 
 def _check_numbers(box: Any, key: str, width: int, where: str) -> None:
     if not isinstance(box, Mapping) or key not in box:
-        raise DataError(f"{where}: a box without {key!r}")
+        raise DataError(f"{where}: {key!r} is missing")
     value = box[key]
     entries = value if width else [value]
     good = isinstance(entries, list) and len(entries) == max(width, 1)
@@ -202,9 +211,9 @@ def _texts(rows: Sequence[tuple[int, Any]], key: str, where: Any) -> Array:
     return np.array([box[key] for _, box in rows], np.str_)
 
 
-def _racks(racks: Sequence[tuple[int, Any]]) -> Boxes:
+def _racks(path: Path, racks: Sequence[tuple[int, Any]], tokens: Sequence[str]) -> Boxes:
     def column(key: str, width: int) -> Array:
-        return np.array([rack[key] for _, rack in racks], np.float64).reshape(-1, width)
+        return _numbers(racks, key, width, False, lambda i: f"{path}: sample {tokens[racks[i][0]]}: bicycle rack")
 
     count = len(racks)
     texts = np.full(count, "", np.str_)

@@ -1,208 +1,313 @@
-"""Ground truth of nuScenes out of the released tables, as the official evaluation takes it."""
+"""The tables of a nuScenes release, read as columns.
+
+The released files are arrays of objects, the largest with millions of rows. They are read in pieces, and of each row
+only what is wanted is kept: the camera's share of `sample_data.json`, nine rows in ten, never comes to rest in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import json
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pcdet_ext.evaluation.nuscenes import Boxes, Samples
-from pcdet_ext.evaluation.nuscenes_files import read_json
-from pcdet_ext.evaluation.nuscenes_tracking import CLASSES as TRACKED_CLASSES
-from pcdet_ext.evaluation.nuscenes_tracking import Sequences, Tracks
-from pcdet_ext.files import DataError
+from pcdet_ext.files import DataError, MissingFileError
 from pcdet_ext.structures import Array
 
-LIDAR = "LIDAR_TOP"
-RACK = "static_object.bicycle_rack"
-# The class that each category is measured as; all others are not.
-DETECTION_CLASSES = {
-    "vehicle.car": "car", "vehicle.truck": "truck", "vehicle.trailer": "trailer", "vehicle.bus.bendy": "bus",
-    "vehicle.bus.rigid": "bus", "vehicle.construction": "construction_vehicle", "vehicle.bicycle": "bicycle",
-    "vehicle.motorcycle": "motorcycle", "human.pedestrian.adult": "pedestrian", "human.pedestrian.child": "pedestrian",
-    "human.pedestrian.construction_worker": "pedestrian", "human.pedestrian.police_officer": "pedestrian",
-    "movable_object.trafficcone": "traffic_cone", "movable_object.barrier": "barrier",
-}  # fmt: skip
-LONGEST_GAP = 1.5  # seconds between two annotations that a velocity is taken from; twice that with both neighbours
-SECONDS = 1e-6  # of a timestamp
+LIDAR, CAMERA = "LIDAR_TOP", "CAM_FRONT"  # the camera's only for those who want its place and calibration
+NONE, UNKNOWN = -1, -2  # rows of an empty token, and of one that is in no row
+RELEASES = "v1.0-*"
+
+_PIECE = 1 << 22  # characters read at a time; no row is longer
+_SAMPLE_DATA_TEXTS = ("sample_token", "ego_pose_token", "calibrated_sensor_token", "filename", "prev")
+_BETWEEN = re.compile(r"[\s,]*")
+_Row = Mapping[str, Any]
+_Kind = int | type[str] | type[tuple[str, ...]]
 
 
 @dataclass(frozen=True, eq=False)
-class Tables:
-    """The tables of a release that ground truth needs, rows by token.
+class Table:
+    """Columns of one table.
 
-    folder: where they lie, for messages.
+    path: its file; tokens: of the rows in their order; row: row by token; texts: list of str by column; numbers:
+    float64 [N] or [N, K] by column; lists: list of tuples of str by column.
     """
 
-    folder: Path
-    sample: Mapping[str, Any]
-    scene: Mapping[str, Any]
-    annotation: Mapping[str, Any]
-    instance: Mapping[str, Any]
-    category: Mapping[str, Any]
-    attribute: Mapping[str, Any]
-    ego_pose: Mapping[str, Any]
-    key_frame: Mapping[str, Any]  # of the lidar, by the token of its sample
+    path: Path
+    tokens: Sequence[str]
+    row: Mapping[str, int]
+    texts: Mapping[str, Sequence[str]]
+    numbers: Mapping[str, Array]
+    lists: Mapping[str, Sequence[tuple[str, ...]]]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def whole(self, column: str) -> Array:
+        """A column of numbers as int64."""
+        return self.numbers[column].astype(np.int64)
+
+    def rows(self, other: Table, column: str) -> Array:
+        """int64: for each row of another table, the row here that its column names; NONE where that is empty.
+
+        Raises DataError where it names what is not here.
+        """
+        found = self.find(other.texts[column])
+        for i in np.flatnonzero(found == UNKNOWN).tolist():
+            token = other.texts[column][i]
+            raise DataError(f"{other.path}: row {i} ({other.tokens[i]}): {column} {token!r} is not in {self.path.name}")
+        return found
+
+    def find(self, tokens: Iterable[str]) -> Array:
+        """int64: the row of each token, NONE for an empty one, UNKNOWN for one that is not here."""
+        row = self.row
+        return np.array([row.get(token, UNKNOWN) if token else NONE for token in tokens], np.int64)
+
+    def check_finite(self, column: str, rows: Array) -> Array:
+        """A column's numbers in some rows. Raises DataError naming the first row with one that is not finite."""
+        values = self.numbers[column][rows]
+        for i in np.flatnonzero(~np.isfinite(values).reshape(len(rows), -1).all(axis=1)).tolist():
+            raise DataError(f"{self.path}: {self.tokens[rows[i]]}: {column} is not finite: {values[i].tolist()}")
+        return values
+
+
+def stream(path: Path) -> Iterator[_Row]:
+    """The rows of a table, one after the other. Raises DataError where the file is missing or no array of objects."""
+    decode = json.JSONDecoder().raw_decode
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_PIECE).lstrip()
+            if not text.startswith("["):
+                raise DataError(f"{path}: no table, which is an array of rows")
+            at = 1
+            while True:
+                at = _end_of_gap(text, at)
+                try:
+                    row, at = decode(text, at)
+                except json.JSONDecodeError as error:
+                    text, at = text[at:], 0
+                    more = file.read(_PIECE) if len(text) < _PIECE else ""
+                    if more:
+                        text += more
+                        continue
+                    if text.strip() == "]":
+                        return
+                    raise DataError(f"{path}: damaged or cut short ({error.msg} at {text[:40]!r})") from error
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}: a row that is no object: {row!r}")
+                yield row
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def _end_of_gap(text: str, at: int) -> int:
+    gap = _BETWEEN.match(text, at)
+    return at if gap is None else gap.end()
+
+
+def read_table(path: Path, columns: Mapping[str, _Kind], keep: Callable[[_Row], bool] | None = None) -> Table:
+    """The columns of a table that are wanted, beside its tokens.
+
+    Args:
+        path: the file.
+        columns: kind by name: str, the tuple type for lists of texts, or for numbers how many, 0 for a single one.
+        keep: which rows are wanted, all by default.
+
+    Raises:
+        DataError: naming the file and the row that lacks a column, or has something else in it.
+    """
+    tokens: list[str] = []
+    texts: dict[str, list[str]] = {name: [] for name, kind in columns.items() if kind is str}
+    numbers = {name: (array("d"), kind) for name, kind in columns.items() if isinstance(kind, int)}
+    lists: dict[str, list[tuple[str, ...]]] = {n: [] for n, k in columns.items() if k is not str and n not in numbers}
+    same: dict[Any, Any] = {}  # one object for equal texts: most are tokens that stand in many rows
+    for i, row in enumerate(stream(path)):
+        try:
+            if keep is not None and not keep(row):
+                continue
+            tokens.append(_text(same, row["token"]))
+            for name, column in texts.items():
+                column.append(_text(same, row[name]))
+            for name, (values, width) in numbers.items():
+                _append(values, row[name], width)
+            for name, rows in lists.items():
+                entry = tuple(_text(same, value) for value in row[name])
+                rows.append(same.setdefault(entry, entry))
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else f"is wrong ({error})"
+            raise DataError(f"{path}: row {i} ({row.get('token', 'without token')}) {what}") from error
+    arrays = {n: np.array(v, np.float64).reshape((-1, w) if w else (-1,)) for n, (v, w) in numbers.items()}
+    return Table(path, tokens, _by_token(path, tokens), texts, arrays, lists)
+
+
+def _text(same: dict[Any, Any], value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text was expected, got {value!r}")
+    return str(same.setdefault(value, value))
+
+
+def _append(values: array[float], value: Any, width: int) -> None:
+    if width == 0:
+        values.append(value)
+    elif len(value) == width:
+        values.extend(value)
+    else:
+        raise ValueError(f"{width} numbers were expected, got {value!r}")
+
+
+def _by_token(path: Path, tokens: Sequence[str]) -> dict[str, int]:
+    row = {token: i for i, token in enumerate(tokens)}
+    if len(row) < len(tokens):
+        twice = next(token for i, token in enumerate(tokens) if row[token] != i)
+        raise DataError(f"{path}: several rows have the token {twice!r}")
+    return row
+
+
+class Tables:
+    """The tables of a release, each read when it is first asked for.
+
+    folder: where they lie. Raises DataError, at that moment, for a table that is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _read(self, name: str, columns: Mapping[str, _Kind], keep: Callable[[_Row], bool] | None = None) -> Table:
+        return read_table(self.folder / f"{name}.json", columns, keep)
+
+    @cached_property
+    def scene(self) -> Table:
+        """Scenes: name, first_sample_token."""
+        return self._read("scene", {"name": str, "first_sample_token": str})
+
+    @cached_property
+    def sample(self) -> Table:
+        """Key frames: scene_token, timestamp in µs."""
+        return self._read("sample", {"scene_token": str, "timestamp": 0})
+
+    @cached_property
+    def annotation(self) -> Table:
+        """Labelled boxes in the global frame, with the tokens of what they belong to."""
+        texts: dict[str, _Kind] = dict.fromkeys(("sample_token", "instance_token", "prev", "next"), str)
+        numbers = {"translation": 3, "size": 3, "rotation": 4, "num_lidar_pts": 0, "num_radar_pts": 0}
+        return self._read("sample_annotation", {**texts, **numbers, "attribute_tokens": tuple[str, ...]})
+
+    @cached_property
+    def instance(self) -> Table:
+        """Objects over time: category_token."""
+        return self._read("instance", {"category_token": str})
+
+    @cached_property
+    def category(self) -> Table:
+        """Categories: name."""
+        return self._read("category", {"name": str})
+
+    @cached_property
+    def attribute(self) -> Table:
+        """Attributes: name."""
+        return self._read("attribute", {"name": str})
+
+    @cached_property
+    def calibration(self) -> Table:
+        """Calibrated sensors: sensor_token, translation, rotation; without the camera matrix, see `camera_matrices`."""
+        return self._read("calibrated_sensor", {"sensor_token": str, "translation": 3, "rotation": 4})
+
+    @cached_property
+    def lidar(self) -> Table:
+        """Files of the lidar, key frames and sweeps; is_key_frame is 1 or 0, timestamp in µs."""
+        texts: dict[str, _Kind] = dict.fromkeys(_SAMPLE_DATA_TEXTS, str)
+        wanted = self._calibrations(LIDAR)
+        numbers = {"timestamp": 0, "is_key_frame": 0}
+        return self._read("sample_data", texts | numbers, lambda row: row["calibrated_sensor_token"] in wanted)
+
+    @cached_property
+    def ego_pose(self) -> Table:
+        """Where the vehicle was at the files of the lidar: translation, rotation."""
+        wanted = set(self.lidar.texts["ego_pose_token"])
+        return self._read("ego_pose", {"translation": 3, "rotation": 4}, lambda row: row["token"] in wanted)
+
+    @cached_property
+    def key_frame(self) -> Array:
+        """int64 [S]: the row of `lidar` of each sample. Raises DataError for a sample without one."""
+        found = np.full(len(self.sample), NONE)
+        keys = np.flatnonzero(self.lidar.numbers["is_key_frame"] != 0)
+        found[self.sample.rows(self.lidar, "sample_token")[keys]] = keys
+        for i in np.flatnonzero(found == NONE).tolist():
+            raise DataError(f"{self.lidar.path}: no key frame of {LIDAR} for the sample {self.sample.tokens[i]}")
+        return found
+
+    @cached_property
+    def scene_names(self) -> Sequence[str]:
+        """Scene of each sample, by name."""
+        names = self.scene.texts["name"]
+        return [names[i] for i in self.scene.rows(self.sample, "scene_token").tolist()]
+
+    @cached_property
+    def categories(self) -> Array:
+        """Name of each annotation's category, an array of str objects."""
+        names = np.array(self.category.texts["name"], object)
+        of_instance = self.category.rows(self.instance, "category_token")
+        return np.asarray(names[of_instance[self.instance.rows(self.annotation, "instance_token")]])
+
+    def cameras(self) -> dict[str, tuple[str, list[list[float]]]]:
+        """File and matrix [3][3] of the front camera by sample token, of the samples that have one."""
+        wanted = self._calibrations(CAMERA)
+        if not wanted:
+            return {}
+        matrices = {row["token"]: row["camera_intrinsic"] for row in stream(self.calibration.path)}
+        files = self._read(
+            "sample_data",
+            dict.fromkeys(_SAMPLE_DATA_TEXTS, str),
+            lambda row: row["is_key_frame"] and row["calibrated_sensor_token"] in wanted,
+        )
+        columns = (files.texts[name] for name in ("sample_token", "filename", "calibrated_sensor_token"))
+        return {token: (file, matrices[calibration]) for token, file, calibration in zip(*columns, strict=True)}
+
+    def _calibrations(self, channel: str) -> set[str]:
+        """Tokens of the calibrations of a channel: each vehicle and day has its own."""
+        sensors = self._read("sensor", {"channel": str})
+        channels = sensors.texts["channel"]
+        of_calibration = sensors.rows(self.calibration, "sensor_token").tolist()
+        return {t for t, i in zip(self.calibration.tokens, of_calibration, strict=True) if channels[i] == channel}
 
 
 def is_tables(path: Path) -> bool:
-    """Whether a folder holds the tables of a release, directly or in one folder v1.0-*."""
-    return path.is_dir() and _folder_of(path) is not None
+    """Whether a folder holds the tables of a release, directly or in a folder v1.0-*."""
+    return path.is_dir() and bool(_folders(path))
 
 
-def _folder_of(path: Path) -> Path | None:
-    found = [folder for folder in (path, *sorted(path.glob("v1.0-*"))) if (folder / "sample.json").is_file()]
-    return found[0] if found else None
+def _folders(path: Path) -> list[Path]:
+    """Folders with tables: this one, or those below it as released, or with the version's name twice (OpenPCDet)."""
+    candidates = (path, *sorted(path.glob(RELEASES)), *sorted(path.glob(f"{RELEASES}/{RELEASES}")))
+    found = [folder for folder in candidates if (folder / "sample.json").is_file()]
+    return found[:1] if found[:1] == [path] else found
 
 
-def read_tables(path: str | Path) -> Tables:
-    """Tables of a release. Raises DataError for a table that is missing or damaged, and for more than one release."""
-    folder = _folder_of(Path(path))
-    if folder is None:
-        raise DataError(f"{path}: no tables of nuScenes (sample.json and the others, or one folder v1.0-* with them)")
-    releases = sorted(f.name for f in Path(path).glob("v1.0-*") if (f / "sample.json").is_file())
-    if len(releases) > 1:
-        raise DataError(f"{path}: holds several releases ({', '.join(releases)}); name one of their folders")
+def find_tables(path: str | Path, version: str | None = None) -> Path:
+    """The folder of the tables below a data folder: itself, `v1.0-*`, or `v1.0-*/v1.0-*` as OpenPCDet has it.
 
-    def table(name: str) -> dict[str, Any]:
-        rows = read_json(folder / f"{name}.json")
-        try:
-            return {row["token"]: row for row in rows}
-        except (TypeError, KeyError) as error:
-            raise DataError(f"{folder / name}.json: not a table of rows with tokens ({error!r})") from error
-
-    sensors, calibrated = table("sensor"), table("calibrated_sensor")
-    path_of_data = folder / "sample_data.json"
-    try:
-        lidar = {
-            token
-            for token, row in calibrated.items()
-            if sensors[row["sensor_token"]]["channel"] == LIDAR  # of every vehicle and day its own calibration
-        }
-        key_frame = {
-            row["sample_token"]: row
-            for row in table("sample_data").values()
-            if row["is_key_frame"] and row["calibrated_sensor_token"] in lidar
-        }
-    except KeyError as error:
-        raise DataError(f"{path_of_data}: a row without {error}, or that names what is not there") from error
-    return Tables(
-        folder=folder,
-        sample=table("sample"),
-        scene=table("scene"),
-        annotation=table("sample_annotation"),
-        instance=table("instance"),
-        category=table("category"),
-        attribute=table("attribute"),
-        ego_pose=table("ego_pose"),
-        key_frame=key_frame,
-    )
-
-
-def tokens_of_scenes(tables: Tables, scenes: Collection[str] | None, samples: Collection[str]) -> tuple[str, ...]:
-    """Tokens of all samples of some scenes, by name; None: of the scenes that the given samples are in.
-
-    Raises DataError for scenes that are not there, and for samples of which none is in the tables.
+    Raises DataError where there are none, none of the version, or several versions of which none is named.
     """
-    if scenes is None:
-        known = [tables.sample[token]["scene_token"] for token in samples if token in tables.sample]
-        if samples and not known:
-            raise DataError(f"{tables.folder}: has none of the samples of the results, such as {min(samples)}")
-        chosen = set(known)
-    else:
-        by_name = {row["name"]: token for token, row in tables.scene.items()}
-        missing = [name for name in scenes if name not in by_name]
-        if missing:
-            raise DataError(f"{tables.folder}: has no scene {missing[0]!r}; it has {len(by_name)}")
-        chosen = {by_name[name] for name in scenes}
-    return tuple(token for token, row in tables.sample.items() if row["scene_token"] in chosen)
+    found = _folders(Path(path))
+    if not found:
+        raise DataError(f"{path}: no tables of nuScenes (sample.json and the others, or one folder v1.0-* with them)")
+    chosen = [folder for folder in found if version in (None, folder.name)]
+    names = ", ".join(folder.name for folder in found)
+    if not chosen:
+        raise DataError(f"{path}: no tables of {version}; it has {names}")
+    if len(chosen) > 1:
+        raise DataError(f"{path}: holds several releases ({names}); name one of them")
+    return chosen[0]
 
 
-def detection_truth(tables: Tables, tokens: Sequence[str]) -> tuple[Boxes, Samples]:
-    """Annotations of samples as classes of the detection benchmark, and the samples."""
-    rows, samples = _rows(tables, tokens)
-    kept = [(i, row, DETECTION_CLASSES[name]) for i, row, name in rows if name in DETECTION_CLASSES]
-    return _boxes(tables, kept), samples
-
-
-def tracking_truth(tables: Tables, tokens: Sequence[str]) -> tuple[Tracks, Sequences]:
-    """Annotations of samples as tracks of the tracking benchmark, and when and where the samples were."""
-    rows, samples = _rows(tables, tokens)
-    kept = [(i, row, DETECTION_CLASSES.get(name, "")) for i, row, name in rows]
-    kept = [entry for entry in kept if entry[2] in TRACKED_CLASSES]
-    track = np.array([row["instance_token"] for _, row, _ in kept], np.str_)
-    scene = [tables.scene[tables.sample[token]["scene_token"]]["name"] for token in tokens]
-    time = [tables.sample[token]["timestamp"] for token in tokens]
-    sequences = Sequences(samples, np.array(scene, np.str_), np.array(time, np.int64))
-    return Tracks(_boxes(tables, kept), track), sequences
-
-
-Row = tuple[int, Mapping[str, Any], str]  # number of the sample, annotation, name of its category or class
-
-
-def _rows(tables: Tables, tokens: Sequence[str]) -> tuple[list[Row], Samples]:
-    """Annotations of samples with their categories, in the order of the samples and of the table."""
-    number = {token: i for i, token in enumerate(tokens)}
-    try:
-        found = list(_annotations(tables, number))
-        ego = [tables.ego_pose[tables.key_frame[token]["ego_pose_token"]]["translation"] for token in tokens]
-    except KeyError as error:
-        raise DataError(f"{tables.folder}: the tables do not fit each other: nothing has the token {error}") from error
-    found.sort(key=lambda row: row[0])
-    racks = _boxes(tables, [row for row in found if row[2] == RACK])
-    return found, Samples(tuple(tokens), np.array(ego, np.float64).reshape(-1, 3), racks)
-
-
-def _annotations(tables: Tables, number: Mapping[str, int]) -> Iterator[Row]:
-    for row in tables.annotation.values():
-        if row["sample_token"] in number:
-            category = tables.category[tables.instance[row["instance_token"]]["category_token"]]["name"]
-            yield number[row["sample_token"]], row, category
-
-
-def _boxes(tables: Tables, rows: Sequence[Row]) -> Boxes:
-    count = len(rows)
-
-    def column(key: str, width: int) -> Array:
-        values = np.array([row[key] for _, row, _ in rows], np.float64).reshape(count, width)
-        for i in np.flatnonzero(~np.isfinite(values).all(1)).tolist():
-            raise DataError(f"{tables.folder}/sample_annotation.json: {rows[i][1]['token']}: {key} is not finite")
-        return values
-
-    return Boxes(
-        sample=np.array([sample for sample, _, _ in rows], np.int64),
-        name=np.array([name for _, _, name in rows], np.str_),
-        attribute=np.array([_attribute(tables, row) for _, row, _ in rows], np.str_),
-        translation=column("translation", 3),
-        size=column("size", 3),
-        rotation=column("rotation", 4),
-        velocity=np.array([velocity(tables, row) for _, row, _ in rows], np.float64).reshape(count, 2),
-        score=np.full(count, -1.0),
-        num_points=np.array([row["num_lidar_pts"] + row["num_radar_pts"] for _, row, _ in rows], np.int64),
-    )
-
-
-def _attribute(tables: Tables, row: Mapping[str, Any]) -> str:
-    tokens = row["attribute_tokens"]
-    if len(tokens) > 1:
-        raise DataError(
-            f"{tables.folder}/sample_annotation.json: {row['token']}: {len(tokens)} attributes, one at most"
-        )
-    return str(tables.attribute[tokens[0]]["name"]) if tokens else ""
-
-
-def velocity(tables: Tables, row: Mapping[str, Any]) -> tuple[float, float]:
-    """(vx, vy) in m/s of an annotation from its neighbours in time, NaN where there is none or it is too far."""
-    first = tables.annotation[row["prev"]] if row["prev"] else row
-    last = tables.annotation[row["next"]] if row["next"] else row
-    if first is last:
-        return (np.nan, np.nan)
-    times = [SECONDS * tables.sample[r["sample_token"]]["timestamp"] for r in (first, last)]  # rounds as officially
-    gap = times[1] - times[0]
-    if gap > LONGEST_GAP * (2 if row["prev"] and row["next"] else 1):
-        return (np.nan, np.nan)
-    x, y = ((last["translation"][i] - first["translation"][i]) / gap for i in (0, 1))
-    return (x, y)
+def read_tables(path: str | Path, version: str | None = None) -> Tables:
+    """Tables of a release; see `find_tables`. A damaged one is found when it is asked for."""
+    return Tables(find_tables(path, version))

@@ -11,13 +11,8 @@ import pytest
 
 from pcdet_ext.cli.command import main
 from pcdet_ext.evaluation.nuscenes_files import read_ground_truth, read_json, read_track_ground_truth
-from pcdet_ext.evaluation.nuscenes_tables import (
-    detection_truth,
-    read_tables,
-    tokens_of_scenes,
-    tracking_truth,
-    velocity,
-)
+from pcdet_ext.evaluation.nuscenes_tables import read_tables
+from pcdet_ext.evaluation.nuscenes_truth import detection_truth, tokens_of_scenes, tracking_truth
 from pcdet_ext.files import DataError
 
 
@@ -79,10 +74,17 @@ def tables(shared: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("sample_annotation", "[{}]", r"sample_annotation\.json: not a table of rows with tokens"),
+        ("sample_annotation", "[{}]", r"sample_annotation\.json: row 0 \(without token\) lacks 'token'"),
         ("sample_annotation", '[{"token":', r"sample_annotation\.json: damaged"),
-        ("sensor", "[]", r"sample_data\.json: a row without"),
-        ("instance", "[]", "do not fit each other"),
+        ("sample_annotation", '{"token": 1}', r"sample_annotation\.json: no table"),
+        ("sample_annotation", "[3]", r"sample_annotation\.json: a row that is no object: 3"),
+        (
+            "category",
+            '[{"token": "a", "name": 5}]',
+            r"category\.json: row 0 \(a\) is wrong \(a text was expected, got 5\)",
+        ),
+        ("sensor", "[]", r"calibrated_sensor\.json: row 0 .*sensor_token '\w+' is not in sensor\.json"),
+        ("instance", "[]", r"sample_annotation\.json: row 0 .*instance_token '\w+' is not in instance\.json"),
         ("attribute", None, r"attribute\.json: no such file"),
     ],
 )
@@ -97,14 +99,15 @@ def test_damaged_tables_are_named(tables: Path, name: str, content: str | None, 
 
 def _all_truth(folder: Path) -> None:
     found = read_tables(folder)
-    detection_truth(found, tuple(found.sample))
+    detection_truth(found, found.sample.tokens)
 
 
 def test_scenes_are_chosen_by_name_or_by_the_results(tables: Path) -> None:
     found = read_tables(tables.parent)
-    first = next(iter(found.sample))
-    scene = found.scene[found.sample[first]["scene_token"]]
-    tokens = tokens_of_scenes(found, None, [first])
+    rows = {row["token"]: row for row in json.loads((tables / "scene.json").read_text())}
+    first = json.loads((tables / "sample.json").read_text())[0]
+    scene = rows[first["scene_token"]]
+    tokens = tokens_of_scenes(found, None, [first["token"]])
     assert len(tokens) == scene["nbr_samples"]
     assert tokens_of_scenes(found, [scene["name"]], []) == tokens
     with pytest.raises(DataError, match="has no scene 'scene-x'"):
@@ -114,12 +117,6 @@ def test_scenes_are_chosen_by_name_or_by_the_results(tables: Path) -> None:
     shutil.copytree(tables, tables.with_name("v1.0-mini"))
     with pytest.raises(DataError, match=r"several releases \(v1\.0-mini, v1\.0-trainval\)"):
         read_tables(tables.parent)
-
-
-def test_a_lone_annotation_has_no_velocity(tables: Path) -> None:
-    found = read_tables(tables)
-    row = dict(next(iter(found.annotation.values())), prev="", next="")
-    assert np.isnan(velocity(found, row)).all()
 
 
 @pytest.mark.parametrize(("kind", "case"), [("nuscenes", "edge_rules"), ("nuscenes_tracking", "constant_score")])
@@ -134,3 +131,30 @@ def test_a_ground_truth_without_boxes_is_no_table(
     assert main(["evaluate", kind, *arguments, "--json", str(tmp_path / "out.json")]) == 1
     assert "no box of the ground truth counts" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+SAMPLE = {"ego_translation": [0.0, 0.0, 0.0], "bicycle_racks": []}
+RACK = {"translation": [0.0, 0.0, 0.0], "size": [1.0, 1.0, 1.0], "rotation": [1.0, 0.0, 0.0, 0.0]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "no ground truth"),
+        ({"samples": {"a": SAMPLE}}, "no ground truth"),
+        ({"samples": {"a": SAMPLE}, "gt_boxes": {"b": []}}, "gt_boxes has 'b', which is not among the samples"),
+        ({"samples": {"a": SAMPLE}, "gt_boxes": {"a": 3}}, "sample a: expected a list of boxes, got int"),
+        ({"samples": {"a": SAMPLE | {"ego_translation": [0, 0]}}, "gt_boxes": {}}, "ego_translation must be 3 numbers"),
+        ({"samples": {"a": {"bicycle_racks": []}}, "gt_boxes": {}}, "sample a: 'ego_translation' is missing"),
+        ({"samples": {"a": SAMPLE | {"bicycle_racks": None}}, "gt_boxes": {}}, "a list of boxes, got NoneType"),
+        (
+            {"samples": {"a": SAMPLE | {"bicycle_racks": [RACK | {"size": "1"}]}}, "gt_boxes": {}},
+            "sample a: bicycle rack: size must be 3 numbers",
+        ),
+    ],
+)
+def test_damaged_ground_truth_files_are_named(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"gt\.json: .*{message}"):
+        read_ground_truth(path)
