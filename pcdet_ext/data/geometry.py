@@ -11,6 +11,25 @@ from pcdet_ext.structures import Array
 _CORNER_SIGNS = np.array([(1, 1), (1, -1), (-1, -1), (-1, 1)], np.float32) / 2
 
 
+def transform(xyz: Array, matrix: Array) -> Array:
+    """Points [N, 3+] through a matrix [3 or 4, 4], such as a pose: float64 [N, 3].
+
+    Column by column: NumPy hands a matrix product of many rows to a BLAS library, whose waiting threads take several
+    times the processor time of the product itself, in every loader worker.
+    """
+    x, y, z = np.array(xyz[:, :3].T, np.float64, order="C")
+    moved = np.empty((3, len(xyz)))
+    for row, (a, b, c, offset) in zip(moved, matrix[:3], strict=True):
+        row[:] = a * x + b * y + c * z + offset
+    return moved.T
+
+
+def turned(xy: Array, angle: float) -> Array:
+    """Vectors [N, 2] turned by `angle` radians, counter-clockwise, in their own dtype; see `transform`."""
+    cos, sin = np.array([np.cos(angle), np.sin(angle)], xy.dtype)
+    return np.stack([cos * xy[:, 0] - sin * xy[:, 1], sin * xy[:, 0] + cos * xy[:, 1]], axis=1)
+
+
 def inside_boxes(points: Array, boxes: Array, margin: float = 0.0) -> Array:
     """bool [M, N]: which points [N, 3+] lie in which boxes [M, 7+]; the border belongs to the box.
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from pcdet_ext.data import geometry
 
@@ -86,3 +92,49 @@ def test_wrapped_angles_point_the_same_way(angle: float) -> None:
     wrapped = float(geometry.wrap_angle(np.float64(angle)))
     assert -np.pi <= wrapped <= np.pi
     assert np.cos(wrapped - angle) == pytest.approx(1)
+
+
+@given(matrix=arrays(np.float64, (4, 4), elements=st.floats(-100, 100)), count=st.integers(0, 20))
+def test_transform_is_the_matrix_product(matrix: np.ndarray, count: int) -> None:
+    xyz = np.random.default_rng(count).normal(size=(count, 5)).astype(np.float32)
+    expected = [matrix[:3, :3] @ point[:3].astype(np.float64) + matrix[:3, 3] for point in xyz]
+    np.testing.assert_allclose(geometry.transform(xyz, matrix), np.reshape(expected, (-1, 3)), rtol=1e-12, atol=1e-10)
+
+
+def test_turned_is_a_complex_product() -> None:
+    xy = np.random.default_rng(0).normal(size=(50, 2))
+    expected = (xy[:, 0] + 1j * xy[:, 1]) * np.exp(0.7j)
+    np.testing.assert_allclose(geometry.turned(xy, 0.7), np.stack([expected.real, expected.imag], axis=1), rtol=1e-14)
+    assert geometry.turned(xy.astype(np.float32), 0.7).dtype == np.float32
+
+
+BUSY_THREADS = """
+import os
+import time
+from pathlib import Path
+import numpy as np
+from pcdet_ext.data import geometry
+
+def others():
+    ticks = {}
+    for task in Path("/proc/self/task").iterdir():
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        ticks[task.name] = int(fields[11]) + int(fields[12])
+    return sum(t for name, t in ticks.items() if name != str(os.getpid()))
+
+points, pose = np.ones((200_000, 4), np.float32), np.eye(4)
+time.sleep(0.5)  # threads that were started with the libraries wait for work a while
+before = others()
+for _ in range(20):
+    geometry.transform(points, pose)
+    geometry.turned(points[:, :2], 0.3)
+print(others() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed by Linux alone")
+def test_no_other_thread_works_on_points() -> None:
+    """Threads of a BLAS library that wait for one another took six times what a loader worker needed itself."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", BUSY_THREADS], env=environment, capture_output=True, check=True)
+    assert int(done.stdout) == 0

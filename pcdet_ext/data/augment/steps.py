@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pcdet_ext.config import ConfigError, Registry, suggest
-from pcdet_ext.data.geometry import inside_boxes, overlap_from_above, wrap_angle
+from pcdet_ext.data.geometry import inside_boxes, overlap_from_above, turned, wrap_angle
 from pcdet_ext.data.objects import Objects, read_objects
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array, Sample, Targets
@@ -40,15 +40,13 @@ def flip(sample: Sample, axis: str) -> Sample:
 
 def rotate(sample: Sample, angle: float) -> Sample:
     """Turn the scene about the z axis by `angle` radians, counter-clockwise."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    matrix = np.array([[cos, sin], [-sin, cos]], np.float32)  # for rows: v @ matrix
     points, boxes = _copies(sample)
-    points[:, :2] = points[:, :2] @ matrix
+    points[:, :2] = turned(points[:, :2], angle)
     if boxes is not None:
-        boxes[:, :2] = boxes[:, :2] @ matrix
+        boxes[:, :2] = turned(boxes[:, :2], angle)
         boxes[:, 6] += angle
         if boxes.shape[1] == 9:
-            boxes[:, 7:] = boxes[:, 7:] @ matrix
+            boxes[:, 7:] = turned(boxes[:, 7:], angle)
     return _moved(sample, points, boxes)
 
 

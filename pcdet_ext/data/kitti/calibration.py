@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.data.geometry import wrap_angle
+from pcdet_ext.data.geometry import transform, wrap_angle
 from pcdet_ext.data.kitti.text import floats, read_lines
 from pcdet_ext.files import DataError, atomic_write
 from pcdet_ext.structures import Array
@@ -193,7 +193,7 @@ def in_image(points: Array, calibration: Calibration) -> Array:
     Raises ValueError when the calibration has no image size.
     """
     height, width = image_size_of(calibration)
-    u, v, w = transform(points[:, :3], calibration.p2 @ calibration.lidar_to_rectified).T  # pixels times w
+    u, v, w = transform(points, calibration.p2 @ calibration.lidar_to_rectified).T  # pixels times w
     return np.asarray((w > 0) & (u >= 0) & (u < width * w) & (v >= 0) & (v < height * w))
 
 
@@ -209,12 +209,6 @@ def check_image_size(image_size: Sequence[int]) -> tuple[int, int]:
     if len(image_size) != 2 or any(int(v) != v or v < 1 for v in image_size):
         raise ValueError(f"image_size must be height and width in pixels, got {list(image_size)}")
     return int(image_size[0]), int(image_size[1])
-
-
-def transform(xyz: Array, matrix: Array) -> Array:
-    """Points [N, 3] through a matrix [3 or 4, 4], float64 [N, 3]."""
-    moved: Array = np.asarray(xyz, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
-    return moved
 
 
 def pixels(camera: Array, p2: Array) -> Array:
