@@ -1,0 +1,189 @@
+"""What OpenPCDet compiles, answered by this library's operations: the functions of its `*_cuda` modules.
+
+They have the arguments of the compiled ones, fill the tensors that are handed to them and take tensors on any device,
+whatever their names say. Overlaps are exact where the compiled ones count corners up to 1 cm outside as inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pcdet_ext.ops import (
+    iou_bev,
+    iou_bev_paired,
+    nms,
+    points_in_boxes,
+    points_in_each_box,
+    shared_area_bev,
+    shared_area_bev_paired,
+    voxelize,
+)
+from pcdet_ext.ops.boxes import NMSKind
+
+POINT_MARGIN_CPU, POINT_MARGIN_GPU = 1e-2, 1e-5  # metres, by which the two compiled forms widen boxes
+
+
+def boxes_iou_bev_cpu(boxes_a: Tensor, boxes_b: Tensor, ans_iou: Tensor) -> int:
+    """Fill ans_iou [N, M] with the overlaps of the footprints of boxes [N, 7] and [M, 7]."""
+    ans_iou.copy_(iou_bev(_boxes(boxes_a), _boxes(boxes_b)))
+    return 1
+
+
+def boxes_iou_bev_gpu(boxes_a: Tensor, boxes_b: Tensor, ans_iou: Tensor) -> int:
+    """As `boxes_iou_bev_cpu`."""
+    return boxes_iou_bev_cpu(boxes_a, boxes_b, ans_iou)
+
+
+def boxes_aligned_iou_bev_cpu(boxes_a: Tensor, boxes_b: Tensor, ans_iou: Tensor) -> int:
+    """Fill ans_iou [N] or [N, 1] with the overlaps of the footprints of boxes [N, 7], row by row."""
+    ans_iou.copy_(iou_bev_paired(_boxes(boxes_a), _boxes(boxes_b)).view_as(ans_iou))
+    return 1
+
+
+def boxes_overlap_bev_gpu(boxes_a: Tensor, boxes_b: Tensor, ans_overlap: Tensor) -> int:
+    """Fill ans_overlap [N, M] with the areas that the footprints of boxes [N, 7] and [M, 7] share."""
+    ans_overlap.copy_(shared_area_bev(_boxes(boxes_a), _boxes(boxes_b)))
+    return 1
+
+
+def boxes_aligned_overlap_bev_gpu(boxes_a: Tensor, boxes_b: Tensor, ans_overlap: Tensor) -> int:
+    """Fill ans_overlap [N, 1] with the areas that the footprints of boxes [N, 7] share, row by row."""
+    ans_overlap.copy_(shared_area_bev_paired(_boxes(boxes_a), _boxes(boxes_b)).view_as(ans_overlap))
+    return 1
+
+
+def paired_boxes_overlap_bev_gpu(boxes_a: Tensor, boxes_b: Tensor, ans_overlap: Tensor) -> int:
+    """As `boxes_aligned_overlap_bev_gpu`."""
+    return boxes_aligned_overlap_bev_gpu(boxes_a, boxes_b, ans_overlap)
+
+
+def nms_gpu(boxes: Tensor, keep: Tensor, nms_overlap_thresh: float) -> int:
+    """Fill keep int64 [N] from the front with the rows of boxes [N, 7], best score first, that stay; how many do."""
+    return _suppress(boxes, keep, nms_overlap_thresh, "rotated")
+
+
+def nms_normal_gpu(boxes: Tensor, keep: Tensor, nms_overlap_thresh: float) -> int:
+    """The same, leaving out the headings."""
+    return _suppress(boxes, keep, nms_overlap_thresh, "axis_aligned")
+
+
+def _suppress(boxes: Tensor, keep: Tensor, threshold: float, kind: NMSKind) -> int:
+    falling = -torch.arange(len(boxes), device=boxes.device, dtype=torch.float64)  # they come sorted
+    kept = nms(_boxes(boxes), falling, float(threshold), kind)
+    keep[: len(kept)] = kept.to(keep.device)
+    return len(kept)
+
+
+def points_in_boxes_cpu(boxes: Tensor, points: Tensor, point_indices: Tensor) -> int:
+    """Fill point_indices int32 [M, P] with whether each of the boxes [M, 7] holds each of the points [P, 3]."""
+    point_indices.copy_(points_in_each_box(points.float(), _boxes(boxes), POINT_MARGIN_CPU))
+    return 1
+
+
+def points_in_boxes_gpu(boxes: Tensor, points: Tensor, box_idxs_of_pts: Tensor) -> int:
+    """Fill box_idxs_of_pts int32 [B, P] with the first box [B, M, 7] that holds each point [B, P, 3], or -1."""
+    for own, cloud, found in zip(boxes, points, box_idxs_of_pts, strict=True):
+        found.copy_(points_in_boxes(cloud.float(), _boxes(own), POINT_MARGIN_GPU))
+    return 1
+
+
+def ingroup_indices(group_inds: Tensor, out_inds: Tensor) -> None:
+    """Fill out_inds int64 [N] with the place of each row among the rows of the same group, in their order."""
+    order = torch.argsort(group_inds, stable=True)
+    counts = torch.unique_consecutive(group_inds[order], return_counts=True)[1]
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    out_inds[order] = (torch.arange(len(order), device=order.device) - starts).to(out_inds.dtype)
+
+
+def _boxes(boxes: Tensor) -> Tensor:
+    """Boxes as our operations take them, whatever precision a head computed them in."""
+    return boxes.detach().float()
+
+
+def rotate_iou_gpu_eval(
+    boxes: NDArray[np.floating], query_boxes: NDArray[np.floating], criterion: int = -1, device_id: int = 0
+) -> NDArray[np.floating]:
+    """Overlaps [N, K] of turned rectangles [N, 5] and [K, 5], as OpenPCDet's KITTI evaluation asks for.
+
+    Args:
+        boxes: x, z, length, width and rotation_y of the camera (clockwise), metres and radians.
+        query_boxes: the same.
+        criterion: what the shared area is divided by: -1 the union, 0 the query's area, 1 the box's; else nothing.
+        device_id: of the published function; not used.
+    """
+    a, b = _standing(boxes), _standing(query_boxes)
+    shared = shared_area_bev(a, b)
+    area_a, area_b = (a[:, 3] * a[:, 4])[:, None], b[:, 3] * b[:, 4]
+    size = {-1: area_a + area_b - shared, 0: area_b.expand_as(shared), 1: area_a.expand_as(shared)}
+    found = shared / size[criterion] if criterion in size else shared
+    return torch.where(shared > 0, found, 0.0).numpy().astype(boxes.dtype)
+
+
+def _standing(rectangles: NDArray[np.floating]) -> Tensor:
+    """Rectangles [N, 5] of the camera's ground as boxes float64 [N, 7]."""
+    x, z, length, width, angle = torch.as_tensor(rectangles, dtype=torch.float64).reshape(-1, 5).unbind(1)
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return torch.stack([x, z, zero, length, width, one, -angle], 1)
+
+
+class Point2VoxelCPU3d:
+    """`spconv.utils.Point2VoxelCPU3d` by our hard voxelisation; arguments as there.
+
+    Args:
+        vsize_xyz: size of a voxel, metres.
+        coors_range_xyz: minimum (x, y, z), then maximum.
+        num_point_features: columns of the points.
+        max_num_voxels: of a cloud.
+        max_num_points_per_voxel: what is over is dropped.
+    """
+
+    def __init__(
+        self,
+        vsize_xyz: list[float],
+        coors_range_xyz: list[float],
+        num_point_features: int,
+        max_num_voxels: int,
+        max_num_points_per_voxel: int,
+    ) -> None:
+        self.voxel_size = [float(v) for v in vsize_xyz]
+        self.point_cloud_range = [float(v) for v in coors_range_xyz]
+        self.num_point_features = num_point_features
+        self.max_voxels, self.max_points = int(max_num_voxels), int(max_num_points_per_voxel)
+
+    def point_to_voxel(self, pc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Voxels [M, max_points, C], their coordinates int32 [M, 3] (z, y, x) and numbers of points int32 [M].
+
+        Raises ValueError for points with other columns than were announced.
+        """
+        if pc.shape[1] != self.num_point_features:
+            raise ValueError(f"points must have {self.num_point_features} columns, got {list(pc.shape)}")
+        return voxelize(pc.float(), self.point_cloud_range, self.voxel_size, self.max_points, self.max_voxels)
+
+
+IOU3D_NMS = (
+    boxes_iou_bev_cpu,
+    boxes_iou_bev_gpu,
+    boxes_aligned_iou_bev_cpu,
+    boxes_overlap_bev_gpu,
+    boxes_aligned_overlap_bev_gpu,
+    paired_boxes_overlap_bev_gpu,
+    nms_gpu,
+    nms_normal_gpu,
+)
+ROIAWARE_POOL3D = (points_in_boxes_cpu, points_in_boxes_gpu)
+# Compiled modules of OpenPCDet, and which of their functions are answered. The others raise when they are called.
+MODULES: dict[str, dict[str, Callable[..., Any]]] = {
+    "pcdet.ops.iou3d_nms.iou3d_nms_cuda": {f.__name__: f for f in IOU3D_NMS},
+    "pcdet.ops.roiaware_pool3d.roiaware_pool3d_cuda": {f.__name__: f for f in ROIAWARE_POOL3D},
+    "pcdet.ops.ingroup_inds.ingroup_inds_cuda": {"forward": ingroup_indices},
+    "pcdet.ops.roipoint_pool3d.roipoint_pool3d_cuda": {},
+    "pcdet.ops.pointnet2.pointnet2_stack.pointnet2_stack_cuda": {},
+    "pcdet.ops.pointnet2.pointnet2_batch.pointnet2_batch_cuda": {},
+    "pcdet.ops.bev_pool.bev_pool_ext": {},
+}

@@ -1,0 +1,141 @@
+"""OpenPCDet on current versions of its dependencies, without its build and without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcdet_ext.plugins.imports import after_import, answer, is_answered, is_installed, say
+from pcdet_ext.plugins.openpcdet.compiled import MODULES, Point2VoxelCPU3d, rotate_iou_gpu_eval
+from pcdet_ext.plugins.scatter import answer_torch_scatter
+from pcdet_ext.plugins.surroundings import (
+    allow_numpy_numbers_in_checkpoints,
+    restore_numpy_aliases,
+    stand_in_for_missing,
+    without_cuda,
+)
+
+# Packages that OpenPCDet imports at once and needs for parts that most do not use.
+OPTIONAL = {
+    "SharedArray": "pip install SharedArray, for data sets in shared memory (USE_SHARED_MEMORY)",
+    "kornia": "pip install kornia, for CaDDN and Argoverse 2",
+    "torchvision": "pip install torchvision, for models with images",
+    "av2": "pip install av2, for Argoverse 2",
+}
+ROTATE_IOU = "pcdet.datasets.kitti.kitti_object_eval_python.rotate_iou"
+ARGOVERSE = "pcdet.datasets.argo2.argo2_dataset"
+VERSION = "0.6.0"  # which OpenPCDet's setup.py writes, with the commit, into a file that a checkout lacks
+
+
+def prepare() -> None:
+    """Everything that lets an OpenPCDet checkout run unbuilt: `operations`, and what its age and a missing GPU ask for.
+
+    Each change is made only where it is needed, and told in a line on standard error. Call it before `pcdet` is
+    imported; `python -m pcdet_ext.plugins.openpcdet` does.
+    """
+    operations()
+    restore_numpy_aliases()
+    without_cuda()
+    allow_numpy_numbers_in_checkpoints()
+    _without_argoverse()
+    stand_in_for_missing(OPTIONAL)
+
+
+def operations(replace: bool = False) -> None:
+    """Let this library answer what OpenPCDet compiles, on the CPU and on GPUs, and the other native code it needs.
+
+    These are `iou3d_nms_cuda`, `points_in_boxes_*` of `roiaware_pool3d_cuda`, `ingroup_inds_cuda`, the KITTI
+    evaluation's `rotate_iou_gpu_eval`, spconv's CPU voxelizer (under NumPy 2, where it ends the process) and
+    `torch_scatter`. Other compiled functions raise when they are called.
+
+    Args:
+        replace: answer modules that are compiled and could be used, too.
+
+    Raises:
+        RuntimeError: OpenPCDet's operations are imported already, so that it is too late.
+    """
+    _answer_modules(replace)
+    if not torch.cuda.is_available() or replace:
+        say(f"{ROTATE_IOU} (numba for CUDA) is answered by the overlaps of pcdet_ext")
+        answer(ROTATE_IOU, {"rotate_iou_gpu_eval": rotate_iou_gpu_eval})
+    if int(np.__version__.partition(".")[0]) >= 2 or replace:
+        after_import("spconv.utils", _replace_voxelizer)
+        after_import("pcdet.datasets.processor.data_processor", _replace_tensor_view)
+    answer_torch_scatter()
+    _answer_version()
+
+
+def _answer_modules(replace: bool) -> None:
+    """Answer compiled modules that cannot be used: not built, built for another torch, or only for a missing GPU."""
+    names = [name for name in MODULES if not is_answered(name) and (replace or not _works(name))]
+    late = [name for name in names if name in sys.modules or name.rpartition(".")[0] in sys.modules]
+    if late:
+        raise RuntimeError(f"{late[0]} is imported already: call operations() before anything imports pcdet.ops")
+    for name in names:
+        answer(name, MODULES[name])
+    if names:
+        say(f"compiled modules answered by pcdet_ext: {', '.join(n.rpartition('.')[2] for n in names)}")
+
+
+def _works(name: str) -> bool:
+    """Whether a compiled module is there, loads with this torch, and finds the GPU that it was made for."""
+    folder = package_folder()
+    if folder is None or not torch.cuda.is_available():
+        return False
+    stem = folder.joinpath(*name.split(".")[1:])
+    built = [Path(f"{stem}{suffix}") for suffix in EXTENSION_SUFFIXES if Path(f"{stem}{suffix}").is_file()]
+    if not built:
+        return False
+    try:
+        spec = importlib.util.spec_from_file_location(name, built[0])
+        assert spec is not None
+        importlib.util.module_from_spec(spec)
+    except ImportError as error:
+        say(f"{built[0].name} does not load with torch {torch.__version__}: {error}")
+        return False
+    return True
+
+
+def package_folder() -> Path | None:
+    """The folder of OpenPCDet's package, or None where Python does not find it."""
+    spec = importlib.util.find_spec("pcdet")
+    return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
+
+
+def _answer_version() -> None:
+    folder = package_folder()
+    if folder is not None and not (folder / "version.py").is_file():
+        say(f"pcdet/version.py, which OpenPCDet's build writes, is missing: {VERSION} is assumed")
+        answer("pcdet.version", {"__version__": VERSION})
+
+
+def _without_argoverse() -> None:
+    """Argoverse 2 needs packages whose functions torch.jit compiles at import, so its data set as a whole stands in."""
+    if not (is_installed("kornia") and is_installed("av2")):
+        answer(ARGOVERSE, {})
+        say("the data set Argo2Dataset is left out: it needs av2 and kornia")
+
+
+def _replace_voxelizer(module: ModuleType) -> None:
+    module.__dict__["Point2VoxelCPU3d"] = Point2VoxelCPU3d
+    say("spconv.utils.Point2VoxelCPU3d, which ends the process under NumPy 2, is answered by pcdet_ext's voxelize")
+
+
+class _TensorView:
+    """The one function of `cumm.tensorview` that OpenPCDet calls, for the voxelizer in place of spconv's."""
+
+    @staticmethod
+    def from_numpy(array: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _replace_tensor_view(module: ModuleType) -> None:
+    module.__dict__["tv"] = _TensorView

@@ -1,0 +1,73 @@
+"""What code written for older versions of torch and NumPy, and for a GPU, needs to run on those of today.
+
+Each function does one thing, only where it is needed, and says so in a line.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pcdet_ext.interop.checkpoints import HARMLESS
+from pcdet_ext.plugins.imports import after_import, is_installed, say, stand_in
+
+ALIASES = {"int": int, "float": float, "bool": bool, "object": object}  # of Python's types, which NumPy 1.24 dropped
+TENSORS = ("FloatTensor", "DoubleTensor", "HalfTensor", "IntTensor", "LongTensor", "BoolTensor", "ByteTensor")
+
+
+def restore_numpy_aliases() -> None:
+    """`np.int`, `np.float` and the like, where NumPy has nothing of that name (NumPy 2 has a `np.bool` of its own)."""
+    missing = [name for name in ALIASES if name not in np.__dict__]
+    for name in missing:
+        setattr(np, name, ALIASES[name])
+    if missing:
+        say(f"NumPy {np.__version__} lacks {', '.join(f'np.{name}' for name in missing)}: set to Python's types")
+
+
+def without_cuda() -> None:
+    """Where there is no GPU: `.cuda()` leaves tensors and modules where they are, `torch.cuda.*Tensor` are on the CPU.
+
+    What asks for a GPU by other means still fails.
+    """
+    if torch.cuda.is_available():
+        return
+    torch.Tensor.cuda = _stay  # type: ignore[method-assign]
+    nn.Module.cuda = _stay  # type: ignore[method-assign]
+    for name in TENSORS:
+        setattr(torch.cuda, name, getattr(torch, name))
+    after_import("spconv.pytorch.conv", _plain_sparse_convolutions)
+    after_import("spconv.pytorch.pool", _plain_sparse_convolutions)
+    say("there is no GPU: .cuda() does nothing, torch.cuda.FloatTensor and the like are tensors of the CPU")
+
+
+def _stay(self: Any, *_: Any, **__: Any) -> Any:
+    return self
+
+
+def _plain_sparse_convolutions(module: ModuleType) -> None:
+    """spconv built with CUDA picks algorithms that need a GPU, unless it takes itself for a build without."""
+    if not module.__dict__["CPU_ONLY_BUILD"]:
+        module.__dict__["CPU_ONLY_BUILD"] = True
+        say(f"there is no GPU: {module.__name__} uses its native algorithm")
+
+
+def allow_numpy_numbers_in_checkpoints() -> None:
+    """Let `torch.load` read NumPy's numbers, which training logs in checkpoints hold; they cannot run code."""
+    torch.serialization.add_safe_globals(HARMLESS)
+    say("torch.load reads NumPy's numbers in checkpoints, besides tensors and plain values")
+
+
+def stand_in_for_missing(packages: dict[str, str]) -> None:
+    """Let packages that are not installed be imported; what is used of them raises ImportError with the advice.
+
+    packages: what to do about it, by package.
+    """
+    missing = [name for name in packages if not is_installed(name)]
+    for name in missing:
+        stand_in(name, packages[name])
+    if missing:
+        say(f"not installed, and needed only where they are used: {', '.join(missing)}")
