@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pcdet_ext import checkpoint, config
 from pcdet_ext.config import ConfigError, Node, section
+from pcdet_ext.data.base import check_tanh
 from pcdet_ext.data.formats import point_features
 from pcdet_ext.data.points import read_point_file
 from pcdet_ext.models.detector import build_detector, usual_defaults
@@ -88,6 +89,8 @@ class Detector:
         self.config = settings
         self.classes = tuple(config.setting(data, "classes", Sequence[str]))
         self.point_features = point_features(data)
+        self.tanh = tuple(config.setting(data, "tanh", Sequence[str], ()))
+        check_tanh(self.tanh, self.point_features)
         self.device = resolve_device(device)
         network: Any = model  # has what a VoxelDetector has
         if network is None:
@@ -104,9 +107,9 @@ class Detector:
 
         Args:
             points: an array or tensor [N, C] of any real type and layout, with the columns `point_features` first
-                (further ones are not used); or the path of a .bin, .npy, .pcd or .ply file, whose columns are taken by
-                name where the file names them. NaN and infinite points are dropped, with a warning, and counted. An
-                empty cloud has no detections.
+                (further ones are not used), their values as the files of the data set have them; or the path of a .bin,
+                .npy, .pcd or .ply file, whose columns are taken by name where the file names them. NaN and infinite
+                points are dropped, with a warning, and counted. An empty cloud has no detections.
             batch_size: clouds that are worked on at once.
             score_threshold: leave out detections with a lower score.
 
@@ -199,7 +202,17 @@ class Detector:
         dropped = int((~finite).sum())
         self.dropped_points += dropped
         cloud = cloud[finite] if dropped else cloud
+        cloud = self._squashed(cloud)
         self._check_scale(cloud, name)
+        return cloud
+
+    def _squashed(self, cloud: Tensor) -> Tensor:
+        """The points with tanh of the columns of which training took it (`data.tanh`)."""
+        if not self.tanh:
+            return cloud
+        cloud = cloud.clone()
+        for name in self.tanh:
+            cloud[:, self.point_features.index(name)].tanh_()
         return cloud
 
     def _check_scale(self, cloud: Tensor, name: str) -> None:

@@ -20,7 +20,8 @@ import torch.utils.data
 from pcdet_ext.config import ConfigError, Registry, suggest
 from pcdet_ext.data.augment.steps import AUGMENTATIONS, keep_classes, wrap_headings
 from pcdet_ext.data.geometry import boxes_in_range, points_in_range
-from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, read_index
+from pcdet_ext.data.balance import balanced_frames
+from pcdet_ext.data.index import FOLDER, FrameInfo, FrameTable, index_path, read_index
 from pcdet_ext.data.objects import database_path
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import DataError
@@ -87,6 +88,10 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         min_points: labelled boxes with fewer points inside are left out.
         min_box_corners: a box counts as in range with so many of its 8 corners in x-y, instead of its centre.
         mask_z: whether points are cropped in z too.
+        interval: keeps every so many-th frame of the split, from the first on (5: a fifth of the frames).
+        balanced: in training, frames are drawn so that each class has its share (CBGS, Zhu et al. 2019).
+        velocity: whether boxes keep their velocity, where the format has it; unknown velocities become 0.
+        tanh: columns that tanh brings into (-1, 1), in the end.
         index: where the preparation of the folder lies, `<root>/pcdet_ext` when None.
         repeat: how often an epoch goes through the frames.
         seed: of the augmentation.
@@ -111,6 +116,10 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     min_points: int = 0
     min_box_corners: int | None = None
     mask_z: bool = False
+    interval: int = 1
+    balanced: bool = False
+    velocity: bool = True
+    tanh: Sequence[str] = ()
     index: str | Path | None = None
     repeat: int = 1
     seed: int = 0
@@ -126,12 +135,17 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         # Shared memory: workers that live on see the epoch that the main process sets.
         self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
         _check_point_features(self.point_features, self.POINT_FEATURES)
-        _check_geometry(self.point_cloud_range, self.repeat)
+        _check_geometry(self.point_cloud_range)
+        check_tanh(self.tanh, self.point_features)
+        for name in ("repeat", "interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         folder = Path(self.index) if self.index else Path(self.root) / FOLDER
-        self.frames = read_index(index_path(folder, self.split))
-        if not self.frames:
+        self.all_frames = read_index(index_path(folder, self.split))  # of which `frames` are those in use
+        if not self.all_frames:
             raise DataError(f"{index_path(folder, self.split)}: holds no frame; prepare the data again")
         self.check_classes()
+        self.frames = self._frames_in_use()
         context = {"classes": self.classes, "database": database_path(folder, self.split)}
         self.augmentations = [AUGMENTATIONS.build(node, **context) for node in self.augment] if self.training else []
         self.notes = [note for step in self.augmentations for note in getattr(step, "notes", ())]
@@ -154,7 +168,21 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
 
     def check_classes(self) -> None:
         """Hold the classes against the boxes of the index; see the function of this name."""
-        check_classes(self.classes, self.frames, f"{self.root} ({self.split})", strict=self.training)
+        counts = self.all_frames.class_counts()
+        check_classes(self.classes, counts, f"{self.root} ({self.split})", strict=self.training)
+
+    def previous(self, info: FrameInfo, count: int) -> list[FrameInfo]:
+        """Up to `count` frames that precede a frame in its sequence, the nearest first, whatever `interval` is."""
+        return self.all_frames.previous(info.frame_id, count)
+
+    def _frames_in_use(self) -> FrameTable:
+        frames = self.all_frames
+        if self.interval > 1:
+            frames = frames.select(np.arange(0, len(frames), self.interval))
+        if not (self.balanced and self.training):
+            return frames
+        rng = np.random.default_rng((self.seed, len(frames)))
+        return frames.select(balanced_frames([frames.frames_with(name) for name in self.classes], rng))
 
     def check_points(self, points: Array, info: FrameInfo, path: Path) -> Array:
         """The points of a file. Raises DataError when it has another number of them than when it was prepared."""
@@ -244,7 +272,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         if self.training and targets is not None and targets.boxes is not None:
             inside = boxes_in_range(np.asarray(targets.boxes), self.point_cloud_range, self.min_box_corners)
             sample = sample.replace(targets=targets.select(inside))
-        return wrap_headings(sample)
+        return wrap_headings(_with_velocity(squashed(sample, self.tanh), self.velocity))
 
 
 class ConcatDataset(torch.utils.data.Dataset[Sample]):
@@ -323,13 +351,41 @@ def _has_something(targets: Targets | None) -> bool:
     return len(targets) > 0 if targets.boxes is not None else targets.point_labels is not None or bool(targets.maps)
 
 
-def check_classes(classes: Sequence[str], frames: Sequence[FrameInfo], where: str, strict: bool) -> None:
-    """Hold the configured classes against the labels of an index.
+def squashed(sample: Sample, columns: Sequence[str]) -> Sample:
+    """The sample with tanh of some columns of its points, by name."""
+    if not columns:
+        return sample
+    points = sample.points.copy()
+    for name in columns:
+        column = sample.point_features.index(name)
+        points[:, column] = np.tanh(points[:, column])
+    return sample.replace(points=points)
+
+
+def check_tanh(columns: Sequence[str], point_features: Sequence[str]) -> None:
+    """Raises ValueError where tanh is asked for of a column that is not among the points' others than x, y, z."""
+    for name in columns:
+        if name not in point_features[3:]:
+            raise ValueError(f"tanh: {name!r} is none of {', '.join(point_features[3:])}{suggest(name, point_features)}")
+
+
+def _with_velocity(sample: Sample, wanted: bool) -> Sample:
+    """The sample with velocities that are all known, those that were not labelled being 0; or without any."""
+    targets = sample.targets
+    if targets is None or targets.boxes is None or targets.boxes.shape[1] == 7:
+        return sample
+    boxes = np.asarray(targets.boxes)
+    boxes = np.concatenate([boxes[:, :7], np.nan_to_num(boxes[:, 7:])], axis=1) if wanted else boxes[:, :7]
+    return sample.replace(targets=targets.replace(boxes=boxes))
+
+
+def check_classes(classes: Sequence[str], counts: Mapping[str, int], where: str, strict: bool) -> None:
+    """Hold the configured classes against the labels of an index, given as the number of objects of each class.
 
     A class that never occurs gives a warning; with `strict`, ConfigError when it looks like a misspelling of one that
     does, or when no class occurs at all.
     """
-    known = {name for frame in frames for name in frame.names}
+    known = {name for name, count in counts.items() if count}
     absent = [name for name in classes if name not in known]
     if not absent or (not known and not strict):
         return
@@ -354,9 +410,7 @@ def _check_point_features(wanted: Sequence[str], available: Sequence[str]) -> No
         raise ValueError(f"point_features must be x, y, z and then different other columns, got {list(wanted)}")
 
 
-def _check_geometry(point_cloud_range: Sequence[float], repeat: int) -> None:
+def _check_geometry(point_cloud_range: Sequence[float]) -> None:
     low, high = point_cloud_range[:3], point_cloud_range[3:]
     if len(point_cloud_range) != 6 or any(a >= b for a, b in zip(low, high, strict=True)):
         raise ValueError(f"point_cloud_range must be x, y, z minimum then maximum, got {list(point_cloud_range)}")
-    if repeat < 1:
-        raise ValueError(f"repeat must be at least 1, got {repeat}")

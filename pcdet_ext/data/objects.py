@@ -1,20 +1,25 @@
 """The object database for ground-truth sampling: labelled boxes with the points inside them, by class.
 
-A folder with `database.json` (boxes and where their points are) and per class one .npy file of points. Nothing pickled.
+A folder with `database.json` (the classes, and what the columns of the points are), and per class a Parquet file of
+its objects and an .npy file of their points. Nothing pickled.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pcdet_ext.files import DataError, atomic_write
 from pcdet_ext.data.index import FORMAT, FrameInfo, read_prepared
+from pcdet_ext.files import DataError, atomic_write, check_output_folder
 from pcdet_ext.structures import Array, Targets
 
 
@@ -23,14 +28,16 @@ class Objects:
     """All objects of one class.
 
     boxes: float32 [M, 7 or 9]; difficulty: int64 [M]; offsets: int64 [M + 1]; points: float32 [P, F], relative to the box
-    centre but not turned: object m has points[offsets[m] : offsets[m + 1]]; frame_ids: frame of each object.
+    centre but not turned: object m has points[offsets[m] : offsets[m + 1]]; frame_ids: frame of each object;
+    point_features: names of the columns of the points.
     """
 
     boxes: Array
     difficulty: Array
     offsets: Array
     points: Array
-    frame_ids: tuple[str, ...] = ()
+    frame_ids: Sequence[str] = ()
+    point_features: tuple[str, ...] = ("x", "y", "z", "intensity")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -55,20 +62,73 @@ def database_path(folder: str | Path, split: str) -> Path:
     return Path(folder) / f"database_{split}"
 
 
-def write_objects(folder: Path, frames: Iterable[tuple[FrameInfo, list[Array]]]) -> None:
-    """Write the objects of frames, each given with a point cloud relative to the centre of every box.
+class ObjectWriter:
+    """Writes the objects of frame after frame; see `object_writer`."""
 
-    `database.json` goes first where there is one, and is written last: while it is missing, the rest is not looked at.
+    def __init__(self, folder: Path, point_features: Sequence[str]) -> None:
+        self._folder, self._features = folder, tuple(point_features)
+        self._rows: dict[str, list[tuple[FrameInfo, int, int]]] = {}
+        self._points: dict[str, IO[bytes]] = {}
+
+    def add(self, info: FrameInfo, clouds: Mapping[int, Array]) -> None:
+        """Take the objects of a frame: by the position of a box, the points float32 [P, F] relative to its centre."""
+        for i, cloud in clouds.items():
+            name = info.names[i]
+            if name not in self._rows:
+                self._rows[name] = []
+                self._points[name] = (self._folder / f".points_{len(self._points)}").open("w+b")
+            self._rows[name].append((info, i, len(cloud)))
+            self._points[name].write(np.ascontiguousarray(cloud, np.float32).tobytes())
+
+    def finish(self) -> None:
+        """Write what is in memory; `database.json` last: while it is missing, the rest is not looked at."""
+        entries = {name: self._write_class(f"class_{i}", name) for i, name in enumerate(sorted(self._rows))}
+        content = {"format": FORMAT, "point_features": self._features, "classes": entries}
+        with atomic_write(self._folder / "database.json") as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+
+    def close(self) -> None:
+        """Remove what is not needed any more."""
+        for stream in self._points.values():
+            stream.close()
+            Path(stream.name).unlink(missing_ok=True)
+
+    def _write_class(self, file: str, name: str) -> dict[str, str]:
+        rows, stream = self._rows[name], self._points[name]
+        lengths = [length for _, _, length in rows]
+        with atomic_write(self._folder / f"{file}.npy") as temporary, temporary.open("wb") as out:
+            shape = {"descr": "<f4", "fortran_order": False, "shape": (sum(lengths), len(self._features))}
+            np.lib.format.write_array_header_1_0(out, shape)
+            stream.seek(0)
+            shutil.copyfileobj(stream, out)
+        boxes = np.stack([info.boxes[i] for info, i, _ in rows if info.boxes is not None])
+        table = {
+            "frame_id": [info.frame_id for info, _, _ in rows],
+            "box": pa.FixedSizeListArray.from_arrays(pa.array(boxes.ravel(), pa.float32()), boxes.shape[1]),
+            "difficulty": [int(info.difficulty[i]) for info, i, _ in rows],
+            "num_points": lengths,
+        }
+        with atomic_write(self._folder / f"{file}.parquet") as temporary:
+            pq.write_table(pa.table(table), temporary, compression="none")
+        return {"objects": f"{file}.parquet", "points": f"{file}.npy"}
+
+
+@contextmanager
+def object_writer(folder: Path, point_features: Sequence[str]) -> Iterator[ObjectWriter]:
+    """A writer of a database; when the block ends without an error, the database takes the place of an earlier one.
+
+    folder: of the database; point_features: names of the columns of the points.
     """
-    rows: dict[str, list[tuple[FrameInfo, int, Array]]] = {}
-    for info, clouds in frames:
-        for i, cloud in enumerate(clouds):
-            rows.setdefault(info.names[i], []).append((info, i, cloud))
-    for path in (folder / "database.json", *folder.glob("class_*.npy")):  # of an earlier preparation
-        path.unlink(missing_ok=True)
-    entries = {name: _write_class(folder, f"class_{i}.npy", rows[name]) for i, name in enumerate(sorted(rows))}
-    with atomic_write(folder / "database.json") as temporary:
-        temporary.write_text(json.dumps({"format": FORMAT, "classes": entries}), encoding="utf-8")
+    check_output_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = ObjectWriter(folder, point_features)
+    try:
+        yield writer
+        for path in (folder / "database.json", *folder.glob("class_*")):  # of an earlier preparation
+            path.unlink(missing_ok=True)
+        writer.finish()
+    finally:
+        writer.close()
 
 
 def read_objects(folder: Path) -> dict[str, Objects]:
@@ -76,36 +136,29 @@ def read_objects(folder: Path) -> dict[str, Objects]:
 
     Raises DataError when the database is missing or damaged.
     """
-    entries = read_prepared(folder / "database.json", "classes")
+    content = read_prepared(folder / "database.json")
     try:
-        return {name: _read_class(folder, entry) for name, entry in entries.items()}
-    except (TypeError, KeyError, ValueError, OSError) as error:
+        features = tuple(content["point_features"])
+        return {name: _read_class(folder, entry, features) for name, entry in content["classes"].items()}
+    except (TypeError, KeyError, ValueError, AttributeError, OSError, pa.ArrowException) as error:
         raise DataError(f"{folder}: damaged object database ({error}); prepare the data again") from error
 
 
-def _write_class(folder: Path, file: str, rows: list[tuple[FrameInfo, int, Array]]) -> dict[str, Any]:
-    with atomic_write(folder / file) as temporary:
-        np.save(temporary, np.concatenate([cloud for _, _, cloud in rows]), allow_pickle=False)
-    return {
-        "points": file,
-        "boxes": [info.boxes[i] for info, i, _ in rows if info.boxes is not None],
-        "difficulty": [info.difficulty[i] for info, i, _ in rows],
-        "offsets": np.cumsum([0, *(len(cloud) for _, _, cloud in rows)]).tolist(),
-        "frame_ids": [info.frame_id for info, _, _ in rows],
-    }
-
-
-def _read_class(folder: Path, entry: dict[str, Any]) -> Objects:
+def _read_class(folder: Path, entry: Mapping[str, Any], features: tuple[str, ...]) -> Objects:
     file = Path(entry["points"]).name
     points = np.load(folder / file, mmap_mode="r", allow_pickle=False)
-    boxes = np.array(entry["boxes"], np.float32)
-    if boxes.ndim != 2 or boxes.shape[1] not in (7, 9):
+    table = pq.read_table(folder / Path(entry["objects"]).name, memory_map=True)
+    boxes = table["box"].combine_chunks()
+    boxes = boxes.flatten().to_numpy().reshape(len(table), -1).astype(np.float32)
+    if boxes.shape[1] not in (7, 9):
         raise ValueError(f"boxes must be [M, 7] or [M, 9], got {list(boxes.shape)}")
-    offsets = np.array(entry["offsets"], np.int64)
-    if len(offsets) != len(boxes) + 1 or offsets[-1] != len(points):
-        raise ValueError(f"{file} has {len(points)} points, database.json tells {offsets[-1]}")
-    if not np.isfinite(boxes).all() or (boxes[:, 3:6] <= 0).any():
+    lengths = table["num_points"].to_numpy().astype(np.int64)
+    if (lengths < 0).any() or lengths.sum() != len(points):
+        raise ValueError(f"{file} has {len(points)} points, {entry['objects']} tells {lengths.sum()}")
+    if points.ndim != 2 or points.shape[1] != len(features):
+        raise ValueError(f"points of {file} must have the columns {', '.join(features)}, got {list(points.shape)}")
+    if not np.isfinite(boxes[:, :7]).all() or (boxes[:, 3:6] <= 0).any():
         raise ValueError(f"boxes of {file} must be finite, of positive size")
-    if offsets[0] != 0 or (np.diff(offsets) < 0).any():
-        raise ValueError(f"offsets of {file} must ascend from 0")
-    return Objects(boxes, np.array(entry["difficulty"], np.int64), offsets, points, tuple(entry["frame_ids"]))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    difficulty = table["difficulty"].to_numpy().astype(np.int64)
+    return Objects(boxes, difficulty, offsets, points, table["frame_id"].to_pylist(), features)

@@ -1,6 +1,6 @@
 """Preparation of a data set: an index of its frames, and a database of its objects for ground-truth sampling.
 
-Everything goes under one folder, `<root>/pcdet_ext` unless another is named: `index_<split>.json`, and for each
+Everything goes under one folder, `<root>/pcdet_ext` unless another is named: `index_<split>.parquet`, and for each
 database split `database_<split>/`. A format brings a `FrameSource`; the rest is the same for all.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,8 +21,8 @@ import numpy as np
 
 from pcdet_ext.config import Registry
 from pcdet_ext.data.geometry import finite_points, inside_boxes
-from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, write_index
-from pcdet_ext.data.objects import database_path, write_objects
+from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, index_writer
+from pcdet_ext.data.objects import ObjectWriter, database_path, object_writer
 from pcdet_ext.files import DataError, check_output_folder
 from pcdet_ext.structures import Array, Sample
 
@@ -29,6 +30,7 @@ from pcdet_ext.structures import Array, Sample
 FRAME_SOURCES = Registry("format")
 
 NO_BOX = "no box in space"  # why an object does not count that has none
+EXCLUSIVE_MARGIN = 1e-5  # metres on the upright sides of boxes whose points belong to one box alone
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +42,10 @@ class RawFrame:
     sample: all points, and all labelled boxes under the format's own class names; extra: what the format needs to find
     and read the frame again, in JSON types; reasons: why each object does not count, in words, "" where it does, or
     empty where all count; unboxed: class names of objects that have no box in space; notes: what was unusual, and how
-    it was read, in words that are the same for all frames of a kind.
+    it was read, in words that are the same for all frames of a kind; object_points: float32 [P, F], what the objects
+    of the database are cut from, where that is more than the frame itself (as several sweeps), with the names of its
+    columns in object_features; cut: bool [M], which boxes go into the database, None for all; exclusive: whether a
+    point in several boxes belongs to the first of them alone.
     """
 
     sample: Sample
@@ -48,6 +53,10 @@ class RawFrame:
     reasons: Sequence[str] = ()
     unboxed: Sequence[str] = ()
     notes: Sequence[str] = ()
+    object_points: Array | None = None
+    object_features: tuple[str, ...] = ()
+    cut: Array | None = None
+    exclusive: bool = False
 
 
 class FrameSource(Protocol):
@@ -99,10 +108,10 @@ class Summary:
 
 
 class _Result(NamedTuple):
-    """A frame's index entry and, if asked for, the points of its objects; or the error that it gave."""
+    """A frame's index entry and, if asked for, the points of its objects by box; or the error that it gave."""
 
     info: FrameInfo | None
-    clouds: list[Array]
+    clouds: Mapping[int, Array]
     raw: RawFrame | None = None
     error: str | None = None
 
@@ -146,36 +155,75 @@ def prepare(
 def _prepare_split(
     source: FrameSource, split: str, cut: bool, out: Path, workers: int, on_error: str, progress: bool
 ) -> Summary:
-    read = partial(_read_frame, source, cut, on_error == "skip")
-    results = list(_run(read, source.find(split), workers, split, progress))
-    good = [(result.info, result.clouds, result.raw) for result in results if result.info and result.raw]
-    if not good:
-        raise DataError(f"{source.root}: no frame of split {split!r} could be read: {results[0].error}")
-    if cut:
-        write_objects(database_path(out, split), ((info, clouds) for info, clouds, _ in good))
-    write_index(index_path(out, split), [info for info, _, _ in good])
-    skipped = tuple(result.error for result in results if result.error)
-    for error in skipped:
+    frames = source.find(split)
+    results = _run(partial(_read_frame, source, cut, on_error == "skip"), frames, workers, split, progress)
+    tally = _Tally(split, source.root)
+    existed = out.exists()
+    try:
+        with ExitStack() as stack:
+            index = stack.enter_context(index_writer(index_path(out, split)))
+            objects: ObjectWriter | None = None
+            for result in results:
+                if result.info is None or result.raw is None:
+                    tally.skipped.append(result.error or "")
+                    continue
+                tally.add(result.info, result.raw)
+                index.add(result.info)
+                if cut and objects is None:
+                    features = result.raw.object_features or result.raw.sample.point_features
+                    objects = stack.enter_context(object_writer(database_path(out, split), features))
+                if objects is not None:
+                    objects.add(result.info, result.clouds)
+            if not tally.frames:
+                raise DataError(f"{source.root}: no frame of split {split!r} could be read: {tally.skipped[0]}")
+    except BaseException:
+        _remove_empty(out, split, existed)
+        raise
+    for error in tally.skipped:
         _log.warning("frame left out: %s", error)
-    return _summary(split, [info for info, _, _ in good], [raw for _, _, raw in good], skipped)
+    return tally.summary()
 
 
-def _summary(split: str, infos: Sequence[FrameInfo], raws: Sequence[RawFrame], skipped: tuple[str, ...]) -> Summary:
-    reasons: dict[str, Counter[str]] = {}
-    for info, raw in zip(infos, raws, strict=True):
+def _remove_empty(out: Path, split: str, existed: bool) -> None:
+    """After an error: leave no empty folder behind that was not there before."""
+    for folder in (database_path(out, split), *(() if existed else (out,))):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+class _Tally:
+    """What the preparation of a split has found so far."""
+
+    def __init__(self, split: str, root: Path) -> None:
+        self.split, self.root = split, root
+        self.frames, self.dropped = 0, 0
+        self.objects: Counter[str] = Counter()
+        self.reasons: dict[str, Counter[str]] = {}
+        self.notes: Counter[str] = Counter()
+        self.skipped: list[str] = []
+
+    def add(self, info: FrameInfo, raw: RawFrame) -> None:
+        """Count one frame."""
+        self.frames += 1
+        self.dropped += info.dropped
+        self.objects.update(info.names)
+        self.notes.update(raw.notes)
         missed = [*zip(info.names, raw.reasons, strict=False), *((name, NO_BOX) for name in raw.unboxed)]
         for name, reason in missed:
             if reason:
-                reasons.setdefault(name, Counter())[reason] += 1
-    return Summary(
-        split,
-        len(infos),
-        dict(Counter(name for info in infos for name in info.names).most_common()),
-        sum(info.dropped for info in infos),
-        skipped,
-        {name: dict(found.most_common()) for name, found in reasons.items()},
-        dict(Counter(note for raw in raws for note in raw.notes)),
-    )
+                self.reasons.setdefault(name, Counter())[reason] += 1
+
+    def summary(self) -> Summary:
+        """The counts of the split."""
+        return Summary(
+            self.split,
+            self.frames,
+            dict(self.objects.most_common()),
+            self.dropped,
+            tuple(self.skipped),
+            {name: dict(found.most_common()) for name, found in self.reasons.items()},
+            dict(self.notes),
+        )
 
 
 def _run(
@@ -201,22 +249,35 @@ def _read_frame(source: FrameSource, cut: bool, skip: bool, frame: Any) -> _Resu
     except (DataError, OSError) as error:
         if not skip:
             raise
-        return _Result(None, [], error=str(error))
+        return _Result(None, {}, error=str(error))
 
 
 def _index_frame(raw: RawFrame, cut: bool) -> _Result:
     sample, targets = raw.sample, raw.sample.targets
     finite, dropped = finite_points(sample.points)
     boxes = np.zeros((0, 7), np.float32) if targets is None or targets.boxes is None else np.asarray(targets.boxes)
-    wrong = np.flatnonzero(~np.isfinite(boxes).all(axis=1) | (boxes[:, 3:6] <= 0).any(axis=1))
+    wrong = np.flatnonzero(~np.isfinite(boxes[:, :7]).all(axis=1) | (boxes[:, 3:6] <= 0).any(axis=1))
     if len(wrong):
         box = boxes[wrong[0]].tolist()
         raise DataError(f"frame {sample.frame_id}: box {wrong[0]} must be finite and of positive size, is {box}")
     inside = inside_boxes(finite, boxes)
     info = FrameInfo.of(sample, dropped, inside.sum(axis=1), raw.extra)
-    clouds = [_relative(finite[i], box) for i, box in zip(inside, boxes, strict=True)] if cut else []
-    without_points = replace(raw, sample=sample.replace(points=sample.points[:0], targets=None))
-    return _Result(info, clouds, without_points)  # which would have to go back to the main process
+    clouds = _objects(raw, finite, inside, boxes) if cut else {}
+    without_points = replace(raw, sample=sample.replace(points=sample.points[:0], targets=None), object_points=None)
+    return _Result(info, clouds, without_points)  # points would have to go back to the main process
+
+
+def _objects(raw: RawFrame, points: Array, inside: Array, boxes: Array) -> dict[int, Array]:
+    """The points of each box that goes into the database, relative to its centre."""
+    wanted = np.ones(len(boxes), bool) if raw.cut is None else raw.cut
+    if raw.object_points is not None:
+        points = finite_points(raw.object_points)[0]
+    if raw.exclusive:
+        inside = inside_boxes(points, boxes, margin=EXCLUSIVE_MARGIN)
+        inside &= np.cumsum(inside, axis=0) == 1
+    elif raw.object_points is not None:
+        inside = inside_boxes(points, boxes)
+    return {int(i): _relative(points[inside[i]], boxes[i]) for i in np.flatnonzero(wanted)}
 
 
 def _relative(points: Array, box: Array) -> Array:

@@ -15,7 +15,7 @@ from pcdet_ext.config import ConfigError, Node
 from pcdet_ext.data.base import ConcatDataset, FrameDataset, collate
 from pcdet_ext.data.formats import point_features
 from pcdet_ext.data.geometry import inside_boxes
-from pcdet_ext.data.index import FrameInfo, index_path, read_index
+from pcdet_ext.data.index import FrameInfo, index_path, read_index, write_index
 from pcdet_ext.data.objects import database_path, read_objects
 from pcdet_ext.data.prepare import RawFrame, prepare
 from pcdet_ext.evaluation.base import Evaluator, Plot, Result
@@ -170,8 +170,10 @@ def test_a_database_of_other_columns_is_refused(root: Path) -> None:
     (sampling,) = dataset.augmentations
     sample = dataset.read(dataset.frames[0])
     narrow = sample.replace(points=sample.points[:, :4], point_features=COLUMNS[:4])
-    with pytest.raises(DataError, match="points of 7 columns, the frames of 4"):
-        sampling(narrow, np.random.default_rng(0))
+    assert sampling(narrow, np.random.default_rng(0)).points.shape[1] == 4  # columns are taken by name
+    other = sample.replace(point_features=(*COLUMNS[:-1], "humidity"))
+    with pytest.raises(DataError, match="the object database has no humidity of points, only x, y, z"):
+        sampling(other, np.random.default_rng(0))
     flat = sample.replace(targets=Targets.of_names(sample.targets.boxes[:, :7], sample.targets.names))
     with pytest.raises(DataError, match="boxes of 9 columns, the frames of 7"):
         sampling(flat, np.random.default_rng(0))
@@ -233,9 +235,9 @@ def test_preparation_says_what_it_had_nothing_to_do_with(root: Path, tmp_path: P
     with pytest.raises(ValueError, match="database 'train' is not one of the splits val"):
         prepare(DriveFrames(tmp_path), splits=["val"], database=["train"], progress=False)
     prepare(DriveFrames(tmp_path), splits=["val"], progress=False)
-    assert [p.name for p in (tmp_path / "pcdet_ext").iterdir()] == ["index_val.json"]
-    index_path(tmp_path / "pcdet_ext", "val").write_text('{"format": 2, "frames": []}')
-    with pytest.raises(DataError, match=r"index_val\.json: holds no frame"):
+    assert [p.name for p in (tmp_path / "pcdet_ext").iterdir()] == ["index_val.parquet"]
+    write_index(index_path(tmp_path / "pcdet_ext", "val"), [])
+    with pytest.raises(DataError, match=r"index_val\.parquet: holds no frame"):
         drive(tmp_path, split="val")
 
 

@@ -208,9 +208,9 @@ def test_classes_are_held_against_the_data(prepared: Path, caplog: pytest.LogCap
 
 
 def test_a_missing_index_says_how_to_make_it(kitti_root: Path) -> None:
-    with pytest.raises(DataError, match=r"/nowhere/kitti: no such folder, so there is no pcdet_ext/index_train\.json"):
-        read_index(Path("/nowhere/kitti/pcdet_ext/index_train.json"))
-    with pytest.raises(DataError, match=r"index_train\.json: no such file; make it with `pcdet prepare`"):
+    with pytest.raises(DataError, match=r"/nowhere/kitti: no such folder, so there is no pcdet_ext/index_train\.parquet"):
+        read_index(Path("/nowhere/kitti/pcdet_ext/index_train.parquet"))
+    with pytest.raises(DataError, match=r"index_train\.parquet: no such file; make it with `pcdet prepare`"):
         make(kitti_root)
 
 

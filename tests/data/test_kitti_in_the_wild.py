@@ -219,7 +219,7 @@ def test_regions_without_labels_are_no_class_in_any_case(tmp_path: Path, word: s
     (summary,) = kitti.prepare_kitti(tmp_path, splits=["train"], progress=False)
     assert summary.objects == {"Car": 1}
     (info,) = read_index(index_path(tmp_path / "pcdet_ext", "train"))
-    assert info.names == ["Car"]
+    assert info.names == ("Car",)
 
 
 def test_objects_without_a_box_in_space_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pcdet_ext.files import DataError
 from pcdet_ext.data import kitti
 from pcdet_ext.data.geometry import inside_boxes
-from pcdet_ext.data.index import index_path, read_index
+from pcdet_ext.data.index import GROUP, FrameInfo, index_path, read_index, write_index
 from pcdet_ext.data.objects import database_path, read_objects
 from pcdet_ext.data.kitti import prepare_kitti
 from pcdet_ext.data.prepare import RawFrame, prepare
 from pcdet_ext.structures import Sample, Targets
-
-
-FRAME = '{"format": 2, "frames": [{"frame_id": "1", "num_points": 1, "dropped": 0, "boxes": %s}]}'
 
 
 def test_the_index_holds_what_the_files_say(kitti_root: Path) -> None:
@@ -58,7 +58,7 @@ def test_processes_change_nothing(kitti_root: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         prepare_kitti(kitti_root, out=tmp_path / str(workers), workers=workers, progress=False)
     files = sorted(p.relative_to(tmp_path / "0") for p in (tmp_path / "0").rglob("*") if p.is_file())
-    assert len(files) == 2 + 1 + 3
+    assert len(files) == 2 + 1 + 2 * 3
     for file in files:
         assert (tmp_path / "0" / file).read_bytes() == (tmp_path / "2" / file).read_bytes()
 
@@ -93,42 +93,108 @@ def test_frames_without_labels_have_no_boxes(kitti_root: Path) -> None:
     assert (info.extra["folder"], info.targets()) == ("testing", None)
 
 
+def an_index(path: Path, **changes: object) -> Path:
+    """An index of 300 frames with 0 to 4 boxes each; changes: of the columns, for a file that is damaged."""
+    rng = np.random.default_rng(3)
+    infos = []
+    for number in range(300):
+        count = number % 5
+        columns = {
+            "boxes": rng.normal(size=(count, 9)).astype(np.float32),
+            "names": [("Car", "Bus", "Bike")[i % 3] for i in range(count)],
+            "difficulty": np.full(count, number),
+            "points_in_box": np.arange(count),
+        }
+        infos.append(FrameInfo(f"{number:03d}", number, 0, f"drive {number // 100}", **columns, extra={"n": number}))
+    write_index(path, infos)
+    if changes:
+        table = pq.read_table(path)
+        for name, value in changes.items():
+            column = pa.array([value] * len(table), table.schema.field(name).type)
+            table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+        about = {key: value for key, value in pq.read_metadata(path).metadata.items() if key == b"pcdet_ext"}
+        pq.write_table(table.replace_schema_metadata(about), path, row_group_size=GROUP)
+    return path
+
+
+def test_an_index_gives_its_frames_by_position_and_by_id(tmp_path: Path) -> None:
+    table = read_index(an_index(tmp_path / "index_train.parquet"))
+    assert len(table) == 300 and table.labelled
+    assert table.class_counts() == {"Car": 300, "Bus": 180, "Bike": 120}
+    for copy in (table, pickle.loads(pickle.dumps(table))):
+        for number in (0, 299, 127, 128, -1):
+            info = copy[number]
+            assert (info.frame_id, info.extra["n"]) == (f"{number % 300:03d}", number % 300)
+            assert info.boxes.shape == (number % 300 % 5, 9)
+    assert table.find("128") == 128
+    with pytest.raises(KeyError):
+        table.find("300")
+    with pytest.raises(IndexError):
+        table[300]
+    assert table.frames_with("Bike").tolist() == [n for n in range(300) if n % 5 >= 3]
+    assert table.frames_with("Tram").tolist() == []
+    assert [info.frame_id for info in table.previous("102", 5)] == ["101", "100"]
+
+
+def test_a_part_of_an_index_is_an_index(tmp_path: Path) -> None:
+    table = read_index(an_index(tmp_path / "index_train.parquet"))
+    part = pickle.loads(pickle.dumps(table[::7].select(np.array([3, 1, 1]))))
+    assert [info.frame_id for info in part] == part.frame_ids == ["021", "007", "007"]
+    assert part.find("007") == 1
+    assert part.frames_with("Car").tolist() == [0, 1, 2]
+    with pytest.raises(KeyError):
+        part.find("000")
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("changes", "message"),
     [
-        ("{", "damaged"),
-        ("[]", "prepare the data again"),
-        ('{"format": 0, "frames": []}', "not of this version's format"),
-        ('{"format": 2, "frames": [{"frame_id": "1"}]}', "damaged index"),
-        ('{"format": 2, "frames": [5]}', "damaged index"),
-        (FRAME % "[[1, 2]]", "damaged index .*boxes must have 7 or 9 numbers"),
-        (FRAME % "[[1, 2, 3, 4, 5, 6, 7]]", "damaged index .*not one value per box"),
-        (FRAME % "7", "damaged index"),
+        ({"boxes": [1.0, 2.0]}, "damaged index .*reshape"),
+        ({"boxes": [1.0] * 9}, "damaged index .*not one value per box"),
+        ({"box_columns": 8}, "damaged index .*(7 or 9|reshape)"),
+        ({"extra": "{"}, "damaged index"),
+        ({"pose": [1.0]}, "damaged index .*reshape"),
+        ({"num_points": None}, "damaged index .*NoneType"),
     ],
 )
-def test_a_damaged_index_is_named(tmp_path: Path, content: str, message: str) -> None:
-    path = tmp_path / "index_train.json"
-    path.write_text(content)
-    with pytest.raises(DataError, match=rf"index_train\.json: .*{message}"):
+def test_a_damaged_entry_is_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=rf"index_train\.parquet: {message}"):
+        list(read_index(an_index(tmp_path / "index_train.parquet", **changes)))
+
+
+def test_what_is_no_index_is_named(tmp_path: Path) -> None:
+    path = an_index(tmp_path / "index_train.parquet")
+    whole = path.read_bytes()
+    for content in (b"", b"{}", whole[: len(whole) // 2], whole[:-9] + b"\0" * 9):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"index_train\.parquet: damaged .*; prepare the data again"):
+            read_index(path)
+    pq.write_table(pa.table({"frame_id": ["1"]}), path)
+    with pytest.raises(DataError, match=r"index_train\.parquet: not of this version's format"):
+        read_index(path)
+    path.unlink()
+    path.with_suffix(".json").write_text("{}")
+    with pytest.raises(DataError, match=r"index_train\.json: of an earlier version; prepare the data again"):
         read_index(path)
 
 
 def test_a_damaged_database_is_named(kitti_root: Path) -> None:
     prepare_kitti(kitti_root, progress=False)
     folder = database_path(kitti_root / "pcdet_ext", "train")
-    points = folder / json.loads((folder / "database.json").read_text())["classes"]["Car"]["points"]
-    table = (folder / "database.json").read_text()
-    for key, value in (("boxes", float("nan")), ("boxes", -1.0), ("offsets", 1)):
-        content = json.loads(table)
-        entry = content["classes"]["Car"]
-        if key == "boxes":
-            entry[key][0][3] = value
-        else:
-            entry[key][0] = value
-        (folder / "database.json").write_text(json.dumps(content))
-        with pytest.raises(DataError, match=rf"database_train: damaged .*{key} of class_0\.npy"):
+    entry = json.loads((folder / "database.json").read_text())["classes"]["Car"]
+    points, objects = folder / entry["points"], folder / entry["objects"]
+    table = pq.read_table(objects)
+    boxes = np.array(table["box"].to_pylist(), np.float32)
+    for value in (np.nan, -1.0):
+        boxes[0, 3] = value
+        column = pa.FixedSizeListArray.from_arrays(pa.array(boxes.ravel()), 7)
+        pq.write_table(table.set_column(1, "box", column), objects)
+        with pytest.raises(DataError, match=r"database_train: damaged .*boxes of class_0\.npy"):
             read_objects(folder)
-    (folder / "database.json").write_text(table)
+    pq.write_table(table.set_column(3, "num_points", pa.array([10**6] * len(table))), objects)
+    with pytest.raises(DataError, match=r"database_train: damaged .*class_0\.npy has"):
+        read_objects(folder)
+    pq.write_table(table, objects)
     np.save(points, np.load(points)[:-1])
     with pytest.raises(DataError, match=r"database_train: damaged .*class_0\.npy has"):
         read_objects(folder)
@@ -149,7 +215,7 @@ def test_the_tool_prepares_and_tells_what_it_found(root: Path, kitti_root: Path,
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("train: 4 frames, 5 Car, 4 Pedestrian, 2 Van")
     assert "4/4" in done.stderr  # the progress bar
-    assert [p.name for p in sorted((tmp_path / "o").iterdir())] == ["database_train", "index_train.json"]
+    assert [p.name for p in sorted((tmp_path / "o").iterdir())] == ["database_train", "index_train.parquet"]
 
 
 def test_the_tool_names_what_is_wrong(root: Path, kitti_root: Path) -> None:

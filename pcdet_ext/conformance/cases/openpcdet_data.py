@@ -68,9 +68,12 @@ def _targets(sample: Sample) -> Targets:
     return sample.targets
 
 
+def _columns(points: Array) -> tuple[str, ...]:
+    return ("x", "y", "z", *(f"feature {i}" for i in range(3, points.shape[1])))
+
+
 def _sample(points: Array, targets: Targets) -> Sample:
-    columns = ("x", "y", "z", *(f"feature {i}" for i in range(3, points.shape[1])))
-    return Sample(points, columns, "", targets)
+    return Sample(points, _columns(points), "", targets)
 
 
 def _chain(sample: Sample, case: Case) -> Sample:
@@ -97,8 +100,9 @@ def _class_objects(arrays: Mapping[str, Array], label: int) -> tuple[Objects, Ar
     starts = arrays["in.db_offsets"]
     clouds = [arrays["in.db_points"][starts[i] : starts[i + 1]] for i in ids]
     offsets = np.cumsum([0, *map(len, clouds)])
-    found = Objects(arrays["in.db_boxes"][ids], arrays["in.db_difficulty"][ids], offsets, np.concatenate(clouds))
-    return found, ids
+    points = np.concatenate(clouds)
+    boxes, difficulty = arrays["in.db_boxes"][ids], arrays["in.db_difficulty"][ids]
+    return Objects(boxes, difficulty, offsets, points, point_features=_columns(points)), ids
 
 
 def _recorded_draw(arrays: Mapping[str, Array], key: str, wanted: int) -> Array:

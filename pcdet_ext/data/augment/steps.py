@@ -20,6 +20,8 @@ from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array, Sample, Targets
 
 AUGMENTATIONS = Registry("augmentation")
+TIME_COLUMNS = ("timestamp", "frame")  # columns that say how old a point is: in seconds, or in frames
+TIME_TOLERANCE = 1e-6  # seconds, by which ages may miss a time range
 
 _log = logging.getLogger(__name__)
 
@@ -159,6 +161,9 @@ class GroundTruthSampling:
         extra_width: metres (x, y, z) added to a pasted box where scene points are removed.
         margin: metres between boxes that still count as collision, and around a pasted box whose points are removed
             (0.01 is what OpenPCDet's CPU functions amount to).
+        time_range: of the points of pasted objects those of this age alone, minimum and maximum in seconds in any
+            order; None for all, or where the scene has no column for the time and the database has one, those of
+            the frame itself.
 
     Raises:
         ValueError: a number is outside its range.
@@ -179,6 +184,7 @@ class GroundTruthSampling:
         limit_whole_scene: bool = False,
         extra_width: Sequence[float] = (0.0, 0.0, 0.0),
         margin: float = 0.0,
+        time_range: Sequence[float] | None = None,
     ) -> None:
         if len(extra_width) != 3 or not np.isfinite([*extra_width, margin]).all():
             raise ValueError(f"extra_width must be three finite lengths and margin one, got {extra_width} and {margin}")
@@ -191,6 +197,7 @@ class GroundTruthSampling:
         self.limit_whole_scene = limit_whole_scene
         self.extra_width = np.asarray(extra_width, np.float32)
         self.margin = margin
+        self.time_range = None if time_range is None else _interval("time_range", sorted(time_range))
         least = min_points if isinstance(min_points, Mapping) else dict.fromkeys(self.groups, min_points)
         self.pools, self.notes = {}, []
         for name, found in self.objects.items():
@@ -214,7 +221,8 @@ class GroundTruthSampling:
         An object stays out when it collides with a box of the scene, with one accepted for an earlier class, or with
         another one drawn for its class. Its points go in front of the scene's points; those inside its box are removed.
         Points of objects have the label -1 (none), and objects the track -1, where the scene has these columns.
-        Raises DataError when the database's points or boxes have other columns than the sample's.
+        Columns of points are taken by name. Raises DataError when the database lacks one that the sample has, or its
+        boxes have other columns.
         """
         targets = self._present(sample)
         clouds = []
@@ -222,7 +230,7 @@ class GroundTruthSampling:
         for name, index in drawn.items():
             candidates = self.objects[name]
             free = index[self._free(candidates.boxes[index], np.asarray(targets.boxes))]
-            clouds += [candidates.points_of(i) + _centre(candidates.boxes[i], sample.points.shape[1]) for i in free]
+            clouds += [self._placed(candidates, i, sample.point_features) for i in free]
             targets = _joined(targets, candidates.select(name, free))
         pasted = np.array(targets.boxes)[before:]
         pasted[:, 3:6] += self.extra_width
@@ -243,13 +251,29 @@ class GroundTruthSampling:
             targets = none.replace(point_labels=targets.point_labels, maps=targets.maps)
         if found is None:
             return targets
-        for what, ours, theirs in (
-            ("boxes", np.asarray(targets.boxes).shape[1], found.boxes.shape[1]),
-            ("points", sample.points.shape[1], found.points.shape[1]),
-        ):
-            if theirs != ours:
-                raise DataError(f"the object database has {what} of {theirs} columns, the frames of {ours}; prepare anew")
+        ours, theirs = np.asarray(targets.boxes).shape[1], found.boxes.shape[1]
+        if theirs != ours:
+            raise DataError(f"the object database has boxes of {theirs} columns, the frames of {ours}; prepare anew")
+        lacking = [name for name in sample.point_features if name not in found.point_features]
+        if lacking:
+            has = ", ".join(found.point_features)
+            raise DataError(f"the object database has no {lacking[0]} of points, only {has}; prepare anew")
         return targets
+
+    def _placed(self, objects: Objects, index: int, features: Sequence[str]) -> Array:
+        """The points of an object where its box is, with columns `features`."""
+        points = objects.points_of(index)
+        time = next((name for name in TIME_COLUMNS if name in objects.point_features), None)
+        if time is not None:
+            age = points[:, objects.point_features.index(time)]
+            if self.time_range is not None:
+                low, high = self.time_range
+                points = points[(age > low - TIME_TOLERANCE) & (age < high + TIME_TOLERANCE)]
+            elif not set(TIME_COLUMNS) & set(features):
+                points = points[np.abs(age) < TIME_TOLERANCE]
+        placed = points[:, [objects.point_features.index(name) for name in features]]
+        placed[:, :3] += objects.boxes[index, :3]
+        return placed
 
     def _free(self, candidates: Array, present: Array) -> Array:
         mutual = overlap_from_above(candidates, candidates, self.margin)
@@ -297,10 +321,6 @@ def _joined(first: Targets, second: Targets) -> Targets:
         point_labels=first.point_labels,
         maps=first.maps,
     )
-
-
-def _centre(box: Array, columns: int) -> Array:
-    return np.concatenate([box[:3], np.zeros(columns - 3, np.float32)])
 
 
 def _copies(sample: Sample) -> tuple[Array, Array | None]:

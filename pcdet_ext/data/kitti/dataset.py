@@ -39,7 +39,7 @@ class KittiDataset(FrameDataset):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.image_size = None if self.image_size is None else check_image_size(self.image_size)
-        self._infos = {info.frame_id: info for info in self.frames}
+        self._infos = {info.frame_id: info for info in self.all_frames}
         if self.fov_only:
             self._check_image_sizes("or data.fov_only: false keeps all points")
 
@@ -106,7 +106,7 @@ class KittiDataset(FrameDataset):
         return None if known is None else check_image_size(known)
 
     def _check_image_sizes(self, hint: str) -> None:
-        for info in self.frames:
+        for info in self.all_frames:
             if self._image_size(info) is None:
                 frame = self.frame(info)
                 folder = frame.points.parent.parent / "image_2"
