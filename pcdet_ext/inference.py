@@ -17,7 +17,7 @@ from pcdet_ext import checkpoint, config
 from pcdet_ext.config import ConfigError, Node, section
 from pcdet_ext.data.base import check_tanh
 from pcdet_ext.data.formats import point_features
-from pcdet_ext.data.points import read_point_file
+from pcdet_ext.data.points import read_columns
 from pcdet_ext.models.detector import build_detector, usual_defaults
 from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Predictions, tensor_of
 
@@ -182,7 +182,7 @@ class Detector:
         """Points float32 [N, F] on the detector's device, all finite."""
         name = "points"
         if isinstance(points, (str, Path)):
-            name, points = str(points), self._read_file(points)
+            name, points = str(points), read_columns(points, self.point_features)
         if not isinstance(points, (np.ndarray, Tensor)):
             raise TypeError(
                 f"points must be an array, a tensor, a path or a list of these, got {type(points).__name__}"
@@ -228,15 +228,6 @@ class Detector:
                     "trained with; is it on another scale (0 to 255 instead of 0 to 1)?",
                     stacklevel=5,
                 )
-
-    def _read_file(self, path: str | Path) -> Array:
-        """The columns of a file that the detector reads: by name, or in their order where the file names none."""
-        path, wanted = Path(path), len(self.point_features)
-        headless = path.suffix.lower() == ".bin" and not path.name.lower().endswith(".pcd.bin")
-        content = read_point_file(path, wanted if headless else None)
-        if content.named:
-            return content.select(self.point_features)
-        return content.points
 
     def _check_shape(self, shape: Sequence[int], name: str) -> None:
         wanted, columns = len(self.point_features), ", ".join(self.point_features)

@@ -12,11 +12,12 @@ from typing import Any
 from pcdet_ext.config import ConfigError, Node, setting
 from pcdet_ext.data import kitti  # noqa: F401  (registers the format)
 from pcdet_ext.data.base import DATASETS, ConcatDataset, Dataset, FrameDataset
+from pcdet_ext.data.kitti.loose import read_frame_files
 from pcdet_ext.data.prepare import FRAME_SOURCES
 from pcdet_ext.evaluation import benchmarks  # noqa: F401  (registers metrics of result files)
 from pcdet_ext.evaluation.base import BENCHMARKS
 
-__all__ = ["BENCHMARKS", "DATASETS", "FRAME_SOURCES", "build_dataset", "point_features"]
+__all__ = ["BENCHMARKS", "DATASETS", "FRAME_SOURCES", "build_dataset", "point_features", "read_frame_files"]
 
 # Named in configs/datasets/, for the classes, ranges and features of models; their files cannot be read yet.
 NOT_READ_YET = ("WaymoDataset", "NuScenesDataset", "Argoverse2Dataset", "OnceDataset")

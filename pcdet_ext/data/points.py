@@ -122,6 +122,34 @@ def read_points(path: str | Path, columns: int | None = None) -> Array:
     return read_point_file(path, columns).points
 
 
+def read_columns(path: str | Path, wanted: Sequence[str]) -> Array:
+    """Points float32 [N, F] with the wanted columns first.
+
+    They are taken by name where the file names its columns; else they are taken to be the file's columns in their
+    order, of which it may have fewer or (except in a headless .bin file) more.
+    Raises DataError for a damaged file, and for one without a wanted column.
+    """
+    path = Path(path)
+    headless = path.suffix.lower() == ".bin" and not path.name.lower().endswith(".pcd.bin")
+    content = read_point_file(path, len(wanted) if headless else None)
+    return content.select(wanted) if content.named else content.points
+
+
+def read_cloud(path: str | Path, features: Sequence[str] | None = None) -> tuple[Array, tuple[str, ...]]:
+    """Points float32 [N, F] of a file and the names of their F columns.
+
+    features: the columns to read, by name or in their order, see `read_columns`; None for all that the file has, of a
+    headless .bin file x, y, z, intensity. Raises DataError for a damaged file, and for one without these columns.
+    """
+    if features is None:
+        content = read_point_file(path)
+        return content.points, content.columns
+    points = read_columns(path, features)
+    if points.shape[1] < len(features):
+        raise DataError(f"{path}: has {points.shape[1]} columns, not the {len(features)} of {', '.join(features)}")
+    return points[:, : len(features)], tuple(features)
+
+
 def read_bin(path: str | Path, columns: int) -> Array:
     """Points float32 [N, columns] from a headless little-endian file. Raises DataError when the last point is cut."""
     path = Path(path)
@@ -132,7 +160,10 @@ def read_bin(path: str | Path, columns: int) -> Array:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(data) % (4 * columns):
-        raise DataError(f"{path}: {len(data)} bytes are no whole number of {columns}-column float32 points; cut short?")
+        raise DataError(
+            f"{path}: {len(data)} bytes are no whole number of {columns}-column float32 points; cut short, or are "
+            "there other columns?"
+        )
     return np.frombuffer(data, "<f4").astype(np.float32).reshape(-1, columns)
 
 

@@ -3,17 +3,20 @@
 from pcdet_ext.visualization.bev import draw_bev
 from pcdet_ext.visualization.page import write_page
 from pcdet_ext.visualization.plots import write_plots
-from pcdet_ext.visualization.scene import Scene, box_edges, read_kitti_scene, with_detections
+from pcdet_ext.visualization.scene import Scene, Track, box_edges, read_scene, with_detections
+from pcdet_ext.visualization.tour import write_tour
 from pcdet_ext.visualization.view import render, show_window
 
 __all__ = [
     "Scene",
+    "Track",
     "box_edges",
     "draw_bev",
-    "read_kitti_scene",
+    "read_scene",
     "render",
     "show_window",
     "with_detections",
     "write_page",
     "write_plots",
+    "write_tour",
 ]

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pcdet_ext.files import atomic_write
-from pcdet_ext.structures import Array, Detections, Targets
-from pcdet_ext.visualization.scene import TRUTH_COLOUR, Scene, box_corners
+from pcdet_ext.structures import Array
+from pcdet_ext.visualization.ages import Ages, ages
+from pcdet_ext.visualization.scene import (
+    FOUND_TRACK_COLOUR,
+    TRUTH_COLOUR,
+    Scene,
+    Track,
+    box_corners,
+    boxes_in,
+    velocity_arrows,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +31,7 @@ def view_range(scene: Scene) -> tuple[float, float, float, float]:
     parts = []
     if len(scene.points):
         parts.append(np.percentile(scene.points[:, :2], [1, 99], axis=0))
-    parts += [b[:, :2] for b in (_boxes(scene.truth), _boxes(scene.detections)) if len(b)]
+    parts += [b[:, :2] for b in (boxes_in(scene.truth), boxes_in(scene.detections)) if len(b)]
     if not parts:
         return (-10.0, 10.0, -10.0, 10.0)
     corners = np.concatenate(parts)
@@ -31,16 +41,12 @@ def view_range(scene: Scene) -> tuple[float, float, float, float]:
     return float(low[0]), float(high[0]), float(low[1]), float(high[1])
 
 
-def _boxes(holder: Targets | Detections | None) -> Array:
-    boxes = None if holder is None else holder.boxes
-    return np.zeros((0, 7), np.float32) if boxes is None else np.asarray(boxes)
-
-
 def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
     """Write a PNG seen from above, x forward (right) and y left (up), in metres.
 
-    Points are coloured by height, ground truth is dashed green, detections are coloured by class with their score; the
-    short line from a box's centre shows its heading. Raises ImportError without matplotlib.
+    Points are coloured by height, or by age where they come from several sweeps. Ground truth is dashed green,
+    detections are coloured by class with their score; the short line from a box's centre shows its heading, an arrow
+    where the object is after one second, and a thin line its track. Raises ImportError without matplotlib.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,8 +59,7 @@ def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
     height = float(np.clip(width * (ymax - ymin) / (xmax - xmin), 3.5, 16))
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot(facecolor="#10141a")
-    _draw_points(axes, scene.points)
-    handles = _draw_boxes(axes, scene)
+    handles = _draw_points(axes, scene) + _draw_boxes(axes, scene)
     axes.set(xlim=(xmin, xmax), ylim=(ymin, ymax), aspect="equal", xlabel="x forward (m)", ylabel="y left (m)")
     axes.set_title(scene.title)
     if handles:
@@ -64,32 +69,43 @@ def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
         figure.savefig(temporary, dpi=dpi, format="png")
 
 
-def _draw_points(axes: Axes, points: Array) -> None:
+def _draw_points(axes: Axes, scene: Scene) -> list[Line2D]:
+    points = scene.points
     if len(points) == 0:
-        return
-    height = points[:, 2]
+        return []
+    order = np.argsort(points[:, 2])
+    aged = ages(scene)
+    if aged is not None:
+        order = np.argsort(-aged.level, kind="stable")  # the newest on top
+        colours = np.array(aged.colours)[aged.level[order]]
+        axes.scatter(points[order, 0], points[order, 1], c=colours, s=0.6, linewidths=0)
+        return _age_handles(aged)
+    height = points[order, 2]
     low, high = np.percentile(height, [2, 98])
-    order = np.argsort(height)
     axes.scatter(
-        points[order, 0],
-        points[order, 1],
-        c=height[order],
-        s=0.6,
-        linewidths=0,
-        cmap="viridis",
-        vmin=low,
-        vmax=high + 1e-3,
+        points[order, 0], points[order, 1], c=height, s=0.6, linewidths=0, cmap="viridis", vmin=low, vmax=high + 1e-3
     )
+    return []
+
+
+def _age_handles(aged: Ages) -> list[Line2D]:
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], color=colour, marker="o", markersize=4, linestyle="", label=label)
+        for colour, label in zip(aged.colours, aged.labels, strict=True)
+    ]
 
 
 def _draw_boxes(axes: Axes, scene: Scene) -> list[Line2D]:
     from matplotlib.lines import Line2D
 
     handles = []
-    truth = _boxes(scene.truth)
+    truth = boxes_in(scene.truth)
     if len(truth):
         _outline(axes, truth, TRUTH_COLOUR, "--", 2.4)
         handles.append(Line2D([], [], color=TRUTH_COLOUR, linestyle="--", label=f"ground truth ({len(truth)})"))
+    handles += _draw_tracks(axes, scene.truth_tracks, TRUTH_COLOUR, "tracks of ground truth")
     if scene.detections is None:
         return handles
     found = scene.detections
@@ -103,7 +119,7 @@ def _draw_boxes(axes: Axes, scene: Scene) -> list[Line2D]:
             text = axes.text(box[0], box[1] + 1.6, f"{score:.2f}", color=colour, fontsize=7, ha="center")
             text.set_clip_on(True)
         handles.append(Line2D([], [], color=colour, label=f"{name} ({len(chosen)})"))
-    return handles
+    return handles + _draw_tracks(axes, scene.found_tracks, FOUND_TRACK_COLOUR, "tracks of detections")
 
 
 def _outline(axes: Axes, boxes: Array, colour: str, style: str, width: float) -> None:
@@ -112,5 +128,17 @@ def _outline(axes: Axes, boxes: Array, colour: str, style: str, width: float) ->
     corners = box_corners(boxes)[:, :4, :2]
     loops = np.concatenate([corners, corners[:, :1]], 1)
     noses = np.stack([corners.mean(1), corners[:, :2].mean(1)], 1)
+    arrows = velocity_arrows(boxes)[..., :2].reshape(-1, 2, 2)
     axes.add_collection(LineCollection(list(loops), colors=colour, linestyles=style, linewidths=width))
-    axes.add_collection(LineCollection(list(noses), colors=colour, linewidths=width))
+    axes.add_collection(LineCollection([*noses, *arrows], colors=colour, linewidths=width))
+
+
+def _draw_tracks(axes: Axes, tracks: Sequence[Track], colour: str, label: str) -> list[Line2D]:
+    from matplotlib.collections import LineCollection
+    from matplotlib.lines import Line2D
+
+    if not tracks:
+        return []
+    lines = [track.positions[:, :2] for track in tracks]
+    axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.8, alpha=0.8, gid=label))
+    return [Line2D([], [], color=colour, linewidth=0.8, label=f"{label} ({len(tracks)})")]

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
+from pcdet_ext import config
+from pcdet_ext.config import section
+from pcdet_ext.data.base import Dataset, collate
+from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.files import DataError, check_output_file
+from pcdet_ext.inference import Detector, boxes_of, check_finds_boxes, load
+from pcdet_ext.structures import Detections, Sample
 from pcdet_ext.visualization.bev import draw_bev
+from pcdet_ext.visualization.frames import find_frames, frame_range, frame_scenes
 from pcdet_ext.visualization.page import write_page
-from pcdet_ext.visualization.scene import Scene, read_kitti_scene, with_detections
+from pcdet_ext.visualization.scene import Scene, read_scene, with_detections
+from pcdet_ext.visualization.tour import write_tour
 from pcdet_ext.visualization.view import render, show_window
+
+TOUR_TRACK = 10  # earlier frames that a track in a tour goes back
+
+_log = logging.getLogger(__name__)
 
 
 def visualize(
@@ -23,14 +38,25 @@ def visualize(
     score: float = 0.3,
     device: str = "auto",
     imports: bool = False,
+    features: Sequence[str] | None = None,
 ) -> list[Path]:
     """Draw each frame that `files` names; returns the pictures written (none for a window).
 
-    files: point files or label files, and at most one checkpoint (.ckpt) whose detector is run on the points; out: a
-    .png or .html file, a folder for several frames, or None for a window; style: "map" (from above), "view" (Open3D)
-    or "page" (HTML), by default what the suffix of `out` means; score: lowest score shown; imports: see
-    `inference.load`.
-    Raises ValueError, OSError, RuntimeError or ImportError with a message that names the file or the missing part.
+    Args:
+        files: point files or label files, and at most one checkpoint (.ckpt) whose detector is run on the points.
+        out: a .png or .html file, a folder for several frames, or None for a window. An .html file of several frames is
+            a tour that plays them.
+        style: "map" (from above), "view" (Open3D) or "page" (HTML), by default what the suffix of `out` means.
+        labels: a label file, or a folder of them.
+        results: a result file, or a folder of them.
+        calib: a calibration file, or a folder of them.
+        score: lowest score shown.
+        device: see `inference.load`.
+        imports: see `inference.load`.
+        features: columns of the points, by default those that the detector reads, or else what is usual for the files.
+
+    Raises:
+        ValueError, OSError, RuntimeError, ImportError: with a message that names the file or the missing part.
     """
     checkpoints = [f for f in files if f.suffix == ".ckpt"]
     frames = [f for f in files if f.suffix != ".ckpt"]
@@ -39,36 +65,119 @@ def visualize(
     for path in files:
         if not path.exists():
             raise ValueError(f"{path}: no such file")
-    if not score <= math.inf:
-        raise ValueError(f"score must be a number, got {score}")
-    scenes = _scenes(frames, labels, results, calib)
-    if checkpoints:
-        scenes = _detected(frames, scenes, checkpoints[0], device, imports)
-    if out is None:
-        for scene in scenes:
-            show_window(scene.above(score))
-        return []
-    style = style or ("page" if out.suffix == ".html" else "map")
-    targets = _targets(frames, out, style)
-    for target in targets:
-        check_output_file(target)
-    for scene, target in zip(scenes, targets, strict=True):
-        _write(scene, target, style, score)
-    return targets
+    if checkpoints and features is not None:
+        raise ValueError("the columns of the points are those that the detector reads; leave out --features")
+    _check_one_source(checkpoints, results)
+    pictures = Pictures([(str(frame), frame.stem) for frame in frames], out, style, score)
+    detector = _detector(checkpoints[0], device, imports) if checkpoints else None
+    features = features if detector is None else detector.point_features
+    scenes = (_file_scene(frame, labels, results, calib, features, detector) for frame in frames)
+    return pictures.draw(scenes)
 
 
-def _scenes(frames: list[Path], labels: Path | None, results: Path | None, calib: Path | None) -> Iterator[Scene]:
-    for frame in frames:
-        alone = frame.suffix == ".txt"
-        scene = read_kitti_scene(
-            points=None if alone else frame,
-            labels=frame if alone else _of_frame(labels, frame),
-            calibration=_of_frame(calib, frame),
-            results=_of_frame(results, frame),
-        )
-        if not scene.finite().holds_something:
-            raise DataError(f"{frame}: has no finite point, nor boxes: there is nothing to draw")
-        yield scene
+def visualize_frames(
+    source: str | Path,
+    overrides: Iterable[str] = (),
+    split: str | None = None,
+    frame: str | None = None,
+    frames: str | None = None,
+    out: Path | None = None,
+    style: str | None = None,
+    results: Path | None = None,
+    score: float = 0.3,
+    device: str = "auto",
+    imports: bool = False,
+) -> list[Path]:
+    """Draw frames of a data set; returns the pictures written (none for a window).
+
+    Args:
+        source: a configuration, or a checkpoint (.ckpt) whose detector is run on the frames.
+        overrides: changes "a.b=value" of the configuration, as `data.root=…`.
+        split: the prepared split, by default the configuration's `test.split`, else "val".
+        frame: ids of frames, the starts of ids, or positions, separated by commas.
+        frames: a range of positions "A:B[:STEP]"; this or `frame`.
+        out: see `visualize`.
+        style: see `visualize`.
+        results: results of any code base in the benchmark's own format.
+        score: lowest score shown.
+        device: see `inference.load`.
+        imports: see `inference.load`.
+
+    Raises:
+        ValueError: for frames that are not there (ConfigError for a wrong configuration).
+        DataError: for a damaged file.
+        OSError, RuntimeError, ImportError: the pictures cannot be drawn or written.
+    """
+    checkpoint = Path(source).suffix == ".ckpt"
+    _check_one_source([source] if checkpoint else [], results)
+    detector = _detector(Path(source), device, imports, overrides) if checkpoint else None
+    settings = config.load(source, overrides) if detector is None else detector.config
+    split = split or str(section(settings, "test").get("split", "val") if settings.get("test") is not None else "val")
+    dataset = build_dataset(section(settings, "data"), split, training=False)
+    positions, ids = _chosen(dataset, frame, frames)
+    found = None if results is None else dataset.read_results(results)
+    if found is not None and not any(frame_id in found for frame_id in ids):
+        raise DataError(f"{results}: has no results for {_listed(ids)}")
+    pictures = Pictures([(frame_id, re.sub(r"[^\w.+-]", "_", frame_id)) for frame_id in ids], out, style, score)
+    reach = {"before": TOUR_TRACK, "after": 0} if pictures.tour else {}
+    detect = None if detector is None else partial(detect_in_sample, detector)
+    return pictures.draw(frame_scenes(dataset, positions, split, detect, found, **reach))
+
+
+def _check_one_source(checkpoints: Sequence[str | Path], results: Path | None) -> None:
+    if checkpoints and results is not None:
+        raise ValueError(f"{checkpoints[0]} and {results} both say what was found; give a checkpoint or --results")
+
+
+def _chosen(dataset: Dataset, frame: str | None, frames: str | None) -> tuple[Sequence[int], list[str]]:
+    """Positions and ids of the frames that are to be drawn."""
+    if (frame is None) == (frames is None):
+        raise ValueError("name frames by id or position, or give a range of positions; one of both")
+    if frames is not None:
+        positions: Sequence[int] = frame_range(frames, len(dataset.frames))
+    else:
+        positions = find_frames([info.frame_id for info in dataset.frames], str(frame))
+    return positions, [dataset.frames[i].frame_id for i in positions]
+
+
+def _listed(ids: Sequence[str]) -> str:
+    return f"frame {ids[0]}" if len(ids) == 1 else f"any of the {len(ids)} frames {ids[0]}, …"
+
+
+def _detector(checkpoint: Path, device: str, imports: bool, overrides: Iterable[str] = ()) -> Detector:
+    detector = load(checkpoint, device, overrides, imports)
+    check_finds_boxes(detector.model)
+    return detector
+
+
+def detect_in_sample(detector: Detector, sample: Sample) -> Detections:
+    """What a detector finds in a sample of a data set, as arrays."""
+    return boxes_of(detector.predict(collate([sample], detector.classes))[0]).numpy()
+
+
+def _file_scene(
+    frame: Path,
+    labels: Path | None,
+    results: Path | None,
+    calib: Path | None,
+    features: Sequence[str] | None,
+    detector: Detector | None,
+) -> Scene:
+    alone = frame.suffix == ".txt"
+    if alone and detector is not None:
+        raise ValueError(f"{frame.stem}: a detector needs points, not labels alone")
+    scene = read_scene(
+        points=None if alone else frame,
+        labels=frame if alone else _of_frame(labels, frame),
+        calibration=_of_frame(calib, frame),
+        results=_of_frame(results, frame),
+        features=features,
+    )
+    if detector is not None:  # it reads the file itself, as it knows what it needs
+        return with_detections(scene, boxes_of(detector.detect(frame)))
+    if not scene.finite().holds_something:
+        raise DataError(f"{frame}: has no finite point, nor boxes: there is nothing to draw")
+    return scene
 
 
 def _of_frame(path: Path | None, frame: Path) -> Path | None:
@@ -81,47 +190,83 @@ def _of_frame(path: Path | None, frame: Path) -> Path | None:
     return candidate
 
 
-def _detected(
-    frames: list[Path], scenes: Iterator[Scene], checkpoint: Path, device: str, imports: bool
-) -> Iterator[Scene]:
-    """The scenes with detections; the detector reads the files itself, as it knows which columns it needs."""
-    from pcdet_ext.inference import boxes_of, check_finds_boxes, load
+class Pictures:
+    """Where the pictures of frames go, and how they are drawn.
 
-    detector = load(checkpoint, device=device, imports=imports)
-    check_finds_boxes(detector.model)
-    for frame, scene in zip(frames, scenes, strict=True):
-        if frame.suffix == ".txt":
-            raise ValueError(f"{scene.title}: a detector needs points, not labels alone")
-        yield with_detections(scene, boxes_of(detector.detect(frame)))
+    Args:
+        names: what each frame is called in messages, and what its picture is.
+        out: a .png or .html file, a folder for several frames, or None for a window.
+        style: "map", "view" or "page", None for what the suffix of `out` means.
+        score: lowest score shown.
+
+    Raises:
+        ValueError: these do not fit together, or two frames would have the same picture.
+        OSError: `out` cannot be written.
+    """
+
+    def __init__(self, names: Sequence[tuple[str, str]], out: Path | None, style: str | None, score: float) -> None:
+        if not score <= math.inf:
+            raise ValueError(f"score must be a number, got {score}")
+        self.score, self.count = score, len(names)
+        self.style = style or ("page" if out is not None and out.suffix == ".html" else "map")
+        self.targets = [] if out is None else _targets(names, out, self.style)
+        for target in self.targets:
+            check_output_file(target)
+        if out is not None and not out.suffix:
+            _note_others(out, self.targets)
+
+    @property
+    def tour(self) -> bool:
+        """Whether all frames go into one page."""
+        return self.count > len(self.targets) == 1
+
+    def draw(self, scenes: Iterable[Scene]) -> list[Path]:
+        """Draw the scenes, one per name, each when it comes; the pictures written."""
+        if not self.targets:
+            for scene in scenes:
+                show_window(scene.above(self.score))
+        elif self.tour:
+            write_tour((scene.above(self.score) for scene in scenes), self.count, self.targets[0])
+        else:
+            for scene, target in zip(scenes, self.targets, strict=True):
+                self._write(scene, target)
+        return self.targets
+
+    def _write(self, scene: Scene, target: Path) -> None:
+        if self.style == "page":
+            write_page(scene, target, self.score)  # all detections: the page filters by itself
+        elif self.style == "view":
+            render(scene.above(self.score), target)
+        else:
+            draw_bev(scene.above(self.score), target)
 
 
-def _targets(frames: list[Path], out: Path, style: str) -> list[Path]:
-    """Where each frame's picture goes."""
+def _targets(names: Sequence[tuple[str, str]], out: Path, style: str) -> list[Path]:
+    """Where each frame's picture goes, or the one page of them all."""
     suffix = ".html" if style == "page" else ".png"
     if not out.suffix:
-        return _in_folder(frames, out, suffix)
+        return _in_folder(names, out, suffix)
     if out.suffix != suffix:
         raise ValueError(f"{out}: a picture of style {style!r} is a {suffix} file")
-    if len(frames) > 1:
-        raise ValueError(f"{out}: several frames need a folder, not one file")
+    if len(names) > 1 and style != "page":
+        raise ValueError(f"{out}: several frames need a folder, or an .html file that plays them")
     return [out]
 
 
-def _in_folder(frames: list[Path], out: Path, suffix: str) -> list[Path]:
+def _in_folder(names: Sequence[tuple[str, str]], out: Path, suffix: str) -> list[Path]:
     """A picture of each frame's name. Raises ValueError where two would have the same, and one be lost."""
-    of: dict[Path, Path] = {}
-    for frame in frames:
-        target = out / f"{frame.stem}{suffix}"
+    of: dict[Path, str] = {}
+    for frame, name in names:
+        target = out / f"{name}{suffix}"
         if target in of:
             raise ValueError(f"{target}: would be the picture of {of[target]} and of {frame}; draw them one by one")
         of[target] = frame
     return list(of)
 
 
-def _write(scene: Scene, target: Path, style: str, score: float) -> None:
-    if style == "page":
-        write_page(scene, target, score)  # all detections: the page filters by itself
-    elif style == "view":
-        render(scene.above(score), target)
-    else:
-        draw_bev(scene.above(score), target)
+def _note_others(folder: Path, targets: Sequence[Path]) -> None:
+    """Say so where a folder holds pictures that are not drawn anew."""
+    there = (path for path in folder.glob("*") if path.suffix in (".png", ".html"))
+    others = sorted(set(there) - set(targets))
+    if others:
+        _log.warning("%s: also holds pictures of other runs (%d, as %s)", folder, len(others), others[0].name)

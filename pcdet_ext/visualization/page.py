@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,16 @@ import numpy as np
 
 from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
-from pcdet_ext.visualization.scene import TRUTH_COLOUR, Scene, box_edges
+from pcdet_ext.visualization.ages import ages
+from pcdet_ext.visualization.scene import (
+    FOUND_TRACK_COLOUR,
+    TRUTH_COLOUR,
+    Scene,
+    Track,
+    box_edges,
+    boxes_in,
+    velocity_arrows,
+)
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -28,14 +38,12 @@ def write_page(scene: Scene, path: str | Path, score: float = 0.3) -> None:
 
 
 def page_figure(scene: Scene, score: float = 0.3) -> Figure:
-    """Points by height, boxes as lines, and a slider for the lowest score shown, which stands at `score` at first.
+    """Points by height (of several sweeps by age), boxes as lines with arrows where they move, and tracks.
 
-    Clouds over 120,000 points are thinned evenly.
+    A slider for the lowest score shown stands at `score` at first. Clouds over 120,000 points are thinned evenly.
     """
-    go, scene = _plotly(), scene.finite()
-    fixed = [_point_trace(go, scene)]
-    if scene.truth is not None and scene.truth.boxes is not None and len(scene.truth):
-        fixed.append(_box_trace(go, np.asarray(scene.truth.boxes), scene.truth.names, TRUTH_COLOUR, "ground truth"))
+    go, scene = plotly(), scene.finite()
+    fixed = [*_point_traces(go, scene), *_truth_traces(go, scene)]
     start = int(np.abs(SCORE_STEPS - score).argmin())
     levels = [_detection_traces(go, scene.above(s)) for s in SCORE_STEPS] if scene.detections is not None else []
     for level, traces in enumerate(levels):
@@ -47,13 +55,15 @@ def page_figure(scene: Scene, score: float = 0.3) -> Figure:
         title=scene.title,
         template="plotly_dark",
         margin={"l": 0, "r": 0, "t": 40, "b": 0},
+        legend={"itemsizing": "constant", "groupclick": "toggleitem"},
         scene={"aspectmode": "data", "camera": eye},
         sliders=_slider(len(fixed), [len(t) for t in levels], start) if levels else [],
     )
     return figure
 
 
-def _plotly() -> ModuleType:
+def plotly() -> ModuleType:
+    """Plotly's figures. Raises ImportError that says how to install it."""
     try:
         import plotly.graph_objects
     except ImportError as error:
@@ -61,20 +71,55 @@ def _plotly() -> ModuleType:
     return plotly.graph_objects
 
 
-def _point_trace(go: ModuleType, scene: Scene) -> Any:
-    points = scene.points
-    if len(points) > MAX_POINTS:
-        points = points[np.linspace(0, len(points) - 1, MAX_POINTS).astype(np.int64)]
-    height = points[:, 2]
+def thinned(points: Array, most: int) -> Array:
+    """At most so many of the points, evenly spread over their order."""
+    if len(points) <= most:
+        return points
+    return points[np.linspace(0, len(points) - 1, most).astype(np.int64)]
+
+
+def _point_traces(go: ModuleType, scene: Scene) -> list[Any]:
+    """One trace by height, or one for each age that occurs."""
+    scene = replace(scene, points=thinned(scene.points, MAX_POINTS))
+    aged = ages(scene)
+    if aged is None:
+        return [_point_trace(go, scene.points, by_height(scene.points[:, 2]), "points")]
+    levels = zip(aged.colours, aged.labels, strict=True)
+    parts = [(scene.points[aged.level == i], colour, label) for i, (colour, label) in enumerate(levels)]
+    return [_point_trace(go, points, {"color": colour}, label) for points, colour, label in parts if len(points)]
+
+
+def by_height(height: Array) -> dict[str, Any]:
+    """Colours of points between the 2nd and 98th percentile of their height."""
     low, high = np.percentile(height, [2, 98]) if len(height) else (0.0, 1.0)
-    marker = {"size": 1.2, "color": height, "colorscale": "Viridis", "cmin": float(low), "cmax": float(high) + 1e-3}
+    return {"color": height, "colorscale": "Viridis", "cmin": float(low), "cmax": float(high) + 1e-3}
+
+
+def _point_trace(go: ModuleType, points: Array, colours: Mapping[str, Any], name: str) -> Any:
     return go.Scatter3d(
-        x=points[:, 0], y=points[:, 1], z=height, mode="markers", marker=marker, name="points", hoverinfo="skip"
+        x=points[:, 0],
+        y=points[:, 1],
+        z=points[:, 2],
+        mode="markers",
+        marker={"size": 1.2, **colours},
+        name=name,
+        hoverinfo="skip",
+        legendgroup="points",
+        legendgrouptitle={"text": "points by age"} if name != "points" else None,
     )
 
 
+def _truth_traces(go: ModuleType, scene: Scene) -> list[Any]:
+    truth, traces = scene.truth, []
+    if truth is not None and len(truth):
+        boxes = boxes_in(truth)
+        traces.append(_box_trace(go, boxes, truth.names, TRUTH_COLOUR, f"ground truth ({len(truth)})"))
+        traces += _arrow_traces(go, boxes, TRUTH_COLOUR, "velocity of ground truth")
+    return traces + _track_traces(go, scene.truth_tracks, TRUTH_COLOUR, "tracks of ground truth")
+
+
 def _detection_traces(go: ModuleType, scene: Scene) -> list[Any]:
-    """One trace per class, always all classes, so that every level of the slider has the same count."""
+    """One trace per class, always all classes, then arrows and tracks: every level of the slider has the same ones."""
     found = scene.detections
     if found is None:
         return []
@@ -84,24 +129,50 @@ def _detection_traces(go: ModuleType, scene: Scene) -> list[Any]:
         chosen = found.select(np.flatnonzero(names == name))
         texts = [f"{name} {s:.2f}" for s in chosen.scores]
         traces.append(_box_trace(go, np.asarray(chosen.boxes), texts, colour, f"{name} ({len(chosen)})"))
-    return traces
+    traces += _arrow_traces(go, np.asarray(found.boxes), FOUND_TRACK_COLOUR, "velocity of detections")
+    return traces + _track_traces(go, scene.found_tracks, FOUND_TRACK_COLOUR, "tracks of detections")
+
+
+def _arrow_traces(go: ModuleType, boxes: Array, colour: str, name: str) -> list[Any]:
+    arrows = velocity_arrows(boxes)
+    lines = with_gaps(arrows.reshape(-1, 2, 3))
+    return [_line_trace(go, lines, colour, f"{name} ({len(arrows)})", width=3)] if boxes.shape[1] > 7 else []
+
+
+def _track_traces(go: ModuleType, tracks: Sequence[Track], colour: str, name: str) -> list[Any]:
+    if not tracks:
+        return []
+    lines = [with_gaps(track.positions[None]) for track in tracks]
+    texts = [f"{track.name} {track.track_id}" for track in tracks]
+    hover = np.repeat(np.array(texts, dtype=object), [len(line) for line in lines])
+    return [_line_trace(go, np.concatenate(lines), colour, f"{name} ({len(tracks)})", hover, width=2)]
 
 
 def _box_trace(go: ModuleType, boxes: Array, texts: Sequence[str], colour: str, name: str) -> Any:
     """All boxes as one line with gaps; hovering over a line shows class and score."""
-    edges = box_edges(boxes)
-    gaps = np.full((*edges.shape[:2], 1, 3), np.nan, np.float32)
-    lines = np.concatenate([edges, gaps], 2).reshape(-1, 3)
+    lines = with_gaps(box_edges(boxes).reshape(-1, 2, 3))
     hover = np.repeat(np.array(list(texts), dtype=object), 13 * 3)
+    return _line_trace(go, lines, colour, name, hover)
+
+
+def with_gaps(lines: Array) -> Array:
+    """Lines [K, P, 3] one after the other [K * (P + 1), 3], with a row of NaN after each."""
+    gaps = np.full((len(lines), 1, 3), np.nan, np.float32)
+    return np.concatenate([lines.astype(np.float32), gaps], 1).reshape(-1, 3)
+
+
+def _line_trace(
+    go: ModuleType, lines: Array, colour: str, name: str, hover: Array | None = None, width: int = 4
+) -> Any:
     return go.Scatter3d(
         x=lines[:, 0],
         y=lines[:, 1],
         z=lines[:, 2],
         mode="lines",
-        line={"color": colour, "width": 4},
+        line={"color": colour, "width": width},
         name=name,
         text=hover,
-        hoverinfo="text",
+        hoverinfo="text" if hover is not None else "skip",
     )
 
 

@@ -1,20 +1,22 @@
-"""What a picture shows, and where it comes from."""
+"""What a picture shows: the points of a frame, what is labelled, what was found, and where the objects went."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from pcdet_ext.data import kitti
-from pcdet_ext.data.points import read_points
+from pcdet_ext.data.formats import read_frame_files
+from pcdet_ext.data.points import XYZ
 from pcdet_ext.structures import Array, Detections, Targets
 
 Boxes = TypeVar("Boxes", Targets, Detections)
 
 TRUTH_COLOUR = "#2ca02c"
+FOUND_TRACK_COLOUR = "#4cc9f0"
 CLASS_COLOURS = ("#d62728", "#1f77b4", "#ff7f0e", "#9467bd", "#e377c2", "#17becf", "#bcbd22", "#8c564b", "#7f7f7f")
 # The eight corners by their signs in half-extents, and the twelve edges between them; the first four corners are
 # the bottom, the first two the front.
@@ -22,28 +24,55 @@ CORNER_SIGNS = np.array(
     [[1, 1, -1], [1, -1, -1], [-1, -1, -1], [-1, 1, -1], [1, 1, 1], [1, -1, 1], [-1, -1, 1], [-1, 1, 1]], np.float32
 )
 EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+ARROW_SECONDS = 1.0  # a velocity arrow ends where the object is after this time
+SLOWEST_ARROW = 0.2  # metres per second
+BARB = 0.25  # length of an arrow's barbs as a share of the arrow
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Track:
+    """The path of one object.
+
+    track_id: its number; name: its class; positions: float64 [K, 3] of its box's centre in the LiDAR frame of the frame
+    that is shown, in the order of time.
+    """
+
+    track_id: int
+    name: str
+    positions: Array
+
+
+@dataclass(frozen=True, eq=False)
 class Scene:
     """One frame to look at, in the LiDAR frame.
 
-    points: float32 [N, 3+]; truth: labelled boxes or None where unknown; detections: NumPy detections or None.
+    points: float32 [N, 3+]; truth: labelled boxes or None where unknown; detections: NumPy detections or None;
+    point_features: names of the points' columns, of the first of them where others follow; truth_tracks and
+    found_tracks: paths of labelled and of detected objects.
     """
 
     points: Array
     truth: Targets | None = None
     detections: Detections | None = None
     title: str = ""
+    point_features: Sequence[str] = XYZ
+    truth_tracks: Sequence[Track] = ()
+    found_tracks: Sequence[Track] = ()
 
     def above(self, score: float) -> Scene:
-        """The scene with only those detections that score at least `score`."""
-        return self if self.detections is None else replace(self, detections=self.detections.above(score))
+        """The scene with only those detections that score at least `score`, and their tracks."""
+        if self.detections is None:
+            return self
+        found = self.detections.above(score)
+        left = set() if found.track_ids is None else {int(i) for i in found.track_ids}
+        tracks = [track for track in self.found_tracks if track.track_id in left]
+        return replace(self, detections=found, found_tracks=tracks)
 
     def finite(self) -> Scene:
         """The scene with only those points and boxes whose numbers are all finite; the title counts the others.
 
-        Every picture is drawn from this: one NaN would otherwise leave it empty, or move what is shown.
+        Every picture is drawn from this: one NaN would otherwise leave it empty, or move what is shown. Velocities may
+        be unknown (NaN); such a box has no arrow.
         """
         points = np.isfinite(self.points).all(1)
         truth, lost_truths = _finite_boxes(self.truth)
@@ -61,20 +90,46 @@ class Scene:
     @property
     def holds_something(self) -> bool:
         """Whether there is a point or a box."""
-        boxes = [0 if found is None or found.boxes is None else len(found) for found in (self.truth, self.detections)]
-        return len(self.points) + sum(boxes) > 0
+        return len(self.points) + len(boxes_in(self.truth)) + len(boxes_in(self.detections)) > 0
 
     def colours(self) -> dict[str, str]:
         """A colour for each class that was detected, the same for the same list of classes."""
-        names = self.detections.class_names if self.detections is not None else ()
-        return {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(names)}
+        return class_colours(self.detections.class_names if self.detections is not None else ())
+
+
+def class_colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each class of a list."""
+    return {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(names)}
+
+
+def read_scene(
+    points: Path | None,
+    labels: Path | None = None,
+    calibration: Path | None = None,
+    results: Path | None = None,
+    features: Sequence[str] | None = None,
+) -> Scene:
+    """The scene of a frame's files; see `data.formats.read_frame_files` for arguments and errors."""
+    sample, found = read_frame_files(points, labels, calibration, results, features)
+    return Scene(sample.points, sample.targets, found, sample.frame_id, sample.point_features)
+
+
+def with_detections(scene: Scene, detections: Detections) -> Scene:
+    """The scene with a detector's result."""
+    return replace(scene, detections=detections.numpy())
+
+
+def boxes_in(holder: Targets | Detections | None) -> Array:
+    """Boxes [M, 7 or 9] of what may hold none."""
+    boxes = None if holder is None else holder.boxes
+    return np.zeros((0, 7), np.float32) if boxes is None else np.asarray(boxes)
 
 
 def _finite_boxes(labelled: Boxes | None) -> tuple[Boxes | None, int]:
-    """Only those boxes whose numbers are all finite, and how many others there are."""
+    """Only those boxes whose place and size are finite, and how many others there are."""
     if labelled is None or labelled.boxes is None:
         return labelled, 0
-    finite = np.isfinite(np.asarray(labelled.boxes)).all(1)
+    finite = np.isfinite(np.asarray(labelled.boxes)[:, :7]).all(1)
     return labelled.select(finite), int(np.sum(~finite))
 
 
@@ -96,50 +151,16 @@ def box_edges(boxes: Array) -> Array:
     return np.concatenate([edges, nose], 1)
 
 
-def with_detections(scene: Scene, detections: Detections) -> Scene:
-    """The scene with a detector's result."""
-    return replace(scene, detections=detections.numpy())
-
-
-def read_kitti_scene(
-    points: Path | None,
-    labels: Path | None = None,
-    calibration: Path | None = None,
-    results: Path | None = None,
-) -> Scene:
-    """A scene from files; what is not given is looked for beside the others in KITTI's layout.
-
-    points: any point file, or None for boxes alone; labels and results: KITTI label files (results with scores);
-    calibration: needed as soon as there are labels or results. Raises ValueError naming the file that is missing or
-    damaged.
+def velocity_arrows(boxes: Array) -> Array:
+    """Line segments [K, 3, 2, 3] of the K boxes that move: from the centre to where the object is after one second,
+    and two barbs there. None for boxes [M, 7], and for boxes [M, 9] that stand still or have no finite velocity.
     """
-    anchor = points or labels or results
-    if anchor is None:
-        raise ValueError("nothing to show: give a point file, a label file or a result file")
-    labels = labels or _sibling(points, "label_2", ".txt")
-    cloud = read_points(points) if points else np.zeros((0, 4), np.float32)
-    if labels is None and results is None:
-        return Scene(cloud, title=anchor.stem)
-    calibration = calibration or _sibling(points or labels, "calib", ".txt")
-    if calibration is None:
-        raise ValueError(f"{labels or results}: no calibration file found beside it; name it with --calib")
-    calib = kitti.Calibration.read(calibration)
-    truth = None if labels is None else kitti.labels_to_boxes(kitti.read_labels(labels, with_scores=False), calib)
-    found = None if results is None else _read_detections(results, calib)
-    return Scene(cloud, truth, found, title=anchor.stem)
-
-
-def _sibling(path: Path | None, folder: str, suffix: str) -> Path | None:
-    """The file of the same frame in a neighbouring folder, where there is one."""
-    if path is None:
-        return None
-    candidate = path.resolve().parent.parent / folder / (path.stem + suffix)
-    return candidate if candidate.exists() else None
-
-
-def _read_detections(path: Path, calibration: kitti.Calibration) -> Detections:
-    labels = kitti.read_labels(path, with_scores=True)
-    scores = np.asarray(kitti.boxed(labels).scores, np.float32)
-    found = kitti.labels_to_boxes(labels, calibration)
-    found = found.of_classes(sorted(found.class_names))
-    return Detections(np.asarray(found.boxes), scores, np.asarray(found.labels), found.class_names, path.stem)
+    if boxes.shape[1] < 9:
+        return np.zeros((0, 3, 2, 3), np.float32)
+    speed = np.hypot(boxes[:, 7], boxes[:, 8])
+    boxes = boxes[np.isfinite(speed) & (speed >= SLOWEST_ARROW)]
+    way = np.column_stack([boxes[:, 7:9], np.zeros(len(boxes))]) * ARROW_SECONDS
+    tail, tip = boxes[:, :3], boxes[:, :3] + way
+    across = np.column_stack([-way[:, 1], way[:, 0], way[:, 2]])
+    barbs = [tip - BARB * way + side * across * BARB / 2 for side in (1, -1)]
+    return np.stack([np.stack([tail, tip], 1), *(np.stack([tip, end], 1) for end in barbs)], 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +16,16 @@ import numpy as np
 
 from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
-from pcdet_ext.visualization.scene import TRUTH_COLOUR, Scene, box_edges
+from pcdet_ext.visualization.ages import ages
+from pcdet_ext.visualization.scene import (
+    FOUND_TRACK_COLOUR,
+    TRUTH_COLOUR,
+    Scene,
+    Track,
+    box_edges,
+    boxes_in,
+    velocity_arrows,
+)
 
 BACKGROUND = (0.06, 0.08, 0.10, 1.0)
 
@@ -43,24 +54,45 @@ def _height_colours(points: Array) -> Array:
     return np.stack([np.interp(share, np.arange(len(ramp)), ramp[:, c]) for c in range(3)], 1)
 
 
+def _point_colours(scene: Scene) -> Array:
+    """RGB [N, 3] by age where the points come from several sweeps, else by height."""
+    aged = ages(scene)
+    return _height_colours(scene.points) if aged is None else np.array([_rgb(c) for c in aged.colours])[aged.level]
+
+
 def _geometries(o3d: ModuleType, scene: Scene) -> list[tuple[str, Any]]:
     """Named Open3D geometries: the cloud, the ground truth, and the detections of each class."""
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(scene.points[:, :3].astype(np.float64)))
-    cloud.colors = o3d.utility.Vector3dVector(_height_colours(scene.points))
+    cloud.colors = o3d.utility.Vector3dVector(_point_colours(scene))
     found = [("points", cloud)] if len(scene.points) else []
-    if scene.truth is not None and scene.truth.boxes is not None and len(scene.truth):
-        found.append(("ground truth", _lines(o3d, np.asarray(scene.truth.boxes), TRUTH_COLOUR)))
+    if len(truth := boxes_in(scene.truth)):
+        found.append(("ground truth", _boxes(o3d, truth, TRUTH_COLOUR)))
+    if scene.truth_tracks:
+        found.append(("tracks of ground truth", _tracks(o3d, scene.truth_tracks, TRUTH_COLOUR)))
+    if scene.found_tracks:
+        found.append(("tracks of detections", _tracks(o3d, scene.found_tracks, FOUND_TRACK_COLOUR)))
     if scene.detections is not None:
         names = np.array(scene.detections.names, dtype=object)
         for name, colour in scene.colours().items():
             boxes = np.asarray(scene.detections.boxes)[np.flatnonzero(names == name)]
             if len(boxes):
-                found.append((name, _lines(o3d, boxes, colour)))
+                found.append((name, _boxes(o3d, boxes, colour)))
     return found
 
 
-def _lines(o3d: ModuleType, boxes: Array, colour: str) -> Any:
-    ends = box_edges(boxes).reshape(-1, 3).astype(np.float64)
+def _boxes(o3d: ModuleType, boxes: Array, colour: str) -> Any:
+    edges, arrows = box_edges(boxes), velocity_arrows(boxes)
+    return _lines(o3d, np.concatenate([edges.reshape(-1, 2, 3), arrows.reshape(-1, 2, 3)]), colour)
+
+
+def _tracks(o3d: ModuleType, tracks: Sequence[Track], colour: str) -> Any:
+    pieces = [np.stack([track.positions[:-1], track.positions[1:]], 1) for track in tracks]
+    return _lines(o3d, np.concatenate(pieces), colour)
+
+
+def _lines(o3d: ModuleType, segments: Array, colour: str) -> Any:
+    """Segments [K, 2, 3] of one colour."""
+    ends = segments.reshape(-1, 3).astype(np.float64)
     pairs = np.arange(len(ends)).reshape(-1, 2)
     lines = o3d.geometry.LineSet(o3d.utility.Vector3dVector(ends), o3d.utility.Vector2iVector(pairs))
     lines.paint_uniform_color(_rgb(colour))
@@ -83,27 +115,33 @@ def render(scene: Scene, path: str | Path, size: tuple[int, int] = (1280, 800)) 
 
     Raises ImportError without Open3D, RuntimeError where the system has no graphics driver that Open3D can use.
     """
-    o3d, scene = _open3d(), scene.finite()
-    rendering = o3d.visualization.rendering
-    with _library_output_on_stderr():
-        try:
-            renderer = rendering.OffscreenRenderer(*size)
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"Open3D cannot draw here ({error}): on Debian install libvulkan1 and mesa-vulkan-drivers"
-            ) from error
-        renderer.scene.set_background(BACKGROUND)
-        for name, geometry in _geometries(o3d, scene):
-            material = rendering.MaterialRecord()
-            is_cloud = name == "points"
-            material.shader = "defaultUnlit" if is_cloud else "unlitLine"
-            material.point_size, material.line_width = 2.0, 3.0
-            renderer.scene.add_geometry(name, geometry, material)
-        renderer.setup_camera(60.0, *_camera(scene))
-        image = renderer.render_to_image()
+    scene = scene.finite()
+    with quiet():
+        o3d = _open3d()
+        image = _rendered(o3d, scene, size)
     with atomic_write(path) as temporary:
         if not o3d.io.write_image(str(temporary), image):
             raise OSError(f"{path}: Open3D could not write the picture")
+
+
+def _rendered(o3d: ModuleType, scene: Scene, size: tuple[int, int]) -> Any:
+    """The picture; the renderer itself, which prints once more when it goes, does not outlive this."""
+    rendering = o3d.visualization.rendering
+    try:
+        renderer = rendering.OffscreenRenderer(*size)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"Open3D cannot draw here ({error}): on Debian install libvulkan1 and mesa-vulkan-drivers"
+        ) from error
+    renderer.scene.set_background(BACKGROUND)
+    for name, geometry in _geometries(o3d, scene):
+        material = rendering.MaterialRecord()
+        is_cloud = name == "points"
+        material.shader = "defaultUnlit" if is_cloud else "unlitLine"
+        material.point_size, material.line_width = 2.0, 3.0
+        renderer.scene.add_geometry(name, geometry, material)
+    renderer.setup_camera(60.0, *_camera(scene))
+    return renderer.render_to_image()
 
 
 def _camera(scene: Scene) -> tuple[list[float], list[float], list[float]]:
@@ -118,13 +156,30 @@ def _camera(scene: Scene) -> tuple[list[float], list[float], list[float]]:
 
 
 @contextmanager
-def _library_output_on_stderr() -> Iterator[None]:
-    """Send what the renderer's C++ code prints to standard error, so that standard output stays ours."""
+def quiet() -> Iterator[None]:
+    """Keep back what the renderer's C++ code prints; where it fails, that goes to standard error."""
+    _flush()
+    saved = [(stream, os.dup(stream)) for stream in (1, 2)]
+    with tempfile.TemporaryFile() as printed:
+        for stream, _ in saved:
+            os.dup2(printed.fileno(), stream)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            _flush()
+            for stream, copy in saved:
+                os.dup2(copy, stream)
+                os.close(copy)
+            if failed:
+                printed.seek(0)
+                sys.stderr.write(printed.read().decode(errors="replace"))
+
+
+def _flush() -> None:
+    """Write what Python and the C library still hold back, while it goes where it was meant to go."""
     sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
+    sys.stderr.flush()
+    if os.name == "posix":
+        ctypes.CDLL(None).fflush(None)

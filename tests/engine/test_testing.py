@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from pcdet_ext.engine.training import train
 from pcdet_ext.files import DataError
 from pcdet_ext.inference import Detector, boxes_of, build
 from pcdet_ext.structures import Detections, PointLabels, Sample
-from pcdet_ext.visualization.command import visualize
+from pcdet_ext.visualization.command import detect_in_sample, visualize, visualize_frames
+from pcdet_ext.visualization.frames import frame_scenes
 
 CALIBRATION = kitti.Calibration(
     p2=np.array([[700.0, 0, 600, 0], [0, 700, 180, 0], [0, 0, 1, 0]]),
@@ -90,6 +92,11 @@ def test_pictures_read_columns_by_name_as_detection_does(root: Path, tmp_path: P
         visualize([cloud, path], out=tmp_path / "map.png", style="map", device="cpu")
     (tmp_path / "empty.bin").write_bytes(b"")
     assert len(detector.detect(tmp_path / "empty.bin")) == 0
+    for picture in ("empty.png", "empty.html"):
+        visualize([tmp_path / "empty.bin", path], out=tmp_path / picture, device="cpu")
+        assert (tmp_path / picture).stat().st_size > 0
+    with pytest.raises(ValueError, match="columns of the points are those that the detector reads"):
+        visualize([cloud, path], out=tmp_path / "map.png", device="cpu", features=["x", "y", "z"])
 
 
 SEGMENTATION = {"name": "PointSegmentationHead", "point_classes": ["ground", "object"]}
@@ -116,6 +123,26 @@ def test_detectors_with_several_heads_are_measured_and_drawn(root: Path, tmp_pat
     assert [p.name for p in (tmp_path / "results").iterdir()] == ["000000.txt"]
     visualize([path, tmp_path / "testing" / "velodyne" / "000000.bin"], picture, device="cpu")
     assert picture.stat().st_size > 0
+    options = {"overrides": [f"data.root={tmp_path}"], "split": "test", "device": "cpu"}
+    assert visualize_frames(path, frame="0", out=tmp_path / "b.png", **options) == [tmp_path / "b.png"]
+    with pytest.raises(ValueError, match=r"a\.ckpt and .*results both say what was found"):
+        visualize_frames(path, frame="0", out=tmp_path / "b.png", results=tmp_path / "results", **options)
+
+
+def test_frames_of_a_data_set_are_drawn_with_what_the_detector_finds_in_them(root: Path, tmp_path: Path) -> None:
+    write_unlabelled_frames(tmp_path, 1)
+    detector = build(root / "configs" / "kitti" / "demo.yaml", ["model.head.score_threshold=0"], device="cpu")
+    dataset = kitti.KittiDataset(
+        root=str(tmp_path),
+        classes=detector.classes,
+        point_cloud_range=detector.config["data"]["point_cloud_range"],
+        split="test",
+    )
+    (scene,) = frame_scenes(dataset, [0], "test", partial(detect_in_sample, detector))
+    found = detector.detect(dataset[0].points)
+    assert len(found) > 0
+    np.testing.assert_array_equal(scene.detections.boxes, found.boxes)
+    assert (scene.detections.frame_id, scene.truth, scene.title) == ("000000", None, "000000 (test 0)")
 
 
 def test_detectors_without_boxes_are_refused_before_they_run(root: Path, tmp_path: Path) -> None:

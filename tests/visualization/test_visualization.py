@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pcdet_ext.cli.command import main
 from pcdet_ext.data import kitti
 from pcdet_ext.evaluation.base import Plot, Result
+from pcdet_ext.files import DataError
 from pcdet_ext.structures import Detections, Targets
-from pcdet_ext.visualization import Scene, draw_bev, read_kitti_scene, render, write_plots
+from pcdet_ext.visualization import Scene, draw_bev, read_scene, render, write_plots
 from pcdet_ext.visualization.command import visualize
 from pcdet_ext.visualization.page import SCORE_STEPS, page_figure, write_page
 from pcdet_ext.visualization.scene import box_corners, box_edges
+from pcdet_ext.visualization.view import quiet
 
 CAR = np.array([[8.0, 6.0, -1.0, 4.0, 2.0, 1.5, 0.3]], np.float32)
 
@@ -108,7 +112,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert "score at least" in text
 
 
-def test_the_view_is_drawn_without_a_screen(tmp_path: Path) -> None:
+def test_the_view_is_drawn_without_a_screen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("open3d", exc_type=ImportError)
     from matplotlib.image import imread
 
@@ -118,6 +122,7 @@ def test_the_view_is_drawn_without_a_screen(tmp_path: Path) -> None:
         if "mesa-vulkan-drivers" not in str(error):
             raise
         pytest.skip(str(error))
+    assert capfd.readouterr() == ("", "")  # notices of the renderer are nobody's business
     picture = imread(tmp_path / "a.png")
     assert picture.shape[:2] == (240, 320)
     assert picture[..., 0].std() > 0.01
@@ -137,9 +142,9 @@ def write_frame(root: Path) -> Path:
 
 def test_files_of_one_frame_find_each_other(tmp_path: Path) -> None:
     points = write_frame(tmp_path)
-    from_points = read_kitti_scene(points)
+    from_points = read_scene(points)
     labels = tmp_path / "training/label_2/000001.txt"
-    from_labels = read_kitti_scene(None, labels)
+    from_labels = read_scene(None, labels)
     assert len(from_points.points) == 500
     assert len(from_labels.points) == 0
     for read in (from_points, from_labels):
@@ -172,7 +177,7 @@ def test_results_of_any_codebase_are_shown(tmp_path: Path) -> None:
     results.parent.mkdir()
     results.write_text(f"{line} 0.75\nDontCare -1 -1 -10 1 1 2 2 -1 -1 -1 -1000 -1000 -1000 -10 0.1\n")
     assert visualize([points], out=tmp_path / "out", results=results.parent) == [tmp_path / "out/000001.png"]
-    shown = read_kitti_scene(points, results=results)
+    shown = read_scene(points, results=results)
     assert shown.detections.names == ["Car"]
     assert shown.detections.scores.tolist() == [0.75]
     results.unlink()
@@ -231,3 +236,40 @@ def test_what_is_not_finite_is_left_out_and_counted(tmp_path: Path, bad: float) 
     )
     figure = page_figure(broken)
     assert np.isfinite(np.asarray(figure.data[0].x, np.float32)).all()
+
+
+def test_what_a_failing_renderer_prints_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        os.write(1, b"no driver\n")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"), quiet():
+        fail()
+    assert capfd.readouterr() == ("", "no driver\n")
+    with quiet():
+        os.write(2, b"all is well\n")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_columns_of_headless_files_are_stated(tmp_path: Path) -> None:
+    points = np.arange(20, dtype=np.float32).reshape(4, 5)
+    points.tofile(tmp_path / "five.bin")
+    columns = ["x", "y", "z", "intensity", "timestamp"]
+    read = read_scene(tmp_path / "five.bin", features=columns)
+    np.testing.assert_array_equal(read.points, points)
+    assert list(read.point_features) == columns
+    np.save(tmp_path / "wide.npy", points)
+    np.testing.assert_array_equal(read_scene(tmp_path / "wide.npy", features=columns[:4]).points, points[:, :4])
+    with pytest.raises(DataError, match=r"wide\.npy: has 5 columns, not the 6 of x, y, z, intensity, timestamp, ring"):
+        read_scene(tmp_path / "wide.npy", features=[*columns, "ring"])
+    with pytest.raises(DataError, match=r"five\.bin: 80 bytes are no whole number of 6-column float32 points"):
+        read_scene(tmp_path / "five.bin", features=[*columns, "ring"])
+    picture = tmp_path / "a.png"
+    main(["visualize", str(tmp_path / "five.bin"), "--features", ",".join(columns), "--out", str(picture)])
+    assert picture.stat().st_size > 0
+
+
+def test_several_files_are_played_in_one_page(tmp_path: Path) -> None:
+    frames = [write_frame(tmp_path / name) for name in "ab"]
+    assert visualize(frames, out=tmp_path / "tour.html") == [tmp_path / "tour.html"]
+    assert "play" in (tmp_path / "tour.html").read_text(encoding="utf-8")
