@@ -17,7 +17,7 @@ from pcdet_ext.files import DataError, check_output_file
 from pcdet_ext.inference import Detector, boxes_of, check_finds_boxes, load
 from pcdet_ext.structures import Detections, Sample
 from pcdet_ext.visualization.bev import draw_bev
-from pcdet_ext.visualization.frames import find_frames, frame_range, frame_scenes
+from pcdet_ext.visualization.frames import find_frames, frame_ids, frame_range, frame_scenes
 from pcdet_ext.visualization.page import write_page
 from pcdet_ext.visualization.scene import Scene, read_scene, with_detections
 from pcdet_ext.visualization.tour import write_tour
@@ -136,7 +136,7 @@ def _chosen(dataset: Dataset, frame: str | None, frames: str | None) -> tuple[Se
     if frames is not None:
         positions: Sequence[int] = frame_range(frames, len(dataset.frames))
     else:
-        positions = find_frames([info.frame_id for info in dataset.frames], str(frame))
+        positions = find_frames(frame_ids(dataset.frames), str(frame))
     return positions, [dataset.frames[i].frame_id for i in positions]
 
 

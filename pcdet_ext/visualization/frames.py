@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from pcdet_ext.data.base import Dataset
-from pcdet_ext.data.index import FrameInfo
+from pcdet_ext.data.index import FrameInfo, FrameTable
 from pcdet_ext.structures import Array, Detections, Sample, Targets
 from pcdet_ext.visualization.scene import Scene, Track, boxes_in
 
@@ -17,6 +17,11 @@ Tracked = Targets | Detections
 
 POSITION = re.compile(r"0|[1-9][0-9]*")  # with a leading zero it is the start of a name
 SHOWN_NAMES = 5  # of many that a message could list
+
+
+def frame_ids(frames: Sequence[FrameInfo]) -> Sequence[str]:
+    """The id of every frame."""
+    return frames.frame_ids if isinstance(frames, FrameTable) else [info.frame_id for info in frames]
 
 
 def find_frames(ids: Sequence[str], wanted: str) -> list[int]:

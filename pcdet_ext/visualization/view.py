@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -157,24 +157,31 @@ def _camera(scene: Scene) -> tuple[list[float], list[float], list[float]]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back what the renderer's C++ code prints; where it fails, that goes to standard error."""
+    """Keep back what the renderer prints, through C++ and through Python; where it fails, show it on standard error."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
+        try:
+            with _descriptors_to(printed.fileno()), redirect_stdout(printed), redirect_stderr(printed):
+                yield
+        except BaseException:
+            printed.seek(0)
+            sys.stderr.write(printed.read())
+            raise
+
+
+@contextmanager
+def _descriptors_to(target: int) -> Iterator[None]:
+    """Send what is written to the descriptors of standard output and error to another one."""
     _flush()
     saved = [(stream, os.dup(stream)) for stream in (1, 2)]
-    with tempfile.TemporaryFile() as printed:
+    try:
         for stream, _ in saved:
-            os.dup2(printed.fileno(), stream)
-        failed = True
-        try:
-            yield
-            failed = False
-        finally:
-            _flush()
-            for stream, copy in saved:
-                os.dup2(copy, stream)
-                os.close(copy)
-            if failed:
-                printed.seek(0)
-                sys.stderr.write(printed.read().decode(errors="replace"))
+            os.dup2(target, stream)
+        yield
+    finally:
+        _flush()
+        for stream, copy in saved:
+            os.dup2(copy, stream)
+            os.close(copy)
 
 
 def _flush() -> None:

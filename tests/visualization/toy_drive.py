@@ -12,7 +12,7 @@ import numpy as np
 from pcdet_ext.config import ConfigError
 from pcdet_ext.data.base import DATASETS
 from pcdet_ext.data.index import FrameInfo
-from pcdet_ext.structures import Detections, Sample, Targets
+from pcdet_ext.structures import Detections, Sample
 
 FEATURES = ("x", "y", "z", "intensity", "timestamp")
 FRAMES = 6
@@ -46,20 +46,19 @@ def boxes(number: int) -> np.ndarray:
 
 
 def info(number: int) -> FrameInfo:
-    rows = boxes(number).tolist()
+    rows = boxes(number)
     return FrameInfo(
         frame_id=f"{'ab'[number >= SEQUENCE_LENGTH]}{number:03d}c",
         num_points=60,
         dropped=0,
         sequence_id="first" if number < SEQUENCE_LENGTH else "second",
         boxes=rows,
-        box_columns=9,
         names=["Car", "Bike"][: len(rows)],
-        difficulty=[0, 0][: len(rows)],
-        points_in_box=[5, 5][: len(rows)],
-        track_ids=[7, 9][: len(rows)],
+        difficulty=np.zeros(len(rows), np.int64),
+        points_in_box=np.full(len(rows), 5),
+        track_ids=np.array([7, 9])[: len(rows)],
         timestamp=number / 10,
-        pose=pose(number).tolist(),
+        pose=pose(number),
     )
 
 
@@ -97,7 +96,3 @@ class ToyDrive:
             labels, tracks = np.zeros(len(table), np.int64), table[:, 0].astype(np.int64)
             found[frame_id] = Detections(table[:, 2:], table[:, 1], labels, self.classes, frame_id, tracks)
         return found
-
-
-def targets(number: int) -> Targets:
-    return info(number).targets()
