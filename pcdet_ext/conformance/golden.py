@@ -2,7 +2,9 @@
 
 A case is `<case>.json` (system, kind, config, tolerances) beside `<case>.npz` (arrays `in.*`, `param.*`, `out.*`,
 `mid.*`, `probe.*`, `grad.*`). A *runner* builds our modules from the case and returns what they computed under the same
-keys; every `out.*` (and on request every `grad.*`) of the case must be there and agree.
+keys; every `out.*` (and on request every `grad.*`) of the case must be there and agree. What a case expects beside its
+arrays, under "expected" (texts, nested numbers) and in the file that `config.results_file` names, is held against what
+a runner returns under the key "expected".
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Masked:
     where: torch.Tensor
 
 
-Value = torch.Tensor | np.ndarray | float | int | Masked
+Value = torch.Tensor | np.ndarray | float | int | Masked | Mapping[str, Any]
 Values = Mapping[str, Value]
 Runner = Callable[["Case", bool], Values]
 
@@ -64,6 +66,14 @@ class Case:
             meta,
             arrays,
         )
+
+    def expected(self) -> dict[str, Any]:
+        """What is expected beside the arrays; the content of the results file is under "results_file"."""
+        found = dict(self.meta.get("expected", {}))
+        if "results_file" in self.config:
+            path = self.path.parent / self.config["results_file"]
+            found["results_file"] = json.loads(path.read_text(encoding="utf-8"))
+        return found
 
     def tensor(self, key: str) -> torch.Tensor:
         """One array as a tensor."""
@@ -185,14 +195,45 @@ def compare(name: str, case: Case, values: Values, grads: bool) -> Report:
         compared += 1
         if error > worst:
             worst, worst_key = error, key
+    for key, error in _nested_errors(case, values):
+        compared += 1
+        if error > worst:
+            worst, worst_key = error, key
     if compared == 0:
         return Report(name, case.kind, "fail", message="the case has nothing to compare")
     return Report(name, case.kind, "pass" if worst <= 1 else "fail", worst, worst_key, compared)
 
 
+def _nested_errors(case: Case, values: Values) -> Iterator[tuple[str, float]]:
+    """Errors of what a runner returned under "expected", by place; each of its keys must hold all that the case has."""
+    own = values.get("expected")
+    if not isinstance(own, Mapping):
+        return
+    expected = case.expected()
+    for key, actual in own.items():
+        yield from _leaf_errors(case, f"expected.{key}", actual, expected[key])
+
+
+def _leaf_errors(case: Case, key: str, actual: Any, expected: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(expected, Mapping):
+        same = isinstance(actual, Mapping) and sorted(actual) == sorted(expected)
+        pairs = [(name, actual[name], expected[name]) for name in expected] if same else []
+    elif isinstance(expected, list):
+        same = isinstance(actual, list) and len(actual) == len(expected)
+        pairs = list(zip(map(str, range(len(expected))), actual, expected, strict=True)) if same else []
+    elif isinstance(expected, (str, bool)) or expected is None:
+        same, pairs = actual == expected, []
+    else:
+        yield key, _out_error(case, key, np.asarray(actual, np.float64), np.asarray(expected, np.float64))
+        return
+    yield key, 0.0 if same else math.inf
+    for name, ours, theirs in pairs:
+        yield from _leaf_errors(case, f"{key}.{name}", ours, theirs)
+
+
 def _out_error(case: Case, key: str, actual: np.ndarray, expected: np.ndarray) -> float:
-    """Worst |a - b| / (atol + rtol |b|); integers must be equal."""
-    if expected.dtype.kind in "iub":
+    """Worst |a - b| / (atol + rtol |b|); integers and texts must be equal."""
+    if expected.dtype.kind in "iubU":
         return 0.0 if np.array_equal(actual, expected) else math.inf
     rtol, atol = _out_tolerance(case.meta, key)
     size = np.abs(expected.astype(np.float64))

@@ -21,6 +21,7 @@ from pcdet_ext.files import atomic_write
 
 # Modules of pcdet_ext.conformance.cases; importing one registers its runners.
 CASE_MODULES = (
+    "data_common",
     "dsvt",
     "evaluators",
     "flatformer",

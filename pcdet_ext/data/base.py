@@ -18,6 +18,7 @@ import torch
 import torch.utils.data
 
 from pcdet_ext.config import ConfigError, Registry, suggest
+from pcdet_ext.data.augment import points as _points  # noqa: F401  (registers its steps)
 from pcdet_ext.data.augment.steps import AUGMENTATIONS, keep_classes, wrap_headings
 from pcdet_ext.data.geometry import boxes_in_range, points_in_range
 from pcdet_ext.data.balance import balanced_frames
@@ -73,7 +74,8 @@ class Dataset(Protocol):
 class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     """Frames of a prepared folder (see `pcdet_ext.data.prepare`), the common part of all formats.
 
-    In training every sample has a box, or where boxes are not labelled, labels of another kind. Each sample depends on
+    In training every sample is of a frame with points and has a box, or where boxes are not labelled, labels of another
+    kind. Each sample depends on
     (seed, epoch, index) alone, so that it is the same with any number of workers. `counts` (of this process) tells
     dropped points and skipped frames.
 
@@ -84,6 +86,8 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         split: the prepared split to read.
         training: whether samples are augmented, and boxes outside the range left out.
         augment: augmentation steps, each a mapping of a name and its settings.
+        disable_augmentations: names of steps in `augment` that are left out.
+        process: steps that every sample goes through in the end, in testing too, as `PointShuffle` or `PointSampling`.
         point_features: columns of the points, None for all that the format has.
         min_points: labelled boxes with fewer points inside are left out.
         min_box_corners: a box counts as in range with so many of its 8 corners in x-y, instead of its centre.
@@ -112,6 +116,8 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     split: str = "train"
     training: bool = False
     augment: Sequence[Mapping[str, Any]] = ()
+    disable_augmentations: Sequence[str] = ()
+    process: Sequence[Mapping[str, Any]] = ()
     point_features: Sequence[str] | None = None
     min_points: int = 0
     min_box_corners: int | None = None
@@ -147,7 +153,9 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         self.check_classes()
         self.frames = self._frames_in_use()
         context = {"classes": self.classes, "database": database_path(folder, self.split)}
-        self.augmentations = [AUGMENTATIONS.build(node, **context) for node in self.augment] if self.training else []
+        steps = active_steps(self.augment, self.disable_augmentations) if self.training else []
+        self.augmentations = [AUGMENTATIONS.build(node, **context) for node in steps]
+        self._processors = [AUGMENTATIONS.build(node, **context) for node in self.process]
         self.notes = [note for step in self.augmentations for note in getattr(step, "notes", ())]
 
     @abstractmethod
@@ -201,18 +209,19 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         index %= len(self)
-        if not self.training:
-            return self._finish(self._read_or_skip(index) or self._blank(index))
-        return self._training_sample(index)
+        if self.training:
+            return self._training_sample(index)
+        rng = np.random.default_rng((self.seed, index))
+        return self._finish(self._read_or_skip(index) or self._blank(index), rng)
 
     def _training_sample(self, index: int) -> Sample:
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
         for _ in range(MAX_REPLACEMENTS):
             sample = self._read_or_skip(index)
-            if sample is not None:
+            if sample is not None and len(sample.points):
                 for step in self.augmentations:
                     sample = step(sample, rng)
-                sample = self._finish(sample)
+                sample = self._finish(sample, rng)
                 if _has_something(sample.targets):
                     return sample
                 self.counts["samples without boxes"] += 1
@@ -237,23 +246,25 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
 
     def _finite(self, sample: Sample) -> Sample:
         """The sample without points that are not finite, and without boxes of too few points."""
-        finite = np.isfinite(sample.points).all(axis=1)
-        if not finite.all():
+        if not np.isfinite(sample.points).all():  # found without looking at each row
+            finite = np.isfinite(sample.points).all(axis=1)
             self.counts["points not finite"] += int((~finite).sum())
+            if not finite.any():
+                self._note("frames without a finite point", sample.frame_id, "has no point that is finite")
             sample = sample.select_points(finite)
         cropped = self.crop(sample)
         if len(sample.points) and not len(cropped.points):
-            self._note_empty(sample.frame_id)
+            self._note("samples without points in view", sample.frame_id, "has no point in view")
         sample, targets = cropped, cropped.targets
         if targets is None or targets.num_points is None:
             return sample
         return sample.replace(targets=targets.select(targets.num_points >= self.min_points))
 
-    def _note_empty(self, frame_id: str) -> None:
+    def _note(self, what: str, frame_id: str, which: str) -> None:
         """Count a frame of which no point is of use, and say so of the first."""
-        self.counts["samples without points in view"] += 1
-        if self.counts["samples without points in view"] == 1:
-            _log.warning("%s: frame %s has no point in view; others may not have any either", self.root, frame_id)
+        self.counts[what] += 1
+        if self.counts[what] == 1:
+            _log.warning("%s: frame %s %s; it may not be the only one", self.root, frame_id, which)
 
     def _blank(self, index: int) -> Sample:
         """What stands for a frame that cannot be read."""
@@ -261,8 +272,8 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         points = np.zeros((0, len(self.POINT_FEATURES)), np.float32)
         return Sample(points, self.POINT_FEATURES, info.frame_id, info.targets(), info.sequence_id)
 
-    def _finish(self, sample: Sample) -> Sample:
-        """Crop to the range, keep the configured features and classes, and bring headings into [-π, π)."""
+    def _finish(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Crop to the range, keep the configured features and classes, bring headings into [-π, π), and process."""
         sample = sample.select_points(points_in_range(sample.points, self.point_cloud_range, self.mask_z))
         wanted = tuple(self.point_features or self.POINT_FEATURES)
         columns = [sample.point_features.index(name) for name in wanted]
@@ -272,7 +283,10 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         if self.training and targets is not None and targets.boxes is not None:
             inside = boxes_in_range(np.asarray(targets.boxes), self.point_cloud_range, self.min_box_corners)
             sample = sample.replace(targets=targets.select(inside))
-        return wrap_headings(_with_velocity(squashed(sample, self.tanh), self.velocity))
+        sample = wrap_headings(_with_velocity(squashed(sample, self.tanh), self.velocity))
+        for step in self._processors:
+            sample = step(sample, rng)
+        return sample
 
 
 class ConcatDataset(torch.utils.data.Dataset[Sample]):
@@ -342,6 +356,15 @@ def _numbered(targets: Targets, classes: Sequence[str], frame_id: str) -> Target
         others = sorted(set(targets.names) - set(classes))
         raise ValueError(f"frame {frame_id!r} has boxes of {', '.join(others)}, not one of {', '.join(classes)}")
     return numbered.tensors()
+
+
+def active_steps(steps: Sequence[Mapping[str, Any]], disabled: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The steps that are not disabled. Raises ConfigError for a disabled name that no step has."""
+    names = [str(step.get("name")) for step in steps]
+    for name in disabled:
+        if name not in names:
+            raise ConfigError(f"disable_augmentations: augment has no {name!r}{suggest(name, names)}")
+    return [step for step, name in zip(steps, names, strict=True) if name not in disabled]
 
 
 def _has_something(targets: Targets | None) -> bool:

@@ -55,12 +55,18 @@ def footprints(boxes: Array) -> Array:
     return np.stack([cos * x - sin * y, sin * x + cos * y], axis=2) + boxes[:, None, :2]
 
 
-def points_in_range(points: Array, point_cloud_range: Sequence[float], use_z: bool = False) -> Array:
-    """bool [N]: which points [N, 3+] lie in the half-open range (x, y, z minimum, then maximum), in z only if asked."""
+def points_in_range(
+    points: Array, point_cloud_range: Sequence[float], use_z: bool = False, closed: bool = False
+) -> Array:
+    """bool [N]: which points [N, 3+] lie in the range (x, y, z minimum, then maximum), in z only if asked.
+
+    closed: whether the maximum itself is inside, as in OpenPCDet, whose voxels leave such points out after all.
+    """
     low, high = np.asarray(point_cloud_range, points.dtype).reshape(2, 3)
     inside = np.ones(len(points), bool)
     for axis in range(3 if use_z else 2):
-        inside &= (points[:, axis] >= low[axis]) & (points[:, axis] < high[axis])
+        column = points[:, axis]
+        inside &= (column >= low[axis]) & (column <= high[axis] if closed else column < high[axis])
     return inside
 
 
@@ -73,12 +79,17 @@ def finite_points(points: Array) -> tuple[Array, int]:
     return points[keep], int((~keep).sum())
 
 
-def boxes_in_range(boxes: Array, point_cloud_range: Sequence[float], min_corners: int | None = None) -> Array:
-    """bool [M]: which boxes [M, 7+] have their centre in the range, or `min_corners` of their 8 corners in its x-y."""
+def boxes_in_range(
+    boxes: Array, point_cloud_range: Sequence[float], min_corners: int | None = None, closed: bool = False
+) -> Array:
+    """bool [M]: which boxes [M, 7+] have their centre in the range, or `min_corners` of their 8 corners in its x-y.
+
+    closed: see `points_in_range`.
+    """
     if min_corners is None:
-        return points_in_range(boxes, point_cloud_range, use_z=True)
+        return points_in_range(boxes, point_cloud_range, use_z=True, closed=closed)
     corners = footprints(boxes).reshape(-1, 2)
-    count = 2 * points_in_range(corners, point_cloud_range).reshape(-1, 4).sum(axis=1)
+    count = 2 * points_in_range(corners, point_cloud_range, closed=closed).reshape(-1, 4).sum(axis=1)
     return count >= min_corners
 
 

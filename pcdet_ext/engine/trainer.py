@@ -58,6 +58,8 @@ class TrainConfig(OneCycle):
         log_every: steps between log lines.
         fade_epochs: how many of the last epochs leave out the augmentations that `fade_augmentations` names.
         fade_augmentations: names of augmentations in the data section.
+        fade_restores: whether augmentations that `data.disable_augmentations` leaves out are back in the fading epochs,
+            as in OpenPCDet, whose hook puts one list in the place of the other.
         sync_batchnorm: take batch statistics over all processes; needs CUDA.
         init_from: a checkpoint whose parameters a new training starts with, as far as they fit.
 
@@ -76,6 +78,7 @@ class TrainConfig(OneCycle):
     log_every: int = 10
     fade_epochs: int = 0
     fade_augmentations: Sequence[str] = ()
+    fade_restores: bool = False
     sync_batchnorm: bool = False
     init_from: str | Path | None = None
 

@@ -204,21 +204,26 @@ def training_datasets(data: Node, options: TrainConfig) -> Callable[[int], Any]:
     for name in options.fade_augmentations:
         if name not in used:
             raise ConfigError(f"train.fade_augmentations: data.augment has no {name!r}{suggest(name, used)}")
-    make = partial(build_dataset, split="train", training=True, seed=options.seed)
-    first, faded = make(data), None
-    if not options.fade_epochs or not options.fade_augmentations:
-        return lambda epoch: first
-    kept = [node for node in data["augment"] if node.get("name") not in options.fade_augmentations]
-    faded_data = Node({**data, "augment": kept}, data.key_path, data.sources)
+    disabled = setting(data, "disable_augmentations", Sequence[str], [])
+    made: dict[tuple[str, ...], Any] = {}
 
     def dataset(epoch: int) -> Any:
-        nonlocal faded
-        if epoch < options.epochs - options.fade_epochs:
-            return first
-        faded = faded if faded is not None else make(faded_data)
-        return faded
+        left_out = disabled_augmentations(disabled, options, epoch)
+        if left_out not in made:
+            changed = Node({**data, "disable_augmentations": list(left_out)}, data.key_path, data.sources)
+            node = data if left_out == tuple(disabled) else changed
+            made[left_out] = build_dataset(node, split="train", training=True, seed=options.seed)
+        return made[left_out]
 
+    dataset(0)  # so that a wrong data section is known at once
     return dataset
+
+
+def disabled_augmentations(disabled: Sequence[str], options: TrainConfig, epoch: int) -> tuple[str, ...]:
+    """Names of the augmentations that are left out in an epoch, where the data section leaves out `disabled`."""
+    if not options.fade_augmentations or epoch < options.epochs - options.fade_epochs:
+        return tuple(disabled)
+    return tuple(dict.fromkeys([*(() if options.fade_restores else disabled), *options.fade_augmentations]))
 
 
 def _evaluation(settings: Node, device: str) -> Callable[[nn.Module, Callable[[], bool]], Result | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,25 @@ def test_velocity_and_heading_follow_the_scene(move: object) -> None:
     np.testing.assert_allclose(then[:, :2] - now[:, :2], now[:, 7:], atol=1e-5)
     step = front[:, :2] - now[:, :2]
     np.testing.assert_allclose(np.arctan2(step[:, 1], step[:, 0]), augment.wrap_angle(now[:, 6]), atol=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_an_unknown_velocity_stays_unknown_and_changes_nothing_else(seed: int) -> None:
+    """Boxes of objects that were seen once have a velocity of NaN."""
+    sample = scene(5, columns=9)
+    boxes = sample.targets.boxes.copy()
+    boxes[1, 7:] = np.nan
+    unknown = sample.replace(targets=sample.targets.replace(boxes=boxes))
+    for shell in SHELLS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = shell(unknown, np.random.default_rng(seed))
+        expected = shell(sample, np.random.default_rng(seed))
+        missing = np.isnan(result.targets.boxes)
+        assert np.argwhere(missing).tolist() == [[1, 7], [1, 8]]
+        np.testing.assert_array_equal(result.targets.boxes[~missing], expected.targets.boxes[~missing])
+        np.testing.assert_array_equal(result.points, expected.points)
 
 
 def test_moves_are_undone_by_their_inverse() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,9 +175,54 @@ def test_a_database_of_other_columns_is_refused(root: Path) -> None:
     other = sample.replace(point_features=(*COLUMNS[:-1], "humidity"))
     with pytest.raises(DataError, match="the object database has no humidity of points, only x, y, z"):
         sampling(other, np.random.default_rng(0))
-    flat = sample.replace(targets=Targets.of_names(sample.targets.boxes[:, :7], sample.targets.names))
-    with pytest.raises(DataError, match="boxes of 9 columns, the frames of 7"):
-        sampling(flat, np.random.default_rng(0))
+    flat = Targets.of_names(sample.targets.boxes[:, :7], sample.targets.names)
+    pasted = sampling(sample.replace(targets=flat), np.random.default_rng(0)).targets
+    assert len(pasted) > len(flat)
+    assert pasted.boxes.shape[1] == 7  # velocities of objects are left out where the scene has none
+    found = sampling.objects["Bus"]
+    sampling.objects["Bus"] = dataclasses.replace(found, boxes=found.boxes[:, :7])
+    with pytest.raises(DataError, match="boxes of 7 columns, the frames of 9"):
+        sampling(sample, np.random.default_rng(0))
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class BlindDataset(DriveDataset):
+    """Frame 0 has no point with a finite value, and frame 1 no point at all."""
+
+    def read(self, info: FrameInfo) -> Sample:
+        sample = super().read(info)
+        if info.frame_id == "000":
+            return sample.replace(points=np.full_like(sample.points, np.nan))
+        return sample.replace(points=sample.points[:0]) if info.frame_id == "001" else sample
+
+
+def test_frames_without_points_are_counted_and_not_trained_on(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"root": str(root), "classes": ["Bike", "Bus"], "point_cloud_range": SPAN}
+    test = BlindDataset(**options)
+    assert [len(test[i].points) > 0 for i in range(3)] == [False, False, True]
+    assert test.counts["frames without a finite point"] == 1
+    assert "frame 000 has no point that is finite" in caplog.text
+    training = BlindDataset(**options, training=True)
+    samples = [training[i] for i in range(6)]
+    assert {sample.frame_id for sample in samples} == {"003", "004"}  # 002 and 005 have no box
+    assert all(len(sample.points) for sample in samples)
+
+
+def test_every_sample_is_processed_in_the_end(root: Path) -> None:
+    options = {"process": [{"name": "PointSampling", "number": 50}, {"name": "PointShuffle"}]}
+    test, training = drive(root, **options), drive(root, training=True, **options)
+    assert [len(test[i].points) for i in (0, 2)] == [50, 50]
+    np.testing.assert_array_equal(test[0].points, drive(root, **options)[0].points)  # the same in every process
+    assert not np.array_equal(test[0].points, drive(root, seed=1, **options)[0].points)
+    assert len(training[0].points) == 50
+
+
+def test_augmentations_can_be_disabled(root: Path) -> None:
+    augment = [{"name": "RandomFlip"}, {"name": "RandomScaling"}, {"name": "PointShuffle"}]
+    dataset = drive(root, training=True, augment=augment, disable_augmentations=["RandomScaling"])
+    assert [type(step).__name__ for step in dataset.augmentations] == ["RandomFlip", "PointShuffle"]
+    with pytest.raises(ConfigError, match="augment has no 'RandomScalling'; did you mean 'RandomScaling'"):
+        drive(root, training=True, augment=augment, disable_augmentations=["RandomScalling"])
 
 
 def test_scenes_with_maps_cannot_be_moved(root: Path) -> None:

@@ -138,3 +138,14 @@ def test_no_other_thread_works_on_points() -> None:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", BUSY_THREADS], env=environment, capture_output=True, check=True)
     assert int(done.stdout) == 0
+
+
+def test_the_border_of_a_range_is_outside_at_its_end_unless_it_is_closed() -> None:
+    extent = [0, 0, -1, 4, 4, 1]
+    border = np.array([[0, 0, -1], [4, 2, 0], [2, 4, 0], [2, 2, 1], [2, 2, 2]], np.float32)
+    inside = geometry.points_in_range(border, extent), geometry.points_in_range(border, extent, use_z=True)
+    assert [found.tolist() for found in inside] == [[True, False, False, True, True], [True] + [False] * 4]
+    assert geometry.points_in_range(border, extent, use_z=True, closed=True).tolist() == [True] * 4 + [False]
+    boxes = np.column_stack([border, np.tile([2, 2, 1, 0], (5, 1))]).astype(np.float32)
+    assert geometry.boxes_in_range(boxes, extent).tolist() == [True] + [False] * 4
+    assert geometry.boxes_in_range(boxes, extent, closed=True).tolist() == [True] * 4 + [False]

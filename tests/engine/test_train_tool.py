@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import torch
 import pcdet_ext
 from pcdet_ext import checkpoint, config
 from pcdet_ext.cli.command import main
-from pcdet_ext.config import ConfigError, construct
+from pcdet_ext.config import ConfigError, Node, construct
 from pcdet_ext.data import kitti
 from pcdet_ext.data.kitti import prepare_kitti
 from pcdet_ext.engine.trainer import TrainConfig
@@ -279,6 +280,11 @@ def test_faded_augmentations_leave_in_the_last_epochs(root: Path, data: Path) ->
     rest = ["GroundTruthSampling", "RandomScaling"]
     assert names == [["GroundTruthSampling", "RandomFlip", "RandomScaling"]] * 3 + [rest] * 2
     assert dataset(3) is dataset(4)
+    given = {**settings["data"], "disable_augmentations": ["RandomScaling"]}
+    for restores, last in ((False, ["GroundTruthSampling"]), (True, rest)):
+        dataset = training_datasets(Node(given), dataclasses.replace(options, fade_restores=restores))
+        names = [[type(step).__name__ for step in dataset(epoch).augmentations] for epoch in (2, 3)]
+        assert names == [["GroundTruthSampling", "RandomFlip"], last]
     with pytest.raises(ConfigError, match="did you mean 'RandomFlip'"):
         training_datasets(settings["data"], TrainConfig(epochs=1, fade_augmentations=["randomFlip"]))
 

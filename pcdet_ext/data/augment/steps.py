@@ -221,24 +221,26 @@ class GroundTruthSampling:
         An object stays out when it collides with a box of the scene, with one accepted for an earlier class, or with
         another one drawn for its class. Its points go in front of the scene's points; those inside its box are removed.
         Points of objects have the label -1 (none), and objects the track -1, where the scene has these columns.
-        Columns of points are taken by name. Raises DataError when the database lacks one that the sample has, or its
-        boxes have other columns.
+        Columns of points are taken by name, and velocities of boxes left out where the scene has none. Raises DataError
+        when the database lacks a column that the sample has.
         """
         targets = self._present(sample)
         clouds = []
         before = len(targets)
         for name, index in drawn.items():
             candidates = self.objects[name]
-            free = index[self._free(candidates.boxes[index], np.asarray(targets.boxes))]
+            present = np.asarray(targets.boxes)
+            free = index[self._free(candidates.boxes[index], present)]
             clouds += [self._placed(candidates, i, sample.point_features) for i in free]
-            targets = _joined(targets, candidates.select(name, free))
+            added = candidates.select(name, free)
+            targets = _joined(targets, added.replace(boxes=np.asarray(added.boxes)[:, : present.shape[1]]))
         pasted = np.array(targets.boxes)[before:]
         pasted[:, 3:6] += self.extra_width
         kept = np.logical_not(inside_boxes(sample.points, pasted, self.margin).any(axis=0))
         if targets.point_labels is not None:
             own = np.asarray(targets.point_labels)[kept]
-            added = np.full(sum(map(len, clouds)), -1, own.dtype)
-            targets = targets.replace(point_labels=np.concatenate([added, own]))
+            none = np.full(sum(map(len, clouds)), -1, own.dtype)
+            targets = targets.replace(point_labels=np.concatenate([none, own]))
         return sample.replace(points=np.concatenate([*clouds, sample.points[kept]]), targets=targets)
 
     def _present(self, sample: Sample) -> Targets:
@@ -252,7 +254,7 @@ class GroundTruthSampling:
         if found is None:
             return targets
         ours, theirs = np.asarray(targets.boxes).shape[1], found.boxes.shape[1]
-        if theirs != ours:
+        if theirs < ours:
             raise DataError(f"the object database has boxes of {theirs} columns, the frames of {ours}; prepare anew")
         lacking = [name for name in sample.point_features if name not in found.point_features]
         if lacking:

@@ -1,0 +1,286 @@
+"""Runners for what published data pipelines have in common; their recorded random draws go through our functions."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pcdet_ext.conformance.cases.openpcdet_data import CPU_MARGIN
+from pcdet_ext.conformance.golden import Case, Value, Values, runs
+from pcdet_ext.data.augment import steps as augment
+from pcdet_ext.data.augment.points import of_newest_sweeps, sampled_rows
+from pcdet_ext.data.balance import balanced_frames
+from pcdet_ext.data.base import collate, squashed
+from pcdet_ext.data.geometry import boxes_in_range, points_in_range
+from pcdet_ext.data.objects import Objects
+from pcdet_ext.engine.trainer import TrainConfig
+from pcdet_ext.engine.training import disabled_augmentations
+from pcdet_ext.ops import voxelize
+from pcdet_ext.structures import Array, Sample, Targets
+
+FEATURES = ("x", "y", "z", "intensity", "elongation", "timestamp")
+
+
+class RecordedDraws(np.random.Generator):
+    """A generator that gives what a published program has drawn, in its order.
+
+    draws: of `choice` and `permutation`; orders: what `shuffle` made of its arrays; places: whether draws of `choice`
+    are places in the sequence it draws from, not members of it.
+    Raises ValueError for a draw of another size or of other numbers than was recorded, and where none is left.
+    """
+
+    def __init__(self, draws: Iterable[Array], orders: Iterable[Array] = (), places: bool = True) -> None:
+        super().__init__(np.random.PCG64(0))
+        self._draws, self._orders, self._places = deque(draws), deque(orders), places
+
+    def choice(self, a: Any, size: Any = None, replace: bool = True, *others: Any, **options: Any) -> Any:
+        """Members of `a`, or of range(a)."""
+        members = np.arange(a) if np.ndim(a) == 0 else np.asarray(a)
+        if size == 0:
+            return members[:0]
+        drawn = self._next(size)
+        if not replace and len(np.unique(drawn)) < len(drawn):
+            raise ValueError("a draw without replacement holds a number twice")
+        if self._places and len(drawn) and not 0 <= drawn.min() <= drawn.max() < len(members):
+            raise ValueError(f"a draw among {len(members)} has the numbers {drawn.min()} to {drawn.max()}")
+        if not self._places and not np.isin(drawn, members).all():
+            raise ValueError("a draw has numbers that were not to be drawn")
+        return members[drawn] if self._places else drawn
+
+    def permutation(self, x: Any, axis: int = 0) -> Any:
+        """The recorded permutation of range(x)."""
+        return self._next(x)
+
+    def shuffle(self, x: Any, axis: int = 0) -> None:
+        """Bring an array of integers into the recorded order."""
+        order = self._orders.popleft()
+        if not np.array_equal(np.sort(order), np.sort(x)):
+            raise ValueError("a recorded order is of other numbers")
+        x[:] = order
+
+    def _next(self, size: int) -> Array:
+        if not self._draws:
+            raise ValueError(f"a draw of {size} numbers was not recorded")
+        drawn = self._draws.popleft()
+        if len(drawn) != size:
+            raise ValueError(f"a draw of {size} numbers, where {len(drawn)} were recorded")
+        return drawn
+
+
+def draws_of(case: Case, prefix: str) -> list[Array]:
+    """The arrays `<prefix>.draw.0`, `<prefix>.draw.1`, … of a case."""
+    found: list[Array] = []
+    while (key := f"{prefix}.draw.{len(found)}") in case.arrays:
+        found.append(case.arrays[key])
+    return found
+
+
+class PublishedSampler:
+    """OpenPCDet's sampler, which takes the objects of a class in the order of one permutation after the other.
+
+    settings: its `gt_sampling` section; objects: the whole database by class, with names of the points' columns.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], classes: Sequence[str], objects: Mapping[str, Objects]) -> None:
+        prepare = settings["PREPARE"]
+        groups = numbers(settings["SAMPLE_GROUPS"])
+        self._step = augment.GroundTruthSampling(
+            groups={name: number for name, number in groups.items() if name in classes and name in objects},
+            database=objects,
+            classes=classes,
+            min_points=numbers(prepare.get("filter_by_min_points", [])),
+            skip_difficulty=prepare.get("filter_by_difficulty", []),
+            limit_whole_scene=settings.get("LIMIT_WHOLE_SCENE", False),
+            extra_width=settings.get("REMOVE_EXTRA_WIDTH", (0.0, 0.0, 0.0)),
+            margin=CPU_MARGIN,
+            time_range=settings["TIME_RANGE"] if settings.get("FILTER_OBJ_POINTS_BY_TIMESTAMP") else None,
+        )
+        self._orders: dict[str, Array] = {}
+        self._next = {name: len(pool) for name, pool in self._step.pools.items()}
+
+    def paste(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The sample with the objects that come next, before boxes of unused classes are left out."""
+        drawn = {}
+        for name, wanted in self._step.wanted(sample).items():
+            pool = self._step.pools[name]
+            if wanted == 0 or len(pool) == 0:
+                continue
+            if self._next[name] >= len(pool):
+                self._orders[name], self._next[name] = rng.permutation(len(pool)), 0
+            start = self._next[name]
+            drawn[name] = pool[self._orders[name][start : start + wanted]]
+            self._next[name] = start + wanted
+        return self._step.paste(sample, drawn)
+
+    def pointers(self) -> dict[str, int]:
+        """How far the permutation of each class is used up."""
+        return dict(self._next)
+
+
+def numbers(pairs: Sequence[str]) -> dict[str, int]:
+    """["Car:5", …] as a mapping."""
+    return {name: int(number) for name, _, number in (pair.partition(":") for pair in pairs)}
+
+
+@runs("data", "cbgs")
+def run_cbgs(case: Case, grads: bool) -> Values:
+    """Frames drawn so that each class has its share."""
+    values = {}
+    for i, call in enumerate(case.config["calls"]):
+        tokens, pairs = _named_frames(case, call)
+        place = {token: position for position, token in enumerate(tokens)}
+        holding = {name: {place[token] for token, own in pairs if own == name} for name in call["class_names"]}
+        rng = RecordedDraws(draws_of(case, f"mid.{i}"))
+        frames = balanced_frames([np.array(sorted(found), np.int64) for found in holding.values()], rng)
+        values[f"out.{i}.tokens"] = np.array(tokens)[frames]
+    return values
+
+
+def _named_frames(case: Case, call: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Tokens of all frames in order, and (token, class) of every box: made up, or those of the nuScenes release."""
+    if "in.token" in case.arrays:
+        pairs = zip(case.arrays["in.token"].tolist(), case.arrays["in.name"].tolist(), strict=True)
+        return [f"t{i:03d}" for i in range(call["num_infos"])], list(pairs)
+    raise ValueError("frames of the nuScenes release are not read here")
+
+
+@runs("data", "db_sampling")
+def run_db_sampling(case: Case, grads: bool) -> Values:
+    """Consecutive calls of samplers on scenes that may have fewer columns than their database."""
+    values: dict[str, Value] = {}
+    for i, run in enumerate(case.config["runs"]):
+        settings, classes = run["sampler"], run["class_names"]
+        sampler = PublishedSampler(settings, classes, _database(case, settings.get("APPLY_TANH_DIM_LIST", ())))
+        for k in range(run["num_calls"]):
+            points, boxes, names = (case.arrays[f"in.{i}.{k}.{name}"] for name in ("points", "gt_boxes", "gt_names"))
+            scene = Sample(points, FEATURES[: points.shape[1]], "", Targets.of_names(boxes, names.tolist()))
+            result = augment.keep_classes(sampler.paste(scene, RecordedDraws(draws_of(case, f"mid.{i}.{k}"))), classes)
+            values[f"out.{i}.{k}.points"] = result.points
+            values[f"out.{i}.{k}.gt_boxes"] = np.asarray(_targets(result).boxes)
+            values[f"out.{i}.{k}.gt_names"] = np.array(_targets(result).names, dtype=str)
+    return values
+
+
+def _database(case: Case, tanh: Sequence[int]) -> dict[str, Objects]:
+    """The case's objects by class, some of their columns through tanh."""
+    points, starts, classes = (case.arrays[f"in.db_{name}"] for name in ("points", "offsets", "class"))
+    features = FEATURES[: points.shape[1]]
+    points = squashed(Sample(points, features, ""), [features[column] for column in tanh]).points
+    found = {}
+    for name in dict.fromkeys(classes.tolist()):
+        ids = np.flatnonzero(classes == name)
+        clouds = [points[starts[i] : starts[i + 1]] for i in ids]
+        offsets = np.cumsum([0, *map(len, clouds)])
+        boxes, difficulty = case.arrays["in.db_boxes"][ids], case.arrays["in.db_difficulty"][ids]
+        found[name] = Objects(boxes, difficulty, offsets, np.concatenate(clouds), point_features=features)
+    return found
+
+
+def _targets(sample: Sample) -> Targets:
+    if sample.targets is None:
+        raise ValueError("the sample has no targets")
+    return sample.targets
+
+
+@runs("data", "fade")
+def run_fade(case: Case, grads: bool) -> Values:
+    """The augmentations of each epoch."""
+    return {"expected": {"runs": [_faded(case.config, run) for run in case.expected()["runs"]]}}
+
+
+def _faded(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run with what is active in its epochs; all else are its settings, which stand nowhere else."""
+    hook = run["DisableAugmentationHook"] or {"DISABLE_AUG_LIST": [], "NUM_LAST_EPOCHS": 0}
+    options = TrainConfig(
+        epochs=run["total_epochs"],
+        fade_epochs=hook["NUM_LAST_EPOCHS"],
+        fade_augmentations=hook["DISABLE_AUG_LIST"],
+        fade_restores=True,
+    )
+    active = []
+    for epoch in range(run["start_epoch"], run["total_epochs"]):
+        disabled = disabled_augmentations(run["DISABLE_AUG_LIST"], options, epoch)
+        active.append([name for name in config["AUG_CONFIG_LIST"] if name not in disabled])
+    return {**run, "active_by_epoch": active}
+
+
+@runs("data", "processor")
+def run_processor(case: Case, grads: bool) -> Values:
+    """Crops, choices of columns, sweeps and points, voxels and batches."""
+    config = case.config
+    values: dict[str, Value] = {}
+    for i, options in enumerate(config.get("mask", [])):
+        values |= _masked(case, options, f"out.mask.{i}")
+    for i, options in enumerate(config.get("encode", [])):
+        values[f"out.encode.{i}.points"] = _encoded(case.arrays["in.points"], config["src_feature_list"], options)
+    for i, options in enumerate(config.get("voxel", [])):
+        values |= _voxels(case, options, i)
+    for i, options in enumerate(config.get("sample_points", [])):
+        values[f"out.sample_points.{i}.points"] = _sampled(case, options["NUM_POINTS"], f"mid.sample_points.{i}")
+    if "collate_batch_size" in config:
+        values |= _collated(case, config["collate_batch_size"])
+    return values
+
+
+def _masked(case: Case, options: Mapping[str, Any], key: str) -> dict[str, Value]:
+    extent, boxes = case.config["POINT_CLOUD_RANGE"], case.arrays["in.gt_boxes"]
+    points = points_in_range(case.arrays["in.points"], extent, options.get("MASK_Z", False), closed=True)
+    kept = np.ones(len(boxes), bool)
+    if options["REMOVE_OUTSIDE_BOXES"] and options["mode"] == "train":
+        corners = None if options.get("USE_CENTER_TO_FILTER", True) else options.get("min_num_corners", 1)
+        kept = boxes_in_range(boxes if corners is None else boxes.astype(np.float32), extent, corners, closed=True)
+    return {f"{key}.point_index": np.flatnonzero(points), f"{key}.box_index": np.flatnonzero(kept)}
+
+
+def _encoded(points: Array, available: Sequence[str], options: Mapping[str, Any]) -> Array:
+    wanted = ["x", "y", "z", *(name for name in options["used_feature_list"] if name not in ("x", "y", "z"))]
+    points = points[:, [available.index(name) for name in wanted]]
+    if options.get("filter_sweeps"):
+        ages = points[:, available.index("timestamp")]  # the place among all columns, as published
+        points = points[of_newest_sweeps(ages, options["max_sweeps"])]
+    return points
+
+
+def _voxels(case: Case, options: Mapping[str, Any], i: int) -> dict[str, Value]:
+    extent, points = case.config["POINT_CLOUD_RANGE"], case.arrays["in.points"]
+    points = points[points_in_range(points, extent, closed=True)]
+    for order in draws_of(case, f"mid.voxel.{i}"):
+        points = points[order]
+    limits = options["MAX_POINTS_PER_VOXEL"], options["MAX_NUMBER_OF_VOXELS"]
+    voxels, coords, counts = voxelize(torch.from_numpy(points), extent, options["VOXEL_SIZE"], *limits)
+    named = {"voxels": voxels, "voxel_coords": coords, "voxel_num_points": counts, "points": points}
+    return {f"out.voxel.{i}.{name}": value for name, value in named.items()}
+
+
+def _sampled(case: Case, number: int, key: str) -> Array:
+    points = case.arrays["in.far_points"]
+    if number == -1:
+        return points
+    rng = RecordedDraws(draws_of(case, key), [case.arrays[f"{key}.order"]], places=False)
+    return points[sampled_rows(points, number, rng)]
+
+
+def _collated(case: Case, size: int) -> dict[str, Value]:
+    items = [_arrays(case, f"in.collate.{i}.") for i in range(size)]
+    columns = FEATURES[: items[0]["points"].shape[1]]
+    batch = collate([Sample(item["points"], columns, str(item["frame_id"])) for item in items], ())
+    most = max(len(item["gt_boxes"]) for item in items)
+    boxes = [np.pad(item["gt_boxes"], ((0, most - len(item["gt_boxes"])), (0, 0))) for item in items]
+    coords = [np.insert(item["voxel_coords"], 0, i, axis=1) for i, item in enumerate(items)]
+    return {
+        "out.collate.points": torch.cat([batch.batch_index[:, None].float(), batch.points], dim=1),
+        "out.collate.voxels": np.concatenate([item["voxels"] for item in items]),
+        "out.collate.voxel_coords": np.concatenate(coords),
+        "out.collate.voxel_num_points": np.concatenate([item["voxel_num_points"] for item in items]),
+        "out.collate.gt_boxes": np.stack(boxes),
+        "out.collate.frame_id": np.array(batch.frame_ids),
+        "out.collate.use_lead_xyz": np.stack([item["use_lead_xyz"] for item in items]),
+    }
+
+
+def _arrays(case: Case, prefix: str) -> dict[str, Array]:
+    return {key.removeprefix(prefix): value for key, value in case.arrays.items() if key.startswith(prefix)}

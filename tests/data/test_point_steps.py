@@ -1,0 +1,69 @@
+"""Steps that choose among the points of a sample."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pcdet_ext.config import ConfigError, Node
+from pcdet_ext.data.augment.points import FAR, NewestSweeps, PointSampling, of_newest_sweeps, sampled_rows
+from pcdet_ext.data.augment.steps import AUGMENTATIONS
+from pcdet_ext.structures import Sample, Targets
+
+COLUMNS = ("x", "y", "z", "timestamp")
+
+
+@settings(max_examples=60, deadline=None)
+@given(near=st.integers(0, 30), far=st.integers(0, 30), number=st.integers(1, 120), seed=st.integers(0, 5))
+def test_as_many_points_as_were_asked_for(near: int, far: int, number: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    distance = np.concatenate([rng.uniform(0, FAR - 1, near), rng.uniform(FAR + 1, 90, far)])
+    points = np.column_stack([distance, np.zeros((near + far, 2))]).astype(np.float32)
+    rows = sampled_rows(points, number, rng)
+    total = near + far
+    assert len(rows) == (number if total else 0)
+    counts = Counter(rows.tolist())
+    if total and number >= total:  # everything is there, and nothing too often before all is there twice
+        assert set(counts) == set(range(total))
+        assert number > 2 * total or max(counts.values()) <= 2
+    else:
+        assert all(count == 1 for count in counts.values())
+    if far < number <= total:
+        assert set(range(near, total)) <= set(counts)
+
+
+def test_rows_are_in_a_random_order() -> None:
+    points = np.zeros((200, 3), np.float32)
+    first, second = (sampled_rows(points, 200, np.random.default_rng(seed)) for seed in (0, 1))
+    assert not np.array_equal(first, np.arange(200))
+    assert not np.array_equal(first, second)
+
+
+@given(count=st.integers(1, 6), sweeps=st.integers(0, 5), seed=st.integers(0, 9))
+def test_points_of_the_newest_sweeps_stay(count: int, sweeps: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sweep = rng.permutation(np.repeat(np.arange(sweeps), 4))
+    ages = (0.05 * sweep + rng.uniform(-0.004, 0.004, len(sweep))).astype(np.float32)  # as clocks have it
+    np.testing.assert_array_equal(of_newest_sweeps(ages, count), sweep < count)
+
+
+def test_steps_keep_labels_with_their_points() -> None:
+    points = np.column_stack([np.arange(6), np.zeros((6, 2)), [0, 0.1, 0, 0.2, 0.1, 0]]).astype(np.float32)
+    sample = Sample(points, COLUMNS, "f", Targets(point_labels=np.arange(6)))
+    newest = NewestSweeps(1)(sample, np.random.default_rng(0))
+    assert newest.points[:, 0].tolist() == [0, 2, 5]
+    assert newest.targets.point_labels.tolist() == [0, 2, 5]
+    more = PointSampling(9)(sample, np.random.default_rng(0))
+    np.testing.assert_array_equal(more.points[:, 0], more.targets.point_labels)
+    with pytest.raises(ValueError, match="needs the column timestamp"):
+        NewestSweeps(1)(sample.replace(point_features=("x", "y", "z", "ring")), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("name", "key"), [("PointSampling", "number"), ("NewestSweeps", "count")])
+def test_wrong_settings_are_refused(name: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} must be at least 1"):
+        AUGMENTATIONS.build(Node({"name": name, key: 0}))
