@@ -1,6 +1,7 @@
 """Prepare a data set for training: index its frames and cut out its objects for ground-truth sampling.
 
 pcdet prepare kitti --root data/kitti
+pcdet prepare nuscenes --root data/nuscenes --version v1.0-mini max_sweeps=10
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes beside this one")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what to do with damaged frames")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--version", help="nuscenes: the release, where there are several, as v1.0-mini")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="further options of the layout")
 
 
 def run(options: argparse.Namespace) -> int:
-    from pcdet_ext.config import Node
+    from pcdet_ext.config import from_plain
     from pcdet_ext.data.formats import FRAME_SOURCES
     from pcdet_ext.data.prepare import prepare
 
-    source = FRAME_SOURCES.build(Node({"name": options.dataset, "root": str(options.root)}))
+    given = {"name": options.dataset, "root": str(options.root)}
+    given |= {"version": options.version} if options.version else {}
+    source = FRAME_SOURCES.build(from_plain(given, "command line", options.options))
     with wrong_use():
         summaries = prepare(
             source,

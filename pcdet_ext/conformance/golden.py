@@ -38,7 +38,7 @@ Value = torch.Tensor | np.ndarray | float | int | Masked | Mapping[str, Any]
 Values = Mapping[str, Value]
 Runner = Callable[["Case", bool], Values]
 
-_RUNNERS: dict[tuple[str, str], Runner] = {}
+_RUNNERS: dict[tuple[str, str, str | None], Runner] = {}
 
 
 @dataclass(frozen=True)
@@ -106,19 +106,26 @@ class Report:
         return f"{self.status:>11}  {self.name} ({self.kind}): {detail}"
 
 
-def runs(system: str, kind: str) -> Callable[[Runner], Runner]:
-    """Decorator: this function computes the outputs of cases of a kind."""
+def runs(system: str, kind: str, dataset: str | None = None) -> Callable[[Runner], Runner]:
+    """Decorator: this function computes the outputs of cases of a kind.
+
+    dataset: only of those whose configuration names this data set; others of the kind have runners of their own.
+    """
 
     def register(runner: Runner) -> Runner:
-        _RUNNERS[system, kind] = runner
+        _RUNNERS[system, kind, dataset] = runner
         return runner
 
     return register
 
 
-def is_covered(system: str, kind: str) -> bool:
-    """Whether a runner for cases of this kind is registered."""
-    return (system, kind) in _RUNNERS
+def is_covered(system: str, kind: str, dataset: str | None = None) -> bool:
+    """Whether a runner for cases of this kind, and of this data set, is registered."""
+    return _runner(system, kind, dataset) is not None
+
+
+def _runner(system: str, kind: str, dataset: str | None) -> Runner | None:
+    return _RUNNERS.get((system, kind, dataset)) or _RUNNERS.get((system, kind, None))
 
 
 def backward(outputs: Values, case: Case, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -160,7 +167,7 @@ def find_cases(path: Path) -> Iterator[Path]:
 def run_case(path: Path, grads: bool = False) -> Report:
     """Run one case and compare; an exception inside the run is a failure that carries its text."""
     case = Case.read(path)
-    runner = _RUNNERS.get((case.system, case.kind))
+    runner = _runner(case.system, case.kind, case.config.get("dataset"))
     name = f"{case.system}/{path.stem}"
     if runner is None:
         return Report(name, case.kind, "not covered", message="this library has no runner for the kind")

@@ -22,6 +22,7 @@ from pcdet_ext.files import atomic_write
 # Modules of pcdet_ext.conformance.cases; importing one registers its runners.
 CASE_MODULES = (
     "data_common",
+    "data_nuscenes",
     "dsvt",
     "evaluators",
     "flatformer",

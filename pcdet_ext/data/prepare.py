@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
@@ -43,9 +43,9 @@ class RawFrame:
     and read the frame again, in JSON types; reasons: why each object does not count, in words, "" where it does, or
     empty where all count; unboxed: class names of objects that have no box in space; notes: what was unusual, and how
     it was read, in words that are the same for all frames of a kind; object_points: float32 [P, F], what the objects
-    of the database are cut from, where that is more than the frame itself (as several sweeps), with the names of its
-    columns in object_features; cut: bool [M], which boxes go into the database, None for all; exclusive: whether a
-    point in several boxes belongs to the first of them alone.
+    of the database are cut from, where that is more than the frame itself (as several sweeps), or a function that reads
+    it, called if objects are to be cut; object_features: names of its columns; cut: bool [M], which boxes go into the
+    database, None for all; exclusive: whether a point in several boxes belongs to the first of them alone.
     """
 
     sample: Sample
@@ -53,7 +53,7 @@ class RawFrame:
     reasons: Sequence[str] = ()
     unboxed: Sequence[str] = ()
     notes: Sequence[str] = ()
-    object_points: Array | None = None
+    object_points: Array | Callable[[], Array] | None = None
     object_features: tuple[str, ...] = ()
     cut: Array | None = None
     exclusive: bool = False
@@ -262,21 +262,27 @@ def _index_frame(raw: RawFrame, cut: bool) -> _Result:
         raise DataError(f"frame {sample.frame_id}: box {wrong[0]} must be finite and of positive size, is {box}")
     inside = inside_boxes(finite, boxes)
     info = FrameInfo.of(sample, dropped, inside.sum(axis=1), raw.extra)
-    clouds = _objects(raw, finite, inside, boxes) if cut else {}
+    clouds = cut_objects(raw, inside) if cut else {}
     without_points = replace(raw, sample=sample.replace(points=sample.points[:0], targets=None), object_points=None)
     return _Result(info, clouds, without_points)  # points would have to go back to the main process
 
 
-def _objects(raw: RawFrame, points: Array, inside: Array, boxes: Array) -> dict[int, Array]:
-    """The points of each box that goes into the database, relative to its centre."""
-    wanted = np.ones(len(boxes), bool) if raw.cut is None else raw.cut
-    if raw.object_points is not None:
-        points = finite_points(raw.object_points)[0]
+def cut_objects(raw: RawFrame, inside: Array | None = None) -> dict[int, Array]:
+    """The points of each box that goes into the database, by the position of the box, relative to its centre.
+
+    inside: bool [M, N], which finite points of the sample are in which boxes, where that is known already.
+    """
+    targets = raw.sample.targets
+    if targets is None or targets.boxes is None:
+        return {}
+    boxes, found = np.asarray(targets.boxes), raw.object_points
+    points = finite_points(raw.sample.points if found is None else found() if callable(found) else found)[0]
     if raw.exclusive:
         inside = inside_boxes(points, boxes, margin=EXCLUSIVE_MARGIN)
         inside &= np.cumsum(inside, axis=0) == 1
-    elif raw.object_points is not None:
+    elif inside is None or found is not None:
         inside = inside_boxes(points, boxes)
+    wanted = np.ones(len(boxes), bool) if raw.cut is None else raw.cut
     return {int(i): _relative(points[inside[i]], boxes[i]) for i in np.flatnonzero(wanted)}
 
 

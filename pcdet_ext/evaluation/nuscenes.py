@@ -6,12 +6,12 @@ The numbers are those of the official devkit's `detection_cvpr_2019` configurati
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from pcdet_ext.evaluation.base import Plot
+from pcdet_ext.evaluation.base import Plot, Result
 from pcdet_ext.evaluation.quaternions import rotation_matrices, yaws
 from pcdet_ext.structures import Array
 
@@ -98,14 +98,23 @@ class Curve:
         return 1.0 if last < FIRST else float(self.errors[name][FIRST : last + 1].mean())
 
 
-@dataclass(frozen=True)
-class NuScenesResult:
-    """All numbers of the official tool.
+@dataclass(frozen=True, eq=False)
+class NuScenesResult(Result):
+    """All numbers of the official tool; the score is the NDS.
 
     curves: by class and distance; the rest is computed from them.
     """
 
-    curves: Mapping[tuple[str, float], Curve]
+    curves: Mapping[tuple[str, float], Curve] = field(default_factory=dict)
+
+    @staticmethod
+    def of(curves: Mapping[tuple[str, float], Curve]) -> NuScenesResult:
+        """The numbers of curves for all classes and distances."""
+        result = NuScenesResult(np.nan, curves=curves)
+        errors = {f"m{title}": result.mean_error(error) for title, error in zip(ERROR_TITLES, ERRORS, strict=True)}
+        classes = {f"AP {name}": result.class_ap(name) for name in CLASSES}
+        values = {"NDS": result.nds, "mAP": result.mean_ap, **errors, **classes}
+        return replace(result, score=result.nds, values=values)
 
     def label_ap(self, name: str, distance: float) -> float:
         """Average precision of a class at a distance."""
@@ -134,18 +143,6 @@ class NuScenesResult:
         scores = [max(0.0, 1.0 - self.mean_error(error)) for error in ERRORS]
         return float((MAP_WEIGHT * self.mean_ap + np.sum(scores)) / (MAP_WEIGHT + len(scores)))
 
-    @property
-    def score(self) -> float:
-        """What "better" means: the NDS."""
-        return self.nds
-
-    @property
-    def values(self) -> dict[str, float]:
-        """The main numbers by name."""
-        errors = {f"m{title}": self.mean_error(error) for title, error in zip(ERROR_TITLES, ERRORS, strict=True)}
-        classes = {f"AP {name}": self.class_ap(name) for name in CLASSES}
-        return {"NDS": self.nds, "mAP": self.mean_ap, **errors, **classes}
-
     def table(self) -> str:
         """The table that the official tool prints."""
         lines = [f"mAP: {self.mean_ap:.4f}"]
@@ -164,9 +161,6 @@ class NuScenesResult:
             )
             for d in DISTANCES
         ]
-
-    def _precisions(self, distance: float) -> dict[str, tuple[Array, Array]]:
-        return {name: (RECALL, self.curves[name, distance].precision) for name in CLASSES}
 
     def to_json(self) -> dict[str, Any]:
         """All numbers and curves, under the official names."""
@@ -192,25 +186,27 @@ def _none_if_nan(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def evaluate(truth: Boxes, found: Boxes, samples: Samples) -> NuScenesResult:
+def evaluate(truth: Boxes, found: Boxes, samples: Samples, strict: bool = True) -> NuScenesResult:
     """The official detection metrics.
 
     Args:
         truth: annotated boxes, names being detection classes.
         found: detections, in the order of the results file: of equal scores the later one counts first.
         samples: what both belong to.
+        strict: whether it is an error, as for the devkit, that nothing is left of either side within the ranges of the
+            classes; otherwise every class scores 0 then.
 
     Raises:
-        ValueError: when nothing is left of either side within the ranges of the classes, as the devkit does.
+        ValueError: nothing is left of either side, and strict.
     """
     truth, found = (boxes.select(within_range(boxes, samples, CLASS_RANGES)) for boxes in (truth, found))
     for boxes, what in ((truth, "ground truth"), (found, "detections")):
-        if not len(boxes):
+        if strict and not len(boxes):
             raise ValueError(f"no box of the {what} counts: none has points and lies within the range of its class")
     curves: dict[tuple[str, float], Curve] = {}
     for name in CLASSES:
         curves |= _class_curves(name, truth.select(truth.name == name), found.select(found.name == name), samples)
-    return NuScenesResult(curves)
+    return NuScenesResult.of(curves)
 
 
 def within_range(boxes: Boxes, samples: Samples, ranges: Mapping[str, float]) -> Array:

@@ -70,9 +70,9 @@ class Table:
         return np.array([row.get(token, UNKNOWN) if token else NONE for token in tokens], np.int64)
 
     def check_finite(self, column: str, rows: Array) -> Array:
-        """A column's numbers in some rows. Raises DataError naming the first row with one that is not finite."""
+        """Columns [K, width] of numbers in some rows. Raises DataError naming the first row that is not finite."""
         values = self.numbers[column][rows]
-        for i in np.flatnonzero(~np.isfinite(values).reshape(len(rows), -1).all(axis=1)).tolist():
+        for i in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
             raise DataError(f"{self.path}: {self.tokens[rows[i]]}: {column} is not finite: {values[i].tolist()}")
         return values
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from pcdet_ext.conformance.golden import find_cases, is_covered
+from pcdet_ext.conformance.golden import Case, compare, find_cases, is_covered
 from pcdet_ext.conformance.reproduce import EXPECTED, load_runners, reproduce
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
@@ -25,8 +27,9 @@ def cases() -> list[Path]:
     wanted = []
     for path in sorted(p for folder in GOLDEN.glob("*/") for p in find_cases(folder)):
         system = path.parent.name
-        kind = json.loads(path.read_text(encoding="utf-8")).get("kind", path.stem.split("_")[0])
-        if system in COMPLETE or is_covered(system, kind):
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        kind = meta.get("kind", path.stem.split("_")[0])
+        if system in COMPLETE or is_covered(system, kind, meta.get("config", {}).get("dataset")):
             wanted.append(path)
     return wanted
 
@@ -53,3 +56,27 @@ def test_there_are_small_cases_of_every_system() -> None:
     systems = {path.parent.name for path in small_cases()}
     evaluators = {"argoverse2", "kitti", "nuscenes", "nuscenes_tracking", "waymo"}
     assert systems == {*COMPLETE, "octree", *(f"eval_{name}" for name in evaluators)}
+
+
+EXPECTED_TEXTS = {"frames": [{"token": "a", "lag": 0.5, "moved": True}], "score": float("nan")}
+
+
+@pytest.mark.parametrize(
+    ("found", "place"),
+    [
+        (EXPECTED_TEXTS, ""),
+        ({"frames": [{"token": "a", "lag": 0.5000001, "moved": True}]}, ""),
+        ({"frames": [{"token": "b", "lag": 0.5, "moved": True}]}, "expected.frames.0.token"),
+        ({"frames": [{"token": "a", "lag": 0.6, "moved": True}]}, "expected.frames.0.lag"),
+        ({"frames": [{"token": "a", "lag": 0.5}]}, "expected.frames.0"),
+        ({"frames": []}, "expected.frames"),
+        ({"score": 1.0}, "expected.score"),
+    ],
+)
+def test_texts_and_nested_numbers_are_compared(found: dict[str, Any], place: str) -> None:
+    arrays = {"out.names": np.array(["x", "y"])}
+    meta = {"tolerance": {"rtol": 0, "atol": 1e-6}, "expected": EXPECTED_TEXTS}
+    case = Case(Path("case.json"), "data", "kind", {}, meta, arrays)
+    report = compare("case", case, {"out.names": np.array(["x", "y"]), "expected": found}, grads=False)
+    assert (report.status, report.worst_key if place else "") == (("fail", place) if place else ("pass", ""))
+    assert compare("case", case, {"out.names": np.array(["x", "z"])}, grads=False).status == "fail"

@@ -11,6 +11,7 @@ import torch
 
 from pcdet_ext.conformance.cases.openpcdet_data import CPU_MARGIN
 from pcdet_ext.conformance.golden import Case, Value, Values, runs
+from pcdet_ext.conformance.nuscenes_release import release_of
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.data.augment.points import of_newest_sweeps, sampled_rows
 from pcdet_ext.data.balance import balanced_frames
@@ -61,6 +62,12 @@ class RecordedDraws(np.random.Generator):
         if not np.array_equal(np.sort(order), np.sort(x)):
             raise ValueError("a recorded order is of other numbers")
         x[:] = order
+
+    def value(self) -> float:
+        """A single number, as a coin or an angle."""
+        if not self._draws:
+            raise ValueError("a draw of a number was not recorded")
+        return float(self._draws.popleft().item())
 
     def _next(self, size: int) -> Array:
         if not self._draws:
@@ -145,7 +152,10 @@ def _named_frames(case: Case, call: Mapping[str, Any]) -> tuple[list[str], list[
     if "in.token" in case.arrays:
         pairs = zip(case.arrays["in.token"].tolist(), case.arrays["in.name"].tolist(), strict=True)
         return [f"t{i:03d}" for i in range(call["num_infos"])], list(pairs)
-    raise ValueError("frames of the nuScenes release are not read here")
+    release = release_of(case)
+    frames = [frame for own in release.splits.values() for frame in own]
+    found = [(frame.token, name) for frame in frames if frame.objects for name in frame.objects.names]
+    return [frame.token for frame in frames], found
 
 
 @runs("data", "db_sampling")

@@ -1,0 +1,247 @@
+"""Key frames of nuScenes out of its tables: files, sweeps, and boxes in the lidar's frame, whose y points forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pcdet_ext.data.nuscenes.poses import Pose, inverse
+from pcdet_ext.evaluation.nuscenes_tables import NONE, UNKNOWN, Table, Tables
+from pcdet_ext.evaluation.nuscenes_truth import DETECTION_CLASSES, SECONDS, velocities
+from pcdet_ext.evaluation.quaternions import rotation_matrices
+from pcdet_ext.files import DataError
+from pcdet_ext.structures import Array
+
+IGNORED = "ignore"  # class of the categories that the benchmark does not measure
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A scan that is joined to a key frame.
+
+    file: below the data folder; token: of its sample_data; lag: seconds that it is older; transform: float64 [4, 4] to
+    the lidar of the key frame, None for the key frame itself.
+    """
+
+    file: str
+    token: str
+    lag: float = 0.0
+    transform: Array | None = None
+
+    def to_json(self) -> list[Any]:
+        """In plain types, for the index."""
+        rows = None if self.transform is None else self.transform[:3].ravel().tolist()
+        return [self.file, self.token, self.lag, rows]
+
+    @staticmethod
+    def from_json(values: Sequence[Any]) -> Sweep:
+        """What `to_json` gave."""
+        file, token, lag, rows = values
+        if rows is None:
+            return Sweep(file, token, lag)
+        return Sweep(file, token, lag, np.vstack([np.reshape(rows, (3, 4)), [0, 0, 0, 1]]))
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """Labelled objects of a key frame, one entry each.
+
+    boxes: float64 [M, 9] in the frame of the lidar, the last two NaN where the velocity is not known; rise: float64
+    [M], the third part of the velocity; names: detection classes, or "ignore"; tokens: of the annotations;
+    lidar_points, radar_points: int64 [M], those inside; instances: int64 [M], the same for one object in all frames.
+    """
+
+    boxes: Array
+    rise: Array
+    names: tuple[str, ...]
+    tokens: tuple[str, ...]
+    lidar_points: Array
+    radar_points: Array
+    instances: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A key frame.
+
+    token: of its sample; scene: by name; timestamp: seconds; file, lidar_token: of its scan; sensor: place of the lidar
+    on the vehicle; ego: place of the vehicle in the world; sweeps: older scans, the newest first, as many as there are;
+    objects: None where the release has no annotations; problem: why it cannot be used, "" where it can.
+    """
+
+    token: str
+    scene: str
+    timestamp: float
+    file: str = ""
+    lidar_token: str = ""
+    sensor: Pose = field(default_factory=lambda: Pose.of([0, 0, 0, 1, 0, 0, 0]))
+    ego: Pose = field(default_factory=lambda: Pose.of([0, 0, 0, 1, 0, 0, 0]))
+    sweeps: tuple[Sweep, ...] = ()
+    objects: Objects | None = None
+    problem: str = ""
+
+    @property
+    def pose(self) -> Array:
+        """float64 [4, 4]: from the lidar to the world."""
+        return self.ego.matrix @ self.sensor.matrix
+
+    def padded(self, count: int) -> list[Sweep]:
+        """So many sweeps; see `padded`."""
+        return padded(Sweep(self.file, self.lidar_token), self.sweeps, count)
+
+
+def padded(key: Sweep, sweeps: Sequence[Sweep], count: int) -> list[Sweep]:
+    """The newest `count` sweeps; where there are fewer, the oldest again and again, or without any the key frame."""
+    fill = sweeps[-1] if sweeps else key
+    return [*sweeps[:count], *[fill] * (count - len(sweeps))]
+
+
+class Frames(Sequence[Frame]):
+    """Key frames of a release, in the order of its table of samples; each is made when it is asked for.
+
+    Args:
+        tables: of the release.
+        rows: which samples, by their rows.
+        max_sweeps: scans in all, the key frame's own among them.
+    """
+
+    def __init__(self, tables: Tables, rows: Sequence[int], max_sweeps: int = 10) -> None:
+        self._tables, self._rows, self._max_sweeps = tables, list(rows), max_sweeps
+        self._scans = _Scans(tables)
+        self._annotations = _Annotations(tables) if len(tables.annotation) else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self._frame(row) for row in self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._frame(row) for row in self._rows[index]]
+        return self._frame(self._rows[index])
+
+    def _frame(self, row: int) -> Frame:
+        tables = self._tables
+        token, scene = tables.sample.tokens[row], tables.scene_names[row]
+        key = int(tables.key_frame[row])
+        try:
+            return Frame(
+                token=token,
+                scene=scene,
+                timestamp=self._scans.times[key],
+                file=self._scans.files[key],
+                lidar_token=tables.lidar.tokens[key],
+                sensor=self._scans.sensor(key),
+                ego=self._scans.ego(key),
+                sweeps=tuple(self._scans.sweeps(key, self._max_sweeps - 1)),
+                objects=None if self._annotations is None else self._annotations.objects(row, self._scans.pose(key)),
+            )
+        except DataError as error:
+            return Frame(token, scene, float(self._scans.times[key]), problem=f"sample {token}: {error}")
+
+
+class _Scans:
+    """The files of the lidar, and where the sensor was."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._table, self._ego, self._calibration = tables.lidar, tables.ego_pose, tables.calibration
+        self.files = tables.lidar.texts["filename"]
+        self.times = (SECONDS * tables.lidar.numbers["timestamp"]).tolist()
+        self._before = tables.lidar.find(tables.lidar.texts["prev"])
+        self._ego_rows = tables.ego_pose.rows(tables.lidar, "ego_pose_token")
+        self._sensor_rows = tables.calibration.rows(tables.lidar, "calibrated_sensor_token")
+
+    def ego(self, row: int) -> Pose:
+        return _pose(self._ego, self._ego_rows[row])
+
+    def sensor(self, row: int) -> Pose:
+        return _pose(self._calibration, self._sensor_rows[row])
+
+    def pose(self, row: int) -> Array:
+        """From the lidar to the world."""
+        return self.ego(row).matrix @ self.sensor(row).matrix
+
+    def sweeps(self, key: int, count: int) -> Iterator[Sweep]:
+        """Up to so many scans before a key frame, the newest first. A lost one is not noticed: the step is longer."""
+        from_world = inverse(self.sensor(key).matrix) @ inverse(self.ego(key).matrix)
+        row = key
+        for _ in range(count):
+            before = int(self._before[row])
+            if before == UNKNOWN:
+                table = self._table
+                raise DataError(f"{table.path}: {table.tokens[row]}: prev {table.texts['prev'][row]!r} is not there")
+            if before == NONE:
+                return
+            row = before
+            lag = self.times[key] - self.times[row]
+            yield Sweep(self.files[row], self._table.tokens[row], lag, from_world @ self.pose(row))
+
+
+def _pose(table: Table, row: int) -> Pose:
+    rows = np.array([row])
+    return Pose(table.check_finite("translation", rows)[0], _rotations(table, rows)[0])
+
+
+def _rotations(table: Table, rows: Array) -> Array:
+    rotations = table.check_finite("rotation", rows)
+    for i in np.flatnonzero(~rotations.any(axis=1)).tolist():
+        raise DataError(f"{table.path}: {table.tokens[rows[i]]}: a rotation of zeros is none")
+    return rotations
+
+
+def _sizes(table: Table, rows: Array) -> Array:
+    sizes = table.check_finite("size", rows)
+    for i in np.flatnonzero((sizes <= 0).any(axis=1)).tolist():
+        raise DataError(f"{table.path}: {table.tokens[rows[i]]}: size must be positive, is {sizes[i].tolist()}")
+    return sizes
+
+
+class _Annotations:
+    """The labelled objects of each sample."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._table = tables.annotation
+        self._velocities = velocities(tables)
+        self._categories = tables.categories
+        self._instances = tables.instance.rows(tables.annotation, "instance_token")
+        samples = tables.sample.rows(tables.annotation, "sample_token")
+        self._order = np.argsort(samples, kind="stable")
+        self._starts = np.searchsorted(samples[self._order], np.arange(len(tables.sample) + 1))
+        self._points = {kind: tables.annotation.whole(f"num_{kind}_pts") for kind in ("lidar", "radar")}
+
+    def objects(self, sample: int, pose: Array) -> Objects:
+        """Those of a sample in which the lidar or a radar has a point, in the order of their table."""
+        rows = self._order[self._starts[sample] : self._starts[sample + 1]]
+        rows = rows[self._points["lidar"][rows] + self._points["radar"][rows] > 0]
+        table = self._table
+        places = table.check_finite("translation", rows)
+        boxes = local_boxes(places, _sizes(table, rows), _rotations(table, rows), pose)
+        velocity = self._velocities[rows] @ pose[:3, :3]  # the inverse rotation, applied to rows
+        return Objects(
+            boxes=np.column_stack([boxes, velocity[:, :2]]),
+            rise=velocity[:, 2],
+            names=tuple(DETECTION_CLASSES.get(name, IGNORED) for name in self._categories[rows]),
+            tokens=tuple(table.tokens[i] for i in rows.tolist()),
+            lidar_points=self._points["lidar"][rows],
+            radar_points=self._points["radar"][rows],
+            instances=self._instances[rows],
+        )
+
+
+def local_boxes(translation: Array, size: Array, rotation: Array, pose: Array) -> Array:
+    """Boxes float64 [N, 7] in a sensor's frame, of boxes in the world.
+
+    Args:
+        translation, size, rotation: [N, 3] centre, [N, 3] width, length and height, [N, 4] quaternion. Of the rotation
+            only the heading is kept.
+        pose: [4, 4] from the sensor to the world.
+    """
+    back = pose[:3, :3].T
+    center = (translation - pose[:3, 3]) @ back.T
+    turned = back @ rotation_matrices(rotation)
+    heading = np.arctan2(turned[:, 1, 0], turned[:, 0, 0])
+    return np.column_stack([center, size[:, [1, 0, 2]], heading])

@@ -1,0 +1,67 @@
+"""Points of nuScenes: a key frame joined with the sweeps before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pcdet_ext.data.geometry import transform
+from pcdet_ext.data.nuscenes.frames import Sweep
+from pcdet_ext.data.points import read_bin
+from pcdet_ext.files import DataError, MissingFileError
+from pcdet_ext.structures import Array
+
+FILE_FEATURES = ("x", "y", "z", "intensity", "ring")  # columns of a .pcd.bin file
+POINT_FEATURES = ("x", "y", "z", "intensity", "timestamp", "ring")  # of a frame; timestamp: seconds of age
+NEAR = 1.0  # metres around a sweep's own sensor, where its points lie on the vehicle
+
+
+def read_scan(data: Path, file: str, token: str) -> Array:
+    """Points float32 [N, 5] of a scan. Raises DataError naming file and sample_data when missing or cut short."""
+    try:
+        return read_bin(data / file, len(FILE_FEATURES))
+    except MissingFileError as error:
+        raise MissingFileError(f"{error} (sample_data {token})") from error
+    except DataError as error:
+        raise DataError(f"{error} (sample_data {token})") from error
+
+
+def joined_scans(key: Array, sweeps: Sequence[tuple[Sweep, Array]]) -> Array:
+    """A key frame's scan and those of sweeps as one cloud, float32 [N, 6] with the columns POINT_FEATURES.
+
+    The key frame stays whole; of a sweep the points within 1 m of its own sensor, in x and in y, are left out, and the
+    others moved to where they would be in the key frame. All the sweeps follow the key frame in their order.
+
+    Args:
+        key: points float32 [N, 5] with the columns FILE_FEATURES.
+        sweeps: each with its points [N_i, 5].
+    """
+    clouds = [_aged(key, 0.0)]
+    for sweep, points in sweeps:
+        points = points[~((np.abs(points[:, 0]) < NEAR) & (np.abs(points[:, 1]) < NEAR))]
+        cloud = _aged(points, sweep.lag)
+        if sweep.transform is not None:
+            cloud[:, :3] = transform(points, sweep.transform)
+        clouds.append(cloud)
+    return np.concatenate(clouds)
+
+
+def read_joined(data: Path, key: Sweep, points: Array, sweeps: Sequence[Sweep]) -> Array:
+    """`joined_scans` of files; one that occurs several times, at the start of a scene, is read once.
+
+    points: of the key frame, as read.
+    """
+    read: dict[str, Array] = {key.file: points}
+
+    def scan(sweep: Sweep) -> Array:
+        if sweep.file not in read:
+            read[sweep.file] = read_scan(data, sweep.file, sweep.token)
+        return read[sweep.file]
+
+    return joined_scans(points, [(sweep, scan(sweep)) for sweep in sweeps])
+
+
+def _aged(points: Array, lag: float) -> Array:
+    return np.column_stack([points[:, :4], np.full(len(points), lag, np.float32), points[:, 4]])

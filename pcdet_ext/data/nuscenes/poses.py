@@ -1,0 +1,67 @@
+"""Places of sensors and vehicle: a translation and a quaternion (w, x, y, z), as nuScenes gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pcdet_ext.evaluation.quaternions import rotation_matrices
+from pcdet_ext.structures import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Pose:
+    """A frame inside another one: translation float64 [3] in metres, rotation float64 [4]."""
+
+    translation: Array
+    rotation: Array
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Pose:
+        """From seven numbers, the translation first."""
+        return Pose(np.array(values[:3], np.float64), np.array(values[3:], np.float64))
+
+    def values(self) -> list[float]:
+        """Seven numbers, the translation first."""
+        return [*self.translation.tolist(), *self.rotation.tolist()]
+
+    @property
+    def turn(self) -> Array:
+        """Rotation matrix float64 [3, 3]."""
+        return np.asarray(rotation_matrices(self.rotation[None])[0])
+
+    @property
+    def matrix(self) -> Array:
+        """float64 [4, 4]: from this frame to the outer one."""
+        return matrices(self.translation[None], self.rotation[None])[0]
+
+
+def matrices(translations: Array, rotations: Array) -> Array:
+    """Homogeneous matrices float64 [N, 4, 4] of translations [N, 3] and quaternions [N, 4]."""
+    found = np.tile(np.eye(4), (len(translations), 1, 1))
+    found[:, :3, :3] = rotation_matrices(rotations)
+    found[:, :3, 3] = translations
+    return found
+
+
+def inverse(matrix: Array) -> Array:
+    """Of a rigid motion [4, 4], as Rᵀ and -Rᵀ t."""
+    found = np.eye(4)
+    found[:3, :3] = matrix[:3, :3].T
+    found[:3, 3] = -matrix[:3, :3].T @ matrix[:3, 3]
+    return found
+
+
+def product(a: Array, b: Array) -> Array:
+    """Hamilton's product of quaternions [..., 4]: the rotation b, and a after it. The sign is as it comes out."""
+    aw, ax, ay, az = np.moveaxis(a, -1, 0)
+    bw, bx, by, bz = np.moveaxis(b, -1, 0)
+    parts = (
+        aw * bw - ax * bx - ay * by - az * bz,
+        aw * bx + ax * bw + ay * bz - az * by,
+        aw * by - ax * bz + ay * bw + az * bx,
+        aw * bz + ax * by - ay * bx + az * bw,
+    )
+    return np.stack(parts, axis=-1)
