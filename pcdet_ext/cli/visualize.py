@@ -6,6 +6,7 @@ pcdet visualize kitti/demo data.root=/data/kitti --split val --frame 000008 --ou
 pcdet visualize best.ckpt --frame 8,12 --out pictures                                          and detections
 pcdet visualize kitti/demo data.root=/data/kitti --frame 8 --results RESULTS --out map.png     results of any code base
 pcdet visualize best.ckpt --frames 0:40 --out tour.html                                        a page that plays them
+pcdet visualize best.ckpt --sequence scene-0061 --out tour.html                                one sequence of them
 
 files, prepared or not:
 
@@ -24,8 +25,8 @@ from typing import Any
 from pcdet_ext.cli.arguments import add_device, add_imports, path
 from pcdet_ext.cli.errors import FailureError, UsageError, wrong_use
 
-FILES = """[CHECKPOINT.ckpt] and point files, or label files (.txt); with --frame or --frames: a configuration or
-CHECKPOINT.ckpt, and changes a.b=c of its configuration"""
+FILES = """[CHECKPOINT.ckpt] and point files, or label files (.txt); with --frame, --frames or --sequence: a
+configuration or CHECKPOINT.ckpt, and changes a.b=c of its configuration"""
 FRAME = "frames of the data set, by id, the start of an id, or position; several with commas"
 ONLY_FILES = ("labels", "calib", "features")  # what a data set itself knows of its frames
 
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", help=FILES)
     parser.add_argument("--frame", metavar="ID|POSITION[,…]", help=FRAME)
     parser.add_argument("--frames", metavar="A:B[:STEP]", help="frames of the data set from position A to before B")
+    parser.add_argument(
+        "--sequence", metavar="ID", help="a sequence of the data set; --frames are then positions in it"
+    )
     parser.add_argument("--split", help="of the data set (default: the configuration's test.split, else val)")
     parser.add_argument("--out", type=path, help=".html or .png, or a folder for several frames; a window without it")
     parser.add_argument(
@@ -56,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     given: dict[str, Any] = dict(vars(options))
     try:
         with wrong_use():
-            if options.frame is None and options.frames is None:
+            if options.frame is None and options.frames is None and options.sequence is None:
                 _draw_files(given)
             else:
                 _draw_frames(given)
@@ -71,8 +75,8 @@ def _draw_files(given: dict[str, Any]) -> None:
     from pcdet_ext.visualization.command import visualize
 
     if given.pop("split") is not None:
-        raise UsageError("--split: name frames of it with --frame or --frames")
-    del given["frame"], given["frames"]
+        raise UsageError("--split: name frames of it with --frame, --frames or --sequence")
+    del given["frame"], given["frames"], given["sequence"]
     features = given.pop("features")
     columns = None if features is None else [name.strip() for name in features.split(",")]
     if columns is not None and (columns[:3] != ["x", "y", "z"] or len(set(columns)) < len(columns)):

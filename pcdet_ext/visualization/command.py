@@ -17,7 +17,7 @@ from pcdet_ext.files import DataError, check_output_file
 from pcdet_ext.inference import Detector, boxes_of, check_finds_boxes, load
 from pcdet_ext.structures import Detections, Sample
 from pcdet_ext.visualization.bev import draw_bev
-from pcdet_ext.visualization.frames import find_frames, frame_ids, frame_range, frame_scenes
+from pcdet_ext.visualization.frames import Sequences, find_frames, frame_ids, frame_range, frame_scenes
 from pcdet_ext.visualization.page import write_page
 from pcdet_ext.visualization.scene import Scene, read_scene, with_detections
 from pcdet_ext.visualization.tour import write_tour
@@ -81,6 +81,7 @@ def visualize_frames(
     split: str | None = None,
     frame: str | None = None,
     frames: str | None = None,
+    sequence: str | None = None,
     out: Path | None = None,
     style: str | None = None,
     results: Path | None = None,
@@ -95,7 +96,9 @@ def visualize_frames(
         overrides: changes "a.b=value" of the configuration, as `data.root=…`.
         split: the prepared split, by default the configuration's `test.split`, else "val".
         frame: ids of frames, the starts of ids, or positions, separated by commas.
-        frames: a range of positions "A:B[:STEP]"; this or `frame`.
+        frames: a range of positions "A:B[:STEP]".
+        sequence: the id of a sequence, or the start of it: its frames in the order of time, `frames` being positions
+            among them.
         out: see `visualize`.
         style: see `visualize`.
         results: results of any code base in the benchmark's own format.
@@ -114,7 +117,7 @@ def visualize_frames(
     settings = config.load(source, overrides) if detector is None else detector.config
     split = split or str(section(settings, "test").get("split", "val") if settings.get("test") is not None else "val")
     dataset = build_dataset(section(settings, "data"), split, training=False)
-    positions, ids = _chosen(dataset, frame, frames)
+    positions, ids = _chosen(dataset, frame, frames, sequence)
     found = None if results is None else dataset.read_results(results)
     if found is not None and not any(frame_id in found for frame_id in ids):
         raise DataError(f"{results}: has no results for {_listed(ids)}")
@@ -129,14 +132,21 @@ def _check_one_source(checkpoints: Sequence[str | Path], results: Path | None) -
         raise ValueError(f"{checkpoints[0]} and {results} both say what was found; give a checkpoint or --results")
 
 
-def _chosen(dataset: Dataset, frame: str | None, frames: str | None) -> tuple[Sequence[int], list[str]]:
+def _chosen(
+    dataset: Dataset, frame: str | None, frames: str | None, sequence: str | None
+) -> tuple[Sequence[int], list[str]]:
     """Positions and ids of the frames that are to be drawn."""
-    if (frame is None) == (frames is None):
-        raise ValueError("name frames by id or position, or give a range of positions; one of both")
-    if frames is not None:
-        positions: Sequence[int] = frame_range(frames, len(dataset.frames))
+    if frame is not None and (frames is not None or sequence is not None):
+        raise ValueError("name frames by id or position, or give a range or a sequence; not both")
+    if frame is not None:
+        positions: Sequence[int] = find_frames(frame_ids(dataset.frames), frame)
+    elif sequence is not None:
+        among = Sequences(dataset.frames).find(sequence)
+        positions = among if frames is None else [among[i] for i in frame_range(frames, len(among))]
+    elif frames is not None:
+        positions = frame_range(frames, len(dataset.frames))
     else:
-        positions = find_frames(frame_ids(dataset.frames), str(frame))
+        raise ValueError("name frames by id or position, or give a range or a sequence")
     return positions, [dataset.frames[i].frame_id for i in positions]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -50,13 +50,61 @@ def _find(ids: Sequence[str], name: str) -> int:
     if len(starting) == 1:
         return starting[0]
     if starting:
-        some = ", ".join(ids[i] for i in starting[:SHOWN_NAMES])
-        more = f" and {len(starting) - SHOWN_NAMES} more" if len(starting) > SHOWN_NAMES else ""
-        raise ValueError(f"frame {name!r} could be {some}{more}; name more of it")
+        raise ValueError(f"frame {name!r} could be {_some([ids[i] for i in starting])}; name more of it")
     if name.isdecimal():
         raise ValueError(f"there is no frame {name}: {_extent(len(ids))}, and no id starts with it")
     close = difflib.get_close_matches(name, ids, n=1, cutoff=0)
     raise ValueError(f"there is no frame {name!r}; the nearest id is {close[0]!r}, and {_extent(len(ids))}")
+
+
+class Sequences:
+    """Which frames of a data set follow each other; the frames of a sequence need not lie together in the index."""
+
+    def __init__(self, frames: Sequence[FrameInfo]) -> None:
+        self._frames = frames
+        self._positions: dict[str, list[int]] = {}
+        self._sorted: dict[str, list[int]] = {}
+        names = frames.sequence_ids if isinstance(frames, FrameTable) else [info.sequence_id for info in frames]
+        for i, name in enumerate(names):
+            if name:
+                self._positions.setdefault(name, []).append(i)
+
+    def find(self, name: str) -> list[int]:
+        """Positions of the frames of a sequence, in the order of time.
+
+        name: the id of the sequence, or the start of it that no other has. Raises ValueError for one that is not there.
+        """
+        known = list(self._positions)
+        if not known:
+            raise ValueError("the frames of this data set belong to no sequence")
+        fitting = [name] if name in known else [sequence for sequence in known if sequence.startswith(name)]
+        if not fitting:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise ValueError(f"there is no sequence {name!r}; the nearest of {len(known)} is {close[0]!r}")
+        if len(fitting) > 1:
+            raise ValueError(f"sequence {name!r} could be {_some(fitting)}; name more of it")
+        return self._in_time(fitting[0])
+
+    def around(self, position: int, before: int | None, after: int | None) -> list[int]:
+        """Positions of a frame and of so many others (None: all) before and after it, in the order of time.
+
+        None at all for a frame that belongs to no sequence.
+        """
+        name = self._frames[position].sequence_id
+        if not name:
+            return []
+        order = self._in_time(name)
+        place = order.index(position)
+        first = 0 if before is None else max(0, place - before)
+        return order[first : None if after is None else place + after + 1]
+
+    def _in_time(self, name: str) -> list[int]:
+        """Positions in the order of timestamps; as they are where a frame has none."""
+        if name not in self._sorted:
+            times = {i: self._frames[i].timestamp for i in self._positions[name]}
+            known = {i: time for i, time in times.items() if time is not None}
+            self._sorted[name] = sorted(known, key=known.__getitem__) if len(known) == len(times) else list(times)
+        return self._sorted[name]
 
 
 def frame_range(text: str, count: int) -> range:
@@ -75,6 +123,12 @@ def frame_range(text: str, count: int) -> range:
     if start >= stop:
         raise ValueError(f"frames {text}: holds no frame")
     return range(start, stop, step)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of names."""
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
 
 
 def _extent(count: int) -> str:
@@ -101,14 +155,15 @@ def frame_scenes(
         before: over how many earlier frames tracks go, None for the whole sequence.
         after: over how many later frames tracks go, None for the whole sequence.
     """
+    frames, order = dataset.frames, Sequences(dataset.frames)
     for position in positions:
-        sample = dataset[position]
+        sample, here = dataset[position], frames[position]
         title = f"{sample.frame_id} ({split} {position})"
         found = detect(sample) if detect is not None else None
         if results is not None:
             found = results.get(sample.frame_id)
             title += "" if found is not None else ", no results for this frame"
-        journey = Journey(dataset, position, before, after)
+        journey = Journey(here, [frames[i] for i in order.around(position, before, after)])
         yield Scene(
             sample.points,
             sample.targets,
@@ -121,28 +176,18 @@ def frame_scenes(
 
 
 class Journey:
-    """The frames around one frame in its sequence, from which the paths of its objects are read.
+    """Some frames of a sequence, from which the paths of the objects in one of them are read.
 
     Args:
-        dataset: whose frames they are; those of a sequence lie together in it, in the order of time.
-        position: of the frame that is shown.
-        before: how many earlier frames count, None for all.
-        after: how many later frames count, None for all.
+        here: the frame that is shown.
+        infos: frames of its sequence, this one among them, in the order of time.
 
-    Frames without a pose are left out; where the frame itself has no pose or sequence, there are no paths.
+    Frames without a pose are left out; where the frame itself has none, there are no paths.
     """
 
-    def __init__(self, dataset: Dataset, position: int, before: int | None = None, after: int | None = None) -> None:
-        frames = dataset.frames
-        here = frames[position]
-        self.infos: list[FrameInfo] = []
-        self._moves: list[Array] = []
-        if here.pose is None or not here.sequence_id:
-            return
-        earlier = _while_same(frames, range(position - 1, -1, -1)[:before], here.sequence_id)
-        later = _while_same(frames, range(position + 1, len(frames))[:after], here.sequence_id)
-        self.infos = [info for info in (*reversed(earlier), here, *later) if info.pose is not None]
-        to_here = np.linalg.inv(np.asarray(here.pose, np.float64))
+    def __init__(self, here: FrameInfo, infos: Sequence[FrameInfo]) -> None:
+        self.infos = [] if here.pose is None else [info for info in infos if info.pose is not None]
+        to_here = np.eye(4) if here.pose is None else np.linalg.inv(np.asarray(here.pose, np.float64))
         self._moves = [to_here @ np.asarray(info.pose, np.float64) for info in self.infos]
 
     def truth_tracks(self, sample: Sample) -> list[Track]:
@@ -172,14 +217,3 @@ class Journey:
 
 def _track_ids(frame: Tracked | None) -> list[int]:
     return [] if frame is None or frame.track_ids is None else np.asarray(frame.track_ids).tolist()
-
-
-def _while_same(frames: Sequence[FrameInfo], positions: Iterable[int], sequence_id: str) -> list[FrameInfo]:
-    """The frames at positions, until one is of another sequence."""
-    found: list[FrameInfo] = []
-    for i in positions:
-        info = frames[i]
-        if info.sequence_id != sequence_id:
-            break
-        found.append(info)
-    return found

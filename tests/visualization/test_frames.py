@@ -14,7 +14,7 @@ from pcdet_ext.cli.command import main
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Detections
 from pcdet_ext.visualization.command import visualize_frames
-from pcdet_ext.visualization.frames import find_frames, frame_range, frame_scenes
+from pcdet_ext.visualization.frames import Sequences, find_frames, frame_range, frame_scenes
 
 IDS = ["000007", "000012", "ab12", "ab34", "17c", "2"]
 
@@ -108,6 +108,24 @@ def test_tracks_go_as_far_as_asked_and_only_over_one_sequence() -> None:
     assert lengths(0, 10, 0) == []
 
 
+def test_frames_of_a_sequence_need_not_lie_together_or_in_order() -> None:
+    dataset = ToyDrive()
+    shuffled = [3, 4, 1, 0, 5, 2]
+    dataset.frames = [dataset.frames[i] for i in shuffled]
+    order = Sequences(dataset.frames)
+    assert [shuffled[i] for i in order.find("first")] == [0, 1, 2, 3]
+    assert [shuffled[i] for i in order.find("s")] == [4, 5]
+    assert [shuffled[i] for i in order.around(2, 1, 1)] == [0, 1, 2]
+    untimed = [type(info)(**{**vars(info), "timestamp": None}) for info in dataset.frames]
+    assert [shuffled[i] for i in Sequences(untimed).find("first")] == [3, 1, 0, 2]
+    alone = [type(info)(**{**vars(info), "sequence_id": ""}) for info in dataset.frames]
+    assert Sequences(alone).around(2, None, None) == []
+    with pytest.raises(ValueError, match="belong to no sequence"):
+        Sequences(alone).find("first")
+    with pytest.raises(ValueError, match="sequence '' could be first, second; name more of it"):
+        order.find("")
+
+
 def test_frames_without_poses_have_no_tracks() -> None:
     dataset = ToyDrive()
     dataset.frames = [type(info)(**{**vars(info), "pose": None}) for info in dataset.frames]
@@ -159,6 +177,9 @@ def test_pictures_of_frames_have_their_ids(toy: Path, tmp_path: Path, caplog: py
     caplog.clear()
     visualize_frames(toy, frames="1:6:4", out=out)
     assert caplog.messages == []
+    new = tmp_path / "new"
+    assert visualize_frames(toy, sequence="second", out=new) == [new / "b004c.png", new / "b005c.png"]
+    assert visualize_frames(toy, sequence="first", frames="2:3", out=new) == [new / "a002c.png"]
     assert visualize_frames(toy, frame="0", out=tmp_path / "one.html", style="page") == [tmp_path / "one.html"]
 
 
@@ -178,8 +199,10 @@ def test_results_of_other_frames_are_refused(toy: Path, tmp_path: Path) -> None:
         ("toy.yaml --frame a00 --out a.png", 2, "frame 'a00' could be a000c, a001c, a002c, a003c; name more of it"),
         ("toy.yaml --frames 0:7 --out a.html", 2, "frames 0:7: positions go from 0 to 5"),
         ("toy.yaml --frames 0:2 --out a.png", 2, "several frames need a folder, or an .html file that plays them"),
+        ("toy.yaml --sequence third --out a.html", 2, "there is no sequence 'third'; the nearest of 2 is 'first'"),
+        ("toy.yaml --sequence first --frames 0:5 --out a.html", 2, "frames 0:5: positions go from 0 to 3"),
         ("toy.yaml --frame 1,a001c --out pictures", 2, "would be the picture of a001c and of a001c"),
-        ("toy.yaml --frame 0 --frames 0:2 --out a.png", 2, "give a range of positions; one of both"),
+        ("toy.yaml --frame 0 --frames 0:2 --out a.png", 2, "give a range or a sequence; not both"),
         ("toy.yaml --split none --frame 0 --out a.png", 2, "there is no split 'none'"),
         ("toy.yaml data.colour=red --frame 0 --out a.png", 2, "colour"),
         ("toy.yaml other --frame 0 --out a.png", 2, "then changes a.b=c of its configuration"),
@@ -188,7 +211,7 @@ def test_results_of_other_frames_are_refused(toy: Path, tmp_path: Path) -> None:
         ("none.ckpt --frame 0 --out a.png", 2, "none.ckpt: no such checkpoint"),
         ("none.ckpt --frame 0 --results results.json --out a.png", 2, "both say what was found"),
         ("toy.yaml --frame 0 --score nan --out a.png", 2, "score must be a number"),
-        ("some.bin --split val --out a.png", 2, "--split: name frames of it with --frame or --frames"),
+        ("some.bin --split val --out a.png", 2, "--split: name frames of it with --frame, --frames or"),
         ("some.bin --features x,y,intensity --out a.png", 2, "--features must be x,y,z and then different"),
         ("some.bin --features x,y,z,x --out a.png", 2, "--features must be x,y,z and then different"),
     ],
