@@ -39,9 +39,15 @@ def without_cuda() -> None:
     nn.Module.cuda = _stay  # type: ignore[method-assign]
     for name in TENSORS:
         setattr(torch.cuda, name, getattr(torch, name))
-    after_import("spconv.pytorch.conv", _plain_sparse_convolutions)
-    after_import("spconv.pytorch.pool", _plain_sparse_convolutions)
+    sparse_convolutions_without_cuda()
     say("there is no GPU: .cuda() does nothing, torch.cuda.FloatTensor and the like are tensors of the CPU")
+
+
+def sparse_convolutions_without_cuda() -> None:
+    """Where there is no GPU, let spconv use its native algorithm, the one that its CPU kernels have."""
+    if not torch.cuda.is_available():
+        after_import("spconv.pytorch.conv", _plain_sparse_convolutions)
+        after_import("spconv.pytorch.pool", _plain_sparse_convolutions)
 
 
 def _stay(self: Any, *_: Any, **__: Any) -> Any:

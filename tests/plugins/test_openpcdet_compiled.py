@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pcdet_ext.plugins import scatter
 from pcdet_ext.plugins.openpcdet import compiled
+from pcdet_ext.plugins.rotate_iou import rotate_iou_gpu_eval
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -115,7 +116,7 @@ def test_places_inside_of_groups(groups: list[int]) -> None:
 @given(SEEDS, st.sampled_from([-1, 0, 1, 2]))
 def test_overlaps_of_the_kitti_evaluation(seed: int, criterion: int) -> None:
     a, b = (random_boxes(seed + i, 8).double().numpy()[:, [0, 1, 3, 4, 6]] for i in range(2))
-    found = compiled.rotate_iou_gpu_eval(a, b, criterion)
+    found = rotate_iou_gpu_eval(a, b, criterion)
     for i, (x, z, length, width, angle) in enumerate(a):
         for j, query in enumerate(b):
             shared = polygon(x, z, length, width, -angle).intersection(
@@ -127,7 +128,7 @@ def test_overlaps_of_the_kitti_evaluation(seed: int, criterion: int) -> None:
 
 
 def test_the_kitti_evaluation_without_boxes() -> None:
-    assert compiled.rotate_iou_gpu_eval(np.zeros((0, 5)), np.ones((3, 5))).shape == (0, 3)
+    assert rotate_iou_gpu_eval(np.zeros((0, 5)), np.ones((3, 5))).shape == (0, 3)
 
 
 def test_hard_voxels_in_place_of_spconv() -> None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.plugins.imports import after_import, answer, is_answered, is_installed, say
-from pcdet_ext.plugins.openpcdet.compiled import MODULES, Point2VoxelCPU3d, rotate_iou_gpu_eval
+from pcdet_ext.plugins.openpcdet.compiled import MODULES, Point2VoxelCPU3d
+from pcdet_ext.plugins.rotate_iou import answer_rotate_iou
 from pcdet_ext.plugins.scatter import answer_torch_scatter
 from pcdet_ext.plugins.surroundings import (
     allow_numpy_numbers_in_checkpoints,
@@ -63,9 +64,7 @@ def operations(replace: bool = False) -> None:
         RuntimeError: OpenPCDet's operations are imported already, so that it is too late.
     """
     _answer_modules(replace)
-    if not torch.cuda.is_available() or replace:
-        say(f"{ROTATE_IOU} (numba for CUDA) is answered by the overlaps of pcdet_ext")
-        answer(ROTATE_IOU, {"rotate_iou_gpu_eval": rotate_iou_gpu_eval})
+    answer_rotate_iou(ROTATE_IOU, replace)
     if int(np.__version__.partition(".")[0]) >= 2 or replace:
         after_import("spconv.utils", _replace_voxelizer)
         after_import("pcdet.datasets.processor.data_processor", _replace_tensor_view)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pcdet_ext.config import ConfigError, Node, Registry, from_plain, suggest
+from pcdet_ext.config import ConfigError, Node, Registry, suggest
 from pcdet_ext.interop import dsvt, lion, openpcdet, scatterformer
 from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
+from pcdet_ext.plugins.nodes import node_at, plain
 
 NAME = "PcdetExt"  # by which OpenPCDet's configurations ask for components of this library
 CONFIG = "CONFIG"
@@ -63,13 +64,6 @@ REGISTRIES: dict[str, Registry] = {
 OTHER_KEYS = {"DENSE_HEAD": ("CLASS_AGNOSTIC", "STRIDE")}
 
 
-def plain(value: Any) -> Any:
-    """A section in built-in types only; OpenPCDet hands over EasyDict, which our schema does not know."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def build(section: str, model_cfg: Mapping[str, Any], **context: Any) -> Any:
     """The component of this library that a section of MODEL describes.
 
@@ -99,7 +93,7 @@ def node(section: str, model_cfg: Mapping[str, Any]) -> Node:
         raise ConfigError(f"MODEL.{section}: {NAME} needs {CONFIG}: {{name: …}}, with a name out of {names}")
     if "NAME" in config:
         return _published(section, config, f"MODEL.{section}.{CONFIG}")
-    return _at(f"MODEL.{section}.{CONFIG}", config)
+    return node_at(f"MODEL.{section}.{CONFIG}", config)
 
 
 def _published(section: str, settings: Mapping[str, Any], where: str) -> Node:
@@ -115,19 +109,7 @@ def _published(section: str, settings: Mapping[str, Any], where: str) -> Node:
         raise ConfigError(f"{where}: the published section has no {error}") from error
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    return _at(where, found)
-
-
-def _at(where: str, content: Mapping[str, Any]) -> Node:
-    """Content as a node whose messages begin with where it stands."""
-    nested: dict[str, Any] = dict(content)
-    keys = where.split(".")
-    for key in reversed(keys):
-        nested = {key: nested}
-    found: Any = from_plain(nested, "")
-    for key in keys:
-        found = found[key]
-    return found
+    return node_at(where, found)
 
 
 def whole_cells(point_cloud_range: Sequence[float], voxel_size: Sequence[float], grid_size: Sequence[int]) -> None:
