@@ -150,6 +150,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         self.all_frames = read_index(index_path(folder, self.split))  # of which `frames` are those in use
         if not self.all_frames:
             raise DataError(f"{index_path(folder, self.split)}: holds no frame; prepare the data again")
+        self._check_root(folder)
         self.check_classes()
         self.frames = self._frames_in_use()
         context = {"classes": self.classes, "database": database_path(folder, self.split)}
@@ -190,7 +191,14 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         if not (self.balanced and self.training):
             return frames
         rng = np.random.default_rng((self.seed, len(frames)))
-        return frames.select(balanced_frames([frames.frames_with(name) for name in self.classes], rng))
+        found, none = frames.frames_by_class(), np.zeros(0, np.int64)
+        return frames.select(balanced_frames([found.get(name, none) for name in self.classes], rng))
+
+    def _check_root(self, folder: Path) -> None:
+        """Say so where an index that lies outside the data folder was made from another one."""
+        root, made_from = Path(self.root).resolve(), self.all_frames.root
+        if made_from not in (None, root) and root not in folder.resolve().parents:
+            _log.warning("%s: made from %s, and used for %s; is it the same data?", folder, made_from, root)
 
     def check_points(self, points: Array, info: FrameInfo, path: Path) -> Array:
         """The points of a file. Raises DataError when it has another number of them than when it was prepared."""

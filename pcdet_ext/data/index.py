@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from pcdet_ext.structures import Array, Sample, Targets
 FORMAT = 3  # of the prepared files; a reader takes no other
 FOLDER = "pcdet_ext"  # under the data folder, where preparation writes unless another folder is named
 GROUP = 128  # frames that are decoded at once
+PIECE = 4096  # frames whose names are looked through at once
 _KEY = b"pcdet_ext"  # of what the file says of itself
 
 _SCHEMA = pa.schema(
@@ -205,18 +206,26 @@ class FrameTable(Sequence[FrameInfo]):
         """Whether a frame of the file has labels."""
         return bool(self.about["labelled"])
 
+    @property
+    def root(self) -> Path | None:
+        """The data folder that the index was made from, where it is known."""
+        root = self.about.get("root")
+        return None if root is None else Path(root)
+
     def class_counts(self) -> Counter[str]:
         """Number of objects of every class in the whole file, most frequent first."""
         return Counter(self.about["classes"])
 
+    def frames_by_class(self) -> dict[str, Array]:
+        """int64 [K] for each class: positions in this table of the frames that have an object of it, ascending."""
+        found = self._read(lambda: _frames_by_class(self.path))
+        if self.positions is None:
+            return found
+        return {name: np.flatnonzero(np.isin(self.positions, holding)) for name, holding in found.items()}
+
     def frames_with(self, name: str) -> Array:
         """int64 [K]: positions in this table of the frames that have an object of a class, ascending."""
-        names = self._read(lambda: self._file.read(["names"], use_threads=False))["names"].combine_chunks()
-        parents = pc.list_parent_indices(names)
-        holding = np.unique(parents.filter(pc.equal(pc.list_flatten(names), name)).to_numpy())
-        if self.positions is None:
-            return holding.astype(np.int64)
-        return np.flatnonzero(np.isin(self.positions, holding)).astype(np.int64)
+        return self.frames_by_class().get(name, np.zeros(0, np.int64))
 
     def previous(self, frame_id: str, count: int) -> list[FrameInfo]:
         """Up to `count` frames of the same sequence that precede a frame in this table, the nearest first."""
@@ -243,7 +252,7 @@ class FrameTable(Sequence[FrameInfo]):
         except (TypeError, ValueError, IndexError) as error:
             raise DataError(f"{self.path}: damaged index ({error}); prepare the data again") from error
 
-    def _read(self, read: Any) -> Any:
+    def _read(self, read: Callable[[], Any]) -> Any:
         try:
             return read()
         except (pa.ArrowException, OSError) as error:
@@ -258,8 +267,8 @@ def index_path(folder: str | Path, split: str) -> Path:
 class IndexWriter:
     """Writes the entries of an index one after the other; see `index_writer`."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        self._path, self._root = path, root
         self._writer: pq.ParquetWriter | None = None
         self._rows: list[FrameInfo] = []
         self.classes: Counter[str] = Counter()
@@ -286,16 +295,21 @@ class IndexWriter:
         if complete and (self._rows or self._writer is None):
             self._flush()
         if self._writer is not None:
-            about = {"format": FORMAT, "classes": dict(self.classes.most_common()), "labelled": self.labelled}
+            about = {
+                "format": FORMAT,
+                "classes": dict(self.classes.most_common()),
+                "labelled": self.labelled,
+                "root": None if self._root is None else str(self._root.resolve()),
+            }
             self._writer.add_key_value_metadata({_KEY.decode(): json.dumps(about)})
             self._writer.close()
 
 
 @contextmanager
-def index_writer(path: Path) -> Iterator[IndexWriter]:
-    """A writer of an index that takes the place of `path` when the block ends without an error."""
+def index_writer(path: Path, root: Path | None = None) -> Iterator[IndexWriter]:
+    """A writer of an index that takes the place of `path` when the block ends without an error; root: of its data."""
     with atomic_write(path) as temporary:
-        writer = IndexWriter(temporary)
+        writer = IndexWriter(temporary, root)
         complete = False
         try:
             yield writer
@@ -384,6 +398,21 @@ def _opened(path: Path) -> tuple[pq.ParquetFile, Mapping[str, Any]]:
     if not known or file.num_row_groups != max(1, -(-file.metadata.num_rows // GROUP)):
         raise DataError(f"{path}: not of this version's format {FORMAT}; prepare the data again")
     return file, about
+
+
+def _frames_by_class(path: Path) -> dict[str, Array]:
+    """int64 [K] for each class: the frames of a file that have an object of it, read in pieces."""
+    file = pq.ParquetFile(path, memory_map=True, pre_buffer=False, read_dictionary=["names.list.element"])
+    found: dict[str, list[Array]] = {}
+    start = 0
+    for batch in file.iter_batches(PIECE, columns=["names"], use_threads=False):
+        names = batch["names"]
+        frames, values = pc.list_parent_indices(names).to_numpy(), names.flatten()
+        for code, name in enumerate(values.dictionary.to_pylist()):
+            own = frames[values.indices.to_numpy() == code]
+            found.setdefault(name, []).append(start + np.unique(own).astype(np.int64))
+        start += len(batch)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _first_line(error: Exception) -> str:

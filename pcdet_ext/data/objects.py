@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,50 +68,70 @@ class ObjectWriter:
 
     def __init__(self, folder: Path, point_features: Sequence[str]) -> None:
         self._folder, self._features = folder, tuple(point_features)
-        self._rows: dict[str, list[tuple[FrameInfo, int, int]]] = {}
-        self._points: dict[str, IO[bytes]] = {}
+        self._classes: dict[str, _ClassWriter] = {}
 
     def add(self, info: FrameInfo, clouds: Mapping[int, Array]) -> None:
         """Take the objects of a frame: by the position of a box, the points float32 [P, F] relative to its centre."""
         for i, cloud in clouds.items():
             name = info.names[i]
-            if name not in self._rows:
-                self._rows[name] = []
-                self._points[name] = (self._folder / f".points_{len(self._points)}").open("w+b")
-            self._rows[name].append((info, i, len(cloud)))
-            self._points[name].write(np.ascontiguousarray(cloud, np.float32).tobytes())
+            if name not in self._classes:
+                self._classes[name] = _ClassWriter(self._folder / f".points_{len(self._classes)}")
+            self._classes[name].add(info, i, cloud)
 
     def finish(self) -> None:
         """Write what is in memory; `database.json` last: while it is missing, the rest is not looked at."""
-        entries = {name: self._write_class(f"class_{i}", name) for i, name in enumerate(sorted(self._rows))}
+        entries = {name: self._write_class(f"class_{i}", name) for i, name in enumerate(sorted(self._classes))}
         content = {"format": FORMAT, "point_features": self._features, "classes": entries}
         with atomic_write(self._folder / "database.json") as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
 
     def close(self) -> None:
         """Remove what is not needed any more."""
-        for stream in self._points.values():
-            stream.close()
-            Path(stream.name).unlink(missing_ok=True)
+        for writer in self._classes.values():
+            writer.points.close()
+            Path(writer.points.name).unlink(missing_ok=True)
 
     def _write_class(self, file: str, name: str) -> dict[str, str]:
-        rows, stream = self._rows[name], self._points[name]
-        lengths = [length for _, _, length in rows]
+        objects = self._classes[name]
         with atomic_write(self._folder / f"{file}.npy") as temporary, temporary.open("wb") as out:
-            shape = {"descr": "<f4", "fortran_order": False, "shape": (sum(lengths), len(self._features))}
+            shape = {"descr": "<f4", "fortran_order": False, "shape": (sum(objects.lengths), len(self._features))}
             np.lib.format.write_array_header_1_0(out, shape)
-            stream.seek(0)
-            shutil.copyfileobj(stream, out)
-        boxes = np.stack([info.boxes[i] for info, i, _ in rows if info.boxes is not None])
-        table = {
-            "frame_id": [info.frame_id for info, _, _ in rows],
-            "box": pa.FixedSizeListArray.from_arrays(pa.array(boxes.ravel(), pa.float32()), boxes.shape[1]),
-            "difficulty": [int(info.difficulty[i]) for info, i, _ in rows],
-            "num_points": lengths,
-        }
+            objects.points.seek(0)
+            shutil.copyfileobj(objects.points, out)
         with atomic_write(self._folder / f"{file}.parquet") as temporary:
-            pq.write_table(pa.table(table), temporary, compression="none")
+            pq.write_table(objects.table(), temporary, compression="none")
         return {"objects": f"{file}.parquet", "points": f"{file}.npy"}
+
+
+class _ClassWriter:
+    """The objects of one class: their points in a file, everything else as numbers in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.points: IO[bytes] = path.open("w+b")
+        self.lengths, self._difficulty, self._boxes = array("q"), array("q"), array("f")
+        self._frame_ids: list[str] = []
+
+    def add(self, info: FrameInfo, i: int, cloud: Array) -> None:
+        """Take box `i` of a frame with its points."""
+        if info.boxes is None:
+            raise ValueError(f"frame {info.frame_id} has no boxes")
+        self.points.write(np.ascontiguousarray(cloud, np.float32).tobytes())
+        self.lengths.append(len(cloud))
+        self._difficulty.append(int(info.difficulty[i]))
+        self._boxes.frombytes(np.ascontiguousarray(info.boxes[i], np.float32).tobytes())
+        self._frame_ids.append(info.frame_id)
+
+    def table(self) -> pa.Table:
+        """All but the points."""
+        columns = len(self._boxes) // len(self.lengths)
+        return pa.table(
+            {
+                "frame_id": pa.array(self._frame_ids, pa.string()),
+                "box": pa.FixedSizeListArray.from_arrays(pa.array(np.array(self._boxes, np.float32)), columns),
+                "difficulty": pa.array(np.array(self._difficulty, np.int64)),
+                "num_points": pa.array(np.array(self.lengths, np.int64)),
+            }
+        )
 
 
 @contextmanager

@@ -76,7 +76,8 @@ class Summary:
     """What the preparation of a split found.
 
     objects: objects by class; reasons: for each class, why some do not count, and how many; notes: what was unusual,
-    with its number of frames; dropped_points: points that are not finite; skipped: errors of frames left out.
+    with its number of frames; dropped_points: points that are not finite; skipped: errors of frames left out; empty:
+    frames without a finite point.
     """
 
     split: str
@@ -86,11 +87,13 @@ class Summary:
     skipped: tuple[str, ...]
     reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
+    empty: int = 0
 
     def __str__(self) -> str:
         objects = ", ".join(f"{count} {name}" for name, count in self.objects.items()) or "no labelled objects"
         text = f"{self.split}: {self.frames} frames, {objects}"
         text += f"; {self.dropped_points} points are not finite" if self.dropped_points else ""
+        text += f"; {self.empty} frames have no finite point" if self.empty else ""
         text += f"; {len(self.skipped)} damaged frames left out" if self.skipped else ""
         lines = [self._counting(name) for name in {*self.objects, *self.reasons}]
         notes = [f"  {note} (in {count} of {self.frames} frames)" for note, count in self.notes.items()]
@@ -161,11 +164,17 @@ def _prepare_split(
     existed = out.exists()
     try:
         with ExitStack() as stack:
-            index = stack.enter_context(index_writer(index_path(out, split)))
+            index = stack.enter_context(index_writer(index_path(out, split), Path(source.root)))
             objects: ObjectWriter | None = None
             for result in results:
                 if result.info is None or result.raw is None:
                     tally.skipped.append(result.error or "")
+                    continue
+                if not tally.is_new(result.info.frame_id):
+                    twice = f"{source.root}: frame {result.info.frame_id!r} is in split {split!r} twice"
+                    if on_error == "raise":
+                        raise DataError(twice)
+                    tally.skipped.append(twice)
                     continue
                 tally.add(result.info, result.raw)
                 index.add(result.info)
@@ -176,6 +185,8 @@ def _prepare_split(
                     objects.add(result.info, result.clouds)
             if not tally.frames:
                 raise DataError(f"{source.root}: no frame of split {split!r} could be read: {tally.skipped[0]}")
+            if tally.empty == tally.frames:
+                raise DataError(f"{source.root}: none of the {tally.frames} frames of split {split!r} has a finite point")
     except BaseException:
         _remove_empty(out, split, existed)
         raise
@@ -196,15 +207,23 @@ class _Tally:
 
     def __init__(self, split: str, root: Path) -> None:
         self.split, self.root = split, root
-        self.frames, self.dropped = 0, 0
+        self.frames, self.dropped, self.empty = 0, 0, 0
+        self._ids: set[str] = set()
         self.objects: Counter[str] = Counter()
         self.reasons: dict[str, Counter[str]] = {}
         self.notes: Counter[str] = Counter()
         self.skipped: list[str] = []
 
+    def is_new(self, frame_id: str) -> bool:
+        """Whether no frame of this id was asked about before."""
+        known = frame_id in self._ids
+        self._ids.add(frame_id)
+        return not known
+
     def add(self, info: FrameInfo, raw: RawFrame) -> None:
         """Count one frame."""
         self.frames += 1
+        self.empty += info.num_points == info.dropped
         self.dropped += info.dropped
         self.objects.update(info.names)
         self.notes.update(raw.notes)
@@ -223,6 +242,7 @@ class _Tally:
             tuple(self.skipped),
             {name: dict(found.most_common()) for name, found in self.reasons.items()},
             dict(self.notes),
+            self.empty,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,20 @@ def test_a_missing_index_says_how_to_make_it(kitti_root: Path) -> None:
         read_index(Path("/nowhere/kitti/pcdet_ext/index_train.parquet"))
     with pytest.raises(DataError, match=r"index_train\.parquet: no such file; make it with `pcdet prepare`"):
         make(kitti_root)
+
+
+def test_an_index_of_another_folder_is_told(
+    kitti_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare_kitti(kitti_root, progress=False)
+    prepare_kitti(kitti_root, out=tmp_path / "apart", progress=False)
+    moved = tmp_path / "moved"
+    shutil.copytree(kitti_root, moved)
+    make(kitti_root, index=str(tmp_path / "apart"))
+    make(moved)
+    assert "made from" not in caplog.text  # where it was made, and in a folder that was moved as a whole
+    make(moved, index=str(tmp_path / "apart"))
+    assert f"made from {kitti_root}, and used for {moved}" in caplog.text
 
 
 @pytest.mark.parametrize(

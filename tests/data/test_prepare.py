@@ -210,6 +210,45 @@ def run_tool(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+class Clouds:
+    """Frames by their ids and numbers of points, all on a line; below zero: points that are not finite."""
+
+    def __init__(self, root: Path, frames: dict[str, list[tuple[str, int]]]) -> None:
+        self.root, self.frames = root, frames
+
+    def find(self, split: str) -> list[tuple[str, int]]:
+        return self.frames[split]
+
+    def read(self, frame: tuple[str, int]) -> RawFrame:
+        frame_id, count = frame
+        points = np.full((abs(count), 3), 1.0 if count > 0 else np.nan, np.float32)
+        box = np.array([[1, 1, 1, 2, 2, 2, 0]], np.float32)
+        return RawFrame(Sample(points, ("x", "y", "z"), frame_id, Targets.of_names(box, ("Car",))))
+
+
+def test_frames_without_points_and_frames_met_twice_are_told(tmp_path: Path) -> None:
+    frames = {"train": [("a", 5), ("b", -4), ("c", 0)], "val": [("a", 5), ("b", 3), ("a", 5)], "dark": [("a", 0)]}
+    source = Clouds(tmp_path, frames)
+    (summary,) = prepare(source, ["train"], progress=False)
+    assert (summary.empty, summary.dropped_points) == (2, 4)
+    assert "2 frames have no finite point" in str(summary)
+    with pytest.raises(DataError, match="frame 'a' is in split 'val' twice"):
+        prepare(source, ["val"], progress=False)
+    assert not index_path(tmp_path / "pcdet_ext", "val").exists()
+    (summary,) = prepare(source, ["val"], on_error="skip", progress=False)
+    assert read_index(index_path(tmp_path / "pcdet_ext", "val")).frame_ids == ["a", "b"]
+    assert len(summary.skipped) == 1
+    with pytest.raises(DataError, match="none of the 1 frames of split 'dark' has a finite point"):
+        prepare(source, ["dark"], progress=False)
+
+
+def test_the_database_of_an_empty_box_is_of_its_columns(tmp_path: Path) -> None:
+    prepare(Clouds(tmp_path, {"train": [("a", 5), ("b", -4)]}), ["train"], progress=False)
+    found = read_objects(database_path(tmp_path / "pcdet_ext", "train"))["Car"]
+    assert (found.num_points.tolist(), list(found.frame_ids)) == ([5, 0], ["a", "b"])
+    np.testing.assert_array_equal(found.points_of(0), np.zeros((5, 3), np.float32))
+
+
 def test_the_tool_prepares_and_tells_what_it_found(root: Path, kitti_root: Path, tmp_path: Path) -> None:
     done = run_tool(root, "kitti", "--root", str(kitti_root), "--out", str(tmp_path / "o"), "--splits", "train")
     assert done.returncode == 0, done.stderr
