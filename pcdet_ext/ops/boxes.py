@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import Int32, NativeArray, has_kernels, launch
 from pcdet_ext.ops.boxes_reference import (
     AREA,
@@ -37,6 +38,7 @@ NMSKind = Literal["rotated", "axis_aligned", "circle"]
 NMS_KINDS: dict[NMSKind, int] = {"rotated": 0, "axis_aligned": 1, "circle": 2}
 
 
+@typed
 def iou_bev(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of the footprints of every box in `a` with every box in `b`. Not differentiable.
 
@@ -56,31 +58,37 @@ def iou_bev(a: Tensor, b: Tensor) -> Tensor:
     return _iou_matrix(*_box_pair(a, b), BEV)
 
 
+@typed
 def iou_3d(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of the volumes [N, M] of boxes; arguments, accuracy and errors as for `iou_bev`."""
     return _iou_matrix(*_box_pair(a, b), VOLUME)
 
 
+@typed
 def shared_area_bev(a: Tensor, b: Tensor) -> Tensor:
     """Area [N, M] in m² that the footprints of boxes share; arguments, accuracy and errors as for `iou_bev`."""
     return _iou_matrix(*_box_pair(a, b), AREA)
 
 
+@typed
 def iou_bev_paired(a: Tensor, b: Tensor) -> Tensor:
     """`iou_bev` of each row of a [N, 7+] with the same row of b [N, 7+], as [N]."""
     return _iou_paired(*_box_pair(a, b, paired=True), BEV)
 
 
+@typed
 def iou_3d_paired(a: Tensor, b: Tensor) -> Tensor:
     """`iou_3d` of each row of a [N, 7+] with the same row of b [N, 7+], as [N]."""
     return _iou_paired(*_box_pair(a, b, paired=True), VOLUME)
 
 
+@typed
 def shared_area_bev_paired(a: Tensor, b: Tensor) -> Tensor:
     """`shared_area_bev` of each row of a [N, 7+] with the same row of b [N, 7+], as [N]."""
     return _iou_paired(*_box_pair(a, b, paired=True), AREA)
 
 
+@typed
 def nms(
     boxes: Tensor,
     scores: Tensor,
@@ -134,6 +142,7 @@ def nms(
     return order[_nms(boxes[order].contiguous(), float(iou_threshold), NMS_KINDS[kind], most)]
 
 
+@typed
 def points_in_boxes(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:
     """For each point the lowest index of a box that holds it. Top and bottom belong to a box, its sides do not.
 
@@ -159,6 +168,7 @@ def points_in_boxes(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tenso
     return _points_in_boxes(points.to(boxes.dtype).contiguous(), boxes.contiguous(), float(margin))
 
 
+@typed
 def points_in_each_box(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:
     """Whether each box holds each point, bool [M, P]; a point may be in several boxes.
 

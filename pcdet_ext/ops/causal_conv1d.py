@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, int64_array, launch
 from pcdet_ext.ops._reference import reference_gradients
 
@@ -19,6 +20,7 @@ _CUDA_CHUNK = 32  # steps of a sequence that share a gradient of the weights the
 MaybeTensor = Tensor | None
 
 
+@typed
 def causal_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, reverse: bool = False
 ) -> Tensor:

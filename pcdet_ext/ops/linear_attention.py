@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, launch
 from pcdet_ext.ops._reference import own_precision
 
 CUDA_DIMS = (8, 16, 32, 64)  # head dimensions that the CUDA kernel is compiled for
 
 
+@typed
 def scattered_linear_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float = 1e-6) -> Tensor:
     """y_i = qᵢᵀ S / (qᵢ · s + eps) with S = Σ k vᵀ and s = Σ k over the rows of i's segment [N, H, D].
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import has_kernels, launch
 
 
+@typed
 def neighbour_table(keys: Tensor, shifts: Tensor) -> Tensor:
     """Row int64 [N, K] whose key is keys[i] + shifts[k], or -1 where there is none.
 

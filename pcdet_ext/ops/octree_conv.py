@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import Argument, has_kernels, launch
 from pcdet_ext.ops._operator import integer_operator, shapes_of
 
 _NATIVE = (torch.float32, torch.float64)
 
 
+@typed
 def octree_depthwise_conv(features: Tensor, weights: Tensor, neighbours: Tensor) -> Tensor:
     """out[m, c] = Σ_k weights[k, c] · features[neighbours[m, k], c], a neighbour of -1 being 0 (OctFormer, Wang 2023).
 

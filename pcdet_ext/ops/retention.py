@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._reference import own_precision
 from pcdet_ext.structures import untraced
 
@@ -20,6 +21,7 @@ Within = Literal["causal", "symmetric"]
 
 
 @untraced
+@typed
 def retention(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, scale: float = 1.0, within: Within = "causal", chunk: int = 64
 ) -> Tensor:
@@ -79,6 +81,7 @@ def retention_reference(
 
 
 @untraced
+@typed
 def mlstm(
     q: Tensor, k: Tensor, v: Tensor, input_gate: Tensor, forget_gate: Tensor, eps: float = 1e-6, chunk: int = 64
 ) -> Tensor:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import has_kernels, int32_array, launch
 from pcdet_ext.ops._operator import integer_operator, shapes_of
 from pcdet_ext.ops.serialize import check_coords, raise_outside
@@ -28,6 +29,7 @@ class RotatedSets(NamedTuple):
     inside: Tensor
 
 
+@typed
 def rotated_sets(
     coords: Tensor,
     grid: Sequence[int],
@@ -44,14 +46,18 @@ def rotated_sets(
     (Z, Y, X), the shift is added to the coordinates. Raises ValueError naming the argument that is wrong.
     """
     check_coords(coords, grid)
-    if set_size < 1 or batch_size < 0:
-        raise ValueError(f"set_size must be at least 1 and batch_size at least 0, got {set_size} and {batch_size}")
+    batch_size, set_size = int(batch_size), int(set_size)  # NumPy's numbers may be short
+    for name, value, low, high in (("batch_size", batch_size, 0, 1 << 15), ("set_size", set_size, 1, LARGEST_SET)):
+        if not low <= value <= high:
+            raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
     if len(window) != 3 or len(shift) != 3 or min(window) < 1 or min(shift) < 0:
         raise ValueError(f"window must be three positive numbers and shift three from 0 on, got {window} and {shift}")
     count = [math.ceil((g + s) / w) for g, w, s in zip(grid, window, shift, strict=True)]
     count = [max(c, math.ceil(g / w) + 1) for c, g, w in zip(count, grid, window, strict=True)]
     if batch_size * math.prod(count) * math.prod(window) >= 1 << 62:
-        raise ValueError(f"grid {list(grid)} has too many cells for int64 keys")
+        raise ValueError(
+            f"window {list(window)} with shift {list(shift)} on grid {list(grid)}: too many cells for int64 keys"
+        )
     return RotatedSets(
         *_rotated_sets(coords.contiguous(), list(grid), batch_size, list(window), list(shift), count, set_size)
     )
@@ -70,7 +76,7 @@ def _rotated_sets(
     windows, cells = batch_size * math.prod(count), math.prod(window)
     device = coords.device.type
     # Tables of windows and of their cells pay where there are not many more of them than voxels.
-    fits = windows <= 8 * len(coords) + 65536 and cells <= (
+    fits = 0 < windows <= 8 * len(coords) + 65536 and cells <= (
         CUDA_CELLS if device == "cuda" else 64 * len(coords) + 65536
     )
     if not fits or not has_kernels(coords):
@@ -80,6 +86,7 @@ def _rotated_sets(
     return run(coords, grid, batch_size, layout, windows, cells, set_size)
 
 
+LARGEST_SET = 1 << 20  # voxels
 CUDA_CELLS = 6000 * 32  # whose bit map and its running sum fit into a block's shared memory
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import Int32, NativeArray, has_kernels, launch
 
 Reduction = Literal["sum", "mean", "max", "min"]
@@ -15,6 +16,7 @@ KINDS: dict[Reduction, int] = {"sum": 0, "mean": 1, "max": 2, "min": 3}
 _NATIVE, _WIDENED = (torch.float32, torch.float64), (torch.float16, torch.bfloat16)
 
 
+@typed
 def segment_reduce(values: Tensor, index: Tensor, num_segments: int, reduce: Reduction = "sum") -> Tensor:
     """Sum, mean, maximum or minimum of the rows that belong to one segment. Differentiable in the values.
 
@@ -40,6 +42,7 @@ def segment_reduce(values: Tensor, index: Tensor, num_segments: int, reduce: Red
     return _segment_reduce(wide.contiguous(), index.contiguous(), num_segments, KINDS[reduce])[0].to(values.dtype)
 
 
+@typed
 def segment_argmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     """The row int64 [S, C] from which `segment_reduce` takes each maximum, the lowest of equal ones; -1 for none.
 
@@ -63,6 +66,7 @@ def _check_segments(values: Tensor, index: Tensor, num_segments: int) -> None:
         raise ValueError(f"values must have fewer than 2³¹ rows, got {len(values)}")
 
 
+@typed
 def segment_softmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     """exp(v) / Σ exp over the rows of `values` [P, C] that share a number in `index` int64 [P], for each column.
 

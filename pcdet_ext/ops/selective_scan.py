@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, int64_array, launch
 from pcdet_ext.ops._reference import reference_gradients
 
@@ -21,6 +22,7 @@ _PORTION = {"cpu": 64, "cuda": 32}  # channels whose gradients of B and C a kern
 MaybeTensor = Tensor | None
 
 
+@typed
 def selective_scan(
     u: Tensor,
     delta: Tensor,

@@ -15,11 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import Argument, Int32, has_kernels, int32_array, launch
 from pcdet_ext.ops._operator import integer_operator, shapes_of
 
 BATCH_SHIFT = 48
 MAX_DEPTH = 16
+WIDEST_BUCKET = 1 << 32  # cells
 CURVES = {"zorder": 0, "zorder_x_lowest": 1, "hilbert": 2}
 
 
@@ -36,6 +38,7 @@ class _WindowOrder(ctypes.Structure):
     ]
 
 
+@typed
 def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: object) -> Tensor:
     """Keys int64 [N] of voxels, distinct for distinct voxels (but for "lsh", where a key is a bucket).
 
@@ -61,6 +64,7 @@ def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: object
         raise ValueError(f"options of order {order!r}: {error}") from error
 
 
+@typed
 def deserialize(keys: Tensor, order: Literal["zorder", "hilbert"], depth: int, lowest: str = "z") -> Tensor:
     """Coordinates int32 [N, 4] as (batch, z, y, x) of keys int64 [N] made with the same `depth` and `lowest`."""
     if keys.dtype != torch.int64 or keys.ndim != 1:
@@ -71,17 +75,34 @@ def deserialize(keys: Tensor, order: Literal["zorder", "hilbert"], depth: int, l
     return _curve_decode(keys.contiguous(), _curve(order, lowest), depth)
 
 
+@typed
 def octree_parent(keys: Tensor, levels: int = 1) -> Tensor:
-    """Keys of the ancestors `levels` depths up, for z-order keys int64 of any shape; frames are kept."""
+    """Keys of the ancestors `levels` depths up, for z-order keys int64 of any shape; frames are kept.
+
+    Raises ValueError for keys of another type, and for levels outside [0, 16].
+    """
+    _check_keys(keys)
+    if not 0 <= levels <= MAX_DEPTH:
+        raise ValueError(f"levels must lie in [0, {MAX_DEPTH}], got {levels}")
     low = keys & ((1 << BATCH_SHIFT) - 1)
     return (low >> (3 * levels)) | (keys >> BATCH_SHIFT << BATCH_SHIFT)
 
 
+@typed
 def octree_children(keys: Tensor) -> Tensor:
-    """Keys [..., 8] of the children of keys at a depth below 16, in octant order 4·x + 2·y + z; frames are kept."""
+    """Keys [..., 8] of the children of keys at a depth below 16, in octant order 4·x + 2·y + z; frames are kept.
+
+    Raises ValueError for keys that are not int64.
+    """
+    _check_keys(keys)
     low = keys & ((1 << BATCH_SHIFT) - 1)
     octants = torch.arange(8, device=keys.device)
     return ((low << 3) | (keys >> BATCH_SHIFT << BATCH_SHIFT)).unsqueeze(-1) | octants
+
+
+def _check_keys(keys: Tensor) -> None:
+    if keys.dtype != torch.int64:
+        raise ValueError(f"keys must be int64, got {keys.dtype}")
 
 
 def curve_depth(grid: Sequence[int]) -> int:
@@ -127,15 +148,17 @@ def _check_windows(grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[
         raise ValueError(f"a snake path needs one window along z, got window {list(window)} on grid {list(grid)}")
     factor = 8 if path == "snake" else 1
     if factor * math.prod(count) * math.prod(window) >= 1 << BATCH_SHIFT:
-        raise ValueError(f"grid {list(grid)} has too many cells for a 48-bit key")
+        raise ValueError(f"window {list(window)} on grid {list(grid)}: too many cells for a 48-bit key")
 
 
 def _lsh(coords: Tensor, grid: tuple[int, ...], projections: int = 3, width: float = 8.0, seed: int = 0) -> Tensor:
     """Integer projections (directions in units of 2⁻¹⁶), so that every device gives the same buckets."""
-    if projections < 1 or width <= 0:
-        raise ValueError(f"projections must be at least 1 and width positive, got {projections} and {width}")
+    if not 1 <= projections <= BATCH_SHIFT:
+        raise ValueError(f"projections must lie in [1, {BATCH_SHIFT}], got {projections}")
+    if not 0 < width < WIDEST_BUCKET:
+        raise ValueError(f"width must be positive and below {WIDEST_BUCKET} cells, got {width}")
     _check_inside(coords, grid)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(int(seed))
     directions = torch.randn(projections, 3, generator=generator, dtype=torch.float64, device="cpu")
     directions = (directions / directions.norm(dim=1, keepdim=True) * (1 << 16)).round().long()
     step = max(1, round(width * (1 << 16)))
@@ -145,7 +168,9 @@ def _lsh(coords: Tensor, grid: tuple[int, ...], projections: int = 3, width: flo
     high = (directions.clamp(min=0) * cells).sum(1)
     buckets = (high - low + offset) // step + 1
     if math.prod(buckets.tolist()) >= 1 << BATCH_SHIFT:
-        raise ValueError(f"width {width} is too small for {projections} projections: keys need over 48 bits")
+        raise ValueError(
+            f"width {width} is too small for {projections} projections of grid {list(grid)}: keys need over 48 bits"
+        )
     batch, z, y, x = coords.t().to(torch.int64, memory_format=torch.contiguous_format)
     key, value = torch.zeros_like(batch), torch.empty_like(batch)
     starts = (offset - low).tolist()  # so that no value is negative
@@ -157,11 +182,11 @@ def _lsh(coords: Tensor, grid: tuple[int, ...], projections: int = 3, width: flo
 
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "zorder": _zorder,
-    "hilbert": _hilbert,
-    "window_x": partial(_window_order, along_y=False),
-    "window_y": partial(_window_order, along_y=True),
-    "lsh": _lsh,
+    "zorder": typed(_zorder),
+    "hilbert": typed(_hilbert),
+    "window_x": partial(typed(_window_order), along_y=False),
+    "window_y": partial(typed(_window_order), along_y=True),
+    "lsh": typed(_lsh),
 }
 
 
@@ -198,7 +223,9 @@ def _check_inside(coords: Tensor, grid: Sequence[int]) -> None:
 def raise_outside(count: int, grid: Sequence[int]) -> None:
     """Raise ValueError when `count` rows of coordinates were found outside the grid."""
     if count:
-        raise ValueError(f"coords: {count} rows are outside the grid {list(grid)} (or their batch index is)")
+        raise ValueError(
+            f"coords: {count} rows are outside the grid {list(grid)} (or their batch index is outside batch_size)"
+        )
 
 
 @integer_operator("curve_encode")

@@ -11,10 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import has_kernels, launch
 from pcdet_ext.ops._operator import integer_operator, shapes_of
 
+MOST_NUMBERS = 1 << 32  # in padded voxels, 17 GB
 
+
+@typed
 def grid_size(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> tuple[int, int, int]:
     """Cells along (x, y, z) of a range (minimum, then maximum, metres) in voxels (metres): the rounded quotient.
 
@@ -30,15 +34,21 @@ def grid_size(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -
         raise ValueError(f"voxel_size must be positive and finite, got {list(voxel_size)}")
     if not all(math.isfinite(v) for v in point_cloud_range):
         raise ValueError(f"point_cloud_range must be finite, got {list(point_cloud_range)}")
+    if any(v >= 3e38 or v <= -3e38 for v in point_cloud_range) or max(voxel_size) >= 3e38 or min(voxel_size) < 1e-30:
+        raise ValueError(
+            "point_cloud_range and voxel_size must be numbers that float32 holds, "
+            f"got {list(point_cloud_range)} and {list(voxel_size)}"
+        )
     low, high = point_cloud_range[:3], point_cloud_range[3:]
     x, y, z = (round((b - a) / v) for a, b, v in zip(low, high, voxel_size, strict=True))
     if min(x, y, z) < 1:
-        raise ValueError(f"point_cloud_range {list(point_cloud_range)} holds no voxel of size {list(voxel_size)}")
+        raise ValueError(f"point_cloud_range {list(point_cloud_range)} holds no voxel of voxel_size {list(voxel_size)}")
     if max(x, z) * y >= 1 << 31:
         raise ValueError(f"voxel_size {list(voxel_size)} is too small: ({x}, {y}, {z}) cells along (x, y, z)")
     return x, y, z
 
 
+@typed
 def voxelize(
     points: Tensor,
     point_cloud_range: Sequence[float],
@@ -60,7 +70,8 @@ def voxelize(
         int32 [M, 3] as (z, y, x); and their numbers of points int32 [M].
 
     Raises:
-        ValueError: an argument has the wrong shape or type, or range and voxel size make no grid.
+        ValueError: an argument has the wrong shape or type, range and voxel size make no grid, or the padded voxels
+            would have 2³² numbers or more.
     """
     _check_points(points)
     if max_points < 1 or max_voxels < 1:
@@ -70,6 +81,7 @@ def voxelize(
     return _voxelize(points.contiguous(), extent, size, max_points, max_voxels)[:3]
 
 
+@typed
 def dynamic_voxelize(
     points: Tensor,
     batch_index: Tensor,
@@ -109,6 +121,7 @@ def dynamic_voxelize(
     return _dynamic_voxelize(points, batch_index, extent, size, order == "xyz", pillars)
 
 
+@typed
 def voxel_coordinates(points: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> Tensor:
     """The voxel that each point of one cloud is in.
 
@@ -132,6 +145,13 @@ def voxel_coordinates(points: Tensor, point_cloud_range: Sequence[float], voxel_
 def _check_points(points: Tensor) -> None:
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype != torch.float32:
         raise ValueError(f"points must be float32 [N, 3+], got {points.dtype} {list(points.shape)}")
+
+
+def _check_result_size(voxels: int, max_points: int, columns: int) -> None:
+    """Raise ValueError where voxels that are padded to `max_points` points are too many numbers for any use."""
+    if voxels * max_points * columns >= MOST_NUMBERS:
+        size = 4e-9 * voxels * max_points * columns
+        raise ValueError(f"max_points {max_points} is too large: {voxels} voxels padded to it would take {size:.0f} GB")
 
 
 class _VoxelGrid(ctypes.Structure):
@@ -185,6 +205,7 @@ def _voxelize(
     to = (cells, i64, most), (counts, i32, most), opened
     launch("voxelize_assign", points.device, *cloud, most, placed, *to)
     m = opened.value
+    _check_result_size(m, max_points, c)
     voxels, coords = points.new_empty(m, max_points, c), points.new_empty(m, 3, dtype=i32)
     filled = (voxels, torch.float32, m * max_points * c), (coords, i32, 3 * m)
     launch("voxelize_fill", points.device, *cloud, placed, (cells, i64, most), m, *filled)
@@ -337,6 +358,7 @@ def _voxelize_cells(
     rank[appearance] = torch.arange(len(rank), device=points.device)
     number, slot = rank[voxel], torch.arange(len(order), device=points.device) - start[voxel]
     m = min(len(unique), max_voxels)
+    _check_result_size(m, max_points, points.shape[1])
     kept = (number < m) & (slot < max_points)
     places = torch.full_like(cells, -1)
     places[order[kept]] = (number * max_points + slot)[kept]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, launch
 from pcdet_ext.ops._reference import reference_gradients
 
@@ -17,6 +18,7 @@ CUDA_DIMS = (16, 32)  # widths of a head that the CUDA kernel is compiled for
 MaybeTensor = Tensor | None
 
 
+@typed
 def wkv(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None = None, reverse: bool = False) -> Tensor:
     """y_t = r_tᵀ (S + diag(u) k_t v_tᵀ), then S ← diag(e_t) S + k_t v_tᵀ with e_t = exp(−exp(w_t)); [batch, L, H, D].
 

@@ -195,7 +195,7 @@ def test_wrong_arguments_are_named() -> None:
         equal_groups(ordering, 0)
     with pytest.raises(ValueError, match="size and dilation"):
         octree_windows(ordering, 4, 0)
-    with pytest.raises(ValueError, match="set_size must be at least 1"):
+    with pytest.raises(ValueError, match="set_size must lie in"):
         rotated_sets(voxels.coords, GRID, 3, (1, 1, 1), (0, 0, 0), 0)
     with pytest.raises(ValueError, match="outside the grid"):
         rotated_sets(voxels.coords, GRID, 1, (1, 1, 1), (0, 0, 0), 3)

@@ -106,6 +106,7 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
         "iou_bev": lambda: ops.iou_bev(upright, upright),
         "iou_3d": lambda: ops.iou_3d(upright, upright),
         "shared_area_bev": lambda: ops.shared_area_bev(upright, upright),
+        "shared_area_bev_paired": lambda: ops.shared_area_bev_paired(upright, upright.flip(0)),
         "iou_bev_paired": lambda: ops.iou_bev_paired(upright, upright.flip(0)),
         "iou_3d_paired": lambda: ops.iou_3d_paired(upright, upright.flip(0)),
         "nms": lambda: ops.nms(upright, rand(12), 0.1),
@@ -113,6 +114,9 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
         "nms, circle": lambda: ops.nms(upright, rand(12), 1.0, "circle"),
         "nms, published": lambda: ops.nms(upright, rand(12), 0.1, published=True),
         "points_in_boxes": lambda: ops.points_in_boxes(points, upright),
+        "points_in_each_box": lambda: ops.points_in_each_box(points, upright),
+        "voxel_coordinates": lambda: ops.voxel_coordinates(points, EXTENT, SIZE),
+        "segment_argmax": lambda: ops.segment_argmax(values, index, 5),
         "selective_scan": lambda: scans(change, dtype),
         "wkv": lambda: with_gradients(lambda r, u: ops.wkv(r, r, r, -r, u), r, rand(2, 4, dtype=dtype)),
         "scattered_linear_attention": lambda: with_gradients(

@@ -182,7 +182,7 @@ def test_coordinates_outside_are_an_error_not_a_wrap(order: str, options: dict, 
         ("window_x", {"window": (4, 4, 4), "shift": (0, 0, 5)}, "shift must not be larger"),
         ("window_x", {"window": (4, 4, 4), "path": "spiral"}, "path must be"),
         ("window_y", {"window": (4, 4, 4), "path": "snake"}, "one window along z"),
-        ("lsh", {"projections": 0}, "projections must be at least 1"),
+        ("lsh", {"projections": 0}, "projections must lie in"),
         ("lsh", {"width": 1e-4}, "width 0.0001 is too small"),
     ],
 )

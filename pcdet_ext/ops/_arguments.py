@@ -1,0 +1,119 @@
+"""Arguments of the operations held against their type hints, so that a wrong one is named before any kernel sees it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Fault = Callable[[Any], str | None]  # what a value must be, where it is not
+
+_LARGEST = (1 << 63) - 1
+_LARGEST_FLOAT = sys.float_info.max
+
+
+def typed(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with arguments that are checked against its type hints.
+
+    A call then raises TypeError for an argument of another type, and ValueError for a number of another kind or one
+    that 64 bits do not hold; both name the argument. What numbers mean is for the function to check.
+    """
+    hints = get_type_hints(function)
+    names = [name for name in inspect.signature(function).parameters if name in hints]
+    faults = {name: _fault_of(hints[name]) for name in names}
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in zip(names, args, strict=False):
+            _check(name, value, faults[name])
+        for name, value in kwargs.items():
+            if name in faults:
+                _check(name, value, faults[name])
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _check(name: str, value: Any, fault: Fault) -> None:
+    wanted = fault(value)
+    if wanted is None:
+        return
+    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} must be {wanted}, got a tensor {list(value.shape)}")
+    shown = repr(value)
+    raise TypeError(f"{name} must be {wanted}, got {shown if len(shown) < 60 else type(value).__name__}")
+
+
+def _fault_of(hint: Any) -> Fault:
+    """What is wrong with a value that a type hint describes."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = [_fault_of(part) for part in parts if part is not type(None)]
+        return _optional(options) if type(None) in parts else _any_of(options)
+    if origin is Literal:
+        words = " or ".join(repr(part) for part in parts)
+        return lambda value: None if isinstance(value, str) else words
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return _sequence(parts[0])
+    return _FAULTS.get(hint, lambda value: None)
+
+
+def _optional(options: Sequence[Fault]) -> Fault:
+    inner = _any_of(options)
+    return lambda value: None if value is None else inner(value)
+
+
+def _any_of(options: Sequence[Fault]) -> Fault:
+    def fault(value: Any) -> str | None:
+        found = [option(value) for option in options]
+        return None if None in found else " or ".join(str(one) for one in found)
+
+    return fault
+
+
+def _sequence(item: Any) -> Fault:
+    kind, fault_of_item = ("whole numbers", _not_whole) if item is int else ("numbers", _not_number)
+
+    def fault(value: Any) -> str | None:
+        fits = isinstance(value, (Sequence, np.ndarray, torch.Size)) and not isinstance(value, str)
+        if fits and not any(fault_of_item(one) for one in value):
+            return None
+        return f"a sequence of {kind}"
+
+    return fault
+
+
+def _not_whole(value: Any) -> str | None:
+    if isinstance(value, torch.SymInt):
+        return None
+    fits = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
+    return None if fits else "a whole number"
+
+
+def _not_number(value: Any) -> str | None:
+    if isinstance(value, (torch.SymInt, torch.SymFloat)):
+        return None
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return None if number and (value != value or abs(value) <= _LARGEST_FLOAT or math.isinf(value)) else "a number"
+
+
+_FAULTS: dict[Any, Fault] = {
+    Tensor: lambda value: None if isinstance(value, Tensor) else "a tensor",
+    bool: lambda value: None if isinstance(value, (bool, np.bool_)) else "True or False",
+    int: _not_whole,
+    float: _not_number,
+    str: lambda value: None if isinstance(value, str) else "a text",
+}
