@@ -1,43 +1,114 @@
-"""Simulate LiDAR frames of street scenes.
+"""Simulate LiDAR data of streets.
 
 pcdet simulate --format kitti --frames 200 --seed 0 --out data/sim
+pcdet simulate --format nuscenes --scenes 10 --frames 20 --out data/sim_nuscenes
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pcdet_ext.cli.arguments import path
-from pcdet_ext.cli.errors import FailureError, wrong_use
+from pcdet_ext.cli.errors import FailureError, UsageError, wrong_use
+
+if TYPE_CHECKING:
+    from pcdet_ext.data.simulation import Made
+
+FORMATS = ("kitti", "nuscenes")
+SCANS_PER_KEY = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=["kitti"], default="kitti", help="layout of the files (default: kitti)")
-    parser.add_argument("--frames", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same frames")
+    parser.add_argument("--format", choices=FORMATS, default="kitti", help="layout of the files (default: kitti)")
     parser.add_argument("--out", type=path, required=True, help="folder to write to")
-    parser.add_argument("--val-fraction", type=float, default=0.2, help="share of frames in ImageSets/val.txt")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--beams", type=int, default=64)
-    parser.add_argument("--azimuths", type=int, default=2080, help="firings per turn")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        required=True,
+        help="labelled frames: kitti: of the whole data set, each a street of its own; nuscenes: key frames per scene, "
+        "two per second with nine sweeps between them",
+    )
+    parser.add_argument("--scenes", type=int, help="drives (nuscenes only; default: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same data (default: 0)")
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.2,
+        help="share of frames or scenes held out for validation (default: 0.2)",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument(
+        "--beams", type=int, help="beams of the sensor, one above the other (default: kitti 64, nuscenes 32)"
+    )
+    parser.add_argument(
+        "--azimuths", type=int, help="firings of each beam per turn (default: kitti 2080, nuscenes 1085)"
+    )
+    parser.add_argument("--version", help="nuscenes only: name of the tables, v1.0-mini (default) or v1.0-trainval")
+
+
+class _Watch:
+    """Shows how far a simulation is, and what it took."""
+
+    def __init__(self, total: int, name: str) -> None:
+        self.total, self.name = total, name
+        self.begun = False
+        self.scans = 0
+        self.casting = 0.0
+        self.seconds = 0.0
+
+    def __call__(self, made: Iterator[Made]) -> Iterator[Made]:
+        from tqdm import tqdm
+
+        self.begun, begin = True, time.perf_counter()
+        with tqdm(total=self.total, unit="frame", desc=self.name) as bar:
+            for piece in made:
+                self.scans += piece.scans
+                self.casting += piece.casting
+                bar.update(piece.scans)
+                yield piece
+        self.seconds = time.perf_counter() - begin
+
+    def line(self, workers: int) -> str:
+        """What was made, how fast, and how much of it was ray-casting."""
+        if not self.scans:
+            return "all frames were there already; what was missing beside them is written"
+        each = 1000 * self.casting / self.scans
+        return (
+            f"{self.scans} frames in {self.seconds:.1f} s: {self.scans / self.seconds:.1f} frames/s with {workers} "
+            f"processes; ray-casting took {each:.0f} ms of processor time per frame"
+        )
 
 
 def run(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from pcdet_ext.data.simulation import SpinningLidar, simulate_kitti
-
-    begun = False
-
-    def bar(numbers: Iterator[int]) -> Iterator[int]:
-        nonlocal begun
-        begun = True
-        return iter(tqdm(numbers, total=options.frames, unit="frame", desc=str(options.out)))
-
+    watch = _Watch(_scans(options), str(options.out))
     with wrong_use():
-        sensor = SpinningLidar(beams=options.beams, azimuths=options.azimuths)
-        simulate_kitti(options.out, options.frames, options.seed, options.val_fraction, options.workers, sensor, bar)
-    if not begun:
+        _simulate(options, watch)
+    if not watch.begun:
         raise FailureError(f"{options.out}: holds these frames already, there is nothing to do")
+    print(watch.line(options.workers))
     return 0
+
+
+def _scans(options: argparse.Namespace) -> int:
+    if options.format == "kitti":
+        return options.frames
+    return (options.scenes or 10) * ((options.frames - 1) * SCANS_PER_KEY + 1)
+
+
+def _simulate(options: argparse.Namespace, watch: _Watch) -> None:
+    from pcdet_ext.data.simulation import EvenLidar, SpinningLidar, simulate_kitti, simulate_nuscenes
+
+    common = {"seed": options.seed, "val_fraction": options.val_fraction, "workers": options.workers, "progress": watch}
+    chosen = {k: v for k in ("beams", "azimuths") if (v := getattr(options, k)) is not None}
+    if options.format == "kitti":
+        for name in ("scenes", "version"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name} is for nuscenes; kitti has single frames")
+        simulate_kitti(options.out, options.frames, sensor=SpinningLidar(**chosen), **common)
+        return
+    scenes = 10 if options.scenes is None else options.scenes
+    version = options.version or "v1.0-mini"
+    simulate_nuscenes(options.out, scenes, options.frames, sensor=EvenLidar(**chosen), version=version, **common)

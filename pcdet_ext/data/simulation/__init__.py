@@ -1,7 +1,22 @@
-"""Simulated LiDAR frames: street scenes, a spinning sensor ray-cast through them, writers of data formats."""
+"""Simulated LiDAR data: street scenes and drives, sensors ray-cast through them, writers of data formats."""
 
-from pcdet_ext.data.simulation.generate import simulate_frame, simulate_kitti
+from pcdet_ext.data.simulation.drive import Drive, Track, drive
+from pcdet_ext.data.simulation.generate import Made, simulate_frame, simulate_kitti, simulate_nuscenes
 from pcdet_ext.data.simulation.scene import Actor, Scene, street_scene
-from pcdet_ext.data.simulation.sensor import Scan, SpinningLidar
+from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
 
-__all__ = ["Actor", "Scan", "Scene", "SpinningLidar", "simulate_frame", "simulate_kitti", "street_scene"]
+__all__ = [
+    "Actor",
+    "Drive",
+    "EvenLidar",
+    "Made",
+    "Scan",
+    "Scene",
+    "SpinningLidar",
+    "Track",
+    "drive",
+    "simulate_frame",
+    "simulate_kitti",
+    "simulate_nuscenes",
+    "street_scene",
+]

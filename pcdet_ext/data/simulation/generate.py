@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,14 +14,30 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.files import DataError, atomic_write, check_output_folder
-from pcdet_ext.data.simulation.kitti import write_frame
+from pcdet_ext.data.simulation import kitti
+from pcdet_ext.data.simulation.nuscenes import NuScenesWriter, scene_names
 from pcdet_ext.data.simulation.scene import Scene, street_scene
-from pcdet_ext.data.simulation.sensor import Scan, SpinningLidar
+from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
+from pcdet_ext.files import DataError, atomic_write, check_output_folder
 
 STAMP = "simulation.json"  # written last: the folder is complete
 STARTED = "simulation.started.json"  # written first, and gone at the end: the folder is ours to write into
 VERSION = 2  # raise it when the same seed gives other frames
+NUSCENES_VERSIONS = ("v1.0-mini", "v1.0-trainval")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one piece of work gave: scans written (0: it was there already), and what ray-casting took.
+
+    casting: seconds of processor time.
+    """
+
+    scans: int
+    casting: float
+
+
+Progress = Callable[[Iterator[Made]], Iterator[Made]]
 
 
 def simulate_frame(seed: int, index: int, sensor: SpinningLidar) -> tuple[Scene, Scan]:
@@ -37,67 +54,169 @@ def simulate_kitti(
     val_fraction: float = 0.2,
     workers: int = 2,
     sensor: SpinningLidar | None = None,
-    progress: Callable[[Iterator[int]], Iterator[int]] = iter,
+    progress: Progress = iter,
 ) -> Path:
     """Write a data set in KITTI's object-detection layout: training/{velodyne,label_2,calib} and ImageSets.
 
-    val_fraction: share of the frames, drawn with the seed, that ImageSets/val.txt lists. simulation.json is written
-    last and says what was asked for: with the same request a finished folder is left as it is, and an interrupted one
-    is completed.
-    Raises ValueError for bad numbers, FileExistsError for a folder that holds something else.
+    Args:
+        out: folder to write to. simulation.json is written last and says what was asked for: with the same request a
+            finished folder is left as it is, and an interrupted one is completed.
+        frames: each is a street of its own.
+        seed: the same seed gives the same frames.
+        val_fraction: share of the frames, drawn with the seed, that ImageSets/val.txt lists.
+        workers: processes.
+        sensor: the LiDAR; like a Velodyne HDL-64E if not given.
+        progress: is given the pieces of work as they are done, one `Made` per frame, and passes them on.
+
+    Raises:
+        ValueError: for bad numbers.
+        FileExistsError: for a folder that holds something else.
+        ImportError: without Open3D.
     """
-    out, sensor = Path(out), sensor or SpinningLidar()
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
-    check_output_folder(out)
-    if frames < 1 or workers < 1 or not 0 <= val_fraction <= 1:
-        raise ValueError(
-            f"frames and workers must be positive and val_fraction in [0, 1]: {frames}, {workers}, {val_fraction}"
-        )
-    request = {
-        "version": VERSION,
-        "format": "kitti",
-        "frames": frames,
-        "seed": seed,
-        "val_fraction": val_fraction,
-        "sensor": dataclasses.asdict(sensor),
+    sensor = sensor or SpinningLidar()
+    request = {"format": "kitti", "frames": frames, "seed": seed, "val_fraction": val_fraction}
+    work = _Work(Path(out), request | {"sensor": dataclasses.asdict(sensor)}, frames, workers)
+    if work.begin():
+        return work.out
+    work.run(partial(_make_kitti, work.out, seed, sensor), progress)
+    held_out = _held_out(frames, seed, val_fraction)
+    splits = {
+        "train": np.flatnonzero(~held_out).tolist(),
+        "val": np.flatnonzero(held_out).tolist(),
+        "all": list(range(frames)),
     }
-    if _is_done(out, request):
-        return out
-    _write_json(out / STARTED, request)
-    make = partial(_make, out, seed, sensor)
-    if workers == 1:
-        for _ in progress(map(make, range(frames))):
-            pass
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for _ in progress(pool.map(make, range(frames), chunksize=4)):
-                pass
-    _write_splits(out, frames, seed, val_fraction)
-    _write_json(out / STAMP, request)
-    (out / STARTED).unlink()
-    return out
+    for name, members in splits.items():
+        with atomic_write(work.out / "ImageSets" / f"{name}.txt") as temporary:
+            temporary.write_text("".join(f"{i:06d}\n" for i in members), encoding="utf-8")
+    return work.end()
 
 
-def _make(out: Path, seed: int, sensor: SpinningLidar, index: int) -> int:
-    scene, scan = simulate_frame(seed, index, sensor)
-    write_frame(out, f"{index:06d}", scene, scan, sensor)
-    return index
+def simulate_nuscenes(
+    out: str | Path,
+    scenes: int,
+    frames: int,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    workers: int = 2,
+    sensor: EvenLidar | None = None,
+    version: str = "v1.0-mini",
+    progress: Progress = iter,
+) -> Path:
+    """Write drives in the layout in which nuScenes is released, with LIDAR_TOP as the only sensor.
 
+    Scans at 20 Hz, every tenth a key frame with annotations. Up to ten scenes (two held out) in v1.0-mini have the
+    official names of its scenes, others names of their own; splits/train.txt, splits/val.txt and, for the devkit,
+    <version>/splits.json list them.
 
-def _is_done(out: Path, request: dict[str, Any]) -> bool:
-    """Whether the folder holds exactly this; False where it is empty or holds the beginning of exactly this.
+    Args:
+        out: as `simulate_kitti`.
+        scenes: drives, each through a street of its own.
+        frames: key frames per scene, half a second apart.
+        seed: the same seed gives the same scenes.
+        val_fraction: share of the scenes that are held out.
+        workers: processes; each makes one scene at a time.
+        sensor: the LiDAR; like a Velodyne HDL-32E if not given.
+        version: name of the folder of tables, v1.0-mini or v1.0-trainval.
+        progress: as `simulate_kitti`, one `Made` per scene.
 
-    FileExistsError for anything else: data without a stamp of ours may be somebody's recordings.
+    Raises:
+        ValueError, FileExistsError, ImportError: as `simulate_kitti`.
     """
-    if not out.exists() or not any(out.iterdir()):
+    sensor = sensor or EvenLidar()
+    if version not in NUSCENES_VERSIONS:
+        raise ValueError(f"version must be one of {', '.join(NUSCENES_VERSIONS)}, got {version}")
+    request = {"format": "nuscenes", "scenes": scenes, "frames": frames, "seed": seed, "val_fraction": val_fraction}
+    request |= {"tables": version, "sensor": dataclasses.asdict(sensor)}
+    work = _Work(Path(out), request, scenes, workers)
+    if work.begin():
+        return work.out
+    val = _held_out(scenes, seed, val_fraction).tolist()
+    writer = NuScenesWriter(work.out, seed, frames, version, tuple(scene_names(version, val)), sensor)
+    work.run(partial(_make_scene, writer), progress)
+    writer.finish(val)
+    return work.end()
+
+
+def _make_kitti(out: Path, seed: int, sensor: SpinningLidar, index: int) -> Made:
+    if kitti.is_written(out, f"{index:06d}"):
+        return Made(0, 0.0)
+    scene, scan = simulate_frame(seed, index, sensor)
+    kitti.write_frame(out, f"{index:06d}", scene, scan, sensor)
+    return Made(1, scan.seconds)
+
+
+def _make_scene(writer: NuScenesWriter, index: int) -> Made:
+    return Made(*writer.write_scene(index))
+
+
+def _held_out(count: int, seed: int, val_fraction: float) -> np.ndarray:
+    """Which frames or scenes are held out: bool [count], drawn with the seed."""
+    order = np.random.default_rng([seed, count]).permutation(count)
+    held_out = np.zeros(count, bool)
+    held_out[order[: round(count * val_fraction)]] = True
+    return held_out
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A folder that a simulation is written to in independent pieces.
+
+    request: what was asked for, in JSON types. Raises as `simulate_kitti`.
+    """
+
+    out: Path
+    request: dict[str, Any]
+    pieces: int
+    workers: int
+
+    def __post_init__(self) -> None:
+        asked = self.request
+        if asked["seed"] < 0:
+            raise ValueError(f"seed must be at least 0, got {asked['seed']}")
+        if asked.get("scenes", 1) < 1:
+            raise ValueError(f"scenes must be at least 1, got {asked['scenes']}")
+        if asked["frames"] < 1 or self.workers < 1 or not 0 <= asked["val_fraction"] <= 1:
+            raise ValueError(
+                "frames and workers must be positive and val_fraction in [0, 1]: "
+                f"{asked['frames']}, {self.workers}, {asked['val_fraction']}"
+            )
+        check_output_folder(self.out)
+
+    def begin(self) -> bool:
+        """Make the folder ours; says whether it holds exactly this already.
+
+        Data without a stamp of ours may be somebody's recordings, and are never written over.
+        """
+        request = {"version": VERSION} | self.request
+        if self.out.exists() and any(self.out.iterdir()):
+            for name, done in ((STAMP, True), (STARTED, False)):
+                if (self.out / name).exists():
+                    if _read_json(self.out / name) == json.loads(json.dumps(request)):
+                        return done
+                    raise FileExistsError(
+                        f"{self.out}: holds another simulation (see {name}); name a new folder or remove it"
+                    )
+            found = min(p.name for p in self.out.iterdir())
+            raise FileExistsError(f"{self.out}: not empty and no simulation of ours ({found} is there)")
+        _write_json(self.out / STARTED, request)
         return False
-    for name, done in ((STAMP, True), (STARTED, False)):
-        if (out / name).exists():
-            if _read_json(out / name) == json.loads(json.dumps(request)):
-                return done
-            raise FileExistsError(f"{out}: holds another simulation (see {name}); name a new folder or remove it")
-    raise FileExistsError(f"{out}: not empty and no simulation of ours ({min(p.name for p in out.iterdir())} is there)")
+
+    def run(self, make: Callable[[int], Made], progress: Progress) -> None:
+        """Make all pieces, side by side where there are several workers."""
+        if self.workers == 1:
+            for _ in progress(map(make, range(self.pieces))):
+                pass
+            return
+        chunk = max(1, min(4, self.pieces // (4 * self.workers)))
+        with ProcessPoolExecutor(min(self.workers, self.pieces), mp_context=get_context("spawn")) as pool:
+            for _ in progress(pool.map(make, range(self.pieces), chunksize=chunk)):
+                pass
+
+    def end(self) -> Path:
+        """Say that the folder is complete; returns it."""
+        _write_json(self.out / STAMP, {"version": VERSION} | self.request)
+        (self.out / STARTED).unlink()
+        return self.out
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -110,16 +229,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _write_json(path: Path, request: dict[str, Any]) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(request, indent=1), encoding="utf-8")
-
-
-def _write_splits(out: Path, frames: int, seed: int, val_fraction: float) -> None:
-    order = np.random.default_rng([seed, frames]).permutation(frames)
-    held_out = set(order[: round(frames * val_fraction)].tolist())
-    splits = {
-        "train": [i for i in range(frames) if i not in held_out],
-        "val": sorted(held_out),
-        "all": list(range(frames)),
-    }
-    for name, members in splits.items():
-        with atomic_write(out / "ImageSets" / f"{name}.txt") as temporary:
-            temporary.write_text("".join(f"{i:06d}\n" for i in members), encoding="utf-8")

@@ -83,3 +83,8 @@ def write_frame(root: Path, frame_id: str, scene: Scene, scan: Scan, sensor: Spi
     """Write points, labels and calibration of one frame below `root`/training."""
     calib = calibration()
     kitti.write_frame(root, frame_id, scan.points, labels_of(scene, scan, sensor, calib), calib)
+
+
+def is_written(root: Path, frame_id: str) -> bool:
+    """Whether a frame is there as a whole: its points are written last."""
+    return kitti.Frame(root, frame_id).points.exists()

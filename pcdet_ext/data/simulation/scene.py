@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pcdet_ext.data.simulation import shapes
-from pcdet_ext.structures import Array
+from pcdet_ext.data.simulation.roads import StraightStreet, Street
 from pcdet_ext.data.simulation.shapes import Material, Mesh
+from pcdet_ext.structures import Array
 
 SIZES = {  # length, width, height: mean and spread in metres, as labelled in KITTI
     "Car": ((3.9, 1.63, 1.53), (0.42, 0.10, 0.13)),
@@ -16,6 +17,22 @@ SIZES = {  # length, width, height: mean and spread in metres, as labelled in KI
     "Truck": ((9.5, 2.55, 3.2), (2.2, 0.15, 0.4)),
     "Cyclist": ((1.76, 0.6, 1.73), (0.12, 0.05, 0.08)),
     "Pedestrian": ((0.8, 0.65, 1.75), (0.2, 0.1, 0.1)),
+    # As labelled in nuScenes; a barrier's length is its short side.
+    "Bus": ((11.0, 2.9, 3.4), (1.0, 0.1, 0.2)),
+    "Trailer": ((10.0, 2.6, 3.7), (1.5, 0.15, 0.2)),
+    "Excavator": ((6.2, 2.7, 3.1), (0.8, 0.2, 0.3)),
+    "Motorcycle": ((2.1, 0.8, 1.5), (0.12, 0.06, 0.08)),
+    "Barrier": ((0.5, 2.4, 1.0), (0.05, 0.3, 0.05)),
+    "Cone": ((0.4, 0.4, 0.9), (0.05, 0.05, 0.12)),
+    "Sign": ((0.06, 0.7, 0.7), (0.005, 0.12, 0.12)),
+}
+
+OTHER_SHAPES = {
+    "Bus": shapes.bus,
+    "Trailer": shapes.trailer,
+    "Excavator": shapes.excavator,
+    "Motorcycle": shapes.motorcycle,
+    "Barrier": shapes.barrier,
 }
 
 
@@ -29,6 +46,25 @@ class Actor:
 
 
 @dataclass(frozen=True)
+class Body:
+    """Something that stands in a street. mesh: in its own frame, the origin in the middle of its underside.
+
+    size: its extent in x, y, z; place: float64 [4], where its origin is and its heading.
+    """
+
+    name: str
+    size: Array
+    mesh: Mesh
+    place: Array
+
+    def actor(self) -> Actor:
+        """As it stands there."""
+        box = np.concatenate([self.place[:3], self.size, self.place[3:]])
+        box[2] = float(self.place[2]) + self.size[2] / 2  # rounded to float32, as the frames of old seeds have it
+        return Actor(self.name, box, self.mesh.moved(*self.place))
+
+
+@dataclass(frozen=True)
 class Scene:
     """A world around a sensor that stands on the ground at the origin. static: everything without a label."""
 
@@ -37,7 +73,7 @@ class Scene:
 
 
 @dataclass
-class _Ground:
+class Ground:
     """A gently undulating surface with a slope: height in metres."""
 
     slope: Array
@@ -50,7 +86,7 @@ class _Ground:
         return self.slope[0] * x + self.slope[1] * y + (amplitude * np.sin(phases)).sum(-1) - rest
 
     @staticmethod
-    def random(rng: np.random.Generator) -> _Ground:
+    def random(rng: np.random.Generator) -> Ground:
         waves = np.stack(
             [
                 rng.uniform(0.01, 0.12, 5),
@@ -60,32 +96,47 @@ class _Ground:
             ],
             1,
         )
-        return _Ground(rng.normal(0, [0.012, 0.012]), waves)
+        return Ground(rng.normal(0, [0.012, 0.012]), waves)
+
+
+def standing(mesh: Mesh) -> tuple[Mesh, Array]:
+    """A mesh shifted so that the middle of its underside is the origin, and its extent in x, y, z."""
+    low, high = mesh.vertices.min(0), mesh.vertices.max(0)
+    centre = (low + high) / 2
+    shift = np.array([centre[0], centre[1], low[2]], np.float32)
+    return Mesh(mesh.vertices - shift, mesh.triangles, mesh.material), high - low
 
 
 @dataclass
-class _Builder:
-    """A scene in the making; remembers what is taken so that nothing overlaps."""
+class Builder:
+    """A scene in the making; remembers what is taken so that nothing overlaps.
+
+    start: metres along the street from which places are counted; spared: metres around the origin that stay free;
+    walkways: strips across the street (from, to) that stay free of what stands at the roadside.
+    """
 
     rng: np.random.Generator
-    ground: _Ground
-    yaw: float  # of the street against the sensor
+    ground: Ground
+    street: Street
+    start: float = 0.0
+    spared: float = 3.0
+    walkways: tuple[tuple[float, float], ...] = ()
     static: list[Mesh] = field(default_factory=list)
-    actors: list[Actor] = field(default_factory=list)
+    bodies: list[Body] = field(default_factory=list)
     taken: list[tuple[float, float, float]] = field(default_factory=list)  # discs: x, y, radius
 
-    def to_world(self, along: float, across: float) -> tuple[float, float]:
-        """From street coordinates to the sensor's."""
-        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
-        return along * cos - across * sin, along * sin + across * cos
+    def to_world(self, along: float, across: float) -> tuple[float, float, float]:
+        """From street coordinates to the world's x and y, and the street's heading there."""
+        x, y, heading = self.street.at(along + self.start, across)
+        return float(x), float(y), float(heading)
 
     def ground_height(self, x: float, y: float) -> float:
         """Height of the ground at one place."""
         return float(self.ground.height(np.array(x), np.array(y)))
 
     def free(self, x: float, y: float, radius: float) -> bool:
-        """Whether a disc touches nothing; keeps 3 m around the sensor free."""
-        if np.hypot(x, y) < radius + 3.0:
+        """Whether a disc touches nothing."""
+        if np.hypot(x, y) < radius + self.spared:
             return False
         return all((x - a) ** 2 + (y - b) ** 2 > (radius + r) ** 2 for a, b, r in self.taken)
 
@@ -102,28 +153,25 @@ class _Builder:
 
     def place(self, mesh: Mesh, along: float, across: float, turn: float = 0.0, radius: float = 0.0) -> None:
         """Stand something without a label on the ground, where its disc is free (radius 0: anywhere)."""
-        x, y = self.to_world(along, across)
+        x, y, yaw = self.to_world(along, across)
+        if radius and any(low - radius < across < high + radius for low, high in self.walkways):
+            return
         if radius and not self.free(x, y, radius):
             return
         if radius:
             self.taken.append((x, y, radius))
-        self.static.append(mesh.moved(x, y, self.ground_height(x, y), self.yaw + turn))
+        self.static.append(mesh.moved(x, y, self.ground_height(x, y), yaw + turn))
 
-    def add_actor(self, name: str, along: float, across: float, turn: float) -> None:
-        """Stand an object of a class on the ground, where it is free."""
+    def add(self, name: str, along: float, across: float, turn: float) -> bool:
+        """Stand an object of a class on the ground, where it is free; says whether it was."""
         size = self.size(name)
-        x, y = self.to_world(along, across)
-        heading = self.yaw + turn + self.rng.normal(0, 0.03)
-        mesh = self.mesh(name, size)
-        low, high = mesh.vertices.min(0), mesh.vertices.max(0)
-        length, width, height = high - low
-        if not self.take(x, y, heading, length, width):
-            return
-        centre = (low + high) / 2
-        mesh = Mesh(mesh.vertices - np.array([centre[0], centre[1], low[2]], np.float32), mesh.triangles, mesh.material)
-        ground = self.ground_height(x, y)
-        box = np.array([x, y, ground + height / 2, length, width, height, heading])
-        self.actors.append(Actor(name, box, mesh.moved(x, y, ground, heading)))
+        x, y, yaw = self.to_world(along, across)
+        heading = yaw + turn + self.rng.normal(0, 0.03)
+        mesh, extent = standing(self.mesh(name, size))
+        free = self.take(x, y, heading, extent[0], extent[1])
+        if free:
+            self.bodies.append(Body(name, extent, mesh, np.array([x, y, self.ground_height(x, y), heading])))
+        return free
 
     def size(self, name: str) -> Array:
         """Length, width, height of one object of a class."""
@@ -141,13 +189,21 @@ class _Builder:
             return shapes.truck(*size)
         if name == "Cyclist":
             return shapes.cyclist(size[0], size[2])
+        if name == "Cone":
+            return shapes.cone(size[0], size[2])
+        if name == "Sign":
+            length, width, height = size
+            return shapes.block(length, width, height, Material.PLATE)
+        if name in OTHER_SHAPES:
+            return OTHER_SHAPES[name](*size)
         return shapes.pedestrian(size[2], rng.uniform(0.1, 0.7), rng.uniform(0.0, 0.5))
 
 
 def street_scene(rng: np.random.Generator) -> Scene:
     """A street with traffic, parked cars, people, buildings and plants; different with every state of `rng`."""
-    ground = _Ground.random(rng)
-    builder = _Builder(rng, ground, rng.normal(0, 0.06) if rng.random() < 0.8 else rng.uniform(-np.pi, np.pi))
+    ground = Ground.random(rng)
+    yaw = rng.normal(0, 0.06) if rng.random() < 0.8 else rng.uniform(-np.pi, np.pi)
+    builder = Builder(rng, ground, StraightStreet(yaw))
     half_width = rng.uniform(3.5, 8.0)
     crossing = rng.uniform(14, 45) * rng.choice([-1, 1, 1]) if rng.random() < 0.5 else None
     busy = rng.gamma(2.0, 0.5)
@@ -155,19 +211,19 @@ def street_scene(rng: np.random.Generator) -> Scene:
     if crossing is not None:
         _cross_traffic(builder, crossing, busy)
     for side in (-1, 1):
-        _parked(builder, side, half_width, crossing)
+        parked(builder, side, half_width, crossing)
         _people(builder, side, half_width)
-        _frontage(builder, side, half_width + rng.uniform(2.5, 12), crossing)
-        _roadside(builder, side, half_width, crossing)
-    builder.static.append(_surface(rng, ground, builder.yaw, half_width, crossing))
-    return Scene(shapes.join(builder.static), tuple(builder.actors))
+        frontage(builder, side, half_width + rng.uniform(2.5, 12), crossing)
+        roadside(builder, side, half_width, crossing)
+    builder.static.append(_surface(rng, ground, yaw, half_width, crossing))
+    return Scene(shapes.join(builder.static), tuple(b.actor() for b in builder.bodies))
 
 
 def _vehicle(rng: np.random.Generator) -> str:
     return str(rng.choice(["Car", "Van", "Truck"], p=[0.87, 0.09, 0.04]))
 
 
-def _traffic(b: _Builder, half_width: float, busy: float) -> None:
+def _traffic(b: Builder, half_width: float, busy: float) -> None:
     """Moving vehicles and cyclists, keeping right."""
     lanes = max(1, int(half_width / 3.4))
     for side, turn in ((-1, 0.0), (1, np.pi)):
@@ -176,22 +232,22 @@ def _traffic(b: _Builder, half_width: float, busy: float) -> None:
             along = b.rng.uniform(-60, -30)
             while along < 75:
                 along += b.rng.exponential(45 / busy) + 9
-                b.add_actor(_vehicle(b.rng), along, across + b.rng.normal(0, 0.25), turn)
+                b.add(_vehicle(b.rng), along, across + b.rng.normal(0, 0.25), turn)
         for _ in range(b.rng.poisson(0.5)):
-            b.add_actor("Cyclist", b.rng.uniform(-40, 55), side * (half_width - 0.7), turn)
+            b.add("Cyclist", b.rng.uniform(-40, 55), side * (half_width - 0.7), turn)
 
 
-def _cross_traffic(b: _Builder, crossing: float, busy: float) -> None:
+def _cross_traffic(b: Builder, crossing: float, busy: float) -> None:
     """Vehicles on the street that crosses ours, some of them turning."""
     for lane, turn in ((-1.8, np.pi / 2), (1.8, -np.pi / 2)):
         for _ in range(b.rng.poisson(1.5 * busy)):
             skew = b.rng.normal(0, 0.5) if b.rng.random() < 0.25 else 0.0
-            b.add_actor(_vehicle(b.rng), crossing - lane, b.rng.uniform(-40, 40), turn + skew)
+            b.add(_vehicle(b.rng), crossing - lane, b.rng.uniform(-40, 40), turn + skew)
 
 
-def _parked(b: _Builder, side: int, half_width: float, crossing: float | None) -> None:
-    """A row of parked cars: along the kerb, or at an angle to it."""
-    kind = b.rng.choice(["none", "kerb", "slanted", "straight"], p=[0.3, 0.45, 0.12, 0.13])
+def parked(b: Builder, side: int, half_width: float, crossing: float | None, kind: str | None = None) -> None:
+    """A row of parked cars: along the "kerb", "slanted" or "straight" to it, or "none"; any of these without `kind`."""
+    kind = kind or b.rng.choice(["none", "kerb", "slanted", "straight"], p=[0.3, 0.45, 0.12, 0.13])
     if kind == "none":
         return
     turn, step, across = {
@@ -207,23 +263,23 @@ def _parked(b: _Builder, side: int, half_width: float, crossing: float | None) -
         flip = np.pi if b.rng.random() < (0.15 if kind == "kerb" else 0.35) else 0.0
         direction = (0.0 if side < 0 else np.pi) if kind == "kerb" else 0.0
         name = "Van" if b.rng.random() < 0.08 else "Car"
-        b.add_actor(name, along + b.rng.normal(0, 0.25), side * across + b.rng.normal(0, 0.12), turn + flip + direction)
+        b.add(name, along + b.rng.normal(0, 0.25), side * across + b.rng.normal(0, 0.12), turn + flip + direction)
 
 
-def _people(b: _Builder, side: int, half_width: float) -> None:
+def _people(b: Builder, side: int, half_width: float) -> None:
     """Pedestrians on the pavement, some in groups, some crossing."""
     for _ in range(b.rng.poisson(1.6)):
         along, across = b.rng.uniform(-30, 45), side * (half_width + b.rng.uniform(0.4, 3.5))
         for member in range(1 + b.rng.poisson(0.4)):
             turn = b.rng.choice([0, np.pi]) + b.rng.normal(0, 0.4)
-            b.add_actor("Pedestrian", along + member * 0.8, across + b.rng.normal(0, 0.3), turn)
+            b.add("Pedestrian", along + member * 0.8, across + b.rng.normal(0, 0.3), turn)
     if b.rng.random() < 0.25:
-        b.add_actor("Pedestrian", b.rng.uniform(6, 35), b.rng.uniform(-1, 1) * half_width, np.pi / 2)
+        b.add("Pedestrian", b.rng.uniform(6, 35), b.rng.uniform(-1, 1) * half_width, np.pi / 2)
     for _ in range(b.rng.poisson(0.35)):
-        b.add_actor("Cyclist", b.rng.uniform(-25, 45), side * (half_width + 1.2), b.rng.choice([0, np.pi]))
+        b.add("Cyclist", b.rng.uniform(-25, 45), side * (half_width + 1.2), b.rng.choice([0, np.pi]))
 
 
-def _frontage(b: _Builder, side: int, distance: float, crossing: float | None) -> None:
+def frontage(b: Builder, side: int, distance: float, crossing: float | None) -> None:
     """Buildings, walls, fences or hedges along the street, with gaps."""
     along = -75.0
     while along < 80:
@@ -244,12 +300,13 @@ def _frontage(b: _Builder, side: int, distance: float, crossing: float | None) -
             hedges = [shapes.bush(b.rng, 1.3, b.rng.uniform(1, 2.5)).moved(o, 0, 0) for o in np.arange(0, length, 1.2)]
             b.place(shapes.join(hedges).moved(-length / 2, 0, 0), *place)
         elif kind == "fence":
-            posts = [shapes.tube((o, 0, -0.2), (o, 0, 1.1), 0.05, Material.METAL, 4) for o in np.arange(0, length, 1.5)]
+            feet = np.arange(0, length, 1.5)[:, None] * [1.0, 0, 0]
+            posts = shapes.tubes(feet + [0, 0, -0.2], feet + [0, 0, 1.1], 0.05, Material.METAL, 4)
             rails = [shapes.tube((0, 0, h), (length, 0, h), 0.04, Material.METAL, 4) for h in (0.4, 0.75, 1.1)]
-            b.place(shapes.join([*posts, *rails]).moved(-length / 2, 0, 0), *place)
+            b.place(shapes.join([posts, *rails]).moved(-length / 2, 0, 0), *place)
 
 
-def _roadside(b: _Builder, side: int, half_width: float, crossing: float | None) -> None:
+def roadside(b: Builder, side: int, half_width: float, crossing: float | None) -> None:
     """Poles, signs, trees, bushes, bins along the pavement."""
     for _ in range(b.rng.poisson(5)):
         place = (b.rng.uniform(-60, 70), side * (half_width + b.rng.uniform(0.5, 2.2)))
@@ -268,7 +325,7 @@ def _roadside(b: _Builder, side: int, half_width: float, crossing: float | None)
         b.place(shapes.block(dx, dy, dz, Material.METAL), *place, radius=0.8)
 
 
-def _surface(rng: np.random.Generator, ground: _Ground, yaw: float, half_width: float, crossing: float | None) -> Mesh:
+def _surface(rng: np.random.Generator, ground: Ground, yaw: float, half_width: float, crossing: float | None) -> Mesh:
     """The ground as triangles, finer near the sensor: asphalt, pavement a kerb higher, grass rough."""
     axis = np.sign(np.linspace(-1, 1, 111)) * np.abs(np.linspace(-1, 1, 111)) ** 1.5 * 120
     x, y = np.meshgrid(axis, axis, indexing="ij")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pcdet_ext.data.simulation.raycast import Beams, Hits, World
 from pcdet_ext.data.simulation.scene import Scene
+from pcdet_ext.data.simulation.shapes import Material, Mesh
 from pcdet_ext.structures import Array
-from pcdet_ext.data.simulation.shapes import Material, Mesh, join
 
 # Share of light that a surface sends back (mean) and its spread from one object to the next.
 REFLECTIVITY = {
@@ -33,15 +35,18 @@ REFLECTIVITY = {
 class Scan:
     """One turn of the sensor.
 
-    points: float32 [N, 4] (x, y, z in metres from the sensor, intensity in [0, 1]); actor: int32 [N], which actor each
-    point lies on, -1 for none; hits, reach: int64 [A], beams that met each actor, and that would have met it with
-    nothing before it (counted before dropout).
+    points: float32 [N, 4] (x, y, z in metres in the sensor's frame, intensity in [0, 1]); actor: int32 [N], which actor
+    each point lies on, -1 for none; row: int32 [N], the beam of each, the highest first; hits, reach: int64 [A], beams
+    that met each actor, and that would have met it with nothing before it (counted before dropout); seconds: time that
+    ray-casting took.
     """
 
     points: Array
     actor: Array
+    row: Array
     hits: Array
     reach: Array
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -77,80 +82,100 @@ class SpinningLidar:
         high = np.linspace(top, split, upper, endpoint=False)
         return np.concatenate([high, np.linspace(split, bottom, self.beams - upper)])
 
-    def directions(self, rng: np.random.Generator) -> Array:
-        """Unit vectors float32 [beams · azimuths, 3], beam by beam, with the small errors of a real turn."""
-        tilt = np.deg2rad(self.elevations())[:, None]
-        turn = np.linspace(np.pi, -np.pi, self.azimuths, endpoint=False) + rng.uniform(0, 2 * np.pi / self.azimuths)
-        turn = turn[None] + rng.normal(0, 2e-4, (self.beams, self.azimuths))
-        tilt = tilt + rng.normal(0, 1e-4, (self.beams, self.azimuths))
-        vectors = [np.cos(tilt) * np.cos(turn), np.cos(tilt) * np.sin(turn), np.sin(tilt)]
-        return np.stack(vectors, -1).reshape(-1, 3).astype(np.float32)
+    def fire(self, rng: np.random.Generator, pose: Array | None = None) -> Beams:
+        """The beams of one turn, with the small errors of a real one, from a pose [4, 4] of the sensor in the world.
+
+        Without a pose the sensor stands upright over the origin. Rows go from the highest beam to the lowest.
+        """
+        if pose is None:
+            pose = np.eye(4)
+            pose[2, 3] = self.height
+        tilt = np.deg2rad(self.elevations())
+        step = 2 * np.pi / self.azimuths
+        turn = np.linspace(np.pi, -np.pi, self.azimuths, endpoint=False) + rng.uniform(0, step)
+        turns = turn[None] + rng.normal(0, 2e-4, (self.beams, self.azimuths))
+        tilts = tilt[:, None] + rng.normal(0, 1e-4, (self.beams, self.azimuths))
+        flat = np.cos(tilts)
+        vectors = np.empty((self.beams, self.azimuths, 3), np.float32)
+        vectors[..., 0], vectors[..., 1], vectors[..., 2] = flat * np.cos(turns), flat * np.sin(turns), np.sin(tilts)
+        turned = vectors if np.array_equal(pose[:3, :3], np.eye(3)) else vectors @ pose[:3, :3].T.astype(np.float32)
+        return Beams(pose[None, :3, 3].astype(np.float32), turned, pose, tilt, turn, (0.01, 2e-3))
 
     def scan(self, scene: Scene, rng: np.random.Generator) -> Scan:
-        """One turn through a scene. Raises ImportError without Open3D."""
-        fired = self.directions(rng)
-        mesh = join([scene.static, *(a.mesh for a in scene.actors)])
-        sizes = [len(scene.static.triangles), *(len(a.mesh.triangles) for a in scene.actors)]
-        owner = np.repeat(np.arange(-1, len(scene.actors), dtype=np.int32), sizes)
-        distance, triangle, cosine = _cast(mesh, fired, self.height)
-        met = np.isfinite(distance) & (distance < self.max_range)
-        rays, distance, triangle, cosine = fired[met], distance[met], triangle[met], cosine[met]
-        actor = owner[triangle]
-        hits = np.bincount(actor[actor >= 0], minlength=len(scene.actors))
-        intensity = self._intensity(mesh.material[triangle], actor, cosine, distance, rng)
-        kept = self._returns(intensity, cosine, distance, rng)
-        distance = distance + rng.normal(0, self.range_noise, len(distance))
-        points = np.column_stack([rays * distance[:, None], intensity])[kept].astype(np.float32)
-        return Scan(points, actor[kept], hits, self._reach(scene, fired))
+        """One turn through a scene around a sensor that stands upright over the origin.
 
-    def _intensity(
-        self, material: Array, actor: Array, cosine: Array, distance: Array, rng: np.random.Generator
-    ) -> Array:
-        """Intensity by material and angle; every actor has its own paint."""
-        table = np.array([REFLECTIVITY[m] for m in Material])
-        mean, spread = table[material].T
-        own = rng.normal(0, 1, actor.max(initial=-1) + 2)[actor + 1]  # one draw an actor, and one for the rest
-        base = mean + spread * np.where(actor >= 0, own, rng.normal(0, 0.5, len(actor)))
-        angled = base * (0.55 + 0.45 * cosine) + rng.normal(0, 0.03, len(base))
-        return np.clip(np.round(angled, 2), 0.0, 0.99)
+        Raises ImportError without Open3D.
+        """
+        world = world_of(scene.static, [a.mesh for a in scene.actors])
+        return self.measure(world, np.zeros((len(scene.actors), 4)), rng)
 
-    def _returns(self, intensity: Array, cosine: Array, distance: Array, rng: np.random.Generator) -> Array:
-        """Which beams come back: lost at random, and where the echo is weak (dark, grazing, far)."""
-        echo = (0.05 + intensity) * (0.12 + cosine) / (1 + (distance / 38) ** 2)
-        seen = 1 / (1 + np.exp(-(echo - 0.018) / 0.005))
-        return rng.random(len(echo)) < seen * (1 - self.dropout)
+    def measure(
+        self,
+        world: World,
+        places: Array,
+        rng: np.random.Generator,
+        pose: Array | None = None,
+        paint: Array | None = None,
+    ) -> Scan:
+        """One turn through a world whose bodies stand at `places` [B, 4] (x, y, z, heading; NaN: not there).
 
-    def _reach(self, scene: Scene, rays: Array) -> Array:
-        """Beams that cross each actor, whatever stands before it."""
-        counts = np.zeros(len(scene.actors), np.int64)
-        for i, actor in enumerate(scene.actors):
-            towards = rays[_towards(rays, actor.mesh.vertices - np.array([0, 0, self.height], np.float32))]
-            distance = _cast(actor.mesh, towards, self.height)[0]
-            counts[i] = int((np.isfinite(distance) & (distance < self.max_range)).sum())
-        return counts
+        pose: float64 [4, 4] from the sensor to the world; without it the sensor stands upright over the origin.
+        paint: float [B + 1], how bright each body is, drawn from a normal distribution, after one value for the world;
+        without it, it is drawn.
+        """
+        begun = world.seconds
+        beams = self.fire(rng, pose)
+        found, reach = world.cast(beams, places, self.max_range)
+        met = found.distance < self.max_range
+        rays, found = beams.directions.reshape(-1, 3)[met], found[met]
+        if pose is not None:
+            rays = rays @ pose[:3, :3].astype(np.float32)
+        hits = np.bincount(found.owner[found.owner >= 0], minlength=len(places))
+        if paint is None:
+            paint = rng.normal(0, 1, found.owner.max(initial=-1) + 2)
+        intensity = intensities(found, paint, rng)
+        kept = returned(intensity, found, self.dropout, rng)
+        distance = found.distance + rng.normal(0, self.range_noise, len(found.distance))
+        points = np.empty((int(kept.sum()), 4), np.float32)
+        points[:, :3], points[:, 3] = rays[kept] * distance[kept, None], intensity[kept]
+        row = (np.flatnonzero(met)[kept] // self.azimuths).astype(np.int32)
+        return Scan(points, found.owner[kept], row, hits, reach, world.seconds - begun)
 
 
-def _cast(mesh: Mesh, rays: Array, height: float) -> tuple[Array, Array, Array]:
-    """Distance [N] (inf: nothing met), triangle [N] and cosine to its normal [N] of rays from (0, 0, height)."""
+@dataclass(frozen=True)
+class EvenLidar(SpinningLidar):
+    """A sensor like the Velodyne HDL-32E: 32 evenly spaced beams from +10.67° to -30.67°, 1085 firings per turn."""
+
+    beams: int = 32
+    azimuths: int = 1085
+    height: float = 1.84
+    elevation: tuple[float, float] = (10.67, -30.67)
+    max_range: float = 100.0
+
+    def elevations(self) -> Array:
+        """Angle of each beam in degrees, highest first."""
+        return np.linspace(*self.elevation, self.beams)
+
+
+def world_of(standing: Mesh, bodies: Sequence[Mesh]) -> World:
+    """Meshes made ready for beams; says in ImportError what to install where Open3D is missing."""
     try:
-        from open3d import core, t
+        return World(standing, bodies)
     except (ImportError, OSError) as error:
         raise ImportError(f"simulation needs Open3D ({error}): pip install 'pcdet_ext[vis]'") from error
 
-    def tensor(values: Array) -> core.Tensor:
-        return core.Tensor.from_numpy(np.ascontiguousarray(values))
 
-    world = t.geometry.RaycastingScene(nthreads=1)
-    world.add_triangles(tensor(mesh.vertices), tensor(mesh.triangles.astype(np.uint32)))
-    starts = np.broadcast_to(np.array([0, 0, height], np.float32), rays.shape)
-    found = world.cast_rays(tensor(np.concatenate([starts, rays], 1)), nthreads=1)
-    cosine = np.abs((found["primitive_normals"].numpy() * rays).sum(1))
-    return found["t_hit"].numpy(), found["primitive_ids"].numpy().astype(np.int64), cosine
+def intensities(found: Hits, paint: Array, rng: np.random.Generator) -> Array:
+    """Intensity in [0, 0.99] by material and angle; every body has its own `paint` [B + 1], the first for the world."""
+    mean, spread = np.array([REFLECTIVITY[m] for m in Material])[found.material].T
+    own = np.where(found.owner >= 0, paint[found.owner + 1], rng.normal(0, 0.5, len(found.owner)))
+    base = mean + spread * own
+    angled = base * (0.55 + 0.45 * found.cosine) + rng.normal(0, 0.03, len(base))
+    return np.clip(np.round(angled, 2), 0.0, 0.99)
 
 
-def _towards(rays: Array, vertices: Array) -> Array:
-    """Which rays lie in the cone from the origin that holds all vertices."""
-    units = vertices / np.linalg.norm(vertices, axis=1, keepdims=True)
-    axis = units.mean(0)
-    axis /= np.linalg.norm(axis)
-    return rays @ axis >= (units @ axis).min() - 1e-6
+def returned(intensity: Array, found: Hits, dropout: float, rng: np.random.Generator) -> Array:
+    """Which beams come back: lost at random, and where the echo is weak (dark, grazing, far)."""
+    echo = (0.05 + intensity) * (0.12 + found.cosine) / (1 + (found.distance / 38) ** 2)
+    seen = 1 / (1 + np.exp(-(echo - 0.018) / 0.005))
+    return rng.random(len(echo)) < seen * (1 - dropout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -65,60 +66,101 @@ def join(meshes: Sequence[Mesh]) -> Mesh:
     )
 
 
+BLOCK_CORNERS = np.array([[i, j, k] for k in (0, 1) for j in (-1, 1) for i in (-1, 1)], np.float32)
+_BLOCK_QUADS = [(0, 1, 5, 4), (1, 3, 7, 5), (3, 2, 6, 7), (2, 0, 4, 6), (4, 5, 7, 6), (0, 2, 3, 1)]
+BLOCK_TRIANGLES = np.array([t for a, b, c, d in _BLOCK_QUADS for t in ((a, b, c), (a, c, d))], np.int32)
+
+
 def block(dx: float, dy: float, dz: float, material: Material) -> Mesh:
     """A box on the ground, centred on the origin."""
-    signs = np.array([[i, j, k] for k in (0, 1) for j in (-1, 1) for i in (-1, 1)], np.float32)
-    vertices = signs * np.array([dx / 2, dy / 2, dz], np.float32)
-    quads = [(0, 1, 5, 4), (1, 3, 7, 5), (3, 2, 6, 7), (2, 0, 4, 6), (4, 5, 7, 6), (0, 2, 3, 1)]
-    return Mesh.of(vertices, [t for a, b, c, d in quads for t in ((a, b, c), (a, c, d))], material)
+    vertices = BLOCK_CORNERS * np.array([dx / 2, dy / 2, dz], np.float32)
+    return Mesh.of(vertices, BLOCK_TRIANGLES, material)
 
 
 def tube(start: Sequence[float], end: Sequence[float], radius: float, material: Material, sides: int = 6) -> Mesh:
     """An open cylinder between two points."""
-    low, high = np.asarray(start, np.float64), np.asarray(end, np.float64)
-    axis = (high - low) / np.linalg.norm(high - low)
-    helper = np.array([1.0, 0, 0]) if abs(axis[0]) < 0.9 else np.array([0, 1.0, 0])
-    u = np.cross(axis, helper)
-    u /= np.linalg.norm(u)
-    v = np.cross(axis, u)
+    return tubes([start], [end], radius, material, sides)
+
+
+def tubes(starts: ArrayLike, ends: ArrayLike, radius: float, material: Material, sides: int = 6) -> Mesh:
+    """Open cylinders of one radius between pairs of points [N, 3]."""
+    low, high = np.asarray(starts, np.float64), np.asarray(ends, np.float64)
+    axis = high - low
+    axis /= np.sqrt((axis**2).sum(1, keepdims=True))
+    helper = np.where(np.abs(axis[:, :1]) < 0.9, [1.0, 0, 0], [0, 1.0, 0])
+    u = _cross(axis, helper)
+    u /= np.sqrt((u**2).sum(1, keepdims=True))
+    cos, sin = _circle(sides)
+    ring = radius * (cos[None, :, None] * u[:, None] + sin[None, :, None] * _cross(axis, u)[:, None])
+    vertices = np.concatenate([low[:, None] + ring, high[:, None] + ring], 1).reshape(-1, 3)
+    firsts = np.arange(len(low))[:, None, None] * (2 * sides)
+    return Mesh.of(vertices, firsts + _tube_triangles(sides), material)
+
+
+def _cross(a: Array, b: Array) -> Array:
+    """Cross products [N, 3]; numpy's own takes longer for few."""
+    ax, ay, az = a.T
+    bx, by, bz = b.T
+    return np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx]).T
+
+
+@cache
+def _circle(sides: int) -> tuple[Array, Array]:
+    """Cosines and sines of evenly spaced angles."""
     angles = np.arange(sides) * 2 * np.pi / sides
-    ring = radius * (np.cos(angles)[:, None] * u + np.sin(angles)[:, None] * v)
+    return np.cos(angles), np.sin(angles)
+
+
+@cache
+def _tube_triangles(sides: int) -> Array:
+    """Triangles of a tube whose vertices are the ring at its start, then that at its end."""
     i = np.arange(sides)
     j = (i + 1) % sides
-    triangles = np.concatenate([np.stack([i, j, i + sides], 1), np.stack([j, j + sides, i + sides], 1)])
-    return Mesh.of(np.concatenate([low + ring, high + ring]), triangles, material)
+    return np.concatenate([np.stack([i, j, i + sides], 1), np.stack([j, j + sides, i + sides], 1)])
 
 
-def ellipsoid(centre: Sequence[float], radii: Sequence[float], material: Material, sides: int = 8) -> Mesh:
-    """A closed ellipsoid of 5 × `sides` vertices."""
+@cache
+def _sphere(sides: int) -> tuple[Array, Array]:
+    """Vertices and triangles of a unit sphere."""
     tilt = np.linspace(-np.pi / 2, np.pi / 2, 6)
     turn = np.arange(sides) * 2 * np.pi / sides
     t, s = np.meshgrid(tilt, turn, indexing="ij")
     unit = np.stack([np.cos(t) * np.cos(s), np.cos(t) * np.sin(s), np.sin(t)], -1).reshape(-1, 3)
     i, j = np.meshgrid(np.arange(5), np.arange(sides), indexing="ij")
     a, b = i * sides + j, i * sides + (j + 1) % sides
-    quads = np.stack([a, b, b + sides, a, b + sides, a + sides], -1).reshape(-1, 3)
-    return Mesh.of(unit * np.asarray(radii) + np.asarray(centre), quads, material)
+    return unit, np.stack([a, b, b + sides, a, b + sides, a + sides], -1).reshape(-1, 3)
+
+
+def ellipsoid(centre: Sequence[float], radii: Sequence[float], material: Material, sides: int = 8) -> Mesh:
+    """A closed ellipsoid of 5 × `sides` vertices."""
+    unit, triangles = _sphere(sides)
+    return Mesh.of(unit * np.asarray(radii) + np.asarray(centre), triangles, material)
 
 
 def wheel(x: float, y: float, radius: float, width: float) -> Mesh:
     """A wheel that stands on the ground, its axle along y, closed at the sides."""
-    sides = 10
-    angles = np.arange(sides) * 2 * np.pi / sides
-    rim = np.stack([x + radius * np.cos(angles), np.zeros(sides), radius + radius * np.sin(angles)], 1)
-    left, right = rim + [0, y + width / 2, 0], rim + [0, y - width / 2, 0]
-    hubs = np.array([[x, y + width / 2, radius], [x, y - width / 2, radius]])
+    cos, sin = _circle(WHEEL_SIDES)
+    vertices = np.zeros((2 * WHEEL_SIDES + 2, 3))
+    left, right, hubs = vertices[:WHEEL_SIDES], vertices[WHEEL_SIDES:-2], vertices[-2:]
+    left[:, 0] = right[:, 0] = x + radius * cos
+    left[:, 2] = right[:, 2] = radius + radius * sin
+    hubs[:, 0], hubs[:, 2] = x, radius
+    left[:, 1] = hubs[0, 1] = y + width / 2
+    right[:, 1] = hubs[1, 1] = y - width / 2
+    return Mesh.of(vertices, _wheel_triangles(), Material.RUBBER)
+
+
+WHEEL_SIDES = 10
+
+
+@cache
+def _wheel_triangles() -> Array:
+    sides = WHEEL_SIDES
     i = np.arange(sides)
     j = (i + 1) % sides
-    triangles = np.concatenate(
-        [
-            np.stack([i, j, i + sides], 1),
-            np.stack([j, j + sides, i + sides], 1),
-            np.stack([i, j, np.full(sides, 2 * sides)], 1),
-            np.stack([i + sides, j + sides, np.full(sides, 2 * sides + 1)], 1),
-        ]
-    )
-    return Mesh.of(np.concatenate([left, right, hubs]), triangles, Material.RUBBER)
+    discs = [np.stack([i, j, np.full(sides, 2 * sides)], 1)]
+    discs += [np.stack([i + sides, j + sides, np.full(sides, 2 * sides + 1)], 1)]
+    return np.concatenate([_tube_triangles(sides), *discs])
 
 
 # Side profiles from the rear bumper over the roof to the front: (x / length, z / height), and where the windows begin.
@@ -145,24 +187,35 @@ PROFILES = {
 
 def vehicle_body(profile: str, length: float, width: float, height: float) -> Mesh:
     """A closed body of a side profile, drawn in above the belt line; glass between belt and roof."""
-    outline, belt = PROFILES[profile]
-    clearance = 0.12
-    points = np.array([(-0.49, clearance), *outline, (0.49, clearance)])
-    x, z = points[:, 0] * length, points[:, 1] * height
+    points, triangles, material = _body_skin(profile)
+    belt = PROFILES[profile][1]
     lift = np.clip((points[:, 1] - belt) / (1 - belt), 0, 1)
     half = width / 2 * (1 - 0.16 * lift) * np.where(points[:, 1] < 0.35, 0.97, 1.0)
     n = len(points)
-    left, right = np.stack([x, half, z], 1), np.stack([x, -half, z], 1)
-    hub = np.array([[0.0, width / 2, belt * height * 0.9], [0.0, -width / 2, belt * height * 0.9]])
+    vertices = np.zeros((2 * n + 2, 3))
+    vertices[:n, 0] = vertices[n:-2, 0] = points[:, 0] * length
+    vertices[:n, 2] = vertices[n:-2, 2] = points[:, 1] * height
+    vertices[:n, 1], vertices[n:-2, 1] = half, -half
+    vertices[-2:, 1], vertices[-2:, 2] = (width / 2, -width / 2), belt * height * 0.9
+    return Mesh(vertices.astype(np.float32), triangles, material)
+
+
+@cache
+def _body_skin(profile: str) -> tuple[Array, Array, Array]:
+    """Of a vehicle body: its outline (x / length, z / height), its triangles, and their material."""
+    outline, belt = PROFILES[profile]
+    points = np.array([(-0.49, 0.12), *outline, (0.49, 0.12)])
+    lift = np.clip((points[:, 1] - belt) / (1 - belt), 0, 1)
+    n = len(points)
     i = np.arange(n)
     j = (i + 1) % n
     sides = np.concatenate([np.stack([i, j, np.full(n, 2 * n)], 1), np.stack([i + n, j + n, np.full(n, 2 * n + 1)], 1)])
     skin = np.concatenate([np.stack([i, j, i + n], 1), np.stack([j, j + n, i + n], 1)])
-    mesh = Mesh.of(np.concatenate([left, right, hub]), np.concatenate([sides, skin]), Material.PAINT)
     middle = (lift[i] + lift[j]) / 2
     steep = np.abs(points[i, 1] - points[j, 1]) > 0.15
     glass = np.concatenate([np.tile(middle > 0.45, 2), np.tile((middle > 0.3) & steep, 2)])
-    return Mesh(mesh.vertices, mesh.triangles, np.where(glass, Material.GLASS, mesh.material).astype(np.uint8))
+    material = np.where(glass, Material.GLASS, Material.PAINT).astype(np.uint8)
+    return points, np.concatenate([sides, skin]).astype(np.int32), material
 
 
 def car(profile: str, length: float, width: float, height: float) -> Mesh:
@@ -191,6 +244,81 @@ def truck(length: float, width: float, height: float) -> Mesh:
     return _fitted(join([front, cargo, beam, *wheels]), length, width, height)
 
 
+def bus(length: float, width: float, height: float) -> Mesh:
+    """A city bus: a body between skirts and roof with windows all around."""
+    skirt = block(length, width, 0.32 * height, Material.PAINT).moved(0, 0, 0.3)
+    windows = block(length * 0.995, width * 0.97, 0.38 * height, Material.GLASS).moved(0, 0, 0.3 + 0.32 * height)
+    roof = block(length, width, 0.3 * height - 0.3, Material.PAINT).moved(0, 0, 0.3 + 0.7 * height)
+    wheels = [wheel(sx * length, sy * (width / 2 - 0.2), 0.48, 0.3) for sx in (-0.27, 0.3) for sy in (-1, 1)]
+    return _fitted(join([skirt, windows, roof, *wheels]), length, width, height)
+
+
+def trailer(length: float, width: float, height: float) -> Mesh:
+    """A box on wheels with landing gear, without the vehicle that pulls it."""
+    cargo = block(length, width, height - 1.15, Material.PAINT).moved(0, 0, 1.15)
+    beam = block(length * 0.92, 0.9, 0.3, Material.METAL).moved(0, 0, 0.85)
+    wheels = [wheel(-x * length, y * (width / 2 - 0.2), 0.5, 0.35) for x in (0.2, 0.32, 0.44) for y in (-1, 1)]
+    legs = [tube((0.25 * length, y, 0.0), (0.25 * length, y, 0.9), 0.08, Material.METAL) for y in (-0.7, 0.7)]
+    return _fitted(join([cargo, beam, *wheels, *legs]), length, width, height)
+
+
+def excavator(length: float, width: float, height: float) -> Mesh:
+    """A construction vehicle: tracks, a cab beside its engine, and an arm with a bucket in front."""
+    tracks = [block(0.62 * length, 0.22 * width, 0.28 * height, Material.RUBBER) for _ in range(2)]
+    sides = [m.moved(-0.19 * length, y * 0.39 * width, 0) for m, y in zip(tracks, (-1, 1), strict=True)]
+    engine = block(0.4 * length, 0.8 * width, 0.34 * height, Material.PAINT).moved(-0.3 * length, 0, 0.28 * height)
+    cab = block(0.22 * length, 0.4 * width, 0.6 * height, Material.GLASS).moved(
+        -0.02 * length, 0.2 * width, 0.3 * height
+    )
+    elbow, base = (0.2 * length, -0.1 * width, height - 0.18), (0.0, -0.1 * width, 0.5 * height)
+    arm = tubes([base, elbow], [elbow, (0.42 * length, -0.1 * width, 0.3 * height)], 0.18, Material.PAINT)
+    bucket = block(0.16 * length, 0.4 * width, 0.26 * height, Material.METAL).moved(0.42 * length, -0.1 * width, 0)
+    return _fitted(join([*sides, engine, cab, arm, bucket]), length, width, height)
+
+
+def motorcycle(length: float, width: float, height: float) -> Mesh:
+    """A motorcycle and its rider."""
+    r = 0.31
+    wheels = [wheel(x, 0, r, 0.13) for x in (-length / 2 + r, length / 2 - r)]
+    body = ellipsoid((0, 0, 0.62), (0.55, 0.17, 0.27), Material.PAINT)
+    fork = tube((length / 2 - r, 0, r), (0.45, 0, 1.0), 0.06, Material.METAL)
+    handle = tube((0.45, -width / 2, 1.0), (0.45, width / 2, 1.0), 0.03, Material.METAL, 4)
+    back = tube((-0.25, 0, 0.8), (0.05, 0, 0.85 * height), 0.2, Material.CLOTH, 8)
+    head = ellipsoid((0.1, 0, height - 0.13), (0.14, 0.13, 0.13), Material.SKIN)
+    arms = tubes(
+        [(0.02, y, 0.8 * height) for y in (-0.2, 0.2)], [(0.42, y, 1.02) for y in (-0.3, 0.3)], 0.06, Material.CLOTH
+    )
+    legs = tubes(
+        [(-0.2, y, 0.78) for y in (-0.14, 0.14)], [(0.15, y, 0.3) for y in (-0.24, 0.24)], 0.09, Material.CLOTH
+    )
+    return _fitted(join([*wheels, body, fork, handle, back, head, arms, legs]), length, width, height)
+
+
+def barrier(length: float, width: float, height: float) -> Mesh:
+    """A barrier that closes a lane: `length`, the short side, points where it faces; a foot and a narrower wall."""
+    foot = block(length, width, 0.35 * height, Material.WALL)
+    wall = block(0.45 * length, width, 0.65 * height, Material.PLATE).moved(0, 0, 0.35 * height)
+    return join([foot, wall])
+
+
+def cone(width: float, height: float) -> Mesh:
+    """A traffic cone on its square foot, with a reflecting collar."""
+    foot = block(width, width, 0.06 * height, Material.RUBBER)
+    rings = [(0.36 * width, 0.06), (0.24 * width, 0.4), (0.17 * width, 0.65), (0.06 * width, 1.0)]
+    materials = (Material.PAINT, Material.PLATE, Material.PAINT)
+    cos, sin = _circle(10)
+    ring = np.stack([cos, sin, np.zeros(10)], 1)
+    parts = [
+        Mesh.of(
+            np.concatenate([ring * [a, a, 1] + [0, 0, low * height], ring * [b, b, 1] + [0, 0, high * height]]),
+            _tube_triangles(10),
+            material,
+        )
+        for (a, low), (b, high), material in zip(rings[:-1], rings[1:], materials, strict=True)
+    ]
+    return join([foot, *parts])
+
+
 def pedestrian(height: float, stride: float, swing: float) -> Mesh:
     """A person walking: `stride` between the feet and `swing` of the arms, metres."""
     h = height
@@ -212,13 +340,12 @@ def cyclist(length: float, height: float) -> Mesh:
     rims = []
     for x in (-length / 2 + r, length / 2 - r):
         ring = np.stack([x + r * np.cos(angles), np.zeros(12), r + r * np.sin(angles)], 1)
-        rims += [tube(ring[i], ring[(i + 1) % 12], 0.025, Material.RUBBER, 4) for i in range(12)]
+        rims.append(tubes(ring, np.roll(ring, -1, 0), 0.025, Material.RUBBER, 4))
     rear, front = (-length / 2 + r, 0, r), (length / 2 - r, 0, r)
     saddle, bar = (-0.22, 0, 0.95), (0.42, 0, 1.05)
-    frame = [
-        tube(a, b, 0.025, Material.METAL, 4)
-        for a, b in ((rear, saddle), (saddle, bar), (bar, front), (rear, (0, 0, 0.3)), ((0, 0, 0.3), bar))
-    ]
+    pedals = (0, 0, 0.3)
+    starts, ends = [rear, saddle, bar, rear, pedals], [saddle, bar, front, pedals, bar]
+    frame = tubes(starts, ends, 0.025, Material.METAL, 4)
     rider = [
         tube((-0.2, 0, 0.95), (0.1, 0, 0.82 * h), 0.17, Material.CLOTH, 8),
         ellipsoid((0.16, 0, 0.93 * h), (0.11, 0.09, 0.07 * h), Material.SKIN),
@@ -228,7 +355,7 @@ def cyclist(length: float, height: float) -> Mesh:
         tube((-0.15, -0.1, 0.92), (0.05, -0.12, 0.4), 0.07, Material.CLOTH),
     ]
     handle = tube((0.42, -0.27, 1.05), (0.42, 0.27, 1.05), 0.02, Material.METAL, 4)
-    return join([*rims, *frame, handle, *rider])
+    return join([*rims, frame, handle, *rider])
 
 
 def leaves(rng: np.random.Generator, centre: Sequence[float], radii: Sequence[float], count: int, size: float) -> Mesh:

@@ -1,0 +1,171 @@
+"""Beams through meshes with Open3D (Embree): a standing world, and bodies that move in it. Knows nothing of sensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pcdet_ext.data.simulation.shapes import Mesh
+from pcdet_ext.structures import Array
+
+
+@dataclass(frozen=True)
+class Beams:
+    """The beams of one turn as a grid, in the world's frame.
+
+    origins: float32 [1, 3], where all start, or [W, 3], where those of a column do; directions: float32 [H, W, 3], unit
+    vectors; pose: float64 [4, 4], from the sensor to the world in the middle of the turn; elevations [H] and azimuths
+    [W]: the angles of rows and columns in the sensor's frame, radians. slack: metres and radians by which a beam may
+    differ from what pose and angles say (a moving sensor, small errors of the beams).
+    """
+
+    origins: Array
+    directions: Array
+    pose: Array
+    elevations: Array
+    azimuths: Array
+    slack: tuple[float, float]
+
+    def towards(self, corners: Array) -> tuple[Array, Array]:
+        """Rows and columns of all beams that may meet the hull of `corners` [N, 3]; usually some more."""
+        metres, radians = self.slack
+        local = (corners - self.pose[:3, 3]) @ self.pose[:3, :3]
+        centre = (local.min(0) + local.max(0)) / 2
+        radius = float(np.hypot(*(local - centre)[:, :2].T).max()) + metres
+        away = float(np.hypot(*centre[:2]))
+        near, far = max(away - radius, 1e-3), away + radius
+        low, high = float(local[:, 2].min()) - metres, float(local[:, 2].max()) + metres
+        bottom = np.arctan2(low, near if low < 0 else far) - radians
+        top = np.arctan2(high, near if high > 0 else far) + radians
+        rows = np.flatnonzero((self.elevations >= bottom) & (self.elevations <= top))
+        if away <= radius * 1.001:
+            return rows, np.arange(len(self.azimuths))
+        half = np.arcsin(radius / away) + radians
+        off = (self.azimuths - np.arctan2(centre[1], centre[0]) + np.pi) % (2 * np.pi) - np.pi
+        return rows, np.flatnonzero(np.abs(off) <= half)
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What each of N beams met first.
+
+    distance: float32 [N] in metres, infinite where nothing was met; owner: int32 [N], the number of the body, -1 for
+    the standing world; material: uint8 [N]; cosine: float32 [N], of the angle between beam and surface normal.
+    """
+
+    distance: Array
+    owner: Array
+    material: Array
+    cosine: Array
+
+    def __getitem__(self, which: Array) -> Hits:
+        """Those of some beams: an index or a mask."""
+        return Hits(self.distance[which], self.owner[which], self.material[which], self.cosine[which])
+
+
+class World:
+    """A standing mesh in world coordinates, and bodies, each in its own frame: they are built once, and only moved.
+
+    Raises ImportError without Open3D.
+    """
+
+    def __init__(self, standing: Mesh, bodies: Sequence[Mesh]) -> None:
+        self.standing = _Target(standing)
+        self.bodies = [_Target(mesh) for mesh in bodies]
+        self.radii = np.array([body.radius for body in self.bodies])
+        self.seconds = 0.0  # of processor time spent on casting and on building what it needs
+
+    def cast(self, beams: Beams, places: Array, max_range: float) -> tuple[Hits, Array]:
+        """Beams through the world with its bodies at `places` [B, 4]: x, y, z, heading; NaN for one that is not there.
+
+        Returns what the beams meet, row by row, and for each body int64 [B] the number of beams that would meet it
+        within `max_range` with nothing before it.
+        """
+        begun = time.process_time()
+        height, width = beams.directions.shape[:2]
+        origins = np.broadcast_to(beams.origins[None], (height, width, 3))
+        hits = self.standing.cast(origins.reshape(-1, 3), beams.directions.reshape(-1, 3), -1)
+        reach = np.zeros(len(self.bodies), np.int64)
+        away = np.hypot(*(places[:, :2] - beams.pose[:2, 3]).T) - self.radii
+        for number in np.flatnonzero(away < max_range).tolist():  # not true for NaN
+            rows, columns = beams.towards(self.bodies[number].corners_at(places[number]))
+            index = (rows[:, None] * width + columns).ravel()
+            reach[number] = self._add(hits, index, origins, beams.directions, number, places[number], max_range)
+        self.seconds += time.process_time() - begun
+        return hits, reach
+
+    def cast_some(self, origins: Array, directions: Array, places: Array) -> Hits:
+        """Any beams [N, 3]: what they meet with the bodies at `places`."""
+        begun = time.process_time()
+        hits = self.standing.cast(origins, directions, -1)
+        everything = np.arange(len(origins))
+        for number in np.flatnonzero(np.isfinite(places).all(1)):
+            self._add(hits, everything, origins, directions, int(number), places[number], np.inf)
+        self.seconds += time.process_time() - begun
+        return hits
+
+    def _add(
+        self, hits: Hits, index: Array, origins: Array, directions: Array, number: int, place: Array, max_range: float
+    ) -> int:
+        """Let the beams `index` meet one body, where it is nearest; returns how many meet it in range."""
+        if not len(index):
+            return 0
+        starts, rays = _to_body(origins.reshape(-1, 3)[index], directions.reshape(-1, 3)[index], place)
+        found = self.bodies[number].cast(starts, rays, number)
+        first = found.distance < hits.distance[index]
+        for name in ("distance", "owner", "material", "cosine"):
+            getattr(hits, name)[index[first]] = getattr(found, name)[first]
+        return int((np.isfinite(found.distance) & (found.distance < max_range)).sum())
+
+
+class _Target:
+    """A mesh that is ready for beams."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        from open3d import t
+
+        self.material = mesh.material
+        self.corners = _box_corners(mesh.vertices)
+        self.radius = float(np.hypot(*self.corners[:, :2].T).max())
+        self.scene = t.geometry.RaycastingScene(nthreads=1)
+        self.scene.add_triangles(_tensor(mesh.vertices), _tensor(mesh.triangles.astype(np.uint32)))
+
+    def corners_at(self, place: Array) -> Array:
+        """Corners [8, 3] of the mesh's extent, placed in the world."""
+        x, y, z, heading = place
+        cos, sin = np.cos(heading), np.sin(heading)
+        return self.corners @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + [x, y, z]
+
+    def cast(self, origins: Array, directions: Array, owner: int) -> Hits:
+        """What beams in the mesh's frame meet."""
+        found = self.scene.cast_rays(_tensor(np.concatenate([origins, directions], 1)), nthreads=1)
+        distance = found["t_hit"].numpy()
+        triangle = found["primitive_ids"].numpy()
+        cosine = np.abs((found["primitive_normals"].numpy() * directions).sum(1))
+        met = np.isfinite(distance)
+        material = self.material[np.where(met, triangle, 0)]
+        return Hits(distance, np.full(len(distance), owner, np.int32), material, cosine)
+
+
+def _tensor(values: Array) -> Any:
+    from open3d import core
+
+    return core.Tensor.from_numpy(np.ascontiguousarray(values))
+
+
+def _box_corners(vertices: Array) -> Array:
+    ends = np.stack([vertices.min(0), vertices.max(0)]).astype(np.float64)
+    return np.array([[ends[i, 0], ends[j, 1], ends[k, 2]] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+
+
+def _to_body(origins: Array, directions: Array, place: Array) -> tuple[Array, Array]:
+    """Beams in the frame of a body that stands at a place; differences are taken before rounding to float32."""
+    x, y, z, heading = place
+    cos, sin = np.cos(heading), np.sin(heading)
+    turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    shifted = (origins - np.array([x, y, z])) @ turn
+    return shifted.astype(np.float32), (directions @ turn.astype(np.float32)).astype(np.float32)
