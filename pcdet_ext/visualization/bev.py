@@ -42,7 +42,7 @@ def view_range(scene: Scene) -> tuple[float, float, float, float]:
 
 
 def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
-    """Write a PNG seen from above, x forward (right) and y left (up), in metres.
+    """Write a PNG seen from above, x to the right and y up, in metres.
 
     Points are coloured by height, or by age where they come from several sweeps. Ground truth is dashed green,
     detections are coloured by class with their score; the short line from a box's centre shows its heading, an arrow
@@ -60,7 +60,7 @@ def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot(facecolor="#10141a")
     handles = _draw_points(axes, scene) + _draw_boxes(axes, scene)
-    axes.set(xlim=(xmin, xmax), ylim=(ymin, ymax), aspect="equal", xlabel="x forward (m)", ylabel="y left (m)")
+    axes.set(xlim=(xmin, xmax), ylim=(ymin, ymax), aspect="equal", xlabel="x (m)", ylabel="y (m)")
     axes.set_title(scene.title)
     if handles:
         axes.legend(handles=handles, loc="upper right", framealpha=0.9)

@@ -17,7 +17,10 @@ Boxes = TypeVar("Boxes", Targets, Detections)
 
 TRUTH_COLOUR = "#2ca02c"
 FOUND_TRACK_COLOUR = "#4cc9f0"
-CLASS_COLOURS = ("#d62728", "#1f77b4", "#ff7f0e", "#9467bd", "#e377c2", "#17becf", "#bcbd22", "#8c564b", "#7f7f7f")
+CLASS_COLOURS = (
+    *("#d62728", "#1f77b4", "#ff7f0e", "#9467bd", "#e377c2"),
+    *("#17becf", "#bcbd22", "#8c564b", "#7f7f7f", "#aec7e8"),
+)
 # The eight corners by their signs in half-extents, and the twelve edges between them; the first four corners are
 # the bottom, the first two the front.
 CORNER_SIGNS = np.array(

@@ -11,8 +11,11 @@ import pytest
 from toy_drive import BIKE_IN_WORLD, FRAMES, SEQUENCE_LENGTH, ToyDrive, boxes, car_in_world, pose
 
 from pcdet_ext.cli.command import main
+from pcdet_ext.config import load
+from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Detections
+from pcdet_ext.visualization.ages import ages
 from pcdet_ext.visualization.command import visualize_frames
 from pcdet_ext.visualization.frames import Sequences, find_frames, frame_range, frame_scenes
 
@@ -238,3 +241,25 @@ def test_what_cannot_be_drawn_is_said_in_one_line(
 def test_the_command_draws_a_tour_of_a_data_set(toy: Path, tmp_path: Path) -> None:
     assert main(["visualize", str(toy), "--frames", "0:3", "--out", str(tmp_path / "tour.html")]) == 0
     assert (tmp_path / "tour.html").stat().st_size > 1_000_000
+
+
+def test_objects_that_stand_still_have_still_tracks_in_a_moving_frame(shared: Path, tmp_path: Path) -> None:
+    root = shared / "golden" / "data" / "nuscenes"
+    prepared = ["prepare", "nuscenes", "--root", str(root), "--out", str(tmp_path), "--splits", "mini_val"]
+    assert main([*prepared, "--database", "--quiet"]) == 0
+    settings = load("nuscenes/dsvt_pillar", [f"data.root={root}", f"data.index={tmp_path}"])
+    dataset = build_dataset(settings["data"], "mini_val", training=False)
+    driven = [info.pose[:2, 3] for info in dataset.frames]
+    assert np.ptp(driven, axis=0).max() > 5  # metres: the tracks do not stand still for want of a way
+    (scene,) = frame_scenes(dataset, [2], "mini_val")
+    spread = {"barrier": 0.0, "traffic_cone": 0.0, "car": 0.0}
+    for track in scene.truth_tracks:
+        if track.name in spread:
+            spread[track.name] = max(spread[track.name], float(np.ptp(track.positions, axis=0).max()))
+    assert max(spread["barrier"], spread["traffic_cone"]) < 0.01
+    assert spread["car"] > 5
+    assert len(ages(scene).labels) == 10  # sweeps
+    results = dataset.read_results(shared / "golden" / "data" / "nuscenes_submission_results.json")
+    (shown,) = frame_scenes(dataset, [1], "mini_val", results=results)
+    away = np.linalg.norm(shown.detections.boxes[:, None, :2] - shown.truth.boxes[None, :, :2], axis=2)
+    assert (away.min(0) < 1.5).sum() > len(shown.truth) / 2
