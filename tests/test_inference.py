@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pcdet_ext
-from pcdet_ext import checkpoint
+from pcdet_ext import checkpoint, config
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError
 from pcdet_ext.data.kitti import write_points
@@ -293,3 +293,12 @@ def test_tensors_without_dense_values_are_refused_and_gradients_are_cut(detector
         warnings.simplefilter("error")
         found = detector.detect(points.requires_grad_())
     torch.testing.assert_close(torch.as_tensor(found.boxes), torch.as_tensor(detector.detect(points.detach()).boxes))
+
+
+def test_one_scan_of_nuscenes_is_read_and_said_to_be_one(root: Path, tmp_path: Path) -> None:
+    settings = config.load(root / "configs" / "nuscenes" / "demo.yaml")
+    detector = Detector(settings, device="cpu")
+    np.zeros((0, 5), np.float32).tofile(tmp_path / "a.pcd.bin")
+    with pytest.warns(UserWarning, match=r"a\.pcd\.bin: one scan, whose points all have the age \(timestamp\) 0"):
+        found = detector.detect(tmp_path / "a.pcd.bin")
+    assert found.boxes.shape == (0, 7)

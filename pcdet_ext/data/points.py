@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".bin":
-        nuscenes = path.name.lower().endswith(".pcd.bin")
+        nuscenes = is_nuscenes_scan(path)
         points = read_bin(path, columns or (5 if nuscenes else 4))
         usual = NUSCENES if nuscenes else HEADLESS
         return PointFile(points, _headless(points.shape[1], usual), path, named=nuscenes)
@@ -114,6 +114,11 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
     return PointFile(points, names, path, named)
 
 
+def is_nuscenes_scan(path: str | Path) -> bool:
+    """Whether a file is, by its name, one scan in nuScenes' own format."""
+    return str(path).lower().endswith(".pcd.bin")
+
+
 def read_points(path: str | Path, columns: int | None = None) -> Array:
     """Points float32 [N, F] of a file; columns x, y, z, then intensity where there is one, then what else the file has.
 
@@ -126,12 +131,17 @@ def read_columns(path: str | Path, wanted: Sequence[str]) -> Array:
     """Points float32 [N, F] with the wanted columns first.
 
     They are taken by name where the file names its columns; else they are taken to be the file's columns in their
-    order, of which it may have fewer or (except in a headless .bin file) more.
+    order, of which it may have fewer or (except in a headless .bin file) more. A .pcd.bin file of nuScenes is one scan:
+    where the age of points is wanted ("timestamp"), all of them have the age 0.
     Raises DataError for a damaged file, and for one without a wanted column.
     """
     path = Path(path)
-    headless = path.suffix.lower() == ".bin" and not path.name.lower().endswith(".pcd.bin")
+    one_scan = is_nuscenes_scan(path)
+    headless = path.suffix.lower() == ".bin" and not one_scan
     content = read_point_file(path, len(wanted) if headless else None)
+    if one_scan and "timestamp" in wanted:
+        points = np.insert(content.points, len(content.columns), 0, axis=1)
+        content = replace(content, points=points, columns=(*content.columns, "timestamp"))
     return content.select(wanted) if content.named else content.points
 
 

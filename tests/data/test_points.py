@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcdet_ext.files import DataError
-from pcdet_ext.data.points import read_point_file, read_points
+from pcdet_ext.data.points import read_columns, read_point_file, read_points
 
 PLY = "ply\nformat {order} 1.0\ncomment made by hand\nelement vertex 2\n"
 PCD = (
@@ -74,6 +74,16 @@ def test_columns_are_ordered_and_vectors_left_out(tmp_path: Path) -> None:
     text = f"{header}DATA ascii\n300 1 2 3 9 9 9 200 0 0 0 0 0\n2 4 5 6 9 9 9 7 0 0 0 0 0\n"
     (tmp_path / "b.pcd").write_text(text)
     np.testing.assert_array_equal(read_points(tmp_path / "b.pcd"), expected)
+
+
+def test_the_points_of_one_nuscenes_scan_have_the_age_0(tmp_path: Path) -> None:
+    cloud = np.arange(10, dtype=np.float32).reshape(2, 5)
+    cloud.tofile(tmp_path / "a.pcd.bin")
+    wanted = ("x", "y", "z", "intensity", "timestamp")
+    np.testing.assert_array_equal(read_columns(tmp_path / "a.pcd.bin", wanted), [[0, 1, 2, 3, 0], [5, 6, 7, 8, 0]])
+    np.testing.assert_array_equal(read_columns(tmp_path / "a.pcd.bin", ("ring", "x")), [[4, 0], [9, 5]])
+    with pytest.raises(DataError, match="has no column for 'elongation'; it has x, y, z, intensity, ring"):
+        read_columns(tmp_path / "a.pcd.bin", ("x", "elongation"))
 
 
 def test_ply_in_big_endian_order(tmp_path: Path) -> None:
