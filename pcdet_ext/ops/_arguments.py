@@ -40,9 +40,19 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in kwargs.items():
             if name in faults:
                 _check(name, value, faults[name])
-        return function(*args, **kwargs)
+        plain_args, plain_kwargs = map(_plain, args), {name: _plain(value) for name, value in kwargs.items()}
+        return function(*plain_args, **plain_kwargs)
 
     return checked
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, which do not overflow."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)) and any(isinstance(item, np.generic) for item in value):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _check(name: str, value: Any, fault: Fault) -> None:

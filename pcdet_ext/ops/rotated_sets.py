@@ -46,7 +46,6 @@ def rotated_sets(
     (Z, Y, X), the shift is added to the coordinates. Raises ValueError naming the argument that is wrong.
     """
     check_coords(coords, grid)
-    batch_size, set_size = int(batch_size), int(set_size)  # NumPy's numbers may be short
     for name, value, low, high in (("batch_size", batch_size, 0, 1 << 15), ("set_size", set_size, 1, LARGEST_SET)):
         if not low <= value <= high:
             raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
