@@ -25,7 +25,8 @@ Points = Array | Tensor | str | Path
 FEWEST_FOR_SCALE, ENOUGH_FOR_SCALE = 100, 4096  # points whose values tell the scale of a column
 OTHER_SCALE = 16.0  # times higher or lower than in training
 NO_BOXES = "model: no head of this detector finds boxes, and only boxes can be measured or drawn; add one that does"
-MOST_COLUMNS = 16  # of a point; an array with more columns and fewer rows is one that lies on its side
+MOST_COLUMNS = 16  # of a point; an array with far more columns and no more rows than this lies on its side
+WIDE = 4 * MOST_COLUMNS  # columns of an array that may still be points, of which the further ones are not used
 
 
 def load(path: str | Path, device: str = "auto", overrides: Iterable[str] = (), imports: bool = False) -> Detector:
@@ -184,6 +185,8 @@ class Detector:
         if isinstance(points, (str, Path)):
             name, points = str(points), read_columns(points, self.point_features)
             self._note_one_scan(name)
+        if isinstance(points, np.ma.MaskedArray):  # what is masked is not known
+            points = points.astype(np.float64).filled(np.nan)
         if not isinstance(points, (np.ndarray, Tensor)):
             raise TypeError(
                 f"points must be an array, a tensor, a path or a list of these, got {type(points).__name__}"
@@ -242,7 +245,7 @@ class Detector:
     def _check_shape(self, shape: Sequence[int], name: str) -> None:
         wanted, columns = len(self.point_features), ", ".join(self.point_features)
         needs = f"{name}: this detector needs points [N, {wanted}] ({columns}), got {list(shape)}"
-        if len(shape) == 2 and shape[0] in range(wanted, MOST_COLUMNS) and shape[1] > MOST_COLUMNS:
+        if len(shape) == 2 and shape[0] in range(wanted, MOST_COLUMNS) and shape[1] > WIDE:
             raise ValueError(f"{needs}: these are columns of points, pass their transpose (points.T)")
         if len(shape) != 2 or shape[1] < wanted:
             raise ValueError(needs)

@@ -302,3 +302,17 @@ def test_one_scan_of_nuscenes_is_read_and_said_to_be_one(root: Path, tmp_path: P
     with pytest.warns(UserWarning, match=r"a\.pcd\.bin: one scan, whose points all have the age \(timestamp\) 0"):
         found = detector.detect(tmp_path / "a.pcd.bin")
     assert found.boxes.shape == (0, 7)
+
+
+def test_few_points_with_many_columns_are_points(detector: Detector) -> None:
+    points = np.random.default_rng(0).uniform(0, 5, (8, 20)).astype(np.float32)
+    np.testing.assert_array_equal(detector.detect(points).boxes, detector.detect(points[:, :4].copy()).boxes)
+
+
+def test_what_is_masked_is_dropped(detector: Detector) -> None:
+    points = np.random.default_rng(0).uniform(0, 5, (81, 4)).astype(np.float32)
+    mask = np.zeros(points.shape, bool)
+    mask[::3, 2] = True
+    with pytest.warns(UserWarning, match="27 points are NaN or infinite and were dropped"):
+        found = detector.detect(np.ma.MaskedArray(points, mask))
+    np.testing.assert_array_equal(found.boxes, detector.detect(points[~mask.any(1)]).boxes)
