@@ -13,11 +13,15 @@ import torch
 
 from pcdet_ext.benchmark import report
 from pcdet_ext.benchmark.copy import copy_bandwidth
+from pcdet_ext.benchmark.data import made_up_frames
 from pcdet_ext.benchmark.frames import SIZES, load_frames, street_voxels, synthetic_scan
 from pcdet_ext.benchmark.memory import peak_memory
 from pcdet_ext.benchmark.registry import Contest, Workload, all_close, benchmark, benchmarks
 from pcdet_ext.benchmark.timing import OURS, REFERENCE, Effort, Timing, measure
 from pcdet_ext.cli.command import main
+from pcdet_ext.data.index import read_index, write_index
+from pcdet_ext.data.kitti import prepare_kitti
+from pcdet_ext.data.simulation import SpinningLidar, simulate_kitti
 from pcdet_ext.files import DataError
 
 QUICK = Effort(warm_up=0, rounds=1, max_rounds=1, seconds=0.0)
@@ -230,3 +234,46 @@ def test_the_command(tmp_path: Path, capsys) -> None:
     assert "voxels must be at least 1, got 0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["benchmark", "everything"])
+
+
+def test_the_making_of_samples_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Simulated frames, augmented and not, in this process and in a worker, and a small made-up index."""
+    root = simulate_kitti(
+        tmp_path / "sim", 4, val_fraction=0.0, workers=1, sensor=SpinningLidar(beams=16, azimuths=300)
+    )
+    prepare_kitti(root, splits=["train"], progress=False)
+    out = tmp_path / "out.json"
+    given = ["kitti/pointpillars", f"data.root={root}", "--samples", "3", "--frames", "300", "--boxes", "5"]
+    assert main(["benchmark", "data", *given, "--json", str(out)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " samples per second" in line or "index" in line]
+    content = json.loads(out.read_text())
+    plain, augmented = content["samples"]
+    assert [timing["augmented"] for timing in (plain, augmented)] == [False, True]
+    assert lines[0].startswith("kitti/pointpillars without augmentation: ")
+    assert lines[1].startswith("kitti/pointpillars with augmentation: ")
+    for timing in (plain, augmented):
+        assert sum(timing["stages"].values()) == pytest.approx(timing["seconds"])
+        assert min(timing["loaded"], timing["worker_seconds"], timing["points"], timing["stages"]["reading"]) > 0
+        assert timing["stages"]["sweeps"] == 0
+    assert plain["stages"]["sampling"] == plain["stages"]["augmentation"] == 0
+    assert min(augmented["stages"]["sampling"], augmented["stages"]["augmentation"]) > 0
+    index = content["index"]
+    assert (index["frames"], index["boxes"]) == (300, 5)
+    assert lines[2].startswith("index of 300 frames with 5 boxes (")
+
+
+def test_the_made_up_index_is_one(tmp_path: Path) -> None:
+    write_index(tmp_path / "index.parquet", made_up_frames(400, 60))
+    table = read_index(tmp_path / "index.parquet")
+    assert len(table) == 400
+    assert len(table[250].targets()) == 60
+    assert len(table.previous(table[200].frame_id, 5)) == 2  # the third of its sequence
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(["--frames", "0"], "name a configuration"), (["--workers", "-1"], "workers must be at least 0")],
+)
+def test_nothing_to_measure_is_refused(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "data", *given]) != 0
+    assert message in capsys.readouterr().err

@@ -3,6 +3,7 @@
     pcdet benchmark ops [--device cuda] [--only voxelize] [--json FILE]
     pcdet benchmark models [CONFIG …] [--device cuda] [--json FILE]
     pcdet benchmark steps CONFIG … data.root=DIR [--device cuda]
+    pcdet benchmark data [CONFIG … data.root=DIR] [--workers 2] [--json FILE]
 
 Ratios are how many times longer the named peer took, both measured in one run; exits 1 when results differ.
 """
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_ops(kinds.add_parser("ops", help="operations against their references and other libraries"))
     _add_models(kinds.add_parser("models", help="detectors at their published size, stage by stage"))
     _add_steps(kinds.add_parser("steps", help="training steps on the frames of a data set"))
+    _add_data(kinds.add_parser("data", help="samples from the files of a data set, and an index of many frames"))
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -59,12 +61,22 @@ def _add_steps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=6, help="steps that count (default 6)")
 
 
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("given", nargs="*", metavar="CONFIG|a.b=c", help="configurations, and changes of all of them")
+    parser.add_argument("--samples", type=int, default=100, help="samples that count (default 100)")
+    parser.add_argument("--workers", type=int, default=1, help="loader processes that are measured too (default 1)")
+    parser.add_argument("--frames", type=int, default=160_000, help="frames of the made-up index (default 160000)")
+    parser.add_argument("--boxes", type=int, default=60, help="boxes of each of its frames (default 60)")
+    parser.add_argument("--json", type=path, help="write everything measured to this file")
+
+
 def run(options: argparse.Namespace) -> int:
     from pcdet_ext.engine.allocation import keep_freed_memory
 
     keep_freed_memory()
     with wrong_use():
-        return {"ops": _run_ops, "models": _run_models, "steps": _run_steps}[options.kind](options)
+        runs = {"ops": _run_ops, "models": _run_models, "steps": _run_steps, "data": _run_data}
+        return runs[options.kind](options)
 
 
 def _run_ops(options: argparse.Namespace) -> int:
@@ -88,4 +100,14 @@ def _run_steps(options: argparse.Namespace) -> int:
     overrides = [given for given in options.given if "=" in given]
     configs = [given for given in options.given if "=" not in given]
     steps.run_steps(configs, overrides, options.device, options.steps, options.threads)
+    return 0
+
+
+def _run_data(options: argparse.Namespace) -> int:
+    from pcdet_ext.benchmark import data
+
+    overrides = [given for given in options.given if "=" in given]
+    configs = [given for given in options.given if "=" not in given]
+    sizes = (options.samples, options.workers, options.frames, options.boxes)
+    data.run_data(configs, overrides, *sizes, options.json)
     return 0

@@ -164,17 +164,18 @@ def read_bin(path: str | Path, columns: int) -> Array:
     """Points float32 [N, columns] from a headless little-endian file. Raises DataError when the last point is cut."""
     path = Path(path)
     try:
-        data = path.read_bytes()
+        size = path.stat().st_size
+        values = np.fromfile(path, "<f4")  # one copy in memory, which is ours to write to
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(data) % (4 * columns):
+    if size % (4 * columns) or values.nbytes != size:
         raise DataError(
-            f"{path}: {len(data)} bytes are no whole number of {columns}-column float32 points; cut short, or are "
+            f"{path}: {size} bytes are no whole number of {columns}-column float32 points; cut short, or are "
             "there other columns?"
         )
-    return np.frombuffer(data, "<f4").astype(np.float32).reshape(-1, columns)
+    return values.astype(np.float32, copy=False).reshape(-1, columns)
 
 
 def _headless(count: int, usual: Sequence[str]) -> tuple[str, ...]:

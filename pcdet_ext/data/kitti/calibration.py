@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.data.geometry import transform, wrap_angle
+from pcdet_ext.data.geometry import pieces, transform, wrap_angle
 from pcdet_ext.data.kitti.text import floats, read_lines
 from pcdet_ext.files import DataError, atomic_write
 from pcdet_ext.structures import Array
@@ -193,8 +193,12 @@ def in_image(points: Array, calibration: Calibration) -> Array:
     Raises ValueError when the calibration has no image size.
     """
     height, width = image_size_of(calibration)
-    u, v, w = transform(points, calibration.p2 @ calibration.lidar_to_rectified).T  # pixels times w
-    return np.asarray((w > 0) & (u >= 0) & (u < width * w) & (v >= 0) & (v < height * w))
+    matrix = calibration.p2 @ calibration.lidar_to_rectified
+    inside = np.zeros(len(points), bool)
+    for piece in pieces(len(points)):
+        u, v, w = transform(points[piece], matrix).T  # pixels times w
+        inside[piece] = (w > 0) & (u >= 0) & (u < width * w) & (v >= 0) & (v < height * w)
+    return inside
 
 
 def image_size_of(calibration: Calibration) -> tuple[int, int]:
