@@ -2,6 +2,7 @@
 
 pcdet simulate --format kitti --frames 200 --seed 0 --out data/sim
 pcdet simulate --format nuscenes --scenes 10 --frames 20 --out data/sim_nuscenes
+pcdet simulate --format waymo --scenes 10 --frames 50 --out data/sim_waymo
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pcdet_ext.cli.arguments import path
 from pcdet_ext.cli.errors import FailureError, UsageError, wrong_use
@@ -17,7 +18,7 @@ from pcdet_ext.cli.errors import FailureError, UsageError, wrong_use
 if TYPE_CHECKING:
     from pcdet_ext.data.simulation import Made
 
-FORMATS = ("kitti", "nuscenes")
+FORMATS = ("kitti", "nuscenes", "waymo")
 SCANS_PER_KEY = 10
 
 
@@ -29,24 +30,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         required=True,
         help="labelled frames: kitti: of the whole data set, each a street of its own; nuscenes: key frames per scene, "
-        "two per second with nine sweeps between them",
+        "two per second with nine sweeps between them; waymo: frames per scene, ten per second",
     )
-    parser.add_argument("--scenes", type=int, help="drives (nuscenes only; default: 10)")
+    parser.add_argument("--scenes", type=int, help="drives through a street each (nuscenes, waymo; default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same data (default: 0)")
     parser.add_argument(
         "--val-fraction",
         type=float,
         default=0.2,
-        help="share of frames or scenes held out for validation (default: 0.2)",
+        help="share of the frames (kitti) or scenes that are held out for validation (default: 0.2)",
     )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     parser.add_argument(
-        "--beams", type=int, help="beams of the sensor, one above the other (default: kitti 64, nuscenes 32)"
+        "--beams",
+        type=int,
+        help="beams of the sensor, for waymo of the top laser (default: kitti 64, nuscenes 32, waymo 64)",
     )
     parser.add_argument(
-        "--azimuths", type=int, help="firings of each beam per turn (default: kitti 2080, nuscenes 1085)"
+        "--azimuths",
+        type=int,
+        help="firings of each beam per turn (default: kitti 2080, nuscenes 1085, waymo 1325; the real one has 2650)",
     )
-    parser.add_argument("--version", help="nuscenes only: name of the tables, v1.0-mini (default) or v1.0-trainval")
+    parser.add_argument(
+        "--side-beams",
+        type=int,
+        help="waymo: beams of the four short-range lasers (default: 50; the real ones have 200)",
+    )
+    parser.add_argument(
+        "--side-azimuths",
+        type=int,
+        help="waymo: firings per turn of the four short-range lasers (default: 150; the real ones have 600)",
+    )
+    parser.add_argument("--version", help="nuscenes: name of the tables, v1.0-mini (default) or v1.0-trainval")
 
 
 class _Watch:
@@ -93,22 +108,56 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _scans(options: argparse.Namespace) -> int:
-    if options.format == "kitti":
-        return options.frames
-    return (options.scenes or 10) * ((options.frames - 1) * SCANS_PER_KEY + 1)
+    """Scans that will be made, for the progress bar."""
+    scenes = _scenes(options)
+    return {
+        "kitti": options.frames,
+        "nuscenes": scenes * ((options.frames - 1) * SCANS_PER_KEY + 1),
+        "waymo": scenes * options.frames,
+    }[options.format]
+
+
+def _scenes(options: argparse.Namespace) -> int:
+    return 10 if options.scenes is None else options.scenes
+
+
+ONLY = {
+    "scenes": ("nuscenes", "waymo"),
+    "version": ("nuscenes",),
+    "side_beams": ("waymo",),
+    "side_azimuths": ("waymo",),
+}
 
 
 def _simulate(options: argparse.Namespace, watch: _Watch) -> None:
-    from pcdet_ext.data.simulation import EvenLidar, SpinningLidar, simulate_kitti, simulate_nuscenes
+    from pcdet_ext.data.simulation import (
+        EvenLidar,
+        SpinningLidar,
+        WaymoLasers,
+        simulate_kitti,
+        simulate_nuscenes,
+        simulate_waymo,
+    )
 
+    for name, formats in ONLY.items():
+        if getattr(options, name) is not None and options.format not in formats:
+            raise UsageError(f"--{name.replace('_', '-')} is for {' and '.join(formats)}, not for {options.format}")
     common = {"seed": options.seed, "val_fraction": options.val_fraction, "workers": options.workers, "progress": watch}
-    chosen = {k: v for k in ("beams", "azimuths") if (v := getattr(options, k)) is not None}
+    turn = _chosen(options, beams="beams", azimuths="azimuths")
     if options.format == "kitti":
-        for name in ("scenes", "version"):
-            if getattr(options, name) is not None:
-                raise UsageError(f"--{name} is for nuscenes; kitti has single frames")
-        simulate_kitti(options.out, options.frames, sensor=SpinningLidar(**chosen), **common)
-        return
-    scenes = 10 if options.scenes is None else options.scenes
-    version = options.version or "v1.0-mini"
-    simulate_nuscenes(options.out, scenes, options.frames, sensor=EvenLidar(**chosen), version=version, **common)
+        simulate_kitti(options.out, options.frames, sensor=SpinningLidar(**turn), **common)
+    elif options.format == "nuscenes":
+        version = options.version or "v1.0-mini"
+        simulate_nuscenes(
+            options.out, _scenes(options), options.frames, sensor=EvenLidar(**turn), version=version, **common
+        )
+    else:
+        pixels = _chosen(
+            options, beams="rows", azimuths="columns", side_beams="side_rows", side_azimuths="side_columns"
+        )
+        simulate_waymo(options.out, _scenes(options), options.frames, sensor=WaymoLasers(**pixels), **common)
+
+
+def _chosen(options: argparse.Namespace, **names: str) -> dict[str, Any]:
+    """The options that were given, under the names that a sensor has for them."""
+    return {name: getattr(options, option) for option, name in names.items() if getattr(options, option) is not None}

@@ -1,9 +1,10 @@
 """Simulated LiDAR data: street scenes and drives, sensors ray-cast through them, writers of data formats."""
 
 from pcdet_ext.data.simulation.drive import Drive, Track, drive
-from pcdet_ext.data.simulation.generate import Made, simulate_frame, simulate_kitti, simulate_nuscenes
+from pcdet_ext.data.simulation.generate import Made, simulate_frame, simulate_kitti, simulate_nuscenes, simulate_waymo
 from pcdet_ext.data.simulation.scene import Actor, Scene, street_scene
 from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
+from pcdet_ext.data.simulation.waymo import WaymoLasers
 
 __all__ = [
     "Actor",
@@ -14,9 +15,11 @@ __all__ = [
     "Scene",
     "SpinningLidar",
     "Track",
+    "WaymoLasers",
     "drive",
     "simulate_frame",
     "simulate_kitti",
     "simulate_nuscenes",
+    "simulate_waymo",
     "street_scene",
 ]

@@ -18,6 +18,7 @@ from pcdet_ext.data.simulation import kitti
 from pcdet_ext.data.simulation.nuscenes import NuScenesWriter, scene_names
 from pcdet_ext.data.simulation.scene import Scene, street_scene
 from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
+from pcdet_ext.data.simulation.waymo import WaymoLasers, WaymoWriter
 from pcdet_ext.files import DataError, atomic_write, check_output_folder
 
 STAMP = "simulation.json"  # written last: the folder is complete
@@ -137,6 +138,44 @@ def simulate_nuscenes(
     return work.end()
 
 
+def simulate_waymo(
+    out: str | Path,
+    scenes: int,
+    frames: int,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    workers: int = 2,
+    sensor: WaymoLasers | None = None,
+    progress: Progress = iter,
+) -> Path:
+    """Write drives in the Parquet layout of the Waymo Open Dataset, version 2: {training,validation}/<component>/.
+
+    Five lasers at 10 Hz with two returns; the top one turns while the vehicle moves and has a pose per pixel. Objects
+    stand still during a turn of the sensors. The lidar components have one row group per frame.
+
+    Args:
+        out: as `simulate_kitti`.
+        scenes: drives (segments), each through a street of its own.
+        frames: per drive, a tenth of a second apart.
+        seed: the same seed gives the same drives.
+        val_fraction: share of the drives that go to validation/.
+        workers: processes; each makes one drive at a time.
+        sensor: the lasers; smaller images than the official ones if not given.
+        progress: as `simulate_kitti`, one `Made` per drive.
+
+    Raises:
+        ValueError, FileExistsError, ImportError: as `simulate_kitti`.
+    """
+    sensor = sensor or WaymoLasers()
+    request = {"format": "waymo", "scenes": scenes, "frames": frames, "seed": seed, "val_fraction": val_fraction}
+    work = _Work(Path(out), request | {"sensor": dataclasses.asdict(sensor)}, scenes, workers)
+    if work.begin():
+        return work.out
+    val = tuple(_held_out(scenes, seed, val_fraction).tolist())
+    work.run(partial(_make_scene, WaymoWriter(work.out, seed, frames, val, sensor)), progress)
+    return work.end()
+
+
 def _make_kitti(out: Path, seed: int, sensor: SpinningLidar, index: int) -> Made:
     if kitti.is_written(out, f"{index:06d}"):
         return Made(0, 0.0)
@@ -145,7 +184,7 @@ def _make_kitti(out: Path, seed: int, sensor: SpinningLidar, index: int) -> Made
     return Made(1, scan.seconds)
 
 
-def _make_scene(writer: NuScenesWriter, index: int) -> Made:
+def _make_scene(writer: NuScenesWriter | WaymoWriter, index: int) -> Made:
     return Made(*writer.write_scene(index))
 
 

@@ -15,7 +15,8 @@ class Seen:
 
     boxes: float64 [A, 7] in the street's frame, NaN for what is not there; velocities: float64 [A, 3]; points: int64
     [A] in each box; hidden: float64 [A], the share of beams towards it that something else stopped, 1 where none goes
-    there; far: float64 [A], metres from the ego vehicle.
+    there; far: float64 [A], metres from the ego vehicle; top_points: int64 [A], points of the main sensor, where there
+    are several.
     """
 
     boxes: Array
@@ -23,24 +24,27 @@ class Seen:
     points: Array
     hidden: Array
     far: Array
+    top_points: Array | None = None
 
 
 def count_points(points: Array, boxes: Array) -> Array:
     """How many of the points [N, 3] lie in each box [A, 7], int64 [A]; boxes that are NaN hold none."""
     counts = np.zeros(len(boxes), np.int64)
-    for number in np.flatnonzero(np.isfinite(boxes).all(1)).tolist():
-        counts[number] = int(_inside(points, boxes[number]).sum())
+    if not len(points):
+        return counts
+    x, y, z = np.ascontiguousarray(points.T)
+    reach = np.hypot(boxes[:, 3], boxes[:, 4]) / 2
+    there = (boxes[:, 0] + reach >= x.min()) & (boxes[:, 0] - reach <= x.max())
+    there &= (boxes[:, 1] + reach >= y.min()) & (boxes[:, 1] - reach <= y.max())  # not for NaN
+    for number in np.flatnonzero(there).tolist():
+        box = boxes[number]
+        near = np.flatnonzero(np.abs(x - box[0]) <= reach[number])  # most points are far away
+        near = near[np.abs(y[near] - box[1]) <= reach[number]]
+        cos, sin = np.cos(box[6]), np.sin(box[6])
+        dx, dy = x[near] - box[0], y[near] - box[1]
+        inside = (np.abs(dx * cos + dy * sin) <= box[3] / 2) & (np.abs(dy * cos - dx * sin) <= box[4] / 2)
+        counts[number] = int((inside & (np.abs(z[near] - box[2]) <= box[5] / 2)).sum())
     return counts
-
-
-def _inside(points: Array, box: Array) -> Array:
-    """Which points lie in a box; its surroundings are looked at first, as most points are far away."""
-    reach = float(np.hypot(box[3], box[4])) / 2
-    near = points[(np.abs(points[:, 0] - box[0]) <= reach) & (np.abs(points[:, 1] - box[1]) <= reach)] - box[:3]
-    cos, sin = np.cos(box[6]), np.sin(box[6])
-    along, across = near[:, 0] * cos + near[:, 1] * sin, near[:, 1] * cos - near[:, 0] * sin
-    half = box[3:6] / 2
-    return (np.abs(along) <= half[0]) & (np.abs(across) <= half[1]) & (np.abs(near[:, 2]) <= half[2])
 
 
 def hidden_share(hits: Array, reach: Array) -> Array:

@@ -30,6 +30,11 @@ class Beams:
     azimuths: Array
     slack: tuple[float, float]
 
+    def flat(self) -> tuple[Array, Array]:
+        """Origins and directions of all beams, row by row: float32 [H · W, 3] each."""
+        shape = self.directions.shape
+        return np.broadcast_to(self.origins[None], shape).reshape(-1, 3), self.directions.reshape(-1, 3)
+
     def towards(self, corners: Array) -> tuple[Array, Array]:
         """Rows and columns of all beams that may meet the hull of `corners` [N, 3]; usually some more."""
         metres, radians = self.slack
@@ -86,40 +91,50 @@ class World:
         within `max_range` with nothing before it.
         """
         begun = time.process_time()
-        height, width = beams.directions.shape[:2]
-        origins = np.broadcast_to(beams.origins[None], (height, width, 3))
-        hits = self.standing.cast(origins.reshape(-1, 3), beams.directions.reshape(-1, 3), -1)
+        width = beams.directions.shape[1]
+        origins, directions = beams.flat()
+        hits = self.standing.cast(origins, directions, -1)
         reach = np.zeros(len(self.bodies), np.int64)
-        away = np.hypot(*(places[:, :2] - beams.pose[:2, 3]).T) - self.radii
-        for number in np.flatnonzero(away < max_range).tolist():  # not true for NaN
+        for number in self._near(beams, places, max_range):
             rows, columns = beams.towards(self.bodies[number].corners_at(places[number]))
             index = (rows[:, None] * width + columns).ravel()
-            reach[number] = self._add(hits, index, origins, beams.directions, number, places[number], max_range)
+            found = self._meet(hits, index, origins[index], directions[index], number, places[number])
+            reach[number] = int((found < max_range).sum())
         self.seconds += time.process_time() - begun
         return hits, reach
 
-    def cast_some(self, origins: Array, directions: Array, places: Array) -> Hits:
-        """Any beams [N, 3]: what they meet with the bodies at `places`."""
-        begun = time.process_time()
-        hits = self.standing.cast(origins, directions, -1)
-        everything = np.arange(len(origins))
-        for number in np.flatnonzero(np.isfinite(places).all(1)):
-            self._add(hits, everything, origins, directions, int(number), places[number], np.inf)
-        self.seconds += time.process_time() - begun
-        return hits
+    def cast_on(self, beams: Beams, which: Array, skipped: Array, places: Array, max_range: float) -> Hits:
+        """What the beams `which` [N] (numbered row by row) meet beyond their first `skipped` [N] metres.
 
-    def _add(
-        self, hits: Hits, index: Array, origins: Array, directions: Array, number: int, place: Array, max_range: float
-    ) -> int:
-        """Let the beams `index` meet one body, where it is nearest; returns how many meet it in range."""
+        Distances count from where the beams start.
+        """
+        begun = time.process_time()
+        origins, directions = (values[which] for values in beams.flat())
+        starts = origins + directions * skipped[:, None].astype(np.float32)
+        hits = self.standing.cast(starts, directions, -1)
+        row, column = np.divmod(which, beams.directions.shape[1])
+        for number in self._near(beams, places, max_range):
+            rows, columns = beams.towards(self.bodies[number].corners_at(places[number]))
+            index = np.flatnonzero(np.isin(row, rows) & np.isin(column, columns))
+            self._meet(hits, index, starts[index], directions[index], number, places[number])
+        self.seconds += time.process_time() - begun
+        return Hits(hits.distance + skipped.astype(np.float32), hits.owner, hits.material, hits.cosine)
+
+    def _near(self, beams: Beams, places: Array, max_range: float) -> list[int]:
+        """The bodies that may be in range; not those that are not there."""
+        away = np.hypot(*(places[:, :2] - beams.pose[:2, 3]).T) - self.radii
+        return np.flatnonzero(away < max_range).tolist()
+
+    def _meet(self, hits: Hits, index: Array, origins: Array, directions: Array, number: int, place: Array) -> Array:
+        """Let beams, those of `hits` at `index`, meet one body, where it is nearest; returns at what distances."""
         if not len(index):
-            return 0
-        starts, rays = _to_body(origins.reshape(-1, 3)[index], directions.reshape(-1, 3)[index], place)
+            return np.zeros(0, np.float32)
+        starts, rays = _to_body(origins, directions, place)
         found = self.bodies[number].cast(starts, rays, number)
-        first = found.distance < hits.distance[index]
+        first = np.flatnonzero(found.distance < hits.distance[index])
         for name in ("distance", "owner", "material", "cosine"):
             getattr(hits, name)[index[first]] = getattr(found, name)[first]
-        return int((np.isfinite(found.distance) & (found.distance < max_range)).sum())
+        return found.distance
 
 
 class _Target:
