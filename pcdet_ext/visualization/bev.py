@@ -73,13 +73,13 @@ def _draw_points(axes: Axes, scene: Scene) -> list[Line2D]:
     points = scene.points
     if len(points) == 0:
         return []
-    order = np.argsort(points[:, 2])
     aged = ages(scene)
     if aged is not None:
         order = np.argsort(-aged.level, kind="stable")  # the newest on top
         colours = np.array(aged.colours)[aged.level[order]]
         axes.scatter(points[order, 0], points[order, 1], c=colours, s=0.6, linewidths=0)
         return _age_handles(aged)
+    order = np.argsort(points[:, 2])
     height = points[order, 2]
     low, high = np.percentile(height, [2, 98])
     axes.scatter(
@@ -140,5 +140,5 @@ def _draw_tracks(axes: Axes, tracks: Sequence[Track], colour: str, label: str) -
     if not tracks:
         return []
     lines = [track.positions[:, :2] for track in tracks]
-    axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.8, alpha=0.8, gid=label))
+    axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.8, alpha=0.8))
     return [Line2D([], [], color=colour, linewidth=0.8, label=f"{label} ({len(tracks)})")]

@@ -83,13 +83,13 @@ def _point_traces(go: ModuleType, scene: Scene) -> list[Any]:
     scene = replace(scene, points=thinned(scene.points, MAX_POINTS))
     aged = ages(scene)
     if aged is None:
-        return [_point_trace(go, scene.points, by_height(scene.points[:, 2]), "points")]
+        return [_point_trace(go, scene.points, _by_height(scene.points[:, 2]), "points")]
     levels = zip(aged.colours, aged.labels, strict=True)
     parts = [(scene.points[aged.level == i], colour, label) for i, (colour, label) in enumerate(levels)]
     return [_point_trace(go, points, {"color": colour}, label) for points, colour, label in parts if len(points)]
 
 
-def by_height(height: Array) -> dict[str, Any]:
+def _by_height(height: Array) -> dict[str, Any]:
     """Colours of points between the 2nd and 98th percentile of their height."""
     low, high = np.percentile(height, [2, 98]) if len(height) else (0.0, 1.0)
     return {"color": height, "colorscale": "Viridis", "cmin": float(low), "cmax": float(high) + 1e-3}
@@ -119,7 +119,7 @@ def _truth_traces(go: ModuleType, scene: Scene) -> list[Any]:
 
 
 def _detection_traces(go: ModuleType, scene: Scene) -> list[Any]:
-    """One trace per class, always all classes, then arrows and tracks: every level of the slider has the same ones."""
+    """One trace per class, of all classes, then arrows where boxes have velocities, and tracks where there are some."""
     found = scene.detections
     if found is None:
         return []
