@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from pcdet_ext.conformance.cases.data_waymo import EXPECTED_POINTS, run_point_case
 from pcdet_ext.conformance.cases.evaluators import run_evaluator_case
 from pcdet_ext.conformance.golden import Report, find_cases, run_case
 from pcdet_ext.files import atomic_write
@@ -23,6 +24,7 @@ from pcdet_ext.files import atomic_write
 CASE_MODULES = (
     "data_common",
     "data_nuscenes",
+    "data_waymo",
     "dsvt",
     "evaluators",
     "flatformer",
@@ -92,7 +94,7 @@ def write_json(reports: Sequence[Report], path: str | Path) -> None:
 
 def _run(path: Path, grads: bool) -> Iterator[Report]:
     """Reports of the cases that one path means; a single failed one where it means none."""
-    if path.name == EXPECTED:
+    if path.name in (EXPECTED, EXPECTED_POINTS):
         path = path.parent
     if not path.exists():
         yield _failed(path, "no such file or folder")
@@ -110,7 +112,7 @@ def _run(path: Path, grads: bool) -> Iterator[Report]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Case files and evaluators' case folders at any depth below a folder, sorted."""
-    if (folder / EXPECTED).is_file():
+    if (folder / EXPECTED).is_file() or (folder / EXPECTED_POINTS).is_file():
         yield folder
         return
     yield from find_cases(folder)
@@ -127,7 +129,7 @@ def _run_case(path: Path, grads: bool) -> Report:
 
 def _run_evaluator(folder: Path) -> Report:
     try:
-        return run_evaluator_case(folder)
+        return run_point_case(folder) if (folder / EXPECTED_POINTS).is_file() else run_evaluator_case(folder)
     except Exception as error:  # as in run_case: any failure is the case's result, reported by name
         return _failed(folder, f"{type(error).__name__}: {error}")
 

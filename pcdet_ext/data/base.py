@@ -132,6 +132,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     on_error: Literal["raise", "skip"] = "raise"
 
     POINT_FEATURES: ClassVar[tuple[str, ...]] = ("x", "y", "z")  # all columns that a format's points have
+    FURTHER_FEATURES: ClassVar[tuple[str, ...]] = ()  # columns that they have where a configuration names them
 
     def __post_init__(self) -> None:
         self.classes = tuple(self.classes)
@@ -140,7 +141,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         self.counts: Counter[str] = Counter()
         # Shared memory: workers that live on see the epoch that the main process sets.
         self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
-        _check_point_features(self.point_features, self.POINT_FEATURES)
+        _check_point_features(self.point_features, (*self.POINT_FEATURES, *self.FURTHER_FEATURES))
         _check_geometry(self.point_cloud_range)
         check_tanh(self.tanh, self.point_features)
         for name in ("repeat", "interval"):
@@ -277,8 +278,9 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     def _blank(self, index: int) -> Sample:
         """What stands for a frame that cannot be read."""
         info = self._info(index)
-        points = np.zeros((0, len(self.POINT_FEATURES)), np.float32)
-        return Sample(points, self.POINT_FEATURES, info.frame_id, info.targets(), info.sequence_id)
+        features = tuple(self.point_features or self.POINT_FEATURES)
+        points = np.zeros((0, len(features)), np.float32)
+        return Sample(points, features, info.frame_id, info.targets(), info.sequence_id)
 
     def _finish(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Crop to the range, keep the configured features and classes, bring headings into [-π, π), and process."""
@@ -352,9 +354,7 @@ def collate(samples: Sequence[Sample], classes: Sequence[str]) -> PointBatch:
     batch = PointBatch.from_points([torch.from_numpy(np.ascontiguousarray(s.points)) for s in samples])
     targets = [_numbered(s.targets, classes, s.frame_id) for s in samples if s.targets is not None]
     complete = len(targets) == len(samples)
-    return replace(
-        batch, frame_ids=tuple(s.frame_id for s in samples), targets=tuple(targets) if complete else None
-    )
+    return replace(batch, frame_ids=tuple(s.frame_id for s in samples), targets=tuple(targets) if complete else None)
 
 
 def _numbered(targets: Targets, classes: Sequence[str], frame_id: str) -> Targets:
@@ -397,7 +397,9 @@ def check_tanh(columns: Sequence[str], point_features: Sequence[str]) -> None:
     """Raises ValueError where tanh is asked for of a column that is not among the points' others than x, y, z."""
     for name in columns:
         if name not in point_features[3:]:
-            raise ValueError(f"tanh: {name!r} is none of {', '.join(point_features[3:])}{suggest(name, point_features)}")
+            raise ValueError(
+                f"tanh: {name!r} is none of {', '.join(point_features[3:])}{suggest(name, point_features)}"
+            )
 
 
 def _with_velocity(sample: Sample, wanted: bool) -> Sample:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pcdet_ext.config import ConfigError, Node, setting
-from pcdet_ext.data import kitti, nuscenes  # noqa: F401  (registers the formats)
+from pcdet_ext.data import kitti, nuscenes, waymo  # noqa: F401  (registers the formats)
 from pcdet_ext.data.base import DATASETS, ConcatDataset, Dataset, FrameDataset
 from pcdet_ext.data.kitti.loose import read_frame_files
 from pcdet_ext.data.prepare import FRAME_SOURCES
@@ -20,7 +20,7 @@ from pcdet_ext.evaluation.base import BENCHMARKS
 __all__ = ["BENCHMARKS", "DATASETS", "FRAME_SOURCES", "build_dataset", "point_features", "read_frame_files"]
 
 # Named in configs/datasets/, for the classes, ranges and features of models; their files cannot be read yet.
-NOT_READ_YET = ("WaymoDataset", "Argoverse2Dataset", "OnceDataset")
+NOT_READ_YET = ("Argoverse2Dataset", "OnceDataset")
 # Columns that a detector reads when its configuration names neither columns nor a format.
 USUAL_FEATURES = ("x", "y", "z", "intensity")
 

@@ -45,7 +45,7 @@ class RawFrame:
     it was read, in words that are the same for all frames of a kind; object_points: float32 [P, F], what the objects
     of the database are cut from, where that is more than the frame itself (as several sweeps), or a function that reads
     it, called if objects are to be cut; object_features: names of its columns; cut: bool [M], which boxes go into the
-    database, None for all; exclusive: whether a point in several boxes belongs to the first of them alone.
+    database, None for all; exclusive: whether a point in several of these boxes belongs to the first of them alone.
     """
 
     sample: Sample
@@ -186,7 +186,9 @@ def _prepare_split(
             if not tally.frames:
                 raise DataError(f"{source.root}: no frame of split {split!r} could be read: {tally.skipped[0]}")
             if tally.empty == tally.frames:
-                raise DataError(f"{source.root}: none of the {tally.frames} frames of split {split!r} has a finite point")
+                raise DataError(
+                    f"{source.root}: none of the {tally.frames} frames of split {split!r} has a finite point"
+                )
     except BaseException:
         _remove_empty(out, split, existed)
         raise
@@ -296,13 +298,13 @@ def cut_objects(raw: RawFrame, inside: Array | None = None) -> dict[int, Array]:
     if targets is None or targets.boxes is None:
         return {}
     boxes, found = np.asarray(targets.boxes), raw.object_points
+    wanted = np.ones(len(boxes), bool) if raw.cut is None else raw.cut
     points = finite_points(raw.sample.points if found is None else found() if callable(found) else found)[0]
     if raw.exclusive:
-        inside = inside_boxes(points, boxes, margin=EXCLUSIVE_MARGIN)
+        inside = inside_boxes(points, boxes, margin=EXCLUSIVE_MARGIN) & wanted[:, None]
         inside &= np.cumsum(inside, axis=0) == 1
     elif inside is None or found is not None:
         inside = inside_boxes(points, boxes)
-    wanted = np.ones(len(boxes), bool) if raw.cut is None else raw.cut
     return {int(i): _relative(points[inside[i]], boxes[i]) for i in np.flatnonzero(wanted)}
 
 

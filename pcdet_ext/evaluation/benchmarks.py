@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from pcdet_ext.evaluation import argoverse2 as av2
-from pcdet_ext.evaluation import argoverse2_files, nuscenes_files, nuscenes_tables, nuscenes_truth
+from pcdet_ext.evaluation import (
+    argoverse2_files,
+    nuscenes_files,
+    nuscenes_tables,
+    nuscenes_truth,
+    waymo_boxes,
+    waymo_truth,
+)
 from pcdet_ext.evaluation import nuscenes as nus
 from pcdet_ext.evaluation import nuscenes_tracking as nus_tracking
+from pcdet_ext.evaluation import waymo as wod
 from pcdet_ext.evaluation.base import BENCHMARKS
 from pcdet_ext.files import DataError
 
@@ -87,6 +95,32 @@ def argoverse2(
     regions = argoverse2_files.Regions(ground_truth, sweeps) if (has_maps if region is None else region) else None
     config = av2.Config(tuple(classes or av2.CATEGORIES), max_range=max_range, recall_samples=recall_samples)
     return av2.evaluate(truth, found, config, regions)
+
+
+@BENCHMARKS.register
+def waymo(
+    ground_truth: Path,
+    results: Path,
+    classes: Sequence[str] | None = None,
+    breakdowns: Sequence[wod.Breakdown] = ("OBJECT_TYPE", "RANGE"),
+) -> wod.WaymoResult:
+    """Waymo Open Dataset, 3-D detection: AP and APH at levels 1 and 2.
+
+    Args:
+        ground_truth: a folder of Parquet components (validation, or the folder that holds it), a Parquet file with
+            their columns, or an `Objects` message (.bin). Boxes without points do not count.
+        results: a Parquet file, or an `Objects` message (.bin).
+        classes: types to measure; by default vehicles, pedestrians and cyclists, and signs where there are results.
+        breakdowns: what the numbers are divided by: OBJECT_TYPE, RANGE, VELOCITY, SIZE, ONE_SHARD, ALL_BUT_SIGN.
+    """
+    truth, frames = waymo_truth.read_truth(ground_truth)
+    found = waymo_truth.read_side(results, scores=True)
+    if frames is not None:
+        waymo_boxes.check_frames(found, frames, results)
+    usual = {1, 2, 4, *(found.type.tolist() if len(found) else ())} - {0}
+    types = [waymo_boxes.type_number(name, "classes") for name in classes] if classes else sorted(usual)
+    sides = waymo_boxes.sides(truth, found)
+    return _measured(results, lambda: wod.evaluate(*sides, wod.Config(tuple(breakdowns)))).of_types(types)
 
 
 def _no_scenes(scenes: Sequence[str] | None) -> None:

@@ -6,14 +6,14 @@ The counts and numbers are those of the official TensorFlow operation. Nothing o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from pcdet_ext.evaluation.base import Plot
+from pcdet_ext.evaluation.base import Plot, Result
 from pcdet_ext.ops import iou_3d_paired
 from pcdet_ext.structures import Array
 
@@ -156,29 +156,41 @@ class Curve:
         return average_precision(self.recall, self.heading_precision, self.config.recall_step)
 
 
-@dataclass(frozen=True)
-class WaymoResult:
-    """Curves by the official names, such as "OBJECT_TYPE_TYPE_VEHICLE_LEVEL_1"."""
+@dataclass(frozen=True, eq=False)
+class WaymoResult(Result):
+    """Curves by the official names, such as "OBJECT_TYPE_TYPE_VEHICLE_LEVEL_1".
 
-    curves: Mapping[str, Curve]
+    The score is the mean APH at level 2 over the types that are measured (signs left out); values: AP and APH of every
+    curve.
+    """
 
-    @property
-    def score(self) -> float:
-        """What "better" means: mean APH at level 2 over the types that are measured (signs left out)."""
-        names = [f"OBJECT_TYPE_TYPE_{TYPES[i]}_LEVEL_2" for i in EVALUATED_TYPES if TYPES[i] != "SIGN"]
-        found = [self.curves[name].aph for name in names if name in self.curves]
-        return float(np.mean(found)) if found else 0.0
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
-    @property
-    def values(self) -> dict[str, float]:
-        """AP and APH of every curve by name."""
+    @staticmethod
+    def of(curves: Mapping[str, Curve]) -> WaymoResult:
+        """The result that some curves make."""
         kinds = (("AP", "ap"), ("APH", "aph"))
-        return {f"{name}/{kind}": getattr(c, key) for name, c in self.curves.items() for kind, key in kinds}
+        values = {f"{name}/{kind}": getattr(c, key) for name, c in curves.items() for kind, key in kinds}
+        names = [f"OBJECT_TYPE_TYPE_{TYPES[i]}_LEVEL_2/APH" for i in EVALUATED_TYPES if TYPES[i] != "SIGN"]
+        found = [values[name] for name in names if name in values]
+        return WaymoResult(float(np.mean(found)) if found else 0.0, values, curves=curves)
+
+    def of_types(self, types: Sequence[int]) -> WaymoResult:
+        """The curves of some types alone (positions in `TYPES`), and those that are of no single type."""
+        others = [f"_TYPE_{TYPES[i]}_" for i in EVALUATED_TYPES if i not in types]
+        return WaymoResult.of({n: c for n, c in self.curves.items() if not any(other in n for other in others)})
 
     def table(self) -> str:
-        """One row for each curve."""
-        rows = [f"{name:<52}{curve.ap:>9.4f}{curve.aph:>9.4f}" for name, curve in self.curves.items()]
-        return "\n".join([f"{'':<52}{'AP':>9}{'APH':>9}", *rows])
+        """One row for each type, and range or other part of it, with AP and APH of every level in percent."""
+        levels = sorted({name.rpartition("_")[2] for name in self.curves})
+        head = "".join(f"{f'L{level} {kind}':>9}" for level in levels for kind in ("AP", "APH"))
+        rows = [f"{'%':<36}{head}"]
+        for name in dict.fromkeys(name.rpartition("_LEVEL_")[0] for name in self.curves):
+            curves = [self.curves[f"{name}_LEVEL_{level}"] for level in levels]
+            rows.append(f"{_title(name):<36}" + "".join(f"{100 * x:>9.2f}" for c in curves for x in (c.ap, c.aph)))
+        if any(name.startswith("OBJECT_TYPE") for name in self.curves):
+            rows.append(f"mAPH at level 2 (signs left out): {100 * self.score:.2f}")
+        return "\n".join(rows)
 
     def plots(self) -> Sequence[Plot]:
         """Precision over recall, one diagram for each curve of the breakdown by type."""
@@ -190,7 +202,7 @@ class WaymoResult:
 
     def to_json(self) -> dict[str, Any]:
         """All numbers and curves in plain types."""
-        return {
+        return super().to_json() | {
             name: {
                 "AP": curve.ap,
                 "APH": curve.aph,
@@ -200,6 +212,16 @@ class WaymoResult:
             }
             for name, curve in self.curves.items()
         }
+
+
+def _title(name: str) -> str:
+    """The name of a shard as tables show it: a type, its part set off to the right."""
+    breakdown, separator, rest = name.removeprefix("OBJECT_TYPE_").rpartition("TYPE_")
+    kind, _, part = rest.partition("_")
+    if not separator:
+        return name.replace("_", " ").capitalize()
+    metres = " m" if breakdown == "RANGE_" else ""
+    return f"  {kind.capitalize()} {part.replace('_', ' ').lower()}{metres}" if part else kind.capitalize()
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +260,7 @@ def evaluate(truth: Objects, found: Objects, config: Config | None = None) -> Wa
     for breakdown in config.breakdowns:
         for shard in _shards(breakdown, truth, found):
             curves |= _curves(shard, truth, found, pairs, cutoffs, config)
-    return WaymoResult(curves)
+    return WaymoResult.of(curves)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import pcdet_ext.conformance.cases.openpcdet_data  # noqa: F401  (registers the runners)
 from pcdet_ext.config import ConfigError, Node
+from pcdet_ext.conformance.golden import run_case
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.data.geometry import inside_boxes
 from pcdet_ext.data.objects import Objects
-from pcdet_ext.conformance.golden import run_case
 from pcdet_ext.structures import Sample, Targets
 
 SHELLS = [

@@ -292,7 +292,8 @@ def test_preparation_says_what_it_had_nothing_to_do_with(root: Path, tmp_path: P
     [
         ({"point_features": ["x", "y", "z"]}, ("x", "y", "z")),
         ({"name": "KittiDataset"}, ("x", "y", "z", "intensity")),
-        ({"name": "WaymoDataset"}, ("x", "y", "z", "intensity")),
+        ({"name": "WaymoDataset"}, ("x", "y", "z", "intensity", "elongation")),
+        ({"name": "OnceDataset"}, ("x", "y", "z", "intensity")),
         ({}, ("x", "y", "z", "intensity")),
     ],
 )

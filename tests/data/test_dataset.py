@@ -12,12 +12,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from pcdet_ext import config
+from pcdet_ext.data import kitti
 from pcdet_ext.data.base import ConcatDataset, collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.data.index import read_index
-from pcdet_ext.files import DataError, MissingFileError
-from pcdet_ext.data import kitti
 from pcdet_ext.data.kitti import prepare_kitti
+from pcdet_ext.files import DataError, MissingFileError
 from pcdet_ext.structures import Sample, Targets
 
 SPAN = [0, -40, -3, 70.4, 40, 1]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import struct
 import tempfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pcdet_ext.files import DataError
 from pcdet_ext.data import kitti
+from pcdet_ext.files import DataError
 
 LABEL = "Car 0.00 1 1.85 387.63 181.54 423.81 203.12 1.67 1.87 3.69 -16.53 2.39 58.49 1.57"
 DONT_CARE = "DontCare -1 -1 -10 503.89 169.71 590.61 190.13 -1 -1 -1 -1000 -1000 -1000 -10"

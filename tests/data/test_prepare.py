@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pcdet_ext.files import DataError
 from pcdet_ext.data import kitti
 from pcdet_ext.data.geometry import inside_boxes
 from pcdet_ext.data.index import GROUP, FrameInfo, index_path, read_index, write_index
-from pcdet_ext.data.objects import database_path, read_objects
 from pcdet_ext.data.kitti import prepare_kitti
+from pcdet_ext.data.objects import database_path, read_objects
 from pcdet_ext.data.prepare import RawFrame, prepare
+from pcdet_ext.files import DataError
 from pcdet_ext.structures import Sample, Targets
 
 

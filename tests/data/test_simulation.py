@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from pcdet_ext.files import DataError
 from pcdet_ext.data import kitti
 from pcdet_ext.data.simulation import Actor, Scene, SpinningLidar, shapes, simulate_frame, simulate_kitti
 from pcdet_ext.data.simulation.kitti import calibration, labels_of

@@ -194,7 +194,9 @@ def _label_width(path: str | Path, rows: _Rows, with_scores: bool | None, shift:
         return COLUMNS + (with_scores is True)
     width = COLUMNS + 1 if with_scores else len(rows[0][1])
     allowed = (COLUMNS + 1,) if with_scores else (COLUMNS, COLUMNS + 1)
-    expected = str(allowed[0] + shift) if with_scores else f"{COLUMNS + shift} (label) or {COLUMNS + 1 + shift} (result)"
+    expected = (
+        str(allowed[0] + shift) if with_scores else f"{COLUMNS + shift} (label) or {COLUMNS + 1 + shift} (result)"
+    )
     for number, fields in rows:
         if len(fields) != width or width not in allowed:
             raise DataError(f"{path}:{number}: a line must have {expected} columns, got {len(fields) + shift}")

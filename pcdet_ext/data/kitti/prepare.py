@@ -36,7 +36,9 @@ class KittiFrames:
         calibration = Calibration.read(frame.calibration)
         size, notes = _image_size(frame, calibration)
         if calibration.tilt > MAX_TILT:
-            notes += ("calibration: camera tilted by over 10° against the LiDAR, in whose frame boxes are kept upright",)
+            notes += (
+                "calibration: camera tilted by over 10° against the LiDAR, in whose frame boxes are kept upright",
+            )
         sample = Sample(read_points(frame.points), POINT_FEATURES, frame.frame_id)
         raw = RawFrame(sample, {"folder": frame.folder, "image_size": size}, notes=(*notes, *calibration.notes))
         return raw if frame.folder == "testing" else _with_labels(raw, frame, calibration)

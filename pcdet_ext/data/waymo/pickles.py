@@ -1,0 +1,158 @@
+"""Pickled tables of other code bases, read without running anything that they name."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcdet_ext.files import DataError, MissingFileError
+
+_CORES = ("numpy.core", "numpy._core")  # before and since NumPy 2
+_KINDS = re.compile(r"[?bBhHiIlLqQefdg]|[biuf][0-9]+|[SUO][0-9]*")  # types of numbers, texts, and of any objects
+_reconstruct: Any = np.zeros(0).__reduce__()[0]
+
+
+class _Maker:
+    """What a pickle gets for a name that it may use: it can be called, and in no way be changed."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, _: Any) -> None:
+        raise pickle.UnpicklingError("it changes what it names")
+
+
+def _no_array(*_: Any) -> None:
+    raise pickle.UnpicklingError("it makes an array in an unusual way")
+
+
+_NDARRAY = _Maker(_no_array)  # stands for `numpy.ndarray`, which pickles name, but do not call
+
+
+class _Type:
+    """Stands for `numpy.dtype`: of its state, with which one could have bytes taken for objects, nothing but the order
+    of bytes is taken over."""
+
+    def __init__(self, kind: Any, *_: Any) -> None:
+        kind = kind.decode("latin1") if isinstance(kind, bytes) else kind
+        if not isinstance(kind, str) or not _KINDS.fullmatch(kind):
+            raise pickle.UnpicklingError(f"it has an array of type {kind!r}")
+        self.dtype = np.dtype("O" if kind[0] == "O" else kind)
+
+    def __setstate__(self, state: Any) -> None:
+        order: Any = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
+        if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
+            raise pickle.UnpicklingError("it has an array of a compound type")
+        self.dtype = self.dtype.newbyteorder("=" if order == "|" else order)
+
+
+class _Array(np.ndarray):
+    """An array that a pickle fills: with what fits it."""
+
+    def __setstate__(self, state: Any) -> None:
+        shape, kind, fortran, content = state[-4:]
+        dtype = _dtype(kind)
+        if isinstance(content, str):  # as Python 2 wrote bytes
+            content = content.encode("latin1")
+        size = math.prod(shape) * (1 if dtype.hasobject else dtype.itemsize)
+        if not isinstance(content, list if dtype.hasobject else bytes) or min(shape, default=0) < 0:
+            raise pickle.UnpicklingError("it fills an array in an unusual way")
+        if size != len(content):
+            raise pickle.UnpicklingError(f"it has an array of {size} bytes or objects, filled with {len(content)}")
+        filled: Any = (1, tuple(shape), dtype, bool(fortran), content)
+        super().__setstate__(filled)
+
+
+def _dtype(kind: Any) -> np.dtype[Any]:
+    if not isinstance(kind, _Type):
+        raise pickle.UnpicklingError("it makes an array in an unusual way")
+    return kind.dtype
+
+
+def _array(subtype: Any, shape: tuple[int, ...], _: Any) -> Any:
+    """As `numpy._core.multiarray._reconstruct`: an empty array that is filled afterwards."""
+    if subtype is not _NDARRAY or shape != (0,):
+        raise pickle.UnpicklingError("it makes an array in an unusual way")
+    return _reconstruct(_Array, shape, b"b")
+
+
+def _array_of_bytes(content: Any, kind: Any, shape: tuple[int, ...], order: str) -> Any:
+    """As `numpy._core.numeric._frombuffer`, how protocol 5 writes arrays."""
+    dtype = _dtype(kind)
+    if not isinstance(content, bytes | bytearray) or dtype.hasobject:
+        raise pickle.UnpicklingError("it makes an array in an unusual way")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if order == "F" else "C").copy(order="K")
+
+
+def _number(kind: Any, content: Any = b"") -> Any:
+    """As `numpy._core.multiarray.scalar`."""
+    dtype = _dtype(kind)
+    if isinstance(content, str):
+        content = content.encode("latin1")
+    if dtype.hasobject or not isinstance(content, bytes) or len(content) != dtype.itemsize:
+        raise pickle.UnpicklingError("it makes a number in an unusual way")
+    return np.frombuffer(content, dtype)[0] if content else dtype.type()
+
+
+def _bytes(text: str = "", encoding: str = "latin1") -> bytes:
+    """As `_codecs.encode`, how protocols below 3 write bytes, or `bytes` where there are none."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError(f"it has bytes in encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+# What a pickle may name: the makers of arrays, numbers and their types. Lists, dicts and the like need no name.
+ALLOWED: dict[tuple[str, str], _Maker] = {
+    **{(f"{core}.multiarray", "_reconstruct"): _Maker(_array) for core in _CORES},
+    **{(f"{core}.multiarray", "scalar"): _Maker(_number) for core in _CORES},
+    **{(f"{core}.numeric", "_frombuffer"): _Maker(_array_of_bytes) for core in _CORES},
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _Maker(_Type),
+    ("builtins", "set"): _Maker(set),
+    ("builtins", "frozenset"): _Maker(frozenset),
+    ("builtins", "bytes"): _Maker(_bytes),
+    ("collections", "OrderedDict"): _Maker(dict),
+    ("_codecs", "encode"): _Maker(_bytes),
+}
+
+
+# What a damaged pickle may raise besides its own error.
+DAMAGE = (EOFError, ValueError, TypeError, LookupError, AttributeError, ImportError, MemoryError, OverflowError)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        module = "builtins" if module == "__builtin__" else module  # as Python 2 called it
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not allowed")
+        return ALLOWED[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError(f"it refers to the outside ({pid!r})")
+
+
+def read_pickle(path: str | Path) -> Any:
+    """The content of a pickle that holds builtin containers, numbers, text and NumPy arrays; nothing in it is run.
+
+    Raises DataError naming the file, and what it names that is none of these; MissingFileError where there is none.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return _Unpickler(file).load()
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingFileError(f"{path}: no such file") from None
+    except pickle.UnpicklingError as error:
+        raise DataError(f"{path}: not read, {error}; only lists, dicts, numbers, text and arrays are") from error
+    except DAMAGE as error:
+        raise DataError(f"{path}: damaged pickle ({type(error).__name__}: {error})") from error

@@ -1,0 +1,288 @@
+"""Waymo's Parquet components and the processed layout: frames, points, labels, and what is said of damaged ones."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from waymo_folders import PROCESSED, SEGMENT, SMALL, change, component, copy_release, set_value, write_processed
+
+from pcdet_ext.data.waymo import Frame, Layout, ParquetLayout, ProcessedLayout, open_layout
+from pcdet_ext.data.waymo.parquet import open_segment
+from pcdet_ext.data.waymo.processed import candidates, read_infos
+from pcdet_ext.files import DataError, MissingFileError
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_open() -> None:
+    open_segment.cache_clear()
+    read_infos.cache_clear()
+
+
+def frames_of(root: Path) -> list[Frame]:
+    return ParquetLayout(root).find("train")
+
+
+def read_first(layout: Layout) -> None:
+    """Everything of the first frame."""
+    frame = layout.find("train")[0]
+    layout.points(frame)
+    layout.pose(frame)
+    layout.labels(frame)
+
+
+def test_frames_are_in_the_order_of_time_whatever_that_of_the_rows(tmp_path: Path) -> None:
+    root = copy_release(tmp_path)
+    change(component(root, "lidar"), lambda table: table.take(list(reversed(range(table.num_rows)))), row_group_size=2)
+    found, expected = frames_of(root), frames_of(SMALL)
+    assert found == expected
+    assert [frame.frame_id for frame in found] == [f"{SEGMENT}_{i:03d}" for i in range(3)]
+    for frame in (found[2], found[0], found[1], found[0]):
+        np.testing.assert_array_equal(ParquetLayout(root).points(frame), ParquetLayout(SMALL).points(frame))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, None])
+def test_a_frame_is_read_alone(tmp_path: Path, rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = copy_release(tmp_path)
+    for name in ("lidar", "lidar_pose"):
+        change(component(root, name), lambda table: table, row_group_size=rows)
+    layout = ParquetLayout(root)
+    frames = layout.find("train")
+    read: list[int] = []
+    values = open_segment.__wrapped__.__globals__["_values"]
+    monkeypatch.setattr("pcdet_ext.data.waymo.parquet._values", lambda b, i: read.append(i) or values(b, i))
+    for frame in frames:
+        layout.points(frame)
+    assert len(read) == 18  # every row of lidar and lidar_pose once, since they are read forward
+
+
+def test_labels_have_the_velocity_in_the_vehicle_frame(tmp_path: Path) -> None:
+    layout = ParquetLayout(SMALL)
+    frame = layout.find("train")[1]
+    labels = layout.labels(frame)
+    assert labels is not None
+    assert set(labels.names) == {"Vehicle", "Pedestrian", "Cyclist", "Sign"}
+    boxes = labels.boxes
+    pose = layout.pose(frame)
+    segment = open_segment(SMALL / "training", SEGMENT)
+    speed = segment.label_columns(frame.timestamp_micros, ("speed.x", "speed.y"))
+    world = np.stack([*speed.values(), np.zeros(len(boxes))], axis=1)
+    np.testing.assert_allclose(boxes[:, 7:], (np.linalg.inv(pose[:3, :3]) @ world.T).T[:, :2], atol=1e-12)
+    numbers = layout.track_numbers(frame)
+    assert len(set(numbers.values())) == len(numbers)
+
+
+def test_splits_are_folders_or_lists(tmp_path: Path) -> None:
+    root = copy_release(tmp_path)
+    with pytest.raises(MissingFileError, match="no split 'val'"):
+        ParquetLayout(root).find("val")
+    with pytest.raises(DataError, match=r"no split 'vall'.*did you mean 'val'"):
+        ParquetLayout(root).find("vall")
+    (root / "ImageSets").mkdir()
+    (root / "ImageSets" / "val.txt").write_text(f"segment-{SEGMENT}_with_camera_labels.tfrecord\n\n")
+    assert ParquetLayout(root).find("val") == frames_of(root)
+    (root / "ImageSets" / "val.txt").write_text("../../etc\n")
+    with pytest.raises(MissingFileError, match=r"val\.txt: segment"):
+        ParquetLayout(root).find("val")
+
+
+def no_rows(table: pa.Table) -> pa.Table:
+    return table.slice(0, 0)
+
+
+DAMAGE = {
+    "empty lidar": ("lidar", no_rows, "empty"),
+    "empty lidar_box": ("lidar_box", no_rows, "empty"),
+    "empty calibration": ("lidar_calibration", no_rows, "empty"),
+    "empty pose": ("vehicle_pose", no_rows, "empty"),
+    "truncated image": (
+        "lidar",
+        set_value("return1.values", 1, [1.0] * 8),
+        "frame {time}, laser 2, return 1: range image",
+    ),
+    "no image": ("lidar", set_value("return1.values", 1, None), "frame {time}, laser 2, return 1: no range image"),
+    "wrong shape": ("lidar", set_value("return1.shape", 1, [-1, -1, 4]), "range image of shape"),
+    "pixel poses of another shape": ("lidar_pose", set_value("return1.shape", 0, [1, 2, 6]), "range image of shape"),
+    "no calibration": ("lidar_calibration", lambda t: t.slice(0, 3), "no calibration of laser 2"),
+    "no pose": ("vehicle_pose", lambda t: t.slice(1), "no pose of frame {time}"),
+    "no pixel pose": ("lidar_pose", lambda t: t.slice(1), "no row of frame {time}"),
+    "NaN box": ("lidar_box", set_value("center.x", 2, float("nan")), "frame {time}: box of object"),
+    "flat box": ("lidar_box", set_value("size.y", 2, 0.0), "frame {time}: box of object"),
+    "unknown type": ("lidar_box", set_value(".type", 2, 9), "frame {time}: types of objects"),
+    "unknown frame": ("lidar_box", set_value("timestamp_micros", 2, 17), "frame 17 is not in"),
+    "NaN pose": ("vehicle_pose", set_value("transform", 0, [float("nan")] * 16), "16 finite numbers"),
+    "lost column": ("lidar", lambda t: t.drop_columns([t.column_names[3]]), "no column"),
+    "twice the same laser": ("lidar", set_value("laser_name", 1, 1), "lasers must be different"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damage_names_file_and_frame(tmp_path: Path, what: str) -> None:
+    root = copy_release(tmp_path)
+    name, edit, message = DAMAGE[what]
+    change(component(root, name), edit)
+    time = frames_of(SMALL)[0].timestamp_micros
+    with pytest.raises(DataError) as error:
+        read_first(ParquetLayout(root))
+    assert str(component(root, name)) in str(error.value)
+    assert message.format(time=time) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box"])
+def test_a_missing_component_is_named(tmp_path: Path, name: str) -> None:
+    root = copy_release(tmp_path)
+    component(root, name).unlink()
+    with pytest.raises(MissingFileError, match=f"the component {name} is missing"):
+        read_first(ParquetLayout(root))
+
+
+@pytest.mark.parametrize("name", ["lidar", "lidar_box"])
+@pytest.mark.parametrize("keep", [0, 4, 1000])
+def test_a_file_that_is_cut_short_is_named(tmp_path: Path, name: str, keep: int) -> None:
+    root = copy_release(tmp_path)
+    path = component(root, name)
+    data = path.read_bytes()[:keep]
+    path.unlink()
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="no Parquet file, or damaged") as error:
+        ParquetLayout(root).labels(frames_of(root)[0])
+    assert str(path) in str(error.value)
+
+
+def test_bytes_changed_inside_a_file_are_an_error_or_other_numbers(tmp_path: Path) -> None:
+    root = copy_release(tmp_path)
+    path = component(root, "lidar")
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        open_segment.cache_clear()
+        data = bytearray(good)
+        for at in rng.integers(4, len(data) - 8, 20):
+            data[at] = rng.integers(256)
+        path.unlink()
+        path.write_bytes(bytes(data))
+        message = str(path)
+        try:
+            frames = frames_of(root)
+            ParquetLayout(root).points(frames[0])
+        except DataError as error:
+            message = str(error)
+        assert str(root) in message
+
+
+def test_frames_of_testing_have_no_labels(tmp_path: Path) -> None:
+    root = copy_release(tmp_path)
+    (root / "training").rename(root / "testing")
+    component(root, "lidar_box", "testing").unlink()
+    layout = ParquetLayout(root)
+    assert layout.labels(layout.find("test")[0]) is None
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_processed_frames_are_those_of_the_release(tmp_path: Path, protocol: int) -> None:
+    layout, release = ProcessedLayout(write_processed(tmp_path, protocol)), ParquetLayout(SMALL)
+    for own, other in zip(layout.find("val"), release.find("train"), strict=True):
+        assert own.frame_id == f"segment-{SEGMENT}_with_camera_labels_{other.number:03d}"
+        assert (own.context, own.timestamp_micros) == (other.context, other.timestamp_micros)
+        np.testing.assert_array_equal(layout.points(own), release.points(other))
+        np.testing.assert_allclose(layout.pose(own), release.pose(other), rtol=1e-6)
+        ours, theirs = layout.labels(own), release.labels(other)
+        assert ours is not None
+        assert theirs is not None
+        assert (ours.names, ours.object_ids) == (theirs.names, theirs.object_ids)
+        for name in ("boxes", "difficulty", "num_points"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_a_sequence_is_found_under_its_other_names(tmp_path: Path) -> None:
+    name = f"segment-{SEGMENT}_with_camera_labels"
+    assert candidates(name) == [
+        name,
+        *(f"{p}_{name}" for p in ("training", "validation", "testing")),
+        f"segment-{SEGMENT}",
+    ]
+    for other in candidates(name)[1:]:
+        root = write_processed(tmp_path / other)
+        folder = root / PROCESSED / name
+        (folder / f"{name}.pkl").rename(folder / f"{other}.pkl")
+        folder.rename(folder.with_name(other))
+        layout = ProcessedLayout(root)
+        frame = layout.find("train")[2]
+        assert len(layout.points(frame)) > 1000
+        assert layout.labels(frame) is not None
+    (root / PROCESSED / other).rename(root / PROCESSED / "elsewhere")
+    with pytest.raises(DataError, match=r"no sequence of .*train\.txt is there"):
+        ProcessedLayout(root).find("train")
+
+
+def test_a_missing_sequence_is_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_processed(tmp_path)
+    listed = root / "ImageSets" / "train.txt"
+    listed.write_text(listed.read_text() + "segment-1_with_camera_labels.tfrecord\n")
+    assert len(ProcessedLayout(root).find("train")) == 3
+    assert "1 of 2 sequences are not there, as segment-1_with_camera_labels" in caplog.text
+
+
+WRONG = {
+    "frame_id": ("frame_id", "other", "do not fit together"),
+    "frame_id type": ("frame_id", 3, "'frame_id' must be of type str"),
+    "no cloud": ("point_cloud", None, "'point_cloud' must be of type dict"),
+    "outside": ("point_cloud", {"lidar_sequence": "../..", "sample_idx": 0}, "do not fit together"),
+    "pose": ("pose", np.zeros((3, 4)), "pose must be a finite array"),
+    "annos": ("annos", {"name": np.zeros(3)}, "annos must have an array"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_entry_names_file_and_frame(tmp_path: Path, what: str) -> None:
+    root = write_processed(tmp_path)
+    path = next((root / PROCESSED).glob("*/*.pkl"))
+    infos = pickle.loads(path.read_bytes())
+    key, value, message = WRONG[what]
+    infos[0][key] = value
+    path.write_bytes(pickle.dumps(infos))
+    with pytest.raises(DataError, match=message) as error:
+        read_first(ProcessedLayout(root))
+    assert f"{path}: frame" in str(error.value)
+
+
+def test_boxes_that_are_no_boxes_are_refused(tmp_path: Path) -> None:
+    root = write_processed(tmp_path)
+    path = next((root / PROCESSED).glob("*/*.pkl"))
+    infos = pickle.loads(path.read_bytes())
+    infos[1]["annos"]["gt_boxes_lidar"][3, 4] = np.nan
+    path.write_bytes(pickle.dumps(infos))
+    layout = ProcessedLayout(root)
+    frames = layout.find("train")
+    assert layout.labels(frames[0]) is not None
+    with pytest.raises(DataError, match=r"_001: box of object .* must be finite"):
+        layout.labels(frames[1])
+
+
+def test_a_truncated_cloud_is_named(tmp_path: Path) -> None:
+    root = write_processed(tmp_path)
+    layout = ProcessedLayout(root)
+    frame = layout.find("train")[1]
+    path = layout.file(frame)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"0001\.npy"):
+        layout.points(frame)
+
+
+def test_the_layout_of_a_folder_is_found(tmp_path: Path) -> None:
+    assert isinstance(open_layout(SMALL), ParquetLayout)
+    assert isinstance(open_layout(write_processed(tmp_path / "a")), ProcessedLayout)
+    with pytest.raises(MissingFileError, match="no Waymo data here"):
+        open_layout(tmp_path)
+    with pytest.raises(MissingFileError, match="no such folder"):
+        open_layout(tmp_path / "none")
+    copy_release(tmp_path / "a")
+    with pytest.raises(DataError, match="give each its own folder"):
+        open_layout(tmp_path / "a")
+    (tmp_path / "b" / "waymo_processed_data_v1").mkdir(parents=True)
+    (tmp_path / "b" / "waymo_processed_data_v2").mkdir()
+    with pytest.raises(DataError, match="which of waymo_processed_data_v1, waymo_processed_data_v2"):
+        open_layout(tmp_path / "b")

@@ -1,0 +1,148 @@
+"""Pickles of other code bases: what is plain is read, nothing is run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pcdet_ext.data.waymo import read_pickle
+from pcdet_ext.data.waymo.pickles import ALLOWED
+from pcdet_ext.files import DataError, MissingFileError
+
+PLAIN = {
+    "array": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
+    "names": np.array(["Vehicle", "Sign"]),
+    "objects": np.array(["Vehicle", 3], dtype=object),
+    "scalar": np.float64(2.5),
+    "text": np.str_("a"),
+    "empty": np.zeros((0, 9)),
+    "bytes": b"ab\xff",
+    "list": [1, 2.5, None, True, (1, "x"), {3}],
+    "ordered": OrderedDict(a=1),
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_content_is_read(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "infos.pkl"
+    path.write_bytes(pickle.dumps([PLAIN], protocol))
+    (found,) = read_pickle(path)
+    assert list(found) == list(PLAIN)
+    for name, value in PLAIN.items():
+        if isinstance(value, np.ndarray):
+            assert found[name].dtype == value.dtype
+            np.testing.assert_array_equal(found[name], value)
+        else:
+            assert found[name] == value
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pickles")
+
+
+class Calls:
+    """Something that runs a function when it is unpickled as usual."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.reduced = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+def hostile(marker: Path) -> list[tuple[str, Any]]:
+    command = f"touch {marker}"
+    return [
+        ("posix.system", Calls(os.system, command)),
+        ("builtins.eval", Calls(eval, f"open({str(marker)!r}, 'w')")),
+        ("builtins.getattr", Calls(getattr, "text", "upper")),
+        ("numpy.load", Calls(np.load, str(marker))),
+        ("datetime.date", date(2020, 1, 1)),
+        ("posix.system", {"deep": [np.array([Calls(os.system, command)], dtype=object)]}),
+        ("unusual way", Calls(np.ndarray, (10**15,))),
+        ("unusual way", Calls(np.zeros(0).__reduce__()[0], np.ndarray, (10**12,), b"b")),
+    ]
+
+
+@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_what_would_run_something_is_refused_by_name(tmp_path: Path, case: int, protocol: int) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "infos.pkl"
+    name, content = hostile(marker)[case]
+    path.write_bytes(pickle.dumps(content, protocol))
+    with pytest.raises(DataError, match=name) as error:
+        read_pickle(path)
+    assert str(path) in str(error.value)
+    assert not marker.exists()
+
+
+def test_references_to_the_outside_and_registered_extensions_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "infos.pkl"
+    path.write_bytes(b"Psomething\n.")
+    with pytest.raises(DataError, match="outside"):
+        read_pickle(path)
+    path.write_bytes(b"\x80\x02\x82\x01.")
+    with pytest.raises(DataError):
+        read_pickle(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["os system", "numpy.core.multiarray ndarray", "builtins exec", "numpy ndarray.tofile"]
+)
+def test_only_the_listed_names_can_be_had(tmp_path: Path, name: str) -> None:
+    module, attribute = name.split()
+    assert (module, attribute) not in ALLOWED
+    path = tmp_path / "infos.pkl"
+    path.write_bytes(f"c{module}\n{attribute}\n.".encode())
+    with pytest.raises(DataError, match=attribute):
+        read_pickle(path)
+
+
+def test_what_is_named_cannot_be_changed(tmp_path: Path) -> None:
+    path = tmp_path / "infos.pkl"
+    for name in (b"numpy\ndtype", b"_codecs\nencode", b"numpy\nndarray"):
+        path.write_bytes(b"c" + name + b"\n(N(S'__setstate__'\nI1\ndtb.")
+        with pytest.raises(DataError, match="changes what it names"):
+            read_pickle(path)
+
+
+def test_a_type_cannot_have_bytes_taken_for_objects(tmp_path: Path) -> None:
+    path = tmp_path / "infos.pkl"
+    state = (3, "|", None, None, None, -1, -1, 0)  # as of type O, without the flag that says that it holds objects
+    kind = Calls(np.dtype, "O8", False, True, state=state)
+    array = Calls(np.zeros(0).__reduce__()[0], np.ndarray, (0,), b"b", state=(1, (1,), kind, False, b"A" * 8))
+    path.write_bytes(pickle.dumps(array))
+    with pytest.raises(DataError, match="unusual way"):
+        read_pickle(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=60), st.integers(0, 10**6), st.binary(min_size=1, max_size=3))
+def test_damage_is_an_error_of_the_file(folder: Path, junk: bytes, at: int, new: bytes) -> None:
+    path = folder / "damaged.pkl"
+    good = pickle.dumps([PLAIN])
+    at %= len(good)
+    for data in (junk, good[:at], good[:at] + new + good[at + len(new) :]):
+        path.write_bytes(data)
+        error = None
+        try:
+            read_pickle(path)
+        except DataError as caught:
+            error = str(caught)
+        assert error is None or str(path) in error
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"none\.pkl"):
+        read_pickle(tmp_path / "none.pkl")
