@@ -151,7 +151,7 @@ def center_head(stride: int) -> Config:
 
 POST_PROCESSING: Config = {
     "RECALL_THRESH_LIST": [0.3, 0.5, 0.7],
-    "SCORE_THRESH": 0.02,
+    "SCORE_THRESH": 0.002,
     "OUTPUT_RAW_SCORE": False,
     "EVAL_METRIC": "kitti",
     "NMS_CONFIG": {

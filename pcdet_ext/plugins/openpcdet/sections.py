@@ -27,12 +27,20 @@ def _dynamic_encoder(config: Mapping[str, Any]) -> dict[str, Any]:
     return openpcdet.encoder(config, None, None) | {"x_major": True}
 
 
+def _lion(config: Mapping[str, Any]) -> dict[str, Any]:
+    return lion.backbone(config) | {"in_channels": config["FEATURE_DIM"]}
+
+
+def _dsvt(config: Mapping[str, Any]) -> dict[str, Any]:
+    return dsvt.backbone(config) | {"grid": list(dsvt.grid(config))}
+
+
 # Published sections that OpenPCDet itself does not know, and ours for them.
 ENCODER_READERS: dict[str, Reader] = dict.fromkeys(
     ("DynPillarVFE3D", "DynamicPillarVFE", "DynamicMeanVFE"), _dynamic_encoder
 )
 BACKBONE_READERS: dict[str, Reader] = {
-    **dict.fromkeys(lion.FORMS, lion.backbone),
+    **dict.fromkeys(lion.FORMS, _lion),
     "ScatterFormer": scatterformer.backbone,
 }
 BEV_READERS: dict[str, Reader] = {"CascadeDEDBackbone": scatterformer.bev_backbone}
@@ -42,7 +50,7 @@ TWINS: dict[str, dict[str, Reader]] = {
         ("DynPillarVFE", "DynMeanVFE", "DynamicVoxelVFE", "DynamicPillarVFESimple2D"), _dynamic_encoder
     ),
     "BACKBONE_3D": {
-        "DSVT": dsvt.backbone,
+        "DSVT": _dsvt,
         **dict.fromkeys(openpcdet.BACKBONE_CHANNELS, lambda config: openpcdet.backbone(config, 1) or {}),
     },
     "BACKBONE_2D": dict.fromkeys(openpcdet.BEV_BACKBONES, openpcdet.bev_backbone),
@@ -60,6 +68,7 @@ REGISTRIES: dict[str, Registry] = {
     "BACKBONE_2D": BEV_BACKBONES,
     "DENSE_HEAD": HEADS,
 }
+INPUT = {"in_channels": "voxels with channels", "grid": "a grid (z, y, x) of"}
 # What OpenPCDet reads of a section itself, and what the plugin does, besides NAME and CONFIG.
 OTHER_KEYS = {"DENSE_HEAD": ("CLASS_AGNOSTIC", "STRIDE")}
 
@@ -75,12 +84,26 @@ def build(section: str, model_cfg: Mapping[str, Any], **context: Any) -> Any:
     Raises:
         ConfigError: for a wrong or missing key, and a component that does not fit; the message names the section.
     """
-    return REGISTRIES[section].build(node(section, model_cfg), **context)
+    return REGISTRIES[section].build(node(section, model_cfg, context), **context)
 
 
-def node(section: str, model_cfg: Mapping[str, Any]) -> Node:
-    """The node of ours that a section describes, named as the section in messages; see `build`."""
-    settings = plain(model_cfg)
+def node(section: str, model_cfg: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> Node:
+    """The node of ours that a section describes, named as the section in messages; see `build`.
+
+    What the section says of its input, as published ones do, is compared with what it gets.
+    """
+    found = _read(section, plain(model_cfg))
+    for key in ("in_channels", "grid"):
+        said = found.pop(key, None)
+        if context is not None and key in context and said not in (None, plain(context[key])):
+            raise ConfigError(
+                f"{found.where()}: the section is set to {INPUT[key]} {said}, but what comes before it makes "
+                f"{plain(context[key])}"
+            )
+    return found
+
+
+def _read(section: str, settings: Mapping[str, Any]) -> Node:
     if settings.get("NAME") != NAME:
         return _published(section, settings, f"MODEL.{section}")
     allowed = ("NAME", CONFIG, *OTHER_KEYS.get(section, ()))
