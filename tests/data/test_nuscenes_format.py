@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nuscenes_release import Release, ego_at, make_release
 
+from pcdet_ext import config
 from pcdet_ext.cli.command import main
 from pcdet_ext.config import ConfigError
+from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.data.geometry import inside_boxes
 from pcdet_ext.data.index import index_path, read_index
 from pcdet_ext.data.nuscenes import (
@@ -185,6 +188,34 @@ def test_sweeps_can_be_fewer_than_prepared_but_not_more(release: Release, tmp_pa
     for wrong in (0, 11):
         with pytest.raises(ConfigError, match=r"max_sweeps must lie in \[1, 10\]"):
             dataset(root, max_sweeps=wrong)
+
+
+def test_frames_can_be_read_in_another_process(release: Release, tmp_path: Path) -> None:
+    source = NuScenesFrames(release.write(tmp_path))
+    frame = source.find("train")[2]
+    (tmp_path / "v1.0-mini" / "sample.json").write_text("[]")  # what a process needs of the tables is in the frame
+    other, copy = pickle.loads(pickle.dumps((source, frame)))
+    here, there = source.read(frame), other.read(copy)
+    np.testing.assert_array_equal(here.object_points(), there.object_points())
+    np.testing.assert_array_equal(here.sample.targets.boxes, there.sample.targets.boxes)
+    assert here.extra == there.extra
+
+
+def test_training_samples_of_the_published_configuration(release: Release, root: Path, tmp_path: Path) -> None:
+    for row in release.tables["sample_annotation"]:
+        row["size"] = [9.0, 9.0, 8.0]
+    prepared(release, tmp_path)
+    data = config.load(root / "configs" / "datasets" / "nuscenes.yaml", [f"data.root={tmp_path}"])["data"]
+    found = build_dataset(data, "train", training=True)
+    speeds = []
+    for sample in (found[i] for i in range(len(found))):
+        assert sample.point_features == ("x", "y", "z", "intensity", "timestamp")
+        assert sample.points.dtype == np.float32
+        assert np.isfinite(sample.targets.boxes).all()
+        moving = np.array(sample.targets.names) == "car"
+        speeds += np.linalg.norm(sample.targets.boxes[moving, 7:], axis=1).tolist()
+    assert len(speeds) >= 3
+    assert all(3.6 <= speed <= 4.4 for speed in speeds)  # 4 m/s, scaled by 0.9 to 1.1
 
 
 def test_both_layouts_of_folders_are_read(release: Release, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from pcdet_ext.conformance.cases.data_common import PublishedSampler, RecordedDraws, draws_of
 from pcdet_ext.conformance.golden import Case, Value, Values, runs
-from pcdet_ext.conformance.nuscenes_release import Release, release_of
+from pcdet_ext.conformance.nuscenes_release import INFO_SWEEPS, Release, release_of
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.data.geometry import boxes_in_range, points_in_range
 from pcdet_ext.data.nuscenes import Frame, NuScenesEvaluator, Pose
@@ -123,7 +123,8 @@ def run_sample(case: Case, grads: bool) -> Values:
                 sample = sampler.paste(sample, rng)
             else:
                 sample, own = _moved(sample, step, rng)
-                matrix = own @ matrix
+                matrix[:3, :3] = own[:3, :3] @ matrix[:3, :3]
+                matrix[:3, 3] += own[:3, 3]  # never turned nor scaled, whatever comes after it
         if training:
             sample = augment.wrap_headings(sample)
             values[f"out.{i}.lidar_aug_matrix"] = matrix
@@ -171,6 +172,8 @@ def _moved(sample: Sample, step: Mapping[str, Any], rng: RecordedDraws) -> tuple
                 if rng.value():
                     sample = augment.flip(sample, axis)
                     matrix = np.diag([1, -1, 1, 1] if axis == "x" else [-1, 1, 1, 1]) @ matrix
+            if "y" not in step["ALONG_AXIS_LIST"]:
+                matrix = np.eye(4)  # as published: flips are recorded where there are both
         case "random_world_rotation":
             angle = rng.value()
             sample = augment.rotate(sample, angle)
@@ -252,7 +255,7 @@ class _Entry:
 
 def _database(case: Case) -> list[_Entry]:
     """Objects of the training frames, with the sweeps that the case drew, frame after frame."""
-    release = release_of(case, case.config["max_sweeps"])
+    release = release_of(case, max(INFO_SWEEPS, case.config["max_sweeps"]))
     used = case.config["used_classes"]
     entries = []
     for i, frame in enumerate(release.splits["train"]):
