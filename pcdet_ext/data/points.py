@@ -1,7 +1,8 @@
-"""Point clouds from files of several kinds, distinguished by suffix: .bin, .pcd.bin, .npy, .pcd and .ply.
+"""Point clouds from files of several kinds, distinguished by suffix: .bin, .pcd.bin, .npy, .pcd, .ply, .las and .laz.
 
-Formats: PCD 0.7 (pointclouds.org; ascii, binary and binary_compressed, whose packing is M. Lehmann's LZF) and PLY 1.0
-(G. Turk; ascii and both binary orders). Columns are taken by name wherever a file names them.
+Formats: PCD 0.7 (pointclouds.org; ascii, binary and binary_compressed, whose packing is M. Lehmann's LZF), PLY 1.0
+(G. Turk; ascii and both binary orders), and LAS 1.0 to 1.4 (ASPRS), which the optional package laspy reads, with lazrs
+the compressed .laz too. Columns are taken by name wherever a file names them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ SYNONYMS = {
 HEADLESS = (*XYZ, "intensity", "timestamp")
 NUSCENES = (*XYZ, "intensity", "ring")
 LZF_EXPANSION = 88  # three bytes of LZF announce at most 264
+LAZ_EXPANSION = 10_000  # of a file whose points are all alike; what announces more is damaged
+SUFFIXES = (".bin", ".npy", ".pcd", ".ply", ".las", ".laz")  # of the files that are read
 
 _PCD_TYPES = {"F": "f", "I": "i", "U": "u"}
 _PLY_TYPES = {
@@ -87,12 +90,13 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
     """The points of a file and the names of their columns.
 
     Args:
-        path: a .bin, .pcd.bin, .npy, .pcd or .ply file; the case of the suffix does not matter.
+        path: a .bin, .pcd.bin, .npy, .pcd, .ply, .las or .laz file; the case of the suffix does not matter.
         columns: columns of a headless .bin file; without it 5 for nuScenes' .pcd.bin (x, y, z, intensity, ring) and 4
             (x, y, z, intensity) for others.
 
     Raises:
         DataError: that names the file when it is missing, cut short, or no point cloud.
+        ImportError: a .las or .laz file, and laspy (for .laz also lazrs) is not installed.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -101,7 +105,7 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
         points = read_bin(path, columns or (5 if nuscenes else 4))
         usual = NUSCENES if nuscenes else HEADLESS
         return PointFile(points, _headless(points.shape[1], usual), path, named=nuscenes)
-    readers = {".npy": _read_npy, ".pcd": _read_pcd, ".ply": _read_ply}
+    readers = {".npy": _read_npy, ".pcd": _read_pcd, ".ply": _read_ply, ".las": _read_las, ".laz": _read_las}
     if suffix not in readers:
         raise DataError(f"{path}: point clouds of this kind are not read{suggest(suffix, ['.bin', *readers])}")
     try:
@@ -378,6 +382,30 @@ def _single_numbers(table: Array) -> dict[str, Array]:
     """Fields of a table that hold one number for each point, by name ("_" is what PCD calls padding)."""
     fields = {key.partition("\0")[0]: key for key in table.dtype.names or () if table.dtype[key].shape == (1,)}
     return {name: table[key][:, 0] for name, key in fields.items() if name != "_"}
+
+
+def _read_las(path: Path) -> tuple[Array, tuple[str, ...]]:
+    """Points of a LAS or LAZ file: x, y, z in the file's units (scaled and moved as its header says), then the rest."""
+    size = path.stat().st_size
+    try:
+        import laspy
+    except ImportError as error:
+        raise ImportError(f"{path}: files of this kind need the package laspy: pip install 'pcdet_ext[las]'") from error
+    try:
+        with laspy.open(path) as reader:
+            header = reader.header
+            announced = header.point_count * header.point_format.size
+            packed = header.are_points_compressed
+            if announced > (LAZ_EXPANSION * size if packed else size - header.offset_to_point_data):
+                raise ValueError(f"{header.point_count} points are announced, more than the file can hold")
+            if packed and not laspy.LazBackend.detect_available():
+                raise ImportError(f"{path}: compressed files need the package lazrs: pip install 'pcdet_ext[las]'")
+            las = reader.read()
+    except (laspy.errors.LaspyException, RuntimeError) as error:  # RuntimeError: lazrs
+        raise ValueError(str(error) or type(error).__name__) from error
+    names = [name for name in las.point_format.dimension_names if name not in ("X", "Y", "Z")]
+    others = {name: np.asarray(las[name]) for name in names if np.ndim(las[name]) == 1}
+    return _ordered({axis: np.asarray(las[axis], np.float64) for axis in XYZ} | others)
 
 
 def _ordered(fields: dict[str, Array]) -> tuple[Array, tuple[str, ...]]:

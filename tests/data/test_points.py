@@ -97,7 +97,7 @@ def test_ply_in_big_endian_order(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.bin", bytes(17), r"a\.bin: 17 bytes"),
-        ("a.las", b"", r"a\.las: point clouds of this kind are not read; known: \.bin"),
+        ("a.e57", b"", r"a\.e57: point clouds of this kind are not read; known: \.bin"),
         ("a.npy", b"junk", r"a\.npy: damaged"),
         ("a.pcd", b"VERSION 0.7\n", r"a\.pcd: damaged .*header has no end"),
         ("a.pcd", b"DATA ascii\n", r"a\.pcd: damaged .*FIELDS"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pcdet_ext.data.geometry import pieces, transform, wrap_angle
-from pcdet_ext.data.kitti.text import floats, read_lines
+from pcdet_ext.data.text import floats, read_lines
 from pcdet_ext.files import DataError, atomic_write
 from pcdet_ext.structures import Array
 

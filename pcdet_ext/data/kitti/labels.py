@@ -12,7 +12,7 @@ import numpy as np
 
 from pcdet_ext.data.geometry import wrap_angle
 from pcdet_ext.data.kitti.calibration import Calibration, image_size_of, pixels
-from pcdet_ext.data.kitti.text import floats, read_lines
+from pcdet_ext.data.text import floats, read_lines
 from pcdet_ext.evaluation.kitti_labels import Labels, difficulty
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array, Detections, Targets

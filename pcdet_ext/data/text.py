@@ -1,4 +1,4 @@
-"""Lines and numbers of KITTI's text files, with errors that say where they stand."""
+"""Lines and numbers of text files, with errors that say where they stand."""
 
 from __future__ import annotations
 
