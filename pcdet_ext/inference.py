@@ -92,6 +92,7 @@ class Detector:
         self.point_features = point_features(data)
         self.tanh = tuple(config.setting(data, "tanh", Sequence[str], ()))
         check_tanh(self.tanh, self.point_features)
+        self.intensity_scale = float(config.setting(data, "intensity_scale", float, 1.0))
         self.device = resolve_device(device)
         network: Any = model  # has what a VoxelDetector has
         if network is None:
@@ -109,8 +110,8 @@ class Detector:
         Args:
             points: an array or tensor [N, C] of any real type and layout, with the columns `point_features` first
                 (further ones are not used), their values as the files of the data set have them; or the path of a .bin,
-                .npy, .pcd or .ply file, whose columns are taken by name where the file names them. NaN and infinite
-                points are dropped, with a warning, and counted. An empty cloud has no detections.
+                .npy, .pcd, .ply, .las or .laz file, whose columns are taken by name where the file names them. NaN and
+                infinite points are dropped, with a warning, and counted. An empty cloud has no detections.
             batch_size: clouds that are worked on at once.
             score_threshold: leave out detections with a lower score.
 
@@ -206,7 +207,7 @@ class Detector:
         dropped = int((~finite).sum())
         self.dropped_points += dropped
         cloud = cloud[finite] if dropped else cloud
-        cloud = self._squashed(cloud)
+        cloud = self._squashed(self._scaled(cloud))
         self._check_scale(cloud, name)
         return cloud
 
@@ -218,6 +219,14 @@ class Detector:
                 "joined, and finds less in one alone: frames of a prepared data set have them all",
                 stacklevel=5,
             )
+
+    def _scaled(self, cloud: Tensor) -> Tensor:
+        """The points with the intensity divided by what training divided it by (`data.intensity_scale`)."""
+        if self.intensity_scale == 1 or "intensity" not in self.point_features:
+            return cloud
+        factors = torch.ones(cloud.shape[1], device=cloud.device)
+        factors[self.point_features.index("intensity")] = self.intensity_scale
+        return cloud / factors
 
     def _squashed(self, cloud: Tensor) -> Tensor:
         """The points with tanh of the columns of which training took it (`data.tanh`)."""

@@ -2,6 +2,7 @@
 
 pcdet prepare kitti --root data/kitti
 pcdet prepare nuscenes --root data/nuscenes --version v1.0-mini max_sweeps=10
+pcdet prepare custom --root my_data       checks every file, reports, and writes my_data/pcdet_ext/config.yaml
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from pcdet_ext.config import from_plain
     from pcdet_ext.data.formats import FRAME_SOURCES
-    from pcdet_ext.data.prepare import prepare
+    from pcdet_ext.data.index import FOLDER
+    from pcdet_ext.data.prepare import ConcludingSource, prepare
 
     given = {"name": options.dataset, "root": str(options.root)}
     given |= {"version": options.version} if options.version else {}
@@ -47,4 +49,6 @@ def run(options: argparse.Namespace) -> int:
         )
     for summary in summaries:
         print(summary)
+    if isinstance(source, ConcludingSource):
+        print(source.finish(options.out or options.root / FOLDER, options.splits))
     return 0

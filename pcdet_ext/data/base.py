@@ -137,20 +137,20 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     def __post_init__(self) -> None:
         self.classes = tuple(self.classes)
         self.point_cloud_range = tuple(float(v) for v in self.point_cloud_range)
+        folder = Path(self.index) if self.index else Path(self.root) / FOLDER
+        self.all_frames = read_index(index_path(folder, self.split))  # of which `frames` are those in use
+        if not self.all_frames:
+            raise DataError(f"{index_path(folder, self.split)}: holds no frame; prepare the data again")
         self.point_features = tuple(self.POINT_FEATURES if self.point_features is None else self.point_features)
         self.counts: Counter[str] = Counter()
         # Shared memory: workers that live on see the epoch that the main process sets.
         self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
-        _check_point_features(self.point_features, (*self.POINT_FEATURES, *self.FURTHER_FEATURES))
+        _check_point_features(self.point_features, self.available_features())
         _check_geometry(self.point_cloud_range)
         check_tanh(self.tanh, self.point_features)
         for name in ("repeat", "interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        folder = Path(self.index) if self.index else Path(self.root) / FOLDER
-        self.all_frames = read_index(index_path(folder, self.split))  # of which `frames` are those in use
-        if not self.all_frames:
-            raise DataError(f"{index_path(folder, self.split)}: holds no frame; prepare the data again")
         self._check_root(folder)
         self.check_classes()
         self.frames = self._frames_in_use()
@@ -171,6 +171,10 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     def read_results(self, path: str | Path) -> Mapping[str, Detections]:
         """Results of any code base; see `Dataset`. Raises ConfigError unless a format overrides it."""
         raise ConfigError(f"{path}: results for frames of a {type(self).__name__} cannot be read")
+
+    def available_features(self) -> tuple[str, ...]:
+        """The columns that `point_features` can name: those of the format, unless they depend on data or settings."""
+        return (*self.POINT_FEATURES, *self.FURTHER_FEATURES)
 
     def crop(self, sample: Sample) -> Sample:
         """The sample with the points that are of use; they are finite. All of them unless a format says otherwise."""

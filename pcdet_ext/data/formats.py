@@ -7,15 +7,18 @@ metric for result files in `BENCHMARKS`. Code above this module names no format.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pcdet_ext.config import ConfigError, Node, setting
-from pcdet_ext.data import kitti, nuscenes, waymo  # noqa: F401  (registers the formats)
+from pcdet_ext.data import custom, kitti, nuscenes, waymo  # noqa: F401  (registers the formats)
 from pcdet_ext.data.base import DATASETS, ConcatDataset, Dataset, FrameDataset
-from pcdet_ext.data.kitti.loose import read_frame_files
+from pcdet_ext.data.custom import loose as custom_files
+from pcdet_ext.data.kitti import loose as kitti_files
 from pcdet_ext.data.prepare import FRAME_SOURCES
 from pcdet_ext.evaluation import benchmarks  # noqa: F401  (registers metrics of result files)
 from pcdet_ext.evaluation.base import BENCHMARKS
+from pcdet_ext.structures import Detections, Sample
 
 __all__ = ["BENCHMARKS", "DATASETS", "FRAME_SOURCES", "build_dataset", "point_features", "read_frame_files"]
 
@@ -62,3 +65,30 @@ def build_dataset(node: Mapping[str, Any], split: str, training: bool, seed: int
         # Each source draws its own numbers, also where two of them are the same folder.
         parts.append(DATASETS.build(merged, split=split, training=training, seed=seed + i))
     return ConcatDataset(parts)
+
+
+def read_frame_files(
+    points: Path | None,
+    labels: Path | None = None,
+    calibration: Path | None = None,
+    results: Path | None = None,
+    features: Sequence[str] | None = None,
+) -> tuple[Sample, Detections | None]:
+    """A frame from files, prepared or not: those of a folder of one's own data, or else KITTI's or single ones.
+
+    Args:
+        points: any point file, or None for boxes alone.
+        labels: a label file; where none is given, the one that the layout has for the cloud.
+        calibration: KITTI's, needed for its labels and results.
+        results: a result file, a label file with scores.
+        features: the columns of the points, see `points.read_cloud`.
+
+    Raises:
+        ValueError: naming the file that is missing.
+        DataError: naming the file that is damaged.
+    """
+    anchor = points or labels
+    root = custom_files.data_folder(anchor) if anchor is not None and calibration is None else None
+    if root is not None:
+        return custom_files.read_frame_files(root, points, labels, results, features)
+    return kitti_files.read_frame_files(points, labels, calibration, results, features)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -69,6 +69,14 @@ class FrameSource(Protocol):
 
     def read(self, frame: Any) -> RawFrame:
         """One of them. Raises DataError naming the file that is missing or damaged."""
+
+
+@runtime_checkable
+class ConcludingSource(Protocol):
+    """A source of frames that has something to say of all splits together, when they are prepared."""
+
+    def finish(self, out: Path, splits: Sequence[str]) -> str:
+        """A report on what is prepared in a folder; it may write further files there."""
 
 
 @dataclass(frozen=True)
