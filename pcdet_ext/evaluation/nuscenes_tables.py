@@ -50,8 +50,11 @@ class Table:
         return len(self.tokens)
 
     def whole(self, column: str) -> Array:
-        """A column of numbers as int64."""
-        return self.numbers[column].astype(np.int64)
+        """A column of numbers as int64. Raises DataError naming a row with one that is not finite."""
+        values = self.numbers[column]
+        for i in np.flatnonzero(~np.isfinite(values)).tolist():
+            raise DataError(f"{self.path}: row {i} ({self.tokens[i]}): {column} is {values[i]}")
+        return values.astype(np.int64)
 
     def rows(self, other: Table, column: str) -> Array:
         """int64: for each row of another table, the row here that its column names; NONE where that is empty.

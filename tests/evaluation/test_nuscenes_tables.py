@@ -58,6 +58,13 @@ def test_columns_and_the_rows_that_tokens_name(tmp_path: Path) -> None:
 PAIRS = [("a", ""), ("b", "a"), ("c", "a"), ("d", "b")]
 
 
+def test_a_count_that_is_no_number_is_named(tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text('[{"token": "a", "count": 1}, {"token": "b", "count": NaN}]')
+    table = read_table(tmp_path / "table.json", {"count": 0})
+    with pytest.raises(DataError, match=r"table\.json: row 1 \(b\): count is nan"):
+        table.whole("count")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -42,6 +42,7 @@ class NuScenesDataset(FrameDataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._known_truth: tuple[list[str], tuple[Boxes, Samples] | None] | None = None  # of the last metric
         prepared = self.all_frames[0].extra["max_sweeps"]
         if not 1 <= self.max_sweeps <= prepared:
             raise ConfigError(
@@ -92,8 +93,11 @@ class NuScenesDataset(FrameDataset):
 
     def _truth(self, tokens: Sequence[str]) -> tuple[Boxes, Samples] | None:
         """What the tables say, as the official evaluation reads them; they are read when the metric is asked for."""
-        tables = Tables(self._tables(self.all_frames[0]))
-        return detection_truth(tables, tokens) if len(tables.annotation) else None
+        if self._known_truth is None or self._known_truth[0] != list(tokens):
+            tables = Tables(self._tables(self.all_frames[0]))
+            truth = detection_truth(tables, tokens) if len(tables.annotation) else None
+            self._known_truth = list(tokens), truth
+        return self._known_truth[1]
 
     def _tables(self, info: FrameInfo) -> Path:
         return Path(self.root) / info.extra["tables"]

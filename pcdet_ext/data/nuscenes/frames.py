@@ -150,7 +150,7 @@ class _Scans:
     def __init__(self, tables: Tables) -> None:
         self._table, self._ego, self._calibration = tables.lidar, tables.ego_pose, tables.calibration
         self.files = tables.lidar.texts["filename"]
-        self.times = (SECONDS * tables.lidar.numbers["timestamp"]).tolist()
+        self.times = (SECONDS * tables.lidar.whole("timestamp")).tolist()
         self._before = tables.lidar.find(tables.lidar.texts["prev"])
         self._ego_rows = tables.ego_pose.rows(tables.lidar, "ego_pose_token")
         self._sensor_rows = tables.calibration.rows(tables.lidar, "calibrated_sensor_token")

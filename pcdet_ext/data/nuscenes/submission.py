@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +32,6 @@ RESTING_ATTRIBUTE = {
 }
 # Barriers and cones have no attribute; published tools write this one, and the metric does not look at it.
 OTHER_ATTRIBUTE = "cycle.with_rider"
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
