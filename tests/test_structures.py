@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdet_ext.structures import Detections, Groups, PointBatch, Sample, Segments, SparseVoxels, Targets
+from pcdet_ext.structures import Detections, Groups, PointBatch, Sample, Segments, SparseVoxels, Targets, rows_of
 
 
 def test_targets_refuse_wrong_shapes() -> None:
@@ -119,3 +119,14 @@ def test_track_ids_stay_with_their_detections() -> None:
     assert Detections(torch.zeros(3, 7), torch.zeros(3), torch.zeros(3), ("Car",)).select([1]).track_ids is None
     with pytest.raises(ValueError, match="3 boxes, 2 track_ids"):
         Detections(torch.zeros(3, 7), torch.zeros(3), torch.zeros(3), ("Car",), track_ids=ids[:2])
+
+
+@pytest.mark.parametrize("values", [np.arange(12).reshape(4, 3), np.arange(12).reshape(3, 4).T, np.arange(4)])
+def test_rows_are_those_that_indexing_gives(values: np.ndarray) -> None:
+    for keep in (np.array([True, False, True, True]), np.array([3, 0, 0]), np.array([-1]), np.zeros(0, np.int64)):
+        chosen = rows_of(values, keep)
+        np.testing.assert_array_equal(chosen, values[keep])
+        assert not np.shares_memory(chosen, values)
+    for wrong in (np.array([4]), np.array([True]), np.ones(5, bool)):
+        with pytest.raises(IndexError):
+            rows_of(values, wrong)

@@ -290,8 +290,9 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         """Crop to the range, keep the configured features and classes, bring headings into [-π, π), and process."""
         sample = sample.select_points(points_in_range(sample.points, self.point_cloud_range, self.mask_z))
         wanted = tuple(self.point_features or self.POINT_FEATURES)
-        columns = [sample.point_features.index(name) for name in wanted]
-        sample = sample.replace(points=sample.points[:, columns], point_features=wanted)
+        if wanted != sample.point_features:
+            columns = [sample.point_features.index(name) for name in wanted]
+            sample = sample.replace(points=sample.points.take(columns, axis=1), point_features=wanted)
         sample = keep_classes(sample, self.classes)
         targets = sample.targets
         if self.training and targets is not None and targets.boxes is not None:

@@ -7,9 +7,9 @@ database split `database_<split>/`. A format brings a `FrameSource`; the rest is
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,6 +31,8 @@ FRAME_SOURCES = Registry("format")
 
 NO_BOX = "no box in space"  # why an object does not count that has none
 EXCLUSIVE_MARGIN = 1e-5  # metres on the upright sides of boxes whose points belong to one box alone
+
+AHEAD = 8  # frames per process that are read before they can be written
 
 _log = logging.getLogger(__name__)
 
@@ -266,11 +268,41 @@ def _run(
     if workers == 0:
         yield from bar(map(read, frames))
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (read,)) as pool:
         try:
-            yield from bar(pool.map(read, frames, chunksize=4))
+            yield from bar(_in_order(pool, _read_begun, frames, ahead=AHEAD * workers))
         finally:  # after an error the frames not yet begun are not waited for
             pool.shutdown(cancel_futures=True)
+
+
+class _Process:
+    """What a process of the pool was begun with; the tables of a source go to each process once, not with each frame."""
+
+    read: Callable[[Any], _Result]
+
+
+def _begin(read: Callable[[Any], _Result]) -> None:
+    _Process.read = staticmethod(read)
+
+
+def _read_begun(frame: Any) -> _Result:
+    return _Process.read(frame)
+
+
+def _in_order(
+    pool: Executor, read: Callable[[Any], _Result], frames: Sequence[Any], ahead: int
+) -> Iterator[_Result]:
+    """Results of `read` in the order of the frames, of which no more than `ahead` are begun before they are asked for.
+
+    `Executor.map` begins all of them: results, with the points of their objects, would pile up where writing is slower.
+    """
+    begun: deque[Future[_Result]] = deque()
+    for frame in frames:
+        begun.append(pool.submit(read, frame))
+        if len(begun) == ahead:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
 
 
 def _read_frame(source: FrameSource, cut: bool, skip: bool, frame: Any) -> _Result:

@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from pcdet_ext.data.geometry import inside_boxes
 from pcdet_ext.data.index import GROUP, FrameInfo, index_path, read_index, write_index
 from pcdet_ext.data.kitti import prepare_kitti
 from pcdet_ext.data.objects import database_path, read_objects
-from pcdet_ext.data.prepare import RawFrame, prepare
+from pcdet_ext.data.prepare import RawFrame, _in_order, prepare
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Sample, Targets
 
@@ -240,6 +241,24 @@ def test_frames_without_points_and_frames_met_twice_are_told(tmp_path: Path) -> 
     assert len(summary.skipped) == 1
     with pytest.raises(DataError, match="none of the 1 frames of split 'dark' has a finite point"):
         prepare(source, ["dark"], progress=False)
+
+
+def test_frames_are_read_in_order_and_not_far_ahead() -> None:
+    """Threads stand for processes; each notes what it has begun when a result is taken."""
+    begun: list[int] = []
+
+    def read(frame: int) -> int:
+        begun.append(frame)
+        return frame
+
+    with ThreadPoolExecutor(2) as pool:
+        taken = 0
+        for frame in _in_order(pool, read, range(50), ahead=6):
+            assert frame == taken
+            taken += 1
+            assert max(begun) < taken + 6
+    assert taken == 50
+    assert sorted(begun) == list(range(50))
 
 
 def test_the_database_of_an_empty_box_is_of_its_columns(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pcdet_ext.config import ConfigError, Registry, suggest
 from pcdet_ext.data.geometry import inside_boxes, overlap_from_above, turned, wrap_angle
 from pcdet_ext.data.objects import Objects, read_objects
 from pcdet_ext.files import DataError
-from pcdet_ext.structures import Array, Sample, Targets
+from pcdet_ext.structures import Array, Sample, Targets, rows_of
 
 AUGMENTATIONS = Registry("augmentation")
 TIME_COLUMNS = ("timestamp", "frame")  # columns that say how old a point is: in seconds, or in frames
@@ -241,7 +241,7 @@ class GroundTruthSampling:
             own = np.asarray(targets.point_labels)[kept]
             none = np.full(sum(map(len, clouds)), -1, own.dtype)
             targets = targets.replace(point_labels=np.concatenate([none, own]))
-        return sample.replace(points=np.concatenate([*clouds, sample.points[kept]]), targets=targets)
+        return sample.replace(points=np.concatenate([*clouds, rows_of(sample.points, kept)]), targets=targets)
 
     def _present(self, sample: Sample) -> Targets:
         """What a sample has labelled, if only an empty table of boxes with the columns of the database."""
