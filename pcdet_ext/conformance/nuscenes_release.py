@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from pcdet_ext.conformance.golden import Case
-from pcdet_ext.data.nuscenes import Frame, NuScenesFrames, Sweep, joined_scans, read_scan
+from pcdet_ext.data.nuscenes import Frame, Frames, NuScenesFrames, Sweep, joined_scans, read_scan, scenes_of
 from pcdet_ext.structures import Array
 
 INFO_SWEEPS = 10  # of the infos that the cases without a number were made with
@@ -39,8 +39,12 @@ class Release:
 @cache
 def _release(root: Path, version: str | None, max_sweeps: int) -> Release:
     source = NuScenesFrames(root, version, max_sweeps)
-    splits = ("test",) if source.folder.name == "v1.0-test" else ("train", "val")
-    return Release(source, {split: source.find(split)[:] for split in splits})
+    tables, name = source.tables, source.folder.name
+    if name == "v1.0-test":
+        return Release(source, {"test": source.find("test")[:]})
+    scenes = scenes_of(source.data, name, "train", tables.scene.texts["name"])
+    others = [row for row, scene in enumerate(tables.scene_names) if scene not in scenes]  # as published, all of them
+    return Release(source, {"train": source.find("train")[:], "val": Frames(tables, others, max_sweeps)[:]})
 
 
 def release_of(case: Case, max_sweeps: int = INFO_SWEEPS) -> Release:
