@@ -42,14 +42,15 @@ def build_dataset(node: Mapping[str, Any], split: str, training: bool, seed: int
 
     In training, `sources` (a list of mappings) joins several: each has the section's own keys with those of the source
     put over them, so `{root: …, split: …, repeat: 5}` is enough (an `index` belongs to its root and is not taken over
-    with another one). Without training, the section's root and the split asked for count alone.
+    with another one). Without training, the section's root and the split asked for count alone, and
+    all its frames, whatever `interval` says.
     Raises ConfigError for wrong keys, DataError for missing data.
     """
     node = node if isinstance(node, Node) else Node(node)
     if node.get("name") in NOT_READ_YET:
         readable = ", ".join(DATASETS.names())
         raise ConfigError(f"{node.where('name')}: files of a {node['name']} cannot be read yet, only of {readable}")
-    own = ("sources",) if training else ("sources", "split", "repeat")
+    own = ("sources",) if training else ("sources", "split", "repeat", "interval")
     section = Node({k: v for k, v in node.items() if k not in own}, node.key_path, node.sources)
     sources = node.get("sources") if training else None
     if sources is None:

@@ -13,6 +13,7 @@ from waymo_folders import CLASSES, RANGE, SEGMENT, SMALL, change, component, cop
 
 from pcdet_ext.config import ConfigError, Node
 from pcdet_ext.data.base import DATASETS
+from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.data.index import index_path, read_index
 from pcdet_ext.data.objects import database_path, read_objects
 from pcdet_ext.data.waymo import ParquetLayout, WaymoDataset, WaymoFrames, open_layout, prepare_waymo
@@ -167,6 +168,11 @@ def test_interval_thins_the_split_but_not_what_came_before(prepared: Path) -> No
     assert [info.frame_id[-3:] for info in data.frames] == ["000", "002"]
     whole = dataset(prepared, num_frames=2, point_features=[*FEATURES, "frame"])
     np.testing.assert_array_equal(data[1].points, whole[2].points)
+
+
+def test_interval_thins_what_is_trained_on_alone(prepared: Path) -> None:
+    node = {"name": "WaymoDataset", "root": str(prepared), "classes": CLASSES, "point_cloud_range": RANGE, "interval": 2}
+    assert [len(build_dataset(node, "train", training=training)) for training in (True, False)] == [2, 3]
 
 
 def test_several_processes_prepare_the_same(tmp_path: Path) -> None:
