@@ -127,6 +127,20 @@ def test_a_type_cannot_have_bytes_taken_for_objects(tmp_path: Path) -> None:
         read_pickle(path)
 
 
+@pytest.mark.parametrize(
+    ("order", "value"), [("<", np.array(["Sign", "Car"])), ("<", np.str_("Sign")), (">", np.array(["Sign"], ">U4"))]
+)
+def test_text_must_be_of_characters(tmp_path: Path, order: str, value: object) -> None:
+    path = tmp_path / "infos.pkl"
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        good = pickle.dumps(value, protocol)
+        path.write_bytes(good)
+        np.testing.assert_array_equal(read_pickle(path), value)
+        path.write_bytes(good.replace(b"S\0\0\0", b"S\0\x11\0") if order == "<" else good.replace(b"i\0", b"i\x11"))
+        with pytest.raises(DataError, match="text of no characters"):
+            read_pickle(path)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60), st.integers(0, 10**6), st.binary(min_size=1, max_size=3))
 def test_damage_is_an_error_of_the_file(folder: Path, junk: bytes, at: int, new: bytes) -> None:

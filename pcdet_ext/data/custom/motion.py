@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pcdet_ext.data.custom.layout import sequence_of
+from pcdet_ext.data.geometry import transform
 from pcdet_ext.data.text import floats, read_lines
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array
@@ -166,6 +167,6 @@ def joined(points: Array, sweeps: Sequence[tuple[Array, Array, float]]) -> Array
     parts = [np.concatenate([points, np.zeros((len(points), 1), np.float32)], axis=1)]
     for cloud, matrix, age in sweeps:
         moved = cloud.copy()
-        moved[:, :3] = cloud[:, :3].astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+        moved[:, :3] = transform(cloud, matrix)
         parts.append(np.concatenate([moved, np.full((len(moved), 1), age, np.float32)], axis=1))
     return np.concatenate(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ class _Array(np.ndarray):
             raise pickle.UnpicklingError("it fills an array in an unusual way")
         if size != len(content):
             raise pickle.UnpicklingError(f"it has an array of {size} bytes or objects, filled with {len(content)}")
+        _check_text(dtype, content)
         filled: Any = (1, tuple(shape), dtype, bool(fortran), content)
         super().__setstate__(filled)
 
@@ -78,6 +80,12 @@ def _dtype(kind: Any) -> np.dtype[Any]:
     if not isinstance(kind, _Type):
         raise pickle.UnpicklingError("it makes an array in an unusual way")
     return kind.dtype
+
+
+def _check_text(dtype: np.dtype[Any], content: Any) -> None:
+    """Raise UnpicklingError where an array of text holds numbers of no character, which NumPy makes a SystemError of."""
+    if dtype.kind == "U" and (np.frombuffer(content, f"{dtype.byteorder}u4") > sys.maxunicode).any():
+        raise pickle.UnpicklingError("it has text of no characters")
 
 
 def _array(subtype: Any, shape: tuple[int, ...], _: Any) -> Any:
@@ -92,6 +100,7 @@ def _array_of_bytes(content: Any, kind: Any, shape: tuple[int, ...], order: str)
     dtype = _dtype(kind)
     if not isinstance(content, bytes | bytearray) or dtype.hasobject:
         raise pickle.UnpicklingError("it makes an array in an unusual way")
+    _check_text(dtype, content)
     return np.frombuffer(content, dtype).reshape(shape, order="F" if order == "F" else "C").copy(order="K")
 
 
@@ -102,6 +111,7 @@ def _number(kind: Any, content: Any = b"") -> Any:
         content = content.encode("latin1")
     if dtype.hasobject or not isinstance(content, bytes) or len(content) != dtype.itemsize:
         raise pickle.UnpicklingError("it makes a number in an unusual way")
+    _check_text(dtype, content)
     return np.frombuffer(content, dtype)[0] if content else dtype.type()
 
 
