@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,3 +36,10 @@ def test_las_files(tmp_path: Path) -> None:
         path.write_bytes(many)
         with pytest.raises(DataError, match="more than the file can hold"):
             read_point_file(path)
+
+
+def test_without_laspy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "laspy", None)
+    (tmp_path / "a.las").write_bytes(b"LASF")
+    with pytest.raises(ImportError, match=r"a\.las: .*pip install 'pcdet_ext\[las\]'"):
+        read_point_file(tmp_path / "a.las")

@@ -11,7 +11,7 @@ import numpy as np
 
 from pcdet_ext.data.custom.clouds import INTENSITY, Columns
 from pcdet_ext.data.custom.configuration import Suggestion, suggest_settings, write_configuration
-from pcdet_ext.data.custom.layout import POINTS, Folder, Settings
+from pcdet_ext.data.custom.layout import POINTS, Folder, Settings, frames_of_split
 from pcdet_ext.data.index import FrameInfo, index_path, read_index
 from pcdet_ext.structures import Array
 
@@ -87,9 +87,11 @@ def conclude(
     root: Path, out: Path, splits: Sequence[str], settings: Settings, columns: Columns, folder: Folder
 ) -> str:
     """The report on a folder whose splits are prepared in `out`, where a configuration is written, too."""
-    found = statistics({split: read_index(index_path(out, split)) for split in splits})
-    lines = ["", *_clouds(folder, columns, found), *_boxes(found)]
-    warnings = [f"suspicious: {text}" for text in suspicions(found, settings, columns, splits)]
+    tables = {split: read_index(index_path(out, split)) for split in splits}
+    found = statistics(tables)
+    lines = ["", *_clouds(folder, columns, found), *_left(folder, splits, settings), *_boxes(found)]
+    labelled = [split for split, table in tables.items() if table.labelled]
+    warnings = [f"suspicious: {text}" for text in suspicions(found, settings, columns, labelled)]
     if not found.classes:
         return "\n".join([*lines, *warnings, "no box is labelled: there is nothing to train, and no configuration written"])
     suggestion = suggest_settings(found.classes, settings.classes)
@@ -108,6 +110,12 @@ def _clouds(folder: Folder, columns: Columns, found: Statistics) -> list[str]:
         ranges = [f"{n} {low:g} to {high:g}" for n, (low, high) in zip(columns.features, found.extent.T, strict=True)]
         lines.append(f"range of the points: {', '.join(ranges)}")
     return lines
+
+
+def _left(folder: Folder, splits: Sequence[str], settings: Settings) -> list[str]:
+    taken = {name for split in splits for name in frames_of_split(folder, split, settings.val_share)}
+    left = len(set(folder.frame_ids) - taken)
+    return [f"in none of the splits {', '.join(splits)}, and not looked at: {left} frames"] if left else []
 
 
 def _boxes(found: Statistics) -> list[str]:
@@ -145,7 +153,7 @@ def _range(name: str, low: float, high: float) -> str:
 
 
 def suspicions(found: Statistics, settings: Settings, columns: Columns, splits: Sequence[str]) -> list[str]:
-    """What looks as if something were wrong, in words that say what."""
+    """What looks as if something were wrong, in words that say what; splits: those with labels."""
     texts = []
     if found.extent is not None:
         if np.abs(found.extent[:, :3]).max() > FAR:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from custom_folder import COLUMNS, NAMES, make_folder, make_scene, write_cloud
 
+import pcdet_ext
 from pcdet_ext import config
 from pcdet_ext.cli.command import main
 from pcdet_ext.config import ConfigError
@@ -19,6 +20,7 @@ from pcdet_ext.data.custom.clouds import find_columns
 from pcdet_ext.data.custom.layout import Settings, find_files, frames_of_split, natural
 from pcdet_ext.data.formats import build_dataset, read_frame_files
 from pcdet_ext.data.objects import read_objects
+from pcdet_ext.data.points import read_point_file
 from pcdet_ext.data.prepare import prepare
 from pcdet_ext.files import DataError
 from pcdet_ext.models.detector import build_detector
@@ -218,7 +220,7 @@ def test_two_frames_make_a_split_and_one_does_not(tmp_path: Path) -> None:
         frames_of_split(find_files(empty_files(tmp_path / "one", ["a"])), "val", 0.2)
 
 
-def test_lists_of_frames(tmp_path: Path) -> None:
+def test_lists_of_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_folder(tmp_path, 6)
     lists = root / "ImageSets"
     lists.mkdir()
@@ -229,6 +231,10 @@ def test_lists_of_frames(tmp_path: Path) -> None:
     prepared(root, ("train", "val", "test"))
     assert dataset(root).frames.frame_ids == ["003", "001"]
     assert not dataset(root, "test").frames.labelled
+    assert run("prepare", "custom", "--root", root, "--splits", "train", "val", "test", "--quiet") == 0
+    text = capsys.readouterr().out
+    assert "in none of the splits train, val, test, and not looked at: 2 frames" in text
+    assert "suspicious" not in text
     (lists / "val.txt").write_text("000\n\n000\n")
     with pytest.raises(DataError, match=r"val\.txt:3: frame '000' stands in line 1 already"):
         prepared(root, ("val",))
@@ -437,6 +443,11 @@ def test_velocities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample.targets is not None
     np.testing.assert_array_equal(np.asarray(sample.targets.boxes)[:, 7:], [[1, 2], [0, 0]])
     np.testing.assert_array_equal(sample.targets.track_ids, [5, -1])
+    pasting = [{"name": "GroundTruthSampling", "groups": {"Person": 9}, "min_points": 0}]
+    augmented = dataset(root, "all", intensity_scale=1.0, training=True, augment=pasting, velocity=False)[0]
+    assert augmented.targets is not None
+    assert len(augmented.targets) > 3
+    assert np.asarray(augmented.targets.boxes).shape[1] == 7
 
 
 def test_the_intensity_scale_is_that_of_the_preparation(tmp_path: Path) -> None:
@@ -476,3 +487,15 @@ def test_evaluation_of_result_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     (results / "007.txt").write_text("")
     assert run(*command, "--ground-truth", root) == 1
     assert "results for frame '007'" in capsys.readouterr().err
+
+
+def test_detectors_divide_the_intensity_as_in_training(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, 4)
+    assert run("prepare", "custom", "--root", root, "--quiet") == 0
+    detector = pcdet_ext.build(root / "pcdet_ext" / "config.yaml", device="cpu")
+    raw = read_point_file(root / "points" / "001.pcd").points
+    read = detector._read(root / "points" / "001.pcd").numpy()
+    np.testing.assert_allclose(read[:, 3], raw[:, 3] / 255, rtol=1e-6)
+    np.testing.assert_array_equal(read[:, :3], raw[:, :3])
+    np.testing.assert_array_equal(detector._read(raw).numpy(), read)
+    assert raw[:, 3].max() > 200  # the caller's own array stays
