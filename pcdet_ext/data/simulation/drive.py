@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -76,13 +77,21 @@ class Drive:
 
     def places(self, time: float) -> Array:
         """x, y, z (underside), heading of all tracks: float64 [A, 4]."""
-        return np.array([_at(t.places, time) for t in self.tracks]).reshape(-1, 4)
+        return _at(self._records, time)
 
     def velocities(self, time: float) -> Array:
         """Velocity of all tracks over the ground, metres per second: float64 [A, 3]; 0 for what is not there."""
         h = TIME_STEP / 2
-        change = [(_at(t.places, time + h) - _at(t.places, time - h))[:3] / (2 * h) for t in self.tracks]
-        return np.nan_to_num(np.reshape(change, (-1, 3)))
+        change = (_at(self._records, time + h) - _at(self._records, time - h))[:, :3] / (2 * h)
+        return np.nan_to_num(change)
+
+    @cached_property
+    def _records(self) -> Array:
+        """The places of all tracks: float64 [T, A, 4]."""
+        records = np.empty((len(self.ego), len(self.tracks), 4))
+        for number, track in enumerate(self.tracks):
+            records[:, number] = track.places
+        return records
 
     def boxes(self, time: float) -> Array:
         """Boxes of all tracks in the street's frame: float64 [A, 7]; NaN for what is not there.
@@ -96,9 +105,7 @@ class Drive:
 
 
 def _at(record: Array, time: float) -> Array:
-    """A row of a record in time, between its rows linear; NaN beside a row that is NaN."""
-    if len(record) == 1:
-        return record[0]
+    """A record [T, …] at a time, linear between its rows; NaN beside a row that is NaN."""
     step = np.clip((time + MARGIN) / TIME_STEP, 0, len(record) - 1)
     low = min(int(step), len(record) - 2)
     return record[low] + (step - low) * (record[low + 1] - record[low])

@@ -72,6 +72,16 @@ class Hits:
         return Hits(self.distance[which], self.owner[which], self.material[which], self.cosine[which])
 
 
+@dataclass(frozen=True)
+class Window:
+    """A body, where it stands (x, y, z, heading), and the rows and columns of the beams that may meet it."""
+
+    body: int
+    place: Array
+    rows: Array
+    columns: Array
+
+
 class World:
     """A standing mesh in world coordinates, and bodies, each in its own frame: they are built once, and only moved.
 
@@ -84,8 +94,23 @@ class World:
         self.radii = np.array([body.radius for body in self.bodies])
         self.seconds = 0.0  # of processor time spent on casting and on building what it needs
 
-    def cast(self, beams: Beams, places: Array, max_range: float) -> tuple[Hits, Array]:
-        """Beams through the world with its bodies at `places` [B, 4]: x, y, z, heading; NaN for one that is not there.
+    def windows(self, beams: Beams, places: Array, max_range: float) -> list[Window]:
+        """The bodies that may be in range, each with the rows and columns of the beams that may meet it.
+
+        places: [B, 4], x, y, z and heading of the bodies; NaN for one that is not there.
+        """
+        begun = time.process_time()
+        away = np.hypot(*(places[:, :2] - beams.pose[:2, 3]).T) - self.radii
+        found = []
+        for number in np.flatnonzero(away < max_range).tolist():  # not true for NaN
+            rows, columns = beams.towards(self.bodies[number].corners_at(places[number]))
+            if len(rows) and len(columns):
+                found.append(Window(number, places[number], rows, columns))
+        self.seconds += time.process_time() - begun
+        return found
+
+    def cast(self, beams: Beams, windows: Sequence[Window], max_range: float) -> tuple[Hits, Array]:
+        """Beams through the world with its bodies where `windows` has them.
 
         Returns what the beams meet, row by row, and for each body int64 [B] the number of beams that would meet it
         within `max_range` with nothing before it.
@@ -95,15 +120,14 @@ class World:
         origins, directions = beams.flat()
         hits = self.standing.cast(origins, directions, -1)
         reach = np.zeros(len(self.bodies), np.int64)
-        for number in self._near(beams, places, max_range):
-            rows, columns = beams.towards(self.bodies[number].corners_at(places[number]))
-            index = (rows[:, None] * width + columns).ravel()
-            found = self._meet(hits, index, origins[index], directions[index], number, places[number])
-            reach[number] = int((found < max_range).sum())
+        for window in windows:
+            index = (window.rows[:, None] * width + window.columns).ravel()
+            found = self._meet(hits, index, origins[index], directions[index], window)
+            reach[window.body] = int((found < max_range).sum())
         self.seconds += time.process_time() - begun
         return hits, reach
 
-    def cast_on(self, beams: Beams, which: Array, skipped: Array, places: Array, max_range: float) -> Hits:
+    def cast_on(self, beams: Beams, which: Array, skipped: Array, windows: Sequence[Window]) -> Hits:
         """What the beams `which` [N] (numbered row by row) meet beyond their first `skipped` [N] metres.
 
         Distances count from where the beams start.
@@ -112,25 +136,21 @@ class World:
         origins, directions = (values[which] for values in beams.flat())
         starts = origins + directions * skipped[:, None].astype(np.float32)
         hits = self.standing.cast(starts, directions, -1)
-        row, column = np.divmod(which, beams.directions.shape[1])
-        for number in self._near(beams, places, max_range):
-            rows, columns = beams.towards(self.bodies[number].corners_at(places[number]))
-            index = np.flatnonzero(np.isin(row, rows) & np.isin(column, columns))
-            self._meet(hits, index, starts[index], directions[index], number, places[number])
+        shape = beams.directions.shape[:2]
+        places = np.full(shape, -1)
+        places.reshape(-1)[which] = np.arange(len(which))
+        for window in windows:
+            index = places[window.rows[0] : window.rows[-1] + 1, window.columns]  # rows are neighbours
+            index = index[index >= 0]
+            if len(index):
+                self._meet(hits, index, starts[index], directions[index], window)
         self.seconds += time.process_time() - begun
         return Hits(hits.distance + skipped.astype(np.float32), hits.owner, hits.material, hits.cosine)
 
-    def _near(self, beams: Beams, places: Array, max_range: float) -> list[int]:
-        """The bodies that may be in range; not those that are not there."""
-        away = np.hypot(*(places[:, :2] - beams.pose[:2, 3]).T) - self.radii
-        return np.flatnonzero(away < max_range).tolist()
-
-    def _meet(self, hits: Hits, index: Array, origins: Array, directions: Array, number: int, place: Array) -> Array:
+    def _meet(self, hits: Hits, index: Array, origins: Array, directions: Array, window: Window) -> Array:
         """Let beams, those of `hits` at `index`, meet one body, where it is nearest; returns at what distances."""
-        if not len(index):
-            return np.zeros(0, np.float32)
-        starts, rays = _to_body(origins, directions, place)
-        found = self.bodies[number].cast(starts, rays, number)
+        starts, rays = _to_body(origins, directions, window.place)
+        found = self.bodies[window.body].cast(starts, rays, window.body)
         first = np.flatnonzero(found.distance < hits.distance[index])
         for name in ("distance", "owner", "material", "cosine"):
             getattr(hits, name)[index[first]] = getattr(found, name)[first]
@@ -160,7 +180,9 @@ class _Target:
         found = self.scene.cast_rays(_tensor(np.concatenate([origins, directions], 1)), nthreads=1)
         distance = found["t_hit"].numpy()
         triangle = found["primitive_ids"].numpy()
-        cosine = np.abs((found["primitive_normals"].numpy() * directions).sum(1))
+        nx, ny, nz = found["primitive_normals"].numpy().T
+        dx, dy, dz = directions.T
+        cosine = np.abs(nx * dx + ny * dy + nz * dz)
         met = np.isfinite(distance)
         material = self.material[np.where(met, triangle, 0)]
         return Hits(distance, np.full(len(distance), owner, np.int32), material, cosine)

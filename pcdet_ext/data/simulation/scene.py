@@ -136,19 +136,27 @@ class Builder:
 
     def free(self, x: float, y: float, radius: float) -> bool:
         """Whether a disc touches nothing."""
-        if np.hypot(x, y) < radius + self.spared:
+        return self._all_free(np.array([[x, y]]), radius)
+
+    def _all_free(self, places: Array, radius: float) -> bool:
+        """Whether none of the discs of one radius around places [N, 2] touches anything."""
+        if (np.hypot(*places.T) < radius + self.spared).any():
             return False
-        return all((x - a) ** 2 + (y - b) ** 2 > (radius + r) ** 2 for a, b, r in self.taken)
+        if not self.taken:
+            return True
+        x, y, radii = np.array(self.taken).T
+        apart = (places[:, :1] - x) ** 2 + (places[:, 1:] - y) ** 2
+        return bool((apart > (radius + radii) ** 2).all())
 
     def take(self, x: float, y: float, heading: float, length: float, width: float) -> bool:
         """Reserve a rectangle as a chain of discs, where it is free."""
         radius = width / 2 + 0.15
         steps = max(1, int(np.ceil(length / width)))
         offsets = (np.arange(steps) + 0.5) / steps * length - length / 2
-        discs = [(x + o * np.cos(heading), y + o * np.sin(heading)) for o in offsets]
-        if not all(self.free(a, b, radius) for a, b in discs):
+        places = np.column_stack([x + offsets * np.cos(heading), y + offsets * np.sin(heading)])
+        if not self._all_free(places, radius):
             return False
-        self.taken += [(a, b, radius) for a, b in discs]
+        self.taken += [(a, b, radius) for a, b in places.tolist()]
         return True
 
     def place(self, mesh: Mesh, along: float, across: float, turn: float = 0.0, radius: float = 0.0) -> None:

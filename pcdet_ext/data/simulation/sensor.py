@@ -125,20 +125,21 @@ class SpinningLidar:
         """
         begun = world.seconds
         beams = self.fire(rng, pose)
-        found, reach = world.cast(beams, places, self.max_range)
-        met = found.distance < self.max_range
-        rays, found = beams.directions.reshape(-1, 3)[met], found[met]
-        if pose is not None:
-            rays = rays @ pose[:3, :3].astype(np.float32)
+        found, reach = world.cast(beams, world.windows(beams, places, self.max_range), self.max_range)
+        met = np.flatnonzero(found.distance < self.max_range)
+        found = found[met]
         hits = np.bincount(found.owner[found.owner >= 0], minlength=len(places))
         if paint is None:
             paint = rng.normal(0, 1, found.owner.max(initial=-1) + 2)
         intensity = intensities(found, paint, rng)
-        kept = returned(intensity, found, self.dropout, rng)
-        distance = found.distance + rng.normal(0, self.range_noise, len(found.distance))
-        points = np.empty((int(kept.sum()), 4), np.float32)
-        points[:, :3], points[:, 3] = rays[kept] * distance[kept, None], intensity[kept]
-        row = (np.flatnonzero(met)[kept] // self.azimuths).astype(np.int32)
+        kept = np.flatnonzero(returned(intensity, found, self.dropout, rng))
+        distance = found.distance + rng.normal(0, self.range_noise, len(met))
+        rays = np.take(beams.directions.reshape(-1, 3), met[kept], axis=0)
+        if pose is not None:
+            rays = rays @ pose[:3, :3].astype(np.float32)
+        points = np.empty((len(kept), 4), np.float32)
+        points[:, :3], points[:, 3] = rays * distance[kept, None], intensity[kept]
+        row = (met[kept] // self.azimuths).astype(np.int32)
         return Scan(points, found.owner[kept], row, hits, reach, world.seconds - begun)
 
 

@@ -347,7 +347,8 @@ class _Frame:
     def _images(self, laser: Laser, pixels: Array | None) -> tuple[Array, Array]:
         """Range images of both returns, float32 [H, W, 4]: range, intensity, elongation, no-label zone; -1: none."""
         beams = self._beams(laser, pixels)
-        found, reach = self.scene.world.cast(beams, self.places, laser.max_range)
+        windows = self.scene.world.windows(beams, self.places, laser.max_range)
+        found, reach = self.scene.world.cast(beams, windows, laser.max_range)
         met = np.flatnonzero(found.distance < laser.max_range)
         hits = found[met]
         self.hits += np.bincount(hits.owner[hits.owner >= 0], minlength=len(self.places))
@@ -357,7 +358,7 @@ class _Frame:
         back = first[row, np.flatnonzero(laser.seen)[column], 0] > 0
         passing = back & (self.rng.random(len(met)) < _passing(hits))
         behind, skipped = met[passing], hits.distance[passing] + 0.2
-        further = self.scene.world.cast_on(beams, behind, skipped, self.places, laser.max_range)
+        further = self.scene.world.cast_on(beams, behind, skipped, windows)
         near = further.distance < laser.max_range
         return first, self._returns(laser, beams, behind[near], further[near], share=0.6)
 
