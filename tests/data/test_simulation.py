@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pcdet_ext.cli.command import main
 from pcdet_ext.data import kitti
 from pcdet_ext.data.simulation import Actor, Scene, SpinningLidar, shapes, simulate_frame, simulate_kitti
 from pcdet_ext.data.simulation.kitti import calibration, labels_of
@@ -185,3 +187,22 @@ def test_the_tool_names_what_is_wrong(root: Path, tmp_path: Path, arguments: lis
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert files(tmp_path) == {"holiday.jpg": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "frames"),
+    [
+        ("kitti --frames 2", 2),
+        ("nuscenes --scenes 1 --frames 2", 11),
+        ("waymo --scenes 1 --frames 2 --side-beams 4", 2),
+    ],
+)
+def test_the_command_says_how_fast_it_was(
+    layout: str, frames: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"simulate --format {layout} --beams 8 --azimuths 60 --workers 1 --out {tmp_path / 'out'}"
+    assert main(options.split()) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.match(
+        rf"{frames} frames in .* frames/s with 1 processes; ray-casting took \d+ ms of processor time", last
+    )

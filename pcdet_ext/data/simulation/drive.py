@@ -21,9 +21,7 @@ WARM_UP = 4.0  # seconds of traffic before the drive begins
 SUSPENSION = 0.5  # share of the ground's tilt that the vehicle takes on
 ROOM = 0.03  # metres between an object and its box at each side and above
 CROSSING_HALF = 4.0  # half the width of a street that crosses, metres
-MARGIN = (
-    TIME_STEP  # seconds that can be asked for before the first and after the last frame: a turn of the sensor lasts
-)
+MARGIN = TIME_STEP  # seconds known before the first and after the last frame, as a turn of a sensor lasts
 KINDS = {"Car": 0.58, "Van": 0.07, "Truck": 0.13, "Bus": 0.08, "Motorcycle": 0.14}
 
 
@@ -32,7 +30,7 @@ class Track:
     """An object that is labelled, all the time. mesh: in its own frame, the origin in the middle of its underside.
 
     places: float64 [T, 4], x, y, z of that point and the heading, continuous; [1, 4] for what never moves; NaN when it
-    is not there. number: of its mesh in the drive. parked: a vehicle that nobody drives.
+    is not there. parked: it rests; a vehicle that nobody drives.
     """
 
     name: str
@@ -62,8 +60,8 @@ class Drive:
     def ego_pose(self, time: float) -> Array:
         """From the ego vehicle's frame (on the ground, x forward) to the street's: float64 [4, 4]."""
         x, y, z, heading = _at(self.ego, time)
-        near, far = self.ground.height(np.array([x - 1, x + 1, x, x]), np.array([y, y, y - 1, y + 1])).reshape(2, 2)
-        slope = np.array([near[1] - near[0], far[1] - far[0]]) / 2 * SUSPENSION
+        west, east, south, north = self.ground.height(x + np.array([-1, 1, 0, 0]), y + np.array([0, 0, -1, 1]))
+        slope = np.array([east - west, north - south]) / 2 * SUSPENSION
         cos, sin = np.cos(heading), np.sin(heading)
         forward = np.array([cos, sin, slope @ [cos, sin]])
         forward /= np.linalg.norm(forward)
