@@ -1,5 +1,6 @@
 # `make demo` and `make test` do all the set-up on a fresh machine; the second time they are quick.
 #
+#   FORMAT  layout of the demo's data: kitti (the default), nuscenes or waymo
 #   TORCH   what pip installs as PyTorch, for example TORCH='torch==2.11.0 --index-url …' for a build with CUDA
 #   PYTHON  the interpreter that makes .venv
 
@@ -19,11 +20,18 @@ SEED_train := 0
 FRAMES_test := 50
 SEED_test := 1
 
-.PHONY: demo test install lint format clean system
+# Drives in the layouts of nuScenes and Waymo: a quarter of the scenes is held out.
+FORMAT ?= kitti
+DRIVES_nuscenes := --scenes 16 --frames 12
+DRIVES_waymo := --scenes 16 --frames 12
+
+.PHONY: demo demo-kitti demo-nuscenes demo-waymo test install lint format clean system
 
 # Simulated street scenes → training → test on scenes of another seed → pictures. Each step is a command that stands
 # by itself; make leaves out those whose result is there.
-demo: $(DEMO)/best.ckpt $(DEMO_DATA)/test/simulation.json
+demo: demo-$(FORMAT)
+
+demo-kitti: $(DEMO)/best.ckpt $(DEMO_DATA)/test/simulation.json
 	$(BIN)/python -m pcdet_ext prepare kitti --root $(DEMO_DATA)/test --splits all --database
 	$(BIN)/python -m pcdet_ext test $(DEMO)/best.ckpt data.root=$(DEMO_DATA)/test --split all --out $(DEMO)/results
 	$(BIN)/python -m pcdet_ext visualize $(DEMO)/best.ckpt $(DEMO_FRAME) --out $(DEMO)/scene.html
@@ -36,6 +44,20 @@ $(DEMO_DATA)/%/simulation.json: | $(VENV)/.run $(DEMO_NATIVE)
 $(DEMO)/best.ckpt: configs/kitti/demo.yaml $(DEMO_DATA)/train/simulation.json
 	$(BIN)/python -m pcdet_ext prepare kitti --root $(DEMO_DATA)/train
 	$(BIN)/python -m pcdet_ext train kitti/demo data.root=$(DEMO_DATA)/train --out $(DEMO) --resume
+
+demo-nuscenes demo-waymo: demo-%: runs/demo_%/best.ckpt
+	$(BIN)/python -m pcdet_ext test $< --out runs/demo_$*/results
+	$(BIN)/python -m pcdet_ext visualize $< --frame 0 --out runs/demo_$*/map.png
+	$(BIN)/python -m pcdet_ext visualize $< --frames 0:12 --out runs/demo_$*/tour.html
+	@echo "Look at runs/demo_$*/map.png, open runs/demo_$*/tour.html in a browser."
+
+.PRECIOUS: data/demo_%/simulation.json runs/demo_%/best.ckpt
+data/demo_%/simulation.json: | $(VENV)/.run $(DEMO_NATIVE)
+	$(BIN)/python -m pcdet_ext simulate --format $* $(DRIVES_$*) --val-fraction 0.25 --out $(@D)
+
+runs/demo_%/best.ckpt: configs/%/demo.yaml data/demo_%/simulation.json
+	$(BIN)/python -m pcdet_ext prepare $* --root data/demo_$* --workers 2
+	$(BIN)/python -m pcdet_ext train $*/demo data.root=data/demo_$* --out $(@D) --resume
 
 test: $(VENV)/.dev $(VENV)/.native
 	$(BIN)/python -m pytest
