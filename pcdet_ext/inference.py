@@ -187,7 +187,7 @@ class Detector:
             name, points = str(points), read_columns(points, self.point_features)
             self._note_one_scan(name)
         if isinstance(points, np.ma.MaskedArray):  # what is masked is not known
-            points = points.astype(np.float64).filled(np.nan)
+            points = np.ma.filled(points.astype(np.float64), np.nan)
         if not isinstance(points, (np.ndarray, Tensor)):
             raise TypeError(
                 f"points must be an array, a tensor, a path or a list of these, got {type(points).__name__}"
