@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pcdet_ext import checkpoint, config
 from pcdet_ext.cli.command import main
 from pcdet_ext.config import ConfigError, Node, construct
 from pcdet_ext.data import kitti
+from pcdet_ext.data.index import index_path, read_index, write_index
 from pcdet_ext.data.kitti import prepare_kitti
 from pcdet_ext.engine.trainer import TrainConfig
 from pcdet_ext.engine.training import training_datasets
@@ -130,11 +132,8 @@ def test_a_split_without_labels_is_refused_before_the_training(
     data: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     prepare_kitti(data, splits=["train"], progress=False)
-    index = data / "pcdet_ext" / "index_train.json"
-    content = json.loads(index.read_text())
-    for frame in content["frames"]:
-        frame["boxes"] = None
-    (data / "pcdet_ext" / "index_bare.json").write_text(json.dumps(content))
+    infos = read_index(index_path(data / "pcdet_ext", "train"))
+    write_index(index_path(data / "pcdet_ext", "bare"), [replace(info, boxes=None, names=()) for info in infos])
     assert main(["train", *arguments, "test.split=bare"]) == 2
     assert "test.split: 'bare' has no labels to evaluate on" in capsys.readouterr().err
     assert not (tmp_path / "run" / "last.ckpt").exists()
