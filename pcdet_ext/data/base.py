@@ -20,8 +20,8 @@ import torch.utils.data
 from pcdet_ext.config import ConfigError, Registry, suggest
 from pcdet_ext.data.augment import points as _points  # noqa: F401  (registers its steps)
 from pcdet_ext.data.augment.steps import AUGMENTATIONS, keep_classes, wrap_headings
-from pcdet_ext.data.geometry import boxes_in_range, points_in_range
 from pcdet_ext.data.balance import balanced_frames
+from pcdet_ext.data.geometry import boxes_in_range, points_in_range
 from pcdet_ext.data.index import FOLDER, FrameInfo, FrameTable, index_path, read_index
 from pcdet_ext.data.objects import database_path
 from pcdet_ext.evaluation.base import Evaluator

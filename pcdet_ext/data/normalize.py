@@ -13,9 +13,10 @@ def normalize_cloud(
 ) -> Tensor:
     """Points [P, 3] moved and scaled (HOTFormerLoc, Griffiths et al., CVPR 2025).
 
-    By default the middle of the bounding box moves to the origin and its longest side gets the length 2; unit_sphere: the
-    mean moves there and the farthest point gets the distance 1; scale_factor: metres that become 1 instead.
-    centre: False leaves the origin where it is. Raises ValueError for a cloud without points or a scale that is not positive.
+    By default the middle of the bounding box moves to the origin and its longest side gets the length 2; unit_sphere:
+    the mean moves there and the farthest point gets the distance 1; scale_factor: metres that become 1 instead.
+    centre: False leaves the origin where it is.
+    Raises ValueError for a cloud without points or a scale that is not positive.
     """
     if points.ndim != 2 or points.shape[1] != 3 or not len(points):
         raise ValueError(f"points must be [P, 3] with at least one point, got {list(points.shape)}")

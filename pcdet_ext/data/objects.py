@@ -28,8 +28,8 @@ from pcdet_ext.structures import Array, Targets
 class Objects:
     """All objects of one class.
 
-    boxes: float32 [M, 7 or 9]; difficulty: int64 [M]; offsets: int64 [M + 1]; points: float32 [P, F], relative to the box
-    centre but not turned: object m has points[offsets[m] : offsets[m + 1]]; frame_ids: frame of each object;
+    boxes: float32 [M, 7 or 9]; difficulty: int64 [M]; offsets: int64 [M + 1]; points: float32 [P, F], relative to the
+    box centre but not rotated: object m has points[offsets[m] : offsets[m + 1]]; frame_ids: frame of each object;
     point_features: names of the columns of the points.
     """
 

@@ -276,7 +276,7 @@ def _run(
 
 
 class _Process:
-    """What a process of the pool was begun with; the tables of a source go to each process once, not with each frame."""
+    """What a process of the pool was begun with: the tables of a source go to each process once, not per frame."""
 
     read: Callable[[Any], _Result]
 
@@ -289,9 +289,7 @@ def _read_begun(frame: Any) -> _Result:
     return _Process.read(frame)
 
 
-def _in_order(
-    pool: Executor, read: Callable[[Any], _Result], frames: Sequence[Any], ahead: int
-) -> Iterator[_Result]:
+def _in_order(pool: Executor, read: Callable[[Any], _Result], frames: Sequence[Any], ahead: int) -> Iterator[_Result]:
     """Results of `read` in the order of the frames, of which no more than `ahead` are begun before they are asked for.
 
     `Executor.map` begins all of them: results, with the points of their objects, would pile up where writing is slower.

@@ -1,4 +1,4 @@
-"""What all formats share, tried with a made-up format: velocities, tracks, sequences, and more columns than KITTI has."""
+"""What all formats share, tried with a made-up format: velocities, tracks, sequences, further columns."""
 
 from __future__ import annotations
 
@@ -135,7 +135,9 @@ def test_samples_have_the_wanted_columns_and_all_that_is_known(root: Path) -> No
     assert batch.targets[1].boxes.shape == (0, 9)
     assert batch.targets[0].track_ids.tolist() == [100, 101, 102, 103]
     assert batch.targets[0].labels.tolist() == [1, 0, 1, 0]
-    with pytest.raises(ValueError, match="point_features must be among the columns.*'rings' is not; did you mean 'ring'"):
+    with pytest.raises(
+        ValueError, match=r"point_features must be among the columns.*'rings' is not; did you mean 'ring'"
+    ):
         drive(root, point_features=["x", "y", "z", "rings"])
 
 

@@ -1,4 +1,4 @@
-"""Settings that every format has: thinning, class balance, velocities, squashed columns, and what objects are cut from."""
+"""Settings of every format: thinning, class balance, velocities, squashed columns, what objects are cut from."""
 
 from __future__ import annotations
 

@@ -209,15 +209,15 @@ def test_classes_are_held_against_the_data(prepared: Path, caplog: pytest.LogCap
 
 
 def test_a_missing_index_says_how_to_make_it(kitti_root: Path) -> None:
-    with pytest.raises(DataError, match=r"/nowhere/kitti: no such folder, so there is no pcdet_ext/index_train\.parquet"):
+    with pytest.raises(
+        DataError, match=r"/nowhere/kitti: no such folder, so there is no pcdet_ext/index_train\.parquet"
+    ):
         read_index(Path("/nowhere/kitti/pcdet_ext/index_train.parquet"))
     with pytest.raises(DataError, match=r"index_train\.parquet: no such file; make it with `pcdet prepare`"):
         make(kitti_root)
 
 
-def test_an_index_of_another_folder_is_told(
-    kitti_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_index_of_another_folder_is_told(kitti_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prepare_kitti(kitti_root, progress=False)
     prepare_kitti(kitti_root, out=tmp_path / "apart", progress=False)
     moved = tmp_path / "moved"

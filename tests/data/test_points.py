@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdet_ext.files import DataError
 from pcdet_ext.data.points import read_columns, read_point_file, read_points
+from pcdet_ext.files import DataError
 
 PLY = "ply\nformat {order} 1.0\ncomment made by hand\nelement vertex 2\n"
 PCD = (

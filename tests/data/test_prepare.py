@@ -120,7 +120,8 @@ def an_index(path: Path, **changes: object) -> Path:
 
 def test_an_index_gives_its_frames_by_position_and_by_id(tmp_path: Path) -> None:
     table = read_index(an_index(tmp_path / "index_train.parquet"))
-    assert len(table) == 300 and table.labelled
+    assert len(table) == 300
+    assert table.labelled
     assert table.class_counts() == {"Car": 300, "Bus": 180, "Bike": 120}
     for copy in (table, pickle.loads(pickle.dumps(table))):
         for number in (0, 299, 127, 128, -1):
@@ -303,7 +304,9 @@ class Source:
 
     def read(self, frame: str) -> RawFrame:
         targets = Targets.of_names(np.array([self.boxes[frame]], np.float32), ("Car",))
-        return RawFrame(Sample(np.ones((4, 4), np.float32), ("x", "y", "z", "intensity"), frame_id=frame, targets=targets))
+        return RawFrame(
+            Sample(np.ones((4, 4), np.float32), ("x", "y", "z", "intensity"), frame_id=frame, targets=targets)
+        )
 
 
 @pytest.mark.parametrize(("place", "wrong"), [(0, np.nan), (6, np.inf), (3, 0.0), (5, -1.0)])

@@ -171,7 +171,13 @@ def test_interval_thins_the_split_but_not_what_came_before(prepared: Path) -> No
 
 
 def test_interval_thins_what_is_trained_on_alone(prepared: Path) -> None:
-    node = {"name": "WaymoDataset", "root": str(prepared), "classes": CLASSES, "point_cloud_range": RANGE, "interval": 2}
+    node = {
+        "name": "WaymoDataset",
+        "root": str(prepared),
+        "classes": CLASSES,
+        "point_cloud_range": RANGE,
+        "interval": 2,
+    }
     assert [len(build_dataset(node, "train", training=training)) for training in (True, False)] == [2, 3]
 
 

@@ -12,7 +12,7 @@ AGE_DECIMALS = 2  # to which the age of a point says which sweep it is of
 
 
 def of_newest_sweeps(ages: Array, count: int) -> Array:
-    """bool [N]: which points, given their age in seconds, are of the `count` newest sweeps; all where there are fewer."""
+    """bool [N]: which points, by their age in seconds, are of the `count` newest sweeps; all where there are fewer."""
     ages = np.round(ages, AGE_DECIMALS)
     times = np.unique(ages)
     return ages <= times[min(count, len(times)) - 1] if len(times) else np.zeros(0, bool)

@@ -49,7 +49,9 @@ def evaluate_folders(
     found = CustomResults(results, classes)
     for name in found:
         if name not in labels:
-            raise DataError(f"{results}: results for frame {name!r}, which {folder} has no labels of{suggest(name, labels)}")
+            raise DataError(
+                f"{results}: results for frame {name!r}, which {folder} has no labels of{suggest(name, labels)}"
+            )
     truth = [read_labels(labels[name], settings).targets() for name in found]
     classes = tuple(classes) or occurring(truth)
     if not classes:

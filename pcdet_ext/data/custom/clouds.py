@@ -98,7 +98,7 @@ def _usual(content: PointFile) -> tuple[str, ...]:
     width = content.points.shape[1]
     if width not in NAMED_WIDTHS:
         raise DataError(
-            f"{content.path}: has {width} columns without names; say in {SETTINGS} what they are, for instance {EXAMPLE}"
+            f"{content.path}: has {width} columns without names; say in {SETTINGS} what they are, as in {EXAMPLE}"
         )
     return HEADLESS[:width]
 

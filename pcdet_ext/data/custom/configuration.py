@@ -139,8 +139,7 @@ def write_configuration(
     if path.exists() and not _as_written(path.read_text(encoding="utf-8")):
         return f"{path}: was edited and stays as it is; delete or rename it to have a new one written"
     head = (
-        "# Written by `pcdet prepare custom`, which writes it anew while nobody edits it.\n"
-        f"{_CHECK}{_checksum(body)}\n"
+        f"# Written by `pcdet prepare custom`, which writes it anew while nobody edits it.\n{_CHECK}{_checksum(body)}\n"
     )
     with atomic_write(path) as temporary:
         temporary.write_text(head + body, encoding="utf-8")

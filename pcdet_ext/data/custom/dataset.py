@@ -44,8 +44,8 @@ class CustomDataset(FrameDataset):
             )
         if not 0 <= self.sweeps <= prepared:
             raise ConfigError(
-                f"data.sweeps: {self.sweeps} earlier frames are asked for, but the folder was prepared with {prepared}; "
-                "change `sweeps` in dataset.yaml and prepare it again"
+                f"data.sweeps: {self.sweeps} earlier frames are asked for, but the folder was prepared with "
+                f"{prepared}; change `sweeps` in dataset.yaml and prepare it again"
             )
 
     def available_features(self) -> tuple[str, ...]:

@@ -63,7 +63,9 @@ class Settings:
         if names is not None and (tuple(names[:3]) != XYZ or len(set(names)) < len(names)):
             raise ValueError(f"point_features must be x, y, z and then different other columns, got {list(names)}")
         if names is not None and "timestamp" in names and self.sweeps:
-            raise ValueError("point_features: with sweeps, 'timestamp' is the age of the sweep; call the column otherwise")
+            raise ValueError(
+                "point_features: with sweeps, 'timestamp' is the age of the sweep; call the column otherwise"
+            )
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must be different names, got {list(self.classes)}")
         if not self.intensity_scale > 0:
@@ -214,5 +216,3 @@ def check_known_class(name: str, classes: Sequence[str], where: str) -> None:
     """Raises DataError, beginning with `where`, for a class that is not among those stated; none stated: any."""
     if classes and name not in classes:
         raise DataError(f"{where}: unknown class {name!r}{suggest(name, classes)} (classes in {SETTINGS})")
-
-

@@ -9,7 +9,15 @@ import numpy as np
 
 from pcdet_ext.data.custom.clouds import find_columns
 from pcdet_ext.data.custom.labels import read_labels
-from pcdet_ext.data.custom.layout import LABEL_SUFFIXES, LABELS, POINTS, SETTINGS, find_files, frame_id_of, read_settings
+from pcdet_ext.data.custom.layout import (
+    LABEL_SUFFIXES,
+    LABELS,
+    POINTS,
+    SETTINGS,
+    find_files,
+    frame_id_of,
+    read_settings,
+)
 from pcdet_ext.data.points import XYZ, read_cloud
 from pcdet_ext.structures import Detections, Sample
 

@@ -1,10 +1,10 @@
 """Poses and timestamps of the frames of a folder, and earlier frames joined to one (sweeps).
 
-    poses.txt        <frame> and 12 or 16 numbers per line: the 3 × 4 or 4 × 4 matrix sensor to world, row by row; or
-                     without the frame, one line for each in natural order, as the KITTI odometry files have it
-    poses.json       {"<frame>": [[…], …]}
-    timestamps.txt   <frame> and seconds per line, or seconds alone, one line for each frame
-    timestamps.json  {"<frame>": seconds}
+poses.txt        <frame> and 12 or 16 numbers per line: the 3 × 4 or 4 × 4 matrix sensor to world, row by row; or
+                 without the frame, one line for each in natural order, as the KITTI odometry files have it
+poses.json       {"<frame>": [[…], …]}
+timestamps.txt   <frame> and seconds per line, or seconds alone, one line for each frame
+timestamps.json  {"<frame>": seconds}
 """
 
 from __future__ import annotations
@@ -110,9 +110,7 @@ def _from_text(path: Path, frame_ids: Sequence[str], widths: Sequence[int]) -> d
     if lines and all(len(fields) in widths for _, fields in lines):
         if len(lines) != len(frame_ids):
             raise DataError(f"{path}: has {len(lines)} lines for {len(frame_ids)} frames; name the frame in each line")
-        return {
-            name: floats(fields, f"{path}:{i}") for name, (i, fields) in zip(frame_ids, lines, strict=True)
-        }
+        return {name: floats(fields, f"{path}:{i}") for name, (i, fields) in zip(frame_ids, lines, strict=True)}
     found: dict[str, list[float]] = {}
     for i, fields in lines:
         if len(fields) - 1 not in widths:

@@ -83,9 +83,7 @@ def statistics(frames: Mapping[str, Iterable[FrameInfo]]) -> Statistics:
     return Statistics(sorted(found, key=lambda c: (-len(c.boxes), c.name)), extent, labelled, bare)
 
 
-def conclude(
-    root: Path, out: Path, splits: Sequence[str], settings: Settings, columns: Columns, folder: Folder
-) -> str:
+def conclude(root: Path, out: Path, splits: Sequence[str], settings: Settings, columns: Columns, folder: Folder) -> str:
     """The report on a folder whose splits are prepared in `out`, where a configuration is written, too."""
     tables = {split: read_index(index_path(out, split)) for split in splits}
     found = statistics(tables)
@@ -93,7 +91,9 @@ def conclude(
     labelled = [split for split, table in tables.items() if table.labelled]
     warnings = [f"suspicious: {text}" for text in suspicions(found, settings, columns, labelled)]
     if not found.classes:
-        return "\n".join([*lines, *warnings, "no box is labelled: there is nothing to train, and no configuration written"])
+        return "\n".join(
+            [*lines, *warnings, "no box is labelled: there is nothing to train, and no configuration written"]
+        )
     suggestion = suggest_settings(found.classes, settings.classes)
     written = write_configuration(root, out, splits, settings, columns, suggestion)
     return "\n".join([*lines, *warnings, *_suggested(suggestion), written])
@@ -158,8 +158,8 @@ def suspicions(found: Statistics, settings: Settings, columns: Columns, splits: 
     if found.extent is not None:
         if np.abs(found.extent[:, :3]).max() > FAR:
             texts.append(
-                f"coordinates go to {np.abs(found.extent[:, :3]).max():.0f}: are they of a map? Detectors need them in the "
-                "sensor's frame, and float32 does not hold centimetres there"
+                f"coordinates go to {np.abs(found.extent[:, :3]).max():.0f}: are they of a map? Detectors need them in "
+                "the sensor's frame, and float32 does not hold centimetres there"
             )
         if INTENSITY in columns.features:
             highest = float(found.extent[1, columns.features.index(INTENSITY)])
@@ -180,12 +180,14 @@ def _class_suspicions(c: ClassStatistics) -> list[str]:
     empty = float((c.num_points == 0).mean())
     if empty > EMPTY_SHARE:
         texts.append(
-            f"{empty:.0%} of the boxes of {c.name} hold no point: are boxes and clouds in one frame, z at the box centre, "
-            "dx along the heading?"
+            f"{empty:.0%} of the boxes of {c.name} hold no point: are boxes and clouds in one frame, z at the box "
+            "centre, dx along the heading?"
         )
     across = float((c.boxes[:, 4] > 1.25 * c.boxes[:, 3]).mean())
     if across > EMPTY_SHARE:
-        texts.append(f"{across:.0%} of the boxes of {c.name} are wider (dy) than long (dx): dx must be along the heading")
+        texts.append(
+            f"{across:.0%} of the boxes of {c.name} are wider (dy) than long (dx): dx must be along the heading"
+        )
     smallest, largest = c.boxes[:, 3:6].min(axis=0), c.boxes[:, 3:6].max(axis=0)
     median = np.median(c.boxes[:, 3:6], axis=0)
     if (largest > 10 * median).any() or (smallest * 10 < median).any():
@@ -211,6 +213,6 @@ def _suggested(suggestion: Suggestion) -> list[str]:
     narrow = [a.name for a in suggestion.anchors if min(a.size[:2]) < 2 * suggestion.voxel_size[0]]
     if narrow:
         lines.append(
-            f"narrower than two pillars: {', '.join(narrow)}; a smaller range or model.voxel_size would show them better"
+            f"narrower than two pillars: {', '.join(narrow)}; a smaller range or model.voxel_size shows them better"
         )
     return lines

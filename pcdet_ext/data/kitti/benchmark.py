@@ -11,7 +11,7 @@ from pcdet_ext.data.kitti.labels import read_labels
 from pcdet_ext.evaluation.base import BENCHMARKS
 from pcdet_ext.evaluation.kitti import CLASSES, DEFAULT_OVERLAP, KittiResult, evaluate, is_measured
 from pcdet_ext.evaluation.kitti_labels import Labels
-from pcdet_ext.files import DataError, MissingFileError
+from pcdet_ext.files import MissingFileError
 
 _log = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ _MATRICES = {
 }
 _ODOMETRY = "Tr"  # LiDAR to the rectified camera at once, in files that have no R0_rect
 _IMAGE_SIZE = "S_rect_02"  # width and height, as in KITTI's raw data
-# The cameras that recorded KITTI, from the raw data's calibrations of five days: focal length and principal point of P2,
-# and (height, width) of the rectified images.
+# The cameras that recorded KITTI, from the raw data's calibrations of five days: focal length and principal point of
+# P2, and (height, width) of the rectified images.
 _KITTI_CAMERAS = (
     ((721.5377, 609.5593, 172.8540), (375, 1242)),
     ((707.0493, 604.0814, 180.5066), (370, 1224)),

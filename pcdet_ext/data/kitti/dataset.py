@@ -112,5 +112,5 @@ class KittiDataset(FrameDataset):
                 folder = frame.points.parent.parent / "image_2"
                 raise DataError(
                     f"{frame.points}: the size of its image is not known, because {folder} holds none that can be read "
-                    f"and {frame.calibration} has no line S_rect_02; state it as data.image_size: [height, width] ({hint})"
+                    f"and {frame.calibration} has no line S_rect_02; state data.image_size: [height, width] ({hint})"
                 )

@@ -14,8 +14,8 @@ import numpy as np
 
 from pcdet_ext.config import suggest
 from pcdet_ext.data.kitti.calibration import Calibration
-from pcdet_ext.data.text import read_lines
 from pcdet_ext.data.points import read_bin
+from pcdet_ext.data.text import read_lines
 from pcdet_ext.evaluation.kitti_labels import Labels, write_labels
 from pcdet_ext.files import DataError, MissingFileError, atomic_write
 from pcdet_ext.structures import Array

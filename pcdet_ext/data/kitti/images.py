@@ -1,4 +1,4 @@
-"""The size of an image from its header, without decoding it. The kind follows from the content, not by the file's name."""
+"""The size of an image from its header, without decoding it. Its content tells the kind, not the file's name."""
 
 from __future__ import annotations
 

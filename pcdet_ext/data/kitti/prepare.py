@@ -16,7 +16,6 @@ from pcdet_ext.data.prepare import FRAME_SOURCES, RawFrame, Summary, prepare
 from pcdet_ext.evaluation.kitti_labels import Labels, reasons_not_to_count
 from pcdet_ext.structures import Sample
 
-
 OTHER_SIZE = "image size: P2 is not for images of this size, its principal point lies outside; see data.image_size"
 MAX_TILT = np.deg2rad(10)  # of a camera about which nothing is to be said
 

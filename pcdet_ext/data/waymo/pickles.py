@@ -83,7 +83,7 @@ def _dtype(kind: Any) -> np.dtype[Any]:
 
 
 def _check_text(dtype: np.dtype[Any], content: Any) -> None:
-    """Raise UnpicklingError where an array of text holds numbers of no character, which NumPy makes a SystemError of."""
+    """Raise UnpicklingError where an array of text holds numbers of no character, a SystemError in NumPy."""
     if dtype.kind == "U" and (np.frombuffer(content, f"{dtype.byteorder}u4") > sys.maxunicode).any():
         raise pickle.UnpicklingError("it has text of no characters")
 

@@ -52,7 +52,9 @@ def test_clouds_of_every_kind_give_the_same_samples(tmp_path: Path, kind: str) -
     assert sorted(found) == [f"{i:03d}" for i in range(8)]
     for i, (_, sample) in enumerate(sorted(found.items())):
         points, boxes = make_scene(np.random.default_rng(i))
-        np.testing.assert_allclose(sample.points[:, :3], points[:, :3], atol=1e-6 if kind not in (".las", ".laz") else 2e-6)
+        np.testing.assert_allclose(
+            sample.points[:, :3], points[:, :3], atol=1e-6 if kind not in (".las", ".laz") else 2e-6
+        )
         np.testing.assert_allclose(sample.points[:, 3], points[:, 3] / 255, rtol=1e-6)
         assert sample.targets is not None
         np.testing.assert_array_equal(sample.targets.boxes, boxes)
@@ -84,13 +86,17 @@ def test_columns_of_bin_files_are_found_by_size_or_asked_for(tmp_path: Path) -> 
     assert find_columns(four, Settings()).headless == ("x", "y", "z", "intensity")
     three = sized(tmp_path / "three", [101, 103, 107], 3)
     assert find_columns(three, Settings()).features == ("x", "y", "z")
-    with pytest.raises(DataError, match=r"which columns .* may be 3 or 4 or 6 or 8; name them in dataset\.yaml, for instance"):
+    with pytest.raises(
+        DataError, match=r"which columns .* may be 3 or 4 or 6 or 8; name them in dataset\.yaml, for instance"
+    ):
         find_columns(sized(tmp_path / "twelve", [12, 36], 4), Settings())
     with pytest.raises(DataError, match=r"which columns .* may be 5; name them in dataset\.yaml"):
         find_columns(sized(tmp_path / "five", [101, 103, 107], 5), Settings())
     with pytest.raises(DataError, match="no number of columns from 3 to 8 fits"):
         find_columns(sized(tmp_path / "cut", [101, 103], 1), Settings())
-    five = find_columns(sized(tmp_path / "stated", [7], 5), Settings(point_features=["x", "y", "z", "intensity", "ring"]))
+    five = find_columns(
+        sized(tmp_path / "stated", [7], 5), Settings(point_features=["x", "y", "z", "intensity", "ring"])
+    )
     assert five.read(tmp_path / "stated" / "0.bin").shape == (7, 5)
 
 
@@ -209,7 +215,8 @@ def test_whole_sequences_are_held_back(tmp_path: Path) -> None:
     names = [f"drive_{d}/{i}" for d in range(7) for i in range(3)]
     folder = find_files(empty_files(tmp_path, names))
     sides = {split: {n.split("/")[0] for n in frames_of_split(folder, split, 0.2)} for split in ("train", "val")}
-    assert sides["train"] and sides["val"]
+    assert sides["train"]
+    assert sides["val"]
     assert not sides["train"] & sides["val"]
 
 
@@ -253,7 +260,7 @@ def turned(angle: float, x: float) -> np.ndarray:
 
 
 def sweep_folder(root: Path, file: str, timestamps: bool) -> dict[str, np.ndarray]:
-    """Frames 8 to 11 of a sensor that moves and turns, in which one point of the world is seen, as it seems from there."""
+    """Frames 8 to 11 of a sensor that moves and turns, in which one point of the world is seen from there."""
     poses = {str(i): turned(0.3 * i, 2.0 * i) for i in range(8, 12)}
     world = np.array([20.0, 3.0, 1.0, 1.0])
     for i, (name, pose) in enumerate(poses.items()):
@@ -299,7 +306,7 @@ def test_earlier_frames_are_joined(tmp_path: Path, file: str, timestamps: bool) 
     objects = read_objects(tmp_path / "pcdet_ext" / "database_all")["Person"]
     assert sum(len(objects.points_of(i)) for i in range(len(objects))) == sum(map(len, ages.values()))
     assert frames.frames[2].num_points == 1
-    with pytest.raises(ConfigError, match="3 earlier frames .* prepared with 2"):
+    with pytest.raises(ConfigError, match=r"3 earlier frames .* prepared with 2"):
         CustomDataset(root=tmp_path, classes=("Person",), point_cloud_range=RANGE, split="all", sweeps=3)
 
 
@@ -339,7 +346,15 @@ def test_a_frame_without_a_pose(tmp_path: Path) -> None:
 
 
 def test_natural_order() -> None:
-    assert sorted(["a10", "a9", "a", "b1", "10", "9", "a9b2"], key=natural) == ["9", "10", "a", "a9", "a9b2", "a10", "b1"]
+    assert sorted(["a10", "a9", "a", "b1", "10", "9", "a9b2"], key=natural) == [
+        "9",
+        "10",
+        "a",
+        "a9",
+        "a9b2",
+        "a10",
+        "b1",
+    ]
     assert sorted(["²", "2", "٣"], key=natural) == ["2", "٣", "²"]  # digits of other scripts, and what is none
 
 

@@ -126,7 +126,10 @@ def test_results_need_a_class_and_a_score(tmp_path: Path) -> None:
         ('[{"class": "Car", "box": [1, 2, 3, 4, 5, 6, NaN]}]', "object 0: box: numbers must be finite"),
         ('[{"class": "Car", "box": [1, 2, 3, 4, 5, 6, 45]}]', "object 0: heading 45"),
         ('[{"class": "Car", "box": [1, 2, 3, 4, 5, 6, true]}]', "object 0: box: must be 7 numbers"),
-        ('[{"class": "Car", "box": [1, 2, 3, 4, 5, 6, 0], "track": 3}]', "no such key 'track'; did you mean 'track_id'"),
+        (
+            '[{"class": "Car", "box": [1, 2, 3, 4, 5, 6, 0], "track": 3}]',
+            "no such key 'track'; did you mean 'track_id'",
+        ),
         ('[{"class": "Car", "box": [1, 2, 3, 4, 5, 6, 0], "track_id": 1.5}]', "track_id must be a whole number"),
         ('[{"class": "Car", "box": [1, 2, 3, 4, 5, 6, 0], "velocity": 3}]', "velocity: must be 2 numbers"),
         ('[{"box": [1, 2, 3, 4, 5, 6, 0]}]', 'must be a mapping with "class"'),
