@@ -348,7 +348,8 @@ def construct(factory: Callable[..., T], node: Mapping[str, Any], **context: Any
 
     `context` holds what the caller knows (channels, grid, …): passed where the signature takes it and the node does
     not say otherwise.
-    Raises ConfigError for unknown, missing or ill-typed keys, and for a ValueError or TypeError of the factory.
+    Raises ConfigError for unknown, missing or ill-typed keys, and for a ValueError or TypeError of the factory, or a
+    RuntimeError, with which torch refuses sizes that no tensor can have.
     """
     node = node if isinstance(node, Node) else Node(node)
     parameters = inspect.signature(factory).parameters
@@ -372,6 +373,11 @@ def construct(factory: Callable[..., T], node: Mapping[str, Any], **context: Any
         raise
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{node.where()}: {title}: {error}") from error
+    except RuntimeError as error:
+        keys = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        raise ConfigError(
+            f"{node.where()}: {title} cannot be built with {keys or 'its defaults'}: {_one_line(error)}"
+        ) from error
 
 
 def _required(parameter: inspect.Parameter) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,3 +34,36 @@ def test_data_sets_that_cannot_be_read_yet_say_so(path: Path) -> None:
     if data["name"] in NOT_READ_YET:
         with pytest.raises(ConfigError, match=rf"{path.name}:\d+.*cannot be read yet"):
             build_dataset(data, "train", training=True)
+
+
+WALKED = ("kitti/demo.yaml", "kitti/centerpoint_pillar.yaml", "kitti/flatformer.yaml")
+
+
+def numbers(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where the numbers of a section stand, of a list the first."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from numbers(item, (*path, key))
+    elif isinstance(value, list) and value:
+        yield from numbers(value[0], (*path, 0))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path
+
+
+@pytest.mark.parametrize("bad", [-1, 0, 10**12, "many"])
+@pytest.mark.parametrize("name", WALKED)
+def test_numbers_out_of_range_are_refused_by_key_when_a_model_is_built(name: str, bad: object) -> None:
+    """Whatever number of the model is replaced, it is built as told, or refused with the section and the key."""
+    wrong = []
+    for path in numbers(config.load(CONFIGS / name)["model"]):
+        place = ".".join(map(str, ("model", *path)))
+        settings = config.load(CONFIGS / name, [f"{place}={bad}"])
+        try:
+            with torch.device("meta"):
+                build_detector(settings)
+        except ConfigError as error:
+            if not any(isinstance(key, str) and key in str(error) for key in path):
+                wrong.append(f"{place}: {error}")
+        except Exception as error:
+            wrong.append(f"{place}: {type(error).__name__}: {error}")
+    assert not wrong, "\n".join(wrong)

@@ -52,13 +52,17 @@ class OneCycle:
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.div_factor <= 0:
-            raise ValueError("learning_rate and div_factor must be above 0")
+            raise ValueError(
+                f"learning_rate and div_factor must be above 0, got {self.learning_rate} and {self.div_factor}"
+            )
         if not 0 <= self.pct_start <= 1:
             raise ValueError(f"pct_start must be in [0, 1], got {self.pct_start}")
         if not all(0 <= beta < 1 for beta in (*self.momentum, self.beta2)):
             raise ValueError(f"momentum and beta2 must be in [0, 1), got {self.momentum} and {self.beta2}")
         if self.weight_decay < 0 or self.grad_norm_clip < 0:
-            raise ValueError("weight_decay and grad_norm_clip must not be negative")
+            raise ValueError(
+                f"weight_decay and grad_norm_clip must be at least 0, got {self.weight_decay} and {self.grad_norm_clip}"
+            )
 
     def at(self, step: int, total_steps: int) -> tuple[float, float]:
         """Learning rate and momentum of a step (from 0) of a training that takes `total_steps`."""

@@ -223,7 +223,17 @@ def test_velocity_head_needs_velocities():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("iou_weight", -1.0), ("norm_momentum", 2.0), ("gaussian_overlap", 0.0), ("center_range", [0.0])],
+    [
+        ("iou_weight", -1.0),
+        ("norm_momentum", 2.0),
+        ("gaussian_overlap", 0.0),
+        ("center_range", [0.0]),
+        *((name, -0.1) for name in ("class_cost", "box_cost", "iou_cost", "dropout")),
+        *((name, 0) for name in ("num_proposals", "ffn_channels", "hidden_channels", "num_heads", "heatmap_convs")),
+        *((name, 2) for name in ("peak_size", "dropout")),
+        *((name, -1) for name in ("min_radius", "window")),
+        ("num_heads", 3),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name):

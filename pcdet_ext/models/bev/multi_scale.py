@@ -103,6 +103,13 @@ def _check_lists(
             f"upsample_strides and num_upsample_filters must have {levels} entries each, or none, "
             f"got {len(upsample_strides)} and {len(num_upsample_filters)}"
         )
+    if min(layer_nums) < 0:
+        raise ValueError(f"layer_nums must be at least 0, got {list(layer_nums)}")
+    if min(num_filters) < 1 or min(num_upsample_filters, default=1) < 1:
+        raise ValueError(
+            "num_filters and num_upsample_filters must be at least 1, "
+            f"got {list(num_filters)} and {list(num_upsample_filters)}"
+        )
     if min([*layer_strides, *upsample_strides]) <= 0:
         raise ValueError("layer_strides and upsample_strides must be positive")
 

@@ -15,6 +15,9 @@ from pcdet_ext.ops import dynamic_voxelize, voxelize
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
 
+MOST = (1 << 31) - 1  # points of a voxel, and voxels: indices of 32 bits
+
+
 class HardVoxels:
     """Voxelisation with caps, frame by frame."""
 
@@ -34,9 +37,9 @@ class HardVoxels:
 
     def _set_caps(self, max_points: int, max_voxels: int | Sequence[int]) -> None:
         caps = (max_voxels, max_voxels) if isinstance(max_voxels, int) else tuple(max_voxels)
-        if max_points < 1 or len(caps) != 2 or min(caps) < 1:
+        if len(caps) != 2 or not all(1 <= n <= MOST for n in (max_points, *caps)):
             raise ValueError(
-                "max_points must be positive, and max_voxels a positive number or a pair (training, testing); "
+                f"max_points must be from 1 to {MOST}, and max_voxels such a number or a pair (training, testing); "
                 f"got {max_points} and {max_voxels}"
             )
         self.max_points = max_points

@@ -76,6 +76,8 @@ class PointNet(VoxelGeometry):
             raise ValueError(f"in_channels must be at least 3 (x, y, z), got {in_channels}")
         if not num_filters:
             raise ValueError("num_filters must name the width of at least one layer")
+        if min(num_filters) < 1:
+            raise ValueError(f"num_filters must be at least 1, got {list(num_filters)}")
         self.with_distance = with_distance
         self.use_absolute_xyz = use_absolute_xyz
         widths = [in_channels - (0 if use_absolute_xyz else 3) + 3 * offsets + with_distance, *num_filters]

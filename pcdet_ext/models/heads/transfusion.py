@@ -139,7 +139,16 @@ class TransFusionHead(nn.Module):
         _check_branches(self.branches)
         check_range(0, class_weight=class_weight, box_weight=box_weight, heatmap_weight=heatmap_weight)
         check_range(0, iou_weight=iou_weight, box_iou_weight=box_iou_weight)
-        check_range(0, 1, norm_momentum=norm_momentum)
+        check_range(0, class_cost=class_cost, box_cost=box_cost, iou_cost=iou_cost, min_radius=min_radius)
+        check_range(0, window=window)
+        check_range(1, num_proposals=num_proposals, hidden_channels=hidden_channels, num_heads=num_heads)
+        check_range(1, ffn_channels=ffn_channels, heatmap_convs=heatmap_convs)
+        check_range(0, 1, norm_momentum=norm_momentum, dropout=dropout)
+        check_positive(stride=stride)
+        if hidden_channels % num_heads:
+            raise ValueError(f"num_heads must divide hidden_channels, got {num_heads} and {hidden_channels}")
+        if peak_size < 1 or peak_size % 2 == 0:
+            raise ValueError(f"peak_size must be odd and at least 1, got {peak_size}")
         check_positive(1, gaussian_overlap=gaussian_overlap)
         check_range(-math.inf, score_threshold=score_threshold)
         if center_range is not None and len(center_range) != 6:
