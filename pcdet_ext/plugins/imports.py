@@ -10,9 +10,12 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
 
 Fill = Callable[[ModuleType], None]
 _SAID: set[str] = set()
@@ -172,3 +175,17 @@ def is_installed(name: str) -> bool:
 def is_answered(name: str) -> bool:
     """Whether a module is one of those that `answer` gives."""
     return name in _FINDER.answers
+
+
+def loads(name: str, place: Path) -> bool:
+    """Whether a compiled module was built at a place, a path without ending, and loads with the torch that is here."""
+    built = [Path(f"{place}{suffix}") for suffix in EXTENSION_SUFFIXES if Path(f"{place}{suffix}").is_file()]
+    spec = importlib.util.spec_from_file_location(name, built[0]) if built else None
+    if spec is None:
+        return False
+    try:
+        importlib.util.module_from_spec(spec)
+    except ImportError as error:
+        say(f"{built[0].name} does not load with torch {torch.__version__}: {error}")
+        return False
+    return True

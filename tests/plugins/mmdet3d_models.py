@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from small_backbones import DSVT, FLATFORMER, SCATTERFORMER, SEQUENCE
+
 Config = dict[str, Any]
 CLASSES = ["Pedestrian", "Cyclist", "Car"]
 RANGE = [0, -20, -3, 40, 20, 1]
@@ -242,29 +244,6 @@ def ours() -> Config:
     }
 
 
-FLATFORMER: Config = {"name": "FlatFormer", "num_blocks": 1, "group_size": 64, "num_heads": 4}
-DSVT: Config = {
-    "name": "DSVT",
-    "channels": [32],
-    "num_blocks": [1],
-    "num_heads": [4],
-    "ffn_channels": [64],
-    "group_sizes": [24],
-    "windows": [[1, 12, 12]],
-    "shifts": [[[0, 0, 0], [0, 6, 6]]],
-    "hybrid_factor": [1, 2, 2],
-}
-SCATTERFORMER: Config = {"name": "ScatterFormer", "channels": 32, "num_layers": 1, "num_heads": 2, "pool_heads": 2}
-SEQUENCE: Config = {
-    "name": "SequenceBackbone",
-    "layers": [
-        {
-            "order": {"name": "Hilbert"},
-            "partition": {"name": "EqualGroups", "group_size": 64},
-            "mixer": {"name": "RWKV"},
-        }
-    ],
-}
 PUBLISHED_FLATFORMER: Config = {
     "type": "FlatFormer",
     "in_channels": 32,

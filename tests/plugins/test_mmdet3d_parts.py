@@ -6,6 +6,7 @@ from typing import Any
 
 import mmdet3d_models as models
 import pytest
+import small_backbones
 import torch
 
 from pcdet_ext.config import ConfigError
@@ -64,17 +65,17 @@ def test_what_parts_are_given_must_fit_them() -> None:
     dynamic = parts.PcdetExtVoxelEncoder({"name": "DynamicPillarVFE"}, 4, models.FLAT, models.RANGE)
     with pytest.raises(ConfigError, match=r"voxel_encoder: DynamicPillarVFE wants dynamic voxels, .* makes hard"):
         dynamic(torch.zeros(2, 5, 4), torch.ones(2), torch.zeros(2, 4))
-    middle = parts.PcdetExtMiddleEncoder(models.FLATFORMER, 32, [1, 100, 100])
+    middle = parts.PcdetExtMiddleEncoder(small_backbones.FLATFORMER, 32, [1, 100, 100])
     with pytest.raises(ConfigError, match=r"middle_encoder: built for 32 channels, .*\[3, 8\]"):
         middle(torch.zeros(3, 8), torch.zeros(3, 4), 1)
     with pytest.raises(ConfigError, match=r"middle_encoder: voxels go up to \[0, 100, 0\]"):
         middle(torch.zeros(1, 32), torch.tensor([[0, 0, 100, 0]]), 1)
     with pytest.raises(ConfigError, match="middle_encoder: in_channels is needed"):
-        parts.PcdetExtMiddleEncoder(models.FLATFORMER, sparse_shape=[1, 100, 100])
+        parts.PcdetExtMiddleEncoder(small_backbones.FLATFORMER, sparse_shape=[1, 100, 100])
 
 
 def test_an_empty_last_frame_has_an_empty_map() -> None:
-    middle = parts.PcdetExtMiddleEncoder(models.FLATFORMER, 32, [1, 100, 100])
+    middle = parts.PcdetExtMiddleEncoder(small_backbones.FLATFORMER, 32, [1, 100, 100])
     bev = middle(torch.rand(4, 32), torch.tensor([[0, 0, y, 3] for y in range(4)]), 2)
     assert bev.shape == (2, 32, 100, 100)
     assert not bev[1].any()

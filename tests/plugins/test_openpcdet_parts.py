@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import openpcdet_configs as configs
 import pytest
+import small_backbones
 import torch
 import yaml
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ def encoded(vfe: parts.Encoder) -> SparseVoxels:
 
 
 def test_coordinates_come_as_floats_and_features_under_either_name() -> None:
-    flat = backbone(configs.FLATFORMER)
+    flat = backbone(small_backbones.FLATFORMER)
     features = torch.rand(6, 32)
     coords = torch.tensor([[0, 0, y, 3] for y in range(6)]).float()
     expected = flat({"voxel_features": features, "voxel_coords": coords, "batch_size": 1})["voxel_features"]
@@ -175,7 +176,7 @@ def test_wrong_settings_name_their_section(make: Any, message: str) -> None:
 
 
 def test_what_is_missing_in_a_batch_names_the_section_that_reads_it() -> None:
-    flat = backbone(configs.FLATFORMER)
+    flat = backbone(small_backbones.FLATFORMER)
     with pytest.raises(ConfigError, match=r"MODEL\.VFE: reads batch_dict\['points'\], .* there are batch_size"):
         encoder()({"batch_size": 2})
     with pytest.raises(ConfigError, match=r"MODEL\.BACKBONE_3D: reads batch_dict\['voxel_features'\]"):
@@ -191,7 +192,7 @@ def test_what_is_missing_in_a_batch_names_the_section_that_reads_it() -> None:
 
 
 def test_channels_and_stride_follow_and_are_checked() -> None:
-    flat = backbone(configs.FLATFORMER)
+    flat = backbone(small_backbones.FLATFORMER)
     cfg: dict[str, Any] = {"MAP_TO_BEV": {"NAME": "HeightCompression"}}
     registration._fill_map(cfg, [flat])
     assert cfg["MAP_TO_BEV"]["NUM_BEV_FEATURES"] == 32 * 16
@@ -263,7 +264,7 @@ def test_configurations_build_on_others_as_theirs_do(tmp_path: Path) -> None:
 
 
 def test_detectors_of_two_stages_cannot_be_converted() -> None:
-    cfg = configs.with_backbone("kitti", configs.FLATFORMER, configs.FLAT)
+    cfg = configs.with_backbone("kitti", small_backbones.FLATFORMER, configs.FLAT)
     cfg["MODEL"]["ROI_HEAD"] = {"NAME": "SECONDHead"}
     with pytest.raises(ConfigError, match=r"MODEL\.ROI_HEAD: detectors of two stages"):
         weights.library_settings(cfg)

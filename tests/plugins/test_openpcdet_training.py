@@ -12,6 +12,7 @@ import numpy as np
 import openpcdet_configs as configs
 import openpcdet_host as host
 import pytest
+import small_backbones
 import torch
 
 import pcdet_ext
@@ -26,10 +27,10 @@ BACKBONES = ("flatformer", "dsvt", "scatterformer", "sequence", *(f"lion_{name.l
 def plan(kitti: str) -> dict[str, Any]:
     flat, cubic = configs.FLAT, configs.CUBIC
     models = {name: getattr(configs, name)(kitti) for name in STOCK}
-    models["flatformer"] = configs.with_backbone(kitti, configs.FLATFORMER, flat)
-    models["dsvt"] = configs.with_backbone(kitti, configs.DSVT, flat)
-    models["sequence"] = configs.with_backbone(kitti, configs.SEQUENCE, cubic)
-    models["scatterformer"] = configs.with_backbone(kitti, configs.SCATTERFORMER, cubic, stride=2)
+    models["flatformer"] = configs.with_backbone(kitti, small_backbones.FLATFORMER, flat)
+    models["dsvt"] = configs.with_backbone(kitti, small_backbones.DSVT, flat)
+    models["sequence"] = configs.with_backbone(kitti, small_backbones.SEQUENCE, cubic)
+    models["scatterformer"] = configs.with_backbone(kitti, small_backbones.SCATTERFORMER, cubic, stride=2)
     for name in configs.MIXERS:
         models[f"lion_{name.lower()}"] = configs.with_backbone(kitti, configs.lion(name), cubic)
     return models

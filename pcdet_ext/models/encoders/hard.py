@@ -14,7 +14,6 @@ from pcdet_ext.models.layers.lookup import rows_of
 from pcdet_ext.ops import dynamic_voxelize, voxelize
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
-
 MOST = (1 << 31) - 1  # points of a voxel, and voxels: indices of 32 bits
 
 

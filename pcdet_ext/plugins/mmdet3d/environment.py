@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pcdet_ext.plugins.imports import after_import, answer, is_answered, is_installed, say
+from pcdet_ext.plugins.imports import after_import, answer, is_answered, is_installed, loads, say
 from pcdet_ext.plugins.mmdet3d.compiled import CONTENT, SPARSE, points_in_boxes_all, points_in_boxes_part
 from pcdet_ext.plugins.rotate_iou import answer_rotate_iou
 from pcdet_ext.plugins.surroundings import (
@@ -81,18 +80,7 @@ def _works() -> bool:
     """Whether mmcv's extension is there and loads with this torch."""
     spec = importlib.util.find_spec("mmcv")
     folders = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
-    files = [folder / f"_ext{suffix}" for folder in folders for suffix in EXTENSION_SUFFIXES]
-    built = [file for file in files if file.is_file()]
-    if not built:
-        return False
-    try:
-        found = importlib.util.spec_from_file_location(EXTENSION, built[0])
-        assert found is not None
-        importlib.util.module_from_spec(found)
-    except ImportError as error:
-        say(f"{built[0].name} does not load with torch {torch.__version__}: {error}")
-        return False
-    return True
+    return any(loads(EXTENSION, folder / "_ext") for folder in folders)
 
 
 def _without_current_device(module: ModuleType) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcdet_ext.plugins.imports import after_import, answer, is_answered, is_installed, say
+from pcdet_ext.plugins.imports import after_import, answer, is_answered, is_installed, loads, say
 from pcdet_ext.plugins.openpcdet.compiled import MODULES, Point2VoxelCPU3d
 from pcdet_ext.plugins.rotate_iou import answer_rotate_iou
 from pcdet_ext.plugins.scatter import answer_torch_scatter
@@ -89,18 +88,7 @@ def _works(name: str) -> bool:
     folder = package_folder()
     if folder is None or not torch.cuda.is_available():
         return False
-    stem = folder.joinpath(*name.split(".")[1:])
-    built = [Path(f"{stem}{suffix}") for suffix in EXTENSION_SUFFIXES if Path(f"{stem}{suffix}").is_file()]
-    if not built:
-        return False
-    try:
-        spec = importlib.util.spec_from_file_location(name, built[0])
-        assert spec is not None
-        importlib.util.module_from_spec(spec)
-    except ImportError as error:
-        say(f"{built[0].name} does not load with torch {torch.__version__}: {error}")
-        return False
-    return True
+    return loads(name, folder.joinpath(*name.split(".")[1:]))
 
 
 def package_folder() -> Path | None:
