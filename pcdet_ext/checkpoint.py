@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from pcdet_ext.files import DataError, MissingFileError, atomic_write
 
 FORMAT = 1
+NO_CHECKPOINT = "damaged or no checkpoint: not a file as torch.save writes it"
 
 
 class CheckpointError(DataError):
@@ -95,19 +96,19 @@ def load_safely(path: str | Path, refusal: str) -> Any:
     except IsADirectoryError:
         raise MissingCheckpointError(f"{path}: is a folder, not a checkpoint") from None
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: {refusal} ({_what_was_found(error)})") from error
+        found = _what_was_found(error)
+        raise CheckpointError(f"{path}: {refusal} ({found})" if found else f"{path}: {NO_CHECKPOINT}") from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from error
+        reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+        raise CheckpointError(f"{path}: {NO_CHECKPOINT}{reason}") from error
 
 
 def _what_was_found(error: pickle.UnpicklingError) -> str:
-    """What torch did not load, by name where its message has one; without the terminal's escape codes."""
+    """What torch did not load, by name, or nothing where its message names none; without the terminal's codes."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     if found := re.search(r"GLOBAL ([\w.]+)", text):
         return f"it holds a {found[1]}"
-    detail = text.rpartition("WeightsUnpickler error:")[2].strip()  # blank lines may precede the reason
-    return detail.splitlines()[0] if detail else type(error).__name__
+    return ""
 
 
 def load_model(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:

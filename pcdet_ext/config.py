@@ -22,6 +22,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
+from os import PathLike
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -116,8 +117,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Node:
     """
     found = find(path)
     root = _read(found, ())
-    for text in overrides:
-        _override(root, text)
+    _override_all(root, overrides)
     _annotate(root, "")
     import_modules(root, found.parent)
     return root
@@ -139,12 +139,19 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in packaged() if not name.startswith("datasets/") and fnmatchcase(name, pattern)]
 
 
+def require_path(path: object) -> None:
+    """Raises TypeError for what is no text or path."""
+    if not isinstance(path, (str, PathLike)):
+        raise TypeError(f"path must be a text or a path, got {path!r:.60}")
+
+
 def find(name: str | Path, folder: str | Path = "") -> Path:
     """The file of a configuration: a path (relative to `folder`), or the name of one that comes with the library.
 
     The ending ".yaml" of a name can be left out, and a file that exists wins over a name. Raises ConfigError, with the
-    nearest name, when there is neither.
+    nearest name, when there is neither, and TypeError for what is no text or path.
     """
+    require_path(name)
     path = Path(folder, _expanded(name, str(name)))
     if path.exists() and not path.is_dir():
         return path
@@ -232,10 +239,16 @@ def from_plain(items: Mapping[str, Any], source: str, overrides: Iterable[str] =
         return [convert(v) for v in value] if isinstance(value, (list, tuple)) else value
 
     root: Node = convert(items)
-    for text in overrides:
-        _override(root, text)
+    _override_all(root, overrides)
     _annotate(root, "")
     return root
+
+
+def _override_all(root: Node, overrides: Iterable[str]) -> None:
+    if isinstance(overrides, str) or not isinstance(overrides, Iterable):
+        raise TypeError(f"overrides must be a list of texts such as ['train.epochs=3'], got {overrides!r:.60}")
+    for text in overrides:
+        _override(root, text)
 
 
 def _parse(stream: TextIO | str, name: str) -> Any:
@@ -374,6 +387,8 @@ def construct(factory: Callable[..., T], node: Mapping[str, Any], **context: Any
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{node.where()}: {title}: {error}") from error
     except RuntimeError as error:
+        if type(error) is not RuntimeError:  # damaged data has its own words
+            raise
         keys = ", ".join(f"{key}={value!r}" for key, value in given.items())
         raise ConfigError(
             f"{node.where()}: {title} cannot be built with {keys or 'its defaults'}: {_one_line(error)}"

@@ -42,7 +42,9 @@ def load(path: str | Path, device: str = "auto", overrides: Iterable[str] = (), 
     Raises:
         CheckpointError: the file is missing or damaged.
         ConfigError: an override does not fit, or a module that the model needs is not imported.
+        TypeError: the path is no text or path, or the overrides are no list of texts.
     """
+    config.require_path(path)
     content = checkpoint.read(path)
     settings = config.from_plain(content["config"], str(path), overrides)
     (config.import_modules if imports else config.require_modules)(settings)

@@ -101,7 +101,7 @@ def test_foreign_objects_are_named(tmp_path: Path, content: object, found: str) 
 def test_a_damaged_pickle_is_told_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "damaged.ckpt"
     path.write_bytes(b"\x80\x02not a pickle")
-    with pytest.raises(CheckpointError, match=r"damaged\.ckpt: .*\(Unsupported operand 110\)$"):
+    with pytest.raises(CheckpointError, match=r"damaged\.ckpt: damaged or no checkpoint: [^\n]*$"):
         checkpoint.read(path)
 
 

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -316,3 +317,25 @@ def test_what_is_masked_is_dropped(detector: Detector) -> None:
     with pytest.warns(UserWarning, match="27 points are NaN or infinite and were dropped"):
         found = detector.detect(np.ma.MaskedArray(points, mask))
     np.testing.assert_array_equal(found.boxes, detector.detect(points[~mask.any(1)]).boxes)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pcdet_ext.build(None), "path must be a text or a path, got None"),
+        (lambda: pcdet_ext.load(3), "path must be a text or a path, got 3"),
+        (lambda: pcdet_ext.build("kitti/demo", "train.epochs=3"), r"overrides must be a list of texts .* got 'train"),
+        (lambda: pcdet_ext.build("kitti/demo", 3), "overrides must be a list of texts"),
+    ],
+)
+def test_arguments_of_another_type_are_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("content", [b"", b"words", bytes(range(256)) * 9, b"PK\x03\x04" + bytes(90)])
+def test_what_is_no_checkpoint_is_said_in_words_of_our_own(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"x\.ckpt: damaged or no checkpoint: not a file as torch\.save writes"):
+        pcdet_ext.load(path)

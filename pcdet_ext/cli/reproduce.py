@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from pcdet_ext.cli.arguments import path
+from pcdet_ext.cli.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from pcdet_ext.conformance.reproduce import all_pass, reproduce, summary, write_json
 
+    missing = [case for case in options.cases if not case.exists()]
+    if missing:
+        raise UsageError(f"{missing[0]}: no such file or folder")
     reports = reproduce(options.cases, options.grads, show=lambda report: print(report.line(), flush=True))
     print(summary(reports))
     if options.json:

@@ -13,7 +13,7 @@ from pcdet_ext.cli.arguments import add_device, add_imports, add_overrides, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=path)
+    parser.add_argument("checkpoint", type=path, help="a file that a training wrote")
     add_overrides(parser, "the checkpoint's configuration")
     parser.add_argument("--split", help="frames to test on (default: the configuration's test.split, else val)")
     parser.add_argument("--out", type=path, help="folder for the result files")

@@ -311,8 +311,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 def test_signals_end_whole_process_groups_with_a_checkpoint(tmp_path: Path, processes: int) -> None:
     arguments = ("--out", str(tmp_path), "--epochs", "1000", "--delay", "0.05", "--workers", "1", "--batch-size", "8")
     process = launch(*arguments, processes=processes)
-    assert "ready" in process.stdout.readline()
-    time.sleep(0.5)
+    log = tmp_path / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text()):  # the first step, which all take together
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM if processes > 1 else signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0

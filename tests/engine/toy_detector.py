@@ -128,7 +128,6 @@ def main() -> None:
     fabric.launch()
     options.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(toy_inputs(16, 0.0, delay=options.delay), settings, options.out, fabric)
-    print("ready", flush=True)
     finished = trainer.fit()
     if finished and fabric.world_size > 1:
         shares = [gathered(fabric.global_rank, finished=True), gathered(fabric.global_rank, not fabric.global_rank)]
