@@ -40,7 +40,9 @@ def test_plain_content_is_read(tmp_path: Path, protocol: int) -> None:
     assert list(found) == list(PLAIN)
     for name, value in PLAIN.items():
         if isinstance(value, np.ndarray):
+            assert type(found[name]) is np.ndarray
             assert found[name].dtype == value.dtype
+            assert found[name].flags.f_contiguous == value.flags.f_contiguous
             np.testing.assert_array_equal(found[name], value)
         else:
             assert found[name] == value
@@ -155,6 +157,53 @@ def test_damage_is_an_error_of_the_file(folder: Path, junk: bytes, at: int, new:
         except DataError as caught:
             error = str(caught)
         assert error is None or str(path) in error
+
+
+DEEP = b")" + b"\x85" * 200_000  # a tuple in a tuple in a tuple …
+ENDING = {
+    "key of a dict": (b"\x80\x04}" + DEEP + b"Ns.", "others inside"),
+    "in a set": (b"\x80\x04]\x8f(" + DEEP + b"\x90a.", "others inside"),
+    "in a list": (b"\x80\x02]" + DEEP + b"a.", "others inside"),
+    "kept by a step that changes nothing": (b"\x80\x04}" + b")" + b"\x85Nb" * 2000 + b"Ns.", "others inside"),
+    "twice in each": (b"\x80\x04})" + b"2\x86" * 60 + b"Ns.", "others inside"),
+    "by number": (b"\x80\x04})q\x00" + b"\x85r\x01\0\0\0j\x01\0\0\0" * 2000 + b"Ns.", "others inside"),
+    "memo": (b"\x80\x04Nr\xff\xff\xff\x3f.", "numbers an object 1073741823"),
+    "memo in text": (b"Np1073741823\n.", "numbers an object 1073741823"),
+    "negative": (b"Np-3\n.", "numbers an object -3"),
+    "lists": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "RecursionError"),
+    "type": (b"cnumpy\ndtype\n(" + b"]" * 100_000 + b"a" * 99_999 + b"tR.", "RecursionError"),
+    "nothing there": (b"\x80\x04\x85.", "more than there is"),
+    "no mark": (b"\x80\x04Nt.", "damaged pickle"),
+    "long number": (b"\x80\x02I" + b"9" * 5000 + b"\n.", "damaged pickle"),
+}
+
+
+@pytest.mark.parametrize("what", ENDING)
+def test_what_would_end_the_process_is_refused(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "infos.pkl"
+    data, message = ENDING[what]
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=message) as error:
+        read_pickle(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_tuples_may_be_keys_and_content_is_pickled_back(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "infos.pkl"
+    array = np.arange(3.0)
+    inside = np.empty(2, object)
+    inside[:] = [array, "a"]
+    shared = [array]
+    content = {(1, (2, "x")): [array, (array, [array])], "inside": inside, "a": shared, "b": shared}
+    path.write_bytes(pickle.dumps(content, protocol))
+    found = read_pickle(path)
+    assert found["a"] is found["b"]
+    again = pickle.loads(pickle.dumps(found))
+    own = again[1, (2, "x")]
+    for value in (own[0], own[1][0], own[1][1][0], again["inside"][0], again["a"][0]):
+        assert type(value) is np.ndarray
+        np.testing.assert_array_equal(value, array)
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 import re
 import sys
 from collections.abc import Callable
@@ -17,6 +19,9 @@ from pcdet_ext.files import DataError, MissingFileError
 _CORES = ("numpy.core", "numpy._core")  # before and since NumPy 2
 _KINDS = re.compile(r"[?bBhHiIlLqQefdg]|[biuf][0-9]+|[SUO][0-9]*")  # types of numbers, texts, and of any objects
 _reconstruct: Any = np.zeros(0).__reduce__()[0]
+MOST_NESTED = 1000  # tuples inside one tuple: infos of frames have three
+_PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), ("GET", "BINGET", "LONG_BINGET")
+_NESTING = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
 
 
 class _Maker:
@@ -59,7 +64,7 @@ class _Type:
 
 
 class _Array(np.ndarray):
-    """An array that a pickle fills: with what fits it."""
+    """An array that a pickle fills, with what fits it; none is left in what `read_pickle` gives."""
 
     def __setstate__(self, state: Any) -> None:
         shape, kind, fortran, content = state[-4:]
@@ -72,8 +77,28 @@ class _Array(np.ndarray):
         if size != len(content):
             raise pickle.UnpicklingError(f"it has an array of {size} bytes or objects, filled with {len(content)}")
         _check_text(dtype, content)
+        if dtype.hasobject:
+            seen: set[int] = set()
+            content = [_with_base_arrays(item, seen) for item in content]
         filled: Any = (1, tuple(shape), dtype, bool(fortran), content)
         super().__setstate__(filled)
+
+
+def _with_base_arrays(value: Any, seen: set[int]) -> Any:
+    """A value with `numpy.ndarray` for each `_Array`; lists and dicts are changed where they are, once each.
+
+    The arrays are copies: a pickle may fill one again, and what shared its memory would then point nowhere.
+    """
+    if isinstance(value, _Array):
+        return np.array(value)
+    if isinstance(value, tuple):
+        return tuple(_with_base_arrays(item, seen) for item in value)
+    if isinstance(value, list | dict) and id(value) not in seen:
+        seen.add(id(value))
+        places: Any = range(len(value)) if isinstance(value, list) else value
+        for place in places:
+            value[place] = _with_base_arrays(value[place], seen)
+    return value
 
 
 def _dtype(kind: Any) -> np.dtype[Any]:
@@ -138,7 +163,17 @@ ALLOWED: dict[tuple[str, str], _Maker] = {
 
 
 # What a damaged pickle may raise besides its own error.
-DAMAGE = (EOFError, ValueError, TypeError, LookupError, AttributeError, ImportError, MemoryError, OverflowError)
+DAMAGE = (
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -152,14 +187,53 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to the outside ({pid!r})")
 
 
+def _check_steps(data: bytes) -> None:
+    """Go through the steps of a pickle without taking any. Raises UnpicklingError for those that end the process:
+
+    tuples deep inside each other, whose hash overflows the stack of C, and numbers that make the memo of any size.
+    """
+    stack: list[int | None] = []  # how many tuples each object has inside; None: a mark
+    memo: dict[int, int | None] = {}
+    for step, argument, _ in pickletools.genops(data):
+        if step.name in _PUTS:
+            place = len(memo) if argument is None else argument
+            if not 0 <= place <= len(data):
+                raise pickle.UnpicklingError(f"it numbers an object {place}, and has {len(data)} bytes")
+            memo[place] = stack[-1]
+        elif step.name in _GETS:
+            stack.append(memo[argument])
+        elif step.name == "DUP":
+            stack.append(stack[-1])
+        else:
+            taken = [nested for nested in _taken(stack, step) if nested is not None]
+            nested = 1 + sum(taken) if step.name in _NESTING else max(taken, default=0)
+            if nested > MOST_NESTED:
+                raise pickle.UnpicklingError(f"it has a tuple with more than {MOST_NESTED} others inside")
+            stack.extend(None if kind is pickletools.markobject else nested for kind in step.stack_after)
+
+
+def _taken(stack: list[int | None], step: pickletools.OpcodeInfo) -> list[int | None]:
+    """What a step takes from the stack, removed there."""
+    count = len(step.stack_before)
+    if pickletools.markobject in step.stack_before:
+        mark = len(stack) - 1 - stack[::-1].index(None)
+        count = len(stack) - mark + step.stack_before.index(pickletools.markobject)
+    if count > len(stack):
+        raise pickle.UnpicklingError("it takes more than there is")
+    taken = stack[len(stack) - count :]
+    del stack[len(stack) - count :]
+    return taken
+
+
 def read_pickle(path: str | Path) -> Any:
     """The content of a pickle that holds builtin containers, numbers, text and NumPy arrays; nothing in it is run.
 
     Raises DataError naming the file, and what it names that is none of these; MissingFileError where there is none.
     """
     try:
-        with Path(path).open("rb") as file:
-            return _Unpickler(file).load()
+        data = Path(path).read_bytes()
+        _check_steps(data)
+        return _with_base_arrays(_Unpickler(io.BytesIO(data)).load(), set())
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
