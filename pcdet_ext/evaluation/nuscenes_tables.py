@@ -7,10 +7,11 @@ only what is wanted is kept: the camera's share of `sample_data.json`, nine rows
 from __future__ import annotations
 
 import json
+import math
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ LIDAR, CAMERA = "LIDAR_TOP", "CAM_FRONT"  # the camera's only for those who want
 NONE, UNKNOWN = -1, -2  # rows of an empty token, and of one that is in no row
 RELEASES = "v1.0-*"
 
+LARGEST = 1e9  # metres, and metres per second, beyond which a number is no place, size or speed
+LARGEST_WHOLE = 2**53  # up to which float64 holds every whole number
+LARGEST_COUNT = 2**31 - 1
+
 _PIECE = 1 << 22  # characters read at a time; no row is longer
 _SAMPLE_DATA_TEXTS = ("sample_token", "ego_pose_token", "calibrated_sensor_token", "filename", "prev")
 _BETWEEN = re.compile(r"[\s,]*")
@@ -36,7 +41,8 @@ class Table:
     """Columns of one table.
 
     path: its file; tokens: of the rows in their order; row: row by token; texts: list of str by column; numbers:
-    float64 [N] or [N, K] by column; lists: list of tuples of str by column.
+    float64 [N] or [N, K] by column; lists: list of tuples of str by column; problems: what is wrong, by row, of rows
+    that could not be read. These have "", NaN and () in their columns, and what is asked of them raises DataError.
     """
 
     path: Path
@@ -45,26 +51,58 @@ class Table:
     texts: Mapping[str, Sequence[str]]
     numbers: Mapping[str, Array]
     lists: Mapping[str, Sequence[tuple[str, ...]]]
+    problems: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def whole(self, column: str) -> Array:
-        """A column of numbers as int64. Raises DataError naming a row with one that is not finite."""
-        values = self.numbers[column]
-        for i in np.flatnonzero(~np.isfinite(values)).tolist():
-            raise DataError(f"{self.path}: row {i} ({self.tokens[i]}): {column} is {values[i]}")
+    def check(self, rows: Array | None = None) -> Array:
+        """The rows, int64 [K], all of them by default. Raises DataError for one that could not be read."""
+        rows = np.arange(len(self)) if rows is None else rows
+        if self.problems:
+            for i in rows.tolist():
+                if i in self.problems:
+                    raise DataError(self.problems[i])
+        return rows
+
+    def whole(self, column: str, rows: Array | None = None, least: int = -LARGEST_WHOLE) -> Array:
+        """A column of whole numbers as int64, of some rows or of all.
+
+        Raises DataError naming a row with one that is not whole, below `least`, or too large to be held exactly.
+        """
+        rows = self.check(rows)
+        values = self.numbers[column][rows]
+        good = (values >= least) & (values <= LARGEST_WHOLE) & (values == np.floor(values))
+        for i in np.flatnonzero(~good).tolist():
+            expected = "a whole number" if least == -LARGEST_WHOLE else f"a whole number of at least {least}"
+            raise DataError(f"{self._named(rows[i])}: {column} is {values[i]:g}, expected {expected}")
         return values.astype(np.int64)
 
-    def rows(self, other: Table, column: str) -> Array:
-        """int64: for each row of another table, the row here that its column names; NONE where that is empty.
+    def counts(self, column: str, rows: Array) -> Array:
+        """A column of numbers of points in some rows, as int64. Raises DataError for one that can be none."""
+        values = self.whole(column, rows, least=0)
+        for i in np.flatnonzero(values > LARGEST_COUNT).tolist():
+            raise DataError(f"{self._named(rows[i])}: {column} is {values[i]}, more points than a scan can have")
+        return values
 
-        Raises DataError where it names what is not here.
+    def rows(self, other: Table, column: str, rows: Array | None = None) -> Array:
+        """int64: for rows of another table, all by default, the row here that its column names.
+
+        Raises DataError where it names none, or one that is not here.
         """
-        found = self.find(other.texts[column])
+        found = self.optional_rows(other, column, rows)
+        for i in np.flatnonzero(found == NONE).tolist():
+            row = i if rows is None else rows[i]
+            raise DataError(f"{other._named(row)}: {column} is empty, expected a token of {self.path.name}")
+        return found
+
+    def optional_rows(self, other: Table, column: str, rows: Array | None = None) -> Array:
+        """As `rows` gives them, NONE where the column is empty: for columns that may be, as `prev` and `next`."""
+        rows = other.check(rows)
+        tokens = other.texts[column]
+        found = self.find(tokens[i] for i in rows.tolist())
         for i in np.flatnonzero(found == UNKNOWN).tolist():
-            token = other.texts[column][i]
-            raise DataError(f"{other.path}: row {i} ({other.tokens[i]}): {column} {token!r} is not in {self.path.name}")
+            raise DataError(f"{other._named(rows[i])}: {column} {tokens[rows[i]]!r} is not in {self.path.name}")
         return found
 
     def find(self, tokens: Iterable[str]) -> Array:
@@ -72,12 +110,19 @@ class Table:
         row = self.row
         return np.array([row.get(token, UNKNOWN) if token else NONE for token in tokens], np.int64)
 
-    def check_finite(self, column: str, rows: Array) -> Array:
-        """Columns [K, width] of numbers in some rows. Raises DataError naming the first row that is not finite."""
-        values = self.numbers[column][rows]
-        for i in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
-            raise DataError(f"{self.path}: {self.tokens[rows[i]]}: {column} is not finite: {values[i].tolist()}")
+    def check_finite(self, column: str, rows: Array, largest: float = LARGEST) -> Array:
+        """Columns [K, width] of numbers in some rows.
+
+        Raises DataError naming the first row that has one which is not finite, or beyond `largest`.
+        """
+        values = self.numbers[column][self.check(rows)]
+        for i in np.flatnonzero(~(np.abs(values) <= largest).all(axis=1)).tolist():
+            what = f"is beyond {largest:g}" if np.isfinite(values[i]).all() else "is not finite"
+            raise DataError(f"{self.path}: {self.tokens[rows[i]]}: {column} {what}: {values[i].tolist()}")
         return values
+
+    def _named(self, row: int) -> str:
+        return f"{self.path}: row {row} ({self.tokens[row]})"
 
 
 def stream(path: Path) -> Iterator[_Row]:
@@ -102,6 +147,8 @@ def stream(path: Path) -> Iterator[_Row]:
                     if text.strip() == "]":
                         return
                     raise DataError(f"{path}: damaged or cut short ({error.msg} at {text[:40]!r})") from error
+                except (ValueError, RecursionError) as error:  # a number of too many digits, or lists in lists in lists
+                    raise DataError(f"{path}: damaged ({error})") from error
                 if not isinstance(row, dict):
                     raise DataError(f"{path}: a row that is no object: {row!r}")
                 yield row
@@ -116,39 +163,87 @@ def _end_of_gap(text: str, at: int) -> int:
     return at if gap is None else gap.end()
 
 
-def read_table(path: Path, columns: Mapping[str, _Kind], keep: Callable[[_Row], bool] | None = None) -> Table:
+def read_table(
+    path: Path,
+    columns: Mapping[str, _Kind],
+    keep: Callable[[_Row], bool] | None = None,
+    needed: Sequence[str] | None = None,
+) -> Table:
     """The columns of a table that are wanted, beside its tokens.
 
     Args:
         path: the file.
         columns: kind by name: str, the tuple type for lists of texts, or for numbers how many, 0 for a single one.
         keep: which rows are wanted, all by default.
+        needed: columns of texts without which a row is of no use; of a row that has these and its token the rest may
+            be wrong, which is then among the table's `problems`. None: everything must be right.
 
     Raises:
         DataError: naming the file and the row that lacks a column, or has something else in it.
     """
     tokens: list[str] = []
-    texts: dict[str, list[str]] = {name: [] for name, kind in columns.items() if kind is str}
-    numbers = {name: (array("d"), kind) for name, kind in columns.items() if isinstance(kind, int)}
-    lists: dict[str, list[tuple[str, ...]]] = {n: [] for n, k in columns.items() if k is not str and n not in numbers}
-    same: dict[Any, Any] = {}  # one object for equal texts: most are tokens that stand in many rows
+    taken = _Columns(columns)
+    problems: dict[int, str] = {}
     for i, row in enumerate(stream(path)):
         try:
             if keep is not None and not keep(row):
                 continue
-            tokens.append(_text(same, row["token"]))
-            for name, column in texts.items():
-                column.append(_text(same, row[name]))
-            for name, (values, width) in numbers.items():
-                _append(values, row[name], width)
-            for name, rows in lists.items():
-                entry = tuple(_text(same, value) for value in row[name])
-                rows.append(same.setdefault(entry, entry))
-        except (KeyError, TypeError, ValueError) as error:
+            token = taken.text(row["token"])
+            taken.add(row)
+        except _WRONG as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else f"is wrong ({error})"
-            raise DataError(f"{path}: row {i} ({row.get('token', 'without token')}) {what}") from error
-    arrays = {n: np.array(v, np.float64).reshape((-1, w) if w else (-1,)) for n, (v, w) in numbers.items()}
-    return Table(path, tokens, _by_token(path, tokens), texts, arrays, lists)
+            wrong = f"{path}: row {i} ({row.get('token', 'without token')}) {what}"
+            if needed is None or not all(isinstance(row.get(name), str) for name in ("token", *needed)):
+                raise DataError(wrong) from error
+            problems[len(tokens)] = wrong
+            taken.add_blank(len(tokens), {name: row[name] for name in needed})
+        tokens.append(token)
+    return Table(path, tokens, _by_token(path, tokens), taken.texts, taken.arrays(), taken.lists, problems)
+
+
+_WRONG = (KeyError, TypeError, ValueError, OverflowError)
+
+
+class _Columns:
+    """Columns of a table that grow row by row."""
+
+    def __init__(self, kinds: Mapping[str, _Kind]) -> None:
+        self.texts: dict[str, list[str]] = {name: [] for name, kind in kinds.items() if kind is str}
+        self._numbers = {name: (array("d"), kind) for name, kind in kinds.items() if isinstance(kind, int)}
+        self.lists: dict[str, list[tuple[str, ...]]] = {
+            name: [] for name, kind in kinds.items() if kind is not str and name not in self._numbers
+        }
+        self._same: dict[Any, Any] = {}  # one object for equal texts: most are tokens that stand in many rows
+
+    def text(self, value: Any) -> str:
+        return _text(self._same, value)
+
+    def add(self, row: _Row) -> None:
+        """Take a row; where it is wrong, some columns have it and others do not."""
+        same = self._same
+        for name, column in self.texts.items():
+            column.append(_text(same, row[name]))
+        for name, (values, width) in self._numbers.items():
+            _append(values, row[name], width)
+        for name, rows in self.lists.items():
+            entry = tuple(_text(same, value) for value in row[name])
+            rows.append(same.setdefault(entry, entry))
+
+    def add_blank(self, count: int, texts: Mapping[str, str]) -> None:
+        """After a wrong row: go back to `count` rows, and take one in its place that has nothing but some texts."""
+        for name, column in self.texts.items():
+            column[count:] = [self.text(texts.get(name, ""))]
+        for values, width in self._numbers.values():
+            del values[count * max(width, 1) :]
+            values.extend([math.nan] * max(width, 1))
+        for rows in self.lists.values():
+            rows[count:] = [()]
+
+    def arrays(self) -> dict[str, Array]:
+        return {
+            name: np.array(values, np.float64).reshape((-1, width) if width else (-1,))
+            for name, (values, width) in self._numbers.items()
+        }
 
 
 def _text(same: dict[Any, Any], value: Any) -> str:
@@ -160,7 +255,7 @@ def _text(same: dict[Any, Any], value: Any) -> str:
 def _append(values: array[float], value: Any, width: int) -> None:
     if width == 0:
         values.append(value)
-    elif len(value) == width:
+    elif isinstance(value, list) and len(value) == width:
         values.extend(value)
     else:
         raise ValueError(f"{width} numbers were expected, got {value!r}")
@@ -183,8 +278,14 @@ class Tables:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def _read(self, name: str, columns: Mapping[str, _Kind], keep: Callable[[_Row], bool] | None = None) -> Table:
-        return read_table(self.folder / f"{name}.json", columns, keep)
+    def _read(
+        self,
+        name: str,
+        columns: Mapping[str, _Kind],
+        keep: Callable[[_Row], bool] | None = None,
+        needed: Sequence[str] | None = None,
+    ) -> Table:
+        return read_table(self.folder / f"{name}.json", columns, keep, needed)
 
     @cached_property
     def scene(self) -> Table:
@@ -198,10 +299,14 @@ class Tables:
 
     @cached_property
     def annotation(self) -> Table:
-        """Labelled boxes in the global frame, with the tokens of what they belong to."""
+        """Labelled boxes in the global frame, with the tokens of what they belong to.
+
+        A wrong row does harm to its sample alone, if that is known: it is among the table's `problems`.
+        """
         texts: dict[str, _Kind] = dict.fromkeys(("sample_token", "instance_token", "prev", "next"), str)
         numbers = {"translation": 3, "size": 3, "rotation": 4, "num_lidar_pts": 0, "num_radar_pts": 0}
-        return self._read("sample_annotation", {**texts, **numbers, "attribute_tokens": tuple[str, ...]})
+        columns = {**texts, **numbers, "attribute_tokens": tuple[str, ...]}
+        return self._read("sample_annotation", columns, needed=("sample_token",))
 
     @cached_property
     def instance(self) -> Table:
@@ -233,16 +338,20 @@ class Tables:
 
     @cached_property
     def ego_pose(self) -> Table:
-        """Where the vehicle was at the files of the lidar: translation, rotation."""
+        """Where the vehicle was at the files of the lidar: translation, rotation; a wrong row is among `problems`."""
         wanted = set(self.lidar.texts["ego_pose_token"])
-        return self._read("ego_pose", {"translation": 3, "rotation": 4}, lambda row: row["token"] in wanted)
+        return self._read("ego_pose", {"translation": 3, "rotation": 4}, lambda row: row["token"] in wanted, needed=())
 
     @cached_property
     def key_frame(self) -> Array:
-        """int64 [S]: the row of `lidar` of each sample. Raises DataError for a sample without one."""
+        """int64 [S]: the row of `lidar` of each sample. Raises DataError for a sample without one, or with several."""
         found = np.full(len(self.sample), NONE)
-        keys = np.flatnonzero(self.lidar.numbers["is_key_frame"] != 0)
-        found[self.sample.rows(self.lidar, "sample_token")[keys]] = keys
+        keys = np.flatnonzero(self.lidar.whole("is_key_frame") != 0)
+        samples = self.sample.rows(self.lidar, "sample_token", keys)
+        found[samples] = keys
+        for i in np.flatnonzero(found[samples] != keys).tolist():
+            token = self.sample.tokens[samples[i]]
+            raise DataError(f"{self.lidar.path}: several key frames of {LIDAR} for the sample {token}")
         for i in np.flatnonzero(found == NONE).tolist():
             raise DataError(f"{self.lidar.path}: no key frame of {LIDAR} for the sample {self.sample.tokens[i]}")
         return found
@@ -253,12 +362,22 @@ class Tables:
         names = self.scene.texts["name"]
         return [names[i] for i in self.scene.rows(self.sample, "scene_token").tolist()]
 
+    def categories(self, rows: Array) -> Array:
+        """Name of the category of some annotations, an array of str objects."""
+        instances = self.instance.rows(self.annotation, "instance_token", rows)
+        return np.asarray(self._instance_categories[instances])
+
+    @property
+    def known_categories(self) -> Sequence[str]:
+        """Name of the category of every annotation whose instance is there."""
+        instances = self.instance.find(self.annotation.texts["instance_token"])
+        names: list[str] = self._instance_categories[instances[instances >= 0]].tolist()
+        return names
+
     @cached_property
-    def categories(self) -> Array:
-        """Name of each annotation's category, an array of str objects."""
+    def _instance_categories(self) -> Array:
         names = np.array(self.category.texts["name"], object)
-        of_instance = self.category.rows(self.instance, "category_token")
-        return np.asarray(names[of_instance[self.instance.rows(self.annotation, "instance_token")]])
+        return np.asarray(names[self.category.rows(self.instance, "category_token")])
 
     def cameras(self) -> dict[str, tuple[str, list[list[float]]]]:
         """File and matrix [3][3] of the front camera by sample token, of the samples that have one."""

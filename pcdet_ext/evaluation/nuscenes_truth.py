@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
 from pcdet_ext.evaluation.nuscenes import Boxes, Samples
-from pcdet_ext.evaluation.nuscenes_tables import NONE, UNKNOWN, Tables
+from pcdet_ext.evaluation.nuscenes_tables import LARGEST, NONE, UNKNOWN, Table, Tables
 from pcdet_ext.evaluation.nuscenes_tracking import CLASSES as TRACKED_CLASSES
 from pcdet_ext.evaluation.nuscenes_tracking import Sequences, Tracks
 from pcdet_ext.files import DataError
@@ -22,8 +24,18 @@ DETECTION_CLASSES = {
     "human.pedestrian.construction_worker": "pedestrian", "human.pedestrian.police_officer": "pedestrian",
     "movable_object.trafficcone": "traffic_cone", "movable_object.barrier": "barrier",
 }  # fmt: skip
+# Further categories of the releases, none of which is measured.
+OTHER_CATEGORIES = (
+    "animal", "human.pedestrian.personal_mobility", "human.pedestrian.stroller", "human.pedestrian.wheelchair",
+    "movable_object.debris", "movable_object.pushable_pullable", RACK, "vehicle.emergency.ambulance",
+    "vehicle.emergency.police",
+)  # fmt: skip
+LONGEST_SIZE = 1000.0  # metres; nothing on a road is longer
+SMALLEST_TURN, LARGEST_TURN = 1e-3, 1e3  # lengths of quaternions, which should be 1
 LONGEST_GAP = 1.5  # seconds between two annotations that a velocity is taken from; twice that with both neighbours
 SECONDS = 1e-6  # of a timestamp
+
+_log = logging.getLogger(__name__)
 
 
 def tokens_of_scenes(tables: Tables, scenes: Collection[str] | None, samples: Collection[str]) -> tuple[str, ...]:
@@ -47,24 +59,41 @@ def tokens_of_scenes(tables: Tables, scenes: Collection[str] | None, samples: Co
 
 def detection_truth(tables: Tables, tokens: Sequence[str]) -> tuple[Boxes, Samples]:
     """Annotations of samples as classes of the detection benchmark, and the samples."""
-    rows, number = _annotations(tables, tokens)
-    classes = np.array([DETECTION_CLASSES.get(name, "") for name in tables.categories[rows]], np.str_)
+    rows, number, categories = _annotations(tables, tokens)
+    classes = np.array([DETECTION_CLASSES.get(name, "") for name in categories], np.str_)
     kept = classes != ""
-    return _boxes(tables, rows[kept], number[kept], classes[kept]), _samples(tables, tokens, rows, number)
+    samples = _samples(tables, tokens, rows[categories == RACK], number[categories == RACK])
+    return _boxes(tables, rows[kept], number[kept], classes[kept]), samples
 
 
 def tracking_truth(tables: Tables, tokens: Sequence[str]) -> tuple[Tracks, Sequences]:
     """Annotations of samples as tracks of the tracking benchmark, and when and where the samples were."""
-    rows, number = _annotations(tables, tokens)
-    classes = np.array([DETECTION_CLASSES.get(name, "") for name in tables.categories[rows]], np.str_)
+    rows, number, categories = _annotations(tables, tokens)
+    classes = np.array([DETECTION_CLASSES.get(name, "") for name in categories], np.str_)
     kept = np.isin(classes, TRACKED_CLASSES)
     instances = tables.annotation.texts["instance_token"]
     track = np.array([instances[i] for i in rows[kept].tolist()], np.str_)
     place = _rows_of_samples(tables, tokens)
     scene = np.array([tables.scene_names[i] for i in place.tolist()], np.str_)
-    samples = _samples(tables, tokens, rows, number)
-    sequences = Sequences(samples, scene, tables.sample.whole("timestamp")[place])
+    samples = _samples(tables, tokens, rows[categories == RACK], number[categories == RACK])
+    sequences = Sequences(samples, scene, tables.sample.whole("timestamp", place))
     return Tracks(_boxes(tables, rows[kept], number[kept], classes[kept]), track), sequences
+
+
+def check_categories(path: object, names: Iterable[str]) -> None:
+    """Warn of categories of objects that no release of nuScenes has: their objects are not measured.
+
+    path: where the categories were read; names: the category of each object. Raises DataError where all are such.
+    """
+    found = Counter(names)
+    others = {name: n for name, n in found.items() if name not in DETECTION_CLASSES and name not in OTHER_CATEGORIES}
+    if not others:
+        return
+    example, count = next(iter(others.items())), sum(others.values())
+    what = f"{count} of {sum(found.values())} objects are of categories that nuScenes does not have, as {example[0]!r}"
+    if len(others) == len(found):
+        raise DataError(f"{path}: {what}; a car, for example, is 'vehicle.car'")
+    _log.warning("%s: %s; they are not measured", path, what)
 
 
 def _rows_of_samples(tables: Tables, tokens: Sequence[str]) -> Array:
@@ -74,22 +103,37 @@ def _rows_of_samples(tables: Tables, tokens: Sequence[str]) -> Array:
     return rows
 
 
-def _annotations(tables: Tables, tokens: Sequence[str]) -> tuple[Array, Array]:
-    """Rows of the annotations of samples, and the position of each one's sample, in the order of samples and table."""
+def _annotations(tables: Tables, tokens: Sequence[str]) -> tuple[Array, Array, Array]:
+    """Rows of the annotations of samples, the position of each one's sample, and its category.
+
+    They come in the order of samples and table.
+    """
     number = np.full(len(tables.sample), NONE)
     number[_rows_of_samples(tables, tokens)] = np.arange(len(tokens))
-    of_annotation = number[tables.sample.rows(tables.annotation, "sample_token")]
+    of_annotation = number[samples_of_annotations(tables)]
     rows = np.flatnonzero(of_annotation != NONE)
     rows = rows[np.argsort(of_annotation[rows], kind="stable")]
-    return rows, of_annotation[rows]
+    categories = tables.categories(rows)
+    check_categories(tables.category.path, categories.tolist())
+    return rows, of_annotation[rows], categories
 
 
-def _samples(tables: Tables, tokens: Sequence[str], rows: Array, number: Array) -> Samples:
-    poses = tables.ego_pose.rows(tables.lidar, "ego_pose_token")[tables.key_frame[_rows_of_samples(tables, tokens)]]
-    ego = tables.ego_pose.check_finite("translation", poses)
-    racks = tables.categories[rows] == RACK
-    names = np.full(int(racks.sum()), RACK)
-    return Samples(tuple(tokens), ego, _boxes(tables, rows[racks], number[racks], names))
+def samples_of_annotations(tables: Tables) -> Array:
+    """int64: the row of each annotation's sample. Raises DataError where it has none, or one that is not there."""
+    table = tables.annotation
+    found = tables.sample.find(table.texts["sample_token"])
+    for i in np.flatnonzero(found < 0).tolist():
+        token = table.texts["sample_token"][i]
+        what = f"sample_token {token!r} is not in {tables.sample.path.name}" if token else "sample_token is empty"
+        raise DataError(f"{table.path}: row {i} ({table.tokens[i]}): {what}")
+    return found
+
+
+def _samples(tables: Tables, tokens: Sequence[str], racks: Array, number: Array) -> Samples:
+    """The samples, with the annotations of bicycle racks in them and the position of each one's sample."""
+    keys = tables.key_frame[_rows_of_samples(tables, tokens)]
+    ego = tables.ego_pose.check_finite("translation", tables.ego_pose.rows(tables.lidar, "ego_pose_token", keys))
+    return Samples(tuple(tokens), ego, _boxes(tables, racks, number, np.full(len(racks), RACK)))
 
 
 def _boxes(tables: Tables, rows: Array, number: Array, names: Array) -> Boxes:
@@ -99,12 +143,33 @@ def _boxes(tables: Tables, rows: Array, number: Array, names: Array) -> Boxes:
         name=np.array(names, np.str_),
         attribute=attributes(tables, rows),
         translation=table.check_finite("translation", rows),
-        size=table.check_finite("size", rows),
-        rotation=table.check_finite("rotation", rows),
-        velocity=velocities(tables)[rows, :2],
+        size=sizes(table, rows),
+        rotation=rotations(table, rows),
+        velocity=velocities(tables, rows)[:, :2],
         score=np.full(len(rows), -1.0),
-        num_points=(table.whole("num_lidar_pts") + table.whole("num_radar_pts"))[rows],
+        num_points=table.counts("num_lidar_pts", rows) + table.counts("num_radar_pts", rows),
     )
+
+
+def rotations(table: Table, rows: Array) -> Array:
+    """Quaternions [K, 4] of some rows. Raises DataError for one whose length is far from 1."""
+    found = table.check_finite("rotation", rows)
+    for i in np.flatnonzero(~found.any(axis=1)).tolist():
+        raise DataError(f"{table.path}: {table.tokens[rows[i]]}: a rotation of zeros is none")
+    length = np.linalg.norm(found, axis=1)
+    for i in np.flatnonzero((length < SMALLEST_TURN) | (length > LARGEST_TURN)).tolist():
+        raise DataError(
+            f"{table.path}: {table.tokens[rows[i]]}: rotation must be a quaternion of length 1, is {found[i].tolist()}"
+        )
+    return found
+
+
+def sizes(table: Table, rows: Array) -> Array:
+    """Sizes [K, 3] of some rows in metres. Raises DataError for one that is not positive, or longer than 1 km."""
+    found = table.check_finite("size", rows, LONGEST_SIZE)
+    for i in np.flatnonzero((found <= 0).any(axis=1)).tolist():
+        raise DataError(f"{table.path}: {table.tokens[rows[i]]}: size must be positive, is {found[i].tolist()}")
+    return found
 
 
 def attributes(tables: Tables, rows: Array) -> Array:
@@ -122,24 +187,35 @@ def attributes(tables: Tables, rows: Array) -> Array:
     return np.array(found, np.str_)
 
 
-def velocities(tables: Tables) -> Array:
-    """float64 [N, 3]: global velocity of every annotation in m/s, NaN where it is not known.
+def velocities(tables: Tables, rows: Array) -> Array:
+    """float64 [K, 3]: global velocity of some annotations in m/s, NaN where it is not known.
 
     From the neighbours of the same object in time, the annotation itself standing for one that is missing; not known
-    without any neighbour, or where the time between them exceeds 1.5 s (3 s with both).
+    without any neighbour, or where the time between them exceeds 1.5 s (3 s with both), or where a neighbour's own
+    place is not known. Raises DataError where `prev` is not earlier, or `next` not later.
     """
     table = tables.annotation
-    times = (
-        SECONDS * tables.sample.numbers["timestamp"][tables.sample.rows(table, "sample_token")]
-    )  # rounds as officially
-    return _velocities(table.numbers["translation"], times, table.rows(table, "prev"), table.rows(table, "next"))
-
-
-def _velocities(places: Array, times: Array, before: Array, after: Array) -> Array:
-    own = np.arange(len(places))
-    first, last = np.where(before == NONE, own, before), np.where(after == NONE, own, after)
-    gap = times[last] - times[first]
+    before, after = (table.optional_rows(table, name, rows) for name in ("prev", "next"))
+    neighbours = {"prev": np.where(before == NONE, rows, before), "next": np.where(after == NONE, rows, after)}
+    own = _times(tables, rows)
+    times = {name: _times(tables, found) for name, found in neighbours.items()}
+    for name, found in neighbours.items():
+        order = own - times[name] if name == "prev" else times[name] - own
+        for i in np.flatnonzero((order <= 0) & (found != rows)).tolist():
+            when = "earlier" if name == "prev" else "later"
+            raise DataError(f"{table.path}: {table.tokens[rows[i]]}: {name} is of a sample that is not {when}")
+    first, last = (np.array(table.numbers["translation"][found]) for found in neighbours.values())
+    for places in (first, last):
+        places[~(np.abs(places) <= LARGEST).all(axis=1)] = np.nan
     limit = np.where((before != NONE) & (after != NONE), 2 * LONGEST_GAP, LONGEST_GAP)
-    known = (first != last) & (gap <= limit) & (gap != 0)
-    moved = np.where(known[:, None], places[last] - places[first], np.nan)
+    gap = times["next"] - times["prev"]
+    known = (neighbours["prev"] != neighbours["next"]) & (gap <= limit)
+    moved = np.where(known[:, None], last - first, np.nan)
     return np.asarray(moved / np.where(known, gap, 1.0)[:, None])
+
+
+def _times(tables: Tables, rows: Array) -> Array:
+    """Seconds, float64 [K]: when the samples of some annotations were. Rounded as officially."""
+    tokens = tables.annotation.texts["sample_token"]
+    samples = tables.sample.find(tokens[i] for i in rows.tolist())
+    return SECONDS * tables.sample.whole("timestamp", samples).astype(np.float64)

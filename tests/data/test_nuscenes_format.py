@@ -394,6 +394,38 @@ def zero_rotation(made: Release) -> None:
     made.row("ego_pose", "scene-0061-data-5-pose")["rotation"] = [0, 0, 0, 0]
 
 
+def chain_in_a_circle(made: Release) -> None:
+    made.row("sample_data", "scene-0061-data-3")["prev"] = "scene-0061-data-3"
+
+
+def key_frame_of_no_time(made: Release) -> None:
+    made.row("sample_data", "scene-0061-data-10")["timestamp"] = 0
+
+
+def sample_of_no_time(made: Release) -> None:
+    made.row("sample", "scene-0061-2")["timestamp"] = float("nan")
+
+
+def annotation_without_size(made: Release) -> None:
+    del made.row("sample_annotation", "scene-0061-instance-0-1")["size"]
+
+
+def text_for_a_count(made: Release) -> None:
+    made.row("sample_annotation", "scene-0061-instance-0-1")["num_lidar_pts"] = "5"
+
+
+def negative_count(made: Release) -> None:
+    made.row("sample_annotation", "scene-0061-instance-0-1")["num_lidar_pts"] = -5
+
+
+def unknown_instance(made: Release) -> None:
+    made.row("sample_annotation", "scene-0061-instance-0-1")["instance_token"] = "gone"
+
+
+def pose_without_rotation(made: Release) -> None:
+    del made.row("ego_pose", "scene-0061-data-5-pose")["rotation"]
+
+
 DAMAGED = [
     (broken_sweep, r"data-3|\.pcd\.bin: no such file \(sample_data scene-0061-data-3\)"),
     (short_scan, r"\.pcd\.bin: .*cut short.* \(sample_data scene-0061-data-5\)"),
@@ -401,6 +433,14 @@ DAMAGED = [
     (nan_box, r"sample_annotation\.json: scene-0061-instance-0-1: translation is not finite"),
     (flat_box, r"sample_annotation\.json: scene-0061-instance-0-1: size must be positive"),
     (zero_rotation, r"ego_pose\.json: scene-0061-data-5-pose: a rotation of zeros"),
+    (chain_in_a_circle, r"sample_data\.json: scene-0061-data-3: prev 'scene-0061-data-3' is not older"),
+    (key_frame_of_no_time, r"sample scene-0061-2: .*sample\.json: its timestamp is .* its key frame 0\.000 s"),
+    (sample_of_no_time, r"sample\.json: row 2 \(scene-0061-2\): timestamp is nan"),
+    (annotation_without_size, r"sample_annotation\.json: row 1 \(scene-0061-instance-0-1\) lacks 'size'"),
+    (text_for_a_count, r"sample_annotation\.json: row 1 \(scene-0061-instance-0-1\) is wrong"),
+    (negative_count, r"row 1 \(scene-0061-instance-0-1\): num_lidar_pts is -5"),
+    (unknown_instance, r"row 1 \(scene-0061-instance-0-1\): instance_token 'gone' is not in instance\.json"),
+    (pose_without_rotation, r"ego_pose\.json: row 5 \(scene-0061-data-5-pose\) lacks 'rotation'"),
 ]
 
 
@@ -426,6 +466,15 @@ def test_a_sweep_that_is_lost_later_is_skipped_when_asked(release: Release, tmp_
     found = dataset(root, on_error="skip")
     assert len(found[2].points) == 0
     assert found.counts["skipped frames"] == 1
+
+
+def test_categories_of_other_names_are_no_silent_absence(release: Release, tmp_path: Path) -> None:
+    for row in release.tables["category"]:
+        row["name"] = row["name"].replace(".", "/")
+    with pytest.raises(
+        DataError, match=r"category\.json: 24 of 24 objects are of categories that nuScenes does not have"
+    ):
+        NuScenesFrames(release.write(tmp_path)).find("train")
 
 
 @pytest.mark.parametrize("table", ["scene", "sample", "sample_data", "ego_pose", "sample_annotation", "instance"])

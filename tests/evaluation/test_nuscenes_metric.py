@@ -131,6 +131,10 @@ def test_files_that_are_no_submission(tmp_path: Path, content: bytes) -> None:
         read_results(tmp_path / "r.json", ["a"])
     with pytest.raises(DataError, match=r"none\.json: no such file"):
         read_results(tmp_path / "none.json")
+    whole = gzip.compress(json.dumps({"results": {"a": []}}).encode())
+    (tmp_path / "r.json.gz").write_bytes(whole[:12] + bytes(8) + whole[20:])
+    with pytest.raises(DataError, match=r"r\.json\.gz: damaged"):
+        read_results(tmp_path / "r.json.gz")
 
 
 def test_there_are_ten_classes() -> None:

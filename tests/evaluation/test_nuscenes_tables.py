@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcdet_ext.evaluation import nuscenes_tables
-from pcdet_ext.evaluation.nuscenes_tables import NONE, UNKNOWN, find_tables, read_table, stream
-from pcdet_ext.evaluation.nuscenes_truth import _velocities
+from pcdet_ext.evaluation.nuscenes_files import read_json
+from pcdet_ext.evaluation.nuscenes_tables import NONE, UNKNOWN, Tables, find_tables, read_table, stream
+from pcdet_ext.evaluation.nuscenes_truth import _boxes, check_categories, samples_of_annotations, velocities
 from pcdet_ext.files import DataError
+from pcdet_ext.structures import Array
 
 values = st.one_of(st.integers(-(10**15), 10**15), st.floats(allow_nan=False), st.text(), st.booleans(), st.none())
 rows = st.lists(st.dictionaries(st.text(), st.one_of(values, st.lists(values))), max_size=8)
@@ -94,14 +96,126 @@ def test_tables_are_found_as_released_and_as_openpcdet_has_them(tmp_path: Path) 
         find_tables(tmp_path)
 
 
-def test_velocity_is_a_difference_quotient_over_the_neighbours() -> None:
-    places = np.array([[0.0, 0, 0], [1, 0, 0], [4, 2, 1], [5, 5, 5]])
-    before, after = np.array([NONE, 0, 1, NONE]), np.array([1, 2, NONE, NONE])
-    times = np.array([10.0, 10.5, 12.0, 3.0])
-    found = _velocities(places, times, before, after)
+def write_annotations(folder: Path, times: list[float], **changes: object) -> Tables:
+    """Annotations a, b, c of one object that moves from sample to sample, and d of another, at times in seconds."""
+    places = [[0.0, 0, 0], [1, 0, 0], [4, 2, 1], [5, 5, 5]]
+    links = [("", "b"), ("a", "c"), ("b", ""), ("", "")]
+    samples = [{"token": str(i), "scene_token": "s", "timestamp": round(t * 1e6)} for i, t in enumerate(times)]
+    rows = [
+        {"token": token, "sample_token": str(i), "instance_token": "o", "prev": links[i][0], "next": links[i][1]}
+        | {"translation": places[i], "size": [1.0, 1.0, 1.0], "rotation": [1.0, 0, 0, 0], "attribute_tokens": []}
+        | {"num_lidar_pts": 1, "num_radar_pts": 0}
+        for i, token in enumerate("abcd")
+    ]
+    rows[1] |= changes
+    (folder / "sample.json").write_text(json.dumps(samples))
+    (folder / "sample_annotation.json").write_text(json.dumps([{k: v for k, v in r.items() if v != ...} for r in rows]))
+    return Tables(folder)
+
+
+def test_velocity_is_a_difference_quotient_over_the_neighbours(tmp_path: Path) -> None:
+    times, every = np.array([10.0, 10.5, 12.0, 3.0]), np.arange(4)
+    found = velocities(write_annotations(tmp_path, times.tolist()), every)
     np.testing.assert_allclose(found[:3], [[2, 0, 0], [2, 1, 0.5], [2, 4 / 3, 2 / 3]])
     assert np.isnan(found[3]).all()
-    late = _velocities(places, times + [0, 0, 0.01, 0], before, after)
+    late = velocities(write_annotations(tmp_path, (times + [0, 0, 0.01, 0]).tolist()), every)
     assert np.isnan(late[2]).all()  # 1.51 s to its only neighbour
     assert not np.isnan(late[1]).any()  # 2.01 s between both
-    assert np.isnan(_velocities(places, times * 2, before, after)[1]).all()  # 4 s
+    np.testing.assert_array_equal(velocities(write_annotations(tmp_path, times.tolist()), np.array([1])), found[[1]])
+    assert np.isnan(velocities(write_annotations(tmp_path, (times * 2).tolist()), every)[1]).all()  # 4 s
+
+
+def test_the_place_of_a_wrong_neighbour_is_not_known(tmp_path: Path) -> None:
+    for wrong in (..., [float("inf"), 0, 0], [1e200, 0, 0]):
+        tables = write_annotations(tmp_path, [10.0, 10.5, 11.0, 3.0], translation=wrong)
+        assert np.isnan(velocities(tables, np.array([0, 2]))).all()
+
+
+@pytest.mark.parametrize("times", [[0.0] * 4, [11.0, 10.5, 12, 3], [10.0, 12.5, 12, 3]])
+def test_neighbours_in_the_wrong_order_are_named(tmp_path: Path, times: list[float]) -> None:
+    tables = write_annotations(tmp_path, times)
+    with pytest.raises(
+        DataError, match=r"sample_annotation\.json: [abc]: (prev is .* not earlier|next is .* not later)"
+    ):
+        velocities(tables, np.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"translation": [10**400, 0, 0]}, r"row 1 \(b\) is wrong \(int too large"),
+        ({"size": ...}, r"row 1 \(b\) lacks 'size'"),
+        ({"rotation": "1000"}, r"row 1 \(b\) is wrong \(4 numbers were expected, got '1000'"),
+        ({"translation": [0, 1e10, 0]}, "b: translation is beyond 1e\\+09"),
+        ({"size": [1e300, 1, 1]}, "b: size is beyond 1000"),
+        ({"rotation": [1e300, 0, 0, 0]}, "b: rotation is beyond"),
+        ({"rotation": [1e5, 0, 0, 0]}, "b: rotation must be a quaternion of length 1"),
+        ({"num_lidar_pts": -5}, r"row 1 \(b\): num_lidar_pts is -5, expected a whole number of at least 0"),
+        ({"num_lidar_pts": 1e30}, r"num_lidar_pts is 1e\+30, expected a whole number"),
+        ({"num_lidar_pts": 2**40}, "more points than a scan can have"),
+        ({"num_lidar_pts": 2.5}, "num_lidar_pts is 2.5, expected a whole number"),
+        ({"instance_token": ""}, r"row 1 \(b\): instance_token is empty, expected a token of instance\.json"),
+    ],
+)
+def test_a_wrong_annotation_does_harm_to_its_own_rows_alone(tmp_path: Path, changes: dict, message: str) -> None:
+    tables = write_annotations(tmp_path, [10.0, 10.5, 11.0, 3.0], **changes)
+    (tmp_path / "instance.json").write_text('[{"token": "o", "category_token": "c"}]')
+    (tmp_path / "category.json").write_text('[{"token": "c", "name": "vehicle.car"}]')
+    (tmp_path / "attribute.json").write_text("[]")
+
+    def look_at(rows: Array) -> None:
+        tables.categories(rows)
+        _boxes(tables, rows, rows, np.full(len(rows), "car"))
+
+    look_at(np.array([0, 2, 3]))
+    with pytest.raises(DataError, match=rf"sample_annotation\.json: {message}|sample_annotation\.json: .*{message}"):
+        look_at(np.arange(4))
+
+
+def test_an_annotation_without_sample_cannot_be_left_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"row 1 \(b\): sample_token is empty"):
+        samples_of_annotations(write_annotations(tmp_path, [1.0, 2, 3, 4], sample_token=""))
+    with pytest.raises(DataError, match=r"row 1 \(b\) lacks 'sample_token'"):
+        write_annotations(tmp_path, [1.0, 2, 3, 4], sample_token=...).annotation.check()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '[{"token": ' + "[" * 100_000, '[{"token": "a", "n": ' + "1" * 5000 + "}]"],
+    ids=["lists", "lists in a row", "digits"],
+)
+def test_json_that_no_reader_takes_names_its_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"table\.json: damaged"):
+        list(stream(path))
+    with pytest.raises(DataError, match=r"table\.json: damaged"):
+        read_json(path)
+
+
+def test_an_empty_token_is_no_row_where_one_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text('[{"token": "a", "prev": ""}, {"token": "b", "prev": "a"}]')
+    table = read_table(tmp_path / "table.json", {"prev": str})
+    assert table.optional_rows(table, "prev").tolist() == [NONE, 0]
+    with pytest.raises(DataError, match=r"row 0 \(a\): prev is empty, expected a token of table\.json"):
+        table.rows(table, "prev")
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, float("inf"), 0.5, 2**53 + 2])
+def test_whole_numbers_are_held_exactly(tmp_path: Path, value: float) -> None:
+    (tmp_path / "table.json").write_text(json.dumps([{"token": "a", "time": 2**53}, {"token": "b", "time": value}]))
+    table = read_table(tmp_path / "table.json", {"time": 0})
+    assert table.whole("time", np.array([0])).tolist() == [2**53]
+    with pytest.raises(DataError, match=r"table\.json: row 1 \(b\): time is .* expected a whole number"):
+        table.whole("time")
+
+
+def test_categories_that_nuscenes_does_not_have_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    check_categories("category.json", ["vehicle.car", "animal"])
+    assert not caplog.text
+    check_categories("category.json", ["vehicle.car", "vehicle.auto", "vehicle.auto"])
+    assert (
+        "category.json: 2 of 3 objects are of categories that nuScenes does not have, as 'vehicle.auto'" in caplog.text
+    )
+    with pytest.raises(DataError, match=r"category\.json: 1 of 1 objects .* a car, for example, is 'vehicle\.car'"):
+        check_categories("category.json", ["auto"])

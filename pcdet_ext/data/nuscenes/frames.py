@@ -10,11 +10,20 @@ import numpy as np
 
 from pcdet_ext.data.nuscenes.poses import Pose, inverse
 from pcdet_ext.evaluation.nuscenes_tables import NONE, UNKNOWN, Table, Tables
-from pcdet_ext.evaluation.nuscenes_truth import DETECTION_CLASSES, SECONDS, velocities
+from pcdet_ext.evaluation.nuscenes_truth import (
+    DETECTION_CLASSES,
+    SECONDS,
+    check_categories,
+    rotations,
+    samples_of_annotations,
+    sizes,
+    velocities,
+)
 from pcdet_ext.evaluation.quaternions import rotation_matrices
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array
 
+FARTHEST_APART = 1.0  # seconds between a sample and the scan of its key frame, which officially are of one time
 IGNORED = "ignore"  # class of the categories that the benchmark does not measure
 
 
@@ -129,6 +138,7 @@ class Frames(Sequence[Frame]):
         token, scene = tables.sample.tokens[row], tables.scene_names[row]
         key = int(tables.key_frame[row])
         try:
+            self._check_time(row, key)
             return Frame(
                 token=token,
                 scene=scene,
@@ -142,6 +152,14 @@ class Frames(Sequence[Frame]):
             )
         except DataError as error:
             return Frame(token, scene, float(self._scans.times[key]), problem=f"sample {token}: {error}")
+
+    def _check_time(self, row: int, key: int) -> None:
+        (own,) = SECONDS * self._tables.sample.whole("timestamp", np.array([row]))
+        if abs(own - self._scans.times[key]) > FARTHEST_APART:
+            raise DataError(
+                f"{self._tables.sample.path}: its timestamp is {own:.3f} s, and that of its key frame "
+                f"{self._scans.times[key]:.3f} s ({self._tables.lidar.path.name})"
+            )
 
 
 class _Scans:
@@ -166,16 +184,20 @@ class _Scans:
         return self.ego(row).matrix @ self.sensor(row).matrix
 
     def sweeps(self, key: int, count: int) -> Iterator[Sweep]:
-        """Up to so many scans before a key frame, the newest first. A lost one is not noticed: the step is longer."""
+        """Up to so many scans before a key frame, the newest first. A lost one is not noticed: the step is longer.
+
+        Each must be older than the one after it, so that no chain runs in a circle.
+        """
         from_world = inverse(self.sensor(key).matrix) @ inverse(self.ego(key).matrix)
         row = key
         for _ in range(count):
             before = int(self._before[row])
-            if before == UNKNOWN:
-                table = self._table
-                raise DataError(f"{table.path}: {table.tokens[row]}: prev {table.texts['prev'][row]!r} is not there")
             if before == NONE:
                 return
+            table = self._table
+            if before == UNKNOWN or self.times[before] >= self.times[row]:
+                what = "is not there" if before == UNKNOWN else "is not older"
+                raise DataError(f"{table.path}: {table.tokens[row]}: prev {table.texts['prev'][row]!r} {what}")
             row = before
             lag = self.times[key] - self.times[row]
             yield Sweep(self.files[row], self._table.tokens[row], lag, from_world @ self.pose(row))
@@ -183,52 +205,36 @@ class _Scans:
 
 def _pose(table: Table, row: int) -> Pose:
     rows = np.array([row])
-    return Pose(table.check_finite("translation", rows)[0], _rotations(table, rows)[0])
-
-
-def _rotations(table: Table, rows: Array) -> Array:
-    rotations = table.check_finite("rotation", rows)
-    for i in np.flatnonzero(~rotations.any(axis=1)).tolist():
-        raise DataError(f"{table.path}: {table.tokens[rows[i]]}: a rotation of zeros is none")
-    return rotations
-
-
-def _sizes(table: Table, rows: Array) -> Array:
-    sizes = table.check_finite("size", rows)
-    for i in np.flatnonzero((sizes <= 0).any(axis=1)).tolist():
-        raise DataError(f"{table.path}: {table.tokens[rows[i]]}: size must be positive, is {sizes[i].tolist()}")
-    return sizes
+    return Pose(table.check_finite("translation", rows)[0], rotations(table, rows)[0])
 
 
 class _Annotations:
     """The labelled objects of each sample."""
 
     def __init__(self, tables: Tables) -> None:
-        self._table = tables.annotation
-        self._velocities = velocities(tables)
-        self._categories = tables.categories
-        self._instances = tables.instance.rows(tables.annotation, "instance_token")
-        samples = tables.sample.rows(tables.annotation, "sample_token")
+        self._tables = tables
+        check_categories(tables.category.path, tables.known_categories)
+        samples = samples_of_annotations(tables)
         self._order = np.argsort(samples, kind="stable")
         self._starts = np.searchsorted(samples[self._order], np.arange(len(tables.sample) + 1))
-        self._points = {kind: tables.annotation.whole(f"num_{kind}_pts") for kind in ("lidar", "radar")}
 
     def objects(self, sample: int, pose: Array) -> Objects:
         """Those of a sample in which the lidar or a radar has a point, in the order of their table."""
         rows = self._order[self._starts[sample] : self._starts[sample + 1]]
-        rows = rows[self._points["lidar"][rows] + self._points["radar"][rows] > 0]
-        table = self._table
-        places = table.check_finite("translation", rows)
-        boxes = local_boxes(places, _sizes(table, rows), _rotations(table, rows), pose)
-        velocity = self._velocities[rows] @ pose[:3, :3]  # the inverse rotation, applied to rows
+        table = self._tables.annotation
+        points = {kind: table.counts(f"num_{kind}_pts", rows) for kind in ("lidar", "radar")}
+        seen = points["lidar"] + points["radar"] > 0
+        rows = rows[seen]
+        boxes = local_boxes(table.check_finite("translation", rows), sizes(table, rows), rotations(table, rows), pose)
+        velocity = velocities(self._tables, rows) @ pose[:3, :3]  # the inverse rotation, applied to rows
         return Objects(
             boxes=np.column_stack([boxes, velocity[:, :2]]),
             rise=velocity[:, 2],
-            names=tuple(DETECTION_CLASSES.get(name, IGNORED) for name in self._categories[rows]),
+            names=tuple(DETECTION_CLASSES.get(name, IGNORED) for name in self._tables.categories(rows)),
             tokens=tuple(table.tokens[i] for i in rows.tolist()),
-            lidar_points=self._points["lidar"][rows],
-            radar_points=self._points["radar"][rows],
-            instances=self._instances[rows],
+            lidar_points=points["lidar"][seen],
+            radar_points=points["radar"][seen],
+            instances=self._tables.instance.rows(table, "instance_token", rows),
         )
 
 
