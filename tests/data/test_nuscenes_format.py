@@ -253,6 +253,35 @@ def test_a_scene_without_files_is_left_out(tmp_path: Path, caplog: pytest.LogCap
     assert "1 scenes of train have no files here, as scene-0553" in caplog.text
 
 
+def test_a_scene_that_lacks_some_files_is_damaged(tmp_path: Path) -> None:
+    made = make_release(("scene-0061", "scene-0553"))
+    del made.scans[made.row("sample_data", "scene-0553-data-0")["filename"]]
+    root = made.write(tmp_path)
+    with pytest.raises(DataError, match=r"no such file \(sample_data scene-0553-data-0\)"):
+        prepare(NuScenesFrames(root), ["train"], progress=False)
+    (summary,) = prepare(NuScenesFrames(root, max_sweeps=1), ["train"], on_error="skip", progress=False)
+    assert (summary.frames, len(summary.skipped)) == (5, 1)
+
+
+@pytest.mark.parametrize("count", [0, 60])
+def test_a_sweep_of_which_points_are_lost_is_damaged(release: Release, tmp_path: Path, count: int) -> None:
+    root = prepared(release, tmp_path)
+    file = root / release.row("sample_data", "scene-0061-data-7")["filename"]
+    file.write_bytes(file.read_bytes()[: count * 20])
+    with pytest.raises(DataError, match=rf"{count} points where the index has 61; changed\? \(.* scene-0061-data-7\)"):
+        dataset(root)[2]
+    assert len(dataset(root, max_sweeps=3)[2].points)  # the ninth and tenth scan alone
+    if not count:
+        with pytest.raises(DataError, match=r"empty, it has 0 bytes \(sample_data scene-0061-data-7\)"):
+            prepare(NuScenesFrames(root), ["train"], [], progress=False)
+
+
+@pytest.mark.parametrize("count", [0, 401])
+def test_there_are_no_more_sweeps_than_scans_of_a_scene(release: Release, tmp_path: Path, count: int) -> None:
+    with pytest.raises(ValueError, match=r"max_sweeps must lie in \[1, 400\]"):
+        NuScenesFrames(release.write(tmp_path), max_sweeps=count)
+
+
 def test_a_release_without_annotations_has_no_labels(tmp_path: Path) -> None:
     made = make_release(("scene-0077",), labelled=False)
     root = made.write(tmp_path, version="v1.0-test")
@@ -505,8 +534,9 @@ def test_joined_scans_are_the_published_sum(count: int, lags: list[float], seed:
 
 def test_a_sweep_survives_the_index() -> None:
     move = np.vstack([np.random.default_rng(0).normal(size=(3, 4)), [0, 0, 0, 1]])
-    back = Sweep.from_json(json.loads(json.dumps(Sweep("a", "b", 0.05, move).to_json())))
+    back = Sweep.from_json(json.loads(json.dumps(Sweep("a", "b", 0.05, move, 7).to_json())))
     np.testing.assert_array_equal(back.transform, move)
+    assert (back.file, back.token, back.lag, back.points) == ("a", "b", 0.05, 7)
     assert (back.file, back.token, back.lag) == ("a", "b", 0.05)
     assert Sweep.from_json(Sweep("a", "b").to_json()).transform is None
     assert padded(Sweep("a", "b"), [], 0) == []

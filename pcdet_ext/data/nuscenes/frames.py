@@ -32,26 +32,27 @@ class Sweep:
     """A scan that is joined to a key frame.
 
     file: below the data folder; token: of its sample_data; lag: seconds that it is older; transform: float64 [4, 4] to
-    the lidar of the key frame, None for the key frame itself.
+    the lidar of the key frame, None for the key frame itself; points: how many the file must have, None where that is
+    not known.
     """
 
     file: str
     token: str
     lag: float = 0.0
     transform: Array | None = None
+    points: int | None = None
 
     def to_json(self) -> list[Any]:
         """In plain types, for the index."""
         rows = None if self.transform is None else self.transform[:3].ravel().tolist()
-        return [self.file, self.token, self.lag, rows]
+        return [self.file, self.token, self.lag, rows, self.points]
 
     @staticmethod
     def from_json(values: Sequence[Any]) -> Sweep:
         """What `to_json` gave."""
-        file, token, lag, rows = values
-        if rows is None:
-            return Sweep(file, token, lag)
-        return Sweep(file, token, lag, np.vstack([np.reshape(rows, (3, 4)), [0, 0, 0, 1]]))
+        file, token, lag, rows, points = values
+        transform = None if rows is None else np.vstack([np.reshape(rows, (3, 4)), [0, 0, 0, 1]])
+        return Sweep(file, token, lag, transform, points)
 
 
 @dataclass(frozen=True, eq=False)

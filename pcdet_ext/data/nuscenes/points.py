@@ -28,6 +28,21 @@ def read_scan(data: Path, file: str, token: str) -> Array:
         raise DataError(f"{error} (sample_data {token})") from error
 
 
+def count_points(data: Path, file: str, token: str) -> int:
+    """Points of a scan, from the size of its file. Raises DataError when it is missing, cut short, or empty."""
+    try:
+        size = (data / file).stat().st_size
+    except FileNotFoundError:
+        raise MissingFileError(f"{data / file}: no such file (sample_data {token})") from None
+    except OSError as error:
+        raise DataError(f"{data / file}: cannot be read ({error.strerror or error}) (sample_data {token})") from error
+    count, rest = divmod(size, 4 * len(FILE_FEATURES))
+    if rest or not count:
+        what = "cut short" if rest else "empty"
+        raise DataError(f"{data / file}: {what}, it has {size} bytes (sample_data {token})")
+    return count
+
+
 def joined_scans(key: Array, sweeps: Sequence[tuple[Sweep, Array]]) -> Array:
     """A key frame's scan and those of sweeps as one cloud, float32 [N, 6] with the columns POINT_FEATURES.
 
@@ -51,13 +66,19 @@ def joined_scans(key: Array, sweeps: Sequence[tuple[Sweep, Array]]) -> Array:
 def read_joined(data: Path, key: Sweep, points: Array, sweeps: Sequence[Sweep]) -> Array:
     """`joined_scans` of files; one that occurs several times, at the start of a scene, is read once.
 
-    points: of the key frame, as read.
+    points: of the key frame, as read. Raises DataError for a file that has another number of points than its sweep.
     """
     read: dict[str, Array] = {key.file: points}
 
     def scan(sweep: Sweep) -> Array:
         if sweep.file not in read:
-            read[sweep.file] = read_scan(data, sweep.file, sweep.token)
+            found = read_scan(data, sweep.file, sweep.token)
+            if sweep.points not in (None, len(found)):
+                raise DataError(
+                    f"{data / sweep.file}: {len(found)} points where the index has {sweep.points}; changed? "
+                    f"(sample_data {sweep.token})"
+                )
+            read[sweep.file] = found
         return read[sweep.file]
 
     return joined_scans(points, [(sweep, scan(sweep)) for sweep in sweeps])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from pcdet_ext.data.nuscenes.frames import Frame, Frames, Objects, Sweep
-from pcdet_ext.data.nuscenes.points import POINT_FEATURES, joined_scans, read_joined, read_scan
+from pcdet_ext.data.nuscenes.points import POINT_FEATURES, count_points, joined_scans, read_joined, read_scan
 from pcdet_ext.data.nuscenes.splits import scenes_of
 from pcdet_ext.data.prepare import FRAME_SOURCES, RawFrame
 from pcdet_ext.evaluation.nuscenes_tables import Tables, find_tables
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array, Sample, Targets
 
+MAX_SWEEPS = 400  # scans of a whole scene: 20 seconds, 20 scans in each
 RADAR_ONLY = "no LiDAR point inside, only radar"
 
 _log = logging.getLogger(__name__)
@@ -30,16 +33,16 @@ class NuScenesFrames:
         root: the data folder, with the tables in `v1.0-*` and the scans in `samples` and `sweeps`; or in OpenPCDet's
             layout, with all of these in one more folder `v1.0-*`.
         version: the release, as v1.0-mini; by default the only one that is there.
-        max_sweeps: scans that a frame is joined of, its own among them.
+        max_sweeps: scans that a frame is joined of, its own among them; at most 400, which a scene has.
 
     Raises:
         DataError: there are no tables, or those of several releases of which none is named.
-        ValueError: max_sweeps is below 1.
+        ValueError: max_sweeps is below 1 or above 400.
     """
 
     def __init__(self, root: str | Path, version: str | None = None, max_sweeps: int = 10) -> None:
-        if max_sweeps < 1:
-            raise ValueError(f"max_sweeps must be at least 1, got {max_sweeps}")
+        if not 1 <= max_sweeps <= MAX_SWEEPS:
+            raise ValueError(f"max_sweeps must lie in [1, {MAX_SWEEPS}], got {max_sweeps}")
         self.root, self.max_sweeps = Path(root), max_sweeps
         self.folder = find_tables(self.root, version)
         if self.folder == self.root:
@@ -65,7 +68,7 @@ class NuScenesFrames:
     def find(self, split: str) -> Frames:
         """The key frames of a split, in the order of the table; scenes of which no file is there are left out."""
         scenes = set(scenes_of(self.data, self.folder.name, split, self.tables.scene.texts["name"]))
-        absent = [name for name in self._without_files() if name in scenes]
+        absent = self._without_files(scenes)
         if absent:
             _log.warning("%s: %d scenes of %s have no files here, as %s", self.data, len(absent), split, absent[0])
         present = scenes - set(absent)
@@ -74,13 +77,30 @@ class NuScenesFrames:
             raise DataError(f"{self.data}: split {split!r} has no frame whose files are there")
         return Frames(self.tables, rows, self.max_sweeps)
 
-    def _without_files(self) -> list[str]:
-        """Scenes whose first scan is not there, which happens where only a part of the release was fetched."""
+    def _without_files(self, scenes: Collection[str]) -> list[str]:
+        """Those scenes of which no scan is there, which happens where only a part of the release was fetched."""
         tables = self.tables
-        first = tables.key_frame[tables.sample.rows(tables.scene, "first_sample_token")]
-        files = tables.lidar.texts["filename"]
-        names = zip(tables.scene.texts["name"], first.tolist(), strict=True)
-        return [name for name, row in names if not (self.data / files[row]).is_file()]
+        names, files = tables.scene_names, tables.lidar.texts["filename"]
+        first = {names[i]: int(key) for i, key in reversed([*enumerate(tables.key_frame.tolist())])}
+        doubtful = {name for name in scenes if name in first and not (self.data / files[first[name]]).is_file()}
+        if not doubtful:
+            return []
+        there = self._scans_there(files)
+        samples = tables.sample.find(tables.lidar.texts["sample_token"])
+        for file, sample in zip(files, samples.tolist(), strict=True):
+            if sample >= 0 and file in there:
+                doubtful.discard(names[sample])
+        return sorted(doubtful)
+
+    def _scans_there(self, files: Sequence[str]) -> set[str]:
+        """Those of some files that exist; each of their few folders is looked into once."""
+        folders = {os.path.dirname(file) for file in files}
+        return {
+            os.path.join(folder, entry.name)
+            for folder in folders
+            if (self.data / folder).is_dir()
+            for entry in os.scandir(self.data / folder)
+        }
 
     def read(self, frame: Frame) -> RawFrame:
         """One of them, with its sweeps."""
@@ -97,6 +117,7 @@ class NuScenesFrames:
             timestamp=frame.timestamp,
         )
         reasons = () if frame.objects is None else _reasons(frame.objects)
+        frame = replace(frame, sweeps=tuple(self._counted(sweep) for sweep in frame.sweeps))
         joined = partial(self._joined, frame, scan)
         return RawFrame(
             sample,
@@ -106,6 +127,9 @@ class NuScenesFrames:
             object_features=POINT_FEATURES,
             exclusive=True,
         )
+
+    def _counted(self, sweep: Sweep) -> Sweep:
+        return replace(sweep, points=count_points(self.data, sweep.file, sweep.token))
 
     def _joined(self, frame: Frame, scan: Array) -> Array:
         key = Sweep(frame.file, frame.lidar_token)
