@@ -41,9 +41,10 @@ def nuscenes(ground_truth: Path, results: Path, scenes: Sequence[str] | None = N
         found, _ = nuscenes_files.read_results(results, samples.tokens)
         return _measured(results, lambda: nus.evaluate(truth, found, samples))
     tables = nuscenes_tables.read_tables(ground_truth)
-    _, given = nuscenes_files.read_results(results)
-    truth, samples = nuscenes_truth.detection_truth(tables, nuscenes_truth.tokens_of_scenes(tables, scenes, given))
-    found, _ = nuscenes_files.read_results(results, samples.tokens)
+    submission = nuscenes_files.Submission.read(results)
+    tokens = nuscenes_truth.tokens_of_scenes(tables, scenes, submission.samples)
+    truth, samples = nuscenes_truth.detection_truth(tables, tokens)
+    found, _ = submission.detections(samples.tokens)
     return _measured(results, lambda: nus.evaluate(truth, found, samples))
 
 
@@ -52,15 +53,15 @@ def nuscenes_tracking(
     ground_truth: Path, results: Path, scenes: Sequence[str] | None = None
 ) -> nus_tracking.TrackingResult:
     """nuScenes tracking: AMOTA, AMOTP and the rest. Arguments as for `nuscenes`."""
+    submission = nuscenes_files.Submission.read(results)
     if not nuscenes_tables.is_tables(ground_truth):
         _no_scenes(scenes)
         truth, sequences = nuscenes_files.read_track_ground_truth(ground_truth)
     else:
         tables = nuscenes_tables.read_tables(ground_truth)
-        _, given = nuscenes_files.read_tracks(results)
-        tokens = nuscenes_truth.tokens_of_scenes(tables, scenes, given)
+        tokens = nuscenes_truth.tokens_of_scenes(tables, scenes, submission.samples)
         truth, sequences = nuscenes_truth.tracking_truth(tables, tokens)
-    found, _ = nuscenes_files.read_tracks(results, sequences.samples.tokens)
+    found, _ = submission.tracks(sequences.samples.tokens)
     result = _measured(results, lambda: nus_tracking.evaluate(truth, found, sequences))
     if math.isnan(result.score):  # officially every number is then undefined
         raise DataError(f"{ground_truth}: no box of the ground truth counts: there is nothing to measure")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,10 @@ import numpy as np
 
 from pcdet_ext.config import suggest
 from pcdet_ext.evaluation.nuscenes import CLASSES, Boxes, Samples
+from pcdet_ext.evaluation.nuscenes_tables import LARGEST
 from pcdet_ext.evaluation.nuscenes_tracking import CLASSES as TRACKED_CLASSES
 from pcdet_ext.evaluation.nuscenes_tracking import Sequences, Tracks
+from pcdet_ext.evaluation.quaternions import no_rotations, why_no_rotation
 from pcdet_ext.files import DataError, MissingFileError
 from pcdet_ext.structures import Array
 
@@ -25,35 +31,76 @@ ATTRIBUTES = (
     "cycle.without_rider", "vehicle.moving", "vehicle.parked", "vehicle.stopped",
 )  # fmt: skip
 
+_log = logging.getLogger(__name__)
+
 
 def read_results(path: str | Path, tokens: Sequence[str] | None = None) -> tuple[Boxes, tuple[str, ...]]:
-    """Detections of a submission file (.json, also .gz), and the tokens of its samples in their order.
+    """Detections of a submission file, and the tokens of its samples; see `Submission.detections`."""
+    return Submission.read(path).detections(tokens)
 
-    Args:
-        path: the file, in the official format.
-        tokens: samples of the split; the submission must have exactly these. Their order then numbers the boxes'
-            samples. None: all samples of the file, in its order.
 
-    Raises:
-        DataError: that names the file and the sample, for a damaged file, missing and unknown samples, more than 500
-            boxes in a sample, unknown classes and attributes, and numbers that are missing or not finite (a velocity
-            may be NaN).
+def read_tracks(path: str | Path, tokens: Sequence[str] | None = None) -> tuple[Tracks, tuple[str, ...]]:
+    """Tracks of a submission file, and the tokens of its samples; see `Submission.tracks`."""
+    return Submission.read(path).tracks(tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """Results for the detection or the tracking benchmark, in the official format.
+
+    path: of the file; results: the boxes of each sample by its token, not checked before they are asked for.
     """
-    path = Path(path)
-    results, names = _read_submission(path, tokens)
-    number = {token: i for i, token in enumerate(names)}
-    rows = [(number[token], box) for token, box in _all_boxes(path, results)]
-    return _table(path, rows, names, is_truth=False), names
 
+    path: Path
+    results: Mapping[str, Any]
 
-def _read_submission(path: Path, tokens: Sequence[str] | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    content = read_json(path)
-    if not isinstance(content, Mapping) or not isinstance(content.get("results"), Mapping):
-        raise DataError(f"{path}: not a nuScenes submission (it has no mapping 'results' of samples to boxes)")
-    results = content["results"]
-    if tokens is not None:
-        _check_samples(path, results, tokens)
-    return results, tuple(results) if tokens is None else tuple(tokens)
+    @staticmethod
+    def read(path: str | Path) -> Submission:
+        """A file (.json, also .gz). Raises DataError where it is missing, damaged, or no submission."""
+        content = read_json(Path(path))
+        if not isinstance(content, Mapping) or not isinstance(content.get("results"), Mapping):
+            raise DataError(f"{path}: not a nuScenes submission (it has no mapping 'results' of samples to boxes)")
+        return Submission(Path(path), content["results"])
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """Tokens of the samples, in the order of the file."""
+        return tuple(self.results)
+
+    @property
+    def is_tracking(self) -> bool:
+        """Whether the first box is of the tracking benchmark."""
+        first = next((boxes for boxes in self.results.values() if boxes), None)
+        return isinstance(first, list) and isinstance(first[0], Mapping) and "tracking_name" in first[0]
+
+    def detections(self, tokens: Sequence[str] | None = None) -> tuple[Boxes, tuple[str, ...]]:
+        """Detections, and the tokens of their samples.
+
+        Args:
+            tokens: samples of the split; the submission must have exactly these. Their order then numbers the boxes'
+                samples. None: all samples of the file, in its order.
+
+        Raises:
+            DataError: that names the file and the sample, for missing and unknown samples, more than 500 boxes in a
+                sample, boxes of another sample, unknown classes and attributes, and numbers that are missing, no
+                numbers, not finite (a velocity may be NaN) or beyond all bounds.
+        """
+        rows, names = self._rows(tokens)
+        return _table(self.path, rows, names, is_truth=False), names
+
+    def tracks(self, tokens: Sequence[str] | None = None) -> tuple[Tracks, tuple[str, ...]]:
+        """Tracks; see `detections`. Every box has a tracking_id, no two boxes of a class and sample the same."""
+        rows, names = self._rows(tokens)
+        found = _tracks(self.path, rows, names, is_truth=False)
+        _check_tracks(self.path, found, names)
+        return found, names
+
+    def _rows(self, tokens: Sequence[str] | None) -> tuple[list[tuple[int, Any]], tuple[str, ...]]:
+        if tokens is not None:
+            _check_samples(self.path, self.results, tokens)
+        names = self.samples if tokens is None else tuple(tokens)
+        number = {token: i for i, token in enumerate(names)}
+        return [(number[token], box) for token, box in _all_boxes(self.path, self.results)], names
 
 
 def read_ground_truth(path: str | Path) -> tuple[Boxes, Samples]:
@@ -86,15 +133,6 @@ def _listed(path: Path, token: str, boxes: Any) -> list[Any]:
     if not isinstance(boxes, list):
         raise DataError(f"{path}: sample {token}: expected a list of boxes, got {type(boxes).__name__}")
     return boxes
-
-
-def read_tracks(path: str | Path, tokens: Sequence[str] | None = None) -> tuple[Tracks, tuple[str, ...]]:
-    """Tracks of a submission to the tracking benchmark; see `read_results`, and every box has a tracking_id."""
-    path = Path(path)
-    results, names = _read_submission(path, tokens)
-    number = {token: i for i, token in enumerate(names)}
-    rows = [(number[token], box) for token, box in _all_boxes(path, results)]
-    return _tracks(path, rows, names, is_truth=False), names
 
 
 def read_track_ground_truth(path: str | Path) -> tuple[Tracks, Sequences]:
@@ -132,15 +170,35 @@ def _all_boxes(path: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, Ma
         if len(_listed(path, token, boxes)) > MAX_BOXES:
             raise DataError(f"{path}: sample {token}: {len(boxes)} boxes, at most {MAX_BOXES} are allowed")
         for box in boxes:
+            own = box.get("sample_token", token) if isinstance(box, Mapping) else token
+            if own != token:
+                raise DataError(f"{path}: sample {token}: a box whose sample_token is {own!r}")
             yield token, box
 
 
 def _tracks(path: Path, rows: Sequence[tuple[int, Any]], tokens: Sequence[str], is_truth: bool) -> Tracks:
     for i, (_, box) in enumerate(rows):
-        if not isinstance(box, Mapping) or not isinstance(box.get("tracking_id"), (str, int)):
+        if not isinstance(box, Mapping) or type(box.get("tracking_id")) not in (str, int):
             raise DataError(f"{path}: sample {tokens[rows[i][0]]}: a box without a tracking_id")
     boxes = _table(path, rows, tokens, is_truth, task="tracking")
     return Tracks(boxes, np.array([str(box["tracking_id"]) for _, box in rows], np.str_))
+
+
+def _check_tracks(path: Path, found: Tracks, tokens: Sequence[str]) -> None:
+    """Raises DataError where one track is at two places at once."""
+    keys = zip(found.boxes.sample.tolist(), found.boxes.name.tolist(), found.track.tolist(), strict=True)
+    (key, count), *_ = Counter(keys).most_common(1) or [((0, "", ""), 0)]
+    if count > 1:
+        sample, name, track = key
+        raise DataError(f"{path}: sample {tokens[sample]}: {count} boxes of {name} with the tracking_id {track!r}")
+
+
+def _note_scores(path: Path, scores: Array) -> None:
+    """The format wants scores in [0, 1]; the official tool measures others too."""
+    beyond = int(((scores < 0) | (scores > 1)).sum())
+    if beyond:
+        extent = f"from {scores.min():g} to {scores.max():g}"
+        _log.warning("%s: %d of %d scores are not in [0, 1]; they go %s", path, beyond, len(scores), extent)
 
 
 def _table(
@@ -163,9 +221,12 @@ def _table(
     for i in np.flatnonzero((size <= 0).any(1)):
         raise DataError(f"{where(int(i))}: sizes must be positive, got {size[i].tolist()}")
     rotation = column("rotation", 4)
-    for i in np.flatnonzero(np.linalg.norm(rotation, axis=1) == 0):
-        raise DataError(f"{where(int(i))}: a rotation of zeros is none")
+    for i in no_rotations(rotation):
+        raise DataError(f"{where(int(i))}: {why_no_rotation(rotation[i])}")
     count = len(rows)
+    score = np.full(count, -1.0) if is_truth else column(f"{task}_score", 0)
+    if not is_truth:
+        _note_scores(path, score)
     return Boxes(
         sample=np.array([sample for sample, _ in rows], np.int64),
         name=names,
@@ -174,7 +235,7 @@ def _table(
         size=size,
         rotation=rotation,
         velocity=column("velocity", 2, may_be_nan=True),
-        score=np.full(count, -1.0) if is_truth else column(f"{task}_score", 0),
+        score=score,
         num_points=column("num_pts", 0).astype(np.int64) if is_truth else np.full(count, -1),
     )
 
@@ -183,15 +244,25 @@ def _numbers(rows: Sequence[tuple[int, Any]], key: str, width: int, may_be_nan: 
     """float64 [N, width], or [N] for width 0; checked one by one only where the quick way fails."""
     shape = (len(rows), width) if width else (len(rows),)
     try:
-        values = np.array([box[key] for _, box in rows], np.float64).reshape(shape)
-    except (KeyError, TypeError, ValueError):
-        for row, (_, box) in enumerate(rows):
-            _check_numbers(box, key, width, where(row))
-        raise
-    wrong = np.isinf(values) if may_be_nan else ~np.isfinite(values)
+        entries = [box[key] for _, box in rows]
+        kinds = set(map(type, chain.from_iterable(entries) if width else entries))
+        values = np.array(entries, np.float64).reshape(shape)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        kinds, values = set(), np.full(shape, np.nan)
+        _check_each(rows, key, width, where)
+    if not kinds <= {int, float}:  # what NumPy would take for numbers: truth values, and texts of digits
+        _check_each(rows, key, width, where)
+    wrong = ~(np.abs(values) <= LARGEST)
+    wrong = wrong & ~np.isnan(values) if may_be_nan else wrong
     for i in np.flatnonzero(wrong.reshape(len(rows), max(width, 1)).any(1)):
-        raise DataError(f"{where(int(i))}: {key} is not finite: {rows[int(i)][1][key]}")
+        what = f"is beyond {LARGEST:g}" if np.isfinite(values[i]).all() else "is not finite"
+        raise DataError(f"{where(int(i))}: {key} {what}: {rows[int(i)][1][key]}")
     return values
+
+
+def _check_each(rows: Sequence[tuple[int, Any]], key: str, width: int, where: Any) -> None:
+    for row, (_, box) in enumerate(rows):
+        _check_numbers(box, key, width, where(row))
 
 
 def _check_numbers(box: Any, key: str, width: int, where: str) -> None:
@@ -200,9 +271,11 @@ def _check_numbers(box: Any, key: str, width: int, where: str) -> None:
     value = box[key]
     entries = value if width else [value]
     good = isinstance(entries, list) and len(entries) == max(width, 1)
-    if not good or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in entries):
+    if not good or not all(type(v) in (int, float) for v in entries):
         expected = f"{width} numbers" if width else "a number"
         raise DataError(f"{where}: {key} must be {expected}, got {value!r}")
+    if any(type(v) is int and abs(v) > LARGEST for v in entries):
+        raise DataError(f"{where}: {key} is beyond {LARGEST:g}")
 
 
 def _texts(rows: Sequence[tuple[int, Any]], key: str, where: Any) -> Array:

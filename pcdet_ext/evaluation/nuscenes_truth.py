@@ -12,6 +12,7 @@ from pcdet_ext.evaluation.nuscenes import Boxes, Samples
 from pcdet_ext.evaluation.nuscenes_tables import LARGEST, NONE, UNKNOWN, Table, Tables
 from pcdet_ext.evaluation.nuscenes_tracking import CLASSES as TRACKED_CLASSES
 from pcdet_ext.evaluation.nuscenes_tracking import Sequences, Tracks
+from pcdet_ext.evaluation.quaternions import no_rotations, why_no_rotation
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array
 
@@ -31,7 +32,6 @@ OTHER_CATEGORIES = (
     "vehicle.emergency.police",
 )  # fmt: skip
 LONGEST_SIZE = 1000.0  # metres; nothing on a road is longer
-SMALLEST_TURN, LARGEST_TURN = 1e-3, 1e3  # lengths of quaternions, which should be 1
 LONGEST_GAP = 1.5  # seconds between two annotations that a velocity is taken from; twice that with both neighbours
 SECONDS = 1e-6  # of a timestamp
 
@@ -154,13 +154,8 @@ def _boxes(tables: Tables, rows: Array, number: Array, names: Array) -> Boxes:
 def rotations(table: Table, rows: Array) -> Array:
     """Quaternions [K, 4] of some rows. Raises DataError for one whose length is far from 1."""
     found = table.check_finite("rotation", rows)
-    for i in np.flatnonzero(~found.any(axis=1)).tolist():
-        raise DataError(f"{table.path}: {table.tokens[rows[i]]}: a rotation of zeros is none")
-    length = np.linalg.norm(found, axis=1)
-    for i in np.flatnonzero((length < SMALLEST_TURN) | (length > LARGEST_TURN)).tolist():
-        raise DataError(
-            f"{table.path}: {table.tokens[rows[i]]}: rotation must be a quaternion of length 1, is {found[i].tolist()}"
-        )
+    for i in no_rotations(found).tolist():
+        raise DataError(f"{table.path}: {table.tokens[rows[i]]}: {why_no_rotation(found[i])}")
     return found
 
 

@@ -6,6 +6,21 @@ import numpy as np
 
 from pcdet_ext.structures import Array
 
+SHORTEST, LONGEST = 1e-3, 1e3  # lengths that a quaternion may have, which should be 1
+
+
+def no_rotations(quaternions: Array) -> Array:
+    """int64 [K]: which of quaternions [N, 4] are too far from length 1, or from being finite, to be a rotation."""
+    length = np.linalg.norm(quaternions, axis=1)
+    return np.flatnonzero(~((length >= SHORTEST) & (length <= LONGEST)))
+
+
+def why_no_rotation(quaternion: Array) -> str:
+    """What is wrong with one of those [4], in words."""
+    if not quaternion.any():
+        return "a rotation of zeros is none"
+    return f"rotation must be a quaternion of length 1, is {quaternion.tolist()}"
+
 
 def rotation_matrices(quaternions: Array) -> Array:
     """Rotation matrices [N, 3, 3] of quaternions [N, 4], which need not have length 1."""

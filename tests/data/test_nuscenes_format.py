@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from pcdet_ext.data.nuscenes.frames import padded
 from pcdet_ext.data.nuscenes.submission import attribute
 from pcdet_ext.data.objects import database_path, read_objects
 from pcdet_ext.data.prepare import prepare
+from pcdet_ext.evaluation import nuscenes_files
 from pcdet_ext.evaluation.nuscenes_files import MAX_BOXES, read_results
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Detections
@@ -340,6 +342,9 @@ def test_tracks_of_a_submission_come_back(release: Release, tmp_path: Path) -> N
     found = dataset(root, "val").read_results(path)[token]
     assert found.track_ids.tolist() == [1, 0]
     np.testing.assert_allclose(found.boxes[:, :7], dataset(root, "val")[0].targets.boxes[[0, 0], :7], atol=1e-4)
+    with mock.patch.object(nuscenes_files, "read_json", wraps=nuscenes_files.read_json) as parsed:
+        assert len(dataset(root, "val").read_results(path)) == 1
+    parsed.assert_called_once_with(path)  # a large file takes long
     path.write_text(json.dumps({"results": {"other": []}}))
     with pytest.raises(DataError, match="has none of the data's 3 samples"):
         dataset(root, "val").read_results(path)
@@ -362,6 +367,16 @@ def test_the_best_500_are_kept_and_it_is_said(
     expected = np.sort(np.delete(scores, 7).astype(np.float64))[-MAX_BOXES:]
     np.testing.assert_array_equal(np.sort(kept.score), expected)
     assert np.isnan(kept.velocity[kept.score == 1]).all()
+
+
+def test_what_a_submission_may_not_have_is_not_written(release: Release, tmp_path: Path) -> None:
+    found = dataset(prepared(release, tmp_path), "val")
+    boxes = np.tile(np.array([5, 5, 0, 4, 2, 1.5, 0, 0, 0], np.float32), (5, 1))
+    boxes[1, 0], boxes[2, 4], boxes[3, 8] = 1e30, 1e12, -np.inf
+    evaluator = found.evaluator()
+    evaluator.add(found[0], Detections(boxes, np.full(5, 0.5, np.float32), np.zeros(5, np.int64), tuple(CLASSES), ""))
+    (path,) = evaluator.write(tmp_path / "results")
+    assert len(read_results(path)[0]) == 2
 
 
 def test_no_detections_at_all_score_nothing(release: Release, tmp_path: Path) -> None:

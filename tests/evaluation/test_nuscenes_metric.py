@@ -114,6 +114,17 @@ def test_submissions_are_read_in_the_order_of_the_split(tmp_path: Path) -> None:
         ({"a": [box(rotation=[0, 0, 0, 0])], "b": []}, "a rotation of zeros"),
         ({"a": [box(score="high")], "b": []}, "detection_score must be a number"),
         ({"a": [{"detection_name": "car"}], "b": []}, "sample a: a box without a text 'attribute_name'"),
+        ({"a": [box(score=True)], "b": []}, "detection_score must be a number, got True"),
+        ({"a": [box(score="0.5")], "b": []}, "detection_score must be a number, got '0.5'"),
+        ({"a": [box(score=10**400)], "b": []}, r"detection_score is beyond 1e\+09"),
+        ({"a": [box(size=["1.0", "2.0", "3.0"])], "b": []}, "size must be 3 numbers"),
+        ({"a": [box(size=[True, 2.0, 3.0])], "b": []}, "size must be 3 numbers"),
+        ({"a": [box(size=[1.0, 2.0, None])], "b": []}, "size must be 3 numbers"),
+        ({"a": [box(translation=[1e200, 0, 0])], "b": []}, r"translation is beyond 1e\+09"),
+        ({"a": [box(translation=[10**400, 0, 0])], "b": []}, r"translation is beyond 1e\+09"),
+        ({"a": [box(velocity=[1e200, 0])], "b": []}, r"velocity is beyond 1e\+09"),
+        ({"a": [box(rotation=[1e5, 0, 0, 0])], "b": []}, "rotation must be a quaternion of length 1"),
+        ({"a": [box(sample_token="b")], "b": []}, "sample a: a box whose sample_token is 'b'"),
         ({"a": {}, "b": []}, "sample a: expected a list of boxes"),
         ({"a": [3], "b": []}, "sample a: a box without"),
     ],
@@ -122,6 +133,12 @@ def test_wrong_submissions_name_the_sample(tmp_path: Path, results: dict[str, An
     path = write(tmp_path / "r.json", results)
     with pytest.raises(DataError, match=rf"r\.json: .*{message}"):
         read_results(path, ["a", "b"])
+
+
+def test_scores_beyond_the_format_are_told_and_measured(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found, _ = read_results(write(tmp_path / "r.json", {"a": [box(score=s, sample_token="a") for s in (0, 1, 5, -3)]}))
+    assert found.score.tolist() == [0, 1, 5, -3]
+    assert "r.json: 2 of 4 scores are not in [0, 1]; they go from -3 to 5" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"results": []}', b"\xff\xfe"])

@@ -28,7 +28,7 @@ def test_rows_come_as_they_were_written(
 ) -> None:
     path = tmp_path_factory.mktemp("tables") / "table.json"
     path.write_text(json.dumps(content, indent=indent))
-    longest = max([1, *(len(json.dumps(row, indent=indent)) + 20 for row in content)])
+    longest = max([1, *(len(json.dumps([row], indent=indent)) + 20 for row in content)])  # indented as in the file
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nuscenes_tables, "_PIECE", max(piece, longest))
         assert list(stream(path)) == content

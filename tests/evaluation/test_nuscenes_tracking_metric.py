@@ -85,6 +85,8 @@ def test_without_matches_the_numbers_are_the_worst() -> None:
     ("changes", "message"),
     [
         ({"tracking_id": None}, "a box without a tracking_id"),
+        ({"tracking_id": True}, "a box without a tracking_id"),
+        ({"sample_token": "b"}, "a box whose sample_token is 'b'"),
         ({"tracking_name": "barrier"}, "unknown class 'barrier'"),
         ({"tracking_score": float("nan")}, "tracking_score is not finite"),
     ],
@@ -95,3 +97,15 @@ def test_wrong_submissions_name_the_sample(tmp_path: Path, changes: dict[str, An
     (tmp_path / "t.json").write_text(json.dumps({"results": {"abc": [box]}}))
     with pytest.raises(DataError, match=rf"t\.json: sample abc: {message}"):
         read_tracks(tmp_path / "t.json", ["abc"])
+
+
+def test_a_track_is_at_one_place_at_a_time(tmp_path: Path) -> None:
+    box = {"translation": [0, 0, 0], "size": [1, 1, 1], "rotation": [1, 0, 0, 0], "velocity": [0, 0]}
+    box |= {"tracking_id": 7, "tracking_name": "car", "tracking_score": 0.5}
+    path = tmp_path / "t.json"
+    for other in (box | {"tracking_id": "8"}, box | {"tracking_name": "bus"}):
+        path.write_text(json.dumps({"results": {"a": [box], "b": [box, other]}}))
+        assert len(read_tracks(path)[0]) == 3
+    path.write_text(json.dumps({"results": {"a": [box], "b": [box, box | {"tracking_id": "7"}]}}))
+    with pytest.raises(DataError, match=r"t\.json: sample b: 2 boxes of car with the tracking_id '7'"):
+        read_tracks(path)

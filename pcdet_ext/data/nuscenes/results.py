@@ -14,7 +14,8 @@ from pcdet_ext.config import suggest
 from pcdet_ext.data.nuscenes.poses import Pose
 from pcdet_ext.data.nuscenes.submission import Rows, best, boxes_of, local_detections, world_rows, write_submission
 from pcdet_ext.evaluation.nuscenes import CLASSES, Boxes, NuScenesResult, Samples, evaluate
-from pcdet_ext.evaluation.nuscenes_files import MAX_BOXES, read_json, read_results, read_tracks
+from pcdet_ext.evaluation.nuscenes_files import MAX_BOXES, Submission
+from pcdet_ext.evaluation.nuscenes_tables import LARGEST
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array, Detections, Sample
 
@@ -53,11 +54,13 @@ class NuScenesEvaluator:
     def add(self, sample: Sample, predictions: Detections) -> None:
         """Take the detections in one frame, the best 500 of them.
 
-        Those whose place, size or score is not finite are left out; an unknown velocity (NaN) may be.
+        Those whose place, size or score is not finite, or beyond all bounds, are left out, as a submission may not have
+        them; an unknown velocity (NaN) may be.
         """
         found = predictions.numpy()
-        finite = np.isfinite(found.boxes[:, :7]).all(axis=1) & np.isfinite(found.scores)
-        kept = best(found.select(finite))
+        numbers = np.column_stack([found.boxes, found.scores])
+        numbers[:, 7:-1] = np.nan_to_num(numbers[:, 7:-1], posinf=np.inf, neginf=-np.inf)
+        kept = best(found.select((np.abs(numbers) <= LARGEST).all(axis=1)))
         self._frames[sample.frame_id] = world_rows(kept, *self._places(sample.frame_id)), len(found) - len(kept)
 
     def state(self) -> Mapping[Hashable, Any]:
@@ -92,11 +95,12 @@ class NuScenesEvaluator:
         counts = [left_out for _, left_out in self._frames.values() if left_out]
         if counts:
             _log.warning(
-                "%d samples have more than %d detections or some that are not finite: %d are left out, those with the "
-                "lowest scores",
+                "%d samples have more than %d detections or some that are not finite or beyond all bounds: %d are left "
+                "out, of more than %d those with the lowest scores",
                 len(counts),
                 MAX_BOXES,
                 sum(counts),
+                MAX_BOXES,
             )
 
 
@@ -140,15 +144,8 @@ class NuScenesResults(Mapping[str, Detections]):
 
 def _read(path: Path) -> tuple[Boxes, tuple[str, ...], Array | None]:
     """Boxes, the samples that they number, and the track of each where the file is of the tracking benchmark."""
-    if not _is_tracking(path):
-        boxes, names = read_results(path)
-        return boxes, names, None
-    tracks, names = read_tracks(path)
+    submission = Submission.read(path)
+    if not submission.is_tracking:
+        return *submission.detections(), None
+    tracks, names = submission.tracks()
     return tracks.boxes, names, np.unique(tracks.track, return_inverse=True)[1].astype(np.int64)
-
-
-def _is_tracking(path: Path) -> bool:
-    content = read_json(path)
-    results = content.get("results") if isinstance(content, Mapping) else None
-    first = next((boxes for boxes in results.values() if boxes), None) if isinstance(results, Mapping) else None
-    return isinstance(first, list) and isinstance(first[0], Mapping) and "tracking_name" in first[0]
