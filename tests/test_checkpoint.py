@@ -45,7 +45,7 @@ def test_cut_file_is_named(tmp_path: Path, share: float) -> None:
         checkpoint.read(path)
 
 
-@pytest.mark.parametrize("data", [b"hello", b"PK\x03\x04 no zip", b"\x80\x02not a pickle", bytes(100)])
+@pytest.mark.parametrize("data", [b"hello", b"PK\x03\x04 no zip", b"\x80\x02not a pickle", bytes(100), b"abc" * 100])
 def test_other_files_are_named(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "other.ckpt"
     path.write_bytes(data)

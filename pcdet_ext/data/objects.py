@@ -161,7 +161,7 @@ def read_objects(folder: Path) -> dict[str, Objects]:
     try:
         features = tuple(content["point_features"])
         return {name: _read_class(folder, entry, features) for name, entry in content["classes"].items()}
-    except (TypeError, KeyError, ValueError, AttributeError, OSError, pa.ArrowException) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, EOFError, OSError, pa.ArrowException) as error:
         raise DataError(f"{folder}: damaged object database ({error}); prepare the data again") from error
 
 

@@ -204,15 +204,18 @@ class Journey:
         return self._tracks(found, [results.get(info.frame_id) for info in self.infos])
 
     def _tracks(self, here: Tracked, frames: Sequence[Tracked | None]) -> list[Track]:
-        """Paths of the objects of one frame over the `infos`, of those that are in several of them."""
-        paths: dict[int, list[Array]] = {number: [] for number in _track_ids(here)}
+        """Paths of the objects of one frame over the `infos`, of those that are in several of them.
+
+        An object whose track is negative, as -1, has no identity, and so no path.
+        """
+        paths: dict[int, list[Array]] = {number: [] for number in _track_ids(here) if number >= 0}
         for move, frame in zip(self._moves, frames, strict=True):
             centres = boxes_in(frame)[:, :3].astype(np.float64) @ move[:3, :3].T + move[:3, 3]
             for number, centre in zip(_track_ids(frame), centres, strict=False):
                 if number in paths and np.isfinite(centre).all():
                     paths[number].append(centre)
         names = zip(_track_ids(here), here.names, strict=True)
-        return [Track(number, name, np.stack(paths[number])) for number, name in names if len(paths[number]) > 1]
+        return [Track(n, name, np.stack(paths[n])) for n, name in names if len(paths.get(n, ())) > 1]
 
 
 def _track_ids(frame: Tracked | None) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,14 @@ def test_steps_made_without_a_configuration_take_finite_numbers_only(wrong: floa
     ):
         with pytest.raises(ValueError, match="must"):
             make()
+
+
+def test_a_range_of_times_needs_objects_with_a_time() -> None:
+    objects = database(0, {"Car": 3})
+    with pytest.raises(ValueError, match="time_range needs points with a time, the database has only x, y, z, inten"):
+        augment.GroundTruthSampling({"Car": 1}, objects, time_range=[0, 0.1])
+    timed = {name: replace(found, point_features=("x", "y", "z", "timestamp")) for name, found in objects.items()}
+    assert augment.GroundTruthSampling({"Car": 1}, timed, time_range=[0, 0.1]).time_range == (0, 0.1)
 
 
 @pytest.mark.parametrize("number", [-1, 1.5, "abc"])

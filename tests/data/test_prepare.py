@@ -200,9 +200,10 @@ def test_a_damaged_database_is_named(kitti_root: Path) -> None:
     np.save(points, np.load(points)[:-1])
     with pytest.raises(DataError, match=r"database_train: damaged .*class_0\.npy has"):
         read_objects(folder)
-    points.write_bytes(b"junk")
-    with pytest.raises(DataError, match="database_train: damaged"):
-        read_objects(folder)
+    for junk in (b"junk", b""):
+        points.write_bytes(junk)
+        with pytest.raises(DataError, match="database_train: damaged"):
+            read_objects(folder)
     with pytest.raises(DataError, match=r"database\.json: no such file; make it with"):
         read_objects(folder.with_name("database_val"))
 

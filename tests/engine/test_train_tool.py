@@ -288,6 +288,26 @@ def test_faded_augmentations_leave_in_the_last_epochs(root: Path, data: Path) ->
         training_datasets(settings["data"], TrainConfig(epochs=1, fade_augmentations=["randomFlip"]))
 
 
+def test_each_source_fades_its_own_augmentations(root: Path, data: Path) -> None:
+    settings = config.load(root / "configs" / "kitti" / "demo.yaml", [f"data.root={data}"])
+    own = [{"name": "RandomRotation"}, {"name": "RandomScaling"}]
+    sources = [Node({"root": str(data)}), Node({"root": str(data), "augment": own})]
+    section = Node({**settings["data"], "sources": sources})
+
+    def names(dataset: Any) -> list[list[str]]:
+        return [[type(step).__name__ for step in part.augmentations] for part in dataset.parts]
+
+    for fading, last in (
+        (["RandomFlip"], [["GroundTruthSampling", "RandomScaling"], ["RandomRotation", "RandomScaling"]]),
+        (["RandomRotation"], [["GroundTruthSampling", "RandomFlip", "RandomScaling"], ["RandomScaling"]]),
+    ):
+        dataset = training_datasets(section, TrainConfig(epochs=2, fade_epochs=1, fade_augmentations=fading))
+        whole = [["GroundTruthSampling", "RandomFlip", "RandomScaling"], ["RandomRotation", "RandomScaling"]]
+        assert [names(dataset(epoch)) for epoch in (0, 1)] == [whole, last]
+    with pytest.raises(ConfigError, match=r"fade_augmentations: data\.augment has no 'RandomTurn'"):
+        training_datasets(section, TrainConfig(epochs=2, fade_epochs=1, fade_augmentations=["RandomTurn"]))
+
+
 @pytest.mark.parametrize("name", ["demo", "pointpillars", "second", "centerpoint_pillar"])
 def test_the_configurations_have_valid_training_sections(root: Path, name: str) -> None:
     settings = config.load(root / "configs" / "kitti" / f"{name}.yaml")

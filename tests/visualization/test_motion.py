@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_drive import FRAMES, SWEEPS, ToyDrive, boxes
+from toy_drive import info as toy_info
 
-from pcdet_ext.structures import Detections, Targets
+from pcdet_ext.structures import Detections, Sample, Targets
 from pcdet_ext.visualization import Scene, Track, draw_bev
 from pcdet_ext.visualization.ages import MOST_LEVELS, ages
-from pcdet_ext.visualization.frames import frame_scenes
+from pcdet_ext.visualization.frames import Journey, frame_scenes
 from pcdet_ext.visualization.page import page_figure
 from pcdet_ext.visualization.scene import SLOWEST_ARROW, velocity_arrows
 from pcdet_ext.visualization.tour import PAGE_BYTES, tour_figure, write_tour
@@ -104,6 +106,12 @@ def test_boxes_without_a_velocity_are_drawn_without_an_arrow() -> None:
     one = Targets.of_names(boxes(0), ("Car", "Bike"))  # the velocity of the bike is NaN
     drawn = Scene(np.zeros((1, 3), np.float32), one, title="t").finite()
     assert (len(drawn.truth), drawn.title) == (2, "t")
+
+
+def test_objects_without_an_identity_have_no_path() -> None:
+    infos = [replace(toy_info(i), track_ids=np.array([7, -1])) for i in (0, 1)]
+    sample = Sample(np.zeros((1, 3), np.float32), ("x", "y", "z"), "s", infos[0].targets())
+    assert [track.track_id for track in Journey(infos[0], infos).truth_tracks(sample)] == [7]
 
 
 def test_detected_tracks_follow_the_score() -> None:

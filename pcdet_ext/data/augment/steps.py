@@ -165,7 +165,7 @@ class GroundTruthSampling:
             the frame itself.
 
     Raises:
-        ValueError: a number is outside its range.
+        ValueError: a number is outside its range, or `time_range` is given and the database has no column for the time.
         ConfigError: a group is of no class of the data.
         DataError: the database is missing or damaged.
 
@@ -197,6 +197,8 @@ class GroundTruthSampling:
         self.extra_width = np.asarray(extra_width, np.float32)
         self.margin = margin
         self.time_range = None if time_range is None else _interval("time_range", sorted(time_range))
+        if self.time_range is not None:
+            _require_time(self.objects)
         least = min_points if isinstance(min_points, Mapping) else dict.fromkeys(self.groups, min_points)
         self.pools, self.notes = {}, []
         for name, found in self.objects.items():
@@ -264,7 +266,7 @@ class GroundTruthSampling:
     def _placed(self, objects: Objects, index: int, features: Sequence[str]) -> Array:
         """The points of an object where its box is, with columns `features`."""
         points = objects.points_of(index)
-        time = next((name for name in TIME_COLUMNS if name in objects.point_features), None)
+        time = _time_column(objects)
         if time is not None:
             age = points[:, objects.point_features.index(time)]
             if self.time_range is not None:
@@ -280,6 +282,19 @@ class GroundTruthSampling:
         mutual = overlap_from_above(candidates, candidates, self.margin)
         np.fill_diagonal(mutual, False)
         return np.logical_not(overlap_from_above(candidates, present, self.margin).any(axis=1) | mutual.any(axis=1))
+
+
+def _time_column(objects: Objects) -> str | None:
+    """The column that says how old a point is, if there is one."""
+    return next((name for name in TIME_COLUMNS if name in objects.point_features), None)
+
+
+def _require_time(objects: Mapping[str, Objects]) -> None:
+    """Raises ValueError for objects whose points have no time."""
+    for name, found in objects.items():
+        if _time_column(found) is None:
+            has = ", ".join(found.point_features)
+            raise ValueError(f"time_range needs points with a time, the database has only {has} of {name}")
 
 
 def _usable_groups(groups: Mapping[str, int], objects: Mapping[str, Objects], classes: Sequence[str]) -> dict[str, int]:

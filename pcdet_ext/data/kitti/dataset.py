@@ -39,7 +39,6 @@ class KittiDataset(FrameDataset):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.image_size = None if self.image_size is None else check_image_size(self.image_size)
-        self._infos = {info.frame_id: info for info in self.all_frames}
         if self.fov_only:
             self._check_image_sizes("or data.fov_only: false keeps all points")
 
@@ -66,7 +65,7 @@ class KittiDataset(FrameDataset):
         """
 
         def kitti_metric(overlap: Mapping[str, float] | None = None) -> KittiEvaluator:
-            return KittiEvaluator(self.classes, self._labels, self._rows, self._infos, overlap)
+            return KittiEvaluator(self.classes, self._labels, self._rows, self.all_frames.frame_ids, overlap)
 
         self._check_image_sizes("result files hold 2-D boxes")
         options = options if isinstance(options, Node) else Node(options or {}, "test.metric")
@@ -76,13 +75,16 @@ class KittiDataset(FrameDataset):
         """Result files `<frame id>.txt` of a folder, or one of them; see `Dataset`."""
 
         def calibration(frame_id: str) -> Calibration:
-            return Calibration.read(self.frame(self._infos[frame_id]).calibration)
+            return Calibration.read(self.frame(self._entry(frame_id)).calibration)
 
         return KittiResults(Path(path), self.classes, calibration)
 
+    def _entry(self, frame_id: str) -> FrameInfo:
+        return self.all_frames[self.all_frames.find(frame_id)]
+
     def _labels(self, sample: Sample) -> Labels | None:
         """A frame's label file as it is, DontCare included; None where the split has no labels."""
-        info = self._infos[sample.frame_id]
+        info = self._entry(sample.frame_id)
         return read_labels(self.frame(info).labels, with_scores=False) if info.labelled else None
 
     def _rows(self, sample: Sample, detections: Detections) -> Labels:
@@ -106,7 +108,7 @@ class KittiDataset(FrameDataset):
         return None if known is None else check_image_size(known)
 
     def _check_image_sizes(self, hint: str) -> None:
-        for info in self.all_frames:
+        for info in () if self.image_size is not None else self.all_frames:
             if self._image_size(info) is None:
                 frame = self.frame(info)
                 folder = frame.points.parent.parent / "image_2"
