@@ -6,28 +6,29 @@ Results are written with the columns of the data set's own component of boxes, a
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pcdet_ext.config import suggest
-from pcdet_ext.evaluation.waymo import TYPES, Objects
+from pcdet_ext.evaluation.waymo import LARGEST_SIDE, TYPES, Objects
 from pcdet_ext.files import DataError, MissingFileError, atomic_write
 from pcdet_ext.structures import Array
 
 Name = tuple[str, int]  # of a frame: its segment, and its timestamp in microseconds
 
 MANY_POINTS = 5  # objects of more points are of level 1 where the labels do not say
+MOST_TURNED = 1e4  # radians: in float32, larger headings say nothing any more
 _COMPONENT = "[LiDARBoxComponent]."
-_BOX = ("center.x", "center.y", "center.z", "size.x", "size.y", "size.z", "heading")
-_PLAIN_BOX = ("center_x", "center_y", "center_z", "length", "width", "height", "heading")
+_COMPONENT_BOX = ("center.x", "center.y", "center.z", "size.x", "size.y", "size.z", "heading")
+BOX = ("center_x", "center_y", "center_z", "length", "width", "height", "heading")
 # Columns by what they hold: in the data set's own component, and in a table of plain names.
 COLUMNS: dict[str, tuple[str, str]] = {
     "context": ("key.segment_context_name", "context_name"),
     "time": ("key.frame_timestamp_micros", "frame_timestamp_micros"),
-    **{plain: (f"{_COMPONENT}box.{own}", plain) for own, plain in zip(_BOX, _PLAIN_BOX, strict=True)},
+    **{plain: (f"{_COMPONENT}box.{own}", plain) for own, plain in zip(_COMPONENT_BOX, BOX, strict=True)},
     "type": (f"{_COMPONENT}type", "type"),
 }
 OPTIONAL: dict[str, tuple[str, str]] = {
@@ -67,9 +68,11 @@ class Boxes:
         """The labelled boxes that count: those with points, of known type; with the difficulty that they have."""
         few = (self.num_points >= 0) & (self.num_points <= MANY_POINTS)
         difficulty = np.where(self.difficulty == 0, np.where(few, 2, 1), self.difficulty)
-        keep = np.flatnonzero((self.num_points != 0) & (self.type != 0))
-        columns = {f.name: getattr(self, f.name) for f in fields(self)} | {"difficulty": difficulty}
-        return Boxes(**{name: _taken(column, keep) for name, column in columns.items()})
+        return replace(self, difficulty=difficulty).select(np.flatnonzero((self.num_points != 0) & (self.type != 0)))
+
+    def select(self, rows: Array) -> Boxes:
+        """The boxes of some rows, int64 [K]."""
+        return Boxes(**{f.name: _taken(getattr(self, f.name), rows) for f in fields(self)})
 
     @staticmethod
     def of(frames: Sequence[Name], type: Array, boxes: Array, **columns: Any) -> Boxes:  # noqa: A002
@@ -122,7 +125,7 @@ def read_boxes(path: str | Path, scores: bool) -> Boxes:
     path = Path(path)
     columns = _read_table(path, scores)
     count = len(columns["time"])
-    boxes = np.stack([columns[name].astype(np.float64) for name in _PLAIN_BOX], axis=1).reshape(count, 7)
+    boxes = np.stack([columns[name].astype(np.float64) for name in BOX], axis=1).reshape(count, 7)
     frames = list(zip(columns["context"].tolist(), columns["time"].astype(np.int64).tolist(), strict=True))
     further: dict[str, Any] = {}
     if "score" in columns:
@@ -141,14 +144,24 @@ def read_boxes(path: str | Path, scores: bool) -> Boxes:
     return found
 
 
+def usable(found: Boxes) -> Array:
+    """bool [N]: which boxes and scores are finite, of positive size, and of numbers that boxes can have."""
+    boxes = found.boxes
+    within = (np.abs(boxes[:, :6]) <= LARGEST_SIDE).all(axis=1) & (np.abs(boxes[:, 6]) <= MOST_TURNED)
+    return np.asarray(within & (boxes[:, 3:6] > 0).all(axis=1) & np.isfinite(found.score))
+
+
 def check_boxes(found: Boxes, path: Path) -> None:
-    """Raises DataError for boxes and scores that are not finite, naming the frame of the first one."""
-    wrong = np.flatnonzero(~(np.isfinite(found.boxes).all(axis=1) & np.isfinite(found.score)))
+    """Raises DataError for boxes and scores that are not `usable`, naming the frame of the first one."""
+    wrong = np.flatnonzero(~usable(found))
     if len(wrong):
         row = int(wrong[0])
         context, time = found.frames[row]
         values = [*found.boxes[row].tolist(), float(found.score[row])]
-        raise DataError(f"{path}: frame {time} of segment {context!r}: box {row} is not finite: {values}")
+        raise DataError(
+            f"{path}: frame {time} of segment {context!r}: box {row} must be finite, of positive size, in metres and "
+            f"radians, with a finite score; is {values}"
+        )
 
 
 def write_boxes(path: str | Path, found: Boxes) -> None:
@@ -161,7 +174,7 @@ def write_boxes(path: str | Path, found: Boxes) -> None:
         COLUMNS["context"][0]: pa.array([name for name, _ in found.frames], pa.string()),
         COLUMNS["time"][0]: pa.array([time for _, time in found.frames], pa.int64()),
         OPTIONAL["object_id"][0]: pa.array(ids, pa.string()),
-        **{COLUMNS[name][0]: pa.array(found.boxes[:, i], pa.float64()) for i, name in enumerate(_PLAIN_BOX)},
+        **{COLUMNS[name][0]: pa.array(found.boxes[:, i], pa.float64()) for i, name in enumerate(BOX)},
         COLUMNS["type"][0]: pa.array(found.type, pa.int8()),
         OPTIONAL["speed_x"][0]: pa.array(found.speed[:, 0].astype(np.float64), pa.float64()),
         OPTIONAL["speed_y"][0]: pa.array(found.speed[:, 1].astype(np.float64), pa.float64()),

@@ -7,8 +7,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pcdet_ext.evaluation.waymo import Breakdown, Config, WaymoResult, evaluate
-from pcdet_ext.evaluation.waymo_boxes import Boxes, joined, sides, type_number, write_boxes
+from pcdet_ext.evaluation.waymo_boxes import Boxes, joined, sides, type_number, usable, write_boxes
 from pcdet_ext.evaluation.waymo_messages import has_protobuf, write_objects
 from pcdet_ext.structures import Detections, Sample
 
@@ -69,8 +71,15 @@ class WaymoEvaluator:
         """Nothing to refuse: the files that are written have the same names in every run."""
 
     def write(self, folder: str | Path) -> list[Path]:
-        """`results.parquet`, and, where the package protobuf is there, `results.bin` for Waymo's server."""
+        """`results.parquet`, and, where the package protobuf is there, `results.bin` for Waymo's server.
+
+        Boxes that no reader takes, as those that are not finite or have no size, are left out, and logged.
+        """
         found = joined([boxes for _, boxes in self._sorted()])
+        kept = usable(found)
+        if not kept.all():
+            _log.warning("%s: %d of %d boxes are not written, as they are none", folder, (~kept).sum(), len(kept))
+            found = found.select(np.flatnonzero(kept))
         table, message = (Path(folder) / name for name in RESULTS)
         write_boxes(table, found)
         if has_protobuf():

@@ -56,7 +56,8 @@ _OBJECTS_TAG = 0x0A  # field 1 of Objects, with its length
 def read_objects(path: str | Path, scores: bool) -> Boxes:
     """The objects of a file. Raises DataError naming it where it is damaged, ImportError without protobuf.
 
-    scores: whether the objects must have one, as predictions do.
+    scores: whether the objects must have one, as predictions do. A message without any object is an empty file; as
+    ground truth it is refused.
     """
     path = Path(path)
     _message_class("Objects")
@@ -64,7 +65,7 @@ def read_objects(path: str | Path, scores: bool) -> Boxes:
         data = path.read_bytes()
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
-    if not data:
+    if not data and not scores:
         raise DataError(f"{path}: an empty file, without any object")
     parts = [_boxes(path, message, scores) for message in _messages(path, data)]
     found = joined(parts) if parts else Boxes.of([], np.zeros(0, np.int64), np.zeros((0, 7)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from pcdet_ext.evaluation.waymo_boxes import COLUMNS, Boxes, Name, joined, read_boxes
@@ -10,6 +11,8 @@ from pcdet_ext.files import DataError, MissingFileError
 
 SPLITS = ("validation", "training")  # those with labels; the first that is there is meant
 FRAMES = "vehicle_pose"  # a component that has every frame, also one without an object
+
+_log = logging.getLogger(__name__)
 
 
 def read_truth(path: str | Path) -> tuple[Boxes, set[Name] | None]:
@@ -34,11 +37,13 @@ def read_side(path: str | Path, scores: bool) -> Boxes:
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path}: is a folder; name a file of results (.parquet or .bin)")
-    if path.suffix == ".parquet":
-        return read_boxes(path, scores)
-    if path.suffix == ".bin":
-        return read_objects(path, scores)
-    raise DataError(f"{path}: must be a Parquet file (.parquet) or an Objects message (.bin)")
+    readers = {".parquet": read_boxes, ".bin": read_objects}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: must be a Parquet file (.parquet) or an Objects message (.bin)")
+    found = readers[path.suffix](path, scores)
+    if scores and not len(found):
+        _log.warning("%s: holds no box: nothing was found in any frame", path)
+    return found
 
 
 def _frames(path: Path) -> list[Name]:

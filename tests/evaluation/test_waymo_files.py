@@ -123,13 +123,32 @@ def test_boxes_of_no_known_frame_are_refused(found: Boxes, tmp_path: Path) -> No
         evaluate(SMALL, tmp_path / "a.parquet")
 
 
+@pytest.mark.parametrize(("column", "value"), [(3, 0.0), (4, -1.0), (6, 1e20), (0, 1e30)])
+def test_boxes_that_are_none_are_refused(found: Boxes, tmp_path: Path, column: int, value: float) -> None:
+    boxes = found.boxes.copy()
+    boxes[4, column] = value
+    write_boxes(tmp_path / "a.parquet", replace(found, boxes=boxes))
+    with pytest.raises(DataError, match=rf"a\.parquet: frame {found.frames[4][1]} of segment .* box 4 must be finite"):
+        evaluate(SMALL, tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "bin"])
+def test_results_without_any_box_are_measured(
+    truth: Boxes, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    (write_boxes if suffix == "parquet" else write_objects)(path, truth.select(np.zeros(0, np.int64)))
+    assert evaluate(SMALL, path).score == 0
+    assert f"{path}: holds no box" in caplog.text
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("suffix", ["parquet", "bin"])
 def test_boxes_that_are_not_finite_are_refused(found: Boxes, tmp_path: Path, value: float, suffix: str) -> None:
     boxes = found.boxes.copy()
     boxes[4, 1] = value
     (write_boxes if suffix == "parquet" else write_objects)(tmp_path / f"a.{suffix}", replace(found, boxes=boxes))
-    with pytest.raises(DataError, match=rf"a\.{suffix}: frame {found.frames[4][1]} of segment .* box 4 is not finite"):
+    with pytest.raises(DataError, match=rf"a\.{suffix}: frame {found.frames[4][1]} of segment .* box 4 must be finite"):
         evaluate(SMALL, tmp_path / f"a.{suffix}")
 
 
@@ -164,7 +183,10 @@ def test_damaged_messages_are_refused(found: Boxes, tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_objects(path, found)
     good = path.read_bytes()
-    damages = {b"": "empty file", good[:-3]: "cut short", b"\x08\x01": "no Objects message", b"\x0a\xff\xff": "damaged"}
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="empty file"):
+        read_objects(path, scores=False)
+    damages = {good[:-3]: "cut short", b"\x08\x01": "no Objects message", b"\x0a\xff\xff": "damaged"}
     for data, message in damages.items():
         path.write_bytes(data)
         with pytest.raises(DataError, match=message) as error:
