@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from waymo_folders import PROCESSED, SEGMENT, SMALL, change, component, copy_release, set_value, write_processed
 
 from pcdet_ext.data.waymo import Frame, Layout, ParquetLayout, ProcessedLayout, open_layout
 from pcdet_ext.data.waymo.parquet import open_segment
 from pcdet_ext.data.waymo.processed import candidates, read_infos
+from pcdet_ext.evaluation.waymo_truth import read_truth
 from pcdet_ext.files import DataError, MissingFileError
 
 
@@ -67,9 +70,13 @@ def test_labels_have_the_velocity_in_the_vehicle_frame(tmp_path: Path) -> None:
     assert set(labels.names) == {"Vehicle", "Pedestrian", "Cyclist", "Sign"}
     boxes = labels.boxes
     pose = layout.pose(frame)
-    segment = open_segment(SMALL / "training", SEGMENT)
-    speed = segment.label_columns(frame.timestamp_micros, ("speed.x", "speed.y"))
-    world = np.stack([*speed.values(), np.zeros(len(boxes))], axis=1)
+    rows = [
+        row
+        for row in pq.read_table(component(SMALL, "lidar_box")).to_pylist()
+        if row["key.frame_timestamp_micros"] == frame.timestamp_micros and row["[LiDARBoxComponent].type"]
+    ]
+    assert labels.object_ids == tuple(row["key.laser_object_id"] for row in rows)
+    world = np.array([[*(row[f"[LiDARBoxComponent].speed.{axis}"] for axis in "xy"), 0.0] for row in rows])
     np.testing.assert_allclose(boxes[:, 7:], (np.linalg.inv(pose[:3, :3]) @ world.T).T[:, :2], atol=1e-12)
     numbers = layout.track_numbers(frame)
     assert len(set(numbers.values())) == len(numbers)
@@ -93,9 +100,25 @@ def no_rows(table: pa.Table) -> pa.Table:
     return table.slice(0, 0)
 
 
+def recast(name: str, kind: pa.DataType, value: object) -> Callable[[pa.Table], pa.Table]:
+    """An edit that gives all rows of a column one value of another type."""
+
+    def edit(table: pa.Table) -> pa.Table:
+        place = next(i for i, column in enumerate(table.column_names) if column.endswith(name))
+        return table.set_column(place, table.column_names[place], pa.array([value] * table.num_rows, kind))
+
+    return edit
+
+
+def image_of(value: float) -> Callable[[pa.Table], pa.Table]:
+    """An edit that fills one range image with a value."""
+    return lambda table: set_value(
+        "return1.values", 1, [value] * len(table["[LiDARComponent].range_image_return1.values"][1])
+    )(table)
+
+
 DAMAGE = {
     "empty lidar": ("lidar", no_rows, "empty"),
-    "empty lidar_box": ("lidar_box", no_rows, "empty"),
     "empty calibration": ("lidar_calibration", no_rows, "empty"),
     "empty pose": ("vehicle_pose", no_rows, "empty"),
     "truncated image": (
@@ -115,6 +138,36 @@ DAMAGE = {
     "unknown frame": ("lidar_box", set_value("timestamp_micros", 2, 17), "frame 17 is not in"),
     "NaN pose": ("vehicle_pose", set_value("transform", 0, [float("nan")] * 16), "16 finite numbers"),
     "lost column": ("lidar", lambda t: t.drop_columns([t.column_names[3]]), "no column"),
+    "lidar_box twice": ("lidar_box", lambda t: pa.concat_tables([t, t]), "is there 2 times"),
+    "one object for all": ("lidar_box", recast("object_id", pa.string(), "a"), "frame {time}: object a is there"),
+    "no points in box": ("lidar_box", set_value("num_lidar_points_in_box", 2, None), "must be a whole number, is nan"),
+    "negative points": ("lidar_box", set_value("num_lidar_points_in_box", 2, -3), "must be at least 0, is -3"),
+    "difficulty": ("lidar_box", set_value("difficulty_level.detection", 2, 7), "must be 0, 1 or 2, is 7"),
+    "turned": ("lidar_box", set_value("heading", 2, 1e20), "frame {time}: box of object"),
+    "no id": ("lidar_box", set_value("object_id", 2, None), "laser_object_id lacks values"),
+    "NaN image": ("lidar", image_of(float("nan")), "frame {time}, laser 2, return 1: ranges must be"),
+    "far image": ("lidar", image_of(1e30), "frame {time}, laser 2, return 1: ranges must be"),
+    "no pose at all": ("vehicle_pose", set_value("transform", 0, [0.0] * 16), "pose of frame {time} must be"),
+    "mirrored pose": (
+        "vehicle_pose",
+        set_value("transform", 0, np.diag([1.0, 1, -1, 1]).ravel()),
+        "must be finite, a rot",
+    ),
+    "poses twice": ("vehicle_pose", lambda t: pa.concat_tables([t, t]), "2 poses of frame {time}"),
+    "NaN pixel pose": ("lidar_pose", set_value("return1.values", 0, [float("nan")] * 8), "range image"),
+    "pixel poses twice": ("lidar_pose", lambda t: pa.concat_tables([t, t]), "laser 1: is there several times"),
+    "no extrinsic": ("lidar_calibration", set_value("transform", 1, [0.0] * 16), "extrinsic of laser 1 must be"),
+    "lasers twice": ("lidar_calibration", lambda t: pa.concat_tables([t, t]), "several calibrations"),
+    "NaN inclinations": ("lidar_calibration", set_value("inclination.min", 0, float("nan")), "beam inclinations"),
+    "whole-number image": ("lidar", recast("return1.values", pa.int64(), 1), "must hold lists of numbers, holds int64"),
+    "text time": ("lidar", recast("timestamp_micros", pa.string(), "x"), "must hold whole numbers, holds string"),
+    "shape of fractions": ("lidar", recast("return1.shape", pa.list_(pa.float32()), [1.5]), "lists of whole numbers"),
+    "text extrinsic": ("lidar_calibration", recast("transform", pa.list_(pa.string()), ["x"] * 16), "must hold lists"),
+    "text inclination": ("lidar_calibration", recast("inclination.min", pa.string(), "x"), "must hold numbers"),
+    "text size": ("lidar_box", recast("size.x", pa.string(), "x"), "must hold numbers, holds string"),
+    "text type": ("lidar_box", recast(".type", pa.string(), "TYPE_SIGN"), "must hold numbers, holds string"),
+    "null type": ("lidar_box", recast(".type", pa.int8(), None), "types of objects must be"),
+    "text pose": ("vehicle_pose", recast("transform", pa.list_(pa.string()), ["x"] * 16), "must hold lists of numbers"),
     "twice the same laser": ("lidar", set_value("laser_name", 1, 1), "lasers must be different"),
 }
 
@@ -129,6 +182,36 @@ def test_damage_names_file_and_frame(tmp_path: Path, what: str) -> None:
         read_first(ParquetLayout(root))
     assert str(component(root, name)) in str(error.value)
     assert message.format(time=time) in str(error.value)
+
+
+def test_a_segment_may_have_no_object(tmp_path: Path) -> None:
+    root = copy_release(tmp_path)
+    change(component(root, "lidar_box"), no_rows)
+    layout = ParquetLayout(root)
+    labels = layout.labels(layout.find("train")[0])
+    assert labels is not None
+    assert labels.boxes.shape == (0, 9)
+    assert len(read_truth(root)[0]) == 0
+
+
+def test_a_segment_without_lidar_is_not_passed_over(tmp_path: Path) -> None:
+    root = copy_release(tmp_path)
+    for name in ("lidar", "lidar_box"):
+        (component(root, name).with_name("another.parquet")).write_bytes(component(root, name).read_bytes())
+    component(root, "lidar").unlink()
+    with pytest.raises(MissingFileError, match=rf"lidar/{SEGMENT}\.parquet: .*the component lidar is missing"):
+        ParquetLayout(root).find("train")
+    damaged: list[DataError] = []
+    assert {frame.sequence for frame in ParquetLayout(root).find("train", damaged)} == {"another"}
+    assert len(damaged) == 1
+
+
+def test_lists_that_are_no_text_are_named(tmp_path: Path) -> None:
+    for root in (copy_release(tmp_path / "a"), write_processed(tmp_path / "b")):
+        (root / "ImageSets").mkdir(exist_ok=True)
+        (root / "ImageSets" / "train.txt").write_bytes(b"\xff\xfe\n")
+        with pytest.raises(DataError, match=r"train\.txt: not a text file"):
+            open_layout(root).find("train")
 
 
 @pytest.mark.parametrize("name", ["lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box"])
@@ -231,9 +314,67 @@ WRONG = {
     "frame_id type": ("frame_id", 3, "'frame_id' must be of type str"),
     "no cloud": ("point_cloud", None, "'point_cloud' must be of type dict"),
     "outside": ("point_cloud", {"lidar_sequence": "../..", "sample_idx": 0}, "do not fit together"),
-    "pose": ("pose", np.zeros((3, 4)), "pose must be a finite array"),
+    "pose": ("pose", np.zeros((3, 4)), "pose must be an array"),
     "annos": ("annos", {"name": np.zeros(3)}, "annos must have an array"),
+    "annos list": ("annos", [1, 2], "annos must be a dict of arrays, is list"),
+    "annos array": ("annos", np.zeros(2), "annos must be a dict of arrays, is ndarray"),
+    "annos text": ("annos", "x", "annos must be a dict of arrays, is str"),
+    "one frame without annos": ("annos", None, "has no annos, while other frames of the sequence do"),
+    "ragged pose": ("pose", [[1], [1, 2]], "pose must be an array"),
+    "zero pose": ("pose", np.zeros((4, 4), np.float32), "pose must be finite, a rotation and a translation"),
+    "timestamp": ("metadata", {"context_name": "a", "timestamp_micros": 10**30}, "at most 64 bits"),
 }
+WRONG_ARRAYS = {
+    "names of lists": ("name", np.array([["Vehicle"]] * 14, object), "name must be text"),
+    "names in two dimensions": ("name", np.array([["Vehicle"]] * 14), "name must be text"),
+    "one name": ("name", np.array("Vehicle"), "name must be text"),
+    "no name": ("name", np.array([None, *["Vehicle"] * 13], object), "name must be text"),
+    "another name": ("name", np.array(["Car"] * 14), "names among unknown, Vehicle"),
+    "text difficulty": ("difficulty", np.array(["x"] * 14), "difficulty must be whole numbers"),
+    "NaN difficulty": ("difficulty", np.array([np.nan, *[0] * 13]), "difficulty of an object must be a whole number"),
+    "difficulty 7": ("difficulty", np.full(14, 7), "must be 0, 1 or 2, is 7"),
+    "difficulty in two dimensions": ("difficulty", np.zeros((14, 1), int), "difficulty must be whole numbers"),
+    "NaN points": ("num_points_in_gt", np.full(14, np.nan), "num_points_in_gt of an object must be a whole number"),
+    "no points": ("num_points_in_gt", np.array([None] * 14, object), "num_points_in_gt must be whole numbers"),
+    "negative points": ("num_points_in_gt", np.full(14, -1), "number of points of object .* at least 0"),
+    "boxes": ("gt_boxes_lidar", np.array([1.0, 9.0, 2.0]), r"gt_boxes_lidar must be numbers \[M, 7\]"),
+    "text boxes": ("gt_boxes_lidar", np.full((14, 7), "x"), "gt_boxes_lidar must be numbers"),
+    "boxes in three dimensions": ("gt_boxes_lidar", np.ones((14, 7, 1)), "gt_boxes_lidar must be numbers"),
+    "huge boxes": ("gt_boxes_lidar", np.full((14, 9), 1e38), "box of object .* must be finite"),
+    "no ids": ("obj_ids", None, "annos must have an array 'obj_ids'"),
+    "one id": ("obj_ids", np.array(3), "obj_ids must be text"),
+    "the same id": ("obj_ids", np.array(["a"] * 14), "object a is there 14 times"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_ARRAYS)
+def test_wrong_annotations_cost_their_own_frame(tmp_path: Path, what: str) -> None:
+    root = write_processed(tmp_path)
+    path = next((root / PROCESSED).glob("*/*.pkl"))
+    infos = pickle.loads(path.read_bytes())
+    key, value, message = WRONG_ARRAYS[what]
+    infos[0]["annos"][key] = value
+    path.write_bytes(pickle.dumps(infos))
+    layout = open_layout(root)
+    first, *others = layout.find("train")
+    for frame in others:
+        assert layout.labels(frame) is not None
+        assert layout.track_numbers(frame)
+    with pytest.raises(DataError, match=message) as error:
+        layout.labels(first)
+    assert f"{path}: frame {first.frame_id}" in str(error.value)
+
+
+def test_frames_without_objects_have_empty_arrays(tmp_path: Path) -> None:
+    root = write_processed(tmp_path)
+    path = next((root / PROCESSED).glob("*/*.pkl"))
+    infos = pickle.loads(path.read_bytes())
+    infos[0]["annos"] = {name: np.array([]) for name in infos[0]["annos"]}
+    path.write_bytes(pickle.dumps(infos))
+    layout = open_layout(root)
+    labels = layout.labels(layout.find("train")[0])
+    assert labels is not None
+    assert labels.boxes.shape == (0, 9)
 
 
 @pytest.mark.parametrize("what", WRONG)

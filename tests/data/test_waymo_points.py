@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pcdet_ext.conformance.waymo_published import moved_as_published
 from pcdet_ext.data.waymo import EarlierFrame, Laser, image_points, join, moved
-from pcdet_ext.data.waymo.sequences import moved_as_published
 from pcdet_ext.structures import Array
 
 

@@ -14,6 +14,7 @@ import torch
 from pcdet_ext.conformance.cases.data_common import FEATURES, PublishedSampler, draws_of
 from pcdet_ext.conformance.cases.openpcdet_data import CPU_MARGIN
 from pcdet_ext.conformance.golden import Case, Report, Value, Values, runs
+from pcdet_ext.conformance.waymo_published import PredictedFrame, label_columns, moved_as_published, roi_table
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.data.base import squashed
 from pcdet_ext.data.geometry import boxes_in_range, inside_boxes, points_in_range, wrap_angle
@@ -22,10 +23,9 @@ from pcdet_ext.data.prepare import EXCLUSIVE_MARGIN
 from pcdet_ext.data.waymo.dataset import OUTSIDE_ZONES
 from pcdet_ext.data.waymo.frames import TYPES, Frame, Labels
 from pcdet_ext.data.waymo.parquet import ParquetLayout, Segment, open_segment
-from pcdet_ext.data.waymo.predictions import PredictedFrame, roi_table
 from pcdet_ext.data.waymo.prepare import thinned
 from pcdet_ext.data.waymo.processed import ProcessedLayout, read_infos
-from pcdet_ext.data.waymo.sequences import SECONDS_PER_FRAME, EarlierFrame, join, moved_as_published
+from pcdet_ext.data.waymo.sequences import SECONDS_PER_FRAME, EarlierFrame, join
 from pcdet_ext.evaluation.waymo import Objects as Evaluated
 from pcdet_ext.evaluation.waymo import openpcdet_objects
 from pcdet_ext.ops import voxelize
@@ -165,10 +165,9 @@ def _counts(segment: Segment, time: int) -> dict[str, Any]:
 def _annotations(segment: Segment, time: int) -> dict[str, Array]:
     """The labels of a frame as OpenPCDet names them."""
     labels = segment.labels(time)
-    further = segment.label_columns(
-        time, ("difficulty_level.tracking", "speed.x", "speed.y", "acceleration.x", "acceleration.y")
+    tracking, *motion = label_columns(
+        segment, time, ("difficulty_level.tracking", "speed.x", "speed.y", "acceleration.x", "acceleration.y")
     )
-    tracking, *motion = further.values()
     return {
         "name": np.array(labels.names),
         "difficulty": labels.difficulty,

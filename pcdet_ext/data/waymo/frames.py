@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,12 +10,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pcdet_ext.evaluation.waymo import TYPES as OFFICIAL_TYPES
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array, Targets
 
 # Columns of the points that both layouts have; no_label_zone is 1 inside a zone without labels, -1 outside.
 STORED_FEATURES = ("x", "y", "z", "intensity", "elongation", "no_label_zone")
-TYPES = ("unknown", "Vehicle", "Pedestrian", "Sign", "Cyclist")  # by the number that files have
+# Class names by the number that files have.
+TYPES = ("unknown", *(name.capitalize() for name in OFFICIAL_TYPES[1:]))
+DIFFICULTIES = (0, 1, 2)  # 0: not said
+FARTHEST = 10_000.0  # metres: no laser sees so far, and no object is so large
+MOST_TURNED = 2 * np.pi + 1e-3  # radians
+LARGEST_POSITION = 1e8  # metres: the world is not larger
+ROTATION_TOLERANCE = 1e-2  # of the products of a rotation's rows: files hold them in float32, or not quite exactly
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,11 @@ class Layout(Protocol):
 
     root: Path
 
-    def find(self, split: str) -> list[Frame]:
-        """The frames of a split. Raises DataError where there are none."""
+    def find(self, split: str, damaged: list[DataError] | None = None) -> list[Frame]:
+        """The frames of a split. Raises DataError where there are none.
+
+        damaged: takes the errors of recordings and frames that cannot be found out about; without it they are raised.
+        """
 
     def file(self, frame: Frame) -> Path:
         """Where the points of a frame are, to be named in messages."""
@@ -103,14 +114,50 @@ def vehicle_velocity(speed: Array, pose: Array) -> Array:
     return np.linalg.solve(rotation, np.pad(speed[:, :2], ((0, 0), (0, 1))).T).T[:, :2]
 
 
-def check_boxes(boxes: Array, where: str, ids: Sequence[str]) -> None:
-    """Raises DataError for boxes [M, 7+] that are not finite or not of positive size."""
-    wrong = np.flatnonzero(~np.isfinite(boxes[:, :7]).all(axis=1) | ~(boxes[:, 3:6] > 0).all(axis=1))
-    if len(wrong):
-        first = int(wrong[0])
-        raise DataError(
-            f"{where}: box of object {ids[first]} must be finite and of positive size, is {boxes[first, :7].tolist()}"
-        )
+def checked_labels(labels: Labels, where: str) -> Labels:
+    """The labels, where they can be those of a frame.
+
+    Raises DataError for boxes that are not finite, have no size, or are larger, farther or more turned than objects
+    are; for difficulties other than 0, 1 and 2, numbers of points below 0, and an object that is there twice.
+    """
+    boxes, ids = labels.boxes, labels.object_ids
+    usual = (np.abs(boxes[:, :6]) <= FARTHEST).all(axis=1) & (boxes[:, 3:6] > 0).all(axis=1)
+    usual &= (np.abs(boxes[:, 6]) <= MOST_TURNED) & ~(np.abs(boxes[:, 7:]) > FARTHEST).any(axis=1)  # NaN: not known
+    _check_each(usual, ids, boxes, f"{where}: box", "finite, of positive size, in metres and radians")
+    _check_each(np.isin(labels.difficulty, DIFFICULTIES), ids, labels.difficulty, f"{where}: difficulty", "0, 1 or 2")
+    _check_each(labels.num_points >= 0, ids, labels.num_points, f"{where}: number of points", "at least 0")
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: object {twice[0]} is there {ids.count(twice[0])} times")
+    return labels
+
+
+def _check_each(good: Array, ids: Sequence[str], values: Array, what: str, wanted: str) -> None:
+    if not good.all():
+        first = int(np.argmin(good))
+        raise DataError(f"{what} of object {ids[first]} must be {wanted}, is {values[first].tolist()}")
+
+
+def check_pose(pose: Array, where: str) -> Array:
+    """A pose float64 [4, 4]. Raises DataError where it is no rotation and translation."""
+    rotation = pose[:3, :3]
+    if not (
+        (np.abs(pose) <= LARGEST_POSITION).all()
+        and np.allclose(rotation @ rotation.T, np.eye(3), rtol=0, atol=ROTATION_TOLERANCE)
+        and np.linalg.det(rotation) > 0
+        and np.allclose(pose[3], (0, 0, 0, 1))
+    ):
+        raise DataError(f"{where} must be finite, a rotation and a translation, is {pose.tolist()}")
+    return pose
+
+
+def whole_numbers(values: Array, what: str) -> Array:
+    """int64 of numbers that are whole. Raises DataError for others, and for none (NaN)."""
+    if values.dtype.kind == "f":
+        wrong = values[~((np.abs(values) < 2**53) & (values == np.floor(values)))]
+        if len(wrong):
+            raise DataError(f"{what} must be a whole number, is {wrong[0]}")
+    return values.astype(np.int64)
 
 
 def numbered(object_ids: Sequence[str]) -> dict[str, int]:

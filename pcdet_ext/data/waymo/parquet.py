@@ -8,26 +8,44 @@ its row groups, a row after the other, so that a segment never has to be in memo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from pcdet_ext.config import suggest
-from pcdet_ext.data.waymo.frames import TYPES, Frame, Labels, check_boxes, numbered, vehicle_velocity
+from pcdet_ext.data.text import read_lines
+from pcdet_ext.data.waymo.frames import (
+    FARTHEST,
+    LARGEST_POSITION,
+    TYPES,
+    Frame,
+    Labels,
+    check_pose,
+    checked_labels,
+    numbered,
+    vehicle_velocity,
+    whole_numbers,
+)
 from pcdet_ext.data.waymo.range_images import CHANNELS, POSE_CHANNELS, Laser, image_points
+from pcdet_ext.evaluation.waymo_boxes import BOX, COLUMNS, OPTIONAL
 from pcdet_ext.files import DataError, MissingFileError
 from pcdet_ext.structures import Array
 
+Kind = Literal["whole numbers", "numbers", "text", "lists of numbers", "lists of whole numbers"]  # what a column holds
+
 FOLDERS = {"train": "training", "val": "validation", "test": "testing"}
 LASERS = (1, 2, 3, 4, 5)  # TOP, FRONT, SIDE_LEFT, SIDE_RIGHT, REAR
-TIME, LASER = "key.frame_timestamp_micros", "key.laser_name"
-BOX_COLUMNS = tuple(
-    f"[LiDARBoxComponent].box.{name}"
-    for name in ("center.x", "center.y", "center.z", "size.x", "size.y", "size.z", "heading")
-)
+# Without them a frame cannot be read; lidar_box may be missing in testing/.
+COMPONENTS = ("lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box")
+TIME, LASER, OBJECT = "key.frame_timestamp_micros", "key.laser_name", "key.laser_object_id"
+KEYS: dict[str, Kind] = {TIME: "whole numbers", LASER: "whole numbers", OBJECT: "text"}
+BOX_COLUMNS = tuple(COLUMNS[name][0] for name in BOX)
+TYPE = COLUMNS["type"][0]
+DIFFICULTY, POINTS, *SPEED = (OPTIONAL[name][0] for name in ("difficulty", "num_points", "speed_x", "speed_y"))
 KEPT_SEGMENTS = 16  # files of so many segments stay open in a process
 ROWS_AT_ONCE = 4  # rows of range images in memory: one of the top laser has 5 MB
 
@@ -43,14 +61,21 @@ class ParquetLayout:
         """Whether a folder has this layout."""
         return any((root / folder / "lidar").is_dir() for folder in FOLDERS.values())
 
-    def find(self, split: str) -> list[Frame]:
-        """The frames of a split, by segment and time.
+    def find(self, split: str, damaged: list[DataError] | None = None) -> list[Frame]:
+        """The frames of a split, by segment and time; see `Layout`.
 
         A split is a list of segments in ImageSets/<split>.txt where there is one, else a folder: "train", "val" and
         "test" mean training, validation and testing.
         """
-        frames = [frame for folder, name in self._segments(split) for frame in self._frames(folder, name)]
-        if not frames:
+        frames: list[Frame] = []
+        for folder, name in self._segments(split):
+            try:
+                frames += self._frames(folder, name)
+            except DataError as error:
+                if damaged is None:
+                    raise
+                damaged.append(error)
+        if not frames and not damaged:
             raise DataError(f"{self.root}: split {split!r} has no frames")
         return [Frame(f.sequence, f.number, f.context, f.timestamp_micros, f.folder, i) for i, f in enumerate(frames)]
 
@@ -85,19 +110,23 @@ class ParquetLayout:
         """Folder and name of each segment of a split."""
         listed = self.root / "ImageSets" / f"{split}.txt"
         if listed.is_file():
-            names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [line.strip() for line in read_lines(listed) if line.strip()]
             return [(self._folder_of(context_name(name), listed), context_name(name)) for name in names]
         folder = FOLDERS.get(split, split)
         if folder not in FOLDERS.values():
             raise DataError(f"{self.root}: no split {split!r}{suggest(split, FOLDERS)}; {listed} could list one")
         if not (self.root / folder / "lidar").is_dir():
             raise MissingFileError(f"{self.root / folder / 'lidar'}: no such folder, so there is no split {split!r}")
-        return [(folder, path.stem) for path in sorted((self.root / folder / "lidar").glob("*.parquet"))]
+        return [(folder, name) for name in self._names(folder)]
+
+    def _names(self, folder: str) -> list[str]:
+        """The segments of which any component is there: those without lidar are missing, and not to be passed over."""
+        return sorted({path.stem for name in COMPONENTS for path in (self.root / folder / name).glob("*.parquet")})
 
     def _folder_of(self, name: str, listed: Path) -> str:
         if Path(name).name == name:
             for folder in FOLDERS.values():
-                if (self.root / folder / "lidar" / f"{name}.parquet").is_file():
+                if any((self.root / folder / component / f"{name}.parquet").is_file() for component in COMPONENTS):
                     return folder
         raise MissingFileError(f"{listed}: segment {name!r} is in none of {', '.join(FOLDERS.values())}")
 
@@ -134,17 +163,26 @@ class Segment:
         """How each laser is mounted."""
         path = self.path("lidar_calibration")
         prefix = "[LiDARCalibrationComponent]."
-        names = ("extrinsic.transform", *(f"beam_inclination.{name}" for name in ("min", "max", "values")))
-        rows = read_columns(path, (LASER, *(prefix + name for name in names))).to_pylist()
-        return {row[LASER]: _laser(path, row[LASER], *(row[prefix + name] for name in names)) for row in rows}
+        kinds: dict[str, Kind] = {
+            "extrinsic.transform": "lists of numbers",
+            "beam_inclination.min": "numbers",
+            "beam_inclination.max": "numbers",
+            "beam_inclination.values": "lists of numbers",
+        }
+        rows = read_columns(path, {LASER: KEYS[LASER], **{prefix + n: kind for n, kind in kinds.items()}}).to_pylist()
+        found = {row[LASER]: _laser(path, row[LASER], *(row[prefix + name] for name in kinds)) for row in rows}
+        if len(found) < len(rows):
+            raise DataError(f"{path}: a laser has several calibrations, of {[row[LASER] for row in rows]}")
+        return found
 
     @cached_property
-    def _poses(self) -> dict[int, Array]:
+    def _poses(self) -> dict[int, list[Any]]:
+        """What the rows of each frame say."""
         column = "[VehiclePoseComponent].world_from_vehicle.transform"
-        path = self.path("vehicle_pose")
-        poses = {}
-        for row in read_columns(path, (TIME, column)).to_pylist():
-            poses[row[TIME]] = _matrix(row[column], f"{path}: pose of frame {row[TIME]}")
+        table = read_columns(self.path("vehicle_pose"), {TIME: KEYS[TIME], column: "lists of numbers"})
+        poses: dict[int, list[Any]] = {}
+        for time, values in zip(table[TIME].to_pylist(), table[column].to_pylist(), strict=True):
+            poses.setdefault(time, []).append(values)
         return poses
 
     @cached_property
@@ -153,61 +191,53 @@ class Segment:
 
     @cached_property
     def _boxes(self) -> dict[str, Array]:
-        """Columns of lidar_box."""
-        prefix = "[LiDARBoxComponent]."
-        further = ("type", "num_lidar_points_in_box", "difficulty_level.detection", "speed.x", "speed.y")
-        table = read_columns(
-            self.path("lidar_box"), (TIME, "key.laser_object_id", *BOX_COLUMNS, *(prefix + name for name in further))
-        )
-        columns = {name.removeprefix(prefix): column for name, column in zip(table.column_names, table, strict=True)}
-        found = {name: column.to_numpy(zero_copy_only=False) for name, column in columns.items()}
+        """Columns of lidar_box, which has no row in a segment without objects."""
+        path = self.path("lidar_box")
+        columns: dict[str, Kind] = {TIME: KEYS[TIME], OBJECT: KEYS[OBJECT], **dict.fromkeys(BOX_COLUMNS, "numbers")}
+        columns |= {TYPE: "numbers", DIFFICULTY: "numbers", POINTS: "numbers", **dict.fromkeys(SPEED, "numbers")}
+        table = read_columns(path, columns, may_be_empty=True)
+        found = {name: column.to_numpy(zero_copy_only=False) for name, column in zip(columns, table, strict=True)}
         unknown = np.setdiff1d(found[TIME], self.lidar.keys[TIME])
         if len(unknown):
-            raise DataError(f"{self.path('lidar_box')}: frame {unknown[0]} is not in {self.lidar.path}")
+            raise DataError(f"{path}: frame {unknown[0]} is not in {self.lidar.path}")
         return found
 
     @cached_property
     def track_numbers(self) -> dict[str, int]:
         """A number for each object id."""
-        return numbered(self._boxes["key.laser_object_id"].tolist())
+        return numbered(self._boxes[OBJECT].tolist())
 
     def pose(self, time: int) -> Array:
         """float64 [4, 4], vehicle to world."""
-        if time not in self._poses:
-            raise DataError(f"{self.path('vehicle_pose')}: no pose of frame {time}")
-        return self._poses[time]
+        path = self.path("vehicle_pose")
+        found = self._poses.get(time, [])
+        if len(found) != 1:
+            raise DataError(f"{path}: {'no pose' if not found else f'{len(found)} poses'} of frame {time}")
+        return _matrix(found[0], f"{path}: pose of frame {time}")
 
-    def label_columns(self, time: int, names: Sequence[str]) -> dict[str, Array]:
-        """Further columns of lidar_box for the objects that `labels` gives, by their name in the component."""
-        path = self.path("lidar_box")
-        columns = [f"[LiDARBoxComponent].{name}" for name in names]
-        table = read_columns(path, columns)
-        rows = self._objects(time)
-        return {n: table[c].to_numpy(zero_copy_only=False)[rows] for n, c in zip(names, columns, strict=True)}
-
-    def _objects(self, time: int) -> Array:
-        """int64 [M]: rows of lidar_box with the objects of known type of a frame."""
-        return np.flatnonzero((self._boxes[TIME] == time) & (self._boxes["type"] != 0))
+    def rows_of_objects(self, time: int) -> Array:
+        """int64 [M]: rows of lidar_box with the objects of known type of a frame, in the order of `labels`."""
+        return np.flatnonzero((self._boxes[TIME] == time) & (self._boxes[TYPE] != 0))
 
     def labels(self, time: int) -> Labels:
         """The objects of known type of a frame."""
-        columns = self._boxes
-        rows = self._objects(time)
+        rows = self.rows_of_objects(time)
+        columns = {name: column[rows] for name, column in self._boxes.items()}
         where = f"{self.path('lidar_box')}: frame {time}"
-        types = columns["type"][rows]
-        if len(rows) and not np.isin(types, np.arange(len(TYPES))).all():
-            raise DataError(f"{where}: types of objects must be from 0 to {len(TYPES) - 1}, got {sorted(set(types))}")
-        boxes = np.stack([columns[name.removeprefix("[LiDARBoxComponent].")][rows] for name in BOX_COLUMNS], axis=1)
-        ids = tuple(columns["key.laser_object_id"][rows].tolist())
-        check_boxes(boxes, where, ids)
-        speed = np.stack([columns["speed.x"][rows], columns["speed.y"][rows]], axis=1)
-        return Labels(
-            tuple(TYPES[i] for i in types),
+        types = columns[TYPE]
+        if not np.isin(types, np.arange(len(TYPES))).all():
+            unknown = sorted(set(types.tolist()))
+            raise DataError(f"{where}: types of objects must be from 0 to {len(TYPES) - 1}, got {unknown}")
+        boxes = np.stack([columns[name] for name in BOX_COLUMNS], axis=1).astype(np.float64)
+        speed = np.stack([columns[name] for name in SPEED], axis=1)
+        labels = Labels(
+            tuple(TYPES[int(i)] for i in types),
             np.concatenate([boxes, vehicle_velocity(speed, self.pose(time))], axis=1),
-            np.nan_to_num(columns["difficulty_level.detection"][rows]).astype(np.int64),
-            np.nan_to_num(columns["num_lidar_points_in_box"][rows]).astype(np.int64),
-            ids,
+            whole_numbers(np.nan_to_num(columns[DIFFICULTY]), f"{where}: difficulty of an object"),  # null: not said
+            whole_numbers(columns[POINTS], f"{where}: num_lidar_points_in_box of an object"),
+            tuple(columns[OBJECT].tolist()),
         )
+        return checked_labels(labels, where)
 
     def points(self, time: int) -> Array:
         """Points float32 [N, 6] of a frame; see `pcdet_ext.data.waymo.frames.STORED_FEATURES`."""
@@ -216,7 +246,7 @@ class Segment:
     def returns(self, time: int) -> Iterator[tuple[int, int, Array]]:
         """Laser, return (1 or 2) and points float32 [N, 6] of each range image of a frame, laser by laser."""
         images = [f"[LiDARComponent].range_image_return{i}" for i in (1, 2)]
-        rows = self.lidar.read(time, [f"{image}.{part}" for image in images for part in ("values", "shape")])
+        rows = self.lidar.read(time, {name: kind for image in images for name, kind in _image_columns(image).items()})
         found = [row[LASER] for row in rows]
         where = f"{self.lidar.path}: frame {time}"
         if len(set(found)) < len(found) or not set(found) <= set(LASERS):
@@ -228,8 +258,11 @@ class Segment:
                 raise DataError(f"{self.path('lidar_calibration')}: no calibration of laser {laser}")
             for i, image in enumerate(images, 1):
                 values = _image(row, image, CHANNELS, f"{where}, laser {laser}, return {i}", optional=i > 1)
-                if values is not None:
-                    yield laser, i, self._image_points(values, laser, pixel_poses, time, where)
+                if values is None:
+                    continue
+                if not (values[..., 0] <= FARTHEST).all():
+                    raise DataError(f"{where}, laser {laser}, return {i}: ranges must be at most {FARTHEST:.0f} m")
+                yield laser, i, self._image_points(values, laser, pixel_poses, time, where)
 
     def _image_points(self, image: Array, laser: int, poses: Mapping[int, Array], time: int, where: str) -> Array:
         pose = self.pose(time) if laser in poses else None
@@ -241,12 +274,16 @@ class Segment:
     def _frame_pixel_poses(self, time: int) -> dict[int, Array]:
         """[H, W, 6] of each laser that turns while the vehicle moves on: of the top one."""
         image = "[LiDARPoseComponent].range_image_return1"
-        rows = self._pixel_poses.read(time, [f"{image}.values", f"{image}.shape"])
-        poses = {}
+        rows = self._pixel_poses.read(time, _image_columns(image))
+        poses: dict[int, Array] = {}
         for row in rows:
             where = f"{self._pixel_poses.path}: frame {time}, laser {row[LASER]}"
             values = _image(row, image, POSE_CHANNELS, where)
+            if row[LASER] in poses:
+                raise DataError(f"{where}: is there several times")
             if values is not None:
+                if not (np.abs(values) <= LARGEST_POSITION).all():
+                    raise DataError(f"{where}: poses of pixels must be finite, in radians and metres")
                 poses[row[LASER]] = values
         return poses
 
@@ -259,7 +296,8 @@ class RowFile:
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
         self.path = path
-        self.keys = {name: column.to_numpy().astype(np.int64) for name, column in _columns(path, keys)}
+        table = read_columns(path, {name: KEYS[name] for name in keys})
+        self.keys = {name: table[name].to_numpy().astype(np.int64) for name in keys}
         self._rows: Iterator[dict[str, Any]] = iter(())
         self._columns: tuple[str, ...] = ()
         self._next = self._end = 0  # the rows that are still to come
@@ -268,19 +306,19 @@ class RowFile:
         """int64 [T]: timestamps of the frames, ascending."""
         return np.unique(self.keys[TIME])
 
-    def read(self, time: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+    def read(self, time: int, columns: Mapping[str, Kind]) -> list[dict[str, Any]]:
         """Key and other columns of the rows of a frame. Raises DataError where there is none, or one is damaged."""
         rows = np.flatnonzero(self.keys[TIME] == time)
         if not len(rows):
             raise DataError(f"{self.path}: no row of frame {time}")
         try:
-            return [self._row(int(row), tuple(columns)) for row in rows]
+            return [self._row(int(row), columns) for row in rows]
         except (OSError, ValueError) as error:
             self._end = 0
             raise DataError(f"{self.path}: frame {time} cannot be read ({error})") from error
 
-    def _row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
-        if columns != self._columns or not self._next <= row < self._end:
+    def _row(self, row: int, columns: Mapping[str, Kind]) -> dict[str, Any]:
+        if tuple(columns) != self._columns or not self._next <= row < self._end:
             self._start(row, columns)
         while True:
             self._next += 1
@@ -288,13 +326,13 @@ class RowFile:
             if self._next > row:
                 return {**found, **{name: int(column[row]) for name, column in self.keys.items()}}
 
-    def _start(self, row: int, columns: tuple[str, ...]) -> None:
+    def _start(self, row: int, columns: Mapping[str, Kind]) -> None:
         """Begin at the row group that holds a row."""
         with _Naming(self.path):
             from pyarrow import parquet
 
             file = parquet.ParquetFile(self.path, memory_map=True)
-            _check_columns(self.path, file.schema_arrow.names, columns)
+            _check_columns(self.path, file.schema_arrow, columns)
         first = 0
         for group in range(file.num_row_groups):
             end = first + file.metadata.row_group(group).num_rows
@@ -303,7 +341,7 @@ class RowFile:
             first = end
         batches = file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(columns), use_threads=False)
         self._rows = (_values(batch, i) for batch in batches for i in range(len(batch)))
-        self._columns, self._next, self._end = columns, first, end
+        self._columns, self._next, self._end = tuple(columns), first, end
 
 
 def _values(batch: Any, row: int) -> dict[str, Any]:
@@ -322,7 +360,8 @@ def _image(row: Mapping[str, Any], name: str, channels: int, where: str, optiona
         if optional:
             return None
         raise DataError(f"{where}: no range image")
-    if len(shape) != 3 or shape[2] != channels or int(np.prod(shape.astype(np.int64))) != len(values):
+    fits = len(shape) == 3 and shape[2] == channels and (shape > 0).all()
+    if not fits or math.prod(shape.tolist()) != len(values):
         raise DataError(
             f"{where}: range image of shape {shape.tolist()} with {len(values)} values; "
             f"they must fill [H, W, {channels}]"
@@ -333,43 +372,68 @@ def _image(row: Mapping[str, Any], name: str, channels: int, where: str, optiona
 def _laser(path: Path, name: int, extrinsic: Any, lowest: Any, highest: Any, values: Any) -> Laser:
     matrix = _matrix(extrinsic, f"{path}: extrinsic of laser {name}")
     inclinations = np.array(values or (), np.float64)
-    if not len(inclinations) and (lowest is None or highest is None):
+    ends = np.array([lowest, highest], np.float64)
+    if not len(inclinations) and np.isnan(ends).any():
         raise DataError(f"{path}: laser {name} has no beam inclinations")
-    return Laser(matrix, inclinations, float(lowest or 0.0), float(highest or 0.0))
+    ends = np.nan_to_num(ends)
+    if not (np.abs([*inclinations, *ends]) <= np.pi).all():
+        raise DataError(f"{path}: beam inclinations of laser {name} must be finite, in radians")
+    return Laser(matrix, inclinations, *ends.tolist())
 
 
 def _matrix(values: Any, where: str) -> Array:
     matrix = np.array(values if values is not None else (), np.float64)
     if matrix.shape != (16,) or not np.isfinite(matrix).all():
         raise DataError(f"{where} must be 16 finite numbers")
-    return matrix.reshape(4, 4)
+    return check_pose(matrix.reshape(4, 4), where)
 
 
-def read_columns(path: Path, columns: Sequence[str]) -> Any:
-    """Columns of a small component as a table of pyarrow. Raises DataError where one is missing, or all rows are."""
+def _image_columns(image: str) -> dict[str, Kind]:
+    return {f"{image}.values": "lists of numbers", f"{image}.shape": "lists of whole numbers"}
+
+
+def read_columns(path: Path, columns: Mapping[str, Kind], may_be_empty: bool = False) -> Any:
+    """Columns of a small component as a table of pyarrow.
+
+    Raises DataError where a column is missing, or of another kind, where a key lacks values, and where there are no
+    rows unless it `may_be_empty`.
+    """
     with _Naming(path):
         from pyarrow import parquet
 
         file = parquet.ParquetFile(path, memory_map=True)
-        _check_columns(path, file.schema_arrow.names, columns)
-        table = file.read(columns=list(columns), use_threads=False)
-    if not table.num_rows:
+        _check_columns(path, file.schema_arrow, columns)
+        table = file.read(columns=list(columns), use_threads=False).select(list(columns))
+    if not table.num_rows and not may_be_empty:
         raise DataError(f"{path}: the component is empty, without a row")
+    for name in columns:
+        if name in KEYS and table[name].null_count:
+            raise DataError(f"{path}: column {name} lacks values")
     return table
 
 
-def _columns(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    table = read_columns(path, names)
-    for name in names:
-        if table[name].null_count:
-            raise DataError(f"{path}: column {name} lacks values")
-        yield name, table[name]
+def _check_columns(path: Path, schema: Any, wanted: Mapping[str, Kind]) -> None:
+    """Raises DataError where a column is missing or holds something else."""
+    for name, kind in wanted.items():
+        if name not in schema.names:
+            raise DataError(f"{path}: no column {name!r}{suggest(name, schema.names)}")
+        if not _holds(schema.field(name).type, kind):
+            raise DataError(f"{path}: column {name!r} must hold {kind}, holds {schema.field(name).type}")
 
 
-def _check_columns(path: Path, present: Sequence[str], wanted: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in present]
-    if missing:
-        raise DataError(f"{path}: no column {missing[0]!r}{suggest(missing[0], present)}")
+def _holds(column: Any, kind: Kind) -> bool:
+    """Whether a type of pyarrow is of a kind."""
+    from pyarrow import types
+
+    match kind:
+        case "whole numbers":
+            return bool(types.is_integer(column))
+        case "numbers":
+            return bool(types.is_integer(column) or types.is_floating(column))
+        case "text":
+            return bool(types.is_string(column) or types.is_large_string(column))
+    is_list = types.is_list(column) or types.is_fixed_size_list(column) or types.is_large_list(column)
+    return is_list and _holds(column.value_type, "numbers" if kind == "lists of numbers" else "whole numbers")
 
 
 class _Naming:

@@ -194,6 +194,7 @@ def _check_steps(data: bytes) -> None:
     """
     stack: list[int | None] = []  # how many tuples each object has inside; None: a mark
     memo: dict[int, int | None] = {}
+    argument: Any  # of a type that depends on the step
     for step, argument, _ in pickletools.genops(data):
         if step.name in _PUTS:
             place = len(memo) if argument is None else argument

@@ -16,6 +16,7 @@ from pcdet_ext.data.waymo.dataset import OWN_FEATURES, POINT_FEATURES, with_age
 from pcdet_ext.data.waymo.frames import Frame
 from pcdet_ext.data.waymo.layouts import open_layout
 from pcdet_ext.data.waymo.sequences import EarlierFrame, join
+from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array, Sample
 
 # Of frames that follow each other, only so many give objects of a class to the database: they are the same objects.
@@ -51,13 +52,16 @@ class WaymoFrames:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # a process of its own opens files of its own
 
-    def find(self, split: str) -> Sequence[FrameWithPast]:
-        """The frames of a split."""
-        frames = self._layout.find(split)
-        return [FrameWithPast(frame, _past(frames, i, self.count - 1)) for i, frame in enumerate(frames)]
+    def find(self, split: str) -> Sequence[FrameWithPast | DataError]:
+        """The frames of a split; before them, the errors of recordings that cannot be opened."""
+        damaged: list[DataError] = []
+        frames = self._layout.find(split, damaged)
+        return [*damaged, *(FrameWithPast(own, _past(frames, i, self.count - 1)) for i, own in enumerate(frames))]
 
-    def read(self, frame: FrameWithPast) -> RawFrame:
-        """One frame with what its index needs."""
+    def read(self, frame: FrameWithPast | DataError) -> RawFrame:
+        """One frame with what its index needs. Raises DataError for a damaged one, and what `find` gave as an error."""
+        if isinstance(frame, DataError):
+            raise frame
         own, layout = frame.frame, self._layout
         labels = layout.labels(own)
         sample = Sample(

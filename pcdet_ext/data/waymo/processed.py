@@ -18,14 +18,31 @@ import numpy as np
 
 from pcdet_ext.config import suggest
 from pcdet_ext.data.points import read_points
-from pcdet_ext.data.waymo.frames import STORED_FEATURES, TYPES, Frame, Labels, check_boxes, numbered
+from pcdet_ext.data.text import read_lines
+from pcdet_ext.data.waymo.frames import (
+    STORED_FEATURES,
+    TYPES,
+    Frame,
+    Labels,
+    check_pose,
+    checked_labels,
+    numbered,
+    whole_numbers,
+)
 from pcdet_ext.data.waymo.pickles import read_pickle
 from pcdet_ext.files import DataError, MissingFileError
 from pcdet_ext.structures import Array
 
 PATTERN = "waymo_processed_data*"
 USUAL = "waymo_processed_data_v0_5_0"  # the one that is taken where there are several
-ANNOTATIONS = ("name", "difficulty", "gt_boxes_lidar", "num_points_in_gt", "obj_ids")
+# Arrays of a frame's annotations: what they must hold, in words, as NumPy's kinds of values, and in dimensions.
+ANNOTATIONS = {
+    "name": ("text [M]", "UO", 1),
+    "difficulty": ("whole numbers [M]", "iuf", 1),
+    "gt_boxes_lidar": ("numbers [M, 7] or [M, 9]", "iuf", 2),
+    "num_points_in_gt": ("whole numbers [M]", "iuf", 1),
+    "obj_ids": ("text or whole numbers [M]", "UOiu", 1),
+}
 KEPT_SEQUENCES = 4  # whose labels stay in memory
 
 _log = logging.getLogger(__name__)
@@ -48,7 +65,7 @@ class ProcessedLayout:
         """Whether a folder has this layout."""
         return any(path.is_dir() for path in root.glob(PATTERN))
 
-    def find(self, split: str) -> list[Frame]:
+    def find(self, split: str, damaged: list[DataError] | None = None) -> list[Frame]:
         """The frames of a split, in the order of its list; sequences of it that are not there are left out, and logged.
 
         A sequence may also have the folder `training_<sequence>`, `validation_<sequence>` or `testing_<sequence>`, or
@@ -58,14 +75,17 @@ class ProcessedLayout:
         if not listed.is_file():
             splits = [path.stem for path in listed.parent.glob("*.txt")]
             raise MissingFileError(f"{listed}: no such split{suggest(split, splits)}")
-        names = [Path(line.strip()).stem for line in _lines(listed) if line.strip()]
+        names = [Path(line.strip()).stem for line in read_lines(listed) if line.strip()]
         found = {name: self._info_file(name) for name in names}
         missing = [name for name, path in found.items() if path is None]
         if missing:
             _log.warning("%s: %d of %d sequences are not there, as %s", listed, len(missing), len(names), missing[0])
         paths = [found[name] for name in names]
-        frames = [frame for path in paths if path is not None for frame in self._frames(path)]
-        if not frames:
+        errors: list[DataError] = [] if damaged is None else damaged
+        frames = [frame for path in paths if path is not None for frame in self._frames(path, errors)]
+        if damaged is None and errors:
+            raise errors[0]
+        if not frames and not errors:
             raise DataError(f"{self.root / self.folder}: no sequence of {listed} is there")
         return [Frame(f.sequence, f.number, f.context, f.timestamp_micros, f.folder, i) for i, f in enumerate(frames)]
 
@@ -80,14 +100,20 @@ class ProcessedLayout:
     def pose(self, frame: Frame) -> Array:
         """See `Layout`; the files have it in float32."""
         path, info = self._info(frame)
-        return _pose(info, f"{path}: frame {frame.frame_id}")
+        pose, where = info.get("pose"), f"{path}: frame {frame.frame_id}: pose"
+        if not isinstance(pose, np.ndarray) or pose.shape != (4, 4) or pose.dtype.kind != "f":
+            raise DataError(f"{where} must be an array [4, 4] of floating-point numbers")
+        return check_pose(pose.astype(np.float64), where)
 
     def labels(self, frame: Frame) -> Labels | None:
         """See `Layout`."""
         path, info = self._info(frame)
-        if not info.get("annos"):
+        where = f"{path}: frame {frame.frame_id}"
+        if not _has_labels(info):
+            if any(_has_labels(other) for other in read_infos(path)):
+                raise DataError(f"{where}: has no annos, while other frames of the sequence do")
             return None
-        return _labels(info["annos"], f"{path}: frame {frame.frame_id}")
+        return _labels(info["annos"], where)
 
     def track_numbers(self, frame: Frame) -> Mapping[str, int]:
         """See `Layout`."""
@@ -100,24 +126,32 @@ class ProcessedLayout:
                 return path
         return None
 
-    def _frames(self, path: Path) -> Iterator[Frame]:
-        for i, info in enumerate(read_infos(path)):
-            where = f"{path}: frame {i}"
-            cloud, meta = _item(info, "point_cloud", dict, where), _item(info, "metadata", dict, where)
-            name = _item(cloud, "lidar_sequence", str, where)
-            number = int(_item(cloud, "sample_idx", int, where))
-            sequence, _, ordinal = _item(info, "frame_id", str, where).rpartition("_")
-            if Path(name).name != name or ordinal != f"{number:03d}":
-                raise DataError(f"{where}: sequence {name!r} and frame_id {info['frame_id']!r} do not fit together")
-            folder = path.parent.parent / name
-            folder = folder if folder.is_dir() else path.parent
-            yield Frame(
-                sequence,
-                number,
-                _item(meta, "context_name", str, where),
-                int(_item(meta, "timestamp_micros", int, where)),
-                str(folder.relative_to(self.root)),
-            )
+    def _frames(self, path: Path, errors: list[DataError]) -> Iterator[Frame]:
+        try:
+            infos = read_infos(path)
+        except DataError as error:
+            errors.append(error)
+            return
+        for i, info in enumerate(infos):
+            try:
+                yield self._frame(path, info, f"{path}: frame {i}")
+            except DataError as error:
+                errors.append(error)
+
+    def _frame(self, path: Path, info: Mapping[str, Any], where: str) -> Frame:
+        cloud, meta = _item(info, "point_cloud", dict, where), _item(info, "metadata", dict, where)
+        name = _item(cloud, "lidar_sequence", str, where)
+        number = int(_item(cloud, "sample_idx", int, where))
+        time = int(_item(meta, "timestamp_micros", int, where))
+        sequence, _, ordinal = _item(info, "frame_id", str, where).rpartition("_")
+        if Path(name).name != name or ordinal != f"{number:03d}":
+            raise DataError(f"{where}: sequence {name!r} and frame_id {info['frame_id']!r} do not fit together")
+        if abs(time) >= 2**63:
+            raise DataError(f"{where}: timestamp_micros must have at most 64 bits, is {time}")
+        folder = path.parent.parent / name
+        folder = folder if folder.is_dir() else path.parent
+        context = _item(meta, "context_name", str, where)
+        return Frame(sequence, number, context, time, str(folder.relative_to(self.root)))
 
     def _info(self, frame: Frame) -> tuple[Path, Mapping[str, Any]]:
         """What the pickle of its sequence says of a frame."""
@@ -149,14 +183,21 @@ def read_infos(path: Path) -> Sequence[Mapping[str, Any]]:
     return infos
 
 
+def _has_labels(info: Mapping[str, Any]) -> bool:
+    annotations = info.get("annos")
+    return annotations is not None and not (isinstance(annotations, dict) and not annotations)
+
+
 @lru_cache(maxsize=KEPT_SEQUENCES)
 def _track_numbers(path: Path) -> Mapping[str, int]:
-    annotations = [info.get("annos") or {} for info in read_infos(path)]
-    return numbered([str(name) for found in annotations for name in found.get("obj_ids", ())])
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+    """A number for each object id; frames with damaged ones are left to `labels` to refuse."""
+    names: list[str] = []
+    for info in read_infos(path):
+        annotations = info.get("annos")
+        ids = annotations.get("obj_ids") if isinstance(annotations, dict) else None
+        if isinstance(ids, np.ndarray):
+            names += [str(name) for name in ids.ravel()]
+    return numbered(names)
 
 
 def _item(mapping: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
@@ -168,26 +209,36 @@ def _item(mapping: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     return value
 
 
-def _pose(info: Mapping[str, Any], where: str) -> Array:
-    pose = np.asarray(info.get("pose"))
-    if pose.shape != (4, 4) or pose.dtype.kind != "f" or not np.isfinite(pose).all():
-        raise DataError(f"{where}: pose must be a finite array [4, 4]")
-    return pose.astype(np.float64)
+def _labels(annotations: Any, where: str) -> Labels:
+    names, difficulty, boxes, counts, ids = _arrays(annotations, where)
+    if boxes.shape[1] not in (7, 9) or not set(names.tolist()) <= set(TYPES):
+        raise DataError(f"{where}: gt_boxes_lidar must be [M, 7] or [M, 9], names among {', '.join(TYPES)}")
+    boxes = np.pad(boxes, ((0, 0), (0, 9 - boxes.shape[1]))).astype(np.float64)  # no velocity in old conversions
+    keep = names != "unknown"
+    object_ids = tuple(str(name) for name in ids[keep])
+    difficulty = whole_numbers(difficulty[keep], f"{where}: difficulty of an object")
+    counts = whole_numbers(counts[keep], f"{where}: num_points_in_gt of an object")
+    return checked_labels(
+        Labels(tuple(str(n) for n in names[keep]), boxes[keep], difficulty, counts, object_ids), where
+    )
 
 
-def _labels(annotations: Mapping[str, Any], where: str) -> Labels:
+def _arrays(annotations: Any, where: str) -> list[Array]:
+    """The arrays `ANNOTATIONS`, of the kinds that they must have. Raises DataError for others."""
+    if not isinstance(annotations, dict):
+        raise DataError(f"{where}: annos must be a dict of arrays, is {type(annotations).__name__}")
     missing = [name for name in ANNOTATIONS if not isinstance(annotations.get(name), np.ndarray)]
     if missing:
         raise DataError(f"{where}: annos must have an array {missing[0]!r}")
-    names, difficulty, boxes, counts, ids = (annotations[name] for name in ANNOTATIONS)
-    if len({len(names), len(difficulty), len(boxes), len(counts), len(ids)}) > 1:
+    arrays = []
+    for name, (wanted, kinds, dimensions) in ANNOTATIONS.items():
+        array = annotations[name]
+        if array.shape == (0,):  # as conversions write what there is none of
+            array = array.reshape(0, *(9,) * (dimensions - 1)).astype("U" if kinds[0] == "U" else array.dtype)
+        is_text = array.dtype.kind != "O" or all(isinstance(value, str) for value in array.flat)
+        if array.ndim != dimensions or array.dtype.kind not in kinds or not is_text:
+            raise DataError(f"{where}: {name} must be {wanted}, is {array.dtype} {list(array.shape)}")
+        arrays.append(array)
+    if len({len(array) for array in arrays}) > 1:
         raise DataError(f"{where}: arrays of annos must have one entry for each object")
-    boxes = boxes.reshape(-1, boxes.shape[1] if boxes.ndim == 2 else 9).astype(np.float64)
-    if boxes.shape[1] not in (7, 9) or not set(names.tolist()) <= set(TYPES):
-        raise DataError(f"{where}: gt_boxes_lidar must be [M, 7] or [M, 9], names among {', '.join(TYPES)}")
-    keep = names != "unknown"
-    object_ids = tuple(str(name) for name in ids[keep])
-    check_boxes(boxes[keep], where, object_ids)
-    boxes = np.pad(boxes, ((0, 0), (0, 9 - boxes.shape[1])))  # without velocity in old conversions
-    columns = (difficulty.astype(np.int64)[keep], counts.astype(np.int64)[keep])
-    return Labels(tuple(str(n) for n in names[keep]), boxes[keep], *columns, object_ids=object_ids)
+    return arrays
