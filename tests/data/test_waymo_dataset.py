@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,60 @@ def test_damaged_frames_are_skipped_and_said(tmp_path: Path, caplog: pytest.LogC
         dataset(root)[1]
 
 
+@pytest.mark.parametrize(("content", "workers"), [(None, 1), (b"", 0), (b"PAR1 cut", 0)])
+def test_segments_that_cannot_be_opened_are_left_out_and_counted(
+    tmp_path: Path, content: bytes | None, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = copy_release(tmp_path)
+    for path in (root / "training").glob("*/*.parquet"):
+        path.with_name("another.parquet").write_bytes(path.read_bytes())
+    lost = component(root, "lidar")
+    lost.unlink()
+    if content is not None:
+        lost.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{lost}: "):
+        prepare_waymo(root, ("train",), progress=False)
+    (summary,) = prepare_waymo(root, ("train",), on_error="skip", progress=False, workers=workers)
+    assert summary.frames == 3
+    assert len(summary.skipped) == 1
+    assert str(lost) in summary.skipped[0]
+    assert str(lost) in caplog.text
+    (root / "training" / "lidar" / "another.parquet").unlink()
+    open_segment.cache_clear()
+    with pytest.raises(DataError, match=r"no frame of split 'train' could be read: .*lidar"):
+        prepare_waymo(root, ("train",), on_error="skip", progress=False)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "one entry", "one list"])
+def test_processed_sequences_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path, damage: str) -> None:
+    root = write_processed(tmp_path)
+    path = next(root.glob("waymo_processed_data*/*/*.pkl"))
+    data = path.read_bytes()
+    infos = pickle.loads(data)
+    infos[1] |= {"one entry": {"frame_id": 3}, "one list": {"annos": [1]}}.get(damage, {})
+    whole = {"empty": b"", "cut": data[: len(data) // 2]}
+    path.write_bytes(whole.get(damage) if damage in whole else pickle.dumps(infos))
+    with pytest.raises(DataError, match=rf"{path}: "):
+        prepare_waymo(root, ("train",), progress=False)
+    if damage in whole:
+        with pytest.raises(DataError, match="no frame of split 'train' could be read"):
+            prepare_waymo(root, ("train",), on_error="skip", progress=False)
+    else:
+        (summary,) = prepare_waymo(root, ("train",), on_error="skip", progress=False)
+        assert (summary.frames, len(summary.skipped)) == (2, 1)
+
+
+def test_each_file_is_read_once(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(prepared, num_frames=8)
+    read: list[int] = []
+    points = data._layout.points
+    monkeypatch.setattr(data._layout, "points", lambda frame: read.append(frame.number) or points(frame))
+    for i, expected in enumerate(([0], [0, 1], [0, 1, 2])):
+        read.clear()
+        assert len(data[i].points)
+        assert read == expected
+
+
 def test_changed_points_are_noticed(prepared: Path) -> None:
     if (prepared / "training").is_dir():
         change(component(prepared, "lidar"), set_value("return2.values", 1, None))
@@ -281,6 +336,36 @@ def test_results_are_written_for_the_server_and_read_back(prepared: Path, tmp_pa
         expected_speed = speeds[min(speeds, key=lambda x: abs(x - row["[LiDARBoxComponent].box.center.x"]))]
         found_speed = (row["[LiDARBoxComponent].speed.x"], row["[LiDARBoxComponent].speed.y"])
         assert found_speed == pytest.approx(expected_speed, abs=0.02)  # the vehicle is tilted by less than a degree
+
+
+def test_classes_are_known_in_any_case(prepared: Path) -> None:
+    values = []
+    for names in (CLASSES, ("VEHICLE", "pedestrian", "Cyclist")):
+        data = dataset(prepared, classes=names)
+        evaluator = data.evaluator()
+        found = as_found(dataset(prepared)[0])
+        evaluator.add(data[0], Detections(found.boxes, found.scores, found.labels, names))
+        result = evaluator.result()
+        assert result is not None
+        values.append(result.values)
+    assert values[0] == values[1]
+    with pytest.raises(DataError, match="'Car' is no type"):
+        dataset(prepared, classes=["Car"]).evaluator()
+
+
+def test_detections_that_are_no_boxes_are_not_written(
+    prepared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = dataset(prepared)
+    evaluator = data.evaluator()
+    found = as_found(data[0])
+    boxes = np.asarray(found.boxes).copy()
+    boxes[0, 3], boxes[1, 0] = 0.0, np.nan
+    evaluator.add(data[0], Detections(boxes, found.scores, found.labels, CLASSES))
+    for path in evaluator.write(tmp_path / "out"):
+        (read,) = data.read_results(path).values()
+        assert len(read.boxes) == len(boxes) - 2
+    assert f"2 of {len(boxes)} boxes are not written" in caplog.text
 
 
 def test_options_and_classes_that_do_not_fit_are_refused(prepared: Path) -> None:

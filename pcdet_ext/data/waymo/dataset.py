@@ -13,12 +13,12 @@ from pcdet_ext.config import ConfigError, Node, construct
 from pcdet_ext.data.base import DATASETS, FrameDataset
 from pcdet_ext.data.geometry import wrap_angle
 from pcdet_ext.data.index import FrameInfo
-from pcdet_ext.data.waymo.frames import STORED_FEATURES, TYPES, Frame
+from pcdet_ext.data.waymo.frames import STORED_FEATURES, Frame
 from pcdet_ext.data.waymo.layouts import open_layout
 from pcdet_ext.data.waymo.results import detections_by_frame
 from pcdet_ext.data.waymo.sequences import NEAR, SECONDS_PER_FRAME, EarlierFrame, join
 from pcdet_ext.evaluation.waymo import Breakdown
-from pcdet_ext.evaluation.waymo_boxes import Boxes, Name
+from pcdet_ext.evaluation.waymo_boxes import Boxes, Name, type_number
 from pcdet_ext.evaluation.waymo_evaluator import RESULTS, WaymoEvaluator
 from pcdet_ext.evaluation.waymo_truth import read_side
 from pcdet_ext.structures import Array, Detections, Sample
@@ -63,14 +63,14 @@ class WaymoDataset(FrameDataset):
         """A frame with the points of all its frames, and the labelled boxes of the index."""
         pose = _pose(info, self.root)
         past = self._past(info)
-        clouds = [self._points(other) for other in reversed(past)][::-1]  # files are read forward
-        points = self._points(info)
+        # Each file once, and forward: at the start of a sequence a frame stands for those missing before it.
+        frames = {frame.frame_id: frame for frame in (*reversed(past), info)}
+        points = {frame_id: self._points(frame) for frame_id, frame in frames.items()}
         number = _number(info)
         earlier = [
-            EarlierFrame(cloud, _pose(other, self.root), number - _number(other))
-            for other, cloud in zip(past, clouds, strict=True)
+            EarlierFrame(points[other.frame_id], _pose(other, self.root), number - _number(other)) for other in past
         ]
-        joined, age, _ = join(points, pose, earlier, self.near)
+        joined, age, _ = join(points[info.frame_id], pose, earlier, self.near)
         wanted = tuple(self.point_features or ())
         features = (*OWN_FEATURES, *(name for name in TIME_FEATURES if name in wanted))
         return Sample(
@@ -117,7 +117,7 @@ class WaymoDataset(FrameDataset):
             return None
         return Boxes.of(
             [_name(info)] * len(info.boxes),
-            np.array([TYPES.index(name) for name in info.names], np.int64),
+            _types(info.names),
             info.boxes[:, :7].astype(np.float64),
             difficulty=info.difficulty,
             num_points=info.points_in_box,
@@ -133,7 +133,7 @@ class WaymoDataset(FrameDataset):
             speed = velocity @ info.pose[:2, :2].T  # in the world, as the files have it
         return Boxes.of(
             [_name(info)] * len(boxes),
-            np.array([TYPES.index(name) for name in detections.names], np.int64),
+            _types(detections.names),
             boxes,
             score=np.asarray(detections.scores, np.float32),
             speed=speed,
@@ -152,6 +152,12 @@ class WaymoDataset(FrameDataset):
         if not self.no_label_zones:
             points = points[points[:, STORED_FEATURES.index("no_label_zone")] == OUTSIDE_ZONES]
         return points[:, : len(OWN_FEATURES)]
+
+
+def _types(names: Sequence[str]) -> Array:
+    """int64 [N]: numbers of classes, in the files, by their names in any case."""
+    numbers = {name: type_number(name, "classes") for name in set(names)}
+    return np.array([numbers[name] for name in names], np.int64)
 
 
 def _name(info: FrameInfo) -> Name:
