@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.evaluation.argoverse2 import Cuboids
-from pcdet_ext.evaluation.quaternions import rotation_matrices
+from pcdet_ext.config import suggest
+from pcdet_ext.evaluation.argoverse2 import CATEGORIES, Cuboids
+from pcdet_ext.evaluation.quaternions import no_rotations, rotation_matrices, why_no_rotation
 from pcdet_ext.files import DataError, MissingFileError
 from pcdet_ext.structures import Array
 
 POSITION = ("tx_m", "ty_m", "tz_m")
 ROTATION = ("qw", "qx", "qy", "qz")
 SIZE = ("length_m", "width_m", "height_m")
+TEXTS, WHOLE = ("log_id", "category"), ("timestamp_ns", "num_interior_pts")  # columns; the others are numbers
 PIXELS_PER_METRE = 10
 DILATION = 5.0  # metres around drivable areas that belong to the region of interest
 
 Sweep = tuple[str, int]  # log and timestamp in nanoseconds
+
+_log = logging.getLogger(__name__)
 
 
 def read_detections(path: str | Path) -> tuple[Cuboids, list[Sweep]]:
@@ -61,8 +66,56 @@ def numbered(
     return renumber(*annotations), renumber(*detections), sweeps
 
 
+def note_unmatched(
+    path: Path,
+    annotations: tuple[Cuboids, Sequence[Sweep]],
+    detections: tuple[Cuboids, Sequence[Sweep]],
+    categories: Sequence[str] = CATEGORIES,
+) -> None:
+    """Warn of detections that can match nothing: of other categories, which officially do not count, and of sweeps
+    without annotations, which officially are false.
+
+    Args:
+        path: file of the detections.
+        categories: all that there are, measured or not.
+
+    Raises:
+        DataError: all detections are such, though there are annotations.
+    """
+    if not len(annotations[0]) or not len(detections[0]):
+        return
+    names, sweeps = detections[0].category.tolist(), detections[1]
+    known_sweeps = set(annotations[1])
+    known_logs = {log for log, _ in known_sweeps}
+    others = [name for name in names if name not in categories]
+    logs = [log for log, _ in sweeps if log not in known_logs]
+    times = [f"{log} at {time}" for log, time in sweeps if log in known_logs and (log, time) not in known_sweeps]
+    hint = suggest(others[0], categories) if others else ""
+    for found, what, effect in (
+        (others, "categories that the benchmark does not have", f"do not count{hint}"),
+        (logs, "logs without annotations", "are false"),
+        (times, "timestamps without annotations", "are false"),
+    ):
+        if found:
+            count = f"{len(found)} of {len(names)} detections"
+            _log.warning("%s: %s are of %s, as %r; they %s", path, count, what, found[0], effect)
+    if len(others) == len(names) or not known_sweeps.intersection(sweeps):
+        what = (
+            f"category that the benchmark has{hint}"
+            if len(others) == len(names)
+            else "log and timestamp with annotations"
+        )
+        raise DataError(
+            f"{path}: no detection is of a {what}; the first is of {names[0]!r}, {' at '.join(map(str, sweeps[0]))}"
+        )
+
+
 def read_table(path: Path, columns: Sequence[str]) -> dict[str, Array]:
-    """Columns of a Feather file. Raises DataError for a missing or damaged file, and columns that are not there."""
+    """Columns of a Feather file.
+
+    Raises DataError for a missing or damaged file, columns that are not there, and those that have something else than
+    texts, whole numbers or numbers in them, whichever they should have, or empty cells.
+    """
     try:
         from pyarrow import ArrowException, feather
     except ImportError as error:
@@ -76,7 +129,21 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, Array]:
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise DataError(f"{path}: no column {missing[0]!r}; there are {', '.join(table.column_names)}")
-    return {name: table[name].to_numpy(zero_copy_only=False) for name in columns}
+    found = {name: table[name].to_numpy(zero_copy_only=False) for name in columns}
+    for name, values in found.items():
+        if len(values) and not _is_of_kind(name, values):
+            expected = "texts" if name in TEXTS else "whole numbers" if name in WHOLE else "numbers"
+            empty = f", {table[name].null_count} cells of it empty" if table[name].null_count else ""
+            raise DataError(
+                f"{path}: column {name!r} must have {expected}, is of {table.schema.field(name).type}{empty}"
+            )
+    return found
+
+
+def _is_of_kind(name: str, values: Array) -> bool:
+    if name in TEXTS:
+        return all(isinstance(value, str) for value in values.tolist())
+    return values.dtype.kind in ("iu" if name in WHOLE else "iuf")
 
 
 def _sweeps(logs: Sequence[str] | Array, timestamps: Array) -> list[Sweep]:
@@ -92,14 +159,16 @@ def _cuboids(path: Path, table: dict[str, Array]) -> Cuboids:
             raise DataError(f"{path}: row {row}: {', '.join(names)} not finite: {values[row].tolist()}")
         return values
 
-    rotation = stacked(ROTATION)
-    for row in np.flatnonzero(np.linalg.norm(rotation, axis=1) == 0):
-        raise DataError(f"{path}: row {row}: a rotation of zeros is none")
+    rotation, size = stacked(ROTATION), stacked(SIZE)
+    for row in no_rotations(rotation):
+        raise DataError(f"{path}: row {row}: {why_no_rotation(rotation[row])}")
+    for row in np.flatnonzero((size <= 0).any(1)):
+        raise DataError(f"{path}: row {row}: {', '.join(SIZE)} must be positive, are {size[row].tolist()}")
     return Cuboids(
         sweep=np.zeros(count, np.int64),
         category=table["category"].astype(np.str_),
         center=stacked(POSITION),
-        size=stacked(SIZE),
+        size=size,
         rotation=rotation,
         score=stacked(("score",))[:, 0] if "score" in table else np.zeros(count),
         num_points=table["num_interior_pts"].astype(np.int64) if "num_interior_pts" in table else np.full(count, -1),

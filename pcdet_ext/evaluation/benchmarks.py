@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from pcdet_ext.config import suggest
 from pcdet_ext.evaluation import argoverse2 as av2
 from pcdet_ext.evaluation import (
     argoverse2_files,
@@ -89,7 +90,13 @@ def argoverse2(
         recall_samples: points of the precision-recall curve (100 in av2 0.2.1).
     """
     annotations = argoverse2_files.read_annotations(ground_truth)
-    truth, found, sweeps = argoverse2_files.numbered(annotations, argoverse2_files.read_detections(results))
+    detections = argoverse2_files.read_detections(results)
+    labelled = set(annotations[0].category.tolist())
+    for name in classes or ():
+        if name not in av2.CATEGORIES and name not in labelled:
+            raise ValueError(f"classes: Argoverse 2 has no category {name!r}{suggest(name, av2.CATEGORIES)}")
+    argoverse2_files.note_unmatched(results, annotations, detections, (*av2.CATEGORIES, *(classes or ())))
+    truth, found, sweeps = argoverse2_files.numbered(annotations, detections)
     has_maps = ground_truth.is_dir() and any(ground_truth.glob("*/map"))
     if region and not has_maps:
         raise DataError(f"{ground_truth}: the region of interest needs the maps (LOG/map); region=false leaves it out")

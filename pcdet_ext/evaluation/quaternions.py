@@ -11,7 +11,8 @@ SHORTEST, LONGEST = 1e-3, 1e3  # lengths that a quaternion may have, which shoul
 
 def no_rotations(quaternions: Array) -> Array:
     """int64 [K]: which of quaternions [N, 4] are too far from length 1, or from being finite, to be a rotation."""
-    length = np.linalg.norm(quaternions, axis=1)
+    with np.errstate(over="ignore"):
+        length = np.linalg.norm(quaternions, axis=1)
     return np.flatnonzero(~((length >= SHORTEST) & (length <= LONGEST)))
 
 

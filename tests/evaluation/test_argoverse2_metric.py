@@ -11,6 +11,7 @@ from pyarrow import feather
 
 from pcdet_ext.evaluation.argoverse2 import Config, Cuboids, categories_present, evaluate
 from pcdet_ext.evaluation.argoverse2_files import numbered, read_annotations, read_detections, region_mask
+from pcdet_ext.evaluation.benchmarks import argoverse2
 from pcdet_ext.files import DataError
 
 
@@ -84,6 +85,14 @@ def test_tables_are_numbered_together(tmp_path: Path) -> None:
         ({"score": None}, "no column 'score'; there are "),
         ({"tx_m": [float("nan")]}, "row 0: tx_m, ty_m, tz_m not finite"),
         ({"qw": [0.0]}, "row 0: a rotation of zeros"),
+        ({"qw": [1e300]}, "row 0: rotation must be a quaternion of length 1"),
+        ({"length_m": [0.0]}, r"row 0: length_m, width_m, height_m must be positive, are \[0.0, 1.0, 1.0\]"),
+        ({"timestamp_ns": [0.5]}, "column 'timestamp_ns' must have whole numbers, is of double"),
+        ({"timestamp_ns": pa.array([None], pa.int64())}, "column 'timestamp_ns' .* of int64, 1 cells of it empty"),
+        ({"tx_m": ["1.5"]}, "column 'tx_m' must have numbers, is of string"),
+        ({"score": [True]}, "column 'score' must have numbers, is of bool"),
+        ({"category": [3]}, "column 'category' must have texts, is of int64"),
+        ({"log_id": pa.array([None], pa.string())}, "column 'log_id' must have texts, is of string, 1 cells"),
     ],
 )
 def test_wrong_tables_name_the_row(tmp_path: Path, changes: dict[str, list | None], message: str) -> None:
@@ -91,6 +100,39 @@ def test_wrong_tables_name_the_row(tmp_path: Path, changes: dict[str, list | Non
     feather.write_feather(pa.table(table), tmp_path / "d.feather")
     with pytest.raises(DataError, match=rf"d\.feather: {message}"):
         read_detections(tmp_path / "d.feather")
+
+
+def test_detections_that_count_nowhere_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [("a", 5, "BUS"), ("a", 5, "Bus"), ("z", 5, "BUS"), ("a", 6, "BUS")]
+    feather.write_feather(pa.table(COLUMNS), tmp_path / "a.feather")
+
+    def evaluated(chosen: list[int], **options: object) -> float:
+        columns = dict(
+            zip(("log_id", "timestamp_ns", "category"), zip(*(rows[i] for i in chosen), strict=True), strict=True)
+        )
+        table = {k: list(v) if k in columns else v * len(chosen) for k, v in {**COLUMNS, **columns}.items()}
+        feather.write_feather(pa.table(table), tmp_path / "d.feather")
+        return argoverse2(tmp_path / "a.feather", tmp_path / "d.feather", **options).classes["BUS"].ap
+
+    assert evaluated([0]) == pytest.approx(1)
+    assert not caplog.text
+    assert 0.9 < evaluated([0, 1, 2, 3]) < 1
+    for message in (
+        "d.feather: 1 of 4 detections are of categories that the benchmark does not have, as 'Bus'; they do not count",
+        "d.feather: 1 of 4 detections are of logs without annotations, as 'z'; they are false",
+        "d.feather: 1 of 4 detections are of timestamps without annotations, as 'a at 6'; they are false",
+    ):
+        assert message in caplog.text
+    for chosen, what in (
+        ([1], r"category that the benchmark has; known: .*; the first is of 'Bus', a at 5"),
+        ([2], "log and timestamp with annotations; the first is of 'BUS', z at 5"),
+        ([3], "log and timestamp with annotations; the first is of 'BUS', a at 6"),
+        ([2, 3], "log and timestamp with annotations; the first is of 'BUS', z at 5"),
+    ):
+        with pytest.raises(DataError, match=rf"d\.feather: no detection is of a {what}"):
+            evaluated(chosen)
+    with pytest.raises(ValueError, match="Argoverse 2 has no category 'Bus'; known: ARTICULATED_BUS"):
+        evaluated([0], classes=["Bus"])
 
 
 def test_damaged_and_missing_tables_are_named(tmp_path: Path) -> None:
