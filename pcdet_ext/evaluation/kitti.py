@@ -132,13 +132,16 @@ class KittiResult(Result):
     """The devkit's numbers; the score is the classes' mean 3-D average precision (moderate, R40, strict overlaps).
 
     results: overlap set → class → metric → precision, without orientation ("aos") when any detection has alpha -10;
-    counts: of each class; chosen: overlap of the classes that KITTI does not measure.
+    counts: of each class; chosen: overlap of the classes that KITTI does not measure; others: number of detections
+    of each class that was not measured; flat: of those whose size is not positive, which match nothing in bev and 3d.
     """
 
     frames: int = 0
     results: Mapping[str, Mapping[str, Mapping[str, Precision]]] = field(default_factory=dict)
     counts: Mapping[str, ClassCount] = field(default_factory=dict)
     chosen: Mapping[str, float] = field(default_factory=dict)
+    others: Mapping[str, int] = field(default_factory=dict)
+    flat: int = 0
 
     def ap(self, name: str, metric: str, difficulty: str = "moderate", overlap_set: str = STRICT) -> float:
         """R40 average precision in percent."""
@@ -157,7 +160,8 @@ class KittiResult(Result):
             for overlap_set, classes in self.results.items()
         }
         counts = {name: asdict(count) for name, count in self.counts.items()}
-        return super().to_json() | {"frames": self.frames, "counts": counts, "overlap": dict(self.chosen)} | sets
+        more = {"overlap": dict(self.chosen), "not_measured": dict(self.others), "without_size": self.flat}
+        return super().to_json() | {"frames": self.frames, "counts": counts} | more | sets
 
     def table(self) -> str:
         """The familiar table: AP in percent for easy, moderate, hard, over 40 and over 11 recall points.
@@ -174,6 +178,11 @@ class KittiResult(Result):
             f"{name}: not a class of the benchmark, measured by its rules with an overlap of {overlap:g}"
             for name, overlap in self.chosen.items()
         ]
+        if self.others:
+            named = ", ".join(f"{count} of {name}" for name, count in self.others.items())
+            lines.append(f"detections of classes that are not measured: {named}")
+        if self.flat:
+            lines.append(f"detections whose size is not positive: {self.flat}; in bev and 3d they match nothing")
         return "\n".join(lines)
 
     def plots(self) -> list[Plot]:
@@ -239,7 +248,19 @@ def evaluate(
     }
     score = float(np.mean([values[f"{name} 3d moderate R40"] for name in classes]))
     counts = {name: tables.count(name) for name in classes}
-    return KittiResult(score, values, frames=len(results), results=nested, counts=counts, chosen=chosen)
+    measured = {name.lower() for name in classes}
+    others = Counter(n for n in tables.found.names if n.lower() not in measured and not is_dont_care(n))
+    flat = int((tables.found.dimensions <= 0).any(axis=1).sum())
+    return KittiResult(
+        score,
+        values,
+        frames=len(results),
+        results=nested,
+        counts=counts,
+        chosen=chosen,
+        others=dict(others.most_common()),
+        flat=flat,
+    )
 
 
 class KittiEvaluator:

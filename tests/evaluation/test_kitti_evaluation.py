@@ -68,6 +68,19 @@ def test_exact_copies_of_many_objects_are_perfect() -> None:
     assert result.ap("Car", "bev") == pytest.approx(100)
 
 
+def test_detections_that_are_not_measured_are_counted() -> None:
+    rows = cars(3)
+    found = labels([*rows, *(("Tank", *row[1:]) for row in rows), ("DontCare", *rows[0][1:])], True)
+    flat = replace(found, dimensions=np.where(np.arange(7)[:, None] == 2, -1.0, found.dimensions))
+    result = evaluate([labels(rows, False)], [found], ["Car"])
+    assert "detections of classes that are not measured: 3 of Tank" in result.table()
+    assert result.to_json()["not_measured"] == {"Tank": 3}
+    assert "not positive" not in result.table()
+    result = evaluate([labels(rows, False)], [flat], ["Car"])
+    assert "detections whose size is not positive: 1; in bev and 3d they match nothing" in result.table()
+    assert "not measured" not in evaluate([labels(rows, False)], [labels(rows, True)], ["car"]).table()
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 60))
 def test_the_highest_r40_is_that_of_exact_copies(count: int) -> None:
