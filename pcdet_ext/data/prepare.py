@@ -13,6 +13,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -162,12 +163,30 @@ def prepare(
         raise ValueError(f"workers must be at least 0, got {workers}")
     out = Path(out) if out else Path(source.root) / FOLDER
     check_output_folder(out)
-    return [_prepare_split(source, s, s in database, out, workers, on_error, progress) for s in splits]
+    tallies = [_prepare_split(source, s, s in database, out, workers, on_error, progress) for s in splits]
+    _note_shared(tallies)
+    return [tally.summary() for tally in tallies]
+
+
+def _note_shared(tallies: Sequence[_Tally]) -> None:
+    """Warn of splits with the same frames, unless one's name says so, as trainval does of train."""
+    for a, b in combinations(tallies, 2):
+        shared = a.ids & b.ids
+        if shared and a.split not in b.split and b.split not in a.split:
+            _log.warning(
+                "%s: splits %r and %r have %d frames in common, as %s; who trains on one of them and tests on the "
+                "other gets better numbers than are true",
+                a.root,
+                a.split,
+                b.split,
+                len(shared),
+                min(shared),
+            )
 
 
 def _prepare_split(
     source: FrameSource, split: str, cut: bool, out: Path, workers: int, on_error: str, progress: bool
-) -> Summary:
+) -> _Tally:
     frames = source.find(split)
     results = _run(partial(_read_frame, source, cut, on_error == "skip"), frames, workers, split, progress)
     tally = _Tally(split, source.root)
@@ -204,7 +223,7 @@ def _prepare_split(
         raise
     for error in tally.skipped:
         _log.warning("frame left out: %s", error)
-    return tally.summary()
+    return tally
 
 
 def _remove_empty(out: Path, split: str, existed: bool) -> None:
@@ -220,7 +239,7 @@ class _Tally:
     def __init__(self, split: str, root: Path) -> None:
         self.split, self.root = split, root
         self.frames, self.dropped, self.empty = 0, 0, 0
-        self._ids: set[str] = set()
+        self.ids: set[str] = set()
         self.objects: Counter[str] = Counter()
         self.reasons: dict[str, Counter[str]] = {}
         self.notes: Counter[str] = Counter()
@@ -228,8 +247,8 @@ class _Tally:
 
     def is_new(self, frame_id: str) -> bool:
         """Whether no frame of this id was asked about before."""
-        known = frame_id in self._ids
-        self._ids.add(frame_id)
+        known = frame_id in self.ids
+        self.ids.add(frame_id)
         return not known
 
     def add(self, info: FrameInfo, raw: RawFrame) -> None:

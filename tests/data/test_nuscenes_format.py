@@ -247,6 +247,18 @@ def test_own_splits_are_lists_of_scenes(tmp_path: Path) -> None:
         NuScenesFrames(root).find("vall")
 
 
+def test_splits_with_the_same_scenes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_release(("a", "b"), keys=1).write(tmp_path, version="v1.0-own")
+    (root / "splits").mkdir()
+    for split, scenes in (("train", "a"), ("val", "b"), ("trainval", "a\nb"), ("night", "b")):
+        (root / "splits" / f"{split}.txt").write_text(scenes)
+    prepare(NuScenesFrames(root), ["train", "val", "trainval"], progress=False)
+    assert "in common" not in caplog.text
+    prepare(NuScenesFrames(root), ["train", "val", "night"], progress=False)
+    assert "splits 'val' and 'night' have 1 frames in common, as b-0; who trains" in caplog.text
+    assert caplog.text.count("in common") == 1
+
+
 def test_a_scene_without_files_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = make_release(("scene-0061", "scene-0553"))
     made.scans = {file: scan for file, scan in made.scans.items() if "scene-0553" not in file}
