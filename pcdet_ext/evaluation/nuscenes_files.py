@@ -18,7 +18,7 @@ import numpy as np
 
 from pcdet_ext.config import suggest
 from pcdet_ext.evaluation.nuscenes import CLASSES, Boxes, Samples
-from pcdet_ext.evaluation.nuscenes_tables import LARGEST
+from pcdet_ext.evaluation.nuscenes_tables import LARGEST, LARGEST_WHOLE
 from pcdet_ext.evaluation.nuscenes_tracking import CLASSES as TRACKED_CLASSES
 from pcdet_ext.evaluation.nuscenes_tracking import Sequences, Tracks
 from pcdet_ext.evaluation.quaternions import no_rotations, why_no_rotation
@@ -139,11 +139,14 @@ def read_track_ground_truth(path: str | Path) -> tuple[Tracks, Sequences]:
     """Ground truth of a JSON file with `samples` (scene, timestamp, ego_translation, …) and `gt_boxes` by sample."""
     path = Path(path)
     rows, samples, content = _read_truth(path)
-    try:
-        scene = np.array([sample["scene"] for sample in content.values()], np.str_)
-        timestamp = np.array([sample["timestamp"] for sample in content.values()], np.int64)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: samples need a scene and a timestamp ({error!r})") from error
+    for token, sample in content.items():
+        scene, time = sample.get("scene"), sample.get("timestamp")
+        if type(scene) is not str or type(time) is not int or abs(time) > LARGEST_WHOLE:
+            raise DataError(
+                f"{path}: sample {token}: needs a scene (a text) and a timestamp (µs), has {scene!r} and {time!r}"
+            )
+    scene = np.array([sample["scene"] for sample in content.values()], np.str_)
+    timestamp = np.array([sample["timestamp"] for sample in content.values()], np.int64)
     return _tracks(path, rows, samples.tokens, is_truth=True), Sequences(samples, scene, timestamp)
 
 

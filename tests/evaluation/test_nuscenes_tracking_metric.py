@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pcdet_ext.evaluation.nuscenes import Boxes, Samples
-from pcdet_ext.evaluation.nuscenes_files import read_tracks
+from pcdet_ext.evaluation.nuscenes_files import read_track_ground_truth, read_tracks
 from pcdet_ext.evaluation.nuscenes_tracking import Sequences, TrackingResult, Tracks, evaluate
 from pcdet_ext.files import DataError
 
@@ -109,3 +109,14 @@ def test_a_track_is_at_one_place_at_a_time(tmp_path: Path) -> None:
     path.write_text(json.dumps({"results": {"a": [box], "b": [box, box | {"tracking_id": "7"}]}}))
     with pytest.raises(DataError, match=r"t\.json: sample b: 2 boxes of car with the tracking_id '7'"):
         read_tracks(path)
+
+
+@pytest.mark.parametrize("wrong", [{"timestamp": 0.5}, {"timestamp": 10**400}, {"scene": 3}, {"timestamp": True}])
+def test_a_sample_of_the_ground_truth_has_a_scene_and_a_time(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    sample = {"ego_translation": [0, 0, 0], "bicycle_racks": [], "scene": "s", "timestamp": 5}
+    for changes in ({}, wrong):
+        (tmp_path / "gt.json").write_text(json.dumps({"samples": {"a": sample | changes}, "gt_boxes": {}}))
+        if not changes:
+            assert read_track_ground_truth(tmp_path / "gt.json")[1].timestamp.tolist() == [5]
+    with pytest.raises(DataError, match=r"gt\.json: sample a: needs a scene \(a text\) and a timestamp"):
+        read_track_ground_truth(tmp_path / "gt.json")
