@@ -5,7 +5,8 @@ Results are written with the columns of the data set's own component of boxes, a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -125,23 +126,59 @@ def read_boxes(path: str | Path, scores: bool) -> Boxes:
     path = Path(path)
     columns = _read_table(path, scores)
     count = len(columns["time"])
-    boxes = np.stack([columns[name].astype(np.float64) for name in BOX], axis=1).reshape(count, 7)
-    frames = list(zip(columns["context"].tolist(), columns["time"].astype(np.int64).tolist(), strict=True))
+    boxes = np.stack([_numbers(path, columns, name) for name in BOX], axis=1).reshape(count, 7)
+    frames = list(zip(columns["context"].tolist(), _numbers(path, columns, "time", np.int64).tolist(), strict=True))
     further: dict[str, Any] = {}
     if "score" in columns:
-        further["score"] = columns["score"].astype(np.float32)
+        further["score"] = _numbers(path, columns, "score", np.float32)
     if "zone" in columns:
         further["zone"] = columns["zone"].astype(bool)
     if "object_id" in columns:
         further["object_ids"] = columns["object_id"].tolist()
     for name, unknown in (("difficulty", 0), ("num_points", -1)):
         if name in columns:
-            further[name] = np.nan_to_num(columns[name].astype(np.float64), nan=unknown).astype(np.int64)
+            further[name] = np.nan_to_num(_numbers(path, columns, name), nan=unknown).astype(np.int64)
     if "speed_x" in columns and "speed_y" in columns:
-        further["speed"] = np.nan_to_num(np.stack([columns["speed_x"], columns["speed_y"]], 1).astype(np.float64))
+        speed = [_numbers(path, columns, name) for name in ("speed_x", "speed_y")]
+        further["speed"] = np.nan_to_num(np.stack(speed, 1))
     found = Boxes.of(frames, _types(path, columns["type"]), boxes, **further)
     check_boxes(found, path)
+    if not scores:
+        check_truth(found, path)
     return found
+
+
+def _numbers(path: Path, columns: Mapping[str, Array], name: str, dtype: type = np.float64) -> Array:
+    """A column of numbers, in which None is NaN. Raises DataError naming it where it has others."""
+    values = columns[name]
+    column = np.array([np.nan if value is None else value for value in values]) if values.dtype == object else values
+    if column.dtype.kind not in "iuf":
+        other = next(value for value in values.tolist() if value is not None)
+        raise DataError(f"{path}: column {name!r} must hold numbers, holds {other!r}")
+    if dtype is np.int64 and column.dtype.kind == "f" and not (column == np.floor(column)).all():
+        raise DataError(f"{path}: column {name!r} must hold whole numbers")
+    return column.astype(dtype)
+
+
+def check_truth(truth: Boxes, path: Path) -> None:
+    """Raises DataError naming the frame of labels that cannot be: an object twice, a difficulty other than 0, 1 and 2.
+
+    Objects without a name are not compared.
+    """
+    wrong = ~np.isin(truth.difficulty, (0, 1, 2)) | (truth.num_points < -1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        context, time = truth.frames[row]
+        values = f"{truth.difficulty[row]} and {truth.num_points[row]}"
+        raise DataError(
+            f"{path}: frame {time} of segment {context!r}: object {row} must have a difficulty of 0, 1 or 2 and at "
+            f"least 0 points, has {values}"
+        )
+    names = Counter((*frame, own) for frame, own in zip(truth.frames, truth.object_ids, strict=True) if own)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice:
+        context, time, own = twice
+        raise DataError(f"{path}: frame {time} of segment {context!r}: object {own} is there {names[twice]} times")
 
 
 def usable(found: Boxes) -> Array:

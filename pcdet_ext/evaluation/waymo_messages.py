@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pcdet_ext.evaluation.waymo import TYPES
-from pcdet_ext.evaluation.waymo_boxes import Boxes, check_boxes, joined
+from pcdet_ext.evaluation.waymo_boxes import Boxes, check_boxes, check_truth, joined
 from pcdet_ext.files import DataError, MissingFileError, atomic_write
 from pcdet_ext.structures import Array
 
@@ -70,6 +70,8 @@ def read_objects(path: str | Path, scores: bool) -> Boxes:
     parts = [_boxes(path, message, scores) for message in _messages(path, data)]
     found = joined(parts) if parts else Boxes.of([], np.zeros(0, np.int64), np.zeros((0, 7)))
     check_boxes(found, path)
+    if not scores:
+        check_truth(found, path)
     return found
 
 

@@ -132,6 +132,33 @@ def test_boxes_that_are_none_are_refused(found: Boxes, tmp_path: Path, column: i
         evaluate(SMALL, tmp_path / "a.parquet")
 
 
+@pytest.mark.parametrize("column", ["heading", "score", "frame_timestamp_micros"])
+def test_columns_of_text_are_refused_by_name(found: Boxes, tmp_path: Path, column: str) -> None:
+    table = plain(found)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array(["x"] * len(found))), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: column .* must hold numbers, holds 'x'"):
+        evaluate(SMALL, tmp_path / "a.parquet")
+
+
+def test_labels_that_cannot_be_are_refused(truth: Boxes, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pq.read_table(SMALL / "training" / "lidar_box" / f"{SEGMENT}.parquet")
+    pq.write_table(pa.concat_tables([table, table]), path)
+    with pytest.raises(DataError, match=rf"a\.parquet: frame .* of segment '{SEGMENT}': object .* is there 2 times"):
+        read_truth(path)
+    for name, value in (("difficulty_level.detection", 7), ("num_lidar_points_in_box", -3)):
+        column = f"[LiDARBoxComponent].{name}"
+        place = table.column_names.index(column)
+        values = [value, *table[column].to_pylist()[1:]]
+        pq.write_table(table.set_column(place, table.schema.field(place), pa.array(values, table[column].type)), path)
+        with pytest.raises(DataError, match=rf"a\.parquet: frame .*: object 0 must have .* has .*{value}"):
+            read_truth(path)
+    write_objects(tmp_path / "a.bin", joined([truth, truth.select(np.array([3]))]))
+    with pytest.raises(DataError, match=r"a\.bin: frame .*is there 2 times"):
+        read_truth(tmp_path / "a.bin")
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "bin"])
 def test_results_without_any_box_are_measured(
     truth: Boxes, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
