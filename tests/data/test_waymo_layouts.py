@@ -413,6 +413,37 @@ def test_a_truncated_cloud_is_named(tmp_path: Path) -> None:
         layout.points(frame)
 
 
+@pytest.mark.parametrize("columns", [3, 5, 7])
+def test_clouds_of_other_columns_are_refused(tmp_path: Path, columns: int) -> None:
+    root = write_processed(tmp_path)
+    layout = ProcessedLayout(root)
+    frame = layout.find("train")[1]
+    np.save(layout.file(frame), np.ones((9, columns), np.float32))
+    with pytest.raises(DataError, match=rf"0001\.npy: {columns} columns, not the 6 of x, y, z, intensity, elong"):
+        layout.points(frame)
+
+
+def test_an_error_of_a_file_takes_one_line(tmp_path: Path) -> None:
+    root = copy_release(tmp_path)
+    path = component(root, "vehicle_pose")
+    data = bytearray(path.read_bytes())
+    rng = np.random.default_rng(0)
+    messages = []
+    for _ in range(40):
+        changed = data.copy()
+        for at in rng.integers(4, len(data) - 8, 64):
+            changed[at] = 255
+        path.unlink()
+        path.write_bytes(changed)
+        open_segment.cache_clear()
+        try:
+            read_first(ParquetLayout(root))
+        except DataError as error:
+            messages.append(str(error))
+    assert len(messages) > 20
+    assert not any("\n" in message for message in messages)
+
+
 def test_the_layout_of_a_folder_is_found(tmp_path: Path) -> None:
     assert isinstance(open_layout(SMALL), ParquetLayout)
     assert isinstance(open_layout(write_processed(tmp_path / "a")), ProcessedLayout)

@@ -173,7 +173,7 @@ ENDING = {
     "lists": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "RecursionError"),
     "type": (b"cnumpy\ndtype\n(" + b"]" * 100_000 + b"a" * 99_999 + b"tR.", "RecursionError"),
     "nothing there": (b"\x80\x04\x85.", "more than there is"),
-    "no mark": (b"\x80\x04Nt.", "damaged pickle"),
+    "no mark": (b"\x80\x04Nt.", "a mark that it never set"),
     "long number": (b"\x80\x02I" + b"9" * 5000 + b"\n.", "damaged pickle"),
 }
 

@@ -315,7 +315,7 @@ class RowFile:
             return [self._row(int(row), columns) for row in rows]
         except (OSError, ValueError) as error:
             self._end = 0
-            raise DataError(f"{self.path}: frame {time} cannot be read ({error})") from error
+            raise DataError(f"{self.path}: frame {time} cannot be read ({_one_line(error)})") from error
 
     def _row(self, row: int, columns: Mapping[str, Kind]) -> dict[str, Any]:
         if tuple(columns) != self._columns or not self._next <= row < self._end:
@@ -436,6 +436,10 @@ def _holds(column: Any, kind: Kind) -> bool:
     return is_list and _holds(column.value_type, "numbers" if kind == "lists of numbers" else "whole numbers")
 
 
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
 class _Naming:
     """Errors of reading a Parquet file name it."""
 
@@ -449,4 +453,4 @@ class _Naming:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, (OSError, ValueError)) and not isinstance(error, DataError):
-            raise DataError(f"{self.path}: no Parquet file, or damaged ({error})") from error
+            raise DataError(f"{self.path}: no Parquet file, or damaged ({_one_line(error)})") from error

@@ -217,7 +217,11 @@ def _taken(stack: list[int | None], step: pickletools.OpcodeInfo) -> list[int | 
     """What a step takes from the stack, removed there."""
     count = len(step.stack_before)
     if pickletools.markobject in step.stack_before:
-        mark = len(stack) - 1 - stack[::-1].index(None)
+        mark = len(stack) - 1
+        while mark >= 0 and stack[mark] is not None:
+            mark -= 1
+        if mark < 0:
+            raise pickle.UnpicklingError("it goes back to a mark that it never set")
         count = len(stack) - mark + step.stack_before.index(pickletools.markobject)
     if count > len(stack):
         raise pickle.UnpicklingError("it takes more than there is")

@@ -95,7 +95,13 @@ class ProcessedLayout:
 
     def points(self, frame: Frame) -> Array:
         """See `Layout`."""
-        return read_points(self.file(frame), columns=len(STORED_FEATURES))
+        points = read_points(self.file(frame))
+        if points.shape[1] != len(STORED_FEATURES):
+            raise DataError(
+                f"{self.file(frame)}: {points.shape[1]} columns, not the {len(STORED_FEATURES)} of "
+                f"{', '.join(STORED_FEATURES)}"
+            )
+        return points
 
     def pose(self, frame: Frame) -> Array:
         """See `Layout`; the files have it in float32."""
