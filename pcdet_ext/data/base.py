@@ -52,6 +52,10 @@ class Dataset(Protocol):
     def __len__(self) -> int:
         """Samples in an epoch."""
 
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Ids of the frames met so far that are damaged and were left out, by any loader process of this data set."""
+
     def __getitem__(self, index: int) -> Sample:
         """A sample; its labels are positions in `classes`. Raises DataError naming a damaged file."""
 
@@ -77,7 +81,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     In training every sample is of a frame with points and has a box, or where boxes are not labelled, labels of another
     kind. Each sample depends on
     (seed, epoch, index) alone, so that it is the same with any number of workers. `counts` (of this process) tells
-    dropped points and skipped frames.
+    dropped points and skipped frames; `skipped` knows those of all loader processes.
 
     Args:
         root: the data folder.
@@ -103,7 +107,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
             an empty cloud).
 
     Raises:
-        DataError: for missing or damaged files.
+        DataError: for missing or damaged files, and for a folder that was prepared from files of another layout.
         ConfigError: for a class that the data does not know.
 
     A format overrides `read` and `evaluator`, `read_results` where results of other code bases can be shown, and where
@@ -131,6 +135,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     seed: int = 0
     on_error: Literal["raise", "skip"] = "raise"
 
+    LAYOUT: ClassVar[str] = ""  # of the files, as `pcdet prepare` names it, so that no other one's index is taken
     POINT_FEATURES: ClassVar[tuple[str, ...]] = ("x", "y", "z")  # all columns that a format's points have
     FURTHER_FEATURES: ClassVar[tuple[str, ...]] = ()  # columns that they have where a configuration names them
 
@@ -139,8 +144,11 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         self.point_cloud_range = tuple(float(v) for v in self.point_cloud_range)
         folder = Path(self.index) if self.index else Path(self.root) / FOLDER
         self.all_frames = read_index(index_path(folder, self.split))  # of which `frames` are those in use
+        if self.all_frames.layout != self.LAYOUT:
+            made_as = self.all_frames.layout or "unknown"
+            raise DataError(f"{self.all_frames.path}: prepared as {made_as} data, read as {type(self).__name__}")
         if not self.all_frames:
-            raise DataError(f"{index_path(folder, self.split)}: holds no frame; prepare the data again")
+            raise DataError(f"{self.all_frames.path}: holds no frame; prepare the data again")
         self.point_features = tuple(self.POINT_FEATURES if self.point_features is None else self.point_features)
         self.counts: Counter[str] = Counter()
         # Shared memory: workers that live on see the epoch that the main process sets.
@@ -154,7 +162,13 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         self._check_root(folder)
         self.check_classes()
         self.frames = self._frames_in_use()
-        context = {"classes": self.classes, "database": database_path(folder, self.split)}
+        # One flag per frame, in shared memory too: workers that set the same flag do not disturb each other.
+        self._skipped = torch.zeros(len(self.frames), dtype=torch.bool, device="cpu").share_memory_()
+        context = {
+            "classes": self.classes,
+            "database": database_path(folder, self.split),
+            "layout": self.LAYOUT,
+        }
         steps = active_steps(self.augment, self.disable_augmentations) if self.training else []
         self.augmentations = [AUGMENTATIONS.build(node, **context) for node in steps]
         self._processors = [AUGMENTATIONS.build(node, **context) for node in self.process]
@@ -214,6 +228,11 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     def __len__(self) -> int:
         return len(self.frames) * self.repeat
 
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Ids of the damaged frames that were left out so far; see `Dataset`."""
+        return list(dict.fromkeys(self.frames[i].frame_id for i in torch.nonzero(self._skipped)[:, 0].tolist()))
+
     def set_epoch(self, epoch: int) -> None:
         """Draw the augmentation of this epoch from now on."""
         self._epoch.fill_(epoch)
@@ -229,8 +248,10 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
 
     def _training_sample(self, index: int) -> Sample:
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        damaged = 0
         for _ in range(MAX_REPLACEMENTS):
             sample = self._read_or_skip(index)
+            damaged += sample is None
             if sample is not None and len(sample.points):
                 for step in self.augmentations:
                     sample = step(sample, rng)
@@ -239,9 +260,12 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
                     return sample
                 self.counts["samples without boxes"] += 1
             index = int(rng.integers(len(self)))
+        where = f"{self.root} ({self.split}): {MAX_REPLACEMENTS} frames in a row"
+        if damaged == MAX_REPLACEMENTS:
+            raise DataError(f"{where} are damaged and were skipped")
         raise DataError(
-            f"{self.root} ({self.split}): {MAX_REPLACEMENTS} frames in a row have no box of {', '.join(self.classes)} "
-            f"inside point_cloud_range {list(self.point_cloud_range)}"
+            f"{where} have no box of {', '.join(self.classes)} inside point_cloud_range {list(self.point_cloud_range)}"
+            + (f", or are damaged ({damaged})" if damaged else "")
         )
 
     def _info(self, index: int) -> FrameInfo:
@@ -254,6 +278,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
             if self.on_error == "raise":
                 raise
             self.counts["skipped frames"] += 1
+            self._skipped[index % len(self.frames)] = True
             _log.warning("frame skipped: %s", error)
             return None
 
@@ -333,6 +358,11 @@ class ConcatDataset(torch.utils.data.Dataset[Sample]):
         index %= len(self)
         part = bisect_right(self._ends, index)
         return self.parts[part][index - (self._ends[part - 1] if part else 0)]
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Ids of the damaged frames that were left out so far, with the number of their source."""
+        return [f"source {i}: {frame_id}" for i, part in enumerate(self.parts) for frame_id in part.skipped]
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of every part."""

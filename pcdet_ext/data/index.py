@@ -207,6 +207,11 @@ class FrameTable(Sequence[FrameInfo]):
         return bool(self.about["labelled"])
 
     @property
+    def layout(self) -> str:
+        """Which layout of files the index was made from, as "kitti"; empty where it is not known."""
+        return str(self.about.get("layout", ""))
+
+    @property
     def root(self) -> Path | None:
         """The data folder that the index was made from, where it is known."""
         root = self.about.get("root")
@@ -267,8 +272,8 @@ def index_path(folder: str | Path, split: str) -> Path:
 class IndexWriter:
     """Writes the entries of an index one after the other; see `index_writer`."""
 
-    def __init__(self, path: Path, root: Path | None = None) -> None:
-        self._path, self._root = path, root
+    def __init__(self, path: Path, root: Path | None = None, layout: str = "") -> None:
+        self._path, self._root, self._layout = path, root, layout
         self._writer: pq.ParquetWriter | None = None
         self._rows: list[FrameInfo] = []
         self.classes: Counter[str] = Counter()
@@ -299,6 +304,7 @@ class IndexWriter:
                 "format": FORMAT,
                 "classes": dict(self.classes.most_common()),
                 "labelled": self.labelled,
+                "layout": self._layout,
                 "root": None if self._root is None else str(self._root.resolve()),
             }
             self._writer.add_key_value_metadata({_KEY.decode(): json.dumps(about)})
@@ -306,10 +312,13 @@ class IndexWriter:
 
 
 @contextmanager
-def index_writer(path: Path, root: Path | None = None) -> Iterator[IndexWriter]:
-    """A writer of an index that takes the place of `path` when the block ends without an error; root: of its data."""
+def index_writer(path: Path, root: Path | None = None, layout: str = "") -> Iterator[IndexWriter]:
+    """A writer of an index that takes the place of `path` when the block ends without an error.
+
+    root: the folder of its data; layout: how the files there are laid out, as "kitti".
+    """
     with atomic_write(path) as temporary:
-        writer = IndexWriter(temporary, root)
+        writer = IndexWriter(temporary, root, layout)
         complete = False
         try:
             yield writer
@@ -318,9 +327,9 @@ def index_writer(path: Path, root: Path | None = None) -> Iterator[IndexWriter]:
             writer.close(complete)
 
 
-def write_index(path: Path, infos: Iterable[FrameInfo]) -> None:
-    """Write an index atomically."""
-    with index_writer(path) as writer:
+def write_index(path: Path, infos: Iterable[FrameInfo], layout: str = "") -> None:
+    """Write an index atomically; layout: see `index_writer`."""
+    with index_writer(path, layout=layout) as writer:
         for info in infos:
             writer.add(info)
 

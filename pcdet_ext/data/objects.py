@@ -66,8 +66,8 @@ def database_path(folder: str | Path, split: str) -> Path:
 class ObjectWriter:
     """Writes the objects of frame after frame; see `object_writer`."""
 
-    def __init__(self, folder: Path, point_features: Sequence[str]) -> None:
-        self._folder, self._features = folder, tuple(point_features)
+    def __init__(self, folder: Path, point_features: Sequence[str], layout: str = "") -> None:
+        self._folder, self._features, self._layout = folder, tuple(point_features), layout
         self._classes: dict[str, _ClassWriter] = {}
 
     def add(self, info: FrameInfo, clouds: Mapping[int, Array]) -> None:
@@ -81,7 +81,12 @@ class ObjectWriter:
     def finish(self) -> None:
         """Write what is in memory; `database.json` last: while it is missing, the rest is not looked at."""
         entries = {name: self._write_class(f"class_{i}", name) for i, name in enumerate(sorted(self._classes))}
-        content = {"format": FORMAT, "point_features": self._features, "classes": entries}
+        content = {
+            "format": FORMAT,
+            "layout": self._layout,
+            "point_features": self._features,
+            "classes": entries,
+        }
         with atomic_write(self._folder / "database.json") as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
 
@@ -135,14 +140,17 @@ class _ClassWriter:
 
 
 @contextmanager
-def object_writer(folder: Path, point_features: Sequence[str]) -> Iterator[ObjectWriter]:
+def object_writer(folder: Path, point_features: Sequence[str], layout: str = "") -> Iterator[ObjectWriter]:
     """A writer of a database; when the block ends without an error, the database takes the place of an earlier one.
 
-    folder: of the database; point_features: names of the columns of the points.
+    Args:
+        folder: of the database.
+        point_features: names of the columns of the points.
+        layout: how the files are laid out from which the objects come, as "kitti".
     """
     check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    writer = ObjectWriter(folder, point_features)
+    writer = ObjectWriter(folder, point_features, layout)
     try:
         yield writer
         for path in (folder / "database.json", *folder.glob("class_*")):  # of an earlier preparation
@@ -152,12 +160,16 @@ def object_writer(folder: Path, point_features: Sequence[str]) -> Iterator[Objec
         writer.close()
 
 
-def read_objects(folder: Path) -> dict[str, Objects]:
+def read_objects(folder: Path, layout: str = "") -> dict[str, Objects]:
     """Objects of each class; points stay on disk until they are used (memory-mapped, shared by all processes).
 
-    Raises DataError when the database is missing or damaged.
+    layout: of the data that the objects must come from, as "kitti"; any where it is empty. Raises DataError when the
+    database is missing, damaged, or of another layout.
     """
     content = read_prepared(folder / "database.json")
+    if layout and content.get("layout") != layout:
+        made_as = content.get("layout") or "unknown"
+        raise DataError(f"{folder}: prepared as {made_as} data, used for {layout} data; prepare the data again")
     try:
         features = tuple(content["point_features"])
         return {name: _read_class(folder, entry, features) for name, entry in content["classes"].items()}

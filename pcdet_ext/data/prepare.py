@@ -16,7 +16,7 @@ from functools import partial
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -63,8 +63,9 @@ class RawFrame:
 
 
 class FrameSource(Protocol):
-    """Where preparation gets the frames of a format from."""
+    """Where preparation gets the frames of a format from. LAYOUT: its name, which the index and the database keep."""
 
+    LAYOUT: ClassVar[str]
     root: Path
 
     def find(self, split: str) -> Sequence[Any]:
@@ -193,7 +194,7 @@ def _prepare_split(
     existed = out.exists()
     try:
         with ExitStack() as stack:
-            index = stack.enter_context(index_writer(index_path(out, split), Path(source.root)))
+            index = stack.enter_context(index_writer(index_path(out, split), Path(source.root), source.LAYOUT))
             objects: ObjectWriter | None = None
             for result in results:
                 if result.info is None or result.raw is None:
@@ -209,7 +210,8 @@ def _prepare_split(
                 index.add(result.info)
                 if cut and objects is None:
                     features = result.raw.object_features or result.raw.sample.point_features
-                    objects = stack.enter_context(object_writer(database_path(out, split), features))
+                    writer = object_writer(database_path(out, split), features, source.LAYOUT)
+                    objects = stack.enter_context(writer)
                 if objects is not None:
                     objects.add(result.info, result.clouds)
             if not tally.frames:

@@ -11,6 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pcdet_ext.config import ConfigError
+from pcdet_ext.files import DataError
+
+EXPECTED = (DataError, ConfigError, OSError)  # errors whose message is all that there is to know
+
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) for one of several processes.
@@ -42,21 +47,60 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(index)) for index in batch]
 
 
-class EpochView(Dataset[Any]):
-    """A data set read by (epoch, index), so that workers that outlive an epoch know which one they are in."""
+class Loader:
+    """The batches of a torch loader. An expected error in one of its processes is raised here as it was there.
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    torch itself raises one whose message is the traceback of the process.
+    """
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
-        self.dataset.set_epoch(epoch)
-        return self.dataset[index]
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            if isinstance(batch, _Failure):
+                raise batch.error
+            yield batch
+
+
+class _Failure:
+    """Stands for a sample, or for the batch that it would be in, where a sample could not be read."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Samples(Dataset[Any]):
+    """Samples by what `read` takes, with a failure in the place of one that cannot be read."""
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        self._read = read
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self._read(key)
+        except EXPECTED as error:
+            return _Failure(error)
+
+
+def _joined(collate: Callable[[Sequence[Any]], Any], samples: Sequence[Any]) -> Any:
+    """The batch of some samples, or the first failure among them."""
+    return next((sample for sample in samples if isinstance(sample, _Failure)), None) or collate(samples)
+
+
+def _read_in_epoch(dataset: Any, key: tuple[int, int]) -> Any:
+    """A sample by (epoch, index), so that workers that outlive an epoch know which one they are in."""
+    epoch, index = key
+    dataset.set_epoch(epoch)
+    return dataset[index]
 
 
 def training_loader(
     dataset: Any, batches: EpochBatches, collate: Callable[[Sequence[Any]], Any], workers: int, device: torch.device
-) -> DataLoader[Any]:
+) -> Loader:
     """A loader of the batches for training.
 
     Args:
@@ -66,13 +110,14 @@ def training_loader(
         workers: loader processes; 0 reads in this process.
         device: where the batches are used; for CUDA they are read into pinned memory.
     """
-    return DataLoader(
-        EpochView(dataset),
+    loader = DataLoader(
+        _Samples(partial(_read_in_epoch, dataset)),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=partial(_joined, collate),
         persistent_workers=workers > 0,
         **_common(workers, device),
     )
+    return Loader(loader)
 
 
 def frame_loader(
@@ -82,7 +127,7 @@ def frame_loader(
     collate: Callable[[Sequence[Any]], Any],
     workers: int,
     device: torch.device,
-) -> DataLoader[Any]:
+) -> Loader:
     """A loader of some samples of a data set in their order; each item is (samples, batch).
 
     Args:
@@ -93,10 +138,14 @@ def frame_loader(
         workers: loader processes; 0 reads in this process.
         device: where the batches are used; for CUDA they are read into pinned memory.
     """
-    subset = torch.utils.data.Subset(dataset, indices)
-    return DataLoader(
-        subset, batch_size=batch_size, collate_fn=partial(_keep_samples, collate), **_common(workers, device)
+    loader = DataLoader(
+        _Samples(dataset.__getitem__),
+        batch_size=batch_size,
+        sampler=indices,
+        collate_fn=partial(_joined, partial(_keep_samples, collate)),
+        **_common(workers, device),
     )
+    return Loader(loader)
 
 
 def _common(workers: int, device: torch.device) -> dict[str, Any]:

@@ -135,6 +135,10 @@ def measure(
     predict(detector, dataset, evaluator, options)
     seconds = time.perf_counter() - started
     lines = [f"{len(dataset)} frames of {split} in {seconds:.1f} s ({len(dataset) / seconds:.1f} frames/s)"]
+    if skipped := skipped_frames([dataset]):
+        if len(dataset.skipped) == len(dataset.frames):
+            raise DataError(f"{split}: {skipped}, so that nothing is left to measure")
+        lines.append(skipped)
     if out is not None:
         evaluator.write(out)
         lines.append(f"result files: {out}")
@@ -151,6 +155,21 @@ def measure(
             with atomic_write(json) as temporary:
                 temporary.write_text(dumps(result.to_json()), encoding="utf-8")
     return "\n".join(lines)
+
+
+def skipped_frames(datasets: Iterable[Dataset]) -> str:
+    """How many frames of data sets of the same frames were damaged and left out, in words; empty for none.
+
+    Of several processes each knows its own frames; all must call this.
+    """
+    datasets = list(datasets)
+    skipped = {frame_id for dataset in datasets for frame_id in dataset.skipped}
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        shares: list[set[str]] = [set()] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(shares, skipped)
+        skipped = set().union(*shares)
+    total = max((len(dataset.frames) for dataset in datasets), default=0)
+    return f"{len(skipped)} of {total} frames are damaged and were skipped" if skipped else ""
 
 
 def gather(evaluator: Evaluator, finished: bool) -> bool:

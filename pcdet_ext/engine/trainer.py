@@ -25,14 +25,13 @@ from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError
 from pcdet_ext.engine.interrupts import StopRequest
-from pcdet_ext.engine.loader import EpochBatches, training_loader
+from pcdet_ext.engine.loader import EpochBatches, Loader, training_loader
 from pcdet_ext.engine.optimizer import OneCycle, build_optimizer, clip_gradients, restore_optimizer, set_schedule
 from pcdet_ext.engine.runlog import RunLog
 from pcdet_ext.evaluation.base import Result
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
-    from torch.utils.data import DataLoader
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 Evaluation = Callable[[nn.Module, Callable[[], bool]], Result | None]
@@ -136,6 +135,7 @@ class TrainingInputs:
         evaluate: evaluate(model, should_stop) is the detector's evaluation, None when it was stopped; called in every
             process, with gradients off.
         notes: texts to log when the training begins.
+        closing: gives texts to log when the training ends or is stopped; called in every process.
     """
 
     detector: nn.Module
@@ -144,6 +144,7 @@ class TrainingInputs:
     config: Mapping[str, Any]
     evaluate: Evaluation | None = None
     notes: Sequence[str] = ()
+    closing: Callable[[], Sequence[str]] = tuple
 
 
 def make_fabric(
@@ -294,7 +295,7 @@ class Trainer:
         self.total_steps = settings.epochs * self.batches.steps
         if settings.max_steps is not None:
             self.total_steps = min(self.total_steps, settings.max_steps)
-        self.loader: DataLoader[Any] | None = None
+        self.loader: Loader | None = None
         self.detector = self._synchronised(inputs.detector)
         self.module = fabric.setup_module(_LossStep(self.detector))
         self.optimizer = build_optimizer(self.detector, settings)
@@ -322,11 +323,18 @@ class Trainer:
                     if not (self._train_epoch() and self._end_epoch()):
                         self._flush()
                         self._save(LAST, must=True)
+                        self._close()
                         self.log.message(f"stopped at step {self.progress.step}; {self.out / LAST} continues from here")
                         return False
+                self._close()
             finally:
                 self.loader = None  # ends its workers
         return True
+
+    def _close(self) -> None:
+        """Log what is to be said at the end."""
+        for text in self.inputs.closing():
+            self.log.message(text)
 
     @property
     def finished(self) -> bool:

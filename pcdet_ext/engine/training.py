@@ -92,13 +92,15 @@ def train(
     data = section(settings, "data")
     dataset = training_datasets(data, options)
     _check_point_labels(detector, dataset(0))
+    tested = _test_data(settings) if options.evaluate_every else None
     inputs = TrainingInputs(
         detector=detector,
         dataset=dataset,
         collate=partial(collate, classes=tuple(setting(data, "classes", Sequence[str]))),
         config={**settings.plain(), "statistics": {"highest": highest_values(dataset(0))}},
-        evaluate=_evaluation(settings, str(fabric.device)) if options.evaluate_every else None,
+        evaluate=None if tested is None else _evaluation(settings, str(fabric.device), tested),
         notes=(*notes, *dataset(0).notes),
+        closing=partial(_closing, [dataset(0), dataset(options.epochs)], tested),
     )
     try:
         trainer = Trainer(inputs, options, out, fabric, content)
@@ -256,10 +258,16 @@ def disabled_augmentations(disabled: Sequence[str], options: TrainConfig, epoch:
     return tuple(dict.fromkeys([*(() if options.fade_restores else disabled), *options.fade_augmentations]))
 
 
-def _evaluation(settings: Node, device: str) -> Callable[[nn.Module, Callable[[], bool]], Result | None]:
-    """The evaluation on the test split by the data set's metric, its frames shared out over the processes.
+def _closing(training: Sequence[Dataset], tested: Dataset | None) -> list[str]:
+    """What is to be said at the end: how many frames were damaged and left out."""
+    found = {"training": testing.skipped_frames(training), "test": testing.skipped_frames([tested] if tested else [])}
+    return [f"{what}: {skipped}" for what, skipped in found.items() if skipped]
 
-    Raises ConfigError before the training for a split without labels, and for options of the metric that do not fit.
+
+def _test_data(settings: Node) -> Dataset:
+    """The frames to evaluate on.
+
+    Raises ConfigError for a split without labels, and for options of the metric that do not fit.
     """
     options = testing.eval_config(settings)
     dataset = build_dataset(section(settings, "data"), options.split, training=False)
@@ -269,6 +277,14 @@ def _evaluation(settings: Node, device: str) -> Callable[[nn.Module, Callable[[]
             f"test.split: {options.split!r} has no labels to evaluate on; name another split, or set "
             "train.evaluate_every=0"
         )
+    return dataset
+
+
+def _evaluation(
+    settings: Node, device: str, dataset: Dataset
+) -> Callable[[nn.Module, Callable[[], bool]], Result | None]:
+    """The evaluation by the metric of a data set, its frames shared out over the processes."""
+    options = testing.eval_config(settings)
 
     def evaluate(model: nn.Module, should_stop: Callable[[], bool]) -> Result | None:
         rank, processes = 0, 1

@@ -55,6 +55,8 @@ def read_scene(root: Path, number: int) -> Sample:
 class DriveFrames:
     """Six frames of one sequence."""
 
+    LAYOUT = "drive"
+
     def __init__(self, root: Path) -> None:
         self.root = root
 
@@ -71,6 +73,7 @@ class DriveDataset(FrameDataset):
 
     point_labels: bool = False
 
+    LAYOUT: ClassVar[str] = "drive"
     POINT_FEATURES: ClassVar[tuple[str, ...]] = COLUMNS
 
     def read(self, info: FrameInfo) -> Sample:
@@ -284,9 +287,24 @@ def test_preparation_says_what_it_had_nothing_to_do_with(root: Path, tmp_path: P
         prepare(DriveFrames(tmp_path), splits=["val"], database=["train"], progress=False)
     prepare(DriveFrames(tmp_path), splits=["val"], progress=False)
     assert [p.name for p in (tmp_path / "pcdet_ext").iterdir()] == ["index_val.parquet"]
-    write_index(index_path(tmp_path / "pcdet_ext", "val"), [])
+    write_index(index_path(tmp_path / "pcdet_ext", "val"), [], "drive")
     with pytest.raises(DataError, match=r"index_val\.parquet: holds no frame"):
         drive(tmp_path, split="val")
+
+
+def test_a_folder_prepared_from_another_layout_is_refused(root: Path) -> None:
+    @dataclass(kw_only=True, eq=False, repr=False)
+    class OtherDataset(DriveDataset):
+        LAYOUT: ClassVar[str] = "other"
+
+    options = {"root": str(root), "classes": ["Bus"], "point_cloud_range": SPAN}
+    with pytest.raises(DataError, match=r"index_train\.parquet: prepared as drive data, read as OtherDataset"):
+        OtherDataset(**options)
+    database = database_path(root / "pcdet_ext", "train")
+    assert set(read_objects(database, "drive")) == {"Bike", "Bus"}
+    step = {"name": "GroundTruthSampling", "groups": {"Bus": 1}, "layout": "other"}
+    with pytest.raises(DataError, match=r"database_train: prepared as drive data, used for other data"):
+        drive(root, training=True, augment=[step])
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ def a_frame(number: int) -> Sample:
 
 
 class StreetFrames:
+    LAYOUT = ""
+
     def __init__(self, root: Path, exclusive: bool = False) -> None:
         self.root, self.exclusive = root, exclusive
 

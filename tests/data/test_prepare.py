@@ -216,6 +216,8 @@ def run_tool(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 class Clouds:
     """Frames by their ids and numbers of points, all on a line; below zero: points that are not finite."""
 
+    LAYOUT = ""
+
     def __init__(self, root: Path, frames: dict[str, list[tuple[str, int]]]) -> None:
         self.root, self.frames = root, frames
 
@@ -296,6 +298,8 @@ def test_a_database_holds_nothing_of_an_earlier_one(kitti_root: Path) -> None:
 
 class Source:
     """One good frame and one whose box is as given."""
+
+    LAYOUT = ""
 
     def __init__(self, root: Path, box: list[float]) -> None:
         self.root, self.boxes = root, {"good": [1.0, 2, 0, 4, 2, 1, 0], "bad": box}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pcdet_ext import checkpoint
+from pcdet_ext.cli.command import main
 from pcdet_ext.config import ConfigError, Node, from_plain
 from pcdet_ext.data import kitti
 from pcdet_ext.data.kitti import prepare_kitti
@@ -78,6 +79,29 @@ def test_splits_without_labels_are_only_detected_in(root: Path, tmp_path: Path) 
     assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["000000.txt", "000001.txt", "000002.txt"]
     with pytest.raises(DataError, match=r"nothing to measure, and nothing to write to .*ap\.json"):
         measure(path, split="test", json=tmp_path / "ap.json", device="cpu", overrides=["test.num_workers=0"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_frames_are_named_in_one_line_or_counted(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    write_unlabelled_frames(tmp_path, 3)
+    detector = build(root / "configs" / "kitti" / "demo.yaml", [f"data.root={tmp_path}"], device="cpu")
+    path = tmp_path / "a.ckpt"
+    checkpoint.write(path, {"config": detector.config.plain(), "model": detector.model.state_dict()})
+    command = ["test", str(path), "--split", "test", "--device", "cpu", f"test.num_workers={workers}"]
+    clouds = sorted((tmp_path / "testing" / "velodyne").iterdir())
+    clouds[1].write_bytes(clouds[1].read_bytes()[:-5])
+    assert main(command) == 1
+    error = capsys.readouterr().err.rpartition("\r")[2].strip()  # after the progress bar
+    assert error.startswith(f"pcdet test: {clouds[1]}: ")
+    assert "\n" not in error
+    assert main([*command, "data.on_error=skip"]) == 0
+    assert "1 of 3 frames are damaged and were skipped" in capsys.readouterr().out
+    for cloud in clouds:
+        cloud.write_bytes(b"")
+    assert main([*command, "data.on_error=skip"]) == 1
+    assert "3 of 3 frames are damaged and were skipped, so that nothing is left" in capsys.readouterr().err
 
 
 def test_pictures_read_columns_by_name_as_detection_does(root: Path, tmp_path: Path) -> None:

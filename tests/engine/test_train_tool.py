@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,7 +134,8 @@ def test_a_split_without_labels_is_refused_before_the_training(
 ) -> None:
     prepare_kitti(data, splits=["train"], progress=False)
     infos = read_index(index_path(data / "pcdet_ext", "train"))
-    write_index(index_path(data / "pcdet_ext", "bare"), [replace(info, boxes=None, names=()) for info in infos])
+    bare = [replace(info, boxes=None, names=()) for info in infos]
+    write_index(index_path(data / "pcdet_ext", "bare"), bare, "kitti")
     assert main(["train", *arguments, "test.split=bare"]) == 2
     assert "test.split: 'bare' has no labels to evaluate on" in capsys.readouterr().err
     assert not (tmp_path / "run" / "last.ckpt").exists()
@@ -286,6 +288,25 @@ def test_faded_augmentations_leave_in_the_last_epochs(root: Path, data: Path) ->
         assert names == [["GroundTruthSampling", "RandomFlip"], last]
     with pytest.raises(ConfigError, match="did you mean 'RandomFlip'"):
         training_datasets(settings["data"], TrainConfig(epochs=1, fade_augmentations=["randomFlip"]))
+
+
+def test_a_training_counts_the_damaged_frames_that_it_skipped(
+    data: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = tmp_path / "kitti"
+    shutil.copytree(data, root)
+    frames = {split: read_index(index_path(root / "pcdet_ext", split)).frame_ids for split in ("train", "val")}
+    short = [*arguments, f"data.root={root}", "data.on_error=skip", "train.epochs=1", "train.num_workers=2"]
+    for frame_id in (frames["train"][3], frames["val"][0]):
+        (root / "training" / "velodyne" / f"{frame_id}.bin").write_bytes(b"")
+    assert main(["train", *short]) == 0
+    error = capsys.readouterr().err
+    assert "training: 1 of 8 frames are damaged and were skipped" in error
+    assert "test: 1 of 2 frames are damaged and were skipped" in error
+    for frame_id in frames["train"]:
+        (root / "training" / "velodyne" / f"{frame_id}.bin").write_bytes(b"")
+    assert main(["train", *short, "--overwrite"]) == 1
+    assert "frames in a row are damaged and were skipped" in capsys.readouterr().err
 
 
 def test_each_source_fades_its_own_augmentations(root: Path, data: Path) -> None:

@@ -163,11 +163,12 @@ class GroundTruthSampling:
         time_range: of the points of pasted objects those of this age alone, minimum and maximum in seconds in any
             order; None for all, or where the scene has no column for the time and the database has one, those of
             the frame itself.
+        layout: of the data that a database on disk must be of, as "kitti"; any where it is empty.
 
     Raises:
         ValueError: a number is outside its range, or `time_range` is given and the database has no column for the time.
         ConfigError: a group is of no class of the data.
-        DataError: the database is missing or damaged.
+        DataError: the database is missing, damaged or of another layout.
 
     Attributes:
         notes: in words, how many objects of each class can be drawn, and why the others cannot.
@@ -184,13 +185,14 @@ class GroundTruthSampling:
         extra_width: Sequence[float] = (0.0, 0.0, 0.0),
         margin: float = 0.0,
         time_range: Sequence[float] | None = None,
+        layout: str = "",
     ) -> None:
         if len(extra_width) != 3 or not np.isfinite([*extra_width, margin]).all():
             raise ValueError(f"extra_width must be three finite lengths and margin one, got {extra_width} and {margin}")
         for name, number in groups.items():
             if not isinstance(number, int) or number < 0:
                 raise ValueError(f"groups: {name!r} must be a whole number of at least 0, got {number}")
-        objects = database if isinstance(database, Mapping) else read_objects(Path(database))
+        objects = database if isinstance(database, Mapping) else read_objects(Path(database), layout)
         self.groups = _usable_groups(groups, objects, classes)
         self.objects = {name: objects[name] for name in self.groups}
         self.limit_whole_scene = limit_whole_scene

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class CustomDataset(FrameDataset):
 
     intensity_scale: float = 1.0
     sweeps: int = 0
+
+    LAYOUT: ClassVar[str] = "custom"
 
     def __post_init__(self) -> None:
         super().__post_init__()

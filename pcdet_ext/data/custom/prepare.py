@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class CustomFrames:
 
     Raises DataError or ConfigError where files contradict each other, and where it is not clear what they hold.
     """
+
+    LAYOUT: ClassVar[str] = "custom"
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)

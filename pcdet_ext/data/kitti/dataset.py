@@ -34,6 +34,7 @@ class KittiDataset(FrameDataset):
     fov_only: bool = True
     image_size: Sequence[int] | None = None
 
+    LAYOUT: ClassVar[str] = "kitti"
     POINT_FEATURES: ClassVar[tuple[str, ...]] = POINT_FEATURES
 
     def __post_init__(self) -> None:

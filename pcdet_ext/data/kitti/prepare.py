@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -22,6 +22,8 @@ MAX_TILT = np.deg2rad(10)  # of a camera about which nothing is to be said
 
 class KittiFrames:
     """The frames of a folder in the KITTI layout, for preparation (see `FrameSource`)."""
+
+    LAYOUT: ClassVar[str] = "kitti"
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)

@@ -38,6 +38,7 @@ class NuScenesDataset(FrameDataset):
     max_sweeps: int = 10
     min_points: int = 1
 
+    LAYOUT: ClassVar[str] = "nuscenes"
     POINT_FEATURES: ClassVar[tuple[str, ...]] = POINT_FEATURES
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class NuScenesFrames:
         DataError: there are no tables, or those of several releases of which none is named.
         ValueError: max_sweeps is below 1 or above 400.
     """
+
+    LAYOUT: ClassVar[str] = "nuscenes"
 
     def __init__(self, root: str | Path, version: str | None = None, max_sweeps: int = 10) -> None:
         if not 1 <= max_sweeps <= MAX_SWEEPS:

@@ -48,6 +48,7 @@ class WaymoDataset(FrameDataset):
     near: float = NEAR
     no_label_zones: bool = True
 
+    LAYOUT: ClassVar[str] = "waymo"
     POINT_FEATURES: ClassVar[tuple[str, ...]] = OWN_FEATURES
     FURTHER_FEATURES: ClassVar[tuple[str, ...]] = TIME_FEATURES
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class WaymoFrames:
     frames: objects of the database get points of so many frames, the one that they are labelled in and those before.
     Raises DataError where the folder has no layout that is known.
     """
+
+    LAYOUT: ClassVar[str] = "waymo"
 
     def __init__(self, root: str | Path, frames: int = 1) -> None:
         if frames < 1:
