@@ -235,6 +235,11 @@ def _read_table(path: Path, scores: bool) -> dict[str, Array]:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: no Parquet file, or damaged ({error})") from error
     for name, column in chosen.items():
+        kind = table[column].type
+        if pa.types.is_nested(kind) or (
+            name == "zone" and not (pa.types.is_boolean(kind) or pa.types.is_integer(kind))
+        ):
+            raise DataError(f"{path}: column {column!r} must hold one value for each box, holds {kind}")
         if name in COLUMNS and table[column].null_count:
             raise DataError(f"{path}: column {column!r} lacks values")
     return {name: table[column].to_numpy(zero_copy_only=False) for name, column in chosen.items()}

@@ -141,6 +141,19 @@ def test_columns_of_text_are_refused_by_name(found: Boxes, tmp_path: Path, colum
         evaluate(SMALL, tmp_path / "a.parquet")
 
 
+@pytest.mark.parametrize(
+    ("column", "value"), [("heading", [1.0]), ("context_name", ["a"]), ("overlap_with_nlz", "yes")]
+)
+def test_columns_of_lists_and_zones_of_text_are_refused(
+    found: Boxes, tmp_path: Path, column: str, value: object
+) -> None:
+    table = plain(found)
+    table = table.drop_columns([column]) if column in table.column_names else table
+    pq.write_table(table.append_column(column, pa.array([value] * len(found))), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"a\.parquet: column '{column}' must hold one value for each box, holds"):
+        evaluate(SMALL, tmp_path / "a.parquet")
+
+
 def test_labels_that_cannot_be_are_refused(truth: Boxes, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = pq.read_table(SMALL / "training" / "lidar_box" / f"{SEGMENT}.parquet")
