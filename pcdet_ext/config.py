@@ -564,6 +564,18 @@ def _names(entry: Callable[..., Any]) -> tuple[str, str]:
     return short, f"{entry.__module__}.{qualified}"
 
 
+# What a configuration may have at its top level; `statistics` is what a training adds for its checkpoints.
+SECTIONS = ("data", "model", "train", "test", "imports", "statistics")
+
+
+def require_known_sections(settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a top-level key that nothing reads, which may be a misspelling of one that counts."""
+    for key in settings:
+        if key not in SECTIONS:
+            where = settings.where(key) if isinstance(settings, Node) else key
+            raise ConfigError(f"{where}: a configuration has no such section{suggest(key, SECTIONS)}")
+
+
 def section(settings: Mapping[str, Any], name: str) -> Node:
     """A top-level section of a configuration. Raises ConfigError when it is missing."""
     value = settings.get(name)

@@ -118,6 +118,9 @@ def _with_exit_code(program: str, run: Callable[[], int]) -> int:
     except WRONG_USE_ERRORS as error:
         print(f"{program}: {error}", file=sys.stderr)
         return WRONG_USE
+    except MemoryError as error:
+        print(f"{program}: out of memory{': ' if str(error) else ''}{error}", file=sys.stderr)
+        return FAILED
     except FAILURES as error:
         print(f"{program}: {error}", file=sys.stderr)
         return FAILED

@@ -156,9 +156,11 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         _check_point_features(self.point_features, self.available_features())
         _check_geometry(self.point_cloud_range)
         check_tanh(self.tanh, self.point_features)
-        for name in ("repeat", "interval"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in {"repeat": 1, "interval": 1, "min_points": 0, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.min_box_corners is not None and not 0 <= self.min_box_corners <= 8:
+            raise ValueError(f"min_box_corners must lie in [0, 8], got {self.min_box_corners}")
         self._check_root(folder)
         self.check_classes()
         self.frames = self._frames_in_use()

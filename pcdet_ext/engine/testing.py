@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed
 from tqdm import tqdm
 
-from pcdet_ext.config import Node, construct, section
+from pcdet_ext.config import Node, construct, require_known_sections, section
 from pcdet_ext.data.base import Dataset, collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.engine.loader import frame_loader
@@ -36,7 +36,7 @@ class EvalConfig:
         metric: options of the data set's metric, such as `{overlap: {Forklift: 0.5}}`.
 
     Raises:
-        ValueError: batch_size or num_workers is outside its range.
+        ValueError: a number is outside its range.
     """
 
     split: str = "val"
@@ -48,6 +48,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.num_workers < 0:
             raise ValueError("batch_size must be at least 1 and num_workers at least 0")
+        if not 0 <= self.score_threshold <= 1:
+            raise ValueError(f"score_threshold must lie in [0, 1], got {self.score_threshold}")
 
 
 def eval_config(settings: Node) -> EvalConfig:
@@ -124,6 +126,7 @@ def measure(
     if out is not None:
         check_output_folder(out)
     detector = load(checkpoint, device, overrides, imports)
+    require_known_sections(detector.config)
     check_finds_boxes(detector.model)
     options = eval_config(detector.config)
     split = split or options.split

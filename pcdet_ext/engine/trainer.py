@@ -33,6 +33,7 @@ from pcdet_ext.evaluation.base import Result
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+MAX_SEED = 2**63 - 1  # torch's generators take no more than 64 bits
 LAST, BEST = "last.ckpt", "best.ckpt"
 Evaluation = Callable[[nn.Module, Callable[[], bool]], Result | None]
 
@@ -95,6 +96,8 @@ class TrainConfig(OneCycle):
         }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.seed > MAX_SEED:
+            raise ValueError(f"seed must be at most {MAX_SEED}, got {self.seed}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
 
@@ -224,7 +227,7 @@ def training_device(name: str) -> tuple[Literal["cpu", "cuda", "mps"], int | Non
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch, which foreign code may draw from."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - NumPy takes no more than 32 bits
     torch.manual_seed(seed)
 
 

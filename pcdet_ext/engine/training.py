@@ -14,7 +14,7 @@ from torch import nn
 
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
-from pcdet_ext.config import ConfigError, Node, construct, section, setting, suggest
+from pcdet_ext.config import ConfigError, Node, construct, require_known_sections, section, setting, suggest
 from pcdet_ext.data.base import Dataset, collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.engine import testing
@@ -69,6 +69,8 @@ def train(
         FileExistsError: `out` holds a run that is neither to be continued nor replaced.
     """
     out = Path(out)
+    require_known_sections(settings)
+    testing.eval_config(settings)  # so that a wrong one is known even where nothing is evaluated
     options = construct(TrainConfig, section(settings, "train"))
     fabric = make_fabric(options.precision, device, devices, strategy, nodes)
     fabric.launch()

@@ -133,3 +133,12 @@ def test_every_command_has_a_module_that_says_what_it_does() -> None:
         assert module.__doc__
         assert callable(module.add_arguments)
         assert callable(module.run)
+
+
+def test_a_lack_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(options: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr("pcdet_ext.cli.info.run", run)
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err == "pcdet info: out of memory\n"

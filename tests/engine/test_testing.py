@@ -96,6 +96,8 @@ def test_damaged_frames_are_named_in_one_line_or_counted(
     error = capsys.readouterr().err.rpartition("\r")[2].strip()  # after the progress bar
     assert error.startswith(f"pcdet test: {clouds[1]}: ")
     assert "\n" not in error
+    assert main([*command, "seed=1"]) == 2
+    assert "seed: a configuration has no such section; known: data" in capsys.readouterr().err
     assert main([*command, "data.on_error=skip"]) == 0
     assert "1 of 3 frames are damaged and were skipped" in capsys.readouterr().out
     for cloud in clouds:

@@ -250,13 +250,25 @@ def test_a_training_starts_from_a_checkpoint_with_other_classes(
         ("imports=[no_such_module]", "imports: there is no module 'no_such_module'"),
         ("train.fade_augmentations=[RandomFilp]", "did you mean 'RandomFlip'"),
         ("train.precision=fp16", "fp16 needs a CUDA device"),
+        ("train.seed=99999999999999999999", "seed must be at most 9223372036854775807"),
+        ("foo=1", "foo: a configuration has no such section; known: data"),
+        ("test={splt: val}", "test.splt: EvalConfig has no such key; did you mean 'split'"),
+        ("test.score_threshold=5", "test: EvalConfig: score_threshold must lie in [0, 1], got 5"),
+        ("data.min_points=-1", "min_points must be at least 0, got -1"),
+        ("data.seed=-1", "seed must be at least 0, got -1"),
+        ("data.min_box_corners=99", "min_box_corners must lie in [0, 8], got 99"),
+        (
+            "data.process=[{name: PointSampling, number: 100000000000}]",
+            "number must lie in [1, 100000000], got 1000000",
+        ),
+        ("model.head.nms.iou_threshold=5", "iou_threshold must lie in [0, 1], as an overlap does, got 5"),
         ("novalue", "write key.path=value"),
     ],
 )
 def test_bad_settings_are_one_line(
     root: Path, arguments: list[str], change: str, message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    assert main(["train", *arguments, change]) == 2
+    assert main(["train", *arguments, change, "train.evaluate_every=0"]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("pcdet train: ")
     assert message in error

@@ -8,6 +8,7 @@ from pcdet_ext.data.augment.steps import AUGMENTATIONS
 from pcdet_ext.structures import Array, Sample
 
 FAR = 40.0  # metres from the sensor, from which on points are so few that all of them are kept
+MOST_POINTS = 10**8  # of a sample that some memory holds
 AGE_DECIMALS = 2  # to which the age of a point says which sweep it is of
 
 
@@ -45,8 +46,8 @@ class PointSampling:
     """Draw exactly `number` points, repeating some where there are fewer; a cloud without points stays empty."""
 
     def __init__(self, number: int) -> None:
-        if number < 1:
-            raise ValueError(f"number must be at least 1, got {number}")
+        if not 1 <= number <= MOST_POINTS:
+            raise ValueError(f"number must lie in [1, {MOST_POINTS}], got {number}")
         self.number = number
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:

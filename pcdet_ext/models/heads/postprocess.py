@@ -28,7 +28,7 @@ class NMSConfig:
             and LION do.
 
     Raises:
-        ValueError: several values without `per_class`, or one that is negative or NaN.
+        ValueError: several values without `per_class`, or one that is negative, NaN, or larger than any overlap.
     """
 
     iou_threshold: float | Sequence[float] = 0.1
@@ -46,6 +46,9 @@ class NMSConfig:
             values = value if isinstance(value, Sequence) else [value]
             if not all(each is None or each >= 0 for each in values):  # NaN is not >= 0 either
                 raise ValueError(f"{name} must be at least 0, got {value}")
+        overlaps = self.iou_threshold if isinstance(self.iou_threshold, Sequence) else [self.iou_threshold]
+        if self.kind != "circle" and any(each > 1 for each in overlaps):
+            raise ValueError(f"iou_threshold must lie in [0, 1], as an overlap does, got {self.iou_threshold}")
 
     def check(self, num_classes: int) -> None:
         """Raise ValueError where a list does not have one value for each class."""
