@@ -7,14 +7,12 @@ database split `database_<split>/`. A format brings a `FrameSource`; the rest is
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -24,6 +22,7 @@ from pcdet_ext.config import Registry
 from pcdet_ext.data.geometry import finite_points, inside_boxes
 from pcdet_ext.data.index import FOLDER, FrameInfo, index_path, index_writer
 from pcdet_ext.data.objects import ObjectWriter, database_path, object_writer
+from pcdet_ext.data.workers import run_in_processes
 from pcdet_ext.files import DataError, check_output_folder
 from pcdet_ext.structures import Array, Sample
 
@@ -289,39 +288,7 @@ def _run(
     if workers == 0:
         yield from bar(map(read, frames))
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (read,)) as pool:
-        try:
-            yield from bar(_in_order(pool, _read_begun, frames, ahead=AHEAD * workers))
-        finally:  # after an error the frames not yet begun are not waited for
-            pool.shutdown(cancel_futures=True)
-
-
-class _Process:
-    """What a process of the pool was begun with: the tables of a source go to each process once, not per frame."""
-
-    read: Callable[[Any], _Result]
-
-
-def _begin(read: Callable[[Any], _Result]) -> None:
-    _Process.read = staticmethod(read)
-
-
-def _read_begun(frame: Any) -> _Result:
-    return _Process.read(frame)
-
-
-def _in_order(pool: Executor, read: Callable[[Any], _Result], frames: Sequence[Any], ahead: int) -> Iterator[_Result]:
-    """Results of `read` in the order of the frames, of which no more than `ahead` are begun before they are asked for.
-
-    `Executor.map` begins all of them: results, with the points of their objects, would pile up where writing is slower.
-    """
-    begun: deque[Future[_Result]] = deque()
-    for frame in frames:
-        begun.append(pool.submit(read, frame))
-        if len(begun) == ahead:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()
+    yield from bar(run_in_processes(read, frames, workers, AHEAD))
 
 
 def _read_frame(source: FrameSource, cut: bool, skip: bool, frame: Any) -> _Result:

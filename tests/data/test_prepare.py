@@ -19,7 +19,8 @@ from pcdet_ext.data.geometry import inside_boxes
 from pcdet_ext.data.index import GROUP, FrameInfo, index_path, read_index, write_index
 from pcdet_ext.data.kitti import prepare_kitti
 from pcdet_ext.data.objects import database_path, read_objects
-from pcdet_ext.data.prepare import RawFrame, _in_order, prepare
+from pcdet_ext.data.prepare import RawFrame, prepare
+from pcdet_ext.data.workers import in_order
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Sample, Targets
 
@@ -257,7 +258,7 @@ def test_frames_are_read_in_order_and_not_far_ahead() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         taken = 0
-        for frame in _in_order(pool, read, range(50), ahead=6):
+        for frame in in_order(pool, read, range(50), ahead=6):
             assert frame == taken
             taken += 1
             assert max(begun) < taken + 6

@@ -226,5 +226,9 @@ def test_scenes_are_the_same_for_any_number_of_workers_and_after_an_interruption
     next((tmp_path / "a/sweeps/LIDAR_TOP").iterdir()).unlink()
     simulate_nuscenes(tmp_path / "a", workers=1, **request)
     assert files(tmp_path / "a") == whole
+    lost = tmp_path / "a/v1.0-mini/sample.json"
+    lost.write_bytes(lost.read_bytes()[:-20])  # in a finished folder
+    simulate_nuscenes(tmp_path / "a", workers=1, **request)
+    assert files(tmp_path / "a") == whole
     with pytest.raises(FileExistsError, match="holds another simulation"):
         simulate_nuscenes(tmp_path / "a", workers=1, **(request | {"seed": 6}))

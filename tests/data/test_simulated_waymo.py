@@ -225,5 +225,9 @@ def test_drives_are_the_same_for_any_number_of_workers_and_after_an_interruption
         next((tmp_path / "a/training" / component).iterdir()).unlink()
     simulate_waymo(tmp_path / "a", workers=1, **request)
     assert files(tmp_path / "a") == whole
+    lost = next((tmp_path / "a/training/lidar_box").iterdir())
+    lost.unlink()  # in a finished folder
+    simulate_waymo(tmp_path / "a", workers=1, **request)
+    assert files(tmp_path / "a") == whole
     with pytest.raises(FileExistsError, match="holds another simulation"):
         simulate_waymo(tmp_path / "a", workers=1, **(request | {"frames": 3}))

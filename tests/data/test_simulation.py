@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,7 @@ import torch
 
 from pcdet_ext.cli.command import main
 from pcdet_ext.data import kitti
-from pcdet_ext.data.simulation import Actor, Scene, SpinningLidar, shapes, simulate_frame, simulate_kitti
+from pcdet_ext.data.simulation import Actor, Made, Scene, SpinningLidar, shapes, simulate_frame, simulate_kitti
 from pcdet_ext.data.simulation.kitti import calibration, labels_of
 from pcdet_ext.data.simulation.shapes import Material, Mesh
 from pcdet_ext.ops import points_in_boxes
@@ -160,6 +164,60 @@ def test_an_interrupted_run_is_completed_and_a_finished_one_left(tmp_path: Path)
     assert (tmp_path / "training/velodyne/000001.bin").stat().st_mtime_ns == stamp
     with pytest.raises(FileExistsError, match="holds another simulation"):
         simulate_kitti(tmp_path, 2, seed=4, workers=1, sensor=SMALL)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("damage", ["cut", "gone", "list"])
+def test_what_is_cut_or_gone_is_made_again(tmp_path: Path, finished: bool, damage: str) -> None:
+    request = {"frames": 2, "seed": 3, "workers": 1, "sensor": SMALL}
+    simulate_kitti(tmp_path, **request)
+    whole = files(tmp_path)
+    if not finished:
+        (tmp_path / "simulation.json").rename(tmp_path / "simulation.started.json")
+    file = tmp_path / ("ImageSets/val.txt" if damage == "list" else "training/velodyne/000001.bin")
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-160])
+    else:
+        file.unlink()
+    made: list[int] = []
+
+    def watch(pieces: Iterator[Made]) -> Iterator[Made]:
+        for piece in pieces:
+            made.append(piece.scans)
+            yield piece
+
+    simulate_kitti(tmp_path, progress=watch, **request)
+    assert sum(made) == (damage != "list")
+    assert files(tmp_path) == whole
+    made.clear()
+    simulate_kitti(tmp_path, progress=watch, **request)
+    assert made == []
+
+
+def test_an_interruption_while_the_list_is_written_costs_one_frame(tmp_path: Path) -> None:
+    simulate_kitti(tmp_path, 2, seed=3, workers=1, sensor=SMALL)
+    whole = files(tmp_path)
+    (tmp_path / "simulation.json").rename(tmp_path / "simulation.started.json")
+    written = tmp_path / "simulation.files.jsonl"
+    written.write_text(written.read_text()[:-100])
+    simulate_kitti(tmp_path, 2, seed=3, workers=1, sensor=SMALL)
+    assert files(tmp_path) == whole
+
+
+def test_ctrl_c_while_the_processes_begin_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pcdet_ext", "simulate", "--frames", "500", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(children.read_text().split()) < 2:  # Python's own tracker of resources is the first of them
+        assert process.poll() is None, process.stdout.read().decode()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    bar, _, line = output.decode().strip().rpartition("\n")
+    assert line == "pcdet simulate: interrupted"
+    assert "\n" not in bar
+    assert not list((tmp_path / "out").rglob(".*"))
 
 
 def test_recordings_in_the_same_layout_are_never_written_over(tmp_path: Path) -> None:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pcdet_ext.data.simulation import kitti
-from pcdet_ext.data.simulation.nuscenes import NuScenesWriter, scene_names
+from pcdet_ext.data.simulation.manifest import Manifest, sizes
+from pcdet_ext.data.simulation.nuscenes import PARTS, NuScenesWriter, scene_names
 from pcdet_ext.data.simulation.scene import Scene, street_scene
 from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
 from pcdet_ext.data.simulation.waymo import WaymoLasers, WaymoWriter
+from pcdet_ext.data.workers import run_in_processes
 from pcdet_ext.files import DataError, atomic_write, check_output_folder
 
 STAMP = "simulation.json"  # written last: the folder is complete
 STARTED = "simulation.started.json"  # written first, and gone at the end: the folder is ours to write into
+COMMON = "common"  # the piece of work that is done at the end, from all others
+AHEAD = 2  # pieces per process that are begun before they are counted
+MOST_SCENES = 10_000
+MOST_FRAMES = {"kitti": 1_000_000, "nuscenes": 1_000, "waymo": 5_000}  # ids of six digits; drives of 500 seconds
 VERSION = 2  # raise it when the same seed gives other frames
 NUSCENES_VERSIONS = ("v1.0-mini", "v1.0-trainval")
 
@@ -31,11 +35,12 @@ NUSCENES_VERSIONS = ("v1.0-mini", "v1.0-trainval")
 class Made:
     """What one piece of work gave: scans written (0: it was there already), and what ray-casting took.
 
-    casting: seconds of processor time.
+    casting: seconds of processor time; files: bytes of each file that was written, by its path in the folder.
     """
 
     scans: int
     casting: float
+    files: Mapping[str, int] = field(default_factory=dict)
 
 
 Progress = Callable[[Iterator[Made]], Iterator[Made]]
@@ -61,7 +66,8 @@ def simulate_kitti(
 
     Args:
         out: folder to write to. simulation.json is written last and says what was asked for: with the same request a
-            finished folder is left as it is, and an interrupted one is completed.
+            finished folder is left as it is, an interrupted one is completed, and files that are gone or cut are made
+            again.
         frames: each is a street of its own.
         seed: the same seed gives the same frames.
         val_fraction: share of the frames, drawn with the seed, that ImageSets/val.txt lists.
@@ -86,10 +92,11 @@ def simulate_kitti(
         "val": np.flatnonzero(held_out).tolist(),
         "all": list(range(frames)),
     }
-    for name, members in splits.items():
-        with atomic_write(work.out / "ImageSets" / f"{name}.txt") as temporary:
+    lists = {work.out / "ImageSets" / f"{name}.txt": members for name, members in splits.items()}
+    for path, members in lists.items():
+        with atomic_write(path) as temporary:
             temporary.write_text("".join(f"{i:06d}\n" for i in members), encoding="utf-8")
-    return work.end()
+    return work.end(lists)
 
 
 def simulate_nuscenes(
@@ -133,9 +140,8 @@ def simulate_nuscenes(
         return work.out
     val = _held_out(scenes, seed, val_fraction).tolist()
     writer = NuScenesWriter(work.out, seed, frames, version, tuple(scene_names(version, val)), sensor)
-    work.run(partial(_make_scene, writer), progress)
-    writer.finish(val)
-    return work.end()
+    work.run(partial(_make_scene, writer), progress, ready=lambda index: writer.part(index).exists())
+    return work.end(writer.finish(val), without=PARTS)
 
 
 def simulate_waymo(
@@ -173,19 +179,18 @@ def simulate_waymo(
         return work.out
     val = tuple(_held_out(scenes, seed, val_fraction).tolist())
     work.run(partial(_make_scene, WaymoWriter(work.out, seed, frames, val, sensor)), progress)
-    return work.end()
+    return work.end([])
 
 
 def _make_kitti(out: Path, seed: int, sensor: SpinningLidar, index: int) -> Made:
-    if kitti.is_written(out, f"{index:06d}"):
-        return Made(0, 0.0)
     scene, scan = simulate_frame(seed, index, sensor)
-    kitti.write_frame(out, f"{index:06d}", scene, scan, sensor)
-    return Made(1, scan.seconds)
+    files = kitti.write_frame(out, f"{index:06d}", scene, scan, sensor)
+    return Made(1, scan.seconds, sizes(out, files))
 
 
 def _make_scene(writer: NuScenesWriter | WaymoWriter, index: int) -> Made:
-    return Made(*writer.write_scene(index))
+    scans, casting, files = writer.write_scene(index)
+    return Made(scans, casting, sizes(writer.root, files))
 
 
 def _held_out(count: int, seed: int, val_fraction: float) -> np.ndarray:
@@ -214,6 +219,9 @@ class _Work:
             raise ValueError(f"seed must be at least 0, got {asked['seed']}")
         if asked.get("scenes", 1) < 1:
             raise ValueError(f"scenes must be at least 1, got {asked['scenes']}")
+        for name, most in {"scenes": MOST_SCENES, "frames": MOST_FRAMES[asked["format"]]}.items():
+            if asked.get(name, 0) > most:
+                raise ValueError(f"{name} must be at most {most} for {asked['format']}, got {asked[name]}")
         if asked["frames"] < 1 or self.workers < 1 or not 0 <= asked["val_fraction"] <= 1:
             raise ValueError(
                 "frames and workers must be positive and val_fraction in [0, 1]: "
@@ -222,37 +230,59 @@ class _Work:
         check_output_folder(self.out)
 
     def begin(self) -> bool:
-        """Make the folder ours; says whether it holds exactly this already.
+        """Make the folder ours; says whether it holds exactly this already, and whole.
 
         Data without a stamp of ours may be somebody's recordings, and are never written over.
         """
-        request = {"version": VERSION} | self.request
+        done = False
         if self.out.exists() and any(self.out.iterdir()):
-            for name, done in ((STAMP, True), (STARTED, False)):
-                if (self.out / name).exists():
-                    if _read_json(self.out / name) == json.loads(json.dumps(request)):
-                        return done
-                    raise FileExistsError(
-                        f"{self.out}: holds another simulation (see {name}); name a new folder or remove it"
-                    )
-            found = min(p.name for p in self.out.iterdir())
-            raise FileExistsError(f"{self.out}: not empty and no simulation of ours ({found} is there)")
-        _write_json(self.out / STARTED, request)
+            done = self._is_stamped()
+            manifest = Manifest(self.out)
+            pieces = [*map(str, range(self.pieces)), COMMON]
+            if done and (not manifest.known or all(map(manifest.intact, pieces))):
+                return True  # without a list of its files the folder is of an earlier version, and can only be trusted
+        _write_json(self.out / STARTED, {"version": VERSION} | self.request)
+        (self.out / STAMP).unlink(missing_ok=True)
         return False
 
-    def run(self, make: Callable[[int], Made], progress: Progress) -> None:
-        """Make all pieces, side by side where there are several workers."""
-        if self.workers == 1:
-            for _ in progress(map(make, range(self.pieces))):
-                pass
-            return
-        chunk = max(1, min(4, self.pieces // (4 * self.workers)))
-        with ProcessPoolExecutor(min(self.workers, self.pieces), mp_context=get_context("spawn")) as pool:
-            for _ in progress(pool.map(make, range(self.pieces), chunksize=chunk)):
-                pass
+    def _is_stamped(self) -> bool:
+        """Whether a simulation of this request was finished here. Raises FileExistsError for anything else."""
+        for name, done in ((STAMP, True), (STARTED, False)):
+            if (self.out / name).exists():
+                if _read_json(self.out / name) == json.loads(json.dumps({"version": VERSION} | self.request)):
+                    return done
+                raise FileExistsError(
+                    f"{self.out}: holds another simulation (see {name}); name a new folder or remove it"
+                )
+        found = min(p.name for p in self.out.iterdir())
+        raise FileExistsError(f"{self.out}: not empty and no simulation of ours ({found} is there)")
 
-    def end(self) -> Path:
-        """Say that the folder is complete; returns it."""
+    def run(
+        self, make: Callable[[int], Made], progress: Progress, ready: Callable[[int], bool] = lambda index: True
+    ) -> None:
+        """Make the pieces that are not there, whole, and `ready`; side by side where there are several workers."""
+        for _ in progress(self._made(make, ready)):
+            pass
+
+    def _made(self, make: Callable[[int], Made], ready: Callable[[int], bool]) -> Iterator[Made]:
+        manifest = Manifest(self.out)
+        manifest.write()
+        missing = [i for i in range(self.pieces) if not (ready(i) and manifest.intact(str(i)))]
+        yield from (Made(0, 0.0) for _ in range(self.pieces - len(missing)))
+        alone = self.workers == 1
+        results = map(make, missing) if alone else run_in_processes(make, missing, self.workers, AHEAD)
+        for index, made in zip(missing, results, strict=True):
+            manifest.add(str(index), made.files)
+            yield made
+
+    def end(self, common: Iterable[Path], without: str = "") -> Path:
+        """Say that the folder is complete; returns it.
+
+        common: files that were made from all pieces; without: a folder that is gone again.
+        """
+        manifest = Manifest(self.out)
+        manifest.add(COMMON, sizes(self.out, common))
+        manifest.write(without)
         _write_json(self.out / STAMP, {"version": VERSION} | self.request)
         (self.out / STARTED).unlink()
         return self.out

@@ -79,12 +79,9 @@ def _area(bbox: Array) -> Array:
     return np.clip(bbox[:, 2] - bbox[:, 0], 0, None) * np.clip(_height(bbox), 0, None)
 
 
-def write_frame(root: Path, frame_id: str, scene: Scene, scan: Scan, sensor: SpinningLidar) -> None:
-    """Write points, labels and calibration of one frame below `root`/training."""
+def write_frame(root: Path, frame_id: str, scene: Scene, scan: Scan, sensor: SpinningLidar) -> list[Path]:
+    """Write points, labels and calibration of one frame below `root`/training; returns their paths."""
     calib = calibration()
     kitti.write_frame(root, frame_id, scan.points, labels_of(scene, scan, sensor, calib), calib)
-
-
-def is_written(root: Path, frame_id: str) -> bool:
-    """Whether a frame is there as a whole: its points are written last."""
-    return kitti.Frame(root, frame_id).points.exists()
+    frame = kitti.Frame(root, frame_id)
+    return [frame.points, frame.labels, frame.calibration]

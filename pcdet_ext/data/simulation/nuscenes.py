@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from pcdet_ext.data.simulation.sensor import EvenLidar, world_of
 from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
 
+PARTS = "parts"  # folder of what the scenes leave for the tables
 PERIOD = 0.05  # seconds between scans: 20 Hz
 SCANS_PER_KEY = 10  # key frames at 2 Hz
 MAX_RANGE = 80.0  # metres beyond which nothing is labelled
@@ -98,11 +101,12 @@ class NuScenesWriter:
     names: tuple[str, ...]
     sensor: EvenLidar
 
-    def write_scene(self, index: int) -> tuple[int, float]:
-        """Simulate and write one scene, where that is not done; returns the scans made and seconds of ray-casting."""
-        part = self._part(index)
-        if part.exists():
-            return 0, 0.0
+    def write_scene(self, index: int) -> tuple[int, float, list[Path]]:
+        """Simulate and write one scene; returns the scans made, seconds of ray-casting, and the files.
+
+        One of the files is the `part` that `finish` needs.
+        """
+        part = self.part(index)
         rng = np.random.default_rng([self.seed, index])
         count = (self.frames - 1) * SCANS_PER_KEY + 1
         street = drive(rng, (count - 1) * PERIOD)
@@ -111,33 +115,36 @@ class NuScenesWriter:
         rows = scene.write()
         with atomic_write(part) as temporary:
             temporary.write_text(json.dumps(rows), encoding="utf-8")
-        return count, scene.world.seconds
+        return count, scene.world.seconds, [part, *scene.files]
 
-    def _part(self, index: int) -> Path:
-        return self.root / "parts" / f"{index:04d}.json"
+    def part(self, index: int) -> Path:
+        """Rows for the tables that a scene leaves, until `finish` takes them."""
+        return self.root / PARTS / f"{index:04d}.json"
 
-    def finish(self, val: list[bool]) -> None:
-        """Join what the scenes have left into the tables, and write the splits."""
+    def finish(self, val: list[bool]) -> list[Path]:
+        """Join what the scenes have left into the tables, and write the splits; returns the paths of both."""
         tables = _fixed_tables()
         for index in range(len(self.names)):
-            part: Tables = json.loads(self._part(index).read_text(encoding="utf-8"))
+            part: Tables = json.loads(self.part(index).read_text(encoding="utf-8"))
             for name, rows in part.items():
                 tables[name] += rows
-        for name, rows in tables.items():
-            with atomic_write(self.root / self.version / f"{name}.json") as temporary:
-                temporary.write_text(json.dumps(rows, indent=0), encoding="utf-8")
+        texts = {self.root / self.version / f"{name}.json": json.dumps(rows, indent=0) for name, rows in tables.items()}
         splits = {
             "train": [n for n, held_out in zip(self.names, val, strict=True) if not held_out],
             "val": [n for n, held_out in zip(self.names, val, strict=True) if held_out],
         }
         for name, scenes in splits.items():
-            with atomic_write(self.root / "splits" / f"{name}.txt") as temporary:
-                temporary.write_text("".join(f"{scene}\n" for scene in scenes), encoding="utf-8")
-        with atomic_write(self.root / self.version / "splits.json") as temporary:  # where the devkit looks for them
-            temporary.write_text(json.dumps(splits, indent=1), encoding="utf-8")
+            texts[self.root / "splits" / f"{name}.txt"] = "".join(f"{scene}\n" for scene in scenes)
+        texts[self.root / self.version / "splits.json"] = json.dumps(
+            splits, indent=1
+        )  # where the devkit looks for them
+        for path, text in texts.items():
+            with atomic_write(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         for index in range(len(self.names)):
-            self._part(index).unlink()
-        (self.root / "parts").rmdir()
+            self.part(index).unlink()
+        (self.root / PARTS).rmdir()
+        return list(texts)
 
 
 def _fixed_tables() -> Tables:
@@ -163,6 +170,7 @@ class _Scene:
         self.extent = np.ptp(corners, axis=0) + 2 * MAP_MARGIN
         self.begin = 1_600_000_000_000_000 + (writer.seed % 1000) * 10**11 + index * 10**9  # microseconds
         self.log = f"sim-{writer.seed}-{index:04d}"
+        self.files: list[Path] = []
         self.calibrated = np.eye(4)  # y forward, x right: how the sensor is mounted in the official cars
         self.calibrated[:2, :2] = [[0, 1], [-1, 0]]
         self.calibrated[:3, 3] = *SENSOR_PLACE, writer.sensor.height
@@ -193,7 +201,7 @@ class _Scene:
         ego, places = self.street.ego_pose(time), self.street.places(time)
         scan = self.writer.sensor.measure(self.world, places, rng, ego @ self.calibrated, self.paint)
         name = self._file_name(number)
-        with atomic_write(self.writer.root / name) as temporary:
+        with self._file(name) as temporary:
             ring = self.writer.sensor.beams - 1 - scan.row
             rows = np.column_stack([scan.points[:, :3], np.round(scan.points[:, 3] * 255), ring])
             rows.astype("<f4").tofile(temporary)
@@ -206,6 +214,14 @@ class _Scene:
         hidden = hidden_share(scan.hits, scan.reach)
         far = np.linalg.norm(boxes[:, :2] - ego[:2, 3], axis=1)
         return Seen(boxes, self.street.velocities(time), counts, hidden, far)
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[Path]:
+        """A temporary path for one of the scene's files."""
+        path = self.writer.root / name
+        with atomic_write(path) as temporary:
+            yield temporary
+        self.files.append(path)
 
     def _file_name(self, number: int) -> str:
         folder = "samples" if number % SCANS_PER_KEY == 0 else "sweeps"
@@ -358,7 +374,7 @@ class _Scene:
             row = height - 1 - ((y + self.offset[1]) / MAP_RESOLUTION).astype(int)
             there = (row >= 0) & (row < height) & (column >= 0) & (column < width)
             picture[row[there], column[there]] = 255
-        with atomic_write(self.writer.root / self._map_name()) as temporary:
+        with self._file(self._map_name()) as temporary:
             Image.fromarray(picture).save(temporary, format="PNG")
 
 

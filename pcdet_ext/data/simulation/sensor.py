@@ -30,6 +30,8 @@ REFLECTIVITY = {
     Material.SKIN: (0.45, 0.05),
 }
 
+MOST_BEAMS = 10_000_000  # of a turn, a few gigabytes; fifty times what sensors have
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -69,6 +71,8 @@ class SpinningLidar:
         for name in ("beams", "azimuths"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.beams * self.azimuths > MOST_BEAMS:
+            raise ValueError(f"beams times azimuths must be at most {MOST_BEAMS}, got {self.beams} × {self.azimuths}")
         if not 0 < self.height < math.inf or not 0 < self.max_range < math.inf or not 0 <= self.range_noise < math.inf:
             raise ValueError("height and max_range must be above 0 and range_noise at least 0, all finite")
         if not all(map(math.isfinite, self.elevation)) or not 0 <= self.dropout <= 1:

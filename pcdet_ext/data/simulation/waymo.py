@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from pcdet_ext.data.simulation.drive import Drive, drive
 from pcdet_ext.data.simulation.labelling import Seen, count_points, hidden_share, labelled
 from pcdet_ext.data.simulation.raycast import Beams, Hits
-from pcdet_ext.data.simulation.sensor import intensities, returned, world_of
+from pcdet_ext.data.simulation.sensor import MOST_BEAMS, intensities, returned, world_of
 from pcdet_ext.data.simulation.shapes import Material
 from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
@@ -61,6 +61,9 @@ class WaymoLasers:
         for name in ("rows", "columns", "side_rows", "side_columns"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for rows, columns in ((self.rows, self.columns), (self.side_rows, self.side_columns)):
+            if rows * columns > MOST_BEAMS:
+                raise ValueError(f"an image must have at most {MOST_BEAMS} pixels, got {rows} × {columns}")
         if not 0 < self.side_range < np.inf or not 0 <= self.range_noise < np.inf or not 0 <= self.dropout <= 1:
             raise ValueError("side_range must be above 0, range_noise at least 0, both finite, and dropout in [0, 1]")
 
@@ -141,16 +144,14 @@ class WaymoWriter:
     val: tuple[bool, ...]
     kind: WaymoLasers
 
-    def write_scene(self, index: int) -> tuple[int, float]:
-        """Simulate and write one drive, where that is not done; returns its frames and seconds of ray-casting."""
-        if self.path("stats", index).exists():  # the last to be written
-            return 0, 0.0
+    def write_scene(self, index: int) -> tuple[int, float, list[Path]]:
+        """Simulate and write one drive; returns its frames, seconds of ray-casting, and its files."""
         rng = np.random.default_rng([self.seed, index])
         street = drive(rng, (self.frames - 1) * PERIOD)
         paint = rng.normal(0, 1, len(street.tracks) + 1)
         scene = _Scene(self, index, street, paint, lasers(self.kind, rng))
         scene.write()
-        return self.frames, scene.world.seconds
+        return self.frames, scene.world.seconds, scene.files
 
     def path(self, component: str, index: int) -> Path:
         """The file of one component of a drive."""
@@ -166,6 +167,7 @@ class _Scene:
         self.name = segment_name(writer.seed, index)
         self.world = world_of(street.static, [t.mesh for t in street.tracks])
         self.directions = {laser.name: laser.directions() for laser in made}
+        self.files: list[Path] = []
         self.begin = 1_550_000_000_000_000 + (writer.seed % 1000) * 10**11 + index * 10**9  # microseconds
 
     def write(self) -> None:
@@ -197,13 +199,15 @@ class _Scene:
 
     @contextmanager
     def _parquet(self, component: str) -> Iterator[pq.ParquetWriter]:
+        path = self.writer.path(component, self.index)
         with (
-            atomic_write(self.writer.path(component, self.index)) as temporary,
+            atomic_write(path) as temporary,
             pq.ParquetWriter(
                 temporary, SCHEMAS[component], compression="zstd", compression_level=1, use_dictionary=False
             ) as file,
         ):
             yield file
+        self.files.append(path)
 
     def _write_rows(self, component: str, rows: list[dict[str, Any]]) -> None:
         with self._parquet(component) as file:
