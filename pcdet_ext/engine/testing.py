@@ -15,7 +15,7 @@ import torch.distributed
 from tqdm import tqdm
 
 from pcdet_ext.config import Node, construct, require_known_sections, section
-from pcdet_ext.data.base import Dataset, collate
+from pcdet_ext.data.base import ConcatDataset, Dataset, collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.engine.loader import frame_loader
 from pcdet_ext.evaluation.base import Evaluator
@@ -171,8 +171,17 @@ def skipped_frames(datasets: Iterable[Dataset]) -> str:
         shares: list[set[str]] = [set()] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(shares, skipped)
         skipped = set().union(*shares)
-    total = max((len(dataset.frames) for dataset in datasets), default=0)
-    return f"{len(skipped)} of {total} frames are damaged and were skipped" if skipped else ""
+    if not skipped:
+        return ""
+    total = max(map(_different_frames, datasets))
+    return f"{len(skipped)} of {total} frames are damaged and were skipped"
+
+
+def _different_frames(dataset: Dataset) -> int:
+    """How many frames a data set has, each counted once however often it is drawn."""
+    if isinstance(dataset, ConcatDataset):
+        return sum(map(_different_frames, dataset.parts))
+    return len({info.frame_id for info in dataset.frames})
 
 
 def gather(evaluator: Evaluator, finished: bool) -> bool:

@@ -19,6 +19,7 @@ from pcdet_ext.data.geometry import inside_boxes
 from pcdet_ext.data.index import FrameInfo, index_path, read_index, write_index
 from pcdet_ext.data.objects import database_path, read_objects
 from pcdet_ext.data.prepare import RawFrame, prepare
+from pcdet_ext.engine.testing import skipped_frames
 from pcdet_ext.evaluation.base import Evaluator, Plot, Result
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Sample, Targets
@@ -290,6 +291,29 @@ def test_preparation_says_what_it_had_nothing_to_do_with(root: Path, tmp_path: P
     write_index(index_path(tmp_path / "pcdet_ext", "val"), [], "drive")
     with pytest.raises(DataError, match=r"index_val\.parquet: holds no frame"):
         drive(tmp_path, split="val")
+
+
+def test_skipped_frames_are_counted_once_for_all_sources_and_passes(root: Path) -> None:
+    class Damaged(DriveDataset):
+        def read(self, info: FrameInfo) -> Sample:
+            if info.extra["number"] % 3 == 1:
+                raise DataError(f"{info.frame_id} is damaged")
+            return super().read(info)
+
+    options = {"root": str(root), "classes": ["Bike", "Bus"], "point_cloud_range": SPAN, "on_error": "skip"}
+    part = Damaged(**options, training=True, balanced=True, repeat=2)
+    joined = ConcatDataset([part, Damaged(**options)])
+    assert skipped_frames([joined]) == ""
+    for epoch in range(2):
+        joined.set_epoch(epoch)
+        assert "001" not in {joined[i].frame_id for i in range(len(part))}  # in training another frame takes its place
+        assert len([joined[i] for i in range(len(part), len(joined))]) == 6
+    assert set(joined.parts[1].skipped) == {"001", "004"}
+    drawn = {info.frame_id for info in part.frames}
+    assert set(part.skipped) == drawn & {"001", "004"}
+    skipped = 2 + len(part.skipped)
+    assert skipped_frames([joined]) == f"{skipped} of {6 + len(drawn)} frames are damaged and were skipped"
+    assert skipped_frames([joined.parts[1]]) == "2 of 6 frames are damaged and were skipped"
 
 
 def test_a_folder_prepared_from_another_layout_is_refused(root: Path) -> None:
