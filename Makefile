@@ -22,8 +22,8 @@ SEED_test := 1
 
 # Drives in the layouts of nuScenes and Waymo: a quarter of the scenes is held out.
 FORMAT ?= kitti
-DRIVES_nuscenes := --scenes 16 --frames 12
-DRIVES_waymo := --scenes 16 --frames 12
+DRIVES_nuscenes := --scenes 24 --frames 8
+DRIVES_waymo := --scenes 48 --frames 4
 
 .PHONY: demo demo-kitti demo-nuscenes demo-waymo test install lint format clean system
 
