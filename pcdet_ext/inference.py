@@ -17,7 +17,7 @@ from pcdet_ext import checkpoint, config
 from pcdet_ext.config import ConfigError, Node, section
 from pcdet_ext.data.base import check_tanh
 from pcdet_ext.data.formats import point_features
-from pcdet_ext.data.points import is_nuscenes_scan, read_columns
+from pcdet_ext.data.points import is_one_scan, read_columns
 from pcdet_ext.models.detector import build_detector, usual_defaults
 from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Predictions, tensor_of
 
@@ -214,8 +214,8 @@ class Detector:
         return cloud
 
     def _note_one_scan(self, path: str) -> None:
-        """Warn where one scan of nuScenes is all that a detector of several joined scans is given."""
-        if is_nuscenes_scan(path) and "timestamp" in self.point_features:
+        """Warn where one scan is all that a detector of several joined scans is given."""
+        if is_one_scan(path) and "timestamp" in self.point_features:
             warnings.warn(
                 f"{path}: one scan, whose points all have the age (timestamp) 0; this detector reads several scans "
                 "joined, and finds less in one alone: frames of a prepared data set have them all",

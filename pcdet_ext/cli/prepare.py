@@ -1,7 +1,7 @@
 """Prepare a data set for training: index its frames and cut out its objects for ground-truth sampling.
 
 pcdet prepare kitti --root data/kitti
-pcdet prepare nuscenes --root data/nuscenes --version v1.0-mini max_sweeps=10
+pcdet prepare nuscenes --root data/nuscenes version=v1.0-mini max_sweeps=10
 pcdet prepare custom --root my_data       checks every file, reports, and writes my_data/pcdet_ext/config.yaml
 """
 
@@ -24,8 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes beside this one")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what to do with damaged frames")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("--version", help="nuscenes: the release, where there are several, as v1.0-mini")
-    parser.add_argument("options", nargs="*", metavar="key=value", help="further options of the layout")
+    parser.add_argument(
+        "options", nargs="*", metavar="key=value", help="options of the layout, as version=v1.0-mini of nuScenes"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,7 +36,6 @@ def run(options: argparse.Namespace) -> int:
     from pcdet_ext.data.prepare import ConcludingSource, prepare
 
     given = {"name": options.dataset, "root": str(options.root)}
-    given |= {"version": options.version} if options.version else {}
     source = FRAME_SOURCES.build(from_plain(given, "command line", options.options))
     with wrong_use():
         summaries = prepare(

@@ -13,8 +13,8 @@ from typing import Any
 from pcdet_ext.config import ConfigError, Node, setting
 from pcdet_ext.data import custom, kitti, nuscenes, waymo  # noqa: F401  (registers the formats)
 from pcdet_ext.data.base import DATASETS, ConcatDataset, Dataset, FrameDataset
-from pcdet_ext.data.custom import loose as custom_files
-from pcdet_ext.data.kitti import loose as kitti_files
+from pcdet_ext.data.custom import single_files as custom_files
+from pcdet_ext.data.kitti import single_files as kitti_files
 from pcdet_ext.data.prepare import FRAME_SOURCES
 from pcdet_ext.evaluation import benchmarks  # noqa: F401  (registers metrics of result files)
 from pcdet_ext.evaluation.base import BENCHMARKS

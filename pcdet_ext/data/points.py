@@ -101,7 +101,7 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".bin":
-        nuscenes = is_nuscenes_scan(path)
+        nuscenes = is_one_scan(path)
         points = read_bin(path, columns or (5 if nuscenes else 4))
         usual = NUSCENES if nuscenes else HEADLESS
         return PointFile(points, _headless(points.shape[1], usual), path, named=nuscenes)
@@ -118,8 +118,8 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
     return PointFile(points, names, path, named)
 
 
-def is_nuscenes_scan(path: str | Path) -> bool:
-    """Whether a file is, by its name, one scan in nuScenes' own format."""
+def is_one_scan(path: str | Path) -> bool:
+    """Whether a file is, by its name, one of several scans that make a frame together (nuScenes' .pcd.bin)."""
     return str(path).lower().endswith(".pcd.bin")
 
 
@@ -140,7 +140,7 @@ def read_columns(path: str | Path, wanted: Sequence[str]) -> Array:
     Raises DataError for a damaged file, and for one without a wanted column.
     """
     path = Path(path)
-    one_scan = is_nuscenes_scan(path)
+    one_scan = is_one_scan(path)
     headless = path.suffix.lower() == ".bin" and not one_scan
     content = read_point_file(path, len(wanted) if headless else None)
     if one_scan and "timestamp" in wanted:

@@ -226,7 +226,7 @@ def test_both_layouts_of_folders_are_read(release: Release, tmp_path: Path) -> N
     tables = []
     for name in ("released", "doubled"):
         root = tmp_path / name
-        assert main(["prepare", "nuscenes", "--root", str(root), "--version", "v1.0-mini", "--quiet"]) == 0
+        assert main(["prepare", "nuscenes", "--root", str(root), "version=v1.0-mini", "--quiet"]) == 0
         tables.append(dataset(root).read(dataset(root).frames[2]).points)
     np.testing.assert_array_equal(*tables)
     with pytest.raises(DataError, match="name the one above it"):
