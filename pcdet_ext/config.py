@@ -362,7 +362,8 @@ def construct(factory: Callable[..., T], node: Mapping[str, Any], **context: Any
     `context` holds what the caller knows (channels, grid, …): passed where the signature takes it and the node does
     not say otherwise.
     Raises ConfigError for unknown, missing or ill-typed keys, and for a ValueError or TypeError of the factory, or a
-    RuntimeError, with which torch refuses sizes that no tensor can have.
+    RuntimeError, with which torch refuses sizes that no tensor can have. What the factory built from settings of its
+    own, which stand in no file, is refused as a part of this node.
     """
     node = node if isinstance(node, Node) else Node(node)
     parameters = inspect.signature(factory).parameters
@@ -382,8 +383,11 @@ def construct(factory: Callable[..., T], node: Mapping[str, Any], **context: Any
         raise ConfigError(f"{node.where()}: {title} needs {', '.join(map(repr, missing))}")
     try:
         return factory(**arguments)
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        nowhere, inner = Node({}).where(), str(error)
+        if not inner.startswith(f"{nowhere}: ") or node.where() == nowhere:
+            raise
+        raise ConfigError(f"{node.where()}: {title}: {inner.removeprefix(f'{nowhere}: ')}") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{node.where()}: {title}: {error}") from error
     except RuntimeError as error:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils import _pytree
 
 from pcdet_ext.config import ConfigError, Node, Registry, setting, suggest
@@ -23,6 +24,7 @@ from pcdet_ext.structures import Detections, PointBatch, Predictions, Targets, t
 
 DETECTORS = Registry("detector")
 ONLY = "head"  # the name of a head that has none
+MOST_PARAMETERS = 20_000  # tensors; the published detectors have up to 1,500
 
 
 @DETECTORS.register
@@ -298,14 +300,33 @@ def build_detector(config: Node) -> VoxelDetector:
     for key in ("classes", "point_cloud_range"):
         if key not in data:
             raise ConfigError(f"{data.where()}: a detector needs {key!r} here")
-    detector = DETECTORS.build(
-        model,
-        classes=_classes(data),
-        point_cloud_range=setting(data, "point_cloud_range", Sequence[float]),
-        num_point_features=len(point_features(data)),
-    )
+    with _at_most_parameters(MOST_PARAMETERS):
+        detector = DETECTORS.build(
+            model,
+            classes=_classes(data),
+            point_cloud_range=setting(data, "point_cloud_range", Sequence[float]),
+            num_point_features=len(point_features(data)),
+        )
     _check_whole_voxels(detector.encoder, data)
     return detector
+
+
+@contextmanager
+def _at_most_parameters(most: int) -> Iterator[None]:
+    """Refuse, with a ValueError where it is built, a model of so many layers that building it fills all memory."""
+    count = 0
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise ValueError(f"has too many layers: the detector would have more than {most} tensors of parameters")
+
+    hook = register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _classes(data: Node) -> Sequence[str]:

@@ -350,9 +350,11 @@ class SeparateHead(nn.Module):
 
     @staticmethod
     def _branch(in_channels: int, convolution: _Convolution, out_channels: int, convs: int) -> nn.Sequential:
-        widths = [in_channels] + [convolution.channels] * (convs - 1)
-        blocks = [nn.Sequential(*convolution.block(width)) for width in widths[:-1]]
-        return nn.Sequential(*blocks, nn.Conv2d(widths[-1], out_channels, 3, padding=1))
+        blocks, width = [], in_channels
+        for _ in range(convs - 1):
+            blocks.append(nn.Sequential(*convolution.block(width)))
+            width = convolution.channels
+        return nn.Sequential(*blocks, nn.Conv2d(width, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> TaskMaps:
         """Maps of the task from the shared features [B, C, Y, X], in float32."""

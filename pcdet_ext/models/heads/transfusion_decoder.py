@@ -80,16 +80,15 @@ class PredictionHead(nn.Module):
         super().__init__()
         self.names = tuple(outputs)
         for name, (out_channels, convs) in outputs.items():
-            widths = [channels] + [BRANCH_CHANNELS] * (convs - 1)
-            blocks = [
-                nn.Sequential(
-                    nn.Conv1d(widths[i], BRANCH_CHANNELS, 1, bias=bias),
+            blocks, width = [], channels
+            for _ in range(convs - 1):
+                block = (
+                    nn.Conv1d(width, BRANCH_CHANNELS, 1, bias=bias),
                     nn.BatchNorm1d(BRANCH_CHANNELS, momentum=momentum),
-                    nn.ReLU(),
                 )
-                for i in range(convs - 1)
-            ]
-            self.add_module(name, nn.Sequential(*blocks, nn.Conv1d(widths[-1], out_channels, 1)))
+                blocks.append(nn.Sequential(*block, nn.ReLU()))
+                width = BRANCH_CHANNELS
+            self.add_module(name, nn.Sequential(*blocks, nn.Conv1d(width, out_channels, 1)))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Each branch [B, channels, P] from queries [B, C, P]."""
