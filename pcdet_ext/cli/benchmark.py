@@ -4,6 +4,7 @@
     pcdet benchmark models [CONFIG …] [--device cuda] [--json FILE]
     pcdet benchmark steps CONFIG … data.root=DIR [--device cuda]
     pcdet benchmark data [CONFIG … data.root=DIR] [--workers 2] [--json FILE]
+    pcdet benchmark metrics CASE … [--official eval_argoverse2=13.4] [--json FILE]
 
 Ratios are how many times longer the named peer took, both measured in one run; exits 1 when results differ.
 """
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_models(kinds.add_parser("models", help="detectors at their published size, stage by stage"))
     _add_steps(kinds.add_parser("steps", help="training steps on the frames of a data set"))
     _add_data(kinds.add_parser("data", help="samples from the files of a data set, and an index of many frames"))
+    _add_metrics(kinds.add_parser("metrics", help="official metrics, beside the seconds of the official tools"))
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -70,12 +72,33 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=path, help="write everything measured to this file")
 
 
+def _add_metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "cases", nargs="+", type=path, metavar="CASE", help="folders of cases, as tools/reproduce.py takes"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default 5)")
+    parser.add_argument(
+        "--official",
+        nargs="+",
+        default=[],
+        metavar="METRIC=SECONDS",
+        help="seconds of an official tool that the cases do not record",
+    )
+    parser.add_argument("--json", type=path, help="write everything measured to this file")
+
+
 def run(options: argparse.Namespace) -> int:
     from pcdet_ext.engine.allocation import keep_freed_memory
 
     keep_freed_memory()
     with wrong_use():
-        runs = {"ops": _run_ops, "models": _run_models, "steps": _run_steps, "data": _run_data}
+        runs = {
+            "ops": _run_ops,
+            "models": _run_models,
+            "steps": _run_steps,
+            "data": _run_data,
+            "metrics": _run_metrics,
+        }
         return runs[options.kind](options)
 
 
@@ -111,3 +134,22 @@ def _run_data(options: argparse.Namespace) -> int:
     sizes = (options.samples, options.workers, options.frames, options.boxes)
     data.run_data(configs, overrides, *sizes, options.json)
     return 0
+
+
+def _run_metrics(options: argparse.Namespace) -> int:
+    from pcdet_ext.benchmark import metrics
+
+    metrics.run_metrics(options.cases, dict(map(_seconds, options.official)), options.rounds, options.json)
+    return 0
+
+
+def _seconds(given: str) -> tuple[str, float]:
+    """Raises ValueError for anything but METRIC=SECONDS."""
+    name, _, value = given.partition("=")
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"--official takes METRIC=SECONDS with a positive number, got {given!r}")
+    return name, seconds

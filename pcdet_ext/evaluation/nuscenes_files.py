@@ -22,7 +22,7 @@ from pcdet_ext.evaluation.nuscenes_tables import LARGEST, LARGEST_WHOLE
 from pcdet_ext.evaluation.nuscenes_tracking import CLASSES as TRACKED_CLASSES
 from pcdet_ext.evaluation.nuscenes_tracking import Sequences, Tracks
 from pcdet_ext.evaluation.quaternions import no_rotations, why_no_rotation
-from pcdet_ext.files import DataError, MissingFileError
+from pcdet_ext.files import DataError, MissingFileError, paused_collection
 from pcdet_ext.structures import Array
 
 MAX_BOXES = 500  # of a sample in a submission
@@ -34,11 +34,13 @@ ATTRIBUTES = (
 _log = logging.getLogger(__name__)
 
 
+@paused_collection()
 def read_results(path: str | Path, tokens: Sequence[str] | None = None) -> tuple[Boxes, tuple[str, ...]]:
     """Detections of a submission file, and the tokens of its samples; see `Submission.detections`."""
     return Submission.read(path).detections(tokens)
 
 
+@paused_collection()
 def read_tracks(path: str | Path, tokens: Sequence[str] | None = None) -> tuple[Tracks, tuple[str, ...]]:
     """Tracks of a submission file, and the tokens of its samples; see `Submission.tracks`."""
     return Submission.read(path).tracks(tokens)
@@ -103,6 +105,7 @@ class Submission:
         return [(number[token], box) for token, box in _all_boxes(self.path, self.results)], names
 
 
+@paused_collection()
 def read_ground_truth(path: str | Path) -> tuple[Boxes, Samples]:
     """Ground truth of a JSON file with `samples` (ego_translation, bicycle_racks) and `gt_boxes` by sample token."""
     path = Path(path)
@@ -135,6 +138,7 @@ def _listed(path: Path, token: str, boxes: Any) -> list[Any]:
     return boxes
 
 
+@paused_collection()
 def read_track_ground_truth(path: str | Path) -> tuple[Tracks, Sequences]:
     """Ground truth of a JSON file with `samples` (scene, timestamp, ego_translation, …) and `gt_boxes` by sample."""
     path = Path(path)

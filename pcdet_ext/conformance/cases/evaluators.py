@@ -42,11 +42,16 @@ def run_evaluator_case(path: Path) -> Report:
     return Report(name, kind, "pass" if 0 <= worst <= 1 else "fail", worst, worst_key, compared)
 
 
+def kitti_result(path: Path) -> KittiResult:
+    """The metric on the files of a case."""
+    truth, found = _packed(path / "inputs.npz") if (path / "inputs.npz").exists() else _folders(path)
+    return evaluate(truth, found, CLASSES)
+
+
 def _kitti_numbers(path: Path) -> Iterator[tuple[str, float, float]]:
     """Every class of the C++ devkit; those that only OpenPCDet measures, where the case says that both tools agree."""
     expected = json.loads((path / "expected.json").read_text(encoding="utf-8"))
-    truth, found = _packed(path / "inputs.npz") if (path / "inputs.npz").exists() else _folders(path)
-    result = evaluate(truth, found, CLASSES)
+    result = kitti_result(path)
     yield from _numbers(result, expected["cpp_devkit"], DEVKIT_CLASSES)
     if str(expected.get("agreement", {}).get("cpp_vs_openpcdet", "")).startswith("all"):
         others = [name.lower() for name in CLASSES if name.lower() not in DEVKIT_CLASSES]

@@ -19,12 +19,16 @@ Numbers = Iterator[tuple[str, float, float]]  # key, ours, theirs
 NUSCENES = ("label_aps", "mean_dist_aps", "mean_ap", "label_tp_errors", "tp_errors", "tp_scores", "nd_score")
 
 
-def nuscenes_numbers(path: Path) -> Numbers:
-    """The summary, and the precision, confidence and error curves of each class and distance."""
+def nuscenes_result(path: Path) -> nuscenes.NuScenesResult:
+    """The metric on the files of a case."""
     truth, samples = nus_files.read_ground_truth(_json(path, "gt"))
     found, _ = nus_files.read_results(_json(path, "results"), samples.tokens)
-    result = nuscenes.evaluate(truth, found, samples)
-    ours = result.to_json()
+    return nuscenes.evaluate(truth, found, samples)
+
+
+def nuscenes_numbers(path: Path) -> Numbers:
+    """The summary, and the precision, confidence and error curves of each class and distance."""
+    ours = nuscenes_result(path).to_json()
     expected = nus_files.read_json(path / "expected.json")["summary"]
     yield from _pairs({k: ours[k] for k in NUSCENES}, {k: expected[k] for k in NUSCENES}, "")
     for key, theirs in nus_files.read_json(_json(path, "expected_details")).items():
@@ -32,10 +36,9 @@ def nuscenes_numbers(path: Path) -> Numbers:
         yield from _pairs(curve, {k: theirs[k] for k in curve}, key)
 
 
-def argoverse2_numbers(path: Path) -> Numbers:
-    """All metrics, the fate of every box, and the regions of interest."""
-    expected = json.loads((path / "expected.json").read_text(encoding="utf-8"))
-    settings = expected["config"]
+def argoverse2_result(path: Path) -> argoverse2.Argoverse2Result:
+    """The metric on the files of a case."""
+    settings = _expected(path)["config"]
     config = argoverse2.Config(
         categories=tuple(settings["categories"]),
         max_range=settings["max_range_m"],
@@ -50,7 +53,13 @@ def argoverse2_numbers(path: Path) -> Numbers:
     regions = None
     if settings["eval_only_roi_instances"]:
         regions = av2_files.Regions(path / "sensor" / "val", sweeps)
-    result = argoverse2.evaluate(truth, found, config, regions)
+    return argoverse2.evaluate(truth, found, config, regions)
+
+
+def argoverse2_numbers(path: Path) -> Numbers:
+    """All metrics, the fate of every box, and the regions of interest."""
+    expected = _expected(path)
+    result = argoverse2_result(path)
     ours = result.to_json()
     yield from _pairs(ours, {key: expected[key] for key in ours}, "")
     if (path / "expected_details.npz").exists():
@@ -59,14 +68,19 @@ def argoverse2_numbers(path: Path) -> Numbers:
         yield from _regions(path, path / "expected_roi.npz")
 
 
+def nuscenes_tracking_result(path: Path) -> nuscenes_tracking.TrackingResult:
+    """The metric on the files of a case."""
+    truth, sequences = nus_files.read_track_ground_truth(_json(path, "gt"))
+    found, _ = nus_files.read_tracks(_json(path, "results"), sequences.samples.tokens)
+    return nuscenes_tracking.evaluate(truth, found, sequences)
+
+
 def nuscenes_tracking_numbers(path: Path) -> Numbers:
     """The summary, and every metric of each class at each of the 40 thresholds.
 
     The distances of the official tool depend on the version of NumPy; they are compared at a coarser tolerance.
     """
-    truth, sequences = nus_files.read_track_ground_truth(_json(path, "gt"))
-    found, _ = nus_files.read_tracks(_json(path, "results"), sequences.samples.tokens)
-    ours = nuscenes_tracking.evaluate(truth, found, sequences).to_json()
+    ours = nuscenes_tracking_result(path).to_json()
     expected = nus_files.read_json(path / "expected.json")["summary"]
     names = [*nuscenes_tracking.METRICS, "label_metrics"]
     pairs = [(ours, {name: expected[name] for name in names})]
@@ -88,17 +102,32 @@ MATCHERS: dict[str, Literal["hungarian", "score_first"]] = {
 WAYMO_TYPES = {"Vehicle": 1, "Pedestrian": 2, "Sign": 3, "Cyclist": 4}
 
 
-def waymo_numbers(path: Path) -> Numbers:
-    """AP and APH of each breakdown, and the counts at every score cutoff."""
-    expected = json.loads((path / "expected.json").read_text(encoding="utf-8"))
+def waymo_result(path: Path) -> waymo.WaymoResult:
+    """The metric on the arrays of a case."""
+    data = _waymo_arrays(path)
+    return waymo.evaluate(*_waymo_objects(data), waymo_config(_expected(path)["config"]))
+
+
+def _waymo_arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path / "inputs.npz", allow_pickle=False) as archive:
-        data = dict(archive.items())
+        return dict(archive.items())
+
+
+def _waymo_objects(data: Mapping[str, np.ndarray]) -> tuple[waymo.Objects, waymo.Objects]:
+    """Ground truth and predictions."""
     zones = data.get("pd_nlz")
     found = waymo.Objects.predictions(data["pd_frame"], _types(data, "pd"), data["pd_box"], data["pd_score"], zones)
     difficulty = data["gt_difficulty"].astype(np.int64)
     truth = waymo.Objects.ground_truth(
         data["gt_frame"], _types(data, "gt"), data["gt_box"], difficulty, data.get("gt_speed")
     )
+    return truth, found
+
+
+def waymo_numbers(path: Path) -> Numbers:
+    """AP and APH of each breakdown, and the counts at every score cutoff."""
+    expected, data = _expected(path), _waymo_arrays(path)
+    truth, found = _waymo_objects(data)
     if "evaluated_classes" in expected:
         types = [WAYMO_TYPES[name] for name in expected["evaluated_classes"]]
         sides = waymo.openpcdet_objects(truth, found, data["gt_num_points"], types, expected["distance_threshold"])
@@ -166,6 +195,11 @@ def _regions(path: Path, expected: Path) -> Numbers:
         for log, packed in archive.items():
             mask = av2_files.read_region(path / "sensor" / "val" / log).mask
             yield f"roi.{log}", float((np.packbits(mask, axis=1) != packed).sum()), 0.0
+
+
+def _expected(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((path / "expected.json").read_text(encoding="utf-8"))
+    return content
 
 
 def _json(path: Path, name: str) -> Path:
