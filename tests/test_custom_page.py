@@ -63,5 +63,5 @@ def test_the_settings_on_the_page_are_those_there_are(root: Path) -> None:
     for content in found:
         Settings(**content)
     stated, usual = Settings(**found[0]), Settings()
-    same = ("heading_unit", "velocity", "sweeps", "val_share")
+    same = ("heading_unit", "velocity", "max_sweeps", "val_share")
     assert [getattr(stated, name) for name in same] == [getattr(usual, name) for name in same]

@@ -29,7 +29,7 @@ from pcdet_ext.engine.trainer import TrainConfig
 from pcdet_ext.files import atomic_write
 
 STAGES = ("reading", "sweeps", "cropping", "sampling", "augmentation", "batching", "the rest")
-SWEEPS = ("max_sweeps", "num_frames", "sweeps")  # what formats call the number of scans that a sample has
+SWEEPS = ("max_sweeps", "num_frames")  # what formats call the number of scans that a sample has
 FRAMES, BOXES = 160_000, 60  # of the made-up index: as many frames as Waymo has for training
 SEQUENCE = 198  # frames
 WARM_UP = 4  # samples that do not count

@@ -20,12 +20,19 @@ def read_lines(path: str | Path) -> list[str]:
         raise DataError(f"{path}: not a text file ({error})") from error
 
 
+def number(text: str) -> float:
+    """A number as data files write it. Raises ValueError for anything else, and for the `1_0` of Python's own."""
+    if "_" in text:
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
+
+
 def floats(fields: Sequence[str], where: str) -> list[float]:
     """Finite numbers from text; `where` is "file:line". Raises DataError for anything else."""
     values = []
     for field in fields:
         try:
-            values.append(float(field))
+            values.append(number(field))
         except ValueError:
             raise DataError(f"{where}: {field!r} is not a number") from None
     if not np.isfinite(values).all():

@@ -63,13 +63,14 @@ class RotatedResult(Result):
     """AP40 per class; the score is the mean 3-D AP of the classes that are labelled, 0 where none is.
 
     frames: measured; curves: class → metric → precision; overlap: least overlap of a match per class; detections:
-    found boxes of each class.
+    found boxes of each class; unmeasured: found boxes of other classes.
     """
 
     frames: int = 0
     curves: Mapping[str, Mapping[str, Precision]] = field(default_factory=dict)
     overlap: Mapping[str, float] = field(default_factory=dict)
     detections: Mapping[str, int] = field(default_factory=dict)
+    unmeasured: Mapping[str, int] = field(default_factory=dict)
 
     def table(self) -> str:
         """AP40 of each class in bird's-eye view and in 3-D, with what it was measured by."""
@@ -81,10 +82,13 @@ class RotatedResult(Result):
             counts = f"{found['3d'].truths:>8}  {self.detections[name]:>8}"
             lines.append(f"{name:<{width}}  {self.overlap[name]:>4.2f}  {ap[0]}  {ap[1]}  {counts}")
         if not any(found["3d"].truths for found in self.curves.values()):
-            return "\n".join([*lines, "no box of these classes is labelled: there is nothing to measure"])
-        if len(self.curves) > 1:
+            lines.append("no box of these classes is labelled: there is nothing to measure")
+        elif len(self.curves) > 1:
             means = [self.values[f"mean {m} AP40"] for m in METRICS]
             lines.append(f"{'mean':<{width}}  {'':>4}  {means[0]:>6.2f}  {means[1]:>6.2f}")
+        if self.unmeasured:
+            counts = ", ".join(f"{count} {name}" for name, count in self.unmeasured.items())
+            lines.append(f"detections of classes that are not measured: {counts}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -101,7 +105,7 @@ class RotatedResult(Result):
             }
             for name, found in self.curves.items()
         }
-        return super().to_json() | {"frames": self.frames, "classes": classes}
+        return super().to_json() | {"frames": self.frames, "classes": classes, "unmeasured": dict(self.unmeasured)}
 
     def plots(self) -> list[Plot]:
         """Precision at the 40 recalls, one diagram per class with a curve for each metric."""
@@ -154,7 +158,8 @@ def evaluate(
         if measured:
             values[f"mean {metric} AP40"] = float(np.mean(measured))
     score = values.get("mean 3d AP40", 0.0)
-    return RotatedResult(score, values, "", len(results), curves, least, detected)
+    others = Counter(name for found in results for name in found.names if name not in curves)
+    return RotatedResult(score, values, "", len(results), curves, least, detected, dict(others.most_common()))
 
 
 def _is_class(names: Sequence[str], name: str) -> Array:

@@ -28,6 +28,7 @@ STRIDE = 8  # of the backbone in the base: the grid is a multiple of it
 MOST_CELLS = 512  # on a side
 PILLARS = (0.05, 0.08, 0.1, 0.16, 0.2)  # metres
 PILLARS_ACROSS = 3.5  # the narrowest class, where its size alone decides
+FAR_OUT, LEAST_AWAY = 10.0, 20.0  # times the usual distance from the middle; metres that are usual anyway
 MARGIN = 1.0  # metres around all boxes
 HEIGHT_STEP = 0.5  # metres
 PASTED = 10  # objects of each class that a training scene is filled up to
@@ -76,11 +77,15 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Settings for a pillar detector: the range, whole pillars in it, and an anchor per class."""
+    """Settings for a pillar detector: the range, whole pillars in it, and an anchor per class.
+
+    left_out: boxes that lie far from all others, and outside the range.
+    """
 
     point_cloud_range: tuple[float, ...]
     voxel_size: tuple[float, float, float]
     anchors: tuple[Anchor, ...]
+    left_out: int = 0
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -93,12 +98,14 @@ class Suggestion:
 def suggest_settings(found: Sequence[LabelledClass], order: Sequence[str] = ()) -> Suggestion:
     """Settings that fit labelled classes.
 
-    The range holds all boxes with `MARGIN` around them, in steps of `STRIDE` pillars. Pillars are the largest of
+    The range holds all boxes with `MARGIN` around them, in steps of `STRIDE` pillars; boxes `FAR_OUT` times farther
+    from the middle of all than most are do not count for it. Pillars are the largest of
     `PILLARS` of which `PILLARS_ACROSS` fit across the narrowest class, and larger where more than `MOST_CELLS` would
     lie on a side. Anchors have the mean size and underside of their class.
     found: at least one class; order: of the classes, those not named follow.
     """
-    boxes = np.concatenate([c.boxes for c in found]).astype(np.float64)
+    every = np.concatenate([c.boxes for c in found]).astype(np.float64)
+    boxes = every[_near(every)]
     corners = footprints(boxes).reshape(-1, 2)
     low, high = corners.min(axis=0) - MARGIN, corners.max(axis=0) + MARGIN
     pillar = _pillar(float((high - low).max()), min(float(c.boxes[:, 3:5].mean(axis=0).min()) for c in found))
@@ -109,7 +116,15 @@ def suggest_settings(found: Sequence[LabelledClass], order: Sequence[str] = ()) 
     z1 = math.ceil((boxes[:, 2] + boxes[:, 5] / 2).max() / HEIGHT_STEP + 1) * HEIGHT_STEP
     named = [name for name in order if name in {c.name for c in found}]
     ordered = sorted(found, key=lambda c: named.index(c.name) if c.name in named else len(named))
-    return Suggestion((x0, y0, z0, x1, y1, z1), (pillar, pillar, z1 - z0), tuple(map(_anchor, ordered)))
+    return Suggestion(
+        (x0, y0, z0, x1, y1, z1), (pillar, pillar, z1 - z0), tuple(map(_anchor, ordered)), len(every) - len(boxes)
+    )
+
+
+def _near(boxes: Array) -> Array:
+    """bool [M]: which boxes are not far out; see `suggest_settings`."""
+    away = np.abs(boxes[:, :3] - np.median(boxes[:, :3], axis=0)).max(axis=1)
+    return np.asarray(away <= FAR_OUT * max(float(np.median(away)), LEAST_AWAY))
 
 
 def _pillar(longest: float, narrowest: float) -> float:
@@ -172,9 +187,9 @@ def _content(
     data |= {
         "classes": names,
         "point_cloud_range": list(suggestion.point_cloud_range),
-        "point_features": [*columns.features, *([TIME] if settings.sweeps else [])],
+        "point_features": [*columns.features, *([TIME] if settings.max_sweeps > 1 else [])],
         "intensity_scale": settings.intensity_scale,
-        "sweeps": settings.sweeps,
+        "max_sweeps": settings.max_sweeps,
         "augment": _augmentation(names, suggestion.point_cloud_range, (database_path(out, train)).is_dir()),
     }
     return {

@@ -25,42 +25,43 @@ class CustomDataset(FrameDataset):
     """Frames of a prepared folder of one's own data; what every data set has is described at `FrameDataset`.
 
     point_features: x, y, z alone where they are not stated; intensity_scale: what the folder was prepared with, stated
-    here so that a detector knows what it has to divide the intensity by; sweeps: earlier frames joined to each, whose
-    points have their age in a column `timestamp`, in seconds.
-    Raises ConfigError where the folder was prepared with another scale or fewer sweeps.
+    here so that a detector knows what it has to divide the intensity by; max_sweeps: scans joined to a frame, its own
+    among them; with several, points have their age in a column `timestamp`, in seconds.
+    Raises ConfigError where the folder was prepared with another scale or fewer scans.
     """
 
     intensity_scale: float = 1.0
-    sweeps: int = 0
+    max_sweeps: int = 1
 
     LAYOUT: ClassVar[str] = "custom"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.columns = Columns.of_json(self.all_frames[0].extra["columns"])
-        prepared = int(self.all_frames[0].extra["sweeps"])
+        prepared = int(self.all_frames[0].extra["max_sweeps"])
         if not np.isclose(self.intensity_scale, self.columns.scale):
             raise ConfigError(
                 f"data.intensity_scale: is {self.intensity_scale:g}, but the folder was prepared with "
                 f"{self.columns.scale:g}; change dataset.yaml and prepare it again"
             )
-        if not 0 <= self.sweeps <= prepared:
+        if not 1 <= self.max_sweeps <= prepared:
             raise ConfigError(
-                f"data.sweeps: {self.sweeps} earlier frames are asked for, but the folder was prepared with "
-                f"{prepared}; change `sweeps` in dataset.yaml and prepare it again"
+                f"data.max_sweeps: must lie in [1, {prepared}], as the folder was prepared, got {self.max_sweeps}; "
+                "for more, change `max_sweeps` in dataset.yaml and prepare it again"
             )
 
     def available_features(self) -> tuple[str, ...]:
-        """The columns of the folder's clouds, and with sweeps the age of each point."""
+        """The columns of the folder's clouds, and with several sweeps the age of each point."""
         features = Columns.of_json(self.all_frames[0].extra["columns"]).features
-        return (*features, TIME) if self.sweeps else features
+        return (*features, TIME) if self.max_sweeps > 1 else features
 
     def read(self, info: FrameInfo) -> Sample:
         """A frame with all its points, those of earlier frames included, and the labelled boxes of the index."""
         path = Path(self.root) / info.extra["cloud"]
         points = self.check_points(self.columns.read(path), info, path)
-        if self.sweeps:
-            points = read_joined(Path(self.root), self.columns, points, info.extra["earlier"][: self.sweeps])
+        if self.max_sweeps > 1:
+            earlier = info.extra["earlier"][: self.max_sweeps - 1]
+            points = read_joined(Path(self.root), self.columns, points, earlier)
         return Sample(
             points,
             self.available_features(),

@@ -5,7 +5,8 @@ Text, `<frame>.txt`: one box per line, without a header:
     x y z dx dy dz heading class
 
 in metres and radians, in the LiDAR frame, z at the box centre; the class name is the rest of the line, so it may have
-spaces. A result file has the score after it. JSON, `<frame>.json`, may say more:
+spaces. A result file has the score after it, and its headings may be a few turns beyond a full one. JSON,
+`<frame>.json`, may say more:
 
     {"objects": [{"class": "Car", "box": [x, y, z, dx, dy, dz, heading], "velocity": [vx, vy], "track_id": 7}]}
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +27,15 @@ import numpy as np
 
 from pcdet_ext.config import suggest
 from pcdet_ext.data.custom.layout import Settings, check_known_class
-from pcdet_ext.data.text import read_lines
+from pcdet_ext.data.text import number, read_lines
 from pcdet_ext.files import DataError, MissingFileError, atomic_write
 from pcdet_ext.structures import Array, Detections, Targets
 
 COLUMNS = "x y z dx dy dz heading class"
 NUMBERS = 7  # of a box
-TURN = 2 * math.pi * (1 + 1e-6)  # headings beyond a full turn are taken for degrees
+TURN = 2 * math.pi * (1 + 1e-6)  # headings of labels beyond a full turn are taken for degrees
+TURNS = 4  # in results, whose headings are sums of what a network finds, those beyond so many turns
+LARGEST_SIZE = 1000.0  # metres, beyond which no object is
 LARGEST = float(np.finfo(np.float32).max)
 KEYS = ("class", "box", "velocity", "track_id", "score")  # of an object in JSON
 
@@ -120,19 +124,19 @@ def _line(line: str, where: str, settings: Settings, with_scores: bool) -> _Obje
         raise DataError(f"{where}: a line must have the columns {expected!r}, got {len(numbers) + 1}: {line.strip()!r}")
     name, score = rest.strip(), math.nan
     if with_scores:
-        name, _, last = name.rpartition(" ") if " " in name else ("", "", name)
+        *before, last = name.rsplit(None, 1)
         score = _number(last, f"{where}: the score at the end")
-        name = name.strip()
+        name = "".join(before)
         if not name:
             raise DataError(f"{where}: a result must have the columns {expected!r}, one is missing: {line.strip()!r}")
     box = tuple(_number(text, where, expected) for text in numbers)
     _check_name(name, where, settings.classes, with_scores)
-    return _Object(name, _checked_box(box, where, settings), score)
+    return _Object(name, _checked_box(box, where, settings, with_scores), score)
 
 
 def _number(text: str, where: str, expected: str = "") -> float:
     try:
-        value = float(text)
+        value = number(text)
     except ValueError:
         hint = f"; the columns are {expected!r}, without a header" if expected else ""
         raise DataError(f"{where}: {text!r} is not a number{hint}") from None
@@ -153,26 +157,49 @@ def _check_name(name: str, where: str, classes: Sequence[str], with_scores: bool
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        number(text)
     except ValueError:
         return False
     return True
 
 
-def _checked_box(box: Sequence[float], where: str, settings: Settings) -> tuple[float, ...]:
-    """The box with its heading in radians."""
+def _checked_box(box: Sequence[float], where: str, settings: Settings, with_scores: bool) -> tuple[float, ...]:
+    """The box with its heading in radians, at most a full turn."""
+    sizes = " ".join(f"{v:g}" for v in box[3:6])
     if min(box[3:6]) <= 0 or np.float32(min(box[3:6])) <= 0:
-        raise DataError(f"{where}: the sizes dx, dy, dz must be positive, got {' '.join(f'{v:g}' for v in box[3:6])}")
+        raise DataError(f"{where}: the sizes dx, dy, dz must be positive, got {sizes}")
     if max(map(abs, box)) > LARGEST:
         raise DataError(f"{where}: numbers must be finite, got {' '.join(f'{v:g}' for v in box)}")
+    if max(box[3:6]) > LARGEST_SIZE and not with_scores:
+        raise DataError(f"{where}: the sizes dx, dy, dz must be in metres, and at most {LARGEST_SIZE:g}, got {sizes}")
     if settings.degrees:
         return (*box[:6], math.radians(box[6]))
-    if abs(box[6]) > TURN:
-        raise DataError(
-            f"{where}: heading {box[6]:g} is more than a full turn (2π): is it in degrees? It must be in radians, or "
-            "dataset.yaml must say `heading_unit: degrees`"
-        )
-    return tuple(box)
+    return (*box[:6], _heading(box[6], where, with_scores))
+
+
+def _heading(heading: float, where: str, with_scores: bool) -> float:
+    """A heading in radians, of results in [-π, π) where it goes beyond a full turn."""
+    if abs(heading) <= TURN:
+        return heading
+    if with_scores and abs(heading) <= TURNS * TURN:
+        return _in_range(heading)
+    instead = "" if with_scores else ", or dataset.yaml must say `heading_unit: degrees`"
+    limit = f"{TURNS} full turns ({2 * TURNS}π)" if with_scores else "a full turn (2π)"
+    raise DataError(
+        f"{where}: heading {heading:g} is more than {limit}: is it in degrees? It must be in radians{instead}"
+    )
+
+
+def wrapped(boxes: Array) -> Array:
+    """Boxes [M, 7+] with headings beyond a full turn brought to [-π, π); others stay as they are."""
+    boxes = boxes.copy()
+    far = np.abs(boxes[:, 6]) > TURN
+    boxes[far, 6] = [_in_range(float(heading)) for heading in boxes[far, 6]]
+    return boxes
+
+
+def _in_range(heading: float) -> float:
+    return (heading + math.pi) % (2 * math.pi) - math.pi
 
 
 def _read_json(path: Path, settings: Settings, with_scores: bool) -> list[_Object]:
@@ -203,16 +230,21 @@ def _object(item: Any, where: str, settings: Settings, with_scores: bool) -> _Ob
     if not isinstance(track_id, int) or isinstance(track_id, bool) or not -1 <= track_id < 2**63:
         raise DataError(f"{where}: track_id must be a whole number of at least 0, got {track_id!r}")
     score = _numbers([item.get("score")], 1, f"{where}: score")[0] if with_scores else math.nan
-    return _Object(name, _checked_box(box, where, settings), score, (vx, vy), track_id)
+    return _Object(name, _checked_box(box, where, settings, with_scores), score, (vx, vy), track_id)
 
 
 def _numbers(value: Any, count: int, where: str) -> tuple[float, ...]:
     fits = isinstance(value, list) and len(value) == count
     if not fits or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
         raise DataError(f"{where}: must be {count} number{'s' if count > 1 else ''}, got {value!r}")
-    if not np.isfinite(np.array(value, np.float64)).all():
-        raise DataError(f"{where}: numbers must be finite, got {value!r}")
+    if not all(abs(v) <= LARGEST for v in value):
+        raise DataError(f"{where}: numbers must be finite, got {', '.join(map(_few_digits, value))}")
     return tuple(float(v) for v in value)
+
+
+def _few_digits(value: float) -> str:
+    """A number for a message; whole numbers of JSON may be too long for a float, or for any line."""
+    return f"{value:g}" if isinstance(value, float) else reprlib.repr(value)
 
 
 def write_labels(path: str | Path, boxes: Array, names: Sequence[str], scores: Array | None = None) -> None:
@@ -238,10 +270,15 @@ def _short(value: Any) -> str:
 
 
 def write_objects(path: str | Path, boxes: Array, names: Sequence[str], scores: Array | None = None) -> None:
-    """Write boxes [M, 9] with velocities as a JSON file of labels, with scores as a result file."""
+    """Write boxes [M, 9] with velocities as a JSON file of labels, with scores as a result file.
+
+    A velocity that is not finite is left out.
+    """
     objects: list[dict[str, Any]] = []
     for i, (box, name) in enumerate(zip(boxes, names, strict=True)):
-        entry = {"class": name, "box": [float(v) for v in box[:NUMBERS]], "velocity": [float(v) for v in box[NUMBERS:]]}
+        entry: dict[str, Any] = {"class": name, "box": [float(v) for v in box[:NUMBERS]]}
+        if np.isfinite(box[NUMBERS:]).all():
+            entry["velocity"] = [float(v) for v in box[NUMBERS:]]
         objects.append(entry if scores is None else {**entry, "score": float(scores[i])})
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps({"objects": objects}), encoding="utf-8")

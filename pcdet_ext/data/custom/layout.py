@@ -13,6 +13,7 @@ its name is part of the frame id.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ LABEL_SUFFIXES = (".txt", ".json")
 MADE_SPLITS = ("train", "val", "all")  # where there is no folder of lists
 FEW_SEQUENCES = 5  # with fewer of them the made split is one of frames
 NUSCENES_SUFFIX = ".pcd.bin"
+MOST_SWEEPS = 400  # scans that a frame is joined of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class Settings:
         intensity_scale: what the intensity is divided by, such as 255.
         heading_unit: of the labels.
         velocity: whether boxes have velocities (labels in JSON with `velocity: [vx, vy]`).
-        sweeps: how many earlier frames can be joined to a frame; needs poses.
+        max_sweeps: how many scans can be joined to a frame, its own among them; more than 1 need poses.
         val_share: share of the frames in "val" where no lists say which.
 
     Raises:
@@ -55,23 +57,23 @@ class Settings:
     intensity_scale: float = 1.0
     heading_unit: Literal["radians", "degrees"] = "radians"
     velocity: bool = False
-    sweeps: int = 0
+    max_sweeps: int = 1
     val_share: float = 0.2
 
     def __post_init__(self) -> None:
         names = self.point_features
         if names is not None and (tuple(names[:3]) != XYZ or len(set(names)) < len(names)):
             raise ValueError(f"point_features must be x, y, z and then different other columns, got {list(names)}")
-        if names is not None and "timestamp" in names and self.sweeps:
+        if names is not None and "timestamp" in names and self.max_sweeps > 1:
             raise ValueError(
-                "point_features: with sweeps, 'timestamp' is the age of the sweep; call the column otherwise"
+                "point_features: with several sweeps, 'timestamp' is the age of the sweep; call the column otherwise"
             )
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must be different names, got {list(self.classes)}")
         if not self.intensity_scale > 0:
             raise ValueError(f"intensity_scale must be positive, got {self.intensity_scale}")
-        if self.sweeps < 0:
-            raise ValueError(f"sweeps must be at least 0, got {self.sweeps}")
+        if not 1 <= self.max_sweeps <= MOST_SWEEPS:
+            raise ValueError(f"max_sweeps must lie in [1, {MOST_SWEEPS}], got {self.max_sweeps}")
         if not 0 < self.val_share < 1:
             raise ValueError(f"val_share must lie between 0 and 1, got {self.val_share}")
 
@@ -130,6 +132,7 @@ def _by_frame(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], d
     for path in sorted(folder.rglob("*")):
         if path.name.startswith(".") or not path.is_file():
             continue
+        _check_name(path)
         if path.suffix.lower() not in suffixes:
             foreign[path.suffix] = foreign.get(path.suffix, 0) + 1
             continue
@@ -138,6 +141,14 @@ def _by_frame(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], d
             raise DataError(f"{path}: frame {name!r} has another file, {found[name].name}; one of them must go")
         found[name] = path
     return found, foreign
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="replace")
+        raise DataError(f"{shown}: the name of this file is not UTF-8; rename it") from None
 
 
 def frame_id_of(path: Path, folder: Path) -> str:

@@ -10,14 +10,15 @@ timestamps.json  {"<frame>": seconds}
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pcdet_ext.data.custom.layout import sequence_of
+from pcdet_ext.data.custom.layout import SETTINGS, natural, sequence_of
 from pcdet_ext.data.geometry import transform
 from pcdet_ext.data.text import floats, read_lines
 from pcdet_ext.files import DataError
@@ -26,6 +27,7 @@ from pcdet_ext.structures import Array
 TIME = "timestamp"  # column of joined frames: seconds before the frame
 FRAME_SECONDS = 0.1  # between frames without timestamps
 ROTATION_TOLERANCE = 0.01
+LONG_STEP = 30.0  # seconds between frames, beyond which times are hardly in seconds
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _from_json(path: Path, widths: Sequence[int]) -> dict[str, list[float]]:
 def _flat(value: Any, widths: Sequence[int], where: str) -> list[float]:
     try:
         numbers = np.array(value, np.float64).ravel()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last for whole numbers of hundreds of digits
         numbers = np.zeros(0)
     if len(numbers) not in widths or not np.isfinite(numbers).all():
         raise DataError(f"{where}: must be {' or '.join(map(str, widths))} finite numbers")
@@ -132,19 +134,79 @@ def _matrix(values: Sequence[float], where: str) -> Array:
     return matrix
 
 
+def check_joinable(motion: Motion, frame_ids: Sequence[str], root: Path) -> None:
+    """Raises DataError where earlier frames cannot be joined: without poses, and with times that give no ages."""
+    if motion.poses_file is None:
+        raise DataError(
+            f"{root / SETTINGS}: max_sweeps: joining earlier frames needs their poses ({root / 'poses.txt'} or "
+            "poses.json); those of a sensor that stands still are 1 0 0 0 0 1 0 0 0 0 1 0 for every frame"
+        )
+    for text in (*_equal_times(motion, frame_ids), *_long_steps(motion, frame_ids)):
+        raise DataError(f"{text}; with such times, earlier frames cannot be joined (`max_sweeps` in {SETTINGS})")
+
+
+def motion_notes(motion: Motion, frame_ids: Sequence[str]) -> list[str]:
+    """What looks wrong in the poses and timestamps of a folder, in words."""
+    return [
+        *_strangers(motion.poses_file, motion.poses, frame_ids),
+        *_strangers(motion.timestamps_file, motion.timestamps, frame_ids),
+        *_equal_times(motion, frame_ids),
+        *_long_steps(motion, frame_ids),
+        *_falling_times(motion, frame_ids),
+    ]
+
+
+def _strangers(file: Path | None, known: Mapping[str, Any], frame_ids: Sequence[str]) -> Iterator[str]:
+    strange = sorted(set(known) - set(frame_ids), key=natural)
+    if strange:
+        yield f"{file}: names {len(strange)} frames that are not here, as {strange[0]!r}"
+
+
+def _times(motion: Motion, frame_ids: Sequence[str]) -> list[list[tuple[str, float]]]:
+    """The frames of each sequence that have a time, in the order of `frame_ids`, with their times."""
+    sequences: dict[str, list[tuple[str, float]]] = {}
+    for name in frame_ids:
+        if name in motion.timestamps:
+            sequences.setdefault(sequence_of(name), []).append((name, motion.timestamps[name]))
+    return list(sequences.values())
+
+
+def _equal_times(motion: Motion, frame_ids: Sequence[str]) -> Iterator[str]:
+    for frames in _times(motion, frame_ids):
+        first: dict[float, str] = {}
+        for name, time in frames:
+            if time in first:
+                yield f"{motion.timestamps_file}: frames {first[time]!r} and {name!r} have the same time {time:.10g}"
+                return
+            first[time] = name
+
+
+def _long_steps(motion: Motion, frame_ids: Sequence[str]) -> Iterator[str]:
+    steps = [np.diff(np.sort([time for _, time in frames])) for frames in _times(motion, frame_ids)]
+    step = float(np.median(np.concatenate(steps))) if steps and sum(map(len, steps)) else 0.0
+    if step > LONG_STEP:
+        yield (
+            f"{motion.timestamps_file}: there are {step:g} seconds from frame to frame, going by these times: are they "
+            "in milliseconds or microseconds? They must be in seconds"
+        )
+
+
+def _falling_times(motion: Motion, frame_ids: Sequence[str]) -> Iterator[str]:
+    for frames in _times(motion, frame_ids):
+        for (before, earlier), (name, time) in pairwise(frames):
+            if time < earlier:
+                yield (
+                    f"{motion.timestamps_file}: frame {name!r} is earlier than {before!r}, whose name comes before; "
+                    "frames are joined in the order of their times"
+                )
+                return
+
+
 def earlier_frames(motion: Motion, frame_ids: Sequence[str], count: int, root_name: str) -> dict[str, list[str]]:
     """For each frame up to `count` frames before it in its sequence, the nearest first.
 
-    The order in a sequence is that of the timestamps, without any that of `frame_ids`. Raises DataError where frames
-    have no poses.
+    The order in a sequence is that of the timestamps, without any that of `frame_ids`.
     """
-    if not count:
-        return {}
-    if motion.poses_file is None:
-        raise DataError(
-            "sweeps: joining earlier frames needs their poses (poses.txt or poses.json); those of a sensor that stands "
-            "still are 1 0 0 0 0 1 0 0 0 0 1 0 for every frame"
-        )
     known = [name for name in frame_ids if name in motion.poses]
     if motion.timestamps_file is not None:
         known = sorted((n for n in known if n in motion.timestamps), key=lambda name: motion.timestamps[name])

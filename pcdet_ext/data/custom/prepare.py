@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from pcdet_ext.data.custom.clouds import find_columns
 from pcdet_ext.data.custom.dataset import read_joined
 from pcdet_ext.data.custom.labels import Labels, read_labels
 from pcdet_ext.data.custom.layout import LABELS, LISTS, POINTS, find_files, frames_of_split, read_settings
-from pcdet_ext.data.custom.motion import FRAME_SECONDS, TIME, earlier_frames, read_motion
+from pcdet_ext.data.custom.motion import FRAME_SECONDS, TIME, check_joinable, earlier_frames, motion_notes, read_motion
 from pcdet_ext.data.custom.report import conclude
 from pcdet_ext.data.prepare import FRAME_SOURCES, RawFrame
 from pcdet_ext.files import MissingFileError
@@ -36,7 +36,11 @@ class CustomFrames:
         self.folder = find_files(self.root)
         self.columns = find_columns(self.folder.clouds.values(), self.settings)
         self.motion = read_motion(self.root, self.folder.frame_ids)
-        self.earlier = earlier_frames(self.motion, self.folder.frame_ids, self.settings.sweeps, self.root.name)
+        self.earlier: Mapping[str, Sequence[str]] = {}
+        if self.settings.max_sweeps > 1:
+            check_joinable(self.motion, self.folder.frame_ids, self.root)
+            count = self.settings.max_sweeps - 1
+            self.earlier = earlier_frames(self.motion, self.folder.frame_ids, count, self.root.name)
 
     def find(self, split: str) -> Sequence[tuple[str, bool]]:
         """The frame ids of a split (see `frames_of_split`), each with whether its frames have labels.
@@ -67,22 +71,23 @@ class CustomFrames:
         extra: dict[str, Any] = {
             "cloud": cloud.relative_to(self.root).as_posix(),
             "columns": self.columns.to_json(),
-            "sweeps": self.settings.sweeps,
+            "max_sweeps": self.settings.max_sweeps,
             "earlier": self._sweeps(frame),
             "extent": _extent(points),
         }
         ignored = labels is not None and labels.has_velocity and not self.settings.velocity
         notes = (UNUSED_VELOCITY,) if ignored else ()
-        if not self.settings.sweeps:
+        if self.settings.max_sweeps == 1:
             return RawFrame(sample, extra, notes=notes)
-        joined = read_joined(self.root, self.columns, points, extra["earlier"])
+        joined = partial(read_joined, self.root, self.columns, points, extra["earlier"])
         return RawFrame(
             sample, extra, notes=notes, object_points=joined, object_features=(*self.columns.features, TIME)
         )
 
     def finish(self, out: Path, splits: Sequence[str]) -> str:
         """What the prepared splits hold, and a configuration to train with; see `report.conclude`."""
-        return conclude(self.root, out, splits, self.settings, self.columns, self.folder)
+        notes = motion_notes(self.motion, self.folder.frame_ids)
+        return conclude(self.root, out, splits, self.settings, self.columns, self.folder, notes)
 
     def _cloud(self, frame: str) -> Path:
         if frame not in self.folder.clouds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,18 +84,43 @@ def statistics(frames: Mapping[str, Iterable[FrameInfo]]) -> Statistics:
     return Statistics(sorted(found, key=lambda c: (-len(c.boxes), c.name)), extent, labelled, bare)
 
 
-def conclude(root: Path, out: Path, splits: Sequence[str], settings: Settings, columns: Columns, folder: Folder) -> str:
-    """The report on a folder whose splits are prepared in `out`, where a configuration is written, too."""
+def conclude(
+    root: Path,
+    out: Path,
+    splits: Sequence[str],
+    settings: Settings,
+    columns: Columns,
+    folder: Folder,
+    notes: Sequence[str] = (),
+) -> str:
+    """The report on a folder whose splits are prepared in `out`, where a configuration is written, too.
+
+    Args:
+        root: the data folder.
+        out: the folder of what was prepared.
+        splits: what was prepared.
+        settings: those of the folder.
+        columns: of its clouds.
+        folder: its files.
+        notes: what else looks as if something were wrong, in words.
+
+    Returns:
+        The report, several lines.
+    """
     tables = {split: read_index(index_path(out, split)) for split in splits}
     found = statistics(tables)
     lines = ["", *_clouds(folder, columns, found), *_left(folder, splits, settings), *_boxes(found)]
     labelled = [split for split, table in tables.items() if table.labelled]
-    warnings = [f"suspicious: {text}" for text in suspicions(found, settings, columns, labelled)]
+    warnings = [f"suspicious: {text}" for text in (*notes, *suspicions(found, settings, columns, labelled))]
     if not found.classes:
         return "\n".join(
             [*lines, *warnings, "no box is labelled: there is nothing to train, and no configuration written"]
         )
     suggestion = suggest_settings(found.classes, settings.classes)
+    if suggestion.left_out:
+        warnings.append(
+            f"suspicious: {suggestion.left_out} boxes lie far from all others, and outside the suggested range"
+        )
     written = write_configuration(root, out, splits, settings, columns, suggestion)
     return "\n".join([*lines, *warnings, *_suggested(suggestion), written])
 
@@ -171,8 +197,21 @@ def suspicions(found: Statistics, settings: Settings, columns: Columns, splits: 
     for c in found.classes:
         texts += _class_suspicions(c)
         texts += [f"no {c.name} in split {split!r}" for split in splits if not c.splits.get(split)]
+    texts += _same_letters([c.name for c in found.classes])
     unseen = [name for name in settings.classes if name not in {c.name for c in found.classes}]
     return texts + [f"class {name!r} of dataset.yaml has no box" for name in unseen]
+
+
+def _same_letters(names: Sequence[str]) -> list[str]:
+    """Classes whose names differ in capitals, spaces, hyphens or underscores alone."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"[\s_-]", "", name).casefold(), []).append(name)
+    return [
+        f"{' and '.join(map(repr, group))} are different classes: are they meant to be one?"
+        for group in alike.values()
+        if len(group) > 1
+    ]
 
 
 def _class_suspicions(c: ClassStatistics) -> list[str]:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.data.custom.labels import NUMBERS, read_labels, write_labels, write_objects
+from pcdet_ext.data.custom.labels import NUMBERS, read_labels, wrapped, write_labels, write_objects
 from pcdet_ext.data.custom.layout import LABEL_SUFFIXES, frame_id_of
 from pcdet_ext.files import DataError, MissingFileError
 from pcdet_ext.structures import Detections
 
+_log = logging.getLogger(__name__)
+
 
 def write_results(folder: Path, frame_id: str, found: Detections) -> Path:
-    """Write the detections (NumPy) of a frame: as text, or with velocities, which text has no place for, as JSON."""
-    boxes, scores = np.asarray(found.boxes), np.asarray(found.scores)
-    if boxes.shape[1] == NUMBERS:
-        path = folder / f"{frame_id}.txt"
-        write_labels(path, boxes, found.names, scores)
-    else:
-        path = folder / f"{frame_id}.json"
-        write_objects(path, boxes, found.names, scores)
+    """Write the detections (NumPy) of a frame: as text, or with velocities, which text has no place for, as JSON.
+
+    Detections that are not finite or have no size are left out, with a warning. A file that an earlier run wrote for
+    the frame in the other format is removed: a folder holds one file per frame.
+    """
+    boxes = np.asarray(found.boxes)
+    real = np.isfinite(boxes[:, :NUMBERS]).all(axis=1) & (boxes[:, 3:6] > 0).all(axis=1) & np.isfinite(found.scores)
+    if not real.all():
+        left = int((~real).sum())
+        _log.warning("frame %s: %d detections are left out, which are not finite or have no size", frame_id, left)
+    found = found.select(real)
+    moving = boxes.shape[1] > NUMBERS
+    path, other = (folder / f"{frame_id}{suffix}" for suffix in ((".json", ".txt") if moving else (".txt", ".json")))
+    boxes, scores = wrapped(np.asarray(found.boxes)), np.asarray(found.scores)
+    (write_objects if moving else write_labels)(path, boxes, found.names, scores)
+    other.unlink(missing_ok=True)
     return path
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from pcdet_ext.config import ConfigError
 from pcdet_ext.data.custom import CustomDataset, CustomFrames, write_labels
 from pcdet_ext.data.custom.clouds import find_columns
 from pcdet_ext.data.custom.layout import Settings, find_files, frames_of_split, natural
+from pcdet_ext.data.custom.motion import motion_notes
 from pcdet_ext.data.formats import build_dataset, read_frame_files
 from pcdet_ext.data.objects import read_objects
 from pcdet_ext.data.points import read_point_file
@@ -168,9 +171,9 @@ def test_two_files_for_one_frame(tmp_path: Path) -> None:
         ("intensity_scal: 255", r"dataset\.yaml:1.*did you mean 'intensity_scale'"),
         ("point_features: [intensity, x, y, z]", r"dataset\.yaml.*x, y, z and then"),
         ("heading_unit: turns", r"dataset\.yaml:1.*heading_unit"),
-        ("sweeps: -1", "sweeps must be at least 0"),
+        ("max_sweeps: 0", r"max_sweeps must lie in \[1, 400\]"),
         ("intensity_scale: 0", "must be positive"),
-        ("sweeps: 2", "needs their poses"),
+        ("max_sweeps: 2", r"dataset\.yaml: max_sweeps: .* needs their poses"),
     ],
 )
 def test_wrong_settings(tmp_path: Path, text: str, message: str) -> None:
@@ -278,7 +281,7 @@ def sweep_folder(root: Path, file: str, timestamps: bool) -> dict[str, np.ndarra
             (root / "poses.txt").write_text("\n".join(lines))
     if timestamps:  # frame 11 is the first
         (root / "timestamps.txt").write_text("8 100.0\n9 100.5\n10 100.75\n11 99\n")
-    (root / "dataset.yaml").write_text("sweeps: 2\n")
+    (root / "dataset.yaml").write_text("max_sweeps: 3\n")
     return poses
 
 
@@ -290,7 +293,7 @@ def test_earlier_frames_are_joined(tmp_path: Path, file: str, timestamps: bool) 
     features = (*COLUMNS, "timestamp")
     frames = CustomDataset(
         root=tmp_path, classes=("Person",), point_cloud_range=(-90, -90, -9, 90, 90, 9), split="all",
-        sweeps=2, point_features=features,
+        max_sweeps=3, point_features=features,
     )  # fmt: skip
     samples = {s.frame_id: s for s in frames}
     ages = {"8": [0], "9": [0, 0.1], "10": [0, 0.1, 0.2], "11": [0, 0.1, 0.2]}
@@ -306,8 +309,8 @@ def test_earlier_frames_are_joined(tmp_path: Path, file: str, timestamps: bool) 
     objects = read_objects(tmp_path / "pcdet_ext" / "database_all")["Person"]
     assert sum(len(objects.points_of(i)) for i in range(len(objects))) == sum(map(len, ages.values()))
     assert frames.frames[2].num_points == 1
-    with pytest.raises(ConfigError, match=r"3 earlier frames .* prepared with 2"):
-        CustomDataset(root=tmp_path, classes=("Person",), point_cloud_range=RANGE, split="all", sweeps=3)
+    with pytest.raises(ConfigError, match=r"max_sweeps: must lie in \[1, 3\].*got 4"):
+        CustomDataset(root=tmp_path, classes=("Person",), point_cloud_range=RANGE, split="all", max_sweeps=4)
 
 
 def test_sequences_are_not_joined(tmp_path: Path) -> None:
@@ -316,7 +319,7 @@ def test_sequences_are_not_joined(tmp_path: Path) -> None:
         write_cloud(tmp_path / "points" / f"{name}.npy", np.ones((2, 4), np.float32))
         write_labels(tmp_path / "labels" / f"{name}.txt", np.ones((1, 7), np.float32), ["Person"])
     (tmp_path / "poses.json").write_text(json.dumps({name: np.eye(4).tolist() for name in names}))
-    (tmp_path / "dataset.yaml").write_text("sweeps: 5\n")
+    (tmp_path / "dataset.yaml").write_text("max_sweeps: 6\n")
     assert CustomFrames(tmp_path).earlier == {"a/0": [], "a/1": ["a/0"], "b/0": [], "b/1": ["b/0"]}
 
 
@@ -343,6 +346,68 @@ def test_a_frame_without_a_pose(tmp_path: Path) -> None:
     (tmp_path / "poses.txt").write_text("8 1 0 0 0 0 1 0 0 0 0 1 0\n")
     with pytest.raises(DataError, match=r"poses\.txt: has no pose for frame '9'"):
         prepared(tmp_path, ("all",), database=[])
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ("8 1\n9 2\n10 2\n11 3", r"timestamps\.txt: frames '9' and '10' have the same time 2; .*cannot be joined"),
+        ("8 1e6\n9 1.1e6\n10 1.2e6\n11 1.3e6", r"timestamps\.txt: there are 100000 seconds .* microseconds"),
+        ("8 1000\n9 1100\n10 1200\n11 1300", r"timestamps\.txt: there are 100 seconds .* milliseconds"),
+        ("8 1e18\n9 1.1e18\n10 1.2e18\n11 1.3e18", r"timestamps\.txt: there are 1e\+17 seconds"),
+        ("8 1_0\n9 11\n10 12\n11 13", r"timestamps\.txt:1: '1_0' is not a number"),
+    ],
+)
+def test_times_that_give_no_ages(tmp_path: Path, times: str, message: str) -> None:
+    sweep_folder(tmp_path, "poses.txt", False)
+    (tmp_path / "timestamps.txt").write_text(times)
+    with pytest.raises(DataError, match=message):
+        CustomFrames(tmp_path)
+
+
+def test_strange_poses_and_times_are_told(tmp_path: Path) -> None:
+    sweep_folder(tmp_path, "poses.txt", False)
+    with (tmp_path / "poses.txt").open("a") as file:
+        file.write("\n80 1 0 0 0 0 1 0 0 0 0 1 0\n")
+    (tmp_path / "timestamps.txt").write_text("8 0.4\n9 0.3\n10 0.2\n11 0.1\n99 7\n")
+    source = CustomFrames(tmp_path)
+    notes = motion_notes(source.motion, source.folder.frame_ids)
+    assert [re.sub(r"^.*/", "", note) for note in notes] == [
+        "poses.txt: names 1 frames that are not here, as '80'",
+        "timestamps.txt: names 1 frames that are not here, as '99'",
+        "timestamps.txt: frame '9' is earlier than '8', whose name comes before; frames are joined in the order of "
+        "their times",
+    ]
+
+
+def test_a_pose_of_numbers_without_end(tmp_path: Path) -> None:
+    sweep_folder(tmp_path, "poses.json", False)
+    (tmp_path / "poses.json").write_text(json.dumps({"8": [10**400, *[0] * 11]}))
+    with pytest.raises(DataError, match=r"poses\.json: frame '8': must be 12 or 16 finite numbers"):
+        CustomFrames(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["points", "labels"])
+def test_names_of_files_that_are_not_utf8(tmp_path: Path, folder: str) -> None:
+    sweep_folder(tmp_path, "poses.txt", False)
+    suffix = b".npy" if folder == "points" else b".txt"
+    Path(os.fsdecode(os.fsencode(tmp_path / folder) + b"/caf\xe9" + suffix)).touch()
+    with pytest.raises(DataError, match=f"{folder}/caf.*the name of this file is not UTF-8"):
+        CustomFrames(tmp_path)
+
+
+def test_earlier_clouds_are_read_for_objects_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep_folder(tmp_path, "poses.txt", False)
+    read: list[str] = []
+    monkeypatch.setattr(
+        "pcdet_ext.data.custom.clouds.read_point_file",
+        lambda path, *a, real=read_point_file: (read.append(Path(path).stem), real(path, *a))[1],
+    )
+    for database, most in (([], 1), (["all"], 3)):
+        source = CustomFrames(tmp_path)
+        read.clear()
+        prepare(source, splits=("all",), database=database, progress=False)
+        assert max(read.count(name) for name in ("8", "9", "10", "11")) == most
 
 
 def test_natural_order() -> None:
@@ -430,6 +495,29 @@ def test_coordinates_of_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "are they of a map?" in capsys.readouterr().out
 
 
+def test_boxes_far_from_all_others_do_not_count_for_the_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_folder(tmp_path, 4)
+    assert run("prepare", "custom", "--root", root, "--quiet") == 0
+    assert "far from all others" not in capsys.readouterr().out
+    expected = config.load(root / "pcdet_ext" / "config.yaml")["data"]["point_cloud_range"]
+    with (root / "labels" / "000.txt").open("a") as file:
+        file.write("4e6 0 0 4 2 1.5 0 Person\n")
+    assert run("prepare", "custom", "--root", root, "--quiet") == 0
+    assert "suspicious: 1 boxes lie far from all others, and outside the suggested range" in capsys.readouterr().out
+    found = config.load(root / "pcdet_ext" / "config.yaml")["data"]["point_cloud_range"]
+    np.testing.assert_allclose(found, expected, atol=1)
+
+
+def test_classes_of_the_same_letters_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_folder(tmp_path, 4)
+    labels = root / "labels" / "000.txt"
+    labels.write_text(labels.read_text().replace("Fork lift", "fork_lift"))
+    assert run("prepare", "custom", "--root", root, "--quiet") == 0
+    assert "suspicious: 'Fork lift' and 'fork_lift' are different classes" in capsys.readouterr().out
+
+
 def test_other_splits_and_folders(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "data", 4)
     out = tmp_path / "prepared"
@@ -499,6 +587,11 @@ def test_evaluation_of_result_files(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert run(*command, "--ground-truth", truth, "overlap={Fork lift: 0.9}") == 0
         assert json.loads((tmp_path / "ap.json").read_text())["score"] == 100
         assert "0.90  100.00  100.00         3         3" in capsys.readouterr().out
+    with (results / "000.txt").open("a") as file:
+        file.write("1 2 3 4 5 6 0 Bus 0.5\n")
+    assert run(*command, "--ground-truth", root) == 0
+    assert "detections of classes that are not measured: 1 Bus" in capsys.readouterr().out
+    assert json.loads((tmp_path / "ap.json").read_text())["unmeasured"] == {"Bus": 1}
     (results / "007.txt").write_text("")
     assert run(*command, "--ground-truth", root) == 1
     assert "results for frame '007'" in capsys.readouterr().err

@@ -27,7 +27,7 @@ SCORES = st.floats(0, 1, width=32)
 def labelled_boxes(draw: st.DrawFn) -> tuple[np.ndarray, list[str], np.ndarray]:
     count = draw(st.integers(0, 5))
     centres = draw(arrays(np.float32, (count, 3), elements=st.floats(-1e6, 1e6, width=32)))
-    sizes = draw(arrays(np.float32, (count, 3), elements=st.floats(2.0**-10, 2.0**10, width=32)))
+    sizes = draw(arrays(np.float32, (count, 3), elements=st.floats(2.0**-10, 1000.0, width=32)))
     headings = draw(arrays(np.float32, (count, 1), elements=st.floats(-6.25, 6.25, width=32)))
     names = draw(st.lists(NAMES, min_size=count, max_size=count))
     scores = draw(arrays(np.float32, count, elements=SCORES))
@@ -85,6 +85,8 @@ def test_degrees_are_headings_in_another_unit(
         ("1 2 3 4 -5 6 0.5 Car", "must be positive"),
         ("1 2 3 4 5 6 90 Car", "heading 90 is more than a full turn .*in degrees.*heading_unit: degrees"),
         ("1,2,3,4,5,6,0.5,Car", "must have the columns"),
+        ("1_0 2 3 4 5 6 0.5 Car", "'1_0' is not a number"),
+        ("1 2 3 4100 1700 1500 0.5 Car", "must be in metres, and at most 1000, got 4100 1700 1500"),
     ],
 )
 def test_wrong_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
@@ -134,6 +136,8 @@ def test_results_need_a_class_and_a_score(tmp_path: Path) -> None:
         ('[{"class": "Car", "box": [1, 2, 3, 4, 5, 6, 0], "velocity": 3}]', "velocity: must be 2 numbers"),
         ('[{"box": [1, 2, 3, 4, 5, 6, 0]}]', 'must be a mapping with "class"'),
         ("[" * 100_000, "no JSON"),
+        (f'[{{"class": "Car", "box": [1{"0" * 400}, 2, 3, 4, 5, 6, 0]}}]', "numbers must be finite, got 10000"),
+        (f'[{{"class": "Car", "box": [1{"0" * 5000}, 2, 3, 4, 5, 6, 0]}}]', "no JSON"),
     ],
 )
 def test_wrong_json_is_named(tmp_path: Path, content: str, message: str) -> None:
@@ -168,6 +172,62 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read[name].boxes, expected.boxes)
         np.testing.assert_array_equal(read[name].scores, scores)
         assert read[name].names == expected.names
+
+
+@pytest.mark.parametrize("between", [" ", "\t", " \t "])
+def test_results_may_be_separated_by_tabs(tmp_path: Path, between: str) -> None:
+    path = tmp_path / "7.txt"
+    path.write_text(between.join(["1", "2", "3", "4", "5", "6", "0.5", "Fork_lift", "0.25"]))
+    found = read_labels(path, with_scores=True)
+    assert (found.names, found.boxes.tolist()) == (("Fork_lift",), [[1, 2, 3, 4, 5, 6, 0.5]])
+    np.testing.assert_array_equal(found.scores, np.float32([0.25]))
+
+
+@given(st.floats(-25, 25))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_headings_of_results_may_go_beyond_a_full_turn(tmp_path: Path, heading: float) -> None:
+    (tmp_path / "7.txt").write_text(f"1 2 3 4 5 6 {heading!r} Car 0.5\n")
+    (tmp_path / "8.json").write_text(json.dumps([{"class": "Car", "box": [1, 2, 3, 4, 5, 6, heading], "score": 0.5}]))
+    for name in ("7.txt", "8.json"):
+        found = float(read_labels(tmp_path / name, with_scores=True).boxes[0, 6])
+        assert abs(found) <= 2 * math.pi * (1 + 1e-5)
+        np.testing.assert_allclose(
+            [math.cos(found), math.sin(found)], [math.cos(heading), math.sin(heading)], atol=1e-5
+        )
+
+
+def test_results_in_degrees_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "7.txt").write_text("1 2 3 4 5 6 6 Car 0.5\n1 2 3 4 5 6 -90 Car 0.5\n")
+    with pytest.raises(DataError, match=r"7\.txt:2: heading -90 is more than 4 full turns .*in degrees"):
+        read_labels(tmp_path / "7.txt", with_scores=True)
+
+
+def test_results_replace_those_of_the_other_format(tmp_path: Path) -> None:
+    boxes, scores, labels = np.ones((1, 9), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64)
+    still = Detections(boxes[:, :7], scores, labels, ("Car",), "7")
+    moving = Detections(boxes, scores, labels, ("Car",), "7")
+    for found, suffix in ((still, ".txt"), (moving, ".json"), (still, ".txt")):
+        write_results(tmp_path, "7", found)
+        assert [path.name for path in tmp_path.iterdir()] == [f"7{suffix}"]
+        assert list(CustomResults(tmp_path, [])) == ["7"]
+
+
+@pytest.mark.parametrize("velocities", [False, True])
+def test_results_that_cannot_be_read_again_are_left_out(
+    tmp_path: Path, velocities: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    boxes = np.tile(np.array([1, 2, 3, 4, 5, 6, 0.5, 7, 8], np.float32), (7, 1))
+    boxes[1, 6], boxes[2, 0], boxes[3, 4] = np.nan, np.inf, 0
+    boxes[5, 6], boxes[6, 7] = 100, np.nan
+    scores = np.array([0.1, 0.2, 0.3, 0.4, np.nan, 0.6, 0.7], np.float32)
+    found = Detections(boxes[:, : 9 if velocities else 7], scores, np.zeros(7, np.int64), ("Car",), "7")
+    write_results(tmp_path, "7", found)
+    assert "frame 7: 4 detections are left out" in caplog.text
+    read = CustomResults(tmp_path, ["Car"])["7"]
+    np.testing.assert_array_equal(read.scores, np.float32([0.1, 0.6, 0.7]))
+    np.testing.assert_allclose(np.sin(read.boxes[:, 6]), np.sin([0.5, 100, 0.5]), atol=1e-5)
+    if velocities:
+        np.testing.assert_array_equal(read.boxes[:, 7:], [[7, 8], [7, 8], [0, 0]])
 
 
 @pytest.mark.parametrize("name", ["", " Car", "Car\n", "a\u2028b"])
