@@ -52,6 +52,7 @@ class Targets:
       num_points    int64 [M], LiDAR points inside each box
       point_labels  int64 [P], the class of each point
       maps          named dense maps, such as a segmentation of the bird's-eye view
+      position      float64 [3], x, y, z in the world of where the sensor was, metres
 
     Raises ValueError for columns of another length than the boxes.
     """
@@ -64,6 +65,7 @@ class Targets:
     num_points: Tensor | Array | None = None
     point_labels: Tensor | Array | None = None
     maps: Mapping[str, Tensor | Array] = field(default_factory=dict)
+    position: Tensor | Array | None = None
 
     BOX_COLUMNS: ClassVar[tuple[str, ...]] = ("labels", "track_ids", "difficulty", "num_points")
 
@@ -122,7 +124,7 @@ class Targets:
 
     def map(self, change: Callable[[Any], Any]) -> Targets:
         """The same with every tensor or array replaced by `change` of it."""
-        names = ("boxes", *self.BOX_COLUMNS, "point_labels")
+        names = ("boxes", *self.BOX_COLUMNS, "point_labels", "position")
         columns = {name: change(value) for name in names if (value := getattr(self, name)) is not None}
         return replace(self, **columns, maps={name: change(value) for name, value in self.maps.items()})
 
@@ -410,6 +412,28 @@ class PointLabels:
         """The same with tensors on `device`."""
         labels, scores = (torch.as_tensor(t, device=device) for t in (self.labels, self.scores))
         return replace(self, labels=labels, scores=scores)
+
+
+@dataclass(frozen=True, eq=False)
+class Descriptor:
+    """What tells the place of one frame from others: places that look alike have descriptors at a small distance.
+
+    values: float32 [D], a tensor or (after `numpy()`) an array; all zeros for a frame without points.
+    """
+
+    values: Tensor | Array
+    frame_id: str = ""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def numpy(self) -> Descriptor:
+        """The same with a NumPy array."""
+        return replace(self, values=torch.as_tensor(self.values, device="cpu").detach().numpy())
+
+    def to(self, device: torch.device | str) -> Descriptor:
+        """The same with a tensor on `device`."""
+        return replace(self, values=torch.as_tensor(self.values, device=device))
 
 
 @dataclass(frozen=True, eq=False)

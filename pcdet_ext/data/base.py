@@ -49,6 +49,10 @@ class Dataset(Protocol):
     def frames(self) -> Sequence[FrameInfo]:
         """The index."""
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there is something to measure against in any frame."""
+
     def __len__(self) -> int:
         """Samples in an epoch."""
 
@@ -61,6 +65,9 @@ class Dataset(Protocol):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the augmentation of this epoch from now on."""
+
+    def epoch_order(self, rng: np.random.Generator) -> Array:
+        """The order in which an epoch of training goes through the samples, drawn with `rng`: int64 [K]."""
 
     def evaluator(self, options: Mapping[str, Any] | None = None) -> Evaluator:
         """The data set's own metric, with options of `test.metric`. Raises ConfigError for options that do not fit."""
@@ -135,6 +142,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     seed: int = 0
     on_error: Literal["raise", "skip"] = "raise"
 
+    PAIRED: ClassVar[bool] = False  # whether each two neighbours in `epoch_order` belong together
     LAYOUT: ClassVar[str] = ""  # of the files, as `pcdet prepare` names it, so that no other one's index is taken
     POINT_FEATURES: ClassVar[tuple[str, ...]] = ("x", "y", "z")  # all columns that a format's points have
     FURTHER_FEATURES: ClassVar[tuple[str, ...]] = ()  # columns that they have where a configuration names them
@@ -229,6 +237,15 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
 
     def __len__(self) -> int:
         return len(self.frames) * self.repeat
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any frame has labelled boxes; a format with labels of another kind says so itself."""
+        return any(info.labelled for info in self.frames)
+
+    def epoch_order(self, rng: np.random.Generator) -> Array:
+        """A random permutation of all samples, unless a format needs some of them side by side."""
+        return rng.permutation(len(self))
 
     @property
     def skipped(self) -> Sequence[str]:
@@ -362,6 +379,20 @@ class ConcatDataset(torch.utils.data.Dataset[Sample]):
         return self.parts[part][index - (self._ends[part - 1] if part else 0)]
 
     @property
+    def labelled(self) -> bool:
+        """Whether there is something to measure against in any frame of any part."""
+        return any(part.labelled for part in self.parts)
+
+    def epoch_order(self, rng: np.random.Generator) -> Array:
+        """A random permutation of all samples, except of parts that need some of theirs side by side."""
+        if not any(isinstance(part, FrameDataset) and part.PAIRED for part in self.parts):
+            return rng.permutation(len(self))
+        starts = [0, *self._ends[:-1]]
+        orders = [part.epoch_order(rng) + start for part, start in zip(self.parts, starts, strict=True)]
+        whole = [order[: len(order) // 2 * 2].reshape(-1, 2) for order in orders]  # a sample left over waits an epoch
+        return rng.permutation(np.concatenate(whole)).reshape(-1)
+
+    @property
     def skipped(self) -> Sequence[str]:
         """Ids of the damaged frames that were left out so far, with the number of their source."""
         return [f"source {i}: {frame_id}" for i, part in enumerate(self.parts) for frame_id in part.skipped]
@@ -416,7 +447,9 @@ def _has_something(targets: Targets | None) -> bool:
     """Whether there is something to learn from: a box, or labels of another kind where boxes are not labelled."""
     if targets is None:
         return False
-    return len(targets) > 0 if targets.boxes is not None else targets.point_labels is not None or bool(targets.maps)
+    if targets.boxes is not None:
+        return len(targets) > 0
+    return targets.point_labels is not None or bool(targets.maps) or targets.position is not None
 
 
 def squashed(sample: Sample, columns: Sequence[str]) -> Sample:

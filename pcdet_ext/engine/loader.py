@@ -20,16 +20,32 @@ EXPECTED = (DataError, ConfigError, OSError)  # errors whose message is all that
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) for one of several processes.
 
-    An epoch is a permutation of all samples, drawn from (seed, epoch), and repeated from its start until it fills whole
-    batches of every process: all batches have one size, and step t of all processes together reads the same samples
-    as one process with a batch `processes` times as large. `seek` says where the next pass begins.
+    An epoch is an order of the samples, drawn from (seed, epoch), and repeated from its start, or cut, until it fills
+    whole batches of every process: all batches have one size, and step t of all processes together reads the same
+    samples as one process with a batch `processes` times as large. `seek` says where the next pass begins.
+
+    Args:
+        size: samples in an epoch.
+        batch_size: samples of a batch of one process.
+        seed: of the order.
+        rank: number of this process.
+        processes: how many there are.
+        order: draws the order of an epoch, int64 [K], from a random generator; a permutation when None.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        order: Callable[[np.random.Generator], np.ndarray] | None = None,
+    ) -> None:
         if size < 1:
             raise ValueError("the data set holds no frame to train on")
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.processes = rank, processes
+        self.rank, self.processes, self.order = rank, processes, order
         self.steps = -(-size // (batch_size * processes))
         self.epoch, self.start = 0, 0
 
@@ -41,7 +57,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return self.steps - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.size) if self.order is None else self.order(rng)
         batches = np.resize(order, (self.steps, self.processes, self.batch_size))[self.start :, self.rank]
         for batch in batches:
             yield [(self.epoch, int(index)) for index in batch]

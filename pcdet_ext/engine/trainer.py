@@ -132,7 +132,7 @@ class TrainingInputs:
     Args:
         detector: a module with `loss(batch) -> {"total": ..., ...}`.
         dataset: dataset(epoch) is the data set of an epoch, of one length in all epochs, with `set_epoch(epoch)` and
-            `[index]`.
+            `[index]`; the first one's `epoch_order(rng)`, where it has one, orders the samples of every epoch.
         collate: joins samples into a batch, which has `.to(device)`.
         config: the whole configuration in plain types, kept in checkpoints.
         evaluate: evaluate(model, should_stop) is the detector's evaluation, None when it was stopped; called in every
@@ -293,7 +293,12 @@ class Trainer:
         self.progress = Progress.of(resume["progress"]) if resume else Progress()
         self.dataset = inputs.dataset(self.progress.epoch)
         self.batches = EpochBatches(
-            len(self.dataset), settings.batch_size, settings.seed, fabric.global_rank, fabric.world_size
+            len(self.dataset),
+            settings.batch_size,
+            settings.seed,
+            fabric.global_rank,
+            fabric.world_size,
+            getattr(self.dataset, "epoch_order", None),
         )
         self.total_steps = settings.epochs * self.batches.steps
         if settings.max_steps is not None:

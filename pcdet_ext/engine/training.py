@@ -274,7 +274,7 @@ def _test_data(settings: Node) -> Dataset:
     options = testing.eval_config(settings)
     dataset = build_dataset(section(settings, "data"), options.split, training=False)
     dataset.evaluator(options.metric)
-    if not any(info.labelled for info in dataset.frames):
+    if not dataset.labelled:
         raise ConfigError(
             f"test.split: {options.split!r} has no labels to evaluate on; name another split, or set "
             "train.evaluate_every=0"
