@@ -51,6 +51,7 @@ class Targets:
       difficulty    int64 [M], as the data set counts it, -1 for none
       num_points    int64 [M], LiDAR points inside each box
       point_labels  int64 [P], the class of each point
+      point_instances  int64 [P], a number for each object, the same in all frames of a sequence; 0 for no object
       maps          named dense maps, such as a segmentation of the bird's-eye view
       position      float64 [3], x, y, z in the world of where the sensor was, metres
 
@@ -64,10 +65,12 @@ class Targets:
     difficulty: Tensor | Array | None = None
     num_points: Tensor | Array | None = None
     point_labels: Tensor | Array | None = None
+    point_instances: Tensor | Array | None = None
     maps: Mapping[str, Tensor | Array] = field(default_factory=dict)
     position: Tensor | Array | None = None
 
     BOX_COLUMNS: ClassVar[tuple[str, ...]] = ("labels", "track_ids", "difficulty", "num_points")
+    POINT_COLUMNS: ClassVar[tuple[str, ...]] = ("point_labels", "point_instances")
 
     @staticmethod
     def of_names(boxes: Array, names: Sequence[str], **columns: Any) -> Targets:
@@ -122,9 +125,14 @@ class Targets:
         columns = {name: getattr(self, name) for name in ("boxes", *self.BOX_COLUMNS)}
         return replace(self, **{name: column[keep] for name, column in columns.items() if column is not None})
 
+    def select_points(self, keep: Tensor | Array) -> Targets:
+        """The same with the labels of the points that `keep` (bool [P] or int64 [K]) picks, in its order."""
+        columns = {name: getattr(self, name) for name in self.POINT_COLUMNS}
+        return replace(self, **{name: column[keep] for name, column in columns.items() if column is not None})
+
     def map(self, change: Callable[[Any], Any]) -> Targets:
         """The same with every tensor or array replaced by `change` of it."""
-        names = ("boxes", *self.BOX_COLUMNS, "point_labels", "position")
+        names = ("boxes", *self.BOX_COLUMNS, *self.POINT_COLUMNS, "position")
         columns = {name: change(value) for name in names if (value := getattr(self, name)) is not None}
         return replace(self, **columns, maps={name: change(value) for name, value in self.maps.items()})
 
@@ -140,7 +148,8 @@ class Sample:
     points: float32 [N, F]; point_features: name of each of their columns, x, y, z first; targets: what is labelled,
     with arrays, or None; sequence_id: the recording that the frame belongs to, empty where frames stand alone;
     calibration: the format's own object, with the size of its images where there are some; pose: float64 [4, 4],
-    sensor to world; timestamp: seconds.
+    sensor to world; timestamp: seconds; point_rows: int64 [N], the row in the frame's file of each point, for results
+    that have a line per point of the file, or None where nobody needs it.
     Raises ValueError where columns and their names, or points and their labels, differ in number.
     """
 
@@ -152,13 +161,16 @@ class Sample:
     calibration: Any = None
     pose: Array | None = None
     timestamp: float | None = None
+    point_rows: Array | None = None
 
     def __post_init__(self) -> None:
         if self.points.ndim != 2 or self.points.shape[1] != len(self.point_features):
             raise ValueError(f"points must be [N, {len(self.point_features)}], got {list(self.points.shape)}")
-        labels = None if self.targets is None else self.targets.point_labels
-        if labels is not None and len(labels) != len(self.points):
-            raise ValueError(f"{len(self.points)} points but {len(labels)} point labels")
+        names = () if self.targets is None else self.targets.POINT_COLUMNS
+        columns = {name.replace("_", " "): getattr(self.targets, name) for name in names}
+        for name, column in (columns | {"point rows": self.point_rows}).items():
+            if column is not None and len(column) != len(self.points):
+                raise ValueError(f"{len(self.points)} points but {len(column)} {name}")
 
     def replace(self, **changes: Any) -> Sample:
         """A copy with some fields exchanged."""
@@ -166,10 +178,9 @@ class Sample:
 
     def select_points(self, keep: Array) -> Sample:
         """The same with the points, and their labels, that `keep` (bool [N] or int64 [K]) picks, in its order."""
-        targets = self.targets
-        if targets is not None and targets.point_labels is not None:
-            targets = targets.replace(point_labels=targets.point_labels[keep])
-        return replace(self, points=rows_of(self.points, keep), targets=targets)
+        targets = None if self.targets is None else self.targets.select_points(keep)
+        rows = None if self.point_rows is None else self.point_rows[keep]
+        return replace(self, points=rows_of(self.points, keep), targets=targets, point_rows=rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -388,15 +399,17 @@ class Detections:
 
 @dataclass(frozen=True, eq=False)
 class PointLabels:
-    """A class for each point of one frame.
+    """A class for each point of one frame, and where objects are told apart, the object that it is of.
 
-    labels: int64 [N], positions in class_names, -1 for points without one; scores: float32 [N] in [0, 1]. Both are
-    tensors, or (after `numpy()`) arrays.
+    labels: int64 [N], positions in class_names, -1 for points without one; scores: float32 [N] in [0, 1]; instances:
+    int64 [N], a number from 1 for each object of the frame, 0 for points of none, or None. All are tensors, or (after
+    `numpy()`) arrays.
     """
 
     labels: Tensor | Array
     scores: Tensor | Array
     class_names: tuple[str, ...]
+    instances: Tensor | Array | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -405,13 +418,15 @@ class PointLabels:
         """The same with NumPy arrays."""
         if isinstance(self.labels, np.ndarray):
             return self
-        labels, scores = (torch.as_tensor(t, device="cpu").detach().numpy() for t in (self.labels, self.scores))
-        return replace(self, labels=labels, scores=scores)
+        return self._map(lambda column: torch.as_tensor(column, device="cpu").detach().numpy())
 
     def to(self, device: torch.device | str) -> PointLabels:
         """The same with tensors on `device`."""
-        labels, scores = (torch.as_tensor(t, device=device) for t in (self.labels, self.scores))
-        return replace(self, labels=labels, scores=scores)
+        return self._map(lambda column: torch.as_tensor(column, device=device))
+
+    def _map(self, change: Callable[[Any], Any]) -> PointLabels:
+        columns = {name: getattr(self, name) for name in ("labels", "scores", "instances")}
+        return replace(self, **{name: change(column) for name, column in columns.items() if column is not None})
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 pcdet prepare kitti --root data/kitti
 pcdet prepare nuscenes --root data/nuscenes version=v1.0-mini max_sweeps=10
+pcdet prepare semantickitti --root data/semantickitti --splits train val test
 pcdet prepare custom --root my_data       checks every file, reports, and writes my_data/pcdet_ext/config.yaml
 """
 

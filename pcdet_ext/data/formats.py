@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from pcdet_ext.config import ConfigError, Node, setting
-from pcdet_ext.data import custom, kitti, nuscenes, places, waymo  # noqa: F401  (registers the formats)
+from pcdet_ext.data import (  # noqa: F401  (registers the formats)
+    custom,
+    kitti,
+    nuscenes,
+    places,
+    semantickitti,
+    waymo,
+)
 from pcdet_ext.data.base import DATASETS, ConcatDataset, Dataset, FrameDataset
 from pcdet_ext.data.custom import single_files as custom_files
 from pcdet_ext.data.kitti import single_files as kitti_files

@@ -114,8 +114,8 @@ class FrameInfo:
 
     @property
     def labelled(self) -> bool:
-        """Whether the frame has labels, be they of no object."""
-        return self.boxes is not None
+        """Whether the frame has labels, be they of no object: boxes, or by `extra["point_labels"]` those of points."""
+        return self.boxes is not None or bool(self.extra.get("point_labels"))
 
     def targets(self) -> Targets | None:
         """The labelled boxes, None where the frame has no labels."""
@@ -220,6 +220,11 @@ class FrameTable(Sequence[FrameInfo]):
     def class_counts(self) -> Counter[str]:
         """Number of objects of every class in the whole file, most frequent first."""
         return Counter(self.about["classes"])
+
+    def extras(self) -> Iterator[Mapping[str, Any]]:
+        """What the format itself has of each frame, in their order, without anything else of them."""
+        column = self._own(self._read(lambda: self._file.read(["extra"], use_threads=False))["extra"])
+        return map(json.loads, column.to_pylist())
 
     def frames_by_class(self) -> dict[str, Array]:
         """int64 [K] for each class: positions in this table of the frames that have an object of it, ascending."""

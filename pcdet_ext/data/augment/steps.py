@@ -223,7 +223,8 @@ class GroundTruthSampling:
 
         An object stays out when it collides with a box of the scene, with one accepted for an earlier class, or with
         another one drawn for its class. Its points go in front of the scene's points; those inside its box are removed.
-        Points of objects have the label -1 (none), and objects the track -1, where the scene has these columns.
+        Points of objects have the label -1 and the instance 0 (none), and objects the track -1, where the scene has
+        these columns.
         Columns of points are taken by name, and velocities of boxes left out where the scene has none. Raises DataError
         when the database lacks a column that the sample has.
         """
@@ -240,11 +241,12 @@ class GroundTruthSampling:
         pasted = np.array(targets.boxes)[before:]
         pasted[:, 3:6] += self.extra_width
         kept = np.logical_not(inside_boxes(sample.points, pasted, self.margin).any(axis=0))
-        if targets.point_labels is not None:
-            own = np.asarray(targets.point_labels)[kept]
-            none = np.full(sum(map(len, clouds)), -1, own.dtype)
-            targets = targets.replace(point_labels=np.concatenate([none, own]))
-        return sample.replace(points=np.concatenate([*clouds, rows_of(sample.points, kept)]), targets=targets)
+        pasted_points, columns = sum(map(len, clouds)), {}
+        for name, none in {"point_labels": -1, "point_instances": 0}.items():
+            if (own := getattr(targets, name)) is not None:
+                columns[name] = np.concatenate([np.full(pasted_points, none, own.dtype), np.asarray(own)[kept]])
+        points = np.concatenate([*clouds, rows_of(sample.points, kept)])
+        return sample.replace(points=points, targets=targets.replace(**columns), point_rows=None)
 
     def _present(self, sample: Sample) -> Targets:
         """What a sample has labelled, if only an empty table of boxes with the columns of the database."""
@@ -253,7 +255,7 @@ class GroundTruthSampling:
         if targets.boxes is None:
             columns = 7 if found is None else found.boxes.shape[1]
             none = Targets.of_names(np.zeros((0, columns), np.float32), ())
-            targets = none.replace(point_labels=targets.point_labels, maps=targets.maps)
+            targets = targets.replace(boxes=none.boxes, labels=none.labels, class_names=())
         if found is None:
             return targets
         ours, theirs = np.asarray(targets.boxes).shape[1], found.boxes.shape[1]
@@ -337,6 +339,7 @@ def _joined(first: Targets, second: Targets) -> Targets:
         num_points=column("num_points"),
         track_ids=None if tracks is None else np.concatenate([tracks, np.full(len(second), -1, tracks.dtype)]),
         point_labels=first.point_labels,
+        point_instances=first.point_instances,
         maps=first.maps,
     )
 
