@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Pre
 Points = Array | Tensor | str | Path
 FEWEST_FOR_SCALE, ENOUGH_FOR_SCALE = 100, 4096  # points whose values tell the scale of a column
 OTHER_SCALE = 16.0  # times higher or lower than in training
-NO_BOXES = "model: no head of this detector finds boxes, and only boxes can be measured or drawn; add one that does"
+KINDS = {Detections: "finds boxes", PointLabels: "labels points"}  # of results, and what a head that gives them does
 MOST_COLUMNS = 16  # of a point; an array with far more columns and no more rows than this lies on its side
 WIDE = 4 * MOST_COLUMNS  # columns of an array that may still be points, of which the further ones are not used
+
+T = TypeVar("T")
 
 
 def load(path: str | Path, device: str = "auto", overrides: Iterable[str] = (), imports: bool = False) -> Detector:
@@ -275,15 +277,29 @@ def boxes_of(found: Detections | Predictions | PointLabels) -> Detections:
     """The boxes in a result, of several heads those of all that find boxes. Raises ConfigError where there are none."""
     if isinstance(found, Predictions) and any(isinstance(part, Detections) for part in found.heads.values()):
         return found.detections
-    if isinstance(found, Detections):
-        return found
-    raise ConfigError(NO_BOXES)
+    return part_of(found, Detections)
 
 
-def check_finds_boxes(model: Any) -> None:
-    """Raises ConfigError for a detector whose heads all label points, and so find no boxes to measure or draw."""
-    if all(head.reads == "points" for head in model.named_heads().values()):
-        raise ConfigError(NO_BOXES)
+def part_of(found: Any, kind: type[T]) -> T:
+    """The only part of a result that is of a kind, as `PointLabels`. Raises ConfigError for none, or several."""
+    parts = found.heads.values() if isinstance(found, Predictions) else [found]
+    own = [part for part in parts if isinstance(part, kind)]
+    if len(own) > 1:
+        raise ConfigError(f"model: {len(own)} heads of this detector give {kind.__name__}, of which one can be taken")
+    if not own:
+        raise ConfigError(_nothing_of(kind))
+    return own[0]
+
+
+def check_finds(model: Any, kind: type) -> None:
+    """Raises ConfigError for a detector of which no head gives results of a kind, to be measured or drawn."""
+    if not any(getattr(head, "finds", Detections) is kind for head in model.named_heads().values()):
+        raise ConfigError(_nothing_of(kind))
+
+
+def _nothing_of(kind: type) -> str:
+    does = KINDS.get(kind, f"gives {kind.__name__}")
+    return f"model: no head of this detector {does}, which is what is to be measured or drawn; add one that does"
 
 
 def real_numbers(points: Array, name: str) -> Array:

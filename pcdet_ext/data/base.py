@@ -38,12 +38,14 @@ class Dataset(Protocol):
     """Frames to train on or to test.
 
     classes: what is to be found; point_features: names of the columns that samples have; notes: what is worth knowing
-    before one trains, as how many objects of each class there are to draw from.
+    before one trains, as how many objects of each class there are to draw from; measures: what its evaluator takes of
+    a detector's results, `Detections` or another type.
     """
 
     classes: Sequence[str]
     point_features: Sequence[str] | None
     notes: Sequence[str]
+    measures: ClassVar[type]
 
     @property
     def frames(self) -> Sequence[FrameInfo]:
@@ -142,6 +144,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     seed: int = 0
     on_error: Literal["raise", "skip"] = "raise"
 
+    measures: ClassVar[type] = Detections
     PAIRED: ClassVar[bool] = False  # whether each two neighbours in `epoch_order` belong together
     LAYOUT: ClassVar[str] = ""  # of the files, as `pcdet prepare` names it, so that no other one's index is taken
     POINT_FEATURES: ClassVar[tuple[str, ...]] = ("x", "y", "z")  # all columns that a format's points have
@@ -350,6 +353,8 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
 
 class ConcatDataset(torch.utils.data.Dataset[Sample]):
     """Several data sets of the same classes and columns one after the other, with a common epoch, to train on."""
+
+    measures: ClassVar[type] = Detections  # which is nothing here: see `evaluator`
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
         if not parts:

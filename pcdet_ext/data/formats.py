@@ -44,6 +44,13 @@ def point_features(data: Mapping[str, Any]) -> tuple[str, ...]:
     return found.POINT_FEATURES if isinstance(found, type) and issubclass(found, FrameDataset) else USUAL_FEATURES
 
 
+def measured_kind(data: Mapping[str, Any]) -> type:
+    """What the metric of a configuration's data takes of a detector's results; `Detections` without a format."""
+    name = str(data.get("name"))
+    kind: type = getattr(DATASETS.get(name), "measures", Detections) if name in DATASETS else Detections
+    return kind
+
+
 def build_dataset(node: Mapping[str, Any], split: str, training: bool, seed: int = 0) -> Dataset:
     """The data set that a configuration's data section describes; in training its own `split` precedes the argument.
 

@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from pcdet_ext.config import Node, construct, require_known_sections, section
 from pcdet_ext.data.base import ConcatDataset, Dataset, collate
-from pcdet_ext.data.formats import build_dataset
+from pcdet_ext.data.formats import build_dataset, measured_kind
 from pcdet_ext.engine.loader import frame_loader
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import DataError, atomic_write, check_output_folder
-from pcdet_ext.inference import Detector, boxes_of, check_finds_boxes, load
+from pcdet_ext.inference import Detector, boxes_of, check_finds, load, part_of
+from pcdet_ext.structures import Detections
 from pcdet_ext.visualization.plots import write_plots
 
 
@@ -83,6 +84,7 @@ def predict(
         False when stopped.
     """
     indices = range(len(dataset)) if indices is None else indices
+    kind = getattr(dataset, "measures", Detections)
     join = partial(collate, classes=detector.classes)
     loader = frame_loader(dataset, indices, options.batch_size, join, options.num_workers, detector.device)
     interval = 0.5 if sys.stderr.isatty() else 30
@@ -91,9 +93,16 @@ def predict(
             if should_stop():
                 return False
             for sample, found in zip(samples, detector.predict(batch), strict=True):
-                evaluator.add(sample, boxes_of(found).above(options.score_threshold).numpy())
+                evaluator.add(sample, _measured_part(found, kind, options.score_threshold))
             bar.update(len(samples))
     return True
+
+
+def _measured_part(found: Any, kind: type, score_threshold: float) -> Any:
+    """What an evaluator is given of a detector's result, with arrays: boxes of a score, or results of another kind."""
+    if kind is Detections:
+        return boxes_of(found).above(score_threshold).numpy()
+    return part_of(found, kind).numpy()
 
 
 def measure(
@@ -119,7 +128,7 @@ def measure(
         plots: folder for diagrams.
 
     Raises:
-        ConfigError: an override does not fit, or no head of the detector finds boxes.
+        ConfigError: an override does not fit, or no head of the detector finds what the data set measures.
         DataError: a file is damaged (CheckpointError for the checkpoint), or `out` holds other results.
         OSError: `out` cannot be a folder of results.
     """
@@ -127,7 +136,7 @@ def measure(
         check_output_folder(out)
     detector = load(checkpoint, device, overrides, imports)
     require_known_sections(detector.config)
-    check_finds_boxes(detector.model)
+    check_finds(detector.model, measured_kind(section(detector.config, "data")))
     options = eval_config(detector.config)
     split = split or options.split
     dataset = build_dataset(section(detector.config, "data"), split, training=False)

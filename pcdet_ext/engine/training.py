@@ -16,7 +16,7 @@ from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError, Node, construct, require_known_sections, section, setting, suggest
 from pcdet_ext.data.base import Dataset, collate
-from pcdet_ext.data.formats import build_dataset
+from pcdet_ext.data.formats import build_dataset, measured_kind
 from pcdet_ext.engine import testing
 from pcdet_ext.engine.trainer import (
     BEST,
@@ -30,7 +30,7 @@ from pcdet_ext.engine.trainer import (
 )
 from pcdet_ext.evaluation.base import Result
 from pcdet_ext.files import atomic_write, check_output_folder
-from pcdet_ext.inference import Detector, check_finds_boxes
+from pcdet_ext.inference import Detector, check_finds
 from pcdet_ext.models.detector import VoxelDetector, build_detector, usual_defaults
 from pcdet_ext.models.heads.segmentation import PointSegmentationHead
 
@@ -89,7 +89,7 @@ def train(
     with usual_defaults():
         detector = build_detector(settings)
     if options.evaluate_every:
-        _check_can_be_evaluated(detector)
+        _check_can_be_evaluated(detector, measured_kind(section(settings, "data")))
     notes = _initialised(detector, options.init_from) if options.init_from and content is None else ()
     data = section(settings, "data")
     dataset = training_datasets(data, options)
@@ -121,10 +121,10 @@ def train(
     return trainer.fit()
 
 
-def _check_can_be_evaluated(detector: VoxelDetector) -> None:
-    """Raises ConfigError for a detector that the metrics of data sets, which are all of boxes, cannot measure."""
+def _check_can_be_evaluated(detector: VoxelDetector, kind: type) -> None:
+    """Raises ConfigError for a detector without results of the kind that the metric of the data set measures."""
     try:
-        check_finds_boxes(detector)
+        check_finds(detector, kind)
     except ConfigError as error:
         raise ConfigError(f"{error}, or set train.evaluate_every=0") from None
 

@@ -14,7 +14,7 @@ from pcdet_ext.config import section
 from pcdet_ext.data.base import Dataset, collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.files import DataError, check_output_file
-from pcdet_ext.inference import Detector, boxes_of, check_finds_boxes, load
+from pcdet_ext.inference import Detector, boxes_of, check_finds, load
 from pcdet_ext.structures import Detections, Sample
 from pcdet_ext.visualization.bev import draw_bev
 from pcdet_ext.visualization.frames import Sequences, find_frames, frame_ids, frame_range, frame_scenes
@@ -156,7 +156,7 @@ def _listed(ids: Sequence[str]) -> str:
 
 def _detector(checkpoint: Path, device: str, imports: bool, overrides: Iterable[str] = ()) -> Detector:
     detector = load(checkpoint, device, overrides, imports)
-    check_finds_boxes(detector.model)
+    check_finds(detector.model, Detections)
     return detector
 
 

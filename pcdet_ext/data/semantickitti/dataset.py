@@ -17,7 +17,7 @@ from pcdet_ext.data.semantickitti.labels import LabelMap, read_labels
 from pcdet_ext.data.semantickitti.results import PointLabelEvaluator
 from pcdet_ext.data.semantickitti.sequences import POINT_FEATURES, Frame, read_points
 from pcdet_ext.evaluation.panoptic import MIN_POINTS
-from pcdet_ext.structures import Sample, Targets
+from pcdet_ext.structures import PointLabels, Sample, Targets
 
 
 @DATASETS.register
@@ -38,6 +38,7 @@ class SemanticKittiDataset(FrameDataset):
     ignored_ids: Sequence[int] | None = None
     things: Sequence[str] | None = None
 
+    measures: ClassVar[type] = PointLabels
     LAYOUT: ClassVar[str] = "semantickitti"
     POINT_FEATURES: ClassVar[tuple[str, ...]] = POINT_FEATURES
 

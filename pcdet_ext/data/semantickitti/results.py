@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -88,8 +88,6 @@ class PointLabelEvaluator:
         published: count as semantic-kitti-api does: classes that occur on neither side are 0 in means, and points of
             stuff are different segments where their ids differ.
     """
-
-    measures: ClassVar[str] = "points"
 
     def __init__(
         self,

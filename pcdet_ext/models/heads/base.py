@@ -20,7 +20,8 @@ class Head(Protocol):
     """Turns features into what a user asks for; a detector has one or several.
 
     reads: which of the `Features` it is called with: the bird's-eye-view "map" [B, C, Y, X], the sparse "voxels" of the
-    backbone, or the features of "points", `PointFeatures`.
+    backbone, or the features of "points", `PointFeatures`. A head whose `decode` gives anything but `Detections` has a
+    further class attribute `finds`, the type of its results.
     """
 
     reads: ClassVar[Reads]

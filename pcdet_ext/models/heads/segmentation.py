@@ -42,6 +42,7 @@ class PointSegmentationHead(nn.Module):
     """
 
     reads: ClassVar[Reads] = "points"
+    finds: ClassVar[type] = PointLabels
 
     class_weights: Tensor | None
 
