@@ -17,51 +17,41 @@ from pcdet_ext.cli.errors import FailureError, UsageError, wrong_use
 
 if TYPE_CHECKING:
     from pcdet_ext.data.simulation import Made
-
-FORMATS = ("kitti", "nuscenes", "waymo")
-SCANS_PER_KEY = 10
+    from pcdet_ext.data.simulation.layouts import Option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=FORMATS, default="kitti", help="layout of the files (default: kitti)")
+    from pcdet_ext.data.simulation.layouts import SIMULATIONS, USUAL, options
+
+    names = SIMULATIONS.names()
+    parser.add_argument("--format", choices=names, default=USUAL, help=f"layout of the files (default: {USUAL})")
     parser.add_argument("--out", type=path, required=True, help="folder to write to")
-    parser.add_argument(
-        "--frames",
-        type=int,
-        required=True,
-        help="labelled frames: kitti: of the whole data set, each a street of its own; nuscenes: key frames per scene, "
-        "two per second with nine sweeps between them; waymo: frames per scene, ten per second",
-    )
-    parser.add_argument("--scenes", type=int, help="drives through a street each (nuscenes, waymo; default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same data (default: 0)")
     parser.add_argument(
         "--val-fraction",
         type=float,
         default=0.2,
-        help="share of the frames (kitti) or scenes that are held out for validation (default: 0.2)",
+        help="share of the frames or scenes that are held out for validation (default: 0.2)",
     )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument(
-        "--beams",
-        type=int,
-        help="beams of the sensor, for waymo of the top laser (default: kitti 64, nuscenes 32, waymo 64)",
-    )
-    parser.add_argument(
-        "--azimuths",
-        type=int,
-        help="firings of each beam per turn (default: kitti 2080, nuscenes 1085, waymo 1325; the real one has 2650)",
-    )
-    parser.add_argument(
-        "--side-beams",
-        type=int,
-        help="waymo: beams of the four short-range lasers (default: 50; the real ones have 200)",
-    )
-    parser.add_argument(
-        "--side-azimuths",
-        type=int,
-        help="waymo: firings per turn of the four short-range lasers (default: 150; the real ones have 600)",
-    )
-    parser.add_argument("--version", help="nuscenes: name of the tables, v1.0-mini (default) or v1.0-trainval")
+    for option in options():
+        needed = all(default is ... for default in option.defaults.values())
+        parser.add_argument(_flag(option.name), type=option.type, required=needed, help=_help(option, len(names)))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _help(option: Option, layouts: int) -> str:
+    """What an option means, for which layouts it is where not for all, and its defaults."""
+    having = option.defaults
+    only = f"{' and '.join(having)}: " if len(having) < layouts else ""
+    different = {default for default in having.values() if default is not ...}
+    if not different:
+        return f"{only}{option.meaning}"
+    each = ", ".join(f"{layout} {default}" for layout, default in having.items())
+    return f"{only}{option.meaning} (default: {each if len(different) > 1 else different.pop()})"
 
 
 class _Watch:
@@ -98,66 +88,34 @@ class _Watch:
 
 
 def run(options: argparse.Namespace) -> int:
-    watch = _Watch(_scans(options), str(options.out))
+    from pcdet_ext.data.simulation.layouts import SIMULATIONS
+
+    given = _given(options)
     with wrong_use():
-        _simulate(options, watch)
+        simulation = SIMULATIONS.get(options.format)(**given)
+        watch = _Watch(simulation.scans, str(options.out))
+        simulation.write(
+            options.out,
+            seed=options.seed,
+            val_fraction=options.val_fraction,
+            workers=options.workers,
+            progress=watch,
+        )
     if not watch.begun:
         raise FailureError(f"{options.out}: holds these frames already, there is nothing to do")
     print(watch.line(options.workers))
     return 0
 
 
-def _scans(options: argparse.Namespace) -> int:
-    """Scans that will be made, for the progress bar."""
-    scenes = _scenes(options)
-    return {
-        "kitti": options.frames,
-        "nuscenes": scenes * ((options.frames - 1) * SCANS_PER_KEY + 1),
-        "waymo": scenes * options.frames,
-    }[options.format]
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of the simulation that were given. Raises UsageError for one that the layout does not have."""
+    from pcdet_ext.data.simulation.layouts import options as known
 
-
-def _scenes(options: argparse.Namespace) -> int:
-    return 10 if options.scenes is None else options.scenes
-
-
-ONLY = {
-    "scenes": ("nuscenes", "waymo"),
-    "version": ("nuscenes",),
-    "side_beams": ("waymo",),
-    "side_azimuths": ("waymo",),
-}
-
-
-def _simulate(options: argparse.Namespace, watch: _Watch) -> None:
-    from pcdet_ext.data.simulation import (
-        EvenLidar,
-        SpinningLidar,
-        WaymoLasers,
-        simulate_kitti,
-        simulate_nuscenes,
-        simulate_waymo,
-    )
-
-    for name, formats in ONLY.items():
-        if getattr(options, name) is not None and options.format not in formats:
-            raise UsageError(f"--{name.replace('_', '-')} is for {' and '.join(formats)}, not for {options.format}")
-    common = {"seed": options.seed, "val_fraction": options.val_fraction, "workers": options.workers, "progress": watch}
-    turn = _chosen(options, beams="beams", azimuths="azimuths")
-    if options.format == "kitti":
-        simulate_kitti(options.out, options.frames, sensor=SpinningLidar(**turn), **common)
-    elif options.format == "nuscenes":
-        version = options.version or "v1.0-mini"
-        simulate_nuscenes(
-            options.out, _scenes(options), options.frames, sensor=EvenLidar(**turn), version=version, **common
-        )
-    else:
-        pixels = _chosen(
-            options, beams="rows", azimuths="columns", side_beams="side_rows", side_azimuths="side_columns"
-        )
-        simulate_waymo(options.out, _scenes(options), options.frames, sensor=WaymoLasers(**pixels), **common)
-
-
-def _chosen(options: argparse.Namespace, **names: str) -> dict[str, Any]:
-    """The options that were given, under the names that a sensor has for them."""
-    return {name: getattr(options, option) for option, name in names.items() if getattr(options, option) is not None}
+    given = {}
+    for option in known():
+        if (value := getattr(options, option.name)) is None:
+            continue
+        if options.format not in option.defaults:
+            raise UsageError(f"{_flag(option.name)} is for {' and '.join(option.defaults)}, not for {options.format}")
+        given[option.name] = value
+    return given

@@ -40,7 +40,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prepared(root: Path) -> Path:
-    prepare_waymo(root, ("train",), progress=False, frames=3)
+    prepare_waymo(root, ("train",), progress=False, max_sweeps=3)
     return root
 
 
@@ -108,7 +108,7 @@ def test_points_in_zones_without_labels_can_be_left_out(prepared: Path) -> None:
 def test_frames_before_are_moved_to_where_the_vehicle_is(prepared: Path, near: float) -> None:
     wide = [-1000, -1000, -500, 1000, 1000, 500]
     features = [*FEATURES, "timestamp", "frame"]
-    sample = dataset(prepared, num_frames=3, near=near, point_features=features, point_cloud_range=wide)[2]
+    sample = dataset(prepared, max_sweeps=3, near=near, point_features=features, point_cloud_range=wide)[2]
     own, pose = raw(prepared, 2)
     expected = [np.column_stack([own[:, :5], np.zeros((len(own), 2))])]
     for age in (1, 2):
@@ -120,7 +120,7 @@ def test_frames_before_are_moved_to_where_the_vehicle_is(prepared: Path, near: f
 
 
 def test_the_first_frame_stands_in_where_there_are_none_before(prepared: Path) -> None:
-    points = dataset(prepared, num_frames=3, point_features=[*FEATURES, "frame"])
+    points = dataset(prepared, max_sweeps=3, point_features=[*FEATURES, "frame"])
     first, second = points[0].points, points[1].points
     own, _ = raw(prepared, 0)
     assert len(first) > 2 * (np.abs(own[:, :2]) < 75.2).all(axis=1).sum()
@@ -145,7 +145,7 @@ def test_objects_are_pasted_with_the_points_of_the_wanted_time(prepared: Path, f
     step = {"name": "GroundTruthSampling", "groups": {"Vehicle": 8, "Cyclist": 8}}
     features = FEATURES if frames == 1 else (*FEATURES, "timestamp")
     step |= {} if frames == 1 else {"time_range": [0.1, 0.0]}
-    data = dataset(prepared, training=True, augment=[step], num_frames=frames, point_features=features, velocity=False)
+    data = dataset(prepared, training=True, augment=[step], max_sweeps=frames, point_features=features, velocity=False)
     sample = data[1]
     assert sample.point_features == features
     assert sample.targets is not None
@@ -165,9 +165,9 @@ def test_empty_boxes_are_left_out_in_training_alone(prepared: Path) -> None:
 
 
 def test_interval_thins_the_split_but_not_what_came_before(prepared: Path) -> None:
-    data = dataset(prepared, interval=2, num_frames=2, point_features=[*FEATURES, "frame"])
+    data = dataset(prepared, interval=2, max_sweeps=2, point_features=[*FEATURES, "frame"])
     assert [info.frame_id[-3:] for info in data.frames] == ["000", "002"]
-    whole = dataset(prepared, num_frames=2, point_features=[*FEATURES, "frame"])
+    whole = dataset(prepared, max_sweeps=2, point_features=[*FEATURES, "frame"])
     np.testing.assert_array_equal(data[1].points, whole[2].points)
 
 
@@ -185,7 +185,7 @@ def test_interval_thins_what_is_trained_on_alone(prepared: Path) -> None:
 def test_several_processes_prepare_the_same(tmp_path: Path) -> None:
     root = copy_release(tmp_path)
     for workers in (0, 2):
-        prepare_waymo(root, ("train",), out=tmp_path / str(workers), workers=workers, progress=False, frames=2)
+        prepare_waymo(root, ("train",), out=tmp_path / str(workers), workers=workers, progress=False, max_sweeps=2)
     one, two = (read_objects(database_path(tmp_path / name, "train")) for name in ("0", "2"))
     assert one.keys() == two.keys()
     for name in one:
@@ -255,7 +255,7 @@ def test_processed_sequences_that_cannot_be_read_are_left_out_and_counted(tmp_pa
 
 
 def test_each_file_is_read_once(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = dataset(prepared, num_frames=8)
+    data = dataset(prepared, max_sweeps=8)
     read: list[int] = []
     points = data._layout.points
     monkeypatch.setattr(data._layout, "points", lambda frame: read.append(frame.number) or points(frame))
@@ -371,11 +371,11 @@ def test_detections_that_are_no_boxes_are_not_written(
 def test_options_and_classes_that_do_not_fit_are_refused(prepared: Path) -> None:
     with pytest.raises(ConfigError, match="breakdown"):
         dataset(prepared).evaluator({"breakdown": ["RANGE"]})
-    with pytest.raises(ValueError, match="num_frames must be at least 1"):
-        dataset(prepared, num_frames=0)
+    with pytest.raises(ValueError, match="max_sweeps must be at least 1"):
+        dataset(prepared, max_sweeps=0)
     with pytest.raises(ValueError, match="'time' is not"):
         dataset(prepared, point_features=["x", "y", "z", "time"])
-    with pytest.raises(ValueError, match="frames must be at least 1"):
+    with pytest.raises(ValueError, match="max_sweeps must be at least 1"):
         WaymoFrames(prepared, 0)
 
 

@@ -48,7 +48,7 @@ class NuScenesDataset(FrameDataset):
         if not 1 <= self.max_sweeps <= prepared:
             raise ConfigError(
                 f"max_sweeps must lie in [1, {prepared}], as {self.root} was prepared, got {self.max_sweeps}; "
-                f"for more: pcdet prepare nuscenes --max-sweeps {self.max_sweeps}"
+                f"for more: pcdet prepare nuscenes --root {self.root} max_sweeps={self.max_sweeps}"
             )
 
     def read(self, info: FrameInfo) -> Sample:

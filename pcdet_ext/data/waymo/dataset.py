@@ -38,13 +38,13 @@ class WaymoDataset(FrameDataset):
     `min_points` counts what the labels say of an object, and in training alone.
 
     Args:
-        num_frames: a sample has the points of so many frames, moved to where the vehicle is now: its own and those
-            before; at the start of a sequence the first frame takes the place of what is missing.
+        max_sweeps: a sample has the points of so many frames, its own among them, moved to where the vehicle is now;
+            at the start of a sequence the first frame takes the place of what is missing.
         near: points of the frames before with |x| and |y| below it, in metres, are left out.
         no_label_zones: whether points in zones without labels are kept, as published.
     """
 
-    num_frames: int = 1
+    max_sweeps: int = 1
     near: float = NEAR
     no_label_zones: bool = True
 
@@ -53,8 +53,8 @@ class WaymoDataset(FrameDataset):
     FURTHER_FEATURES: ClassVar[tuple[str, ...]] = TIME_FEATURES
 
     def __post_init__(self) -> None:
-        if self.num_frames < 1 or not self.near >= 0:
-            raise ValueError(f"num_frames must be at least 1 and near at least 0, got {self.num_frames}, {self.near}")
+        if self.max_sweeps < 1 or not self.near >= 0:
+            raise ValueError(f"max_sweeps must be at least 1 and near at least 0, got {self.max_sweeps}, {self.near}")
         super().__post_init__()
         if not self.training:
             self.min_points = 0
@@ -142,7 +142,7 @@ class WaymoDataset(FrameDataset):
 
     def _past(self, info: FrameInfo) -> list[FrameInfo]:
         """The frames before one, nearest first."""
-        count = self.num_frames - 1
+        count = self.max_sweeps - 1
         found = self.previous(info, count)
         return (found + [found[-1] if found else info] * count)[:count]
 

@@ -34,22 +34,23 @@ class FrameWithPast:
 class WaymoFrames:
     """The frames of a folder with Waymo data, for preparation (see `FrameSource`).
 
-    frames: objects of the database get points of so many frames, the one that they are labelled in and those before.
+    max_sweeps: objects of the database get points of so many frames, the one that they are labelled in and those
+    before.
     Raises DataError where the folder has no layout that is known.
     """
 
     LAYOUT: ClassVar[str] = "waymo"
 
-    def __init__(self, root: str | Path, frames: int = 1) -> None:
-        if frames < 1:
-            raise ValueError(f"frames must be at least 1, got {frames}")
+    def __init__(self, root: str | Path, max_sweeps: int = 1) -> None:
+        if max_sweeps < 1:
+            raise ValueError(f"max_sweeps must be at least 1, got {max_sweeps}")
         self.root = Path(root)
-        self.count = frames
+        self.count = max_sweeps
         self._layout = open_layout(root)
         self._recent: OrderedDict[Frame, Array] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "frames": self.count}
+        return {"root": self.root, "max_sweeps": self.count}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # a process of its own opens files of its own
@@ -103,9 +104,9 @@ class WaymoFrames:
 
 
 @FRAME_SOURCES.register
-def waymo(root: str, frames: int = 1) -> WaymoFrames:
+def waymo(root: str, max_sweeps: int = 1) -> WaymoFrames:
     """The Waymo Open Dataset: Parquet components, or waymo_processed_data*."""
-    return WaymoFrames(root, frames)
+    return WaymoFrames(root, max_sweeps)
 
 
 def prepare_waymo(
@@ -116,10 +117,10 @@ def prepare_waymo(
     workers: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = True,
-    frames: int = 1,
+    max_sweeps: int = 1,
 ) -> list[Summary]:
     """Prepare a folder with Waymo data; see `pcdet_ext.data.prepare.prepare` and `WaymoFrames`."""
-    return prepare(WaymoFrames(root, frames), splits, database, out, workers, on_error, progress)
+    return prepare(WaymoFrames(root, max_sweeps), splits, database, out, workers, on_error, progress)
 
 
 def _past(frames: Sequence[Frame], position: int, count: int) -> tuple[Frame, ...]:
