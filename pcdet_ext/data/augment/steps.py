@@ -298,7 +298,10 @@ def _require_time(objects: Mapping[str, Objects]) -> None:
     for name, found in objects.items():
         if _time_column(found) is None:
             has = ", ".join(found.point_features)
-            raise ValueError(f"time_range needs points with a time, the database has only {has} of {name}")
+            raise ValueError(
+                f"time_range needs points with a time, the database has only {has} of {name}; prepare the folder so that "
+                "objects have points of past scans too (an option of pcdet prepare)"
+            )
 
 
 def _usable_groups(groups: Mapping[str, int], objects: Mapping[str, Objects], classes: Sequence[str]) -> dict[str, int]:
