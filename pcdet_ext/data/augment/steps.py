@@ -299,8 +299,8 @@ def _require_time(objects: Mapping[str, Objects]) -> None:
         if _time_column(found) is None:
             has = ", ".join(found.point_features)
             raise ValueError(
-                f"time_range needs points with a time, the database has only {has} of {name}; prepare the folder so that "
-                "objects have points of past scans too (an option of pcdet prepare)"
+                f"time_range needs points with a time, the database has only {has} of {name}; prepare the folder "
+                "so that objects have points of past scans too (an option of pcdet prepare)"
             )
 
 
