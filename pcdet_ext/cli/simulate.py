@@ -3,13 +3,14 @@
 pcdet simulate --format kitti --frames 200 --seed 0 --out data/sim
 pcdet simulate --format nuscenes --scenes 10 --frames 20 --out data/sim_nuscenes
 pcdet simulate --format waymo --scenes 10 --frames 50 --out data/sim_waymo
+pcdet simulate --format places --scenes 5 --frames 60 --runs 5 --out data/sim_places
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pcdet_ext.cli.arguments import path
@@ -43,10 +44,16 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _listed(names: Iterable[str]) -> str:
+    """Names in words."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def _help(option: Option, layouts: int) -> str:
     """What an option means, for which layouts it is where not for all, and its defaults."""
     having = option.defaults
-    only = f"{' and '.join(having)}: " if len(having) < layouts else ""
+    only = f"{_listed(having)}: " if len(having) < layouts else ""
     different = {default for default in having.values() if default is not ...}
     if not different:
         return f"{only}{option.meaning}"
@@ -116,6 +123,6 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
         if (value := getattr(options, option.name)) is None:
             continue
         if options.format not in option.defaults:
-            raise UsageError(f"{_flag(option.name)} is for {' and '.join(option.defaults)}, not for {options.format}")
+            raise UsageError(f"{_flag(option.name)} is for {_listed(option.defaults)}, not for {options.format}")
         given[option.name] = value
     return given

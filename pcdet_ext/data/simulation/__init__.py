@@ -1,13 +1,22 @@
 """Simulated LiDAR data: street scenes and drives, sensors ray-cast through them, writers of data formats."""
 
 from pcdet_ext.data.simulation.drive import Drive, Track, drive
-from pcdet_ext.data.simulation.generate import Made, simulate_frame, simulate_kitti, simulate_nuscenes, simulate_waymo
+from pcdet_ext.data.simulation.generate import (
+    Made,
+    simulate_frame,
+    simulate_kitti,
+    simulate_nuscenes,
+    simulate_places,
+    simulate_waymo,
+)
+from pcdet_ext.data.simulation.revisits import AerialLidar
 from pcdet_ext.data.simulation.scene import Actor, Scene, street_scene
 from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
 from pcdet_ext.data.simulation.waymo import WaymoLasers
 
 __all__ = [
     "Actor",
+    "AerialLidar",
     "Drive",
     "EvenLidar",
     "Made",
@@ -20,6 +29,7 @@ __all__ = [
     "simulate_frame",
     "simulate_kitti",
     "simulate_nuscenes",
+    "simulate_places",
     "simulate_waymo",
     "street_scene",
 ]

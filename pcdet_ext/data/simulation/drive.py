@@ -9,7 +9,16 @@ import numpy as np
 
 from pcdet_ext.data.simulation import shapes
 from pcdet_ext.data.simulation.roads import Path, WindingStreet, crossing_lane, right_turn, straight_lane, straight_path
-from pcdet_ext.data.simulation.scene import Body, Builder, Ground, frontage, parked, roadside, standing
+from pcdet_ext.data.simulation.scene import (
+    Body,
+    Builder,
+    Ground,
+    frontage,
+    ground_strip,
+    parked,
+    roadside,
+    standing,
+)
 from pcdet_ext.data.simulation.shapes import Material, Mesh
 from pcdet_ext.data.simulation.traffic import LIGHT_PHASES, TIME_STEP, Mover, Traffic
 from pcdet_ext.structures import Array
@@ -20,7 +29,6 @@ EGO_SIZE = (4.6, 1.9)  # length and width, metres
 WARM_UP = 4.0  # seconds of traffic before the drive begins
 SUSPENSION = 0.5  # share of the ground's tilt that the vehicle takes on
 ROOM = 0.03  # metres between an object and its box at each side and above
-CROSSING_HALF = 4.0  # half the width of a street that crosses, metres
 MARGIN = TIME_STEP  # seconds known before the first and after the last frame, as a turn of a sensor lasts
 KINDS = {"Car": 0.58, "Van": 0.07, "Truck": 0.13, "Bus": 0.08, "Motorcycle": 0.14}
 
@@ -124,7 +132,7 @@ def drive(rng: np.random.Generator, seconds: float) -> Drive:
     record = plan.run(seconds)
     ground = plan.builder.ground
     resting = [Track(b.name, b.size, b.mesh, b.place[None], parked=True) for b in plan.builder.bodies]
-    static = [*plan.builder.static, _strip(rng, ground, street, half_width, crossing, (-BEYOND, end))]
+    static = [*plan.builder.static, ground_strip(rng, ground, street, half_width, crossing, (-BEYOND, end))]
     moving = [
         Track(part.name, part.size, part.mesh, _places(part, record[:, number], plan.traffic.movers[number], ground))
         for number, parts in enumerate(plan.parts)
@@ -338,40 +346,6 @@ class _Plan:
         """What moved, from `MARGIN` before the drive begins to `MARGIN` after its end."""
         record = self.traffic.run(WARM_UP + seconds + 2 * MARGIN)
         return record[round((WARM_UP - MARGIN) / TIME_STEP) :]
-
-
-def _strip(
-    rng: np.random.Generator,
-    ground: Ground,
-    street: WindingStreet,
-    half_width: float,
-    crossing: float | None,
-    ends: tuple[float, float],
-) -> Mesh:
-    """The ground along a street as triangles: asphalt, pavement a kerb higher, grass rough."""
-    spread = np.linspace(0, 1, 22)[1:] ** 1.7 * 150
-    sides = np.sort(np.concatenate([spread, [half_width, half_width + 0.05]]))
-    across_nodes = np.concatenate([-sides[::-1], [0.0], sides])
-    along_nodes = np.arange(ends[0], ends[1], 2.0)
-    if crossing is not None:
-        edges = crossing + np.array([-CROSSING_HALF - 0.05, -CROSSING_HALF, CROSSING_HALF, CROSSING_HALF + 0.05])
-        along_nodes = np.sort(np.concatenate([along_nodes, edges]))
-    along, across = np.meshgrid(along_nodes, across_nodes, indexing="ij")
-    on_road = np.abs(across) <= half_width
-    if crossing is not None:
-        on_road |= np.abs(along - crossing) <= CROSSING_HALF
-    x, y, _ = street.at(along, across)
-    kerb, rough = rng.uniform(0.05, 0.14), np.where(on_road, 0.008, 0.03)
-    z = ground.height(x, y) + np.where(on_road, 0.0, kerb) + rng.normal(0, 1, x.shape) * rough
-    n = len(across_nodes)
-    i, j = np.meshgrid(np.arange(len(along_nodes) - 1), np.arange(n - 1), indexing="ij")
-    a = (i * n + j).ravel()
-    triangles = np.concatenate([np.stack([a, a + n, a + n + 1], 1), np.stack([a, a + n + 1, a + 1], 1)])
-    road = (on_road[:-1, :-1] & on_road[1:, 1:]).ravel()
-    paved = np.abs(across[:-1, :-1]).ravel() < half_width + 4.5
-    material = np.where(road, Material.ASPHALT, np.where(paved, Material.PAVEMENT, Material.GRASS)).astype(np.uint8)
-    vertices = np.stack([x.ravel(), y.ravel(), z.ravel()], 1).astype(np.float32)
-    return Mesh(vertices, triangles.astype(np.int32), np.tile(material, 2))
 
 
 def _unlabelled(rng: np.random.Generator, street: WindingStreet, half_width: float, end: float) -> Array:

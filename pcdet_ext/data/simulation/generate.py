@@ -15,6 +15,8 @@ import numpy as np
 from pcdet_ext.data.simulation import kitti
 from pcdet_ext.data.simulation.manifest import Manifest, sizes
 from pcdet_ext.data.simulation.nuscenes import PARTS, NuScenesWriter, scene_names
+from pcdet_ext.data.simulation.places import PlacesWriter
+from pcdet_ext.data.simulation.revisits import AerialLidar
 from pcdet_ext.data.simulation.scene import Scene, street_scene
 from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
 from pcdet_ext.data.simulation.waymo import WaymoLasers, WaymoWriter
@@ -26,7 +28,10 @@ STARTED = "simulation.started.json"  # written first, and gone at the end: the f
 COMMON = "common"  # the piece of work that is done at the end, from all others
 AHEAD = 2  # pieces per process that are begun before they are counted
 MOST_SCENES = 10_000
-MOST_FRAMES = {"kitti": 1_000_000, "nuscenes": 1_000, "waymo": 5_000}  # ids of six digits; drives of 500 seconds
+# Ids of six digits; drives of 500 seconds; streets of 10 km, which is how far they are apart.
+MOST_FRAMES = {"kitti": 1_000_000, "nuscenes": 1_000, "waymo": 5_000, "places": 2_000}
+MOST_RUNS = 100
+SPACING = 5.0  # metres between frames of a run through a street
 VERSION = 2  # raise it when the same seed gives other frames
 NUSCENES_VERSIONS = ("v1.0-mini", "v1.0-trainval")
 
@@ -182,6 +187,53 @@ def simulate_waymo(
     return work.end([])
 
 
+def simulate_places(
+    out: str | Path,
+    scenes: int,
+    frames: int,
+    runs: int = 5,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    workers: int = 2,
+    sensor: EvenLidar | None = None,
+    aerial: AerialLidar | None = None,
+    progress: Progress = iter,
+) -> Path:
+    """Write runs through the same streets for place recognition: clouds, and `frames.csv` with their positions.
+
+    What stands in a street stays; trees and bushes are in leaf in one season and bare in the other; parked and driving
+    vehicles are others in every run. Runs go along the street and against it in turn, in any lane of their side; every
+    fifth one sees the street from above.
+
+    Args:
+        out: as `simulate_kitti`.
+        scenes: streets, ten kilometres apart.
+        frames: per run, about five metres apart.
+        runs: through each street.
+        seed: the same seed gives the same streets and runs.
+        val_fraction: share of the streets that are held out, with all their runs.
+        workers: processes; each makes one run at a time.
+        sensor: the LiDAR of runs on the ground; like a Velodyne HDL-32E with a third of its firings if not given.
+        aerial: the LiDAR of runs above it.
+        progress: as `simulate_kitti`, one `Made` per run.
+
+    Raises:
+        ValueError, FileExistsError, ImportError: as `simulate_kitti`.
+    """
+    if not 2 <= runs <= MOST_RUNS:
+        raise ValueError(f"runs must lie in [2, {MOST_RUNS}], got {runs}")
+    sensor, aerial = sensor or EvenLidar(azimuths=360), aerial or AerialLidar()
+    request = {"format": "places", "scenes": scenes, "frames": frames, "runs": runs, "seed": seed}
+    request |= {"val_fraction": val_fraction, "sensor": dataclasses.asdict(sensor)}
+    work = _Work(Path(out), request | {"aerial": dataclasses.asdict(aerial)}, scenes * runs, workers)
+    if work.begin():
+        return work.out
+    val = tuple(_held_out(scenes, seed, val_fraction).tolist())
+    writer = PlacesWriter(work.out, seed, frames, runs, val, SPACING, sensor, aerial)
+    work.run(partial(_make_run, writer), progress)
+    return work.end(writer.finish())
+
+
 def _make_kitti(out: Path, seed: int, sensor: SpinningLidar, index: int) -> Made:
     scene, scan = simulate_frame(seed, index, sensor)
     files = kitti.write_frame(out, f"{index:06d}", scene, scan, sensor)
@@ -190,6 +242,11 @@ def _make_kitti(out: Path, seed: int, sensor: SpinningLidar, index: int) -> Made
 
 def _make_scene(writer: NuScenesWriter | WaymoWriter, index: int) -> Made:
     scans, casting, files = writer.write_scene(index)
+    return Made(scans, casting, sizes(writer.root, files))
+
+
+def _make_run(writer: PlacesWriter, index: int) -> Made:
+    scans, casting, files = writer.write_run(index)
     return Made(scans, casting, sizes(writer.root, files))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pcdet_ext.config import Registry
-from pcdet_ext.data.simulation.generate import simulate_kitti, simulate_nuscenes, simulate_waymo
+from pcdet_ext.data.simulation.generate import simulate_kitti, simulate_nuscenes, simulate_places, simulate_waymo
 from pcdet_ext.data.simulation.sensor import EvenLidar, SpinningLidar
 from pcdet_ext.data.simulation.waymo import WaymoLasers
 
@@ -27,8 +27,10 @@ SCANS_PER_KEY = 10  # of nuScenes, from one key frame to the next
 # What each option means.
 OPTIONS: Mapping[str, str] = {
     "frames": "labelled frames: kitti: of the whole data set, each a street of its own; nuscenes: key frames per "
-    "scene, two per second with nine sweeps between them; waymo: frames per scene, ten per second",
-    "scenes": "drives through a street each",
+    "scene, two per second with nine sweeps between them; waymo: frames per scene, ten per second; places: frames per "
+    "run, five metres apart",
+    "scenes": "streets, through each of which there is one drive, of places several runs",
+    "runs": "passages through each street: along it and against it in turn, in two seasons, every fifth from above",
     "beams": "beams of the sensor, for waymo of the top laser",
     "azimuths": "firings of each beam per turn (the top laser of Waymo has 2650)",
     "side_beams": "beams of the four short-range lasers (the real ones have 200)",
@@ -89,6 +91,14 @@ def nuscenes(
     sensor = EvenLidar(beams=beams, azimuths=azimuths)
     write = partial(simulate_nuscenes, scenes=scenes, frames=frames, sensor=sensor, version=version)
     return Simulation(scenes * ((frames - 1) * SCANS_PER_KEY + 1), write)
+
+
+@SIMULATIONS.register
+def places(frames: int, scenes: int = 10, runs: int = 5, beams: int = 32, azimuths: int = 360) -> Simulation:
+    """Runs through the same streets, for place recognition."""
+    sensor = EvenLidar(beams=beams, azimuths=azimuths)
+    write = partial(simulate_places, scenes=scenes, frames=frames, runs=runs, sensor=sensor)
+    return Simulation(scenes * runs * frames, write)
 
 
 @SIMULATIONS.register

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pcdet_ext.data.simulation import shapes
-from pcdet_ext.data.simulation.roads import StraightStreet, Street
+from pcdet_ext.data.simulation.roads import StraightStreet, Street, WindingStreet
 from pcdet_ext.data.simulation.shapes import Material, Mesh
 from pcdet_ext.structures import Array
 
+CROSSING_HALF = 4.0  # half the width of a street that crosses, metres
 SIZES = {  # length, width, height: mean and spread in metres, as labelled in KITTI
     "Car": ((3.9, 1.63, 1.53), (0.42, 0.10, 0.13)),
     "Van": ((5.0, 1.9, 2.2), (0.5, 0.12, 0.25)),
@@ -349,6 +350,40 @@ def _surface(rng: np.random.Generator, ground: Ground, yaw: float, half_width: f
     triangles = np.concatenate([np.stack([a, a + n, a + n + 1], 1), np.stack([a, a + n + 1, a + 1], 1)])
     road = on_road[:-1, :-1].ravel()
     paved = np.abs(across[:-1, :-1]).ravel() < half_width + 3.5
+    material = np.where(road, Material.ASPHALT, np.where(paved, Material.PAVEMENT, Material.GRASS)).astype(np.uint8)
+    vertices = np.stack([x.ravel(), y.ravel(), z.ravel()], 1).astype(np.float32)
+    return Mesh(vertices, triangles.astype(np.int32), np.tile(material, 2))
+
+
+def ground_strip(
+    rng: np.random.Generator,
+    ground: Ground,
+    street: WindingStreet,
+    half_width: float,
+    crossing: float | None,
+    ends: tuple[float, float],
+) -> Mesh:
+    """The ground along a street as triangles: asphalt, pavement a kerb higher, grass rough."""
+    spread = np.linspace(0, 1, 22)[1:] ** 1.7 * 150
+    sides = np.sort(np.concatenate([spread, [half_width, half_width + 0.05]]))
+    across_nodes = np.concatenate([-sides[::-1], [0.0], sides])
+    along_nodes = np.arange(ends[0], ends[1], 2.0)
+    if crossing is not None:
+        edges = crossing + np.array([-CROSSING_HALF - 0.05, -CROSSING_HALF, CROSSING_HALF, CROSSING_HALF + 0.05])
+        along_nodes = np.sort(np.concatenate([along_nodes, edges]))
+    along, across = np.meshgrid(along_nodes, across_nodes, indexing="ij")
+    on_road = np.abs(across) <= half_width
+    if crossing is not None:
+        on_road |= np.abs(along - crossing) <= CROSSING_HALF
+    x, y, _ = street.at(along, across)
+    kerb, rough = rng.uniform(0.05, 0.14), np.where(on_road, 0.008, 0.03)
+    z = ground.height(x, y) + np.where(on_road, 0.0, kerb) + rng.normal(0, 1, x.shape) * rough
+    n = len(across_nodes)
+    i, j = np.meshgrid(np.arange(len(along_nodes) - 1), np.arange(n - 1), indexing="ij")
+    a = (i * n + j).ravel()
+    triangles = np.concatenate([np.stack([a, a + n, a + n + 1], 1), np.stack([a, a + n + 1, a + 1], 1)])
+    road = (on_road[:-1, :-1] & on_road[1:, 1:]).ravel()
+    paved = np.abs(across[:-1, :-1]).ravel() < half_width + 4.5
     material = np.where(road, Material.ASPHALT, np.where(paved, Material.PAVEMENT, Material.GRASS)).astype(np.uint8)
     vertices = np.stack([x.ravel(), y.ravel(), z.ravel()], 1).astype(np.float32)
     return Mesh(vertices, triangles.astype(np.int32), np.tile(material, 2))
