@@ -211,7 +211,7 @@ class Detector:
         dropped = int((~finite).sum())
         self.dropped_points += dropped
         cloud = cloud[finite] if dropped else cloud
-        cloud = self._squashed(self._scaled(cloud))
+        cloud = self._with_tanh(self._scaled(cloud))
         self._check_scale(cloud, name)
         return cloud
 
@@ -232,7 +232,7 @@ class Detector:
         factors[self.point_features.index("intensity")] = self.intensity_scale
         return cloud / factors
 
-    def _squashed(self, cloud: Tensor) -> Tensor:
+    def _with_tanh(self, cloud: Tensor) -> Tensor:
         """The points with tanh of the columns of which training took it (`data.tanh`)."""
         if not self.tanh:
             return cloud

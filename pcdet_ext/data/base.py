@@ -345,7 +345,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         if self.training and targets is not None and targets.boxes is not None:
             inside = boxes_in_range(np.asarray(targets.boxes), self.point_cloud_range, self.min_box_corners)
             sample = sample.replace(targets=targets.select(inside))
-        sample = wrap_headings(_with_velocity(squashed(sample, self.tanh), self.velocity))
+        sample = wrap_headings(_with_velocity(with_tanh(sample, self.tanh), self.velocity))
         for step in self._processors:
             sample = step(sample, rng)
         return sample
@@ -457,7 +457,7 @@ def _has_something(targets: Targets | None) -> bool:
     return targets.point_labels is not None or bool(targets.maps) or targets.position is not None
 
 
-def squashed(sample: Sample, columns: Sequence[str]) -> Sample:
+def with_tanh(sample: Sample, columns: Sequence[str]) -> Sample:
     """The sample with tanh of some columns of its points, by name."""
     if not columns:
         return sample

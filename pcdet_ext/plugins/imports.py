@@ -21,7 +21,7 @@ Fill = Callable[[ModuleType], None]
 _SAID: set[str] = set()
 
 
-def say(line: str) -> None:
+def tell(line: str) -> None:
     """Tell the user once, in a line on standard error, what was done for another code base."""
     if line not in _SAID:
         _SAID.add(line)
@@ -41,7 +41,7 @@ class _Filled(Loader):
         self.fill(module)
 
 
-class _Followed(Loader):
+class _ThenActing(Loader):
     """Another loader, and then what was asked for to follow."""
 
     def __init__(self, loader: Loader, actions: Sequence[Fill]) -> None:
@@ -63,15 +63,15 @@ class _Finder(MetaPathFinder):
     """Knows the modules that are answered, whole packages of stand-ins, and what follows an import."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, Fill] = {}
+        self.provided: dict[str, Fill] = {}
         self.packages: dict[str, Fill] = {}
         self.following: dict[str, list[Fill]] = {}
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname in self.answers:
-            return ModuleSpec(fullname, _Filled(self.answers[fullname]), origin="pcdet_ext")
+        if fullname in self.provided:
+            return ModuleSpec(fullname, _Filled(self.provided[fullname]), origin="pcdet_ext")
         package = fullname.partition(".")[0]
         if package in self.packages:
             return ModuleSpec(fullname, _Filled(self.packages[package]), origin="pcdet_ext", is_package=True)
@@ -79,7 +79,7 @@ class _Finder(MetaPathFinder):
             return None
         found = self._elsewhere(fullname, path, target)
         if found is not None and found.loader is not None:
-            found.loader = _Followed(found.loader, self.following[fullname])
+            found.loader = _ThenActing(found.loader, self.following[fullname])
         return found
 
     def _elsewhere(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
@@ -98,7 +98,7 @@ def _finder() -> _Finder:
     return _FINDER
 
 
-def answer(name: str, content: Mapping[str, Any]) -> None:
+def provide_module(name: str, content: Mapping[str, Any]) -> None:
     """From now on `import name` gives a module with this content.
 
     What else is asked of it raises ImportError when it is called, by name, and not before.
@@ -108,7 +108,7 @@ def answer(name: str, content: Mapping[str, Any]) -> None:
         module.__dict__.update(content)
         module.__dict__["__getattr__"] = lambda attribute: _stand_in(module.__name__, attribute, _not_offered)
 
-    _finder().answers[name] = fill
+    _finder().provided[name] = fill
 
 
 def stand_in(package: str, advice: str) -> None:
@@ -164,7 +164,7 @@ def after_import(name: str, action: Fill) -> None:
 
 def is_installed(name: str) -> bool:
     """Whether a module can be found; packages above it are imported, it is not, and a stand-in does not count."""
-    if name.partition(".")[0] in _FINDER.packages or name in _FINDER.answers:
+    if name.partition(".")[0] in _FINDER.packages or name in _FINDER.provided:
         return False
     try:
         return name in sys.modules or importlib.util.find_spec(name) is not None
@@ -172,9 +172,9 @@ def is_installed(name: str) -> bool:
         return False
 
 
-def is_answered(name: str) -> bool:
-    """Whether a module is one of those that `answer` gives."""
-    return name in _FINDER.answers
+def is_provided(name: str) -> bool:
+    """Whether a module is one of those that `provide_module` gives."""
+    return name in _FINDER.provided
 
 
 def loads(name: str, place: Path) -> bool:
@@ -186,6 +186,6 @@ def loads(name: str, place: Path) -> bool:
     try:
         importlib.util.module_from_spec(spec)
     except ImportError as error:
-        say(f"{built[0].name} does not load with torch {torch.__version__}: {error}")
+        tell(f"{built[0].name} does not load with torch {torch.__version__}: {error}")
         return False
     return True

@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pcdet_ext.ops import shared_area_bev
-from pcdet_ext.plugins.imports import answer, say
+from pcdet_ext.plugins.imports import provide_module, tell
 
 
-def answer_rotate_iou(module: str, replace: bool) -> None:
+def provide_rotate_iou(module: str, replace: bool) -> None:
     """Let a module `rotate_iou` of another code base give ours, where there is no GPU for theirs."""
     if replace or not torch.cuda.is_available():
-        say(f"{module} (numba for CUDA) is answered by the overlaps of pcdet_ext")
-        answer(module, {"rotate_iou_gpu_eval": rotate_iou_gpu_eval})
+        tell(f"{module} (numba for CUDA) is answered by the overlaps of pcdet_ext")
+        provide_module(module, {"rotate_iou_gpu_eval": rotate_iou_gpu_eval})
 
 
 def rotate_iou_gpu_eval(

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from pcdet_ext.ops import segment_argmax, segment_reduce
 from pcdet_ext.ops.segment import Reduction
-from pcdet_ext.plugins.imports import answer, is_installed, say
+from pcdet_ext.plugins.imports import is_installed, provide_module, tell
 
 
-def answer_torch_scatter() -> None:
+def provide_torch_scatter() -> None:
     """Let `import torch_scatter` give ours where it is not installed."""
     if not is_installed("torch_scatter"):
-        say("torch_scatter is not installed: its scatter_sum, scatter_mean, scatter_max and scatter_min are ours")
+        tell("torch_scatter is not installed: its scatter_sum, scatter_mean, scatter_max and scatter_min are ours")
         offered = (scatter, scatter_add, scatter_sum, scatter_mean, scatter_max, scatter_min)
-        answer("torch_scatter", {function.__name__: function for function in offered})
+        provide_module("torch_scatter", {function.__name__: function for function in offered})
 
 
 def scatter(

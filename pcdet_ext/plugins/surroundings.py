@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pcdet_ext.interop.checkpoints import HARMLESS
-from pcdet_ext.plugins.imports import after_import, is_installed, say, stand_in
+from pcdet_ext.plugins.imports import after_import, is_installed, stand_in, tell
 
 ALIASES = {"int": int, "float": float, "bool": bool, "object": object}  # of Python's types, which NumPy 1.24 dropped
 TENSORS = ("FloatTensor", "DoubleTensor", "HalfTensor", "IntTensor", "LongTensor", "BoolTensor", "ByteTensor")
@@ -25,7 +25,7 @@ def restore_numpy_aliases() -> None:
     for name in missing:
         setattr(np, name, ALIASES[name])
     if missing:
-        say(f"NumPy {np.__version__} lacks {', '.join(f'np.{name}' for name in missing)}: set to Python's types")
+        tell(f"NumPy {np.__version__} lacks {', '.join(f'np.{name}' for name in missing)}: set to Python's types")
 
 
 def without_cuda() -> None:
@@ -40,7 +40,7 @@ def without_cuda() -> None:
     for name in TENSORS:
         setattr(torch.cuda, name, getattr(torch, name))
     sparse_convolutions_without_cuda()
-    say("there is no GPU: .cuda() does nothing, torch.cuda.FloatTensor and the like are tensors of the CPU")
+    tell("there is no GPU: .cuda() does nothing, torch.cuda.FloatTensor and the like are tensors of the CPU")
 
 
 def sparse_convolutions_without_cuda() -> None:
@@ -58,13 +58,13 @@ def _plain_sparse_convolutions(module: ModuleType) -> None:
     """spconv built with CUDA picks algorithms that need a GPU, unless it takes itself for a build without."""
     if not module.__dict__["CPU_ONLY_BUILD"]:
         module.__dict__["CPU_ONLY_BUILD"] = True
-        say(f"there is no GPU: {module.__name__} uses its native algorithm")
+        tell(f"there is no GPU: {module.__name__} uses its native algorithm")
 
 
 def allow_numpy_numbers_in_checkpoints() -> None:
     """Let `torch.load` read NumPy's numbers, which training logs in checkpoints hold; they cannot run code."""
     torch.serialization.add_safe_globals(HARMLESS)
-    say("torch.load reads NumPy's numbers in checkpoints, besides tensors and plain values")
+    tell("torch.load reads NumPy's numbers in checkpoints, besides tensors and plain values")
 
 
 def stand_in_for_missing(packages: dict[str, str]) -> None:
@@ -76,4 +76,4 @@ def stand_in_for_missing(packages: dict[str, str]) -> None:
     for name in missing:
         stand_in(name, packages[name])
     if missing:
-        say(f"not installed, and needed only where they are used: {', '.join(missing)}")
+        tell(f"not installed, and needed only where they are used: {', '.join(missing)}")

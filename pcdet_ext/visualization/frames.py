@@ -163,19 +163,19 @@ def frame_scenes(
         if results is not None:
             found = results.get(sample.frame_id)
             title += "" if found is not None else ", no results for this frame"
-        journey = Journey(here, [frames[i] for i in order.around(position, before, after)])
+        tracks = Tracks(here, [frames[i] for i in order.around(position, before, after)])
         yield Scene(
             sample.points,
             sample.targets,
             found,
             title,
             sample.point_features,
-            journey.truth_tracks(sample),
-            journey.found_tracks(found, results or {}),
+            tracks.truth_tracks(sample),
+            tracks.found_tracks(found, results or {}),
         )
 
 
-class Journey:
+class Tracks:
     """Some frames of a sequence, from which the paths of the objects in one of them are read.
 
     Args:

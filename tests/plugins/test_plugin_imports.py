@@ -17,7 +17,7 @@ from pcdet_ext.plugins import imports
 @pytest.fixture(autouse=True)
 def finder() -> Iterator[None]:
     """The finder as it was, and no module of these tests left."""
-    kept = {name: dict(getattr(imports._FINDER, name)) for name in ("answers", "packages", "following")}
+    kept = {name: dict(getattr(imports._FINDER, name)) for name in ("provided", "packages", "following")}
     yield
     for name, content in kept.items():
         setattr(imports._FINDER, name, content)
@@ -37,7 +37,7 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_answered_module_has_what_is_offered_and_names_what_is_not(probe: Path) -> None:
-    imports.answer("plugin_probe.fast_cuda", {"double": lambda x: 2 * x})
+    imports.provide_module("plugin_probe.fast_cuda", {"double": lambda x: 2 * x})
     fast = importlib.import_module("plugin_probe.user").fast_cuda
     assert fast.double(4) == 8
     later = fast.triple  # as `from plugin_probe.fast_cuda import triple` does
@@ -85,8 +85,8 @@ def test_a_stand_in_can_be_imported_and_inherited_from_and_says_what_to_install(
 
 
 def test_a_line_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    imports.say("a line of this test")
-    imports.say("a line of this test")
+    imports.tell("a line of this test")
+    imports.tell("a line of this test")
     assert capsys.readouterr().err == "pcdet_ext: a line of this test\n"
 
 

@@ -19,7 +19,7 @@ from toy_drive import info as toy_info
 from pcdet_ext.structures import Detections, Sample, Targets
 from pcdet_ext.visualization import Scene, Track, draw_bev
 from pcdet_ext.visualization.ages import MOST_LEVELS, ages
-from pcdet_ext.visualization.frames import Journey, frame_scenes
+from pcdet_ext.visualization.frames import Tracks, frame_scenes
 from pcdet_ext.visualization.page import page_figure
 from pcdet_ext.visualization.scene import SLOWEST_ARROW, velocity_arrows
 from pcdet_ext.visualization.tour import PAGE_BYTES, tour_figure, write_tour
@@ -111,7 +111,7 @@ def test_boxes_without_a_velocity_are_drawn_without_an_arrow() -> None:
 def test_objects_without_an_identity_have_no_path() -> None:
     infos = [replace(toy_info(i), track_ids=np.array([7, -1])) for i in (0, 1)]
     sample = Sample(np.zeros((1, 3), np.float32), ("x", "y", "z"), "s", infos[0].targets())
-    assert [track.track_id for track in Journey(infos[0], infos).truth_tracks(sample)] == [7]
+    assert [track.track_id for track in Tracks(infos[0], infos).truth_tracks(sample)] == [7]
 
 
 def test_detected_tracks_follow_the_score() -> None:

@@ -15,7 +15,7 @@ from pcdet_ext.conformance.nuscenes_release import release_of
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.data.augment.points import of_newest_sweeps, sampled_rows
 from pcdet_ext.data.balance import balanced_frames
-from pcdet_ext.data.base import collate, squashed
+from pcdet_ext.data.base import collate, with_tanh
 from pcdet_ext.data.geometry import boxes_in_range, points_in_range
 from pcdet_ext.data.objects import Objects
 from pcdet_ext.engine.trainer import TrainConfig
@@ -179,7 +179,7 @@ def _database(case: Case, tanh: Sequence[int]) -> dict[str, Objects]:
     """The case's objects by class, some of their columns through tanh."""
     points, starts, classes = (case.arrays[f"in.db_{name}"] for name in ("points", "offsets", "class"))
     features = FEATURES[: points.shape[1]]
-    points = squashed(Sample(points, features, ""), [features[column] for column in tanh]).points
+    points = with_tanh(Sample(points, features, ""), [features[column] for column in tanh]).points
     found = {}
     for name in dict.fromkeys(classes.tolist()):
         ids = np.flatnonzero(classes == name)

@@ -16,7 +16,7 @@ from pcdet_ext.conformance.cases.openpcdet_data import CPU_MARGIN
 from pcdet_ext.conformance.golden import Case, Report, Value, Values, runs
 from pcdet_ext.conformance.waymo_published import PredictedFrame, label_columns, moved_as_published, roi_table
 from pcdet_ext.data.augment import steps as augment
-from pcdet_ext.data.base import squashed
+from pcdet_ext.data.base import with_tanh
 from pcdet_ext.data.geometry import boxes_in_range, inside_boxes, points_in_range, wrap_angle
 from pcdet_ext.data.objects import Objects
 from pcdet_ext.data.prepare import EXCLUSIVE_MARGIN
@@ -74,7 +74,7 @@ class Recording:
         if not options["DISABLE_NLZ_FLAG_ON_POINTS"]:
             points = points[points[:, 5] == OUTSIDE_ZONES]
         names = [FEATURES[column] for column in options["POINTS_TANH_DIM"] or [3]]
-        return squashed(Sample(points[:, :5], FEATURES[:5], frame.frame_id), names).points
+        return with_tanh(Sample(points[:, :5], FEATURES[:5], frame.frame_id), names).points
 
     def past(self, frame: Frame, offset: Sequence[int]) -> list[Frame]:
         """The frames of SAMPLE_OFFSET before a frame, nearest first; at the start the first one again."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pcdet_ext.plugins.imports import after_import, answer, is_answered, is_installed, loads, say
+from pcdet_ext.plugins.imports import after_import, is_installed, is_provided, loads, provide_module, tell
 from pcdet_ext.plugins.mmdet3d.compiled import CONTENT, SPARSE, points_in_boxes_all, points_in_boxes_part
-from pcdet_ext.plugins.rotate_iou import answer_rotate_iou
+from pcdet_ext.plugins.rotate_iou import provide_rotate_iou
 from pcdet_ext.plugins.surroundings import (
     allow_numpy_numbers_in_checkpoints,
     restore_numpy_aliases,
@@ -64,16 +64,16 @@ def operations(replace: bool = False) -> None:
     Raises:
         RuntimeError: `mmcv.ops` is imported already, so that it is too late.
     """
-    if not is_answered(EXTENSION) and (replace or not _works()):
+    if not is_provided(EXTENSION) and (replace or not _works()):
         if EXTENSION in sys.modules or "mmcv.ops" in sys.modules:
             raise RuntimeError("mmcv.ops is imported already: call operations() before anything imports it")
-        answer(EXTENSION, CONTENT)
-        say(f"{EXTENSION}, which mmcv-lite lacks, is answered by pcdet_ext")
+        provide_module(EXTENSION, CONTENT)
+        tell(f"{EXTENSION}, which mmcv-lite lacks, is answered by pcdet_ext")
         after_import("mmcv.ops", _take_spconv)
     if not torch.cuda.is_available():
         after_import("mmcv.ops.points_in_boxes", _without_current_device)
     sparse_convolutions_without_cuda()
-    answer_rotate_iou(ROTATE_IOU, replace)
+    provide_rotate_iou(ROTATE_IOU, replace)
 
 
 def _works() -> bool:
@@ -100,4 +100,4 @@ def _allow_logs_in_checkpoints(module: ModuleType) -> None:
     """Let `torch.load` read the log that mmengine's checkpoints hold: its class, and arrays of numbers."""
     reconstruct: Any = np.zeros(1).__reduce__()[0]
     torch.serialization.add_safe_globals([module.__dict__["HistoryBuffer"], reconstruct, np.ndarray])
-    say("torch.load reads mmengine's log of numbers in checkpoints")
+    tell("torch.load reads mmengine's log of numbers in checkpoints")

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcdet_ext.plugins.imports import after_import, answer, is_answered, is_installed, loads, say
+from pcdet_ext.plugins.imports import after_import, is_installed, is_provided, loads, provide_module, tell
 from pcdet_ext.plugins.openpcdet.compiled import MODULES, Point2VoxelCPU3d
-from pcdet_ext.plugins.rotate_iou import answer_rotate_iou
-from pcdet_ext.plugins.scatter import answer_torch_scatter
+from pcdet_ext.plugins.rotate_iou import provide_rotate_iou
+from pcdet_ext.plugins.scatter import provide_torch_scatter
 from pcdet_ext.plugins.surroundings import (
     allow_numpy_numbers_in_checkpoints,
     restore_numpy_aliases,
@@ -63,24 +63,24 @@ def operations(replace: bool = False) -> None:
         RuntimeError: OpenPCDet's operations are imported already, so that it is too late.
     """
     _answer_modules(replace)
-    answer_rotate_iou(ROTATE_IOU, replace)
+    provide_rotate_iou(ROTATE_IOU, replace)
     if int(np.__version__.partition(".")[0]) >= 2 or replace:
         after_import("spconv.utils", _replace_voxelizer)
         after_import("pcdet.datasets.processor.data_processor", _replace_tensor_view)
-    answer_torch_scatter()
+    provide_torch_scatter()
     _answer_version()
 
 
 def _answer_modules(replace: bool) -> None:
     """Answer compiled modules that cannot be used: not built, built for another torch, or only for a missing GPU."""
-    names = [name for name in MODULES if not is_answered(name) and (replace or not _works(name))]
+    names = [name for name in MODULES if not is_provided(name) and (replace or not _works(name))]
     late = [name for name in names if name in sys.modules or name.rpartition(".")[0] in sys.modules]
     if late:
         raise RuntimeError(f"{late[0]} is imported already: call operations() before anything imports pcdet.ops")
     for name in names:
-        answer(name, MODULES[name])
+        provide_module(name, MODULES[name])
     if names:
-        say(f"compiled modules answered by pcdet_ext: {', '.join(n.rpartition('.')[2] for n in names)}")
+        tell(f"compiled modules answered by pcdet_ext: {', '.join(n.rpartition('.')[2] for n in names)}")
 
 
 def _works(name: str) -> bool:
@@ -100,20 +100,20 @@ def package_folder() -> Path | None:
 def _answer_version() -> None:
     folder = package_folder()
     if folder is not None and not (folder / "version.py").is_file():
-        say(f"pcdet/version.py, which OpenPCDet's build writes, is missing: {VERSION} is assumed")
-        answer("pcdet.version", {"__version__": VERSION})
+        tell(f"pcdet/version.py, which OpenPCDet's build writes, is missing: {VERSION} is assumed")
+        provide_module("pcdet.version", {"__version__": VERSION})
 
 
 def _without_argoverse() -> None:
     """Argoverse 2 needs packages whose functions torch.jit compiles at import, so its data set as a whole stands in."""
     if not (is_installed("kornia") and is_installed("av2")):
-        answer(ARGOVERSE, {})
-        say("the data set Argo2Dataset is left out: it needs av2 and kornia")
+        provide_module(ARGOVERSE, {})
+        tell("the data set Argo2Dataset is left out: it needs av2 and kornia")
 
 
 def _replace_voxelizer(module: ModuleType) -> None:
     module.__dict__["Point2VoxelCPU3d"] = Point2VoxelCPU3d
-    say("spconv.utils.Point2VoxelCPU3d, which ends the process under NumPy 2, is answered by pcdet_ext's voxelize")
+    tell("spconv.utils.Point2VoxelCPU3d, which ends the process under NumPy 2, is answered by pcdet_ext's voxelize")
 
 
 class _TensorView:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pcdet_ext.config import ConfigError
-from pcdet_ext.plugins.imports import after_import, say
+from pcdet_ext.plugins.imports import after_import, tell
 from pcdet_ext.plugins.openpcdet.parts import Backbone2D, Backbone3D, DenseHead, Encoder, MapToBEV
 from pcdet_ext.plugins.openpcdet.sections import BACKBONE_READERS, BEV_READERS, ENCODER_READERS, NAME
 
@@ -41,7 +41,7 @@ def _enter(module: ModuleType) -> None:
     registry: dict[str, Any] = module.__all__
     for name in names:
         if name in registry and registry[name] is not part:
-            say(f"{module.__name__} has a {name} of its own, which stays; write {{NAME: {NAME}, CONFIG: …}} for ours")
+            tell(f"{module.__name__} has a {name} of its own, which stays; write {{NAME: {NAME}, CONFIG: …}} for ours")
         else:
             registry[name] = part
 
@@ -139,4 +139,4 @@ def _complete(optimizer: Any, model: nn.Module) -> None:
     missing = [p for p in dict.fromkeys(ours) if p.requires_grad and id(p) not in known]
     inner.param_groups[0]["params"].extend(missing)
     if missing:
-        say(f"{len(missing)} parameters beside submodules, which OpenPCDet's optimizer does not see, are trained, too")
+        tell(f"{len(missing)} parameters beside submodules, which OpenPCDet's optimizer does not see, are trained, too")
