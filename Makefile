@@ -7,6 +7,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
+MMDET3D := .venv-mmdet3d
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 NATIVE_SOURCES := $(shell find ops -type f)
@@ -25,7 +26,7 @@ FORMAT ?= kitti
 DRIVES_nuscenes := --scenes 24 --frames 8
 DRIVES_waymo := --scenes 48 --frames 4
 
-.PHONY: demo demo-kitti demo-nuscenes demo-waymo test install lint format clean system
+.PHONY: demo demo-kitti demo-nuscenes demo-waymo test mmdet3d install lint format clean system
 
 # Simulated street scenes → training → test on scenes of another seed → pictures. Each step is a command that stands
 # by itself; make leaves out those whose result is there.
@@ -59,8 +60,20 @@ runs/demo_%/best.ckpt: configs/%/demo.yaml data/demo_%/simulation.json
 	$(BIN)/python -m pcdet_ext prepare $* --root data/demo_$* --workers 2
 	$(BIN)/python -m pcdet_ext train $*/demo data.root=data/demo_$* --out $(@D) --resume
 
+# Where mmdetection3d cannot be had, its tests skip, and say so.
 test: $(VENV)/.dev $(VENV)/.native
+	-@$(MAKE) --no-print-directory mmdet3d
 	$(BIN)/python -m pytest
+
+# mmdetection3d for the tests of the plugin: an environment that borrows torch and all else that it can from .venv.
+mmdet3d: $(MMDET3D)/.ready
+$(MMDET3D)/.ready: tests/plugins/mmdet3d.txt | $(VENV)/.dev
+	rm -rf $(MMDET3D)
+	$(BIN)/python -m venv --without-pip $(MMDET3D)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > $(MMDET3D)/borrowed.pth
+	mv $(MMDET3D)/borrowed.pth "$$($(MMDET3D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(PIP) --python $(MMDET3D)/bin/python install --no-deps -r $<
+	touch $@
 
 install: $(VENV)/.run $(VENV)/.native
 	$(BIN)/python -m pcdet_ext info

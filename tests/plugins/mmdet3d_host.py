@@ -1,0 +1,48 @@
+"""Where mmdetection3d is, and how its interpreter is run with this library in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PYTHON = "PCDET_EXT_MMDET3D_PYTHON"
+NEEDED = ("mmdet3d", "mmdet", "mmengine", "mmcv", "spconv")
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+MADE = ROOT / ".venv-mmdet3d" / "bin" / "python"  # by `make mmdet3d`
+
+
+def python() -> str:
+    """The interpreter that has mmdetection3d, or the test is skipped."""
+    chosen = os.environ.get(PYTHON) or str(MADE if MADE.exists() else sys.executable)
+    if missing := _missing(chosen):
+        pytest.skip(
+            f"{chosen} lacks {missing}: `make mmdet3d` makes .venv-mmdet3d with mmdetection3d from PyPI, which must be "
+            f"reached for that; or let {PYTHON} name an interpreter that has it"
+        )
+    return chosen
+
+
+@cache
+def _missing(interpreter: str) -> str:
+    """Packages that an interpreter lacks, or what it says where it cannot be run."""
+    code = f"import importlib.util as u, sys; sys.exit(' '.join(n for n in {NEEDED} if u.find_spec(n) is None) or None)"
+    try:
+        found = subprocess.run([interpreter, "-c", code], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"everything ({error})"
+    return found.stderr.strip() if found.returncode else ""
+
+
+def launch(*arguments: str | Path, cwd: Path = HERE, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Run a script or module through the plugin's launcher."""
+    command = [python(), "-m", "pcdet_ext.plugins.mmdet3d", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=timeout, cwd=cwd
+    )
