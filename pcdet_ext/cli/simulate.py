@@ -3,6 +3,7 @@
 pcdet simulate --format kitti --frames 200 --seed 0 --out data/sim
 pcdet simulate --format nuscenes --scenes 10 --frames 20 --out data/sim_nuscenes
 pcdet simulate --format waymo --scenes 10 --frames 50 --out data/sim_waymo
+pcdet simulate --format semantickitti --scenes 10 --frames 20 --out data/sim_semantickitti     labels of points
 pcdet simulate --format places --scenes 5 --frames 60 --runs 5 --out data/sim_places
 """
 

@@ -7,6 +7,7 @@ from pcdet_ext.data.simulation.generate import (
     simulate_kitti,
     simulate_nuscenes,
     simulate_places,
+    simulate_semantickitti,
     simulate_waymo,
 )
 from pcdet_ext.data.simulation.revisits import AerialLidar
@@ -30,6 +31,7 @@ __all__ = [
     "simulate_kitti",
     "simulate_nuscenes",
     "simulate_places",
+    "simulate_semantickitti",
     "simulate_waymo",
     "street_scene",
 ]

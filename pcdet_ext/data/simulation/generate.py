@@ -18,6 +18,7 @@ from pcdet_ext.data.simulation.nuscenes import PARTS, NuScenesWriter, scene_name
 from pcdet_ext.data.simulation.places import PlacesWriter
 from pcdet_ext.data.simulation.revisits import AerialLidar
 from pcdet_ext.data.simulation.scene import Scene, street_scene
+from pcdet_ext.data.simulation.semantickitti import SemanticKittiWriter, sequence_names
 from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
 from pcdet_ext.data.simulation.waymo import WaymoLasers, WaymoWriter
 from pcdet_ext.data.workers import run_in_processes
@@ -29,7 +30,7 @@ COMMON = "common"  # the piece of work that is done at the end, from all others
 AHEAD = 2  # pieces per process that are begun before they are counted
 MOST_SCENES = 10_000
 # Ids of six digits; drives of 500 seconds; streets of 10 km, which is how far they are apart.
-MOST_FRAMES = {"kitti": 1_000_000, "nuscenes": 1_000, "waymo": 5_000, "places": 2_000}
+MOST_FRAMES = {"kitti": 1_000_000, "nuscenes": 1_000, "waymo": 5_000, "places": 2_000, "semantickitti": 5_000}
 MOST_RUNS = 100
 SPACING = 5.0  # metres between frames of a run through a street
 VERSION = 2  # raise it when the same seed gives other frames
@@ -234,13 +235,54 @@ def simulate_places(
     return work.end(writer.finish())
 
 
+def simulate_semantickitti(
+    out: str | Path,
+    scenes: int,
+    frames: int,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    workers: int = 2,
+    sensor: SpinningLidar | None = None,
+    progress: Progress = iter,
+) -> Path:
+    """Write drives in SemanticKITTI's layout: sequences/NN/{velodyne,labels,calib.txt,poses.txt,times.txt}.
+
+    Every point has a label, and those of vehicles and people the number of their object, the same for a whole drive.
+    The first ten drives for training and the first held out have the published names, others follow from 22 on;
+    splits/train.txt and splits/val.txt list them.
+
+    Args:
+        out: as `simulate_kitti`.
+        scenes: drives (sequences), each through a street of its own.
+        frames: per drive, a tenth of a second apart.
+        seed: the same seed gives the same drives.
+        val_fraction: share of the drives that are held out.
+        workers: processes; each makes one drive at a time.
+        sensor: the LiDAR; like a Velodyne HDL-64E if not given.
+        progress: as `simulate_kitti`, one `Made` per drive.
+
+    Raises:
+        ValueError, FileExistsError, ImportError: as `simulate_kitti`.
+    """
+    sensor = sensor or SpinningLidar()
+    request = {"format": "semantickitti", "scenes": scenes, "frames": frames, "seed": seed}
+    request |= {"val_fraction": val_fraction, "sensor": dataclasses.asdict(sensor)}
+    work = _Work(Path(out), request, scenes, workers)
+    if work.begin():
+        return work.out
+    val = _held_out(scenes, seed, val_fraction).tolist()
+    writer = SemanticKittiWriter(work.out, seed, frames, tuple(sequence_names(val)), sensor)
+    work.run(partial(_make_scene, writer), progress)
+    return work.end(writer.finish(val))
+
+
 def _make_kitti(out: Path, seed: int, sensor: SpinningLidar, index: int) -> Made:
     scene, scan = simulate_frame(seed, index, sensor)
     files = kitti.write_frame(out, f"{index:06d}", scene, scan, sensor)
     return Made(1, scan.seconds, sizes(out, files))
 
 
-def _make_scene(writer: NuScenesWriter | WaymoWriter, index: int) -> Made:
+def _make_scene(writer: NuScenesWriter | WaymoWriter | SemanticKittiWriter, index: int) -> Made:
     scans, casting, files = writer.write_scene(index)
     return Made(scans, casting, sizes(writer.root, files))
 

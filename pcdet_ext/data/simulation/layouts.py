@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pcdet_ext.config import Registry
-from pcdet_ext.data.simulation.generate import simulate_kitti, simulate_nuscenes, simulate_places, simulate_waymo
+from pcdet_ext.data.simulation.generate import (
+    simulate_kitti,
+    simulate_nuscenes,
+    simulate_places,
+    simulate_semantickitti,
+    simulate_waymo,
+)
 from pcdet_ext.data.simulation.sensor import EvenLidar, SpinningLidar
 from pcdet_ext.data.simulation.waymo import WaymoLasers
 
@@ -27,8 +33,8 @@ SCANS_PER_KEY = 10  # of nuScenes, from one key frame to the next
 # What each option means.
 OPTIONS: Mapping[str, str] = {
     "frames": "labelled frames: kitti: of the whole data set, each a street of its own; nuscenes: key frames per "
-    "scene, two per second with nine sweeps between them; waymo: frames per scene, ten per second; places: frames per "
-    "run, five metres apart",
+    "scene, two per second with nine sweeps between them; waymo and semantickitti: frames per scene, ten per second; "
+    "places: frames per run, five metres apart",
     "scenes": "streets, through each of which there is one drive, of places several runs",
     "runs": "passages through each street: along it and against it in turn, in two seasons, every fifth from above",
     "beams": "beams of the sensor, for waymo of the top laser",
@@ -99,6 +105,13 @@ def places(frames: int, scenes: int = 10, runs: int = 5, beams: int = 32, azimut
     sensor = EvenLidar(beams=beams, azimuths=azimuths)
     write = partial(simulate_places, scenes=scenes, frames=frames, runs=runs, sensor=sensor)
     return Simulation(scenes * runs * frames, write)
+
+
+@SIMULATIONS.register
+def semantickitti(frames: int, scenes: int = 10, beams: int = 64, azimuths: int = 2080) -> Simulation:
+    """Drives in SemanticKITTI's layout, with a label for every point."""
+    sensor = SpinningLidar(beams=beams, azimuths=azimuths)
+    return Simulation(scenes * frames, partial(simulate_semantickitti, scenes=scenes, frames=frames, sensor=sensor))
 
 
 @SIMULATIONS.register

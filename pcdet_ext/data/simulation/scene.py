@@ -304,14 +304,14 @@ def frontage(b: Builder, side: int, distance: float, crossing: float | None) -> 
             mesh = shapes.block(length, depth, b.rng.uniform(3.5, 12), Material.WALL)
             b.place(mesh.moved(0, 0, -0.6), place[0], place[1] + side * depth / 2)
         elif kind == "wall":
-            b.place(shapes.block(length, 0.3, b.rng.uniform(0.9, 2.3), Material.WALL).moved(0, 0, -0.3), *place)
+            b.place(shapes.block(length, 0.3, b.rng.uniform(0.9, 2.3), Material.MASONRY).moved(0, 0, -0.3), *place)
         elif kind == "hedge":
             hedges = [shapes.bush(b.rng, 1.3, b.rng.uniform(1, 2.5)).moved(o, 0, 0) for o in np.arange(0, length, 1.2)]
             b.place(shapes.join(hedges).moved(-length / 2, 0, 0), *place)
         elif kind == "fence":
             feet = np.arange(0, length, 1.5)[:, None] * [1.0, 0, 0]
-            posts = shapes.tubes(feet + [0, 0, -0.2], feet + [0, 0, 1.1], 0.05, Material.METAL, 4)
-            rails = [shapes.tube((0, 0, h), (length, 0, h), 0.04, Material.METAL, 4) for h in (0.4, 0.75, 1.1)]
+            posts = shapes.tubes(feet + [0, 0, -0.2], feet + [0, 0, 1.1], 0.05, Material.FENCE, 4)
+            rails = [shapes.tube((0, 0, h), (length, 0, h), 0.04, Material.FENCE, 4) for h in (0.4, 0.75, 1.1)]
             b.place(shapes.join([posts, *rails]).moved(-length / 2, 0, 0), *place)
 
 
@@ -331,7 +331,7 @@ def roadside(b: Builder, side: int, half_width: float, crossing: float | None) -
     for _ in range(b.rng.poisson(1.5)):
         place = (b.rng.uniform(-40, 50), side * (half_width + b.rng.uniform(0.4, 3)))
         dx, dy, dz = b.rng.uniform([0.4, 0.4, 0.7], [1.2, 1.0, 1.4])
-        b.place(shapes.block(dx, dy, dz, Material.METAL), *place, radius=0.8)
+        b.place(shapes.block(dx, dy, dz, Material.BIN), *place, radius=0.8)
 
 
 def _surface(rng: np.random.Generator, ground: Ground, yaw: float, half_width: float, crossing: float | None) -> Mesh:

@@ -28,6 +28,9 @@ REFLECTIVITY = {
     Material.METAL: (0.38, 0.15),
     Material.CLOTH: (0.30, 0.15),
     Material.SKIN: (0.45, 0.05),
+    Material.FENCE: (0.38, 0.15),
+    Material.MASONRY: (0.33, 0.10),
+    Material.BIN: (0.38, 0.15),
 }
 
 MOST_BEAMS = 10_000_000  # of a turn, a few gigabytes; fifty times what sensors have
@@ -40,7 +43,7 @@ class Scan:
     points: float32 [N, 4] (x, y, z in metres in the sensor's frame, intensity in [0, 1]); actor: int32 [N], which actor
     each point lies on, -1 for none; row: int32 [N], the beam of each, the highest first; hits, reach: int64 [A], beams
     that met each actor, and that would have met it with nothing before it (counted before dropout); seconds: time that
-    ray-casting took.
+    ray-casting took; material: uint8 [N], the `Material` that each point lies on.
     """
 
     points: Array
@@ -49,6 +52,7 @@ class Scan:
     hits: Array
     reach: Array
     seconds: float
+    material: Array
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class SpinningLidar:
         points = np.empty((len(kept), 4), np.float32)
         points[:, :3], points[:, 3] = rays * distance[kept, None], intensity[kept]
         row = (met[kept] // self.azimuths).astype(np.int32)
-        return Scan(points, found.owner[kept], row, hits, reach, world.seconds - begun)
+        return Scan(points, found.owner[kept], row, hits, reach, world.seconds - begun, found.material[kept])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,11 @@ from pcdet_ext.structures import Array
 
 
 class Material(IntEnum):
-    """What a surface is made of; `REFLECTIVITY` says how it answers the beam."""
+    """What a surface is made of; `REFLECTIVITY` says how it answers the beam.
+
+    METAL that is no object is a pole, WALL a building; fences, bins and free-standing walls (MASONRY) have entries of
+    their own, so that what a point lies on is known.
+    """
 
     ASPHALT = 0
     GRASS = 1
@@ -29,6 +33,9 @@ class Material(IntEnum):
     METAL = 10
     CLOTH = 11
     SKIN = 12
+    FENCE = 13
+    MASONRY = 14
+    BIN = 15
 
 
 @dataclass(frozen=True)
