@@ -273,13 +273,15 @@ class Groups:
 
     index: int64 [G, L], voxel in each slot; inverse: int64 [N], flat slot g * L + l that each voxel reads back;
     valid: bool [G, L], False where a slot is padding or a duplicate, or None when all count; owner: int64 [G, L], slots
-    of different owners do not see each other, or None when all of a group do.
+    of different owners do not see each other, or None when all of a group do; cells: int [N, 3], cell (z, y, x) of each
+    voxel for mixers that look at relative positions, negative for rows without a place; None where nobody told.
     """
 
     index: Tensor
     inverse: Tensor
     valid: Tensor | None = None
     owner: Tensor | None = None
+    cells: Tensor | None = None
 
     def gather(self, x: Tensor) -> Tensor:
         """Voxel features [N, C] to slots [G, L, C]."""
@@ -298,10 +300,15 @@ class Groups:
         """int64 [N]: the group that each voxel reads back from."""
         return torch.div(self.inverse, self.index.shape[1], rounding_mode="floor")
 
+    def owner_of_voxel(self) -> Tensor:
+        """int64 [N]: the owner of the slot that each voxel reads back from, or its group where there are no owners."""
+        return self.group_of_voxel() if self.owner is None else self.owner.flatten()[self.inverse]
+
     def of_slots(self) -> Groups:
         """The same groups for features that are gathered already, slots [G * L, C] in their order."""
         slots = torch.arange(self.index.numel(), device=self.index.device)
-        return _SlotGroups(slots.view(self.index.shape), slots, self.valid, self.owner)
+        cells = None if self.cells is None else self.cells[self.index.flatten()]
+        return _SlotGroups(slots.view(self.index.shape), slots, self.valid, self.owner, cells)
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,7 @@ CASE_MODULES = (
     "lion",
     "mappings",
     "octree",
+    "octree_models",
     "openpcdet_boxes",
     "openpcdet_data",
     "openpcdet_heads",

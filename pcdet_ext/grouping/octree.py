@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pcdet_ext.grouping.orders import Ordering
+from pcdet_ext.grouping.partitions import octree_windows
 from pcdet_ext.ops.segment import segment_reduce
 from pcdet_ext.ops.serialize import BATCH_SHIFT, deserialize, octree_children, octree_parent, serialize
+from pcdet_ext.structures import Groups, SparseVoxels
 
 MAX_DEPTH = 16
 # Kernels by their extents along x, y, z: which of the 27 cells around a node they read, in their own order.
@@ -71,6 +74,7 @@ class Octree:
     normals: Tensor | None = None
     features: Tensor | None = None
     _neighbours: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _windows: dict[tuple[int | bool | None, ...], Groups] = field(default_factory=dict, repr=False)
 
     def coords(self, depth: int, nempty: bool = True) -> Tensor:
         """Cells int32 [n, 4] as (batch, z, y, x) of the occupied nodes, or of all with nempty=False."""
@@ -127,6 +131,34 @@ class Octree:
         found = torch.cat([level.keys, level.keys.new_full((1,), -1)])[place] == keys
         row = torch.where(inside & found, place, -1)
         return _lookup(level.children.long(), row) if nempty else row
+
+    def windows(
+        self,
+        depth: int,
+        size: int,
+        dilation: int = 1,
+        nempty: bool = True,
+        straddle: bool = False,
+        padding: int | None = None,
+    ) -> Groups:
+        """Windows of `size` rows of a depth, which know the cells of the rows; kept. Arguments as `octree_windows`.
+
+        Raises ValueError for depths above `full_depth`, where nodes count as occupied that hold no point.
+        """
+        if not self.full_depth <= depth <= self.depth:
+            raise ValueError(
+                f"windows are cut at the depths {self.full_depth} (full_depth) to {self.depth}, not at {depth}: above, "
+                "nodes without points count as occupied. Build the octree deeper, or use fewer stages"
+            )
+        key = (depth, size, dilation, nempty, straddle, padding)
+        if key not in self._windows:
+            cells = self.coords(depth, nempty)[:, 1:]
+            rows = torch.arange(len(cells), device=cells.device)
+            level = self.levels[depth]
+            ordering = Ordering(rows, rows, level.occupied if nempty else level.counts)
+            windows = octree_windows(ordering, size, dilation, straddle, padding)
+            self._windows[key] = replace(windows, cells=cells)
+        return self._windows[key]
 
     def frame(self, depth: int, nempty: bool = True) -> Tensor:
         """Cloud int64 of each row."""
@@ -194,22 +226,38 @@ def build_octree(
     cells = scaled.int()
     cells = cells % size if wrap else cells.clamp(max=size - 1)
     coords = torch.cat([torch.repeat_interleave(sizes)[:, None].int(), cells.flip(1)], 1)
-    leaves, point_leaf = torch.unique(serialize(coords, (size,) * 3, "zorder"), return_inverse=True)
+    octree = _octree(coords, scaled, depth, full_depth, len(points))
 
     def at_leaves(values: Sequence[Tensor] | None, kind: Literal["sum", "mean"]) -> Tensor | None:
-        return None if values is None else segment_reduce(torch.cat(list(values)), point_leaf, len(leaves), kind)
+        if values is None:
+            return None
+        return segment_reduce(torch.cat(list(values)), octree.point_leaf, len(octree.points), kind)
 
     normal = at_leaves(normals, "sum")
-    return Octree(
-        depth,
-        full_depth,
-        len(points),
-        _levels(leaves, depth, full_depth, len(points)),
-        segment_reduce(scaled, point_leaf, len(leaves), "mean"),
-        point_leaf,
-        None if normal is None else torch.nn.functional.normalize(normal),
-        at_leaves(features, "mean"),
+    return replace(
+        octree,
+        normals=None if normal is None else torch.nn.functional.normalize(normal),
+        features=at_leaves(features, "mean"),
     )
+
+
+def octree_of_voxels(voxels: SparseVoxels) -> Octree:
+    """The octree whose leaves are the voxels of a grid, of the least depth that holds the grid; cached on the voxels.
+
+    Its `points` are the centres of the voxels, and `point_leaf` is the leaf of each voxel. Only depth 1 is full.
+    Raises ValueError for a grid of more than 2¹⁶ cells along an axis.
+    """
+    depth = max(1, (max(voxels.grid) - 1).bit_length())
+    if depth > MAX_DEPTH:
+        raise ValueError(f"an octree has at most 2^{MAX_DEPTH} cells along an axis, the grid has {voxels.grid}")
+    return voxels.plan("octree", lambda v: _octree(v.coords, v.coords[:, 1:].flip(1) + 0.5, depth, 1, v.batch_size))
+
+
+def _octree(coords: Tensor, scaled: Tensor, depth: int, full_depth: int, batch_size: int) -> Octree:
+    """The octree of points float32 [P, 3] in leaf cells, in the leaves int32 [P, 4] (batch, z, y, x)."""
+    leaves, point_leaf = torch.unique(serialize(coords, (1 << depth,) * 3, "zorder"), return_inverse=True)
+    mean = segment_reduce(scaled, point_leaf, len(leaves), "mean")
+    return Octree(depth, full_depth, batch_size, _levels(leaves, depth, full_depth, batch_size), mean, point_leaf)
 
 
 def _levels(leaves: Tensor, depth: int, full_depth: int, batch_size: int) -> tuple[OctreeLevel, ...]:

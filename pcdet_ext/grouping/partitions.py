@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -49,7 +49,9 @@ def equal_groups(ordering: Ordering, size: int, masked: bool = False) -> Groups:
     )
 
 
-def octree_windows(ordering: Ordering, size: int, dilation: int = 1, straddle: bool = False) -> Groups:
+def octree_windows(
+    ordering: Ordering, size: int, dilation: int = 1, straddle: bool = False, padding: int | None = None
+) -> Groups:
     """Windows of `size` nodes of a z-ordered sequence, consecutive or every `dilation`-th (OctFormer, section 3.2).
 
     Slots of different frames do not see each other: `owner` tells the frame of each slot, padding has the owner B.
@@ -60,12 +62,15 @@ def octree_windows(ordering: Ordering, size: int, dilation: int = 1, straddle: b
         dilation: distance in the sequence between two slots of a window.
         straddle: cut windows from the joined sequence of all frames, as published, so that a window may hold the end of
             one frame and the start of the next; by default every frame is padded to whole windows.
+        padding: the sequence is filled up to a multiple of it, a multiple of size * dilation, which it is by default.
 
     Raises:
-        ValueError: for a size or dilation below 1.
+        ValueError: for a size or dilation below 1, and a padding that is no multiple of size * dilation.
     """
     _check_size(size, dilation)
-    counts, block = ordering.counts, size * dilation
+    counts, block = ordering.counts, size * dilation if padding is None else padding
+    if block < 1 or block % (size * dilation):
+        raise ValueError(f"padding must be a multiple of size * dilation = {size * dilation}, got {padding}")
     pieces = counts.sum().view(1) if straddle else counts
     padded = (pieces + block - 1) // block * block
     piece = torch.repeat_interleave(padded)
@@ -137,8 +142,12 @@ class Partition(ABC):
     plan_type: ClassVar[type[Groups] | type[Segments]] = Groups
 
     def __call__(self, voxels: SparseVoxels, order: Order) -> Groups | Segments:
-        """The groups or segments of these voxels along this order."""
-        return voxels.plan((self, order), lambda v: self.cut(v, order))
+        """The groups or segments of these voxels along this order; groups know the cells of the voxels."""
+        return voxels.plan((self, order), lambda v: self._placed(v, order))
+
+    def _placed(self, voxels: SparseVoxels, order: Order) -> Groups | Segments:
+        plan = self.cut(voxels, order)
+        return replace(plan, cells=voxels.coords[:, 1:]) if isinstance(plan, Groups) else plan
 
     @abstractmethod
     def cut(self, voxels: SparseVoxels, order: Order) -> Groups | Segments:

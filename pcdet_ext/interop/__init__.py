@@ -17,6 +17,7 @@ SYSTEMS = {
     "dsvt": "pcdet_ext.interop.dsvt",
     "flatformer": "pcdet_ext.interop.flatformer",
     "lion": "pcdet_ext.interop.lion",
+    "octformer": "pcdet_ext.interop.octformer",
     "openpcdet": "pcdet_ext.interop.openpcdet",
     "scatterformer": "pcdet_ext.interop.scatterformer",
 }

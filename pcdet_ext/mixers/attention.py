@@ -49,8 +49,12 @@ class SoftmaxAttention(nn.Module):
         """
         if not isinstance(plan, Groups):
             raise ValueError(f"softmax attention needs equal-size groups, got {type(plan).__name__}")
-        mixed = grouped_attention(self._project(x, position), plan, self.num_heads)
+        mixed = grouped_attention(self._project(x, position), plan, self.num_heads, self._bias(plan))
         return self.out_proj(mixed)
+
+    def _bias(self, plan: Groups) -> Tensor | None:
+        """What is added to the logits [G or 1, num_heads or 1, L, L]; nothing here."""
+        return None
 
     def _project(self, x: Tensor, position: Tensor | None) -> Tensor:
         """Queries, keys and values side by side [N, 3C]: of voxels, not of slots, because many slots hold a voxel."""
@@ -71,6 +75,7 @@ def grouped_attention(qkv: Tensor, plan: Groups, num_heads: int, bias: Tensor | 
     groups, length = plan.index.shape
     slots = plan.gather(qkv).view(groups, length, 3, num_heads, qkv.shape[1] // (3 * num_heads))
     q, k, v = slots.permute(2, 0, 3, 1, 4)
+    bias = None if bias is None else bias.to(q.dtype)
     visible = visible_keys(plan)
     if visible is None:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

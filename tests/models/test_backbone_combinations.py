@@ -41,6 +41,7 @@ MIXER_NODES: dict[str, dict[str, Any]] = {
     "RWKV": {"num_heads": 2},
     "XLSTM": {},
     "TTT": {"num_heads": 2},
+    "OctreeAttention": {"num_heads": 2, "group_size": 8},
 }
 OF_GROUPS = set(MIXER_NODES) - {"LinearAttention"}
 

@@ -22,7 +22,7 @@ from pcdet_ext.models.layers.octree import (
 )
 
 
-def _listed(case: Case, name: str) -> list[Tensor]:
+def listed(case: Case, name: str) -> list[Tensor]:
     """Arrays in.<name>_0, in.<name>_1, …"""
     found: list[Tensor] = []
     while f"in.{name}_{len(found)}" in case.arrays:
@@ -49,9 +49,9 @@ def octree_build(case: Case, _grads: bool) -> Values:
     """Normalisation, octree, neighbour tables, input features."""
     config = case.config
     values: dict[str, Tensor] = {}
-    prepared = [_prepared(raw, config["preprocess"]) for raw in _listed(case, "raw_points")]
+    prepared = [_prepared(raw, config["preprocess"]) for raw in listed(case, "raw_points")]
     clouds = [inside for _, _, inside in prepared]
-    signals = {name: _listed(case, name) for name in ("normals", "features")}
+    signals = {name: listed(case, name) for name in ("normals", "features")}
     kept = {
         name: [x[keep] for x, (_, keep, _) in zip(found, prepared, strict=True)] if found else None
         for name, found in signals.items()
@@ -97,7 +97,7 @@ def _octree_values(octree: Octree, config: Mapping[str, Any]) -> dict[str, Tenso
 def octree_ops(case: Case, grads: bool) -> Values:
     """Every layer on features of one depth."""
     config, nempty = case.config, case.config["nempty"]
-    octree = build_octree(_listed(case, "points"), **config["octree"], wrap=True)
+    octree = build_octree(listed(case, "points"), **config["octree"], wrap=True)
     depth = config["depth"]
     fine = case.tensor("in.data").requires_grad_(grads)
     coarse = case.tensor("in.data_coarse").requires_grad_(grads)

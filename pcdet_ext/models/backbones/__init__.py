@@ -3,6 +3,7 @@
 from pcdet_ext.models.backbones.dsvt import DSVT
 from pcdet_ext.models.backbones.flatformer import FlatFormer
 from pcdet_ext.models.backbones.lion import LION
+from pcdet_ext.models.backbones.octformer import OctFormer
 from pcdet_ext.models.backbones.registry import BACKBONES
 from pcdet_ext.models.backbones.scatterformer import ScatterFormer
 from pcdet_ext.models.backbones.second import VoxelBackBone8x, VoxelResBackBone8x
@@ -13,6 +14,7 @@ __all__ = [
     "DSVT",
     "LION",
     "FlatFormer",
+    "OctFormer",
     "ScatterFormer",
     "SequenceBackbone",
     "VoxelBackBone8x",

@@ -4,7 +4,7 @@ Mixers are bare (see `pcdet_ext.mixers`): they exchange information inside group
 the published layers put around them is a setting here:
 
     placement   formula of a sublayer f                     used by
-    "pre"       x + γ · f(norm(x))                          RetNet, RWKV, xLSTM, TTT in LION; ScatterFormer
+    "pre"       x + γ · f(norm(x))                          RetNet, RWKV, xLSTM, TTT in LION; ScatterFormer; OctFormer
     "post"      norm(x + γ · f(x))                          FlatFormer, DSVT
     "branch"    x + γ · norm(f(x))                          Mamba in LION
     "none"      x + γ · f(x)
@@ -27,6 +27,7 @@ from pcdet_ext.structures import Groups, Segments
 
 Placement = Literal["pre", "post", "branch", "none"]
 NormKind = Literal["layer", "rms", "batch"]
+DropPer = Literal["group", "owner"]
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {
     "layer": lambda channels, eps: nn.LayerNorm(channels, eps=eps),
     "rms": lambda channels, eps: nn.RMSNorm(channels, eps=eps),
@@ -47,6 +48,7 @@ class MixerBlock(nn.Module):
         residual: add the sublayer's input; False replaces the features.
         layer_scale: γ of each channel at the start, learnt; None for γ = 1.
         drop_path: share of the groups that skip a sublayer in training (stochastic depth).
+        drop_per: what skips it together: a "group", or all voxels of an "owner", such as a frame in octree windows.
         dropout: share of a sublayer's outputs that is dropped in training.
         input_norm: norm the features before everything else, as RWKV's first layer does.
         layer_id: number of this block among all blocks of the model, from 0.
@@ -72,6 +74,7 @@ class MixerBlock(nn.Module):
         input_norm: bool = False,
         layer_id: int = 0,
         num_layers: int = 1,
+        drop_per: DropPer = "group",
     ) -> None:
         super().__init__()
         if not 0 <= layer_id < num_layers:
@@ -83,7 +86,7 @@ class MixerBlock(nn.Module):
         if layer_scale is not None and not math.isfinite(layer_scale):
             raise ValueError(f"layer_scale must be finite, got {layer_scale}")
         place = {"channels": channels, "layer_id": layer_id, "num_layers": num_layers}
-        settings = (channels, norm, norm_kind, norm_eps, residual, layer_scale, drop_path, dropout)
+        settings = (channels, norm, norm_kind, norm_eps, residual, layer_scale, DropPath(drop_path, drop_per), dropout)
         self.input_norm = NORMS[norm_kind](channels, norm_eps) if input_norm else None
         self.mix = Sublayer(MIXERS.build(mixer, **place), *settings)
         self.feed = None
@@ -123,14 +126,14 @@ class Sublayer(nn.Module):
         norm_eps: float,
         residual: bool,
         layer_scale: float | None,
-        drop_path: float,
+        drop_path: DropPath,
         dropout: float,
     ) -> None:
         super().__init__()
         self.module, self.placement, self.residual = module, norm, residual
         self.norm = None if norm == "none" else NORMS[norm_kind](channels, norm_eps)
         self.scale = None if layer_scale is None else nn.Parameter(torch.full((channels,), float(layer_scale)))
-        self.drop_path, self.dropout = DropPath(drop_path), nn.Dropout(dropout)
+        self.drop_path, self.dropout = drop_path, nn.Dropout(dropout)
 
     def forward(self, x: Tensor, plan: Groups | Segments, *arguments: Tensor | None) -> Tensor:
         """Features [N, C] to [N, C]; further arguments go to the module."""
@@ -145,25 +148,32 @@ class Sublayer(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., ECCV 2016): in training, a branch is dropped for whole groups.
+    """Stochastic depth (Huang et al., ECCV 2016): in training, a branch is dropped for whole groups, or owners.
 
-    rate: share that is dropped, in [0, 1); the rest is scaled up so that the mean stays.
-    Raises ValueError for another rate.
+    rate: share that is dropped, in [0, 1); the rest is scaled up so that the mean stays. per: what is dropped as a
+    whole, a "group", or an "owner" (see `Groups`; the group where a plan has no owners).
+    Raises ValueError for another rate or a word that is neither.
     """
 
-    def __init__(self, rate: float = 0.0) -> None:
+    def __init__(self, rate: float = 0.0, per: DropPer = "group") -> None:
         super().__init__()
         if not 0 <= rate < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {rate}")
-        self.rate = rate
+        if per not in get_args(DropPer):
+            raise ValueError(f"drop_per must be one of {', '.join(get_args(DropPer))}, got {per!r}")
+        self.rate, self.per = rate, per
 
     def forward(self, x: Tensor, plan: Groups | Segments) -> Tensor:
         """Features [N, C] to the same shape."""
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        mask = x.new_empty(plan.num_groups, 1).bernoulli_(keep)
-        return x * (mask / keep)[plan.group_of_voxel()]
+        part, count = plan.group_of_voxel(), plan.num_groups
+        if self.per == "owner" and isinstance(plan, Groups) and len(part):
+            part = plan.owner_of_voxel()
+            count = int(part.max()) + 1
+        mask = x.new_empty(count, 1).bernoulli_(keep)
+        return x * (mask / keep)[part]
 
     def extra_repr(self) -> str:
         """The rate, for print."""

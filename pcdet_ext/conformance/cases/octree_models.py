@@ -1,0 +1,66 @@
+"""Published octree transformers: blocks, stages and networks of OctFormer and HOTFormerLoc."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pcdet_ext.conformance.cases.octree import listed
+from pcdet_ext.conformance.golden import Case, Values, backward, runs
+from pcdet_ext.grouping.octree import Octree, build_octree
+from pcdet_ext.interop import octformer
+from pcdet_ext.interop.settings import every_setting_counts
+
+
+@runs("octree", "octformer_block")
+def octformer_block(case: Case, grads: bool) -> Values:
+    """One block on rows of one depth."""
+    block, rename = _loaded(case, octformer)
+    x = case.tensor("in.data").requires_grad_(grads)
+    values = {"out.data": block(x, _octree(case), case.config["depth"])}
+    return _with_gradients(values, case, block, rename, {"in.data": x}, grads)
+
+
+@runs("octree", "octformer_seg")
+@runs("octree", "octformer_cls")
+def octformer_network(case: Case, grads: bool) -> Values:
+    """Clouds to logits of query points or of clouds, and the features of all stages."""
+    network, rename = _loaded(case, octformer)
+    signals = {name: found for name in ("normals", "features") if (found := listed(case, name))}
+    octree = network.source.octree(listed(case, "points"), **signals)
+    nempty = network.stages.options.nempty
+    stages = network.stages(network.source.rows(octree, nempty), octree)
+    query = case.tensor("in.query_pts") if "in.query_pts" in case.arrays else None
+    at = () if query is None else (query[:, :3], query[:, 3].long())
+    values = {f"out.backbone.{depth}": x for depth, x in stages.items()}
+    values["out.logit"] = network.head(stages, octree, *at)
+    return _with_gradients(values, case, network, rename, {}, grads)
+
+
+def _octree(case: Case) -> Octree:
+    return build_octree(listed(case, "points"), **case.config["octree"], wrap=True)
+
+
+def _loaded(case: Case, system: Any) -> tuple[Any, Callable[[str], str]]:
+    """The module of the case with its parameters, in evaluation mode, and our names for the published ones."""
+    with every_setting_counts(case.config) as config:
+        module, rename = system.build(config)
+    system.load_official(module, case.tensors("param"), rename)
+    return module.eval(), rename
+
+
+def _with_gradients(
+    values: dict[str, Tensor],
+    case: Case,
+    module: nn.Module,
+    rename: Callable[[str], str],
+    inputs: Mapping[str, Tensor],
+    grads: bool,
+) -> Values:
+    if not grads:
+        return values
+    ours = dict(module.named_parameters())
+    leaves = {f"param.{name}": ours[key] for name in case.tensors("param") if (key := rename(name)) in ours}
+    return values | backward(values, case, {**inputs, **leaves})

@@ -1,0 +1,146 @@
+"""OctFormer (github.com/octree-nn/octformer): its configurations and checkpoints in this library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from pcdet_ext.interop.octree_names import block_name, conv_name, our_value, stem_name
+from pcdet_ext.interop.parameters import first_prefix, load_renamed
+from pcdet_ext.interop.settings import skip
+from pcdet_ext.models.backbones.octformer import OctFormerStages
+from pcdet_ext.models.heads.octree import OctreeClassificationHead, OctreeSegmentationHead
+from pcdet_ext.models.layers.octree_block import OctreeBlock, OctreeOptions
+from pcdet_ext.models.networks.octformer import OctreeClassifier, OctreeSegmenter
+from pcdet_ext.models.networks.octree_input import OctreeInput
+
+Config = Mapping[str, Any]
+FULL_DEPTH, DROP_PATH = 2, 0.5  # published defaults
+CHANNELS = {"N": 3, "D": 1, "L": 3, "P": 3, "F": 3}  # of each letter of the input feature; F: colours
+
+
+def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -> nn.Module:
+    """A published OctFormer with its parameters, in eval mode.
+
+    config: of a network, `octree` (depth, full_depth), `feature` and `model`, or the same settings side by side; with
+    head_up it is an `OctreeSegmenter`, otherwise an `OctreeClassifier`. Of a block: `block` and `octree_t`.
+    state_dict: parameters, or a checkpoint with them under "model_state_dict" or "model".
+    Windows straddle clouds and coordinates of +1 wrap, as published. Raises ValueError for what this library does not
+    have or that does not fit.
+    """
+    module, rename = build(config)
+    if state_dict is not None:
+        load_official(module, state_dict, rename)
+    return module.eval()
+
+
+def load_official(module: nn.Module, state_dict: Mapping[str, Any], rename: Callable[[str], str]) -> None:
+    """Load published parameters, or a checkpoint that holds them. Raises ValueError for what does not fit."""
+    for key in ("model_state_dict", "model"):
+        if isinstance(state_dict.get(key), Mapping):
+            state_dict = state_dict[key]
+    load_renamed(module, state_dict, rename, our_value)
+
+
+def build(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
+    """The untrained module, and how its published parameter names become ours."""
+    if "block" in config:
+        return _block(config), block_name
+    return _network(config), network_name
+
+
+def _block(config: Config) -> OctreeBlock:
+    block, octree = config["block"], config["octree_t"]
+    skip(config, "octree", "depth")
+    options = OctreeOptions(
+        block["patch_size"],
+        octree["dilation"],
+        block.get("mlp_ratio", 4.0),
+        nempty=block["nempty"],
+        straddle=True,
+    )
+    if octree["patch_size"] != block["patch_size"]:
+        raise ValueError(f"octree_t.patch_size is {octree['patch_size']}, block.patch_size {block['patch_size']}")
+    return OctreeBlock(block["dim"], block["num_heads"], options, block["dilation"])
+
+
+def _network(config: Config) -> nn.Module:
+    model = config.get("model", config)
+    stages = _stages(config, model)
+    classes, drop = model["out_channels"], model["head_drop"]
+    if "head_up" not in model:
+        head = OctreeClassificationHead(stages.channels[-1], classes, stages.options, drop)
+        return OctreeClassifier(_input(config), stages, head)
+    width, up = model["fpn_channel"], model["head_up"]
+    return OctreeSegmenter(
+        _input(config),
+        stages,
+        OctreeSegmentationHead(stages.channels, classes, width, up, drop, stages.options, wrap=True),
+    )
+
+
+def _stages(config: Config, model: Config) -> OctFormerStages:
+    options = OctreeOptions(model["patch_size"], model["dilation"], nempty=model["nempty"], straddle=True)
+    if not model.get("use_dwconv", True):
+        raise ValueError("use_dwconv: False, position encoding by a grouped convolution, is not in this library")
+    given = model.get("in_channels")
+    channels = sum(CHANNELS[letter] for letter in _features(config))
+    if given is not None and given != channels and "F" not in _features(config):
+        raise ValueError(f"in_channels is {given}, but the input feature {_features(config)} has {channels}")
+    return OctFormerStages(
+        channels if given is None else given,
+        model["channels"],
+        model["num_blocks"],
+        model["num_heads"],
+        model["stem_down"],
+        model.get("drop_path", DROP_PATH),
+        options,
+    )
+
+
+def _features(config: Config) -> str:
+    """Letters of the input feature, of which a note may stand behind: "NDFP (10 channels)"."""
+    given = str(config["feature"] if "feature" in config else config["input_feature"]).split(maxsplit=1)
+    letters = given[0].upper() if given else ""
+    if not letters or set(letters) - set(CHANNELS):
+        raise ValueError(f"the input feature must be letters of {''.join(CHANNELS)}, got {letters!r}")
+    return "".join(dict.fromkeys(letters))
+
+
+def _input(config: Config) -> OctreeInput:
+    octree = config.get("octree", config)
+    depth = octree["depth"] if "depth" in octree else octree["octree_depth"]
+    return OctreeInput(depth, octree.get("full_depth", FULL_DEPTH), _features(config), wrap=True)
+
+
+SEGMENTATION = {"conv1x1.": "pyramid.lateral.", "conv3x3.": "pyramid.convs.", "up_conv.": "up."}
+CLASSIFICATION = {"cls_header.0.fc.": "hidden.", "cls_header.0.bn.": "norm.", "cls_header.2.": "last."}
+
+
+def stages_name(name: str) -> str:
+    """Our name for a published parameter of the backbone."""
+    if name.startswith("patch_embed."):
+        return f"stem.{stem_name(name.removeprefix('patch_embed.'))}"
+    if found := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name):
+        return f"blocks.{found[1]}.{found[2]}.{block_name(name[found.end() :])}"
+    if found := re.match(r"downsamples\.(\d+)\.", name):
+        return f"halve.{found[1]}.{conv_name(name[found.end() :])}"
+    return name
+
+
+def head_name(name: str) -> str:
+    """Our name for a published parameter of a head."""
+    if found := re.match(r"(conv3x3|up_conv)\.(\d+)\.", name):
+        return f"{SEGMENTATION[found[1] + '.']}{found[2]}.{conv_name(name[found.end() :])}"
+    return first_prefix(SEGMENTATION | CLASSIFICATION, name)
+
+
+def network_name(name: str) -> str:
+    """Our name for a published parameter of a network."""
+    part, _, rest = name.partition(".")
+    return (
+        f"stages.{stages_name(rest)}" if part == "backbone" else f"head.{head_name(rest)}" if part == "head" else name
+    )

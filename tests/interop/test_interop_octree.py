@@ -1,0 +1,79 @@
+"""Official configurations and checkpoints of octree transformers in this library."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+
+from pcdet_ext.conformance.golden import Case
+from pcdet_ext.interop import from_official
+from pcdet_ext.models.networks.octformer import OctreeClassifier, OctreeSegmenter
+
+OCTFORMER = {
+    "configs/seg_scannet.yaml": OctreeSegmenter,
+    "configs/seg_scannet200.yaml": OctreeSegmenter,
+    "builder.octsegformer_small (nout 21)": OctreeSegmenter,
+    "builder.octsegformer_large (nout 201)": OctreeSegmenter,
+    "configs/cls_m40.yaml": OctreeClassifier,
+}
+
+
+@pytest.fixture(scope="module")
+def manifest(shared) -> dict:
+    return json.loads((shared / "golden" / "octree" / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def segmentation(shared) -> Case:
+    return Case.read(shared / "golden" / "octree" / "octformer_seg.json")
+
+
+def check_every_name(system: str, entry: dict) -> torch.nn.Module:
+    """On the meta device, because the largest model has 161 million parameters."""
+    with torch.device("meta"):
+        state = {name: torch.empty(shape) for name, shape in entry["params"]}
+        module = from_official(system, entry["config"], state)
+    assert len(module.state_dict()) == len(entry["params"])
+    assert sum(p.numel() for p in module.parameters()) == entry["total_params"]
+    return module
+
+
+@pytest.mark.parametrize("name", OCTFORMER)
+def test_every_name_and_shape_of_octformer_has_its_place(manifest, name):
+    assert type(check_every_name("octformer", manifest[name])) is OCTFORMER[name]
+
+
+def test_published_names_go_to_different_places_with_their_values(segmentation):
+    state = {
+        name: torch.full_like(value, float(i)) for i, (name, value) in enumerate(segmentation.tensors("param").items())
+    }
+    network = from_official("octformer", segmentation.config, {"model_state_dict": state})
+    found = sorted(float(t.flatten()[0]) for t in network.state_dict().values())
+    assert found == [float(i) for i in range(len(state))]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["model"].update(use_dwconv=False), "use_dwconv: False"),
+        (lambda c: c.update(feature="NX"), "letters of NDLPF, got 'NX'"),
+        (lambda c: c.update(feature="ND"), "in_channels is 10, but the input feature ND has 4"),
+        (lambda c: c["model"].update(stem_up=2), "model.stem_up: the setting is not known here"),
+        (lambda c: c["model"].update(head_drop=[0.5]), "dropout must be two shares"),
+    ],
+)
+def test_settings_without_counterpart_are_refused(segmentation, change, message):
+    config = copy.deepcopy(segmentation.config)
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        from_official("octformer", config)
+
+
+def test_state_dicts_that_do_not_fit_are_refused(segmentation):
+    state = segmentation.tensors("param")
+    state["head.extra"] = state.pop("head.classifier.5.bias")
+    with pytest.raises(ValueError, match=r"head\.extra has no place; head\.classifier\.5\.bias is missing"):
+        from_official("octformer", segmentation.config, state)
