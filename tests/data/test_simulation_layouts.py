@@ -56,4 +56,4 @@ def test_the_command_line_knows_what_is_registered(
     common = {"frames": 1, "seed": 5, "val_fraction": 0.2, "workers": 2}
     assert strange == [{**common, "beams": 7}, {**common, "beams": 3}]
     assert main([*command, "--scenes", "2"]) == 2
-    assert "--scenes is for nuscenes and places and semantickitti and waymo, not for strange" in capsys.readouterr().err
+    assert "--scenes is for nuscenes, places, semantickitti and waymo, not for strange" in capsys.readouterr().err
