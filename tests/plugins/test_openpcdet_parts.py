@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,51 @@ def test_configurations_build_on_others_as_theirs_do(tmp_path: Path) -> None:
     base.unlink()
     with pytest.raises(ConfigError, match=r"lion\.yaml: _BASE_CONFIG_ cfgs/dataset_configs/kitti\.yaml is neither in"):
         weights.read_config(own)
+
+
+def test_a_configuration_that_builds_on_itself_is_refused(tmp_path: Path) -> None:
+    for name, base in (("a.yaml", "b.yaml"), ("b.yaml", "a.yaml"), ("c.yaml", "c.yaml")):
+        (tmp_path / name).write_text(f"DATA_CONFIG: {{_BASE_CONFIG_: {base}}}\n")
+    with pytest.raises(
+        ConfigError, match=r"a\.yaml: _BASE_CONFIG_: a\.yaml builds on b\.yaml builds on a\.yaml, .*circle"
+    ):
+        weights.read_config(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match=r"c\.yaml builds on c\.yaml"):
+        weights.read_config(tmp_path / "c.yaml")
+    (tmp_path / "deep.yaml").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match=r"deep\.yaml: "):
+        weights.read_config(tmp_path / "deep.yaml")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (("DATA_CONFIG",), "^DATA_CONFIG is missing"),
+        (("MODEL",), "^MODEL is missing"),
+        (("CLASS_NAMES",), "^CLASS_NAMES is missing"),
+        (("MODEL", "VFE"), r"^MODEL\.VFE is missing"),
+        (("MODEL", "DENSE_HEAD"), r"^MODEL\.DENSE_HEAD is missing"),
+        (("DATA_CONFIG", "DATA_PROCESSOR"), r"^DATA_CONFIG\.DATA_PROCESSOR is missing"),
+        (("DATA_CONFIG", "POINT_CLOUD_RANGE"), "^DATA_CONFIG: POINT_CLOUD_RANGE is missing"),
+        (("DATA_CONFIG", "POINT_FEATURE_ENCODING"), "^DATA_CONFIG: POINT_FEATURE_ENCODING is missing"),
+    ],
+)
+def test_a_missing_section_is_named(path: tuple[str, ...], message: str) -> None:
+    cfg = copy.deepcopy(configs.with_backbone("kitti", small_backbones.FLATFORMER, configs.FLAT))
+    weights.library_settings(cfg)
+    inner = cfg
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    with pytest.raises(ConfigError, match=message):
+        weights.library_settings(cfg)
+
+
+def test_parts_of_models_that_have_no_counterpart_are_refused() -> None:
+    cfg = configs.with_backbone("kitti", small_backbones.FLATFORMER, configs.FLAT)
+    cfg["MODEL"]["IMAGE_BACKBONE"] = {"NAME": "SwinTransformer"}
+    with pytest.raises(ConfigError, match=r"MODEL\.IMAGE_BACKBONE: has no counterpart"):
+        weights.library_settings(cfg)
 
 
 def test_detectors_of_two_stages_cannot_be_converted() -> None:

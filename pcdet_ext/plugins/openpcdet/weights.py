@@ -18,7 +18,7 @@ import yaml
 
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
-from pcdet_ext.config import ConfigError, Node, from_plain
+from pcdet_ext.config import ConfigError, Node, from_plain, suggest
 from pcdet_ext.files import DataError, atomic_write
 from pcdet_ext.interop import openpcdet, openpcdet_heads
 from pcdet_ext.interop.checkpoints import read_official
@@ -26,18 +26,14 @@ from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.plugins.nodes import plain
 from pcdet_ext.plugins.openpcdet import sections
+from pcdet_ext.plugins.openpcdet.data_section import data_settings
 
 BASE = "_BASE_CONFIG_"
 INNER = "network."  # our component inside of its part in OpenPCDet
 SECTIONS = {"VFE": "encoder", "BACKBONE_3D": "backbone", "BACKBONE_2D": "bev_backbone", "DENSE_HEAD": "head"}
+OTHER_SECTIONS = ("NAME", "MAP_TO_BEV", "POST_PROCESSING")
+SECOND_STAGE = ("PFE", "POINT_HEAD", "ROI_HEAD")
 PARTS = {"VFE": "vfe", "BACKBONE_3D": "backbone_3d", "BACKBONE_2D": "backbone_2d", "DENSE_HEAD": "dense_head"}
-DATASETS = {
-    "KittiDataset": "KittiDataset",
-    "NuScenesDataset": "NuScenesDataset",
-    "WaymoDataset": "WaymoDataset",
-    "ONCEDataset": "OnceDataset",
-    "Argo2Dataset": "Argoverse2Dataset",
-}
 
 
 def to_library(config: str | Path, source: str | Path, out: str | Path) -> int:
@@ -104,23 +100,31 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """An OpenPCDet configuration with the files that it builds on.
 
     They are looked for as OpenPCDet does, in the working directory, and in the folders above the file.
-    Raises ConfigError for a file that is missing or no mapping.
+    Raises ConfigError for a file that is missing, no mapping, or builds on itself.
     """
+    return _read(Path(path), ())
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A configuration that those `above` build on."""
+    if path.resolve() in above:
+        chain = " builds on ".join(place.name for place in (*above, path.resolve()))
+        raise ConfigError(f"{above[0]}: {BASE}: {chain}, which is a circle")
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: a configuration must be a mapping, got {type(found).__name__}")
-    return _with_bases(found, Path(path))
+    return _with_bases(found, path, (*above, path.resolve()))
 
 
-def _with_bases(settings: dict[str, Any], path: Path) -> dict[str, Any]:
+def _with_bases(settings: dict[str, Any], path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """A section over the file that its `_BASE_CONFIG_` names, and so in all its sections."""
     base: dict[str, Any] = {}
     if BASE in settings:
-        base = read_config(_find_base(str(settings[BASE]), path))
-    own = {key: _with_bases(v, path) if isinstance(v, dict) else v for key, v in settings.items() if key != BASE}
+        base = _read(_find_base(str(settings[BASE]), path), above)
+    own = {k: _with_bases(v, path, above) if isinstance(v, dict) else v for k, v in settings.items() if k != BASE}
     return _merged(base, own)
 
 
@@ -146,41 +150,47 @@ def library_settings(cfg: Mapping[str, Any]) -> Node:
 
     Raises ConfigError, with OpenPCDet's section, for what has no counterpart here.
     """
-    data, model = cfg["DATA_CONFIG"], cfg["MODEL"]
+    data, model = (_needed(cfg, "", key, Mapping) for key in ("DATA_CONFIG", "MODEL"))
+    classes = _needed(cfg, "", "CLASS_NAMES", list)
+    for section in model:
+        if section in SECOND_STAGE:
+            raise ConfigError(f"MODEL.{section}: detectors of two stages have no counterpart in this library")
+        if section not in (*SECTIONS, *OTHER_SECTIONS):
+            hint = suggest(section, [*SECTIONS, *OTHER_SECTIONS])
+            raise ConfigError(f"MODEL.{section}: has no counterpart in this library{hint}")
     voxels = _voxel_settings(data)
     found: dict[str, Any] = {
         "name": "VoxelDetector",
         "voxel_size": voxels["VOXEL_SIZE"],
-        "encoder": _encoder(model, voxels),
+        "encoder": _encoder(_needed(model, "MODEL.", "VFE", Mapping), voxels),
     }
     for section in ("BACKBONE_3D", "BACKBONE_2D"):
         if model.get(section) is not None:
             found[SECTIONS[section]] = sections.node(section, model[section]).plain()
-    found["head"] = _head(model, cfg["CLASS_NAMES"])
-    for section in model:
-        if section in ("PFE", "POINT_HEAD", "ROI_HEAD"):
-            raise ConfigError(f"MODEL.{section}: detectors of two stages have no counterpart in this library")
-    settings: dict[str, Any] = {
-        "classes": list(cfg["CLASS_NAMES"]),
-        "point_cloud_range": data["POINT_CLOUD_RANGE"],
-        "point_features": data["POINT_FEATURE_ENCODING"]["used_feature_list"],
-    }
-    if data.get("DATASET") in DATASETS:
-        settings = {"name": DATASETS[data["DATASET"]], "root": str(data.get("DATA_PATH", "")), **settings}
-    return from_plain({"data": plain(settings), "model": plain(found)}, "")
+    found["head"] = _head(model, classes)
+    return from_plain({"data": plain(data_settings(data, classes)), "model": plain(found)}, "")
+
+
+def _needed(settings: Mapping[str, Any], where: str, key: str, kind: type[Any]) -> Any:
+    """A setting that must be there. Raises ConfigError where it is not, or is no mapping or list."""
+    if key not in settings:
+        raise ConfigError(f"{where}{key} is missing{suggest(key, settings) if settings else ''}")
+    if not isinstance(settings[key], kind):
+        wanted = "a list" if kind is list else "a mapping"
+        raise ConfigError(f"{where}{key}: must be {wanted}, got {type(settings[key]).__name__}")
+    return settings[key]
 
 
 def _voxel_settings(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The step of DATA_PROCESSOR that says the size of voxels."""
-    for step in data["DATA_PROCESSOR"]:
-        if "VOXEL_SIZE" in step:
+    for step in _needed(data, "DATA_CONFIG.", "DATA_PROCESSOR", list):
+        if isinstance(step, Mapping) and "VOXEL_SIZE" in step:
             return dict(step)
     raise ConfigError("DATA_CONFIG.DATA_PROCESSOR: no step says VOXEL_SIZE")
 
 
-def _encoder(model: Mapping[str, Any], voxels: Mapping[str, Any]) -> dict[str, Any]:
+def _encoder(section: Mapping[str, Any], voxels: Mapping[str, Any]) -> dict[str, Any]:
     """Our encoder, with the limits of the data processor where it makes hard voxels."""
-    section = model["VFE"]
     points, most = voxels.get("MAX_POINTS_PER_VOXEL"), voxels.get("MAX_NUMBER_OF_VOXELS")
     limits = None if most is None else (most["train"], most["test"])
     if _is_ours("VFE", section):
@@ -195,7 +205,7 @@ def _encoder(model: Mapping[str, Any], voxels: Mapping[str, Any]) -> dict[str, A
 
 
 def _head(model: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    section = model["DENSE_HEAD"]
+    section = _needed(model, "MODEL.", "DENSE_HEAD", Mapping)
     if _is_ours("DENSE_HEAD", section):
         return sections.node("DENSE_HEAD", section).plain()
     # OpenPCDet's detectors finish the boxes of anchor heads alone; other heads have settings of their own.
