@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcdet_ext.benchmark.peers import Peers, optional
+from pcdet_ext.benchmark.peers import Peers, ocnn_missing, ocnn_module
 from pcdet_ext.benchmark.registry import Contest, Workload, benchmark
 from pcdet_ext.benchmark.sequences import occupied
 from pcdet_ext.benchmark.voxels import WAYMO_VOXELS, with_gradient
@@ -20,33 +20,41 @@ from pcdet_ext.ops import octree_depthwise_conv, serialize
 from pcdet_ext.ops.octree_conv import octree_depthwise_conv_reference
 from pcdet_ext.ops.serialize import curve_depth
 
-FULL_DEPTH = 2
+FULL_DEPTH, POINTS_DEPTH = 2, 10
 CHANNELS = 64
 REFERENCE_LIMIT = 200_000  # voxels; the reference holds 27 features of each at once
 
 
 @benchmark("octree")
 def trees(load: Workload) -> Iterator[Contest]:
-    """The octree over a batch's voxels with the neighbours at all depths, and its windows (OctFormer: 32 nodes)."""
+    """The octree over a frame's points or a batch's voxels with the neighbours at all depths, and its windows."""
+    points = [load.points[:, :3] / (1.001 * load.points[:, :3].abs().max())]  # inside, where ocnn does not wrap
+    yield _building(f"points at depth {POINTS_DEPTH}", points, POINTS_DEPTH, {"points": len(points[0])})
     coords, grid = occupied(load, WAYMO_VOXELS)
-    depth, clouds = curve_depth(grid), _clouds(coords, curve_depth(grid))
-    table = build_octree(clouds, depth, FULL_DEPTH).neighbours(depth)
-    yield Contest(
-        "build and neighbours",
-        lambda: build_octree(clouds, depth, FULL_DEPTH).neighbours(depth),
-        peers=_ocnn_tree(clouds, depth),
-        work={"voxels": len(coords), "nodes": len(table)},
-        bytes=12 * len(coords) + table.nbytes,
-    )
+    clouds = _clouds(coords, curve_depth(grid))
+    yield _building("voxels", clouds, curve_depth(grid), {"voxels": len(coords)})
     keys, frame = serialize(coords, grid, "zorder"), coords[:, 0].long()
     ordering = ordering_of_keys(keys, frame, len(clouds))
     for dilation in (1, 4):
         yield Contest(
-            f"windows of 32, dilation {dilation}",
+            f"windows of 32 voxels (OctFormer), dilation {dilation}",
             partial(_window_index, ordering, dilation),
             work={"voxels": len(coords)},
             bytes=(8 + 8 + 8 + 1 + 8) * len(coords),  # order; index, inverse, valid, owner
         )
+
+
+def _building(name: str, clouds: list[Tensor], depth: int, size: dict[str, int]) -> Contest:
+    """Build the octree of clouds of points and the tables of neighbours of all its depths."""
+    table = build_octree(clouds, depth, FULL_DEPTH).neighbours(depth)
+    return Contest(
+        f"{name}, build and neighbours",
+        lambda: build_octree(clouds, depth, FULL_DEPTH).neighbours(depth),
+        peers=_ocnn_tree(clouds, depth),
+        work=size | {"nodes": len(table)},
+        bytes=12 * sum(map(len, clouds)) + table.nbytes,
+        missing=ocnn_missing("octree"),
+    )
 
 
 def _window_index(ordering: Ordering, dilation: int) -> Tensor:
@@ -79,6 +87,7 @@ def convolution(load: Workload) -> Iterator[Contest]:
         bytes=moved,
         flops=flops,
         reference_limit=REFERENCE_LIMIT,
+        missing=ocnn_missing("nn.octree_dwconv"),
     )
     yield Contest(
         "with gradient of the features",
@@ -100,7 +109,7 @@ def _clouds(coords: Tensor, depth: int) -> list[Tensor]:
 
 def _ocnn_octree(clouds: list[Tensor], depth: int) -> Any:
     """ocnn's octree of the same clouds, with its tables."""
-    library = optional("ocnn.octree")
+    library = ocnn_module("octree")
     frames = torch.cat([torch.full((len(c), 1), i, device=c.device) for i, c in enumerate(clouds)])
     points = library.Points(torch.cat(clouds), batch_id=frames, batch_size=len(clouds))
     octree = library.Octree(depth, FULL_DEPTH, len(clouds), points.device)
@@ -110,12 +119,12 @@ def _ocnn_octree(clouds: list[Tensor], depth: int) -> Any:
 
 
 def _ocnn_tree(clouds: list[Tensor], depth: int) -> Peers:
-    return {"ocnn": lambda: _ocnn_octree(clouds, depth).neighs[depth]} if optional("ocnn.octree") else {}
+    return {"ocnn": lambda: _ocnn_octree(clouds, depth).neighs[depth]} if ocnn_module("octree") else {}
 
 
 def _ocnn_convolution(clouds: list[Tensor], depth: int) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     """ocnn's convolution with the arguments of ours; its table comes from its own octree."""
-    library = optional("ocnn.nn.octree_dwconv")
+    library = ocnn_module("nn.octree_dwconv")
     if library is None:
         return None
     octree = _ocnn_octree(clouds, depth)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,15 +17,61 @@ from torch import Tensor
 Peers = dict[str, Callable[[], Any]]
 
 
-@lru_cache
 def optional(module: str) -> Any:
     """The module, or None where it is not installed or does not load with this PyTorch."""
+    return _load(module)[0]
+
+
+@lru_cache
+def _load(module: str) -> tuple[Any, str]:
+    """The module, or None and the reason."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about torch's own names, from libraries of other versions of it
-            return import_module(module)
-    except (ImportError, OSError, RuntimeError, AttributeError):
-        return None
+            return import_module(module), ""
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return None, str(error)
+
+
+def ocnn_module(module: str) -> Any:
+    """A module of ocnn by its name below "ocnn", or None."""
+    return _load_ocnn(module)[0]
+
+
+def ocnn_missing(module: str) -> dict[str, str]:
+    """Why the module is None, by the name of the peer; nothing where it is not."""
+    found, reason = _load_ocnn(module)
+    return {"ocnn": reason} if found is None else {}
+
+
+def _load_ocnn(module: str) -> tuple[Any, str]:
+    """A module of ocnn, or None and the reason.
+
+    ocnn imports torchvision for an image encoder among its models, and fails where that is missing or does not load.
+    Its octrees do without; so where torchvision does not load, an empty module takes its place during the import.
+    """
+    if optional("torchvision.models") is not None:
+        return _load(f"ocnn.{module}")
+    with _empty_torchvision():
+        return _load(f"ocnn.{module}")
+
+
+@contextmanager
+def _empty_torchvision() -> Iterator[None]:
+    """Modules "torchvision" and "torchvision.models" with nothing but the names that ocnn imports from them."""
+    names = ("torchvision", "torchvision.models")
+    models = ModuleType(names[1])
+    models.resnet18 = None  # type: ignore[attr-defined]
+    before = {name: sys.modules.get(name) for name in names}
+    sys.modules.update(zip(names, (ModuleType(names[0]), models), strict=True))
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
 
 
 def torch_scatter_reduce(values: Tensor, index: Tensor, num_segments: int, kind: str) -> Peers:
@@ -47,7 +96,7 @@ def torch_scatter_softmax() -> dict[str, Callable[..., Tensor]]:
 
 def ocnn_encode(coords: Tensor) -> Peers:
     """ocnn's z-order keys."""
-    library = optional("ocnn.octree.shuffled_key")
+    library = ocnn_module("octree.shuffled_key")
     if library is None:
         return {}
 
@@ -60,7 +109,7 @@ def ocnn_encode(coords: Tensor) -> Peers:
 
 def ocnn_decode(keys: Tensor, depth: int) -> Peers:
     """ocnn's coordinates of z-order keys, (batch, z, y, x)."""
-    library = optional("ocnn.octree.shuffled_key")
+    library = ocnn_module("octree.shuffled_key")
     if library is None:
         return {}
     return {"ocnn": lambda: torch.stack(library.key2xyz(keys, depth)[::-1], 1).int()}

@@ -65,6 +65,8 @@ class Contest:
         flops: multiplications and additions of ours, where it computes more than it moves.
         reference_limit: the size above which the reference is left out, because it takes minutes or does not fit into
             memory.
+        missing: why a peer is not among `peers`, by its name.
+        sizes: further results by name, such as {"bits per point": 4.2}.
     """
 
     setting: str
@@ -76,6 +78,8 @@ class Contest:
     bytes: int | None = None
     flops: int | None = None
     reference_limit: int | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def reference_left_out(self) -> bool:

@@ -74,6 +74,8 @@ class Result:
             parts.append(f"{ratio:.2f}x {name} ({self.timings[name].median * 1e3:.3f} ms){doubt}")
         if self.contest.reference_left_out:
             parts.append(f"reference left out above {self.contest.reference_limit}")
+        parts += [f"{name} {value:.2f}" for name, value in self.contest.sizes.items()]
+        parts += [f"{name} skipped: {reason}" for name, reason in self.contest.missing.items()]
         return ", ".join(parts)
 
     def record(self) -> dict[str, Any]:
@@ -90,6 +92,8 @@ class Result:
             "gflop_per_s": self.gflops,
             "peak_bytes": self.peak,
             "reference_left_out": self.contest.reference_left_out,
+            "sizes": dict(self.contest.sizes),
+            "missing": dict(self.contest.missing),
             "timings": {
                 name: {
                     "median_ms": t.median * 1e3,

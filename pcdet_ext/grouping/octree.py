@@ -19,8 +19,9 @@ from torch import Tensor
 
 from pcdet_ext.grouping.orders import Ordering
 from pcdet_ext.grouping.partitions import octree_windows
+from pcdet_ext.ops.octree import clouds_of_keys, octree_grow, octree_leaves, octree_neighbours
 from pcdet_ext.ops.segment import segment_reduce
-from pcdet_ext.ops.serialize import BATCH_SHIFT, deserialize, octree_children, octree_parent, serialize
+from pcdet_ext.ops.serialize import BATCH_SHIFT, deserialize, octree_parent, serialize
 from pcdet_ext.structures import Groups, SparseVoxels
 
 MAX_DEPTH = 16
@@ -171,26 +172,8 @@ class Octree:
         return table
 
     def _table_from_parents(self, depth: int) -> Tensor:
-        """A neighbour is a child of the parent or of one of the parent's neighbours."""
         parents = self.levels[depth - 1]
-        above = self.neighbours(depth - 1)[parents.occupied_rows]  # [occupied parents, 27]
-        column, octant = (t.to(above.device) for t in _NEIGHBOUR_OF_CHILD)
-        number = _lookup(parents.children.long(), above)[:, column]  # [occupied parents, 8, 27]
-        return torch.where(number < 0, -1, 8 * number + octant).view(-1, 27)
-
-
-def _neighbour_of_child() -> tuple[Tensor, Tensor]:
-    """For each octant and offset: which neighbour of the parent holds the cell, and as which octant; [8, 27] each."""
-    column, octant = torch.empty(8, 27, dtype=torch.int64), torch.empty(8, 27, dtype=torch.int64)
-    for child, offset in itertools.product(range(8), range(27)):
-        at = [(child >> 2 & 1) + offset // 9 - 1, (child >> 1 & 1) + offset // 3 % 3 - 1, (child & 1) + offset % 3 - 1]
-        x, y, z = (cell // 2 + 1 for cell in at)
-        column[child, offset] = 9 * x + 3 * y + z
-        octant[child, offset] = 4 * (at[0] % 2) + 2 * (at[1] % 2) + at[2] % 2
-    return column, octant
-
-
-_NEIGHBOUR_OF_CHILD = _neighbour_of_child()
+        return octree_neighbours(self.neighbours(depth - 1), parents.children, parents.occupied_rows)
 
 
 def _lookup(table: Tensor, rows: Tensor) -> Tensor:
@@ -218,15 +201,9 @@ def build_octree(
     if not points or any(p.ndim != 2 or p.shape[1] != 3 or p.dtype != torch.float32 for p in points):
         raise ValueError("points must be float32 [P, 3], one tensor per cloud")
     joined = torch.cat(list(points))
-    if not bool((joined.abs() <= 1).all()):
-        raise ValueError("points must lie in [-1, 1]")
-    sizes = torch.tensor([len(p) for p in points], device=joined.device)
-    size = 1 << depth
-    scaled = (joined + 1.0) * (size / 2)
-    cells = scaled.int()
-    cells = cells % size if wrap else cells.clamp(max=size - 1)
-    coords = torch.cat([torch.repeat_interleave(sizes)[:, None].int(), cells.flip(1)], 1)
-    octree = _octree(coords, scaled, depth, full_depth, len(points))
+    sizes = torch.tensor([len(p) for p in points], device="cpu")
+    leaves = octree_leaves(joined, sizes, depth, wrap)
+    octree = _octree(*leaves, (joined + 1.0) * 2.0 ** (depth - 1), depth, full_depth, len(points))
 
     def at_leaves(values: Sequence[Tensor] | None, kind: Literal["sum", "mean"]) -> Tensor | None:
         if values is None:
@@ -250,36 +227,47 @@ def octree_of_voxels(voxels: SparseVoxels) -> Octree:
     depth = max(1, (max(voxels.grid) - 1).bit_length())
     if depth > MAX_DEPTH:
         raise ValueError(f"an octree has at most 2^{MAX_DEPTH} cells along an axis, the grid has {voxels.grid}")
-    return voxels.plan("octree", lambda v: _octree(v.coords, v.coords[:, 1:].flip(1) + 0.5, depth, 1, v.batch_size))
+    return voxels.plan("octree", lambda v: _octree_of_cells(v, depth))
 
 
-def _octree(coords: Tensor, scaled: Tensor, depth: int, full_depth: int, batch_size: int) -> Octree:
-    """The octree of points float32 [P, 3] in leaf cells, in the leaves int32 [P, 4] (batch, z, y, x)."""
-    leaves, point_leaf = torch.unique(serialize(coords, (1 << depth,) * 3, "zorder"), return_inverse=True)
+def _octree_of_cells(voxels: SparseVoxels, depth: int) -> Octree:
+    keys = serialize(voxels.coords, (1 << depth,) * 3, "zorder")
+    leaves, point_leaf = torch.unique(keys, return_inverse=True)
+    return _octree(leaves, point_leaf, voxels.coords[:, 1:].flip(1) + 0.5, depth, 1, voxels.batch_size)
+
+
+def _octree(leaves: Tensor, point_leaf: Tensor, scaled: Tensor, depth: int, full_depth: int, batch_size: int) -> Octree:
+    """The octree of points float32 [P, 3] in leaf cells, from the keys of its leaves and the leaf of each point."""
     mean = segment_reduce(scaled, point_leaf, len(leaves), "mean")
     return Octree(depth, full_depth, batch_size, _levels(leaves, depth, full_depth, batch_size), mean, point_leaf)
 
 
 def _levels(leaves: Tensor, depth: int, full_depth: int, batch_size: int) -> tuple[OctreeLevel, ...]:
     """Every depth from the keys of the occupied leaves, ascending."""
-    occupied = [torch.unique_consecutive(octree_parent(leaves, depth - d)) for d in range(full_depth, depth + 1)]
+    occupied = [leaves]
+    for _ in range(depth - full_depth):
+        occupied.insert(0, torch.unique_consecutive(octree_parent(occupied[0])))
     levels = []
     for d in range(full_depth + 1):
         cells = torch.arange(8**d, device=leaves.device)
         frames = torch.arange(batch_size, device=leaves.device) << BATCH_SHIFT
         keys = (frames[:, None] | cells).flatten()
-        levels.append(_level(keys, keys if d < full_depth else occupied[0], batch_size))
+        levels.append(_full_level(keys, keys if d < full_depth else occupied[0], batch_size))
     for above, here in itertools.pairwise(occupied):
-        levels.append(_level(octree_children(above).flatten(), here, batch_size))
+        keys, children = octree_grow(above, here)
+        levels.append(_level(keys, children, here, batch_size))
     return tuple(levels)
 
 
-def _level(keys: Tensor, occupied: Tensor, batch_size: int) -> OctreeLevel:
-    rows = torch.searchsorted(keys, occupied)
+def _full_level(keys: Tensor, occupied: Tensor, batch_size: int) -> OctreeLevel:
     children = torch.full_like(keys, -1, dtype=torch.int32)
-    children[rows] = torch.arange(len(occupied), device=keys.device, dtype=torch.int32)
-    counts = [torch.bincount(k >> BATCH_SHIFT, minlength=batch_size) for k in (keys, occupied)]
-    return OctreeLevel(keys, children, *counts)
+    numbers = torch.arange(len(occupied), device=keys.device, dtype=torch.int32)
+    children[torch.searchsorted(keys, occupied)] = numbers
+    return _level(keys, children, occupied, batch_size)
+
+
+def _level(keys: Tensor, children: Tensor, occupied: Tensor, batch_size: int) -> OctreeLevel:
+    return OctreeLevel(keys, children, clouds_of_keys(keys, batch_size), clouds_of_keys(occupied, batch_size))
 
 
 def input_features(octree: Octree, channels: str) -> Tensor:

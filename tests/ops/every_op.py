@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pcdet_ext import ops
 from pcdet_ext.ops.neighbours import neighbour_table
+from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours
 from pcdet_ext.ops.retention import mlstm, retention
 
 Made = Callable[..., Tensor]
@@ -75,7 +76,7 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
     values, voxels, upright = change(rand(30, 3, dtype=dtype)), change(coords()), change(boxes(dtype))
     neighbours = change(torch.stack([table(0, -1, 2, 1), table(3, 2, 1, -1)], 1))
     offsets, decay = table(0, 10, 10, 30), torch.tensor([0.5, 0.9], dtype=dtype, device=CPU)
-    keys = ops.serialize(voxels, GRID, "zorder")
+    keys, root_table = ops.serialize(voxels, GRID, "zorder"), table(*[-1] * 13, 0, *[-1] * 13).view(1, 27)
     windows = {"window": (8, 5, 5), "shift": (0, 2, 2)}
     return {
         "voxelize": lambda: (
@@ -102,6 +103,11 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
             lambda f, w: ops.octree_depthwise_conv(f, w, neighbours),
             change(rand(4, 3, dtype=dtype)),
             rand(2, 3, dtype=dtype),
+        ),
+        "octree_leaves": lambda: octree_leaves(change(rand(50, 3) * 2 - 1), table(20, 0, 30), 3),
+        "octree_grow": lambda: octree_grow(change(table(0, 1, 7)), change(table(0, 3, 9, 60))),
+        "octree_neighbours": lambda: octree_neighbours(
+            change(root_table), torch.zeros(1, dtype=torch.int32, device=CPU), table(0)
         ),
         "iou_bev": lambda: ops.iou_bev(upright, upright),
         "iou_3d": lambda: ops.iou_3d(upright, upright),

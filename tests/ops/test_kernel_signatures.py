@@ -21,11 +21,13 @@ from torch.overrides import TorchFunctionMode
 
 from pcdet_ext.ops import _native
 
-MODULES = ("boxes", "causal_conv1d", "linear_attention", "octree_conv", "rotated_sets", "segment", "selective_scan")
-boxes, causal_conv1d, linear_attention, octree_conv, rotated_sets, segment, selective_scan = (
+MODULES = ("boxes", "causal_conv1d", "linear_attention", "octree", "octree_conv", "rotated_sets", "segment")
+boxes, causal_conv1d, linear_attention, octree, octree_conv, rotated_sets, segment = (
     import_module(f"pcdet_ext.ops.{name}") for name in MODULES
 )
-serialize, voxelize, wkv = (import_module(f"pcdet_ext.ops.{name}") for name in ("serialize", "voxelize", "wkv"))
+selective_scan, serialize, voxelize, wkv = (
+    import_module(f"pcdet_ext.ops.{name}") for name in ("selective_scan", "serialize", "voxelize", "wkv")
+)
 SOURCES = Path(__file__).parents[2] / "ops"
 POINTER, I32, I64, F64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_double
 
@@ -205,7 +207,9 @@ def test_kernels_of_coordinates_on_cuda(launched: Library) -> None:
     for frames in (None, zeros(9, dtype=I)):
         cells = voxelize._cells(zeros(9, 5), frames, grid)
     voxelize._coords(cells, grid)
+    octree._neighbours_by_kernel(zeros(5, 27, dtype=I), zeros(5, dtype=torch.int32), zeros(2, dtype=I))
     kernels = ("curve_encode", "window_keys", "rotated_windows", "rotated_fill", "point_cells", "cell_coords")
+    kernels += ("octree_neighbours",)
     assert set(launched) == {f"pcdet_{kernel}_cuda" for kernel in kernels}
 
 

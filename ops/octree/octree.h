@@ -1,0 +1,29 @@
+// Octrees: the neighbours of a node's children, from the neighbours of the node. What host and device share.
+//
+// Columns of a table of neighbours: 9 (dx + 1) + 3 (dy + 1) + dz + 1; octants: 4 x + 2 y + z of a child in its parent.
+#pragma once
+
+#include "common.h"
+
+namespace pcdet {
+
+constexpr int kNeighbours = 27, kOctants = 8;
+
+// The cells within one of a node's children form a cube of 4 x 4 x 4, of which the middle 2 x 2 x 2 are the children.
+// A cell at `place` 0 to 3 along an axis lies in the parent's neighbour at offset_of(place) - 1, in its half half_of(place).
+PCDET_HD int offset_of(int place) { return (place + 1) >> 1; }
+PCDET_HD int half_of(int place) { return (place + 1) & 1; }
+
+// The node at a cell of that cube, or -1. above: the parent's neighbours; children: running number of each node of their
+// depth among the occupied ones, or -1. A neighbour that is no node of the n counts as missing and sets `wrong`.
+PCDET_HD int64_t node_of_cell(const int64_t* above, const int32_t* children, int64_t n, int x, int y, int z, bool& wrong) {
+    const int64_t node = above[9 * offset_of(x) + 3 * offset_of(y) + offset_of(z)];
+    if (node < 0 || node >= n) {
+        wrong |= node != -1;
+        return -1;
+    }
+    const int64_t number = children[node];
+    return number < 0 ? -1 : kOctants * number + 4 * half_of(x) + 2 * half_of(y) + half_of(z);
+}
+
+}  // namespace pcdet
