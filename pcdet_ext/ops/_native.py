@@ -139,7 +139,13 @@ def _function(
     loaded = library(device_type)
     if loaded is None:
         raise NativeError(f"{full_name}: there is no native library for {device_type!r}")
-    function = loaded[full_name]  # unlike an attribute a new object, which may have types of its own
+    try:
+        function = loaded[full_name]  # unlike an attribute a new object, which may have types of its own
+    except AttributeError as error:
+        raise NativeError(
+            f"{full_name} is not in {library_path(device_type)}, which was built from other sources than these: "
+            "build it again (python setup.py build_ext --inplace, or pip install)"
+        ) from error
     numbers: dict[type, Any] = {int: ctypes.c_int64, Int32: ctypes.c_int32, float: ctypes.c_double}
     last = ctypes.c_int32 if device_type == "cpu" else ctypes.c_void_p
     function.argtypes = [*(numbers.get(t, ctypes.c_void_p) for t in arguments), last]

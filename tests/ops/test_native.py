@@ -120,6 +120,12 @@ def test_without_library_there_is_no_launch(unloaded) -> None:
         _native.launch("thing", CPU)
 
 
+@pytest.mark.skipif(_native.library("cpu") is None, reason="no native library")
+def test_a_kernel_that_an_older_library_does_not_have_is_told_with_its_path() -> None:
+    with pytest.raises(_native.NativeError, match=r"pcdet_no_such_op_cpu is not in .*_cpu\.so.* build it again"):
+        _native.launch("no_such_op", CPU)
+
+
 def test_arguments_are_passed_as_their_types_say(kernel: Kernel) -> None:
     tensor, size, table = torch.zeros(4, 4), ctypes.c_int64(7), (ctypes.c_int64 * 2)(1, 2)
     rows, missing, column = (tensor, torch.float32, 16), (None, torch.float32, 3), (tensor[:, 1], torch.float32, (4,))
