@@ -171,7 +171,8 @@ class Detector:
         for name, head in self.model.named_heads().items():
             if head.reads == "points":
                 none = torch.zeros(0, dtype=torch.int64, device=self.device)
-                found[name] = PointLabels(none, none.float(), head.class_names)
+                instances = none if hasattr(head, "things") else None
+                found[name] = PointLabels(none, none.float(), head.class_names, instances)
             else:
                 boxes = torch.zeros(0, 7, dtype=torch.float32, device=self.device)
                 labels = torch.zeros(0, dtype=torch.int64, device=self.device)

@@ -80,6 +80,7 @@ class VoxelDetector(nn.Module):
             widths["map"], stride = self.bev_backbone.out_channels, stride * self.bev_backbone.stride
         self.stride = stride
         context = {"classes": self.classes, "stride": stride, "grid": self.encoder.grid, **geometry}
+        context["num_point_features"] = num_point_features
         nodes, self.weights = _head_nodes(head, heads)
         built = {name: HEADS.build(node, in_channels=_width(node, widths), **context) for name, node in nodes.items()}
         for name, module in built.items():

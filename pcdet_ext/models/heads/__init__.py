@@ -3,6 +3,7 @@
 from pcdet_ext.models.heads.anchor import AnchorHead, AnchorOutput
 from pcdet_ext.models.heads.base import Features, Head, PointFeatures
 from pcdet_ext.models.heads.center import CenterHead, CenterOutput
+from pcdet_ext.models.heads.panoptic import PanopticHead
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.segmentation import PointSegmentationHead
 from pcdet_ext.models.heads.transfusion import QueryOutput, TransFusionHead
@@ -15,6 +16,7 @@ __all__ = [
     "CenterOutput",
     "Features",
     "Head",
+    "PanopticHead",
     "PointFeatures",
     "PointSegmentationHead",
     "QueryOutput",

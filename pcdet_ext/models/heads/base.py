@@ -59,13 +59,14 @@ class PointFeatures:
     """Features of the points of a batch.
 
     features: [P, C], zeros for points that are in no voxel; batch_index: int64 [P], frame of each point; inside: bool
-    [P], whether it is in a voxel.
+    [P], whether it is in a voxel; points: float32 [P, F], the points themselves, where they are known.
     """
 
     features: Tensor
     batch_index: Tensor
     batch_size: int
     inside: Tensor
+    points: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class Features:
             cells = rows_or_zeros(coarse_cells(self.encoded, self.voxels.grid, self.strides), index)
             parts.append(rows_or_zeros(self.voxels.features, torch.where(inside, rows_of(self.voxels, cells), -1)))
         features = torch.cat([part.to(parts[0].dtype) for part in parts], 1)
-        return PointFeatures(features, self.batch.batch_index, self.batch.batch_size, inside)
+        return PointFeatures(features, self.batch.batch_index, self.batch.batch_size, inside, self.batch.points)
 
 
 def rows_or_zeros(values: Tensor, index: Tensor) -> Tensor:
