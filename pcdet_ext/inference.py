@@ -19,12 +19,14 @@ from pcdet_ext.data.base import check_tanh
 from pcdet_ext.data.formats import point_features
 from pcdet_ext.data.points import is_one_scan, read_columns
 from pcdet_ext.models.detector import build_detector, usual_defaults
-from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Predictions, tensor_of
+from pcdet_ext.models.places.recognizer import PlaceModel
+from pcdet_ext.structures import Array, Descriptor, Detections, PointBatch, PointLabels, Predictions, tensor_of
 
 Points = Array | Tensor | str | Path
 FEWEST_FOR_SCALE, ENOUGH_FOR_SCALE = 100, 4096  # points whose values tell the scale of a column
 OTHER_SCALE = 16.0  # times higher or lower than in training
-KINDS = {Detections: "finds boxes", PointLabels: "labels points"}  # of results, and what a head that gives them does
+# Kinds of results, and what a head that gives them does.
+KINDS = {Detections: "finds boxes", PointLabels: "labels points", Descriptor: "describes places"}
 MOST_COLUMNS = 16  # of a point; an array with far more columns and no more rows than this lies on its side
 WIDE = 4 * MOST_COLUMNS  # columns of an array that may still be points, of which the further ones are not used
 
@@ -92,7 +94,7 @@ class Detector:
     def __init__(self, settings: Node, device: str = "auto", model: nn.Module | None = None) -> None:
         data = section(settings, "data")
         self.config = settings
-        self.classes = tuple(config.setting(data, "classes", Sequence[str]))
+        self.classes = tuple(config.setting(data, "classes", Sequence[str], ()))
         self.point_features = point_features(data)
         self.tanh = tuple(config.setting(data, "tanh", Sequence[str], ()))
         check_tanh(self.tanh, self.point_features)
@@ -143,6 +145,34 @@ class Detector:
             results = [_with_detections(r, lambda d: d.above(score_threshold)) for r in results]
         return results if several else results[0]
 
+    def describe(self, points: Points | Sequence[Points], batch_size: int = 4) -> Tensor:
+        """A descriptor of the place that a point cloud shows, or of each of a list of them.
+
+        Args:
+            points: as for `detect`.
+            batch_size: clouds that are worked on at once.
+
+        Returns:
+            float32 [D], of a list [B, D], of unit length: the smaller the distance of two, the more alike the places.
+            On the device of the first input where it is a tensor, else on the CPU.
+
+        Raises:
+            ConfigError: the model does not describe places.
+            ValueError: a cloud has no point in the range of the model; for anything but points [N, C].
+            TypeError, DataError: as `detect`.
+        """
+        check_finds(self.model, Descriptor)
+        several = isinstance(points, (list, tuple))
+        inputs: list[Any] = list(points) if isinstance(points, (list, tuple)) else [points]
+        if not inputs:
+            raise ValueError("points must hold at least one point cloud")
+        found = [tensor_of(part_of(f, Descriptor).values) for f in self.detect(inputs, batch_size)]
+        for number, values in enumerate(found):
+            if not bool(values.any()):
+                which = inputs[number] if isinstance(inputs[number], (str, Path)) else f"cloud {number}"
+                raise ValueError(f"{which}: has no point in the range that the model describes")
+        return torch.stack([values.to(found[0].device) for values in found]) if several else found[0]
+
     @torch.no_grad()
     def predict(self, batch: PointBatch) -> list[Any]:
         """What is found in each frame of a batch, on the detector's device; frames without points have no detections.
@@ -167,6 +197,8 @@ class Detector:
 
     def _nothing(self, frames: int) -> list[Any]:
         """What there is in frames without points, for a batch that has no point at all."""
+        if isinstance(self.model, PlaceModel):
+            return [Descriptor(torch.zeros(self.model.descriptor_size, device=self.device))] * frames
         found: dict[str, Any] = {}
         for name, head in self.model.named_heads().items():
             if head.reads == "points":

@@ -440,7 +440,7 @@ class PointLabels:
 class Descriptor:
     """What tells the place of one frame from others: places that look alike have descriptors at a small distance.
 
-    values: float32 [D], a tensor or (after `numpy()`) an array; all zeros for a frame without points.
+    values: float32 [D], a tensor or (after `numpy()`) an array; all zeros for a frame without points in range.
     """
 
     values: Tensor | Array

@@ -97,7 +97,7 @@ def _batches(settings: config.Node, options: TrainConfig, count: int) -> list[Po
     """The first batches of the training set, from its start again where it is small."""
     data = section(settings, "data")
     dataset = build_dataset(data, "train", training=True, seed=options.seed)
-    classes = tuple(setting(data, "classes", Sequence[str]))
+    classes = tuple(setting(data, "classes", Sequence[str], ()))
     wanted = [i % len(dataset) for i in range(count * options.batch_size)]
     samples = (dataset[i] for i in wanted)
     return [collate(list(islice(samples, options.batch_size)), classes) for _ in range(count)]

@@ -98,7 +98,7 @@ def train(
     inputs = TrainingInputs(
         detector=detector,
         dataset=dataset,
-        collate=partial(collate, classes=tuple(setting(data, "classes", Sequence[str]))),
+        collate=partial(collate, classes=tuple(setting(data, "classes", Sequence[str], ()))),
         config={**settings.plain(), "statistics": {"highest": highest_values(dataset(0))}},
         evaluate=None if tested is None else _evaluation(settings, str(fabric.device), tested),
         notes=(*notes, *dataset(0).notes),

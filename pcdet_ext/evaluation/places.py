@@ -184,7 +184,10 @@ def _runs(visits: Sequence[Visit], descriptors: Array) -> list[Run]:
 
 
 def _looked_up(query: Run, database: Run, radius: float, candidates: int) -> tuple[Recall, Recall | None] | None:
-    """Recall of all queries that have a match, and of those that face away from all their matches; None for none."""
+    """Recall of all queries that have a match, and of those that face away from all their matches; None for none.
+
+    Runs of different views do not face each other.
+    """
     matches = cKDTree(database.xy).query_ball_point(query.xy, radius)
     asked = np.array([row for row, found in enumerate(matches) if found], np.int64)
     if not len(asked):
@@ -192,7 +195,8 @@ def _looked_up(query: Run, database: Run, radius: float, candidates: int) -> tup
     percent = max(round(len(database.xy) / 100), 1)
     nearest = nearest_rows(database.descriptors, query.descriptors[asked], max(candidates, percent))
     ranks = np.array([_first(row, matches[q]) for row, q in zip(nearest, asked, strict=True)])
-    away = np.array([_faces_away(query.headings[q], database.headings[matches[q]]) for q in asked])
+    same = query.view == database.view
+    away = np.array([same and _faces_away(query.headings[q], database.headings[matches[q]]) for q in asked])
     opposite = Recall.of(ranks[away], candidates, percent) if away.any() else None
     return Recall.of(ranks, candidates, percent), opposite
 

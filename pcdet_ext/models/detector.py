@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -13,16 +14,18 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils import _pytree
 
-from pcdet_ext.config import ConfigError, Node, Registry, setting, suggest
+from pcdet_ext.config import ConfigError, Node, setting, suggest
 from pcdet_ext.data.formats import point_features
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
 from pcdet_ext.models.heads.base import Features, Head, Reads
+from pcdet_ext.models.places import recognizer as _places  # noqa: F401  (registers its models)
+from pcdet_ext.models.registry import DETECTORS
 from pcdet_ext.structures import Detections, PointBatch, Predictions, Targets, tensor_of
 
-DETECTORS = Registry("detector")
+RADII = ("positive_radius", "negative_radius")  # of the data, by which models of place recognition learn
 ONLY = "head"  # the name of a head that has none
 MOST_PARAMETERS = 20_000  # tensors; the published detectors have up to 1,500
 
@@ -286,7 +289,7 @@ def usual_defaults() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def build_detector(config: Node) -> VoxelDetector:
+def build_detector(config: Node) -> Any:
     """The untrained detector that a whole configuration (sections `data` and `model`) describes.
 
     Its parameters are of torch's default type on its default device; see `usual_defaults`.
@@ -298,18 +301,27 @@ def build_detector(config: Node) -> VoxelDetector:
         if not isinstance(config.get(section), Mapping):
             raise ConfigError(f"{config.where()}: a detector needs the section {section!r}{suggest(section, config)}")
     data, model = config["data"], config["model"]
-    for key in ("classes", "point_cloud_range"):
-        if key not in data:
-            raise ConfigError(f"{data.where()}: a detector needs {key!r} here")
+    if "point_cloud_range" not in data:
+        raise ConfigError(f"{data.where()}: a detector needs 'point_cloud_range' here")
+    takes = _arguments(model.get("name"))
+    known: dict[str, Any] = {"classes": _classes(data)} if "classes" in takes else {}
+    known |= {radius: setting(data, radius, float) for radius in RADII if radius in data and radius in takes}
     with _at_most_parameters(MOST_PARAMETERS):
         detector = DETECTORS.build(
             model,
-            classes=_classes(data),
             point_cloud_range=setting(data, "point_cloud_range", Sequence[float]),
             num_point_features=len(point_features(data)),
+            **known,
         )
-    _check_whole_voxels(detector.encoder, data)
+    if hasattr(detector, "encoder"):
+        _check_whole_voxels(detector.encoder, data)
     return detector
+
+
+def _arguments(name: Any) -> Collection[str]:
+    """What a model takes; of one that does not exist, which the registry refuses, what a detector does."""
+    known = isinstance(name, str) and name in DETECTORS
+    return inspect.signature(DETECTORS.get(name) if known else VoxelDetector).parameters.keys()
 
 
 @contextmanager
@@ -332,6 +344,8 @@ def _at_most_parameters(most: int) -> Iterator[None]:
 
 def _classes(data: Node) -> Sequence[str]:
     """The classes that a detector finds. Raises ConfigError where there is none, or an empty or repeated name."""
+    if "classes" not in data:
+        raise ConfigError(f"{data.where()}: a detector needs 'classes' here")
     classes: Sequence[str] = setting(data, "classes", Sequence[str])
     if not classes or not all(classes) or len(set(classes)) < len(classes):
         raise ConfigError(f"{data.where('classes')}: classes must be one or more different names, got {list(classes)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcdet_ext.config import ConfigError, Node
-from pcdet_ext.data.augment.points import FAR, NewestSweeps, PointSampling, of_newest_sweeps, sampled_rows
+from pcdet_ext.data.augment.points import (
+    FAR,
+    BlockDropout,
+    NewestSweeps,
+    PointDropout,
+    PointJitter,
+    PointSampling,
+    of_newest_sweeps,
+    sampled_rows,
+)
 from pcdet_ext.data.augment.steps import AUGMENTATIONS
 from pcdet_ext.structures import Sample, Targets
 
@@ -67,3 +77,53 @@ def test_steps_keep_labels_with_their_points() -> None:
 def test_wrong_settings_are_refused(name: str, key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key} must (be at least 1|lie in .1, )"):
         AUGMENTATIONS.build(Node({"name": name, key: 0}))
+
+
+def cloud(count: int = 2000) -> Sample:
+    points = np.random.default_rng(3).uniform(-20, 20, (count, 4)).astype(np.float32)
+    return Sample(points, ("x", "y", "z", "intensity"), "0")
+
+
+def test_jitter_moves_points_a_little_and_leaves_the_rest() -> None:
+    before = cloud()
+    after = PointJitter(sigma=0.02, clip=0.03)(before, np.random.default_rng(0))
+    offset = after.points[:, :3] - before.points[:, :3]
+    assert np.abs(offset).max() <= 0.03 + 1e-5
+    assert 0.015 < offset.std() < 0.02
+    np.testing.assert_array_equal(after.points[:, 3], before.points[:, 3])
+
+
+def test_dropout_leaves_out_a_share_below_its_most() -> None:
+    shares = [1 - len(PointDropout(0.3)(cloud(), np.random.default_rng(i)).points) / 2000 for i in range(60)]
+    assert max(shares) < 0.34
+    assert 0.1 < np.mean(shares) < 0.2
+
+
+def test_block_dropout_leaves_out_all_points_of_a_rectangle_and_no_others() -> None:
+    step, areas = BlockDropout(probability=0.5, share=(0.05, 0.2)), []
+    for seed in range(80):
+        before = cloud()
+        after = step(before, np.random.default_rng(seed))
+        gone = np.array(sorted(set(map(tuple, before.points.tolist())) - set(map(tuple, after.points.tolist()))))
+        if not len(gone):
+            continue
+        low, high = gone[:, :2].min(axis=0), gone[:, :2].max(axis=0)
+        inside = ((after.points[:, :2] >= low) & (after.points[:, :2] <= high)).all(axis=1)
+        assert not inside.any()
+        areas.append(np.prod(high - low) / 40**2)
+    assert 25 <= len(areas) <= 55
+    assert 0.02 < min(areas) < max(areas) < 0.21
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PointJitter(sigma=-1), "sigma and clip"),
+        (lambda: PointDropout(1.0), "most must lie"),
+        (lambda: BlockDropout(probability=2.0), "probability"),
+        (lambda: BlockDropout(share=(0.5, 0.1)), "share must be"),
+    ],
+)
+def test_steps_refuse_what_makes_no_sense(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pcdet_ext.data.augment.steps import AUGMENTATIONS
@@ -68,3 +70,59 @@ class NewestSweeps:
             raise ValueError(f"NewestSweeps needs the column timestamp, points have {', '.join(sample.point_features)}")
         ages = sample.points[:, sample.point_features.index("timestamp")]
         return sample.select_points(of_newest_sweeps(ages, self.count))
+
+
+@AUGMENTATIONS.register
+class PointJitter:
+    """Move every point by normally distributed offsets of deviation `sigma` metres, by at most `clip` per axis."""
+
+    def __init__(self, sigma: float = 0.01, clip: float = 0.05) -> None:
+        if not 0 <= sigma < np.inf or not 0 <= clip < np.inf:
+            raise ValueError(f"sigma and clip must be at least 0 and finite, got {sigma} and {clip}")
+        self.sigma, self.clip = sigma, clip
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        points = sample.points.copy()
+        points[:, :3] += rng.normal(0, self.sigma, (len(points), 3)).clip(-self.clip, self.clip)
+        return sample.replace(points=points)
+
+
+@AUGMENTATIONS.register
+class PointDropout:
+    """Leave out a share of the points at random, itself drawn between 0 and `most`."""
+
+    def __init__(self, most: float = 0.1) -> None:
+        if not 0 <= most < 1:
+            raise ValueError(f"most must lie in [0, 1), got {most}")
+        self.most = most
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return sample.select_points(rng.random(len(sample.points)) >= rng.uniform(0, self.most))
+
+
+@AUGMENTATIONS.register
+class BlockDropout:
+    """With a probability leave out the points of a rectangle in x and y, as if something stood there or was gone.
+
+    Args:
+        probability: of leaving out any.
+        share: least and largest share of the cloud's extent in x and y that the rectangle has, as areas.
+    """
+
+    def __init__(self, probability: float = 0.4, share: Sequence[float] = (0.02, 0.33)) -> None:
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must lie in [0, 1], got {probability}")
+        if len(share) != 2 or not 0 < share[0] <= share[1] < 1:
+            raise ValueError(f"share must be two shares in (0, 1), the smaller first, got {list(share)}")
+        self.probability, self.least, self.most = probability, share[0], share[1]
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if rng.random() >= self.probability or not len(sample.points):
+            return sample
+        xy = sample.points[:, :2]
+        low, size = xy.min(axis=0), np.ptp(xy, axis=0)
+        area, ratio = rng.uniform(self.least, self.most), np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3)))
+        part = np.minimum(np.sqrt([area * ratio, area / ratio]), 0.95)
+        corner = low + rng.random(2) * (1 - part) * size
+        inside = ((xy >= corner) & (xy <= corner + part * size)).all(axis=1)
+        return sample.select_points(~inside)

@@ -16,7 +16,7 @@ from pcdet_ext.data.custom.clouds import Columns
 from pcdet_ext.data.index import FrameInfo
 from pcdet_ext.data.places.tuples import neighbours, order_in_pairs
 from pcdet_ext.evaluation.places import PlaceEvaluator, Visit
-from pcdet_ext.structures import Array, Sample, Targets
+from pcdet_ext.structures import Array, Descriptor, Sample, Targets
 
 
 @DATASETS.register
@@ -41,6 +41,7 @@ class PlacesDataset(FrameDataset):
     positive_radius: float
     negative_radius: float
 
+    measures: ClassVar[type] = Descriptor
     LAYOUT: ClassVar[str] = "places"
     PAIRED: ClassVar[bool] = True
 

@@ -30,7 +30,7 @@ class AerialLidar(SpinningLidar):
     """A sensor that looks down from `height` metres above the ground, its beams in circles of up to `radius` metres."""
 
     beams: int = 64
-    azimuths: int = 384
+    azimuths: int = 200
     height: float = 60.0
     max_range: float = 150.0
     range_noise: float = 0.04
