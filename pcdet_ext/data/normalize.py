@@ -3,9 +3,39 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CloudNormalization:
+    """How whole clouds are brought into the cube: settings of `normalize_cloud`, or normalize=False to leave them.
+
+    cylindrical: then into cylindrical coordinates, see `to_cylindrical`.
+    """
+
+    normalize: bool = True
+    scale_factor: float | None = None
+    unit_sphere: bool = False
+    centre: bool = True
+    cylindrical: bool = False
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Those of the points [P, 3] that are in the cube, or the cylinder in it, in its coordinates, [K, 3].
+
+        Raises ValueError for a cloud of which nothing is left.
+        """
+        if self.normalize and len(points):
+            points = normalize_cloud(points, self.scale_factor, self.unit_sphere, self.centre)
+        keep = inside_unit_cube(points)
+        if self.cylindrical:
+            keep &= inside_unit_cylinder(points)
+        if not bool(keep.any()):
+            shape = "cylinder" if self.cylindrical else "cube"
+            raise ValueError(f"none of the cloud's {len(points)} points is in the unit {shape}: nothing is left")
+        return to_cylindrical(points[keep]) if self.cylindrical else points[keep]
 
 
 def normalize_cloud(

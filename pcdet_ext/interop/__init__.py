@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 SYSTEMS = {
     "dsvt": "pcdet_ext.interop.dsvt",
     "flatformer": "pcdet_ext.interop.flatformer",
+    "hotformerloc": "pcdet_ext.interop.hotformerloc",
     "lion": "pcdet_ext.interop.lion",
     "octformer": "pcdet_ext.interop.octformer",
+    "octree": "pcdet_ext.interop.octree",
     "openpcdet": "pcdet_ext.interop.openpcdet",
     "scatterformer": "pcdet_ext.interop.scatterformer",
 }

@@ -89,6 +89,11 @@ WITHOUT_EFFECT: dict[str, str] = {
     "PREDICT_BOXES_WHEN_TRAINING": "only for detectors of two stages",
     "DIFF_SCALE": "counts only with DIFFUSION",
     "diff_scale": "counts only with diffusion",
+    # of octree transformers
+    "grad_checkpoint": "memory for time, which changes no result",
+    "qkv_init": "how weights were initialised before training",
+    "param_breakdown*": DERIVED,
+    "num_top_down": "of backbones of convolutions",
     # what numeric cases say besides
     "batch_size": SHAPES,
     "group_size": SHAPES,
@@ -117,6 +122,8 @@ WITHOUT_EFFECT: dict[str, str] = {
 
 # Settings that nothing reads because this library has one value only, and that value.
 ONLY: dict[str, tuple[Any, ...]] = {
+    "rt_size": (1,),
+    "ct_size": (1,),
     "CLASS_AGNOSTIC": (False,),
     "USE_MULTIHEAD": (False,),
     "DENSE_HEAD.ACTIVATION": ("relu",),

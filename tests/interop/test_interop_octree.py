@@ -10,6 +10,7 @@ import torch
 
 from pcdet_ext.conformance.golden import Case
 from pcdet_ext.interop import from_official
+from pcdet_ext.models.networks.hotformerloc import HOTFormerLoc
 from pcdet_ext.models.networks.octformer import OctreeClassifier, OctreeSegmenter
 
 OCTFORMER = {
@@ -44,6 +45,50 @@ def check_every_name(system: str, entry: dict) -> torch.nn.Module:
 @pytest.mark.parametrize("name", OCTFORMER)
 def test_every_name_and_shape_of_octformer_has_its_place(manifest, name):
     assert type(check_every_name("octformer", manifest[name])) is OCTFORMER[name]
+
+
+HOTFORMERLOC = {
+    "models/hotformerloc_cs-wild-places_cfg.txt": (7, 64, (74, 36, 18)),
+    "models/hotformerloc_wild-places_cfg.txt": (7, 48, (148, 72, 36)),
+    "models/hotformerloc_cs-campus3d_cfg.txt": (7, 64, (148, 72, 36)),
+    "models/hotformerloc_oxford_cfg.txt": (9, 48, (74, 36, 18)),
+}
+
+
+@pytest.mark.parametrize("name", HOTFORMERLOC)
+def test_every_name_and_shape_of_hotformerloc_has_its_place(manifest, name):
+    network = check_every_name("hotformerloc", manifest[name])
+    depth, group_size, queries = HOTFORMERLOC[name]
+    assert isinstance(network, HOTFormerLoc)
+    assert (network.source.depth, network.stages.options.group_size) == (depth, group_size)
+    assert tuple(len(pool.queries) for pool in network.pooling.pool) == queries
+    assert network.normalization.cylindrical == ("cylindrical" in manifest[name]["config"].values())
+    assert (network.stages.hierarchy.distribution is None) == (name == "models/hotformerloc_wild-places_cfg.txt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "HOTFormerLoc-Other"}, "`octree` must say its depth"),
+        ({"pooling": "NetVLAD"}, "pool_method: 'NetVLAD' is not in this library"),
+        ({"conv_norm": "powernorm"}, "conv_norm: 'powernorm' is not in this library"),
+        ({"ct_size": 2}, "rt_size: 2 is not known here; known: 1"),
+        ({"coordinates": "polar"}, "coordinates: 'polar' is not known here"),
+        ({"input_features": "F"}, "input_features must be letters of NDLP, got 'F'"),
+        ({"speed": 2}, "backbone.speed: the setting is not known here"),
+    ],
+)
+def test_settings_of_published_models_without_counterpart_are_refused(manifest, change, message):
+    config = manifest["models/hotformerloc_oxford_cfg.txt"]["config"] | change
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        from_official("hotformerloc", config)
+
+
+def test_one_door_for_both(shared):
+    for name in ("octformer_block_plain", "hotformer_stage_cpe", "pooling_octgem"):
+        case = Case.read(shared / "golden" / "octree" / f"{name}.json")
+        module = from_official("octree", case.config, case.tensors("param"))
+        assert len(module.state_dict()) == len(case.tensors("param"))
 
 
 def test_published_names_go_to_different_places_with_their_values(segmentation):

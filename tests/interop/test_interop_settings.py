@@ -20,8 +20,10 @@ GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
 CASES = {
     "dsvt": "dsvt/pipeline_transfusion_b2",
     "flatformer": "flatformer/backbone_relu_normpos_padpe",
+    "hotformerloc": "octree/hotformerloc_cartesian",
     "lion": "lion/operator_mamba_odd_length",
     "octformer": "octree/octformer_seg",
+    "octree": "octree/octformer_seg",
     "scatterformer": "scatterformer/bev_ded",
 }
 

@@ -2,6 +2,7 @@
 
 from pcdet_ext.models.backbones.dsvt import DSVT
 from pcdet_ext.models.backbones.flatformer import FlatFormer
+from pcdet_ext.models.backbones.hotformer import HOTFormer
 from pcdet_ext.models.backbones.lion import LION
 from pcdet_ext.models.backbones.octformer import OctFormer
 from pcdet_ext.models.backbones.registry import BACKBONES
@@ -14,6 +15,7 @@ __all__ = [
     "DSVT",
     "LION",
     "FlatFormer",
+    "HOTFormer",
     "OctFormer",
     "ScatterFormer",
     "SequenceBackbone",
