@@ -185,14 +185,21 @@ class VoxelDetector(nn.Module):
 
         Of an only head what it decodes, as `Detections`; of several `Predictions`, by their names.
         """
-        output, names = self(batch), batch.frame_ids or ("",) * batch.batch_size
+        features, names = self.features(batch), batch.frame_ids or ("",) * batch.batch_size
+        decoded = {name: _detected(head, features.of(head.reads)) for name, head in self.named_heads().items()}
         if self.head is not None:
-            return [_in_frame(found, name) for found, name in zip(self.head.decode(output), names, strict=True)]
-        decoded = {name: head.decode(output[name]) for name, head in self.named_heads().items()}
+            return [_in_frame(found, name) for found, name in zip(decoded[ONLY], names, strict=True)]
         return [
             Predictions({name: _in_frame(found[i], frame) for name, found in decoded.items()})
             for i, frame in enumerate(names)
         ]
+
+
+def _detected(head: Any, features: Any) -> list[Any]:
+    """What a head finds in each frame, on the short way where it has one (`predict`) and evaluates."""
+    if hasattr(head, "predict") and not head.training:
+        return cast("list[Any]", head.predict(features))
+    return cast("list[Any]", head.decode(head(features)))
 
 
 def _of_some_classes(targets: Targets, classes: Sequence[str], chosen: Sequence[str]) -> Targets:

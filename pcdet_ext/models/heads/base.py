@@ -21,7 +21,8 @@ class Head(Protocol):
 
     reads: which of the `Features` it is called with: the bird's-eye-view "map" [B, C, Y, X], the sparse "voxels" of the
     backbone, or the features of "points", `PointFeatures`. A head whose `decode` gives anything but `Detections` has a
-    further class attribute `finds`, the type of its results.
+    further class attribute `finds`, the type of its results. A head that can find objects in less time than
+    `decode(head(features))` has a further method `predict(features)` that gives the same in evaluation mode.
     """
 
     reads: ClassVar[Reads]

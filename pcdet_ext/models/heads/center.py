@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,14 @@ from pcdet_ext.models.heads.base import Reads, boxes_and_labels, check_positive,
 from pcdet_ext.models.heads.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
 from pcdet_ext.models.heads.postprocess import NMSConfig, per_class, rectify_scores, suppress
 from pcdet_ext.models.heads.registry import HEADS
+from pcdet_ext.models.layers.cells import convolve_at
 from pcdet_ext.models.targets.box_coding import lifted
 from pcdet_ext.models.targets.heatmaps import CenterTargets, center_targets
 from pcdet_ext.structures import Detections, Targets
 
 PRIOR_LOGIT = -2.19  # an untrained heatmap's: a probability of 0.1
 CHANNELS = {"center": 2, "center_z": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
+CODE = ("center", "center_z", "dim", "rot", "vel")  # the branches that make up the code of a box, in its order
 REQUIRED = ("center", "center_z", "dim", "rot")
 
 
@@ -44,8 +46,56 @@ class TaskMaps:
 
     def codes(self) -> Tensor:
         """The box code [B, 8 or 10, Y, X] of each cell."""
-        maps = [self.center, self.center_z, self.dim, self.rot, self.vel]
-        return torch.cat([m for m in maps if m is not None], 1)
+        return torch.cat([getattr(self, name) for name in CODE if getattr(self, name) is not None], 1)
+
+    def names(self) -> tuple[str, ...]:
+        """The branches there are."""
+        return tuple(name for name in CHANNELS if getattr(self, name) is not None)
+
+    def at(self, names: Sequence[str], cells: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        """Values [B, K, channels] of branches at flat cells int64 [B, K]; `wanted`: see `SparseMaps.at`."""
+        return {name: gather_cells(getattr(self, name).float(), cells) for name in names}
+
+    def overlap(self, wanted: Tensor) -> Tensor:
+        """The branch "iou" [B, 1, Y, X]; `wanted`: see `SparseMaps.overlap`."""
+        if self.iou is None:
+            raise ValueError("iou_power needs the branch 'iou'")
+        return self.iou.float()
+
+
+@dataclass(frozen=True, eq=False)
+class SparseMaps:
+    """The heatmap of one task as in `TaskMaps`, whose other branches are computed where somebody asks for values.
+
+    shared: what the branches of `head` read, [B, C, Y, X].
+    """
+
+    heatmap: Tensor
+    shared: Tensor
+    head: SeparateHead
+
+    def names(self) -> tuple[str, ...]:
+        """The branches there are."""
+        return self.head.names
+
+    def at(self, names: Sequence[str], cells: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        """Values [B, K, channels] of branches at flat cells int64 [B, K]; 0 where not `wanted`, bool [B, K]."""
+        frame = torch.arange(len(cells), device=cells.device)[:, None]
+        flat = cells + frame * (self.shared.shape[2] * self.shared.shape[3])
+        found = convolve_at([self.head.branch(name) for name in names], self.shared, flat[wanted])
+        values = {}
+        for name, rows in zip(names, found, strict=True):
+            values[name] = rows.new_zeros(*cells.shape, rows.shape[1], dtype=torch.float32)
+            values[name][wanted] = rows.float()
+        return values
+
+    def overlap(self, wanted: Tensor) -> Tensor:
+        """The branch "iou" [B, 1, Y, X] in cells that are `wanted`, bool [B, Y, X], others being 0."""
+        cells = wanted.flatten().nonzero()[:, 0]
+        (rows,) = convolve_at([self.head.branch("iou")], self.shared, cells)
+        found = rows.new_zeros(wanted.numel(), dtype=torch.float32)
+        found[cells] = rows[:, 0].float()
+        return found.view(len(wanted), 1, *wanted.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -246,15 +296,16 @@ class CenterHead(nn.Module):
         """The best cells of each task and frame, best first, before scores are rectified and boxes suppressed."""
         return [self._candidates(maps, labels) for maps, labels in zip(output.tasks, self.tasks, strict=True)]
 
-    def _candidates(self, maps: TaskMaps, labels: tuple[int, ...]) -> list[Candidates]:
+    def _candidates(self, maps: TaskMaps | SparseMaps, labels: tuple[int, ...]) -> list[Candidates]:
         """Of each frame: the best `max_candidates` cells of each class, and of these the best of all."""
         heatmap = self._scores(maps, labels).flatten(2)
         scores, cells = heatmap.topk(min(self.max_candidates, heatmap.shape[2]), dim=2)
         count = scores.shape[2]
         scores, place = scores.flatten(1).topk(min(self.max_candidates, scores[0].numel()), dim=1)
         cells = cells.flatten(1).gather(1, place)
-        codes = gather_cells(maps.codes().float(), cells)
-        iou = None if maps.iou is None else gather_cells(maps.iou.float(), cells)[..., 0]
+        values = maps.at(maps.names(), cells, scores > self.score_threshold)
+        codes = torch.cat([values[name] for name in CODE if name in values], 2)
+        iou = values["iou"][..., 0] if "iou" in values else None
         task = torch.tensor(labels, device=place.device)[place // count]
         found = []
         for frame in range(len(scores)):
@@ -265,16 +316,16 @@ class CenterHead(nn.Module):
             found.append(Candidates(boxes[keep], scores[frame, keep], task[frame, keep], kept_iou, at))
         return found
 
-    def _scores(self, maps: TaskMaps, labels: tuple[int, ...]) -> Tensor:
+    def _scores(self, maps: TaskMaps | SparseMaps, labels: tuple[int, ...]) -> Tensor:
         """Scores [B, C, Y, X] of a task's classes `labels`, changed by the predicted IoU where `iou_power` says so."""
         scores = maps.heatmap.float().sigmoid()
         if self.iou_power is None:
             return scores
-        if maps.iou is None:
-            raise ValueError("iou_power needs the branch 'iou'")
         power = self.iou_power[list(labels)].view(-1, 1, 1)
-        factor = ((maps.iou.float() + 1) / 2).clamp(0, 1).pow(power)
-        return (scores.pow(1 - power) if self.shared_power else scores) * factor
+        scores = scores.pow(1 - power) if self.shared_power else scores
+        lowered = (power >= 0).all()  # by the IoU: where the score is not above the threshold, it will not be
+        overlap = maps.overlap(((scores > self.score_threshold) | ~lowered).any(1))
+        return scores * ((overlap + 1) / 2).clamp(0, 1).pow(power)
 
     def _in_range(self, boxes: Tensor) -> Tensor:
         if self.center_range is None:
@@ -285,7 +336,25 @@ class CenterHead(nn.Module):
     @torch.no_grad()
     def decode(self, output: CenterOutput) -> list[Detections]:
         """Detections of each frame: task by task, best first (by class where the suppression is)."""
-        tasks = [[self._suppress(c) for c in frames] for frames in self.candidates(output)]
+        return self._detections(self.candidates(output))
+
+    @torch.no_grad()
+    def predict(self, bev: Tensor) -> list[Detections]:
+        """Detections of each frame from a map [B, in_channels, Y, X]: those of `decode(self(bev))`, but all branches
+        beside the heatmap are computed only in the receptive fields of the cells whose values are read.
+
+        Raises ValueError in training mode, where batch norm sees the whole map.
+        """
+        if self.training:
+            raise ValueError("predict works in evaluation mode alone: call eval() first")
+        shared = self.shared_conv(bev)
+        heads = cast("Sequence[SeparateHead]", self.heads_list)
+        tasks = [SparseMaps(head.hm(shared).float(), shared, head) for head in heads]
+        return self._detections([self._candidates(*task) for task in zip(tasks, self.tasks, strict=True)])
+
+    def _detections(self, candidates: Sequence[Sequence[Candidates]]) -> list[Detections]:
+        """Detections of each frame from the candidates of each task and frame."""
+        tasks = [[self._suppress(found) for found in frames] for frames in candidates]
         found = []
         for frame in zip(*tasks, strict=True):
             boxes, scores, labels = (torch.cat(parts) for parts in zip(*frame, strict=True))
@@ -355,6 +424,10 @@ class SeparateHead(nn.Module):
             blocks.append(nn.Sequential(*convolution.block(width)))
             width = convolution.channels
         return nn.Sequential(*blocks, nn.Conv2d(width, out_channels, 3, padding=1))
+
+    def branch(self, name: str) -> nn.Sequential:
+        """The convolutions of a branch."""
+        return cast("nn.Sequential", getattr(self, name))
 
     def forward(self, x: Tensor) -> TaskMaps:
         """Maps of the task from the shared features [B, C, Y, X], in float32."""

@@ -1,0 +1,159 @@
+"""What inference computes on a shorter way equals what the plain modules compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pcdet_ext.models.heads import HEADS, CenterHead
+from pcdet_ext.models.layers.cells import convolve_at
+from pcdet_ext.structures import Detections
+
+CLASSES = ("car", "bus", "walker")
+SHALLOW = {"center": 1, "center_z": 2, "dim": 3, "rot": 2}
+OVERLAP = {"center": 2, "center_z": 2, "dim": 2, "rot": 2, "vel": 2, "iou": 2}
+TASKS = [["car"], ["bus", "walker"]]
+
+
+def seen_statistics(module: nn.Module) -> nn.Module:
+    """The module in evaluation mode, its batch norms with statistics and parameters as after a training."""
+    generator = torch.Generator().manual_seed(3)
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            for values, low in ((layer.running_mean, -0.5), (layer.running_var, 0.5), (layer.weight, -1.0)):
+                values.data.copy_(torch.rand(values.shape, generator=generator) + low)
+            layer.bias.data.copy_(torch.rand(layer.bias.shape, generator=generator) - 0.5)
+    return module.eval()
+
+
+def chain(channels: int, convolutions: int, width: int, out: int) -> nn.Sequential:
+    blocks: list[nn.Module] = []
+    for _ in range(convolutions - 1):
+        norm = nn.BatchNorm2d(width)
+        blocks.append(nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), norm, nn.ReLU()))
+        channels = width
+    return nn.Sequential(*blocks, nn.Conv2d(channels, out, 3, padding=1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 2),
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.integers(0, 12),
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_convolutions_at_cells_are_those_of_the_map(frames, height, width, number, depths, channels_last, seed) -> None:
+    torch.manual_seed(seed)
+    chains = [seen_statistics(chain(3, depth, 4, 2)) for depth in depths]
+    maps = torch.randn(frames, 3, height, width)
+    maps = maps.contiguous(memory_format=torch.channels_last) if channels_last else maps
+    cells = torch.randint(frames * height * width, (number,))
+    with torch.no_grad():
+        for values, whole in zip(convolve_at(chains, maps, cells), [c(maps) for c in chains], strict=True):
+            torch.testing.assert_close(values, whole.permute(0, 2, 3, 1).reshape(-1, 2)[cells], atol=1e-5, rtol=1e-5)
+
+
+def test_convolutions_other_than_plain_ones_are_refused() -> None:
+    cells, maps = torch.tensor([0]), torch.zeros(1, 3, 8, 8)
+    with pytest.raises(ValueError, match="plain 3x3"):
+        convolve_at([nn.Sequential(nn.Conv2d(3, 2, 3, 2, padding=1))], maps, cells)
+    with pytest.raises(ValueError, match="begin with a convolution"):
+        convolve_at([nn.Sequential(nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1))], maps, cells)
+
+
+def random_maps() -> Tensor:
+    return torch.randn(2, 5, 80, 48, generator=torch.Generator().manual_seed(1))
+
+
+def make_head(share: float = 0.0, **changes) -> CenterHead:
+    """A head that scores a share of the cells of `random_maps` above 0.1, in each class."""
+    torch.manual_seed(0)
+    context = {"in_channels": 5, "classes": CLASSES, "point_cloud_range": (0.0, -12.0, -3.0, 24.0, 8.0, 1.0)}
+    node = {"name": "CenterHead", "shared_channels": 8, "nms": {"iou_threshold": 0.3}} | changes
+    head = HEADS.build(node, voxel_size=(0.5, 0.25, 4.0), stride=1, **context)
+    head = seen_statistics(head)
+    with torch.no_grad():
+        for task, maps in zip(head.heads_list, head(random_maps()).tasks, strict=True):
+            logits = maps.heatmap.transpose(0, 1).flatten(1)
+            bar = logits.quantile(1 - share, dim=1) + 1e-3 * (share == 0)
+            scale = 5 / logits.std(1)
+            task.hm[-1].weight *= scale[:, None, None, None]
+            task.hm[-1].bias.copy_((task.hm[-1].bias - bar) * scale - 2.1972)
+    return head
+
+
+def whole_maps(head: CenterHead, maps: Tensor) -> list[Detections]:
+    return head.decode(head(maps))
+
+
+def assert_same(found: Sequence[Detections], expected: Sequence[Detections]) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.labels.tolist() == theirs.labels.tolist()
+        torch.testing.assert_close(mine.scores, theirs.scores, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mine.boxes, theirs.boxes, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.05, 1.0])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"branches": SHALLOW, "tasks": TASKS, "heatmap_convs": 3},
+        {"branches": OVERLAP, "iou_rectifier": [0.6, 0.7, 0.5], "max_candidates": 40},
+        {"branches": OVERLAP, "iou_power": 2.0, "branch_channels": 6},
+        {"branches": OVERLAP, "iou_power": [0.5, 1.5, 0.3], "tasks": TASKS},
+        {"branches": OVERLAP, "iou_power": [-1.0, 0.5, 0.5]},
+        {"upsample": 2, "conv_bias": True, "center_range": [1.0, -7.0, -900.0, 23.0, 7.0, 900.0]},
+        {"score_threshold": -1.0, "max_candidates": 10},
+    ],
+)
+def test_the_short_way_of_the_center_head_finds_the_same(changes, share) -> None:
+    head, maps = make_head(share, **changes), random_maps()
+    found = head.predict(maps)
+    assert_same(found, whole_maps(head, maps))
+    assert share == 0 or all(len(frame.boxes) for frame in found)
+
+
+def test_peaks_at_the_border_are_found_on_the_short_way() -> None:
+    head = make_head()
+    for task in head.heads_list:  # the heatmap shows one channel of the shared features
+        task.hm = nn.Sequential(nn.Conv2d(8, 3, 3, padding=1))
+        nn.init.zeros_(task.hm[0].weight)
+        nn.init.constant_(task.hm[0].bias, -20.0)
+        task.hm[0].weight.data[0, 0, 1, 1] = 1.0
+    shared = torch.zeros(1, 8, 80, 48)
+    for place in ((0, 0), (0, 47), (79, 0), (79, 47), (40, 0), (0, 20)):
+        shared[0, 0, place[0], place[1]] = 25.0
+    shared[0, 1:] = torch.randn(7, 80, 48)
+    head.shared_conv = nn.Sequential(Constant(shared))
+    found = head.predict(random_maps())
+    assert len(found[0].boxes) == 6
+    assert_same(found, whole_maps(head, random_maps()))
+
+
+class Constant(nn.Module):
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.value
+
+
+def test_the_short_way_leaves_the_branches_alone_and_training_is_refused() -> None:
+    head, called = make_head(0.002, branches=OVERLAP, iou_power=2.0), []
+    for name, _ in head.heads_list[0].named_children():
+        getattr(head.heads_list[0], name).register_forward_hook(lambda *_, name=name: called.append(name))
+    found = head.predict(random_maps())
+    assert len(found[0].boxes)
+    assert called == ["hm"]
+    with pytest.raises(ValueError, match="call eval"):
+        head.train().predict(torch.zeros(1, 5, 80, 48))
