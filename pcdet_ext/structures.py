@@ -421,6 +421,10 @@ class PointLabels:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def select(self, keep: Tensor | Array | slice) -> PointLabels:
+        """The labels of the points that `keep` (bool [N], int64 [K] or a slice) picks, in its order."""
+        return self._map(lambda column: column[keep])
+
     def numpy(self) -> PointLabels:
         """The same with NumPy arrays."""
         if isinstance(self.labels, np.ndarray):

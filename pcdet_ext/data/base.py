@@ -26,7 +26,7 @@ from pcdet_ext.data.index import FOLDER, FrameInfo, FrameTable, index_path, read
 from pcdet_ext.data.objects import database_path
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import DataError
-from pcdet_ext.structures import Array, Detections, PointBatch, Sample, Targets
+from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Sample, Targets
 
 DATASETS = Registry("dataset")
 MAX_REPLACEMENTS = 200  # frames tried for one sample before giving up
@@ -74,11 +74,12 @@ class Dataset(Protocol):
     def evaluator(self, options: Mapping[str, Any] | None = None) -> Evaluator:
         """The data set's own metric, with options of `test.metric`. Raises ConfigError for options that do not fit."""
 
-    def read_results(self, path: str | Path) -> Mapping[str, Detections]:
+    def read_results(self, path: str | Path) -> Mapping[str, Detections | PointLabels]:
         """Results of any code base for frames of this data set, by frame id, to be shown.
 
-        path: a file or folder in the benchmark's own format. Boxes are NumPy arrays in the LiDAR frame of their frame;
-        frames that the file does not name are missing. The mapping may read a frame when it is asked for.
+        path: a file or folder in the benchmark's own format. Boxes are NumPy arrays in the LiDAR frame of their frame,
+        labels of points are those of all points of the frame's file; frames that the file does not name are missing.
+        The mapping may read a frame when it is asked for.
         Raises DataError naming what is missing or damaged, ConfigError where results of the format cannot be read.
         """
 
@@ -195,7 +196,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     def evaluator(self, options: Mapping[str, Any] | None = None) -> Evaluator:
         """The format's own metric; see `Dataset`."""
 
-    def read_results(self, path: str | Path) -> Mapping[str, Detections]:
+    def read_results(self, path: str | Path) -> Mapping[str, Any]:
         """Results of any code base; see `Dataset`. Raises ConfigError unless a format overrides it."""
         raise ConfigError(f"{path}: results for frames of a {type(self).__name__} cannot be read")
 
@@ -411,7 +412,7 @@ class ConcatDataset(torch.utils.data.Dataset[Sample]):
         """Raises ConfigError: several data sets have no common metric."""
         raise ConfigError("data.sources: several sources have no common metric; test on the data set of data.root")
 
-    def read_results(self, path: str | Path) -> Mapping[str, Detections]:
+    def read_results(self, path: str | Path) -> Mapping[str, Any]:
         """Raises ConfigError: several data sets have no common format of results."""
         raise ConfigError(f"{path}: several sources have no common results; show those of the data set of data.root")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
-from pcdet_ext.visualization.ages import Ages, ages
+from pcdet_ext.visualization.levels import Levels, levels
 from pcdet_ext.visualization.scene import (
     FOUND_TRACK_COLOUR,
     TRUTH_COLOUR,
@@ -44,9 +44,10 @@ def view_range(scene: Scene) -> tuple[float, float, float, float]:
 def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
     """Write a PNG seen from above, x to the right and y up, in metres.
 
-    Points are coloured by height, or by age where they come from several sweeps. Ground truth is dashed green,
-    detections are coloured by class with their score; the short line from a box's centre shows its heading, an arrow
-    where the object is after one second, and a thin line its track. Raises ImportError without matplotlib.
+    Points are coloured by height, by class where they have labels, or by age where they come from several sweeps.
+    Ground truth is dashed green, detections are coloured by class with their score; the short line from a box's centre
+    shows its heading, an arrow where the object is after one second, and a thin line its track. Raises ImportError
+    without matplotlib.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -73,12 +74,13 @@ def _draw_points(axes: Axes, scene: Scene) -> list[Line2D]:
     points = scene.points
     if len(points) == 0:
         return []
-    aged = ages(scene)
-    if aged is not None:
-        order = np.argsort(-aged.level, kind="stable")  # the newest on top
-        colours = np.array(aged.colours)[aged.level[order]]
+    told = levels(scene)
+    if told is not None:
+        key = points[:, 2] if scene.point_labels is not None else -told.level  # the highest, or the newest, on top
+        order = np.argsort(key, kind="stable")
+        colours = np.array(told.colours)[told.level[order]]
         axes.scatter(points[order, 0], points[order, 1], c=colours, s=0.6, linewidths=0)
-        return _age_handles(aged)
+        return _level_handles(told)
     order = np.argsort(points[:, 2])
     height = points[order, 2]
     low, high = np.percentile(height, [2, 98])
@@ -88,12 +90,13 @@ def _draw_points(axes: Axes, scene: Scene) -> list[Line2D]:
     return []
 
 
-def _age_handles(aged: Ages) -> list[Line2D]:
+def _level_handles(told: Levels) -> list[Line2D]:
+    """A line of the legend for each level that occurs."""
     from matplotlib.lines import Line2D
 
     return [
-        Line2D([], [], color=colour, marker="o", markersize=4, linestyle="", label=label)
-        for colour, label in zip(aged.colours, aged.labels, strict=True)
+        Line2D([], [], color=told.colours[i], marker="o", markersize=4, linestyle="", label=told.labels[i])
+        for i in np.unique(told.level).tolist()
     ]
 
 

@@ -8,18 +8,19 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pcdet_ext import config
 from pcdet_ext.config import section
 from pcdet_ext.data.base import Dataset, collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.files import DataError, check_output_file
-from pcdet_ext.inference import Detector, boxes_of, check_finds, load
-from pcdet_ext.structures import Detections, Sample
+from pcdet_ext.inference import Detector, boxes_of, check_finds, load, part_of
+from pcdet_ext.structures import Detections, PointLabels, Sample
 from pcdet_ext.visualization.bev import draw_bev
 from pcdet_ext.visualization.frames import Sequences, find_frames, frame_ids, frame_range, frame_scenes
 from pcdet_ext.visualization.page import write_page
-from pcdet_ext.visualization.scene import Scene, read_scene, with_detections
+from pcdet_ext.visualization.scene import Scene, read_scene, with_detections, with_point_labels
 from pcdet_ext.visualization.tour import write_tour
 from pcdet_ext.visualization.view import render, show_window
 
@@ -156,13 +157,24 @@ def _listed(ids: Sequence[str]) -> str:
 
 def _detector(checkpoint: Path, device: str, imports: bool, overrides: Iterable[str] = ()) -> Detector:
     detector = load(checkpoint, device, overrides, imports)
-    check_finds(detector.model, Detections)
+    check_finds(detector.model, _drawn_kind(detector))
     return detector
 
 
-def detect_in_sample(detector: Detector, sample: Sample) -> Detections:
-    """What a detector finds in a sample of a data set, as arrays."""
-    return boxes_of(detector.predict(collate([sample], detector.classes))[0]).numpy()
+def _drawn_kind(detector: Detector) -> type:
+    """What is drawn of a detector's results: boxes, or labels of points where no head finds boxes."""
+    heads = detector.model.named_heads().values()
+    points_alone = all(getattr(head, "finds", Detections) is PointLabels for head in heads)
+    return PointLabels if points_alone else Detections
+
+
+def detect_in_sample(detector: Detector, sample: Sample) -> Detections | PointLabels:
+    """What a detector finds in a sample of a data set, boxes or labels of points, as arrays."""
+    return _drawn(detector, detector.predict(collate([sample], detector.classes))[0]).numpy()
+
+
+def _drawn(detector: Detector, found: Any) -> Detections | PointLabels:
+    return boxes_of(found) if _drawn_kind(detector) is Detections else part_of(found, PointLabels)
 
 
 def _file_scene(
@@ -184,7 +196,8 @@ def _file_scene(
         features=features,
     )
     if detector is not None:  # it reads the file itself, as it knows what it needs
-        return with_detections(scene, boxes_of(detector.detect(frame)))
+        found = _drawn(detector, detector.detect(frame))
+        return with_point_labels(scene, found) if isinstance(found, PointLabels) else with_detections(scene, found)
     if not scene.finite().holds_something:
         raise DataError(f"{frame}: has no finite point, nor boxes: there is nothing to draw")
     return scene

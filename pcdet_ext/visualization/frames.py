@@ -10,10 +10,11 @@ import numpy as np
 
 from pcdet_ext.data.base import Dataset
 from pcdet_ext.data.index import FrameInfo, FrameTable
-from pcdet_ext.structures import Array, Detections, Sample, Targets
-from pcdet_ext.visualization.scene import Scene, Track, boxes_in
+from pcdet_ext.structures import Array, Detections, PointLabels, Sample, Targets
+from pcdet_ext.visualization.scene import Scene, Track, boxes_in, labelled_points
 
 Tracked = Targets | Detections
+Found = Detections | PointLabels
 
 POSITION = re.compile(r"0|[1-9][0-9]*")  # with a leading zero it is the start of a name
 SHOWN_NAMES = 5  # of many that a message could list
@@ -139,8 +140,8 @@ def frame_scenes(
     dataset: Dataset,
     positions: Sequence[int],
     split: str,
-    detect: Callable[[Sample], Detections] | None = None,
-    results: Mapping[str, Detections] | None = None,
+    detect: Callable[[Sample], Found] | None = None,
+    results: Mapping[str, Found] | None = None,
     before: int | None = None,
     after: int | None = None,
 ) -> Iterator[Scene]:
@@ -150,8 +151,9 @@ def frame_scenes(
         dataset: whose frames they are.
         positions: of the frames.
         split: what the titles call the data set.
-        detect: finds the objects of a sample.
-        results: detections by frame id, where nothing is to be detected; the title says where a frame has none.
+        detect: finds the objects of a sample, or the classes of its points.
+        results: detections, or labels of all points of its file, by frame id, where nothing is to be detected; the
+            title says where a frame has none.
         before: over how many earlier frames tracks go, None for the whole sequence.
         after: over how many later frames tracks go, None for the whole sequence.
     """
@@ -161,18 +163,29 @@ def frame_scenes(
         title = f"{sample.frame_id} ({split} {position})"
         found = detect(sample) if detect is not None else None
         if results is not None:
-            found = results.get(sample.frame_id)
+            found = _of_sample(results.get(sample.frame_id), sample)
             title += "" if found is not None else ", no results for this frame"
         tracks = Tracks(here, [frames[i] for i in order.around(position, before, after)])
+        boxes = found if isinstance(found, Detections) else None
         yield Scene(
             sample.points,
             sample.targets,
-            found,
+            boxes,
             title,
             sample.point_features,
             tracks.truth_tracks(sample),
-            tracks.found_tracks(found, results or {}),
+            tracks.found_tracks(boxes, results or {}),
+            found if isinstance(found, PointLabels) else labelled_points(sample.targets),
         )
+
+
+def _of_sample(found: Found | None, sample: Sample) -> Found | None:
+    """A result for a frame; labels of points, which are of all points of the frame's file, for those of the sample."""
+    if not isinstance(found, PointLabels):
+        return found
+    if sample.point_rows is None:
+        raise ValueError(f"frame {sample.frame_id}: it is not known which points of its file are shown")
+    return found.select(sample.point_rows)
 
 
 class Tracks:
@@ -197,11 +210,12 @@ class Tracks:
             return []
         return self._tracks(targets, [info.targets() for info in self.infos])
 
-    def found_tracks(self, found: Detections | None, results: Mapping[str, Detections]) -> list[Track]:
+    def found_tracks(self, found: Detections | None, results: Mapping[str, Found]) -> list[Track]:
         """Paths of the objects detected in the frame; results: what was detected in others, by frame id."""
         if found is None or found.track_ids is None:
             return []
-        return self._tracks(found, [results.get(info.frame_id) for info in self.infos])
+        others = [results.get(info.frame_id) for info in self.infos]
+        return self._tracks(found, [other if isinstance(other, Detections) else None for other in others])
 
     def _tracks(self, here: Tracked, frames: Sequence[Tracked | None]) -> list[Track]:
         """Paths of the objects of one frame over the `infos`, of those that are in several of them.

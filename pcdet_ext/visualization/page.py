@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
-from pcdet_ext.visualization.ages import ages
+from pcdet_ext.visualization.levels import levels
 from pcdet_ext.visualization.scene import (
     FOUND_TRACK_COLOUR,
     TRUTH_COLOUR,
@@ -38,7 +37,7 @@ def write_page(scene: Scene, path: str | Path, score: float = 0.3) -> None:
 
 
 def page_figure(scene: Scene, score: float = 0.3) -> Figure:
-    """Points by height (of several sweeps by age), boxes as lines with arrows where they move, and tracks.
+    """Points by height (with labels by class, of several sweeps by age), boxes as lines with arrows, and tracks.
 
     A slider for the lowest score shown stands at `score` at first. Clouds over 120,000 points are thinned evenly.
     """
@@ -73,20 +72,24 @@ def plotly() -> ModuleType:
 
 def thinned(points: Array, most: int) -> Array:
     """At most so many of the points, evenly spread over their order."""
-    if len(points) <= most:
-        return points
-    return points[np.linspace(0, len(points) - 1, most).astype(np.int64)]
+    return points[chosen_rows(len(points), most)]
+
+
+def chosen_rows(count: int, most: int) -> Array:
+    """int64 [K]: at most so many of `count` rows, evenly spread over their order."""
+    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
 
 
 def _point_traces(go: ModuleType, scene: Scene) -> list[Any]:
-    """One trace by height, or one for each age that occurs."""
-    scene = replace(scene, points=thinned(scene.points, MAX_POINTS))
-    aged = ages(scene)
-    if aged is None:
+    """One trace by height, or one for each class or age that occurs."""
+    scene = scene.select_points(chosen_rows(len(scene.points), MAX_POINTS))
+    told = levels(scene)
+    if told is None:
         return [_point_trace(go, scene.points, _by_height(scene.points[:, 2]), "points")]
-    levels = zip(aged.colours, aged.labels, strict=True)
-    parts = [(scene.points[aged.level == i], colour, label) for i, (colour, label) in enumerate(levels)]
-    return [_point_trace(go, points, {"color": colour}, label) for points, colour, label in parts if len(points)]
+    return [
+        _point_trace(go, scene.points[told.level == i], {"color": told.colours[i]}, told.labels[i], told.title)
+        for i in np.unique(told.level).tolist()
+    ]
 
 
 def _by_height(height: Array) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def _by_height(height: Array) -> dict[str, Any]:
     return {"color": height, "colorscale": "Viridis", "cmin": float(low), "cmax": float(high) + 1e-3}
 
 
-def _point_trace(go: ModuleType, points: Array, colours: Mapping[str, Any], name: str) -> Any:
+def _point_trace(go: ModuleType, points: Array, colours: Mapping[str, Any], name: str, title: str | None = None) -> Any:
     return go.Scatter3d(
         x=points[:, 0],
         y=points[:, 1],
@@ -105,7 +108,7 @@ def _point_trace(go: ModuleType, points: Array, colours: Mapping[str, Any], name
         name=name,
         hoverinfo="skip",
         legendgroup="points",
-        legendgrouptitle={"text": "points by age"} if name != "points" else None,
+        legendgrouptitle=None if title is None else {"text": title},
     )
 
 

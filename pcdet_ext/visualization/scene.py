@@ -11,7 +11,7 @@ import numpy as np
 
 from pcdet_ext.data.formats import read_frame_files
 from pcdet_ext.data.points import XYZ
-from pcdet_ext.structures import Array, Detections, Targets
+from pcdet_ext.structures import Array, Detections, PointLabels, Targets
 
 Boxes = TypeVar("Boxes", Targets, Detections)
 
@@ -51,7 +51,8 @@ class Scene:
 
     points: float32 [N, 3+]; truth: labelled boxes or None where unknown; detections: NumPy detections or None;
     point_features: names of the points' columns, of the first of them where others follow; truth_tracks and
-    found_tracks: paths of labelled and of detected objects.
+    found_tracks: paths of labelled and of detected objects; point_labels: the class of each point, by which points are
+    coloured, found where something was found and labelled otherwise, or None.
     """
 
     points: Array
@@ -61,6 +62,7 @@ class Scene:
     point_features: Sequence[str] = XYZ
     truth_tracks: Sequence[Track] = ()
     found_tracks: Sequence[Track] = ()
+    point_labels: PointLabels | None = None
 
     def above(self, score: float) -> Scene:
         """The scene with only those detections that score at least `score`, and their tracks."""
@@ -83,12 +85,16 @@ class Scene:
         lost = {"points": int(np.sum(~points)), "boxes": lost_truths + lost_detections}
         notes = [f"{count} {what}" for what, count in lost.items() if count]
         return replace(
-            self,
-            points=self.points[points],
+            self.select_points(points),
             truth=truth,
             detections=detections,
             title=f"{self.title} (not finite, left out: {', '.join(notes)})" if notes else self.title,
         )
+
+    def select_points(self, keep: Array) -> Scene:
+        """The scene with only those points, and labels of points, that `keep` (bool [N] or int64 [K]) picks."""
+        labels = None if self.point_labels is None else self.point_labels.select(keep)
+        return replace(self, points=self.points[keep], point_labels=labels)
 
     @property
     def holds_something(self) -> bool:
@@ -120,6 +126,22 @@ def read_scene(
 def with_detections(scene: Scene, detections: Detections) -> Scene:
     """The scene with a detector's result."""
     return replace(scene, detections=detections.numpy())
+
+
+def with_point_labels(scene: Scene, labels: PointLabels) -> Scene:
+    """The scene with the class of each point; labels: of those points that are finite. Raises ValueError otherwise."""
+    scene = scene.finite()
+    if len(labels) != len(scene.points):
+        raise ValueError(f"{scene.title}: {len(scene.points)} points are finite, but {len(labels)} have labels")
+    return replace(scene, point_labels=labels.numpy())
+
+
+def labelled_points(targets: Targets | None) -> PointLabels | None:
+    """The labels of points in a ground truth, with scores of 1; None without any."""
+    if targets is None or targets.point_labels is None:
+        return None
+    labels = np.asarray(targets.point_labels)
+    return PointLabels(labels, np.ones(len(labels), np.float32), targets.class_names)
 
 
 def boxes_in(holder: Targets | Detections | None) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
 from pcdet_ext.visualization.ages import age_colours, age_label, point_times
 from pcdet_ext.visualization.bev import view_range
+from pcdet_ext.visualization.levels import levels, point_colours
 from pcdet_ext.visualization.page import plotly, thinned, with_gaps
 from pcdet_ext.visualization.scene import (
     FOUND_TRACK_COLOUR,
@@ -83,8 +84,8 @@ def tour_figure(scenes: Iterable[Scene], count: int) -> Figure:
     """An animation of scenes with a slider, a play button, and a choice of view: from above, or at an angle.
 
     Each scene is shown in its own LiDAR frame, with ground truth, detections, arrows of velocity and tracks. Points are
-    coloured by age where a scene's points tell it, else by height. They are thinned evenly so that the page stays under
-    20 MB; its title says how many are left.
+    coloured by class where they have labels, by age where a scene's points tell it, else by height. They are thinned
+    evenly so that the page stays under 20 MB; its title says how many are left.
 
     Args:
         scenes: one by one, with those detections alone that are to be shown.
@@ -98,16 +99,16 @@ def tour_figure(scenes: Iterable[Scene], count: int) -> Figure:
     room: float = PAGE_BYTES - len(_script().encode()) - OTHER_BYTES - count * FRAME_BYTES
     most = min(MOST_POINTS, int(room / POINT_BYTES / (count + 1)))  # the page holds the first frame twice
     _check_room(most, count)
-    unit, frames, classes = "", [], []
+    shading, frames, classes = _Shading(), [], []
     for scene in scenes:
         scene = scene.finite()
-        unit = unit or _unit(scene)
+        shading = _shading(scene) if shading == _Shading() else shading
         classes += [name for name in _class_names(scene) if name not in classes]
         frames.append(_prepared(scene, most))
     room -= sum(frame.line_bytes for frame in (frames[0], *frames))
     most = min(most, int(room / POINT_BYTES / (count + 1)))
     _check_room(most, count)
-    return _figure(go, frames, most, unit, _colours(classes))
+    return _figure(go, frames, most, shading, _colours(classes))
 
 
 def _script() -> str:
@@ -121,9 +122,38 @@ def _check_room(most: int, count: int) -> None:
         raise ValueError(f"{count} frames are too many for one page; take every N-th of them with A:B:N, or fewer")
 
 
-def _unit(scene: Scene) -> str:
+@dataclass(frozen=True)
+class _Shading:
+    """What points are coloured by: their class, their age in a unit, or without either their height."""
+
+    unit: str = ""
+    classes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return "class" if self.classes else "age" if self.unit else "height"
+
+    def scale(self) -> str | list[list[Any]]:
+        """The colours from the lowest value to the highest."""
+        colours = point_colours(len(self.classes)) if self.classes else age_colours(5)
+        steps = [[i / (len(colours) - 1), colour] for i, colour in enumerate(colours)]
+        return steps if self.classes or self.unit else "Viridis"
+
+    def ticks(self, low: float, high: float) -> dict[str, Any]:
+        """Where the legend has a text, in shades, and which."""
+        if self.classes:
+            names = [*self.classes, "no label"]
+            return {"tickvals": np.linspace(0, SHADES, len(names)), "ticktext": names}
+        values = np.linspace(low, high, 6)
+        texts = [age_label(float(f"{v:.3g}"), self.unit) if self.unit else f"{v:.1f} m" for v in values]
+        return {"tickvals": np.linspace(0, SHADES, 6), "ticktext": texts}
+
+
+def _shading(scene: Scene) -> _Shading:
+    if scene.point_labels is not None:
+        return _Shading(classes=scene.point_labels.class_names)
     found = point_times(scene)
-    return "" if found is None else found[1]
+    return _Shading("" if found is None else found[1])
 
 
 def _class_names(scene: Scene) -> Sequence[str]:
@@ -142,10 +172,12 @@ def _colours(classes: Sequence[str]) -> dict[str, str]:
 
 def _prepared(scene: Scene, most: int) -> _Frame:
     """A frame with at most so many points."""
-    scene = replace(scene, points=scene.points[(np.abs(scene.points[:, :3]) < FARTHEST).all(1)])
+    scene = scene.select_points((np.abs(scene.points[:, :3]) < FARTHEST).all(1))
     points = thinned(scene.points, most)
-    times = point_times(scene)
+    times, told = point_times(scene), levels(scene)
     values = scene.points[:, 2] if times is None else times[0]
+    if scene.point_labels is not None and told is not None:
+        values = told.level
     lines = {
         "ground truth": _box_lines(boxes_in(scene.truth)),
         "tracks of ground truth": _track_lines(scene.truth_tracks),
@@ -172,12 +204,12 @@ def _track_lines(tracks: Sequence[Track]) -> Array:
     return np.concatenate([np.zeros((0, 3), np.float32), *(with_gaps(track.positions[None]) for track in tracks)])
 
 
-def _figure(go: ModuleType, frames: Sequence[_Frame], most: int, unit: str, colours: dict[str, str]) -> Figure:
+def _figure(go: ModuleType, frames: Sequence[_Frame], most: int, shading: _Shading, colours: dict[str, str]) -> Figure:
     # What no frame has needs no trace.
     colours = {name: c for name, c in colours.items() if any(len(f.lines.get(name, ())) for f in frames)}
-    low, high = _extent([frame.values for frame in frames], unit)
+    low, high = _extent([frame.values for frame in frames], shading)
     traces = [[_points(go, f, most, low, high), *_lines(go, f, colours)] for f in frames]
-    figure = go.Figure(_styled(traces[0], unit, low, high, colours))
+    figure = go.Figure(_styled(traces[0], shading, low, high, colours))
     titles = [_title(frame, most) for frame in frames]
     names = [str(i) for i in range(len(frames))]
     figure.frames = [
@@ -196,12 +228,14 @@ def _figure(go: ModuleType, frames: Sequence[_Frame], most: int, unit: str, colo
     return figure
 
 
-def _extent(values: Sequence[Array], unit: str) -> tuple[float, float]:
-    """Between which values the colours go: all ages, but only the 2nd to 98th percentile of heights."""
+def _extent(values: Sequence[Array], shading: _Shading) -> tuple[float, float]:
+    """Between which values the colours go: all classes and ages, but only the 2nd to 98th percentile of heights."""
+    if shading.classes:
+        return 0.0, float(len(shading.classes))
     joined = np.concatenate(values)
     if not len(joined):
         return 0.0, 1.0
-    low, high = (0.0, float(joined.max())) if unit else np.percentile(joined, [2, 98])
+    low, high = (0.0, float(joined.max())) if shading.unit else np.percentile(joined, [2, 98])
     return float(low), max(float(high), float(low) + 1e-3)
 
 
@@ -222,19 +256,11 @@ def _trace(go: ModuleType, rows: Array, more: dict[str, Any]) -> Any:
     return go.Scatter3d(x=rows[:, 0], y=rows[:, 1], z=rows[:, 2], **more)
 
 
-def _styled(traces: Sequence[Any], unit: str, low: float, high: float, colours: dict[str, str]) -> list[Any]:
+def _styled(traces: Sequence[Any], shading: _Shading, low: float, high: float, colours: dict[str, str]) -> list[Any]:
     """Copies of the first frame's traces with what stays the same in all frames."""
     points, *lines = (type(trace)(trace) for trace in traces)
-    ticks = np.linspace(low, high, 6)
-    names = [age_label(float(f"{v:.3g}"), unit) if unit else f"{v:.1f} m" for v in ticks]
-    bar: dict[str, Any] = {
-        "title": "age" if unit else "height",
-        "tickvals": np.linspace(0, SHADES, 6),
-        "ticktext": names,
-    }
-    bar |= {"x": 0, "len": 0.5, "thickness": 12}
-    scale = [[i / 4, c] for i, c in enumerate(age_colours(5))] if unit else "Viridis"
-    marker = {"size": 1.2, "cmin": 0, "cmax": SHADES, "colorscale": scale, "colorbar": bar}
+    bar = {"title": shading.title, "x": 0, "len": 0.5, "thickness": 12, **shading.ticks(low, high)}
+    marker = {"size": 1.2, "cmin": 0, "cmax": SHADES, "colorscale": shading.scale(), "colorbar": bar}
     points.update(mode="markers", name="points", hoverinfo="skip", marker=marker)
     for line, (name, colour) in zip(lines, colours.items(), strict=True):
         width = 2 if name.startswith("tracks") else 4

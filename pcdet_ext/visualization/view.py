@@ -16,7 +16,7 @@ import numpy as np
 
 from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
-from pcdet_ext.visualization.ages import ages
+from pcdet_ext.visualization.levels import levels
 from pcdet_ext.visualization.scene import (
     FOUND_TRACK_COLOUR,
     TRUTH_COLOUR,
@@ -55,9 +55,9 @@ def _height_colours(points: Array) -> Array:
 
 
 def _point_colours(scene: Scene) -> Array:
-    """RGB [N, 3] by age where the points come from several sweeps, else by height."""
-    aged = ages(scene)
-    return _height_colours(scene.points) if aged is None else np.array([_rgb(c) for c in aged.colours])[aged.level]
+    """RGB [N, 3] by class where points have labels, by age where they come from several sweeps, else by height."""
+    told = levels(scene)
+    return _height_colours(scene.points) if told is None else np.array([_rgb(c) for c in told.colours])[told.level]
 
 
 def _geometries(o3d: ModuleType, scene: Scene) -> list[tuple[str, Any]]:

@@ -14,9 +14,10 @@ from pcdet_ext.config import ConfigError, Node, construct, suggest
 from pcdet_ext.data.base import DATASETS, FrameDataset, check_classes
 from pcdet_ext.data.index import FrameInfo, FrameTable
 from pcdet_ext.data.semantickitti.labels import LabelMap, read_labels
-from pcdet_ext.data.semantickitti.results import PointLabelEvaluator
+from pcdet_ext.data.semantickitti.results import PointLabelEvaluator, PointResults
 from pcdet_ext.data.semantickitti.sequences import POINT_FEATURES, Frame, read_points
 from pcdet_ext.evaluation.panoptic import MIN_POINTS
+from pcdet_ext.files import MissingFileError
 from pcdet_ext.structures import PointLabels, Sample, Targets
 
 
@@ -90,6 +91,16 @@ class SemanticKittiDataset(FrameDataset):
 
         options = options if isinstance(options, Node) else Node(options or {}, "test.metric")
         return construct(point_metric, options)
+
+    def read_results(self, path: str | Path) -> Mapping[str, PointLabels]:
+        """Files sequences/NN/predictions/NAME.label below a folder; see `Dataset`."""
+        frames = (self.frame(info) for info in self.frames)
+        files = {f.frame_id: found for f in frames if (found := f.result(Path(path))).exists()}
+        if not files:
+            raise MissingFileError(
+                f"{path}: no results (sequences/NN/predictions/*.label) for frames of {self.split!r}"
+            )
+        return PointResults(files, self.label_map, self.classes, self._sizes)
 
     def _targets(self, frame: Frame, points: int) -> Targets | None:
         if not frame.labelled:

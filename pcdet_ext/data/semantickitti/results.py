@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,41 @@ def total(label_map: LabelMap, classes: Sequence[str], frames: Sequence[FrameCou
     panoptic = sum(matched, PanopticCounts.none(len(classes))) if matched else None
     things = [name for name in classes if name in label_map.things]
     return SegmentationResult.of(classes, things, confusion, panoptic, zero)
+
+
+class PointResults(Mapping[str, PointLabels]):
+    """Labels of points by frame id, read from their files when they are asked for.
+
+    Args:
+        files: the result file of each frame.
+        label_map: which ids in files make which class.
+        classes: those that the labels are positions in.
+        points_of: how many points a frame's file has, by its id.
+
+    Raises:
+        DataError: a file is damaged, when its frame is asked for.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        label_map: LabelMap,
+        classes: Sequence[str],
+        points_of: Callable[[str], int],
+    ) -> None:
+        self._files, self._label_map, self._classes, self._points_of = files, label_map, tuple(classes), points_of
+
+    def __getitem__(self, frame_id: str) -> PointLabels:
+        path = self._files[frame_id]
+        ids, instances = read_labels(path, self._points_of(frame_id))
+        labels = self._label_map.class_numbers(ids, self._classes, path)
+        return PointLabels(labels, np.ones(len(labels), np.float32), self._classes, instances)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 class PointLabelEvaluator:
