@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,35 @@ HARMLESS: list[Any] = [
     np.dtype,
     *{type(np.dtype(t)) for t in ("f4", "f8", "i4", "i8", "bool")},
 ]
+_RECONSTRUCT = np.zeros(1).__reduce__()[0]
+_BUFFER = "mmengine.logging.history_buffer.HistoryBuffer"
+
+
+class LoggedNumbers:
+    """Stands for mmengine's `HistoryBuffer`, the numbers of a training's log, where mmengine is not installed."""
+
+    def current(self) -> None:
+        """A way to sum them up, which checkpoints refer to by name; so are the others."""
+
+    max = mean = min = current
+
+
+def harmless_logs(buffer: type = LoggedNumbers) -> list[Any]:
+    """What `torch.load` may meet in the logs that mmengine's checkpoints hold, besides `HARMLESS`.
+
+    A log names methods of its class through `getattr`; a function takes its place that gives these and nothing else.
+
+    Args:
+        buffer: mmengine's class `HistoryBuffer`, or what takes its place.
+    """
+
+    def method(owner: Any, name: str) -> Any:
+        if owner is not buffer or name.startswith("_"):
+            raise pickle.UnpicklingError(f"GLOBAL builtins.getattr of {owner!r} and {name!r}")
+        return getattr(buffer, name)
+
+    arrays = [np.ndarray, *((_RECONSTRUCT, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core"))]
+    return [(buffer, _BUFFER), *arrays, (method, "builtins.getattr"), (method, "__builtin__.getattr")]
 
 
 def read_official(path: str | Path) -> dict[str, Tensor]:
@@ -52,12 +82,17 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     Only tensors and plain values are read. Raises CheckpointError for a file that is missing, damaged, or holds
     anything else.
     """
-    with torch.serialization.safe_globals(HARMLESS):
-        content = checkpoint.load_safely(path, "holds more than tensors and plain values")
+    content = read_content(path)
     state = _parameters(content)
     if not state:
         raise CheckpointError(f"{path}: holds no parameters (looked for {', '.join(STATE_KEYS)})")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def read_content(path: str | Path) -> Any:
+    """All that a checkpoint file of another code base holds; errors as for `read_official`."""
+    with torch.serialization.safe_globals([*HARMLESS, *harmless_logs()]):
+        return checkpoint.load_safely(path, "holds more than tensors and plain values")
 
 
 def _parameters(content: Any) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def build(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
         return detector(config), detector_name
     if "head" in config:
         sections = (config.get("train_cfg", {}), config.get("test_cfg", {}))
-        return _alone(head(config["head"], *sections), config["head"], config.get("train_cfg", {})), _head_name
+        return _alone(head(config["head"], *sections), config["head"], config.get("train_cfg", {})), head_name
     kind = config.get("module", config.get("type", "FlatFormer"))
     if kind == "FlatFormer":
         return _backbone(config), backbone_name
@@ -305,7 +305,8 @@ def backbone_name(name: str) -> str:
     return name
 
 
-def _head_name(name: str) -> str:
+def head_name(name: str) -> str:
+    """Our name for a published parameter of the head."""
     name = name.replace(".conv.", ".0.").replace(".bn.", ".1.")
     if found := re.match(r"task_heads\.(\d+)\.([a-z]+)\.", name):
         task, branch = found.groups()
@@ -313,7 +314,7 @@ def _head_name(name: str) -> str:
     return name
 
 
-INSIDE: dict[str, Callable[[str], str]] = {"backbone": backbone_name, "head": _head_name}
+INSIDE: dict[str, Callable[[str], str]] = {"backbone": backbone_name, "head": head_name}
 
 # Published (w, l, h) is our (dy, dx, dz); (sin, cos) of the yaw is minus our (cos, sin) of the heading -(yaw + π/2); an
 # expected overlap is 2 IoU - 1 here.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor
 
 import pcdet_ext
 from pcdet_ext import config
+from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.cli.command import main
 from pcdet_ext.interop import from_official
 from pcdet_ext.interop.checkpoints import read_official
@@ -99,3 +102,37 @@ def test_what_does_not_fit_is_refused_by_name(
     torch.save({"model_state": state}, official)
     refused("vfe.extra has no place")
     refused("head.shared_conv.0.weight is missing")
+
+
+class Reaching:
+    """Pickles as `getattr(owner, name)`."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.call = (owner, name)
+
+    def __reduce__(self) -> tuple[object, tuple[object, str]]:
+        return getattr, self.call
+
+
+def test_logs_of_mmengine_are_read_and_give_nothing_but_their_own_methods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As mmengine's Runner writes them: a log holds arrays, and functions of its class by name."""
+    module = ModuleType("mmengine.logging.history_buffer")
+
+    class HistoryBuffer:
+        def mean(self) -> None:
+            raise AssertionError("reading must not call it")
+
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
+    HistoryBuffer.mean.__module__, HistoryBuffer.mean.__qualname__ = module.__name__, "HistoryBuffer.mean"
+    module.HistoryBuffer = HistoryBuffer
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    log = HistoryBuffer()
+    log.__dict__.update(history=np.arange(3.0), ways={"mean": HistoryBuffer.mean})
+    torch.save({"state_dict": {"a": torch.ones(2)}, "message_hub": {"loss": log}}, tmp_path / "x.pth")
+    assert read_official(tmp_path / "x.pth")["a"].tolist() == [1, 1]
+    for owner, name in (("text", "upper"), (HistoryBuffer, "__subclasses__"), (np.ndarray, "tofile")):
+        torch.save({"state_dict": {"a": torch.ones(2)}, "x": Reaching(owner, name)}, tmp_path / "y.pth")
+        with pytest.raises(CheckpointError, match="tensors and plain values"):
+            read_official(tmp_path / "y.pth")

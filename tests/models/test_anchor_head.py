@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -221,3 +222,21 @@ def test_raw_scores_are_the_logits_behind_the_probabilities():
         assert (found.scores != expected.scores).all()
     with pytest.raises(ValueError, match="multi_label"):
         make_head(raw_scores=True, multi_label=True)
+
+
+def test_candidates_and_detections_of_a_frame_are_limited_to_the_best():
+    """As brute force: the anchors whose best class is best, and of the boxes that stay the best of all classes."""
+    settings = {"multi_label": True, "score_threshold": 0.3, "nms": {"per_class": True, "max_before": None}}
+    every = make_head(**settings)
+    output = every(random_bev(1))
+    output.logits[:] = torch.randn(output.logits.shape, generator=torch.Generator().manual_seed(2))
+    few = make_head(**settings, max_candidates=40)
+    best = output.logits[0].amax(1).argsort(descending=True)[:40]
+    masked = dataclasses.replace(output, logits=torch.full_like(output.logits, -20))
+    masked.logits[0, best] = output.logits[0, best]
+    expected, found = every.decode(masked)[0], few.decode(output)[0]
+    assert len(every.decode(output)[0]) > len(found) > 10
+    torch.testing.assert_close(found.boxes, expected.boxes)
+    assert torch.equal(found.labels, expected.labels)
+    fewer = make_head(**settings, max_candidates=40, max_detections=7).decode(output)[0]
+    assert torch.equal(fewer.scores, found.scores.sort(descending=True).values[:7])

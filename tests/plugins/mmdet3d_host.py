@@ -8,7 +8,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from pcdet_ext.structures import Detections
 
 PYTHON = "PCDET_EXT_MMDET3D_PYTHON"
 NEEDED = ("mmdet3d", "mmdet", "mmengine", "mmcv", "spconv")
@@ -46,3 +49,21 @@ def launch(*arguments: str | Path, cwd: Path = HERE, timeout: float = 600) -> su
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=timeout, cwd=cwd
     )
+
+
+def same_detections(own: Detections, boxes: list[list[float]], scores: list[float], labels: list[int]) -> int:
+    """Check that detections are those of mmdetection3d, whose boxes have their z at the bottom, and count them."""
+    assert len(own) == len(scores)
+    if not len(own):
+        return 0
+    assert np.allclose(np.sort(own.scores), np.sort(scores), atol=1e-4)
+    theirs = np.array(boxes)
+    theirs[:, 2] += theirs[:, 5] / 2
+    apart = np.asarray(own.boxes)[:, None, :7] - theirs[None, :, :7]
+    apart[..., 6] = np.remainder(apart[..., 6] + np.pi, 2 * np.pi) - np.pi  # theirs may be a turn further
+    same = (np.abs(apart) < 1e-4).all(-1) & np.equal.outer(np.asarray(own.labels), labels)
+    gap = np.abs(np.subtract.outer(own.scores, own.scores)) + np.eye(len(own))
+    alone = gap.min(1) > 1e-6  # of equal scores either box may suppress the other
+    assert same.any(1)[alone].all()
+    assert same.any(1).mean() > 0.9
+    return len(own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from small_backbones import DSVT, FLATFORMER, SCATTERFORMER, SEQUENCE
@@ -270,3 +271,11 @@ def models() -> dict[str, Config]:
     for mixer in MIXERS:
         found[f"lion_{mixer}"] = with_backbone(lion(mixer), CUBIC)
     return found
+
+
+def write_config(path: Path, name: str) -> Path:
+    """A configuration as mmengine's Runner writes it: literals alone."""
+    loader = {"dataset": {"type": "KittiDataset", "data_root": "data/kitti/", "metainfo": {"classes": CLASSES}}}
+    lines = [f"model = {models()[name]!r}", f"test_dataloader = {loader!r}"]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -18,6 +18,7 @@ warnings.simplefilter("ignore")
 
 import mmdet3d.models  # noqa: E402, F401
 import mmdet3d_models  # noqa: E402
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from mmdet3d.registry import MODELS  # noqa: E402
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes  # noqa: E402
@@ -91,6 +92,8 @@ def run(name: str, config: dict[str, Any], steps: int, folder: Path) -> dict[str
 
 def main() -> None:
     init_default_scope("mmdet3d")
+    for number in range(2):
+        np.save(Path(PLAN["out"]).parent / f"frame_{number}.npy", frame(number, 7)[0].numpy())
     results: dict[str, Any] = {}
     out = Path(PLAN["out"])
     configs = mmdet3d_models.models()

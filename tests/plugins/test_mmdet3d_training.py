@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import mmdet3d_host as host
 import mmdet3d_models as models
+import numpy as np
 import pytest
+import torch
+
+import pcdet_ext
+from pcdet_ext.plugins.mmdet3d import weights
 
 STEPS = 5
 
@@ -21,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     plan.write_text(json.dumps({"models": list(models.models()), "steps": STEPS, "out": str(out)}), encoding="utf-8")
     done = host.launch(host.HERE / "mmdet3d_steps.py", plan)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return {"log": done.stderr, "results": json.loads(out.read_text(encoding="utf-8"))}
+    return {"log": done.stderr, "results": json.loads(out.read_text(encoding="utf-8")), "folder": folder}
 
 
 @pytest.mark.slow
@@ -33,6 +39,25 @@ def test_trains_saves_loads_and_predicts(trained: dict[str, Any], name: str) -> 
     assert result["unmoved"] == []
     assert result["same"]
     assert len(result["found"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in models.models() if name != "voxelnet"])
+def test_the_checkpoint_gives_the_same_detections_here(trained: dict[str, Any], name: str, tmp_path: Path) -> None:
+    theirs, config = trained["folder"] / f"{name}.pth", models.write_config(tmp_path / "config.py", name)
+    ours, back = tmp_path / "ours.ckpt", tmp_path / "back.pth"
+    weights.to_library(config, theirs, ours)
+    detector, compared = pcdet_ext.load(ours, device="cpu"), 0
+    for number, found in enumerate(trained["results"][name]["found"]):
+        own = detector.detect(np.load(trained["folder"] / f"frame_{number}.npy"))
+        compared += host.same_detections(own, *found)
+    assert compared > 10
+    weights.to_mmdet3d(config, ours, back)
+    expected, written = (torch.load(path, weights_only=True)["state_dict"] for path in (theirs, back))
+    assert set(expected) == set(written)
+    if name == "pointpillars":  # its first layer has the same inputs twice, and weights of both add up
+        expected.pop("voxel_encoder.pfn_layers.0.linear.weight")
+    assert all(torch.equal(value, written[key]) for key, value in expected.items())
 
 
 @pytest.mark.slow

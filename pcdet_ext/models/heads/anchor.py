@@ -62,6 +62,8 @@ class AnchorHead(nn.Module):
     of codes.
     multi_label: a box may be reported once for each of its classes instead of for the best one. raw_scores: detections
     carry the logit of their class instead of its probability, which the threshold and the order still go by.
+    max_candidates: anchors of a frame that are looked at, those of the best score in any class, None for all;
+    max_detections: boxes of a frame that are kept after the suppression, the best of all classes, None for all.
     nms: fields of `NMSConfig`. State-dict keys are those of OpenPCDet's AnchorHeadSingle.
     Raises ValueError for anchors that do not fit the classes and for weights of a wrong number.
     """
@@ -89,6 +91,8 @@ class AnchorHead(nn.Module):
         multi_label: bool = False,
         raw_scores: bool = False,
         nms: Mapping[str, Any] | None = None,
+        max_candidates: int | None = None,
+        max_detections: int | None = None,
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
@@ -100,6 +104,8 @@ class AnchorHead(nn.Module):
         check_range(0, direction_bins=direction_bins, class_weight=class_weight, box_weight=box_weight)
         check_range(0, direction_weight=direction_weight)
         check_range(-math.inf, score_threshold=score_threshold)
+        check_range(1, max_candidates=max_candidates, max_detections=max_detections)
+        self.max_candidates, self.max_detections = max_candidates, max_detections
         self.match_3d = match_3d
         self.direction_bins = direction_bins
         self.direction_offset = direction_offset
@@ -239,9 +245,19 @@ class AnchorHead(nn.Module):
 
     def _decode_frame(self, output: AnchorOutput, frame: int) -> Detections:
         choose = every_class if self.multi_label else best_class
-        anchor, scores, labels = choose(output.logits[frame].sigmoid(), self.score_threshold)
+        candidates = self._candidates(output.logits[frame])
+        row, scores, labels = choose(output.logits[frame, candidates].sigmoid(), self.score_threshold)
+        anchor = candidates[row]
         boxes = self.boxes(output, frame, anchor)
         kept = suppress(boxes, scores, labels, self.nms, len(self.classes))
+        if self.max_detections is not None and len(kept) > self.max_detections:
+            kept = kept[scores[kept].argsort(descending=True, stable=True)[: self.max_detections]]
         if self.raw_scores:
             scores = output.logits[frame, anchor, labels]
         return Detections(boxes[kept], scores[kept], labels[kept], self.classes)
+
+    def _candidates(self, logits: Tensor) -> Tensor:
+        """The anchors int64 [K] of a frame that are looked at, by their logits [N, classes]."""
+        if self.max_candidates is None or len(logits) <= self.max_candidates:
+            return torch.arange(len(logits), device=logits.device)
+        return logits.amax(1).topk(self.max_candidates).indices

@@ -6,11 +6,10 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import numpy as np
 import torch
 
+from pcdet_ext.interop.checkpoints import harmless_logs
 from pcdet_ext.plugins.imports import after_import, is_installed, is_provided, loads, provide_module, tell
 from pcdet_ext.plugins.mmdet3d.compiled import CONTENT, SPARSE, points_in_boxes_all, points_in_boxes_part
 from pcdet_ext.plugins.rotate_iou import provide_rotate_iou
@@ -26,6 +25,7 @@ ROTATE_IOU = "mmdet3d.evaluation.functional.kitti_utils.rotate_iou"
 # Packages that mmdetection3d imports at once and needs for parts that most do not use.
 OPTIONAL = {
     "lyft_dataset_sdk": "pip install lyft_dataset_sdk, for the Lyft data set",
+    "pyquaternion": "pip install pyquaternion, for the nuScenes and Lyft data sets",
     "nuscenes": "pip install nuscenes-devkit, for the nuScenes data set",
     "pycocotools": "pip install pycocotools, for masks and boxes in images",
     "open3d": "pip install open3d, for its windows",
@@ -97,7 +97,6 @@ def _take_spconv(module: ModuleType) -> None:
 
 
 def _allow_logs_in_checkpoints(module: ModuleType) -> None:
-    """Let `torch.load` read the log that mmengine's checkpoints hold: its class, and arrays of numbers."""
-    reconstruct: Any = np.zeros(1).__reduce__()[0]
-    torch.serialization.add_safe_globals([module.__dict__["HistoryBuffer"], reconstruct, np.ndarray])
+    """Let `torch.load` read the log that mmengine's checkpoints hold."""
+    torch.serialization.add_safe_globals(harmless_logs(module.__dict__["HistoryBuffer"]))
     tell("torch.load reads mmengine's log of numbers in checkpoints")

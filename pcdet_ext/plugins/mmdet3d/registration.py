@@ -36,6 +36,7 @@ WIDTHS = {
 
 def register() -> None:
     """Enter this library's components into `mmdet3d.registry.MODELS`: at once, or as soon as it is imported."""
+    after_import("mmengine.registry", _derive_before_building)  # mmengine's Runner builds through its own registry
     after_import("mmdet3d.registry", _enter)
 
 
@@ -44,7 +45,15 @@ def _enter(module: ModuleType) -> None:
     for part in PARTS:
         if models.module_dict.get(part.__name__) is not part:
             models.register_module(name=part.__name__, module=part)
+    _derive_before_building(module)
+
+
+def _derive_before_building(module: ModuleType) -> None:
+    """Let a registry `MODELS` fill in what follows before it builds a model."""
+    models: Any = module.__dict__["MODELS"]
     build = models.build
+    if hasattr(build, "__wrapped__"):
+        return
 
     @functools.wraps(build)
     def build_with_derived(cfg: Any, *arguments: Any, **more: Any) -> Any:
@@ -62,7 +71,7 @@ def derive(model: Any) -> None:
     """
     for prefix in PREFIXES:
         sections = {name: model.get(f"{prefix}{name}") for name in SECTIONS}
-        ours = [name for name, section in sections.items() if isinstance(section, Mapping) and _is_ours(section)]
+        ours = [name for name, section in sections.items() if isinstance(section, Mapping) and is_ours(section)]
         if ours:
             for name in ours:
                 _say(sections[name], "section", f"{prefix}{name}", f"{prefix}{name}")
@@ -72,7 +81,8 @@ def derive(model: Any) -> None:
 SECTIONS = ("voxel_encoder", "middle_encoder", "backbone", "neck", "bbox_head")
 
 
-def _is_ours(section: Mapping[str, Any] | None) -> bool:
+def is_ours(section: Mapping[str, Any] | None) -> bool:
+    """Whether a section of a detector names one of our parts."""
     return section is not None and section.get("type") in (*BY_TYPE, *PARTS)
 
 
@@ -85,11 +95,11 @@ def _geometry(model: Mapping[str, Any]) -> dict[str, Any]:
 def _derive(prefix: str, sections: dict[str, Any], geometry: dict[str, Any]) -> None:
     encoder, middle, backbone, neck, head = (sections[name] for name in SECTIONS)
     for name in ("voxel_encoder", "middle_encoder", "bbox_head"):
-        if _is_ours(sections[name]) and sections[name]["type"] not in ("FlatFormer", FlatFormer):
+        if is_ours(sections[name]) and sections[name]["type"] not in ("FlatFormer", FlatFormer):
             for key, value in geometry.items():
                 _say(sections[name], key, value, f"{prefix}{name}")
     width, stride = _encoder_width(encoder), None
-    if _is_ours(middle):
+    if is_ours(middle):
         if width is not None:
             _say(middle, "in_channels", width, f"{prefix}middle_encoder")
         if len(geometry) == 2:
@@ -101,13 +111,13 @@ def _derive(prefix: str, sections: dict[str, Any], geometry: dict[str, Any]) -> 
         width, stride = None, 1 if middle is not None and middle["type"] == "PointPillarsScatter" else None
     if backbone is not None and width is not None:
         _say(backbone, "in_channels", width, f"{prefix}backbone")
-    if _is_ours(head):
+    if is_ours(head):
         _derive_head(f"{prefix}bbox_head", head, backbone, neck, stride)
 
 
 def _derive_head(where: str, head: Any, backbone: Any, neck: Any, stride: int | None) -> None:
     """Channels and stride of the map that one of our heads reads."""
-    if _is_ours(backbone):
+    if is_ours(backbone):
         made = _made(backbone)
         channels: int | None = made.out_channels
         stride = None if stride is None else int(stride * made.stride)
@@ -126,7 +136,7 @@ def _encoder_width(encoder: Any) -> int | None:
     """Channels of voxels, or None where they do not follow."""
     if encoder is None:
         return None
-    if _is_ours(encoder):
+    if is_ours(encoder):
         return int(_made(encoder).network.out_channels)
     setting, default = WIDTHS.get(encoder.get("type"), (None, None))
     found = None if setting is None else encoder.get(setting, default)
