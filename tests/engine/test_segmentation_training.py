@@ -63,6 +63,6 @@ def test_boxes_are_not_measured_on_data_without_them(tmp_path: Path, capsys: pyt
     for name in ("00", "08"):
         write_sequence(root, name, 1)
     assert main(["prepare", "semantickitti", "--root", str(root), "--quiet"]) == 0
-    head, out = "model.head={name: CenterHead, tasks: [[car]]}", str(tmp_path / "run")
+    head, out = "model.head={name: CenterHead}", str(tmp_path / "run")
     assert main(["train", "semantickitti/demo", f"data.root={root}", *SMALL, head, "--out", out]) == 2
     assert "no head of this detector labels points" in capsys.readouterr().err
