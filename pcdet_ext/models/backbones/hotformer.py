@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,14 @@ class RelayLevel(nn.Module):
         return x, self.up[block](tokens)
 
 
+class PlainLevel(nn.Module):
+    """One depth of a hierarchical stage without relay tokens: blocks of OctFormer."""
+
+    def __init__(self, channels: int, num_heads: int, drop_paths: Sequence[float], options: OctreeOptions) -> None:
+        super().__init__()
+        self.blocks = octformer_blocks(channels, num_heads, drop_paths, options)
+
+
 class HierarchicalStage(nn.Module):
     """Blocks that mix the relay tokens of all depths, then each window with its token (figures 2 and 3).
 
@@ -145,20 +153,17 @@ class HierarchicalStage(nn.Module):
             raise ValueError("a hierarchical stage needs at least one block")
         self.options, self.recompute = options, recompute
         self.halve = ModuleListOf(halving(a, b, options) for a, b in itertools.pairwise(widths))
-        self.plain = ModuleListOf[nn.ModuleList]()
-        self.levels, self.relay_blocks = ModuleListOf[RelayLevel](), nn.ModuleList()
-        self.positions, self.distribution = ModuleListOf[OctreePosition](), None
+        self.relay_blocks, self.positions, self.distribution = nn.ModuleList(), ModuleListOf[OctreePosition](), None
         if relay is None:
-            self.plain = ModuleListOf(
-                octformer_blocks(width, count, drop_paths, options) for width, count in zip(widths, heads, strict=True)
-            )
+            per_level = zip(widths, heads, strict=True)
+            self.levels = nn.ModuleList(PlainLevel(width, count, drop_paths, options) for width, count in per_level)
             return
         common = max(widths)
         common_heads, project = heads[widths.index(common)], len(channels) > 1
         self.relay_blocks = nn.ModuleList(
             attention_block(common, common_heads, options, 1, rate, relative_position=False) for rate in drop_paths
         )
-        self.levels = ModuleListOf(
+        self.levels = nn.ModuleList(
             RelayLevel(width, common, count, drop_paths, options, relay, project)
             for width, count in zip(widths, heads, strict=True)
         )
@@ -172,30 +177,35 @@ class HierarchicalStage(nn.Module):
         depths, xs = range(depth, depth - len(self.halve) - 1, -1), [x]
         for halve, above in zip(self.halve, depths, strict=False):
             xs.append(halve(xs[-1], octree, above))
-        if self.plain:
-            for i, blocks in enumerate(self.plain):
-                for block in blocks:
+        if not self.relay_blocks:
+            for i, plain in enumerate(cast("Iterable[PlainLevel]", self.levels)):
+                for block in plain.blocks:
                     xs[i] = call(block, xs[i], octree, depths[i], recompute=self.recompute)
             return HierarchicalFeatures(dict(zip(depths, xs, strict=True)), {}, {})
+        levels = list(cast("Iterable[RelayLevel]", self.levels))
         windows = [RelayWindows.of(octree, d, self.options) for d in depths]
-        plans, joined = [level.with_tokens() for level in windows], tokens_of_clouds(windows)
-        tokens = [self._first_tokens(i, x, octree, depths[i], windows[i]) for i, x in enumerate(xs)]
+        plans, joined = [part.with_tokens() for part in windows], tokens_of_clouds(windows)
+        tokens = [self._first_tokens(i, levels[i], x, octree, depths[i], windows[i]) for i, x in enumerate(xs)]
         for number, relay in enumerate(self.relay_blocks):
             mixed = call(relay, torch.cat(tokens), joined, recompute=self.recompute)
             tokens = list(mixed.split([len(part) for part in tokens]))
-            for i, level in enumerate(self.levels):
+            for i, level in enumerate(levels):
                 arguments = number, xs[i], tokens[i], octree, depths[i], windows[i], plans[i]
                 xs[i], tokens[i] = call(level.run, *arguments, recompute=self.recompute)
         owners = dict(zip(depths, windows, strict=True))
         return HierarchicalFeatures(dict(zip(depths, xs, strict=True)), dict(zip(depths, tokens, strict=True)), owners)
 
-    def _first_tokens(self, i: int, x: Tensor, octree: Octree, depth: int, windows: RelayWindows) -> Tensor:
-        """Tokens [G, common] of a depth before the first block."""
-        level = self.levels[i]
+    def _first_tokens(
+        self, i: int, level: RelayLevel, x: Tensor, octree: Octree, depth: int, windows: RelayWindows
+    ) -> Tensor:
+        """Tokens [G, common] of a depth, the i-th, before the first block."""
         if self.distribution is None:
             position = self.positions[min(i, len(self.positions) - 1)]
-            return level.first_up(windows.mean(position(x, octree, depth)))
-        return level.first_up(windows.mean(x) + level.distribution(self.distribution(windows, depth)))
+            first = windows.mean(position(x, octree, depth))
+        else:
+            first = windows.mean(x) + level.distribution(self.distribution(windows, depth))
+        raised: Tensor = level.first_up(first)
+        return raised
 
 
 def _per_level(values: Sequence[int], num_levels: int, name: str) -> list[int]:
