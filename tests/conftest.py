@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cuda_emulator.emulator import Accelerator, compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -23,6 +24,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"reference material is not here ({SHARED})")
     return SHARED
+
+
+@pytest.fixture(params=[pytest.param(None, marks=pytest.mark.gpu, id="cuda"), "forward", "reversed"])
+def accelerator(request: pytest.FixtureRequest) -> Accelerator:
+    """A CUDA device, and the emulator with its threads in two orders, which find out where a barrier is missing."""
+    if request.param is not None and compiler() is None:
+        pytest.skip("no C++ compiler")
+    return Accelerator(request.param)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,9 +1,8 @@
 // Causal depth-wise convolution on CUDA: one thread is one channel of kSteps steps of one sequence, with the last inputs
 // (and in the backward pass, gradients) in registers. Sums are float32, in a fixed order.
 #include "causal_conv1d.h"
+#include "cuda_launch.h"
 #include "half.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
@@ -128,7 +127,7 @@ struct Forward : Call {
 
     template <typename T, int K>
     int launch() const {
-        forward<T, K><<<grid(), kThreads, 0, stream>>>(filter, input<T>(x, 0), view(static_cast<T*>(y), 1));
+        start_kernel(forward<T, K>, grid(), kThreads, 0, stream, filter, input<T>(x, 0), view(static_cast<T*>(y), 1));
         return cudaGetLastError();
     }
     template <typename T>
@@ -146,8 +145,8 @@ struct Backward : Call {
 
     template <typename T, int K>
     int launch() const {
-        backward<T, K><<<grid(), kThreads, 0, stream>>>(filter, input<T>(x, 0), input<T>(dy, 1),
-                                                        view(static_cast<T*>(dx), 2), dweight, dbias);
+        start_kernel(backward<T, K>, grid(), kThreads, 0, stream, filter, input<T>(x, 0), input<T>(dy, 1),
+                     view(static_cast<T*>(dx), 2), dweight, dbias);
         return cudaGetLastError();
     }
     template <typename T>

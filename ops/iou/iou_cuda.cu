@@ -1,7 +1,6 @@
 // CUDA side of the overlaps: a block computes its boxes' footprints once, then a thread each pair.
+#include "cuda_launch.h"
 #include "iou.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
@@ -44,7 +43,8 @@ int launch_matrix(const T* a, int64_t n, const T* b, int64_t m, int kind, T* out
     if (n == 0 || m == 0) return 0;
     const int64_t rows = (n + kTile - 1) / kTile, columns = (m + kTile - 1) / kTile;
     const dim3 blocks(static_cast<unsigned>(columns), static_cast<unsigned>(rows < kMaxBlocks ? rows : kMaxBlocks));
-    iou_matrix<<<blocks, dim3(kTile, kRows), 0, static_cast<cudaStream_t>(stream)>>>(a, n, b, m, kind, out);
+    start_kernel(iou_matrix<T>, blocks, dim3(kTile, kRows), 0, static_cast<cudaStream_t>(stream), a, n, b, m, kind,
+                 out);
     return cudaGetLastError();
 }
 
@@ -52,8 +52,8 @@ template <typename T>
 int launch_paired(const T* a, const T* b, int64_t n, int kind, T* out, void* stream) {
     if (n == 0) return 0;
     const int64_t blocks = (n + kThreads - 1) / kThreads;
-    iou_paired<<<static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0,
-                 static_cast<cudaStream_t>(stream)>>>(a, b, n, kind, out);
+    start_kernel(iou_paired<T>, static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0,
+                 static_cast<cudaStream_t>(stream), a, b, n, kind, out);
     return cudaGetLastError();
 }
 

@@ -1,13 +1,13 @@
 // Scattered linear attention on CUDA: one block is one head of one segment. Thread (j, r) owns value channel j; the R row
 // groups share out the rows and add their states in a fixed order, so that results repeat. Accumulation is float32.
 #include "common.h"
+#include "cuda_launch.h"
 #include "half.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
 using pcdet::set;
+using pcdet::start_kernel;
 using pcdet::to_float;
 using pcdet::with_type;
 
@@ -147,9 +147,8 @@ template <typename T, int D>
 int launch_forward(const void* q, const void* k, const void* v, const int64_t* offsets, int64_t segments, int64_t heads,
                    float eps, void* y, cudaStream_t stream) {
     const dim3 threads(D, kGroups);
-    forward<T, D><<<static_cast<unsigned>(segments * heads), threads, 0, stream>>>(
-        static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v), offsets, heads, eps,
-        static_cast<T*>(y));
+    start_kernel(forward<T, D>, static_cast<unsigned>(segments * heads), threads, 0, stream, static_cast<const T*>(q),
+                 static_cast<const T*>(k), static_cast<const T*>(v), offsets, heads, eps, static_cast<T*>(y));
     return cudaGetLastError();
 }
 
@@ -158,9 +157,9 @@ int launch_backward(const void* q, const void* k, const void* v, const void* dy,
                     int64_t segments, int64_t heads, float eps, float* scales, void* dq, void* dk, void* dv,
                     cudaStream_t stream) {
     const dim3 threads(D, kGroups);
-    backward<T, D><<<static_cast<unsigned>(segments * heads), threads, 0, stream>>>(
-        static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v), static_cast<const T*>(dy),
-        offsets, heads, eps, scales, static_cast<T*>(dq), static_cast<T*>(dk), static_cast<T*>(dv));
+    start_kernel(backward<T, D>, static_cast<unsigned>(segments * heads), threads, 0, stream, static_cast<const T*>(q),
+                 static_cast<const T*>(k), static_cast<const T*>(v), static_cast<const T*>(dy), offsets, heads, eps,
+                 scales, static_cast<T*>(dq), static_cast<T*>(dk), static_cast<T*>(dv));
     return cudaGetLastError();
 }
 

@@ -1,8 +1,7 @@
 // Greedy non-maximum suppression on CUDA. Candidates are taken in runs: all pairs of a run with what comes after become
 // bits, side by side; then one block walks through the run in order. Memory grows with the number of boxes, not its square.
+#include "cuda_launch.h"
 #include "nms.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
@@ -78,8 +77,8 @@ int run_all(const T* boxes, int64_t n, double threshold, int kind, int64_t most,
     for (int64_t begin = 0; begin < n && status == cudaSuccess; begin += kRun) {
         const int64_t rows = (n - begin < kRun ? n - begin : kRun) + kWord - 1;
         const dim3 blocks(static_cast<unsigned>(words - begin / kWord), static_cast<unsigned>(rows / kWord));
-        mark_pairs<<<blocks, kWord, 0, stream>>>(boxes, n, begin, words, threshold, kind, removed, masks);
-        walk<<<1, kWalkers, 0, stream>>>(n, begin, words, most, masks, removed, kept, count);
+        start_kernel(mark_pairs<T>, blocks, kWord, 0, stream, boxes, n, begin, words, threshold, kind, removed, masks);
+        start_kernel(walk, 1, kWalkers, 0, stream, n, begin, words, most, masks, removed, kept, count);
         status = cudaGetLastError();
     }
     return status;

@@ -1,7 +1,6 @@
 // CUDA side of octrees: tables of neighbours, one thread an entry.
+#include "cuda_launch.h"
 #include "octree.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
@@ -31,7 +30,7 @@ PCDET_API int pcdet_octree_neighbours_cuda(const int64_t* above, const int32_t* 
                                            int64_t m, int64_t* table, int64_t* wrong, void* stream) {
     const int64_t size = m * kOctants * kNeighbours, blocks = (size + kThreads - 1) / kThreads;
     if (size == 0) return 0;
-    neighbours<<<static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks), kThreads, 0,
-                 static_cast<cudaStream_t>(stream)>>>(above, children, n, parents, size, table, wrong);
+    start_kernel(neighbours, static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks), kThreads, 0,
+                 static_cast<cudaStream_t>(stream), above, children, n, parents, size, table, wrong);
     return cudaGetLastError();
 }

@@ -1,8 +1,7 @@
 // Depth-wise convolution over neighbour tables on CUDA. Forward: a thread is one channel of one row. Gradient of the weights:
 // a thread is one weight over a chunk of rows, and the chunks are added in order, so that results repeat.
+#include "cuda_launch.h"
 #include "octree_conv.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
@@ -43,7 +42,9 @@ int64_t blocks_for(int64_t n) { return (n + kThreads - 1) / kThreads; }
 template <typename T>
 int launch_forward(const T* features, const T* weights, const int64_t* table, DepthwiseSizes s, T* out, cudaStream_t stream) {
     const int64_t blocks = blocks_for(s.m * s.c) < kMostBlocks ? blocks_for(s.m * s.c) : kMostBlocks;
-    if (blocks > 0) forward<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(features, weights, table, s, out);
+    if (blocks > 0) {
+        start_kernel(forward<T>, static_cast<unsigned>(blocks), kThreads, 0, stream, features, weights, table, s, out);
+    }
     return cudaGetLastError();
 }
 
@@ -54,9 +55,10 @@ int launch_weight_grad(const T* grad, const T* features, const int64_t* table, D
     const int64_t size = s.k * s.c, chunk = (s.m + chunks - 1) / chunks;
     if (size == 0) return 0;
     if (blocks_for(size * chunks) > kMostBlocks) return cudaErrorInvalidConfiguration;
-    partial_grads<<<static_cast<unsigned>(blocks_for(size * chunks)), kThreads, 0, stream>>>(grad, features, table, s, chunk,
-                                                                                             chunks, partial);
-    add_partial<<<static_cast<unsigned>(blocks_for(size)), kThreads, 0, stream>>>(partial, size, chunks, out);
+    start_kernel(partial_grads<T>, static_cast<unsigned>(blocks_for(size * chunks)), kThreads, 0, stream, grad,
+                 features, table, s, chunk, chunks, partial);
+    start_kernel(add_partial<T>, static_cast<unsigned>(blocks_for(size)), kThreads, 0, stream, partial, size, chunks,
+                 out);
     return cudaGetLastError();
 }
 

@@ -1,7 +1,6 @@
 // Points in boxes on CUDA: a thread a point, the boxes through shared memory.
+#include "cuda_launch.h"
 #include "points_in_boxes.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
@@ -38,8 +37,8 @@ template <typename T>
 int launch(const T* points, int64_t n, int64_t stride, const T* boxes, int64_t m, T margin, int64_t* index, void* stream) {
     if (n == 0) return 0;
     const int64_t blocks = (n + kThreads - 1) / kThreads;
-    first_box<<<static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0,
-                static_cast<cudaStream_t>(stream)>>>(points, n, stride, boxes, m, margin, index);
+    start_kernel(first_box<T>, static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0,
+                 static_cast<cudaStream_t>(stream), points, n, stride, boxes, m, margin, index);
     return cudaGetLastError();
 }
 

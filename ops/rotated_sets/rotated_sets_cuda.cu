@@ -1,9 +1,8 @@
 // DSVT's rotated sets on CUDA: one thread a row finds its window and counts; then one block is one direction of one
 // window. It marks the cells in a bit map and counts the bits below each voxel's, which is the voxel's rank: no sorting.
 // What atomic counters decide, where in its window's list a row stands, has no influence on the result.
+#include "cuda_launch.h"
 #include "rotated_sets.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
@@ -66,7 +65,7 @@ __device__ void count_below(const uint32_t* words, int32_t length, int32_t* belo
 __global__ void fill(Windows w, const int32_t* inside, const int32_t* members, const int64_t* starts,
                      const int64_t* first_set, int64_t n, int32_t length, int64_t set_size, int64_t sets,
                      int64_t* index, bool* repeats, int64_t* slot) {
-    extern __shared__ uint32_t words[];  // length words, and how many bits stand before each
+    PCDET_DYNAMIC_SHARED(uint32_t, words);  // length words, and how many bits stand before each
     __shared__ int32_t shares[kTeam];
     int32_t* below = reinterpret_cast<int32_t*>(words + length);
     const int64_t window = blockIdx.x, begin = starts[window], voxels = starts[window + 1] - begin;
@@ -104,8 +103,8 @@ PCDET_API int pcdet_rotated_windows_cuda(const int32_t* coords, int64_t n, int64
                                          int64_t* number, int32_t* inside, int32_t* arrival, int32_t* counts,
                                          unsigned long long* outside, cudaStream_t stream) {
     if (n == 0) return 0;
-    locate<<<blocks_for(n), kThreads, 0, stream>>>(coords, n, frames, *windows, number, inside, arrival, counts,
-                                                   outside);
+    start_kernel(locate, blocks_for(n), kThreads, 0, stream, coords, n, frames, *windows, number, inside, arrival,
+                 counts, outside);
     return static_cast<int>(cudaGetLastError());
 }
 
@@ -117,11 +116,11 @@ PCDET_API int pcdet_rotated_fill_cuda(const int64_t* number, const int32_t* insi
                                       const Windows* windows, int64_t set_size, int64_t sets, int32_t* members,
                                       int64_t* index, bool* repeats, int64_t* slot, cudaStream_t stream) {
     if (n == 0) return 0;
-    gather<<<blocks_for(n), kThreads, 0, stream>>>(n, number, arrival, starts, members);
+    start_kernel(gather, blocks_for(n), kThreads, 0, stream, n, number, arrival, starts, members);
     const Windows& w = *windows;
     const int32_t length = (w.window[0] * w.window[1] * w.window[2] + 31) / 32;
     const dim3 grid(static_cast<unsigned>(count), 2);
-    fill<<<grid, kTeam, length * 2 * sizeof(uint32_t), stream>>>(w, inside, members, starts, first_set, n, length,
-                                                                 set_size, sets, index, repeats, slot);
+    start_kernel(fill, grid, kTeam, length * 2 * sizeof(uint32_t), stream, w, inside, members, starts, first_set, n,
+                 length, set_size, sets, index, repeats, slot);
     return static_cast<int>(cudaGetLastError());
 }

@@ -1,8 +1,7 @@
 // Segment reductions on CUDA. Rows are sorted by segment (stably, by torch), and one thread walks the rows of a segment
 // in one column in order: no atomics, so results repeat and sums round as on the CPU.
+#include "cuda_launch.h"
 #include "segment_reduce.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
@@ -56,7 +55,8 @@ int launch_reduce(const T* values, const int64_t* rows, const int64_t* offsets, 
                   T* out, int32_t* from, cudaStream_t stream) {
     const int64_t n = segments * c;
     if (n > 0) {
-        reduce<<<blocks_for(n), kThreads, 0, stream>>>(values, rows, offsets, segments, c, kind, out, from);
+        start_kernel(reduce<T>, blocks_for(n), kThreads, 0, stream, values, rows, offsets, segments, c, kind, out,
+                     from);
     }
     return cudaGetLastError();
 }
@@ -65,7 +65,7 @@ template <typename T>
 int launch_spread(const T* grad, const int64_t* index, const int32_t* from, const int64_t* count, int64_t n, int64_t c,
                   int kind, T* out, cudaStream_t stream) {
     if (n * c > 0) {
-        spread<<<blocks_for(n * c), kThreads, 0, stream>>>(grad, index, from, count, n, c, kind, out);
+        start_kernel(spread<T>, blocks_for(n * c), kThreads, 0, stream, grad, index, from, count, n, c, kind, out);
     }
     return cudaGetLastError();
 }

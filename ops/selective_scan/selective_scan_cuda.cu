@@ -2,10 +2,9 @@
 // state after it, the states between chunks (one thread a number of the state), and the results of each chunk from its
 // first state. The backward pass goes the same way with the gradient of the state. One thread is one channel of one chunk
 // and holds its state in registers; one block is one warp, which adds up gradients of B and C in a fixed order.
+#include "cuda_launch.h"
 #include "half.h"
 #include "selective_scan.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
@@ -298,7 +297,8 @@ struct Call {
     }
     void link_chunks(const float* elapsed, bool backwards, float* values) const {
         const int64_t numbers = size.batch * size.dim * state;
-        link<<<static_cast<unsigned>((numbers + 127) / 128), 128, 0, stream>>>(A, elapsed, size, state, backwards, values);
+        start_kernel(link, static_cast<unsigned>((numbers + 127) / 128), 128, 0, stream, A, elapsed, size, state,
+                     backwards, values);
     }
     bool is_covered() const { return size.batch * size.chunks < (int64_t(1) << 31) && size.dim < kWarp * 65535; }
 };
@@ -310,9 +310,9 @@ struct Forward : Call {
     template <typename T, int N>
     int launch() const {
         const Inputs<T> in = inputs<T>();
-        own_states<T, N><<<grid(), kWarp, 0, stream>>>(in, size, states, elapsed);
+        start_kernel(own_states<T, N>, grid(), kWarp, 0, stream, in, size, states, elapsed);
         link_chunks(elapsed, false, states);
-        outputs<T, N><<<grid(), kWarp, 0, stream>>>(in, size, states, view(static_cast<T*>(y), 5));
+        start_kernel(outputs<T, N>, grid(), kWarp, 0, stream, in, size, states, view(static_cast<T*>(y), 5));
         return cudaGetLastError();
     }
     template <typename T>
@@ -334,9 +334,9 @@ struct Backward : Call {
         const SeriesView<const T> dout = input<T>(dy, 5);
         const Gradients<T> out{view(static_cast<T*>(du), 6), view(static_cast<T*>(ddelta), 7),
                                view(static_cast<T*>(dz), 8), view(dB, 9), view(dC, 10), dA, dD, dbias};
-        own_gradients<T, N><<<grid(), kWarp, 0, stream>>>(in, size, dout, grads, elapsed);
+        start_kernel(own_gradients<T, N>, grid(), kWarp, 0, stream, in, size, dout, grads, elapsed);
         link_chunks(elapsed, true, grads);
-        gradients<T, N><<<grid(), kWarp, 0, stream>>>(in, size, dout, states, grads, out);
+        start_kernel(gradients<T, N>, grid(), kWarp, 0, stream, in, size, dout, states, grads, out);
         return cudaGetLastError();
     }
     template <typename T>

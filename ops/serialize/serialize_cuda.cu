@@ -1,7 +1,6 @@
 // CUDA side of the serialization keys: one thread a row, grid-stride loops.
+#include "cuda_launch.h"
 #include "serialize.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
@@ -81,23 +80,24 @@ PCDET_API int pcdet_curve_encode_cuda(const int32_t* coords, int64_t n, const in
                                       int64_t* keys, int64_t* bad, void* stream) {
     if (n == 0) return 0;
     const Grid size = {{grid[0], grid[1], grid[2]}};
-    curve_encode<<<blocks_for(n), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        reinterpret_cast<const int4*>(coords), n, size, curve, depth, keys, reinterpret_cast<unsigned long long*>(bad));
+    start_kernel(curve_encode, blocks_for(n), kThreads, 0, static_cast<cudaStream_t>(stream),
+                 reinterpret_cast<const int4*>(coords), n, size, curve, depth, keys,
+                 reinterpret_cast<unsigned long long*>(bad));
     return cudaGetLastError();
 }
 
 PCDET_API int pcdet_curve_decode_cuda(const int64_t* keys, int64_t n, int curve, int depth, int32_t* coords,
                                       void* stream) {
     if (n == 0) return 0;
-    curve_decode<<<blocks_for(n), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(keys, n, curve, depth,
-                                                                                   reinterpret_cast<int4*>(coords));
+    start_kernel(curve_decode, blocks_for(n), kThreads, 0, static_cast<cudaStream_t>(stream), keys, n, curve, depth,
+                 reinterpret_cast<int4*>(coords));
     return cudaGetLastError();
 }
 
 PCDET_API int pcdet_window_keys_cuda(const int32_t* coords, int64_t n, const WindowOrder* order, int64_t* keys,
                                      int64_t* bad, void* stream) {
     if (n == 0) return 0;
-    window_keys<<<blocks_for(n), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        reinterpret_cast<const int4*>(coords), n, *order, keys, reinterpret_cast<unsigned long long*>(bad));
+    start_kernel(window_keys, blocks_for(n), kThreads, 0, static_cast<cudaStream_t>(stream),
+                 reinterpret_cast<const int4*>(coords), n, *order, keys, reinterpret_cast<unsigned long long*>(bad));
     return cudaGetLastError();
 }

@@ -1,7 +1,6 @@
 // Cells of points and coordinates of cells on CUDA; the sorting between them is torch's.
+#include "cuda_launch.h"
 #include "voxelize.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
@@ -30,13 +29,13 @@ __global__ void cell_coords(const int64_t* cells, int64_t n, CellDecoder decode,
 // cells [n]: frame * volume + cell, or the cell alone where `frame` is null; -1 outside.
 PCDET_API int pcdet_point_cells_cuda(const float* points, int64_t n, int64_t stride, const int64_t* frame,
                                      const VoxelGrid* grid, int64_t* cells, cudaStream_t stream) {
-    if (n > 0) point_cells<<<blocks_for(n), kThreads, 0, stream>>>(points, n, stride, frame, *grid, cells);
+    if (n > 0) start_kernel(point_cells, blocks_for(n), kThreads, 0, stream, points, n, stride, frame, *grid, cells);
     return cudaGetLastError();
 }
 
 // coords [n, 4] as (frame, z, y, x).
 PCDET_API int pcdet_cell_coords_cuda(const int64_t* cells, int64_t n, const VoxelGrid* grid, int32_t* coords,
                                      cudaStream_t stream) {
-    if (n > 0) cell_coords<<<blocks_for(n), kThreads, 0, stream>>>(cells, n, CellDecoder(*grid), coords);
+    if (n > 0) start_kernel(cell_coords, blocks_for(n), kThreads, 0, stream, cells, n, CellDecoder(*grid), coords);
     return cudaGetLastError();
 }

@@ -3,10 +3,9 @@
 // state. The backward pass goes the same way with the gradient of the state. A block is one head of one chunk; a thread
 // holds a column of the state (value channel) or, for gradients of r, k and w, a row (key channel), so that no sum crosses
 // threads. Accumulation is float32, in a fixed order.
+#include "cuda_launch.h"
 #include "half.h"
 #include "wkv.h"
-
-#include <cuda_runtime.h>
 
 namespace {
 
@@ -252,7 +251,7 @@ struct Call {
     void link_chunks(const float* kept, bool backwards, float* values) const {
         const int64_t entries = batch * heads * d * d;
         const unsigned blocks = static_cast<unsigned>((entries + 127) / 128);
-        link<<<blocks, 128, 0, stream>>>(kept, batch * heads, chunks(), d, backwards, values);
+        start_kernel(link, blocks, 128, 0, stream, kept, batch * heads, chunks(), d, backwards, values);
     }
 };
 
@@ -263,9 +262,9 @@ struct Forward : Call {
     template <typename T, int D>
     int launch() const {
         const Inputs<T> in = inputs<T>();
-        own_states<T, D><<<blocks(), D, 0, stream>>>(in, states, kept);
+        start_kernel(own_states<T, D>, blocks(), D, 0, stream, in, states, kept);
         link_chunks(kept, false, states);
-        outputs<T, D><<<blocks(), D, 0, stream>>>(in, states, static_cast<T*>(y));
+        start_kernel(outputs<T, D>, blocks(), D, 0, stream, in, states, static_cast<T*>(y));
         return cudaGetLastError();
     }
     template <typename T>
@@ -286,10 +285,10 @@ struct Backward : Call {
         const Inputs<T> in = inputs<T>();
         const T* dout = static_cast<const T*>(dy);
         const KeyGradients<T> keys{static_cast<T*>(dr), static_cast<T*>(dk), static_cast<T*>(dw), du};
-        own_gradients<T, D><<<blocks(), D, 0, stream>>>(in, dout, grads, kept);
+        start_kernel(own_gradients<T, D>, blocks(), D, 0, stream, in, dout, grads, kept);
         link_chunks(kept, true, grads);
-        value_gradients<T, D><<<blocks(), D, 0, stream>>>(in, dout, grads, static_cast<T*>(dv));
-        key_gradients<T, D><<<blocks(), D, 0, stream>>>(in, dout, states, grads, keys);
+        start_kernel(value_gradients<T, D>, blocks(), D, 0, stream, in, dout, grads, static_cast<T*>(dv));
+        start_kernel(key_gradients<T, D>, blocks(), D, 0, stream, in, dout, states, grads, keys);
         return cudaGetLastError();
     }
     template <typename T>

@@ -62,9 +62,19 @@ def library(device_type: str) -> ctypes.CDLL | None:
         return None
 
 
+def kernel_kind(device: torch.device) -> str:
+    """Which kernels a device takes: "cpu", "cuda", or the name of a device for which there are none."""
+    return device.type
+
+
+def on_cuda(tensor: Tensor) -> bool:
+    """Whether the kernels for CUDA take a tensor."""
+    return kernel_kind(tensor.device) == "cuda"
+
+
 def has_kernels(tensor: Tensor) -> bool:
     """Whether there is a native library for the device of a tensor."""
-    return library("cuda" if tensor.is_cuda else tensor.device.type) is not None
+    return library(kernel_kind(tensor.device)) is not None
 
 
 def launch(name: str, device: torch.device, *arguments: Argument, dtype: torch.dtype | None = None) -> None:
@@ -84,7 +94,7 @@ def launch(name: str, device: torch.device, *arguments: Argument, dtype: torch.d
         ValueError: a buffer is not what it is said to be, or a number does not fit.
         NativeError: the kernel reported a failure, or there is no library.
     """
-    kind = device.type
+    kind = kernel_kind(device)
     full_name, kernel = _function(name, kind, dtype, tuple(map(type, arguments)))
     passed: list[object] = []
     argument: Any  # its exact type decides how it is passed

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, int64_array, launch
+from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, int64_array, launch, on_cuda
 from pcdet_ext.ops._reference import reference_gradients
 
 ACTIVATIONS = (None, "silu")
@@ -37,7 +37,7 @@ def causal_conv1d(
     wide = torch.promote_types(kind, torch.float32)
     weight = weight.to(wide).contiguous()
     bias = None if bias is None else bias.to(wide).contiguous()
-    x = x if x.is_cuda else x.to(wide)
+    x = x if on_cuda(x) else x.to(wide)
     return _convolve(x, weight, bias, activation == "silu", reverse).to(kind)
 
 
@@ -73,7 +73,7 @@ def _(x: Tensor, weight: Tensor, bias: MaybeTensor, silu: bool, reverse: bool) -
 def _backward(x: Tensor, weight: Tensor, bias: MaybeTensor, silu: bool, reverse: bool, dy: Tensor) -> list[Tensor]:
     """Gradients of x, weight, and bias where there is one."""
     dx = torch.empty_like(x)
-    slices = len(x) * (-(-x.shape[2] // _CUDA_CHUNK) if x.is_cuda else 1)
+    slices = len(x) * (-(-x.shape[2] // _CUDA_CHUNK) if on_cuda(x) else 1)
     dweight, dbias = weight.new_empty(slices, *weight.shape), weight.new_empty(slices, len(weight))
     wide, size = weight.dtype, slices * len(weight)
     sums = (dweight, wide, size * weight.shape[1]), (dbias, wide, size)
@@ -106,7 +106,7 @@ _convolve.register_autograd(_differentiate, setup_context=_setup)
 
 def _has_kernel(x: Tensor, weight: Tensor) -> bool:
     """Whether a native kernel covers these sequences."""
-    if x.is_cuda:
+    if on_cuda(x):
         covered = x.dtype in TYPE_CODES and weight.shape[1] in CUDA_WIDTHS
     else:
         covered = x.dtype in (torch.float32, torch.float64)
@@ -128,7 +128,7 @@ def _launch(
     task: list[Argument] = [x_, (weight, wide, dim * width), (bias, wide, dim)]
     task += [int64_array([s for t in (x, *series) for s in t.stride()]), *x.shape, width, Int32(silu), Int32(reverse)]
     task += [*others, *last]
-    if x.is_cuda:
+    if on_cuda(x):
         launch(name, x.device, *task, Int32(TYPE_CODES[x.dtype]))
     else:
         launch(name, x.device, *task, dtype=x.dtype)

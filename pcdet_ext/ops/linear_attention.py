@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, launch
+from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, launch, on_cuda
 from pcdet_ext.ops._reference import own_precision
 
 CUDA_DIMS = (8, 16, 32, 64)  # head dimensions that the CUDA kernel is compiled for
@@ -114,7 +114,7 @@ def _backward(
             return scattered_linear_attention_backward_reference(q, k, v, offsets, eps, dy)
     dq, dk, dv = (torch.empty_like(q) for _ in range(3))
     scratch = []
-    if q.is_cuda:
+    if on_cuda(q):
         rows = q.shape[0] * q.shape[1]
         scratch = [(q.new_empty(rows, 2, dtype=torch.float32), torch.float32, 2 * rows)]
     _launch("backward", (q, k, v, dy.contiguous()), offsets, eps, scratch, (dq, dk, dv))
@@ -141,7 +141,7 @@ _attend.register_autograd(_differentiate, setup_context=_setup)
 
 def _has_kernel(q: Tensor) -> bool:
     """Whether a native kernel covers these rows."""
-    if q.is_cuda:
+    if on_cuda(q):
         covered = q.dtype in TYPE_CODES and q.shape[2] in CUDA_DIMS
     else:
         covered = q.dtype in (torch.float32, torch.float64) and q.shape[2] <= 256
@@ -161,7 +161,7 @@ def _launch(
     name, (n, heads, dim) = f"linear_attention_{direction}", q.shape
     rows, results = ([(t, q.dtype, n * heads * dim) for t in tensors] for tensors in (inputs, outputs))
     task: list[Argument] = [*rows, (offsets, torch.int64, segments + 1), segments, heads, dim, float(eps)]
-    if q.is_cuda:
+    if on_cuda(q):
         launch(name, q.device, *task, Int32(TYPE_CODES[q.dtype]), *scratch, *results)
     else:
         launch(name, q.device, *task, *results, dtype=q.dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import Int32, has_kernels, launch
+from pcdet_ext.ops._native import Int32, has_kernels, kernel_kind, launch
 from pcdet_ext.ops._operator import integer_operator, shapes_of
 from pcdet_ext.ops.serialize import BATCH_SHIFT, MAX_DEPTH, octree_children, serialize
 
@@ -102,7 +102,7 @@ def octree_neighbours(above: Tensor, children: Tensor, parents: Tensor) -> Tenso
 @integer_operator("octree_leaves")
 def _leaves(points: Tensor, sizes: Tensor, depth: int, wrap: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Leaves [P], of which the first are filled; leaf of each point [P]; counts of leaves and of points outside [2]."""
-    if points.device.type != "cpu" or not has_kernels(points):
+    if kernel_kind(points.device) != "cpu" or not has_kernels(points):
         return leaves_reference(points, sizes, depth, wrap)
     n, clouds, kind = len(points), len(sizes), torch.int64
     leaves, point_leaf, counts = (torch.zeros(size, dtype=kind, device="cpu") for size in (n, n, 2))
@@ -138,7 +138,7 @@ def leaves_reference(points: Tensor, sizes: Tensor, depth: int, wrap: bool) -> t
 
 @integer_operator("octree_grow")
 def _grow(above: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
-    if above.device.type != "cpu" or not has_kernels(above):
+    if kernel_kind(above.device) != "cpu" or not has_kernels(above):
         return grow_reference(above, here)
     m, n, kind = len(above), len(here), torch.int64
     keys, children = above.new_empty(8 * m), above.new_empty(8 * m, dtype=torch.int32)

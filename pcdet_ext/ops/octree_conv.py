@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import Argument, has_kernels, launch
+from pcdet_ext.ops._native import Argument, has_kernels, launch, on_cuda
 from pcdet_ext.ops._operator import integer_operator, shapes_of
 
 _NATIVE = (torch.float32, torch.float64)
@@ -71,7 +71,7 @@ def _weight_grad(grad: Tensor, features: Tensor, neighbours: Tensor) -> Tensor:
     (n, c), (m, k), dtype = features.shape, neighbours.shape, features.dtype
     out, grad = features.new_empty(k, c), grad.contiguous()
     inputs = (grad, dtype, m * c), (features, dtype, n * c), (neighbours, torch.int64, m * k)
-    if features.is_cuda:
+    if on_cuda(features):
         chunks = max(1, min(m // 64, 4096))
         sizes: tuple[Argument, ...] = m, k, c, chunks, (features.new_empty(chunks, k, c), dtype, chunks * k * c)
     else:

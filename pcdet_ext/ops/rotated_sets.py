@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import has_kernels, int32_array, launch
+from pcdet_ext.ops._native import has_kernels, int32_array, kernel_kind, launch
 from pcdet_ext.ops._operator import integer_operator, shapes_of
 from pcdet_ext.ops.serialize import check_coords, raise_outside
 
@@ -73,7 +73,7 @@ def _rotated_sets(
     set_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     windows, cells = batch_size * math.prod(count), math.prod(window)
-    device = coords.device.type
+    device = kernel_kind(coords.device)
     # Tables of windows and of their cells pay where there are not many more of them than voxels.
     fits = 0 < windows <= 8 * len(coords) + 65536 and cells <= (
         CUDA_CELLS if device == "cuda" else 64 * len(coords) + 65536

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import Int32, NativeArray, has_kernels, launch
+from pcdet_ext.ops._native import Int32, NativeArray, has_kernels, kernel_kind, launch, on_cuda
 
 Reduction = Literal["sum", "mean", "max", "min"]
 KINDS: dict[Reduction, int] = {"sum": 0, "mean": 1, "max": 2, "min": 3}
@@ -86,7 +86,7 @@ def segment_softmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
 @torch.library.custom_op("pcdet_ext::segment_reduce", mutates_args=())
 def _segment_reduce(values: Tensor, index: Tensor, num_segments: int, kind: int) -> tuple[Tensor, Tensor, Tensor]:
     n, c = values.shape
-    if values.device.type == "cpu" and has_kernels(values):
+    if kernel_kind(values.device) == "cpu" and has_kernels(values):
         out, chosen, count = _outputs(values, num_segments, kind)
         highest = ctypes.c_int64()
         given = (values, values.dtype, n * c), (index, torch.int64, n), n, c, num_segments, Int32(kind)
@@ -95,7 +95,7 @@ def _segment_reduce(values: Tensor, index: Tensor, num_segments: int, kind: int)
         _check_highest(highest.value, num_segments)
         return out, chosen, count
     _check_highest(int(index.max()) if n else -1, num_segments)
-    if values.is_cuda and has_kernels(values):
+    if on_cuda(values) and has_kernels(values):
         out, chosen, _ = _outputs(values, num_segments, kind)
         ordered, rows = torch.sort(index, stable=True)
         offsets = torch.searchsorted(ordered, torch.arange(num_segments + 1, device=index.device))

@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, int64_array, launch
+from pcdet_ext.ops._native import (
+    TYPE_CODES,
+    Argument,
+    Int32,
+    NativeArray,
+    has_kernels,
+    int64_array,
+    kernel_kind,
+    launch,
+    on_cuda,
+)
 from pcdet_ext.ops._reference import reference_gradients
 
 CHUNK = 32  # kScanChunk of ops/selective_scan: steps between the states that the forward pass leaves
@@ -50,7 +60,7 @@ def selective_scan(
     for tensor in (delta, B, C, z):
         kind = kind if tensor is None else torch.promote_types(kind, tensor.dtype)
     wide = torch.promote_types(kind, torch.float32)
-    series = kind if u.is_cuda else wide
+    series = kind if on_cuda(u) else wide
     u_, delta, B, C = (t.to(series) for t in (u, delta, B, C))
     z = None if z is None else z.to(series)
     D, delta_bias = (None if t is None else t.to(wide).contiguous() for t in (D, delta_bias))
@@ -112,8 +122,8 @@ def _scan(
     if not _has_kernel(u, A):
         y.copy_(selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse))
         return y, _checkpoints(u, A, keep)
-    states = _checkpoints(u, A, keep or u.is_cuda)  # on CUDA the chunks meet there
-    between = [states, _elapsed(states)] if u.is_cuda else [states if keep else None]
+    states = _checkpoints(u, A, keep or on_cuda(u))  # on CUDA the chunks meet there
+    between = [states, _elapsed(states)] if on_cuda(u) else [states if keep else None]
     inputs = (u, delta, A, B, C, D, z, delta_bias)
     results = [(y, u.dtype, u.shape)]
     _launch("forward", inputs, results, delta_softplus, reverse, [*results, *_by_chunk(u, A, *between)])
@@ -157,7 +167,7 @@ def _backward(
     du, ddelta = torch.empty_like(u), torch.empty_like(delta)
     dz = u.new_empty(0, 0, 0) if z is None else torch.empty_like(z)
     batch, dim, length = u.shape
-    parts, slices = -(-dim // _PORTION[u.device.type]), batch * (states.shape[1] if u.is_cuda else 1)
+    parts, slices = -(-dim // _PORTION[kernel_kind(u.device)]), batch * (states.shape[1] if on_cuda(u) else 1)
     shares = [A.new_empty(parts * batch, length, A.shape[1]) for _ in range(2)]  # of the gradients of B and C
     dA, dD, dbias = A.new_empty(slices, *A.shape), A.new_empty(slices, dim), A.new_empty(slices, dim)
     above, wide = (dy, u.dtype, u.shape), A.dtype
@@ -165,7 +175,7 @@ def _backward(
     outputs += [(dz, u.dtype, (0, 0, 0) if z is None else u.shape)]
     outputs += [(t.mT, wide, (parts * batch, A.shape[1], length)) for t in shares]
     sums = (dA, wide, slices * dim * A.shape[1]), *((t, wide, slices * dim) for t in (dD, dbias))
-    between = _by_chunk(u, A, torch.empty_like(states), _elapsed(states)) if u.is_cuda else []
+    between = _by_chunk(u, A, torch.empty_like(states), _elapsed(states)) if on_cuda(u) else []
     last = [above, *_by_chunk(u, A, states), *outputs, *sums, *between]
     _launch("backward", inputs, [above, *outputs], delta_softplus, reverse, last)
     dB, dC = (t.unflatten(0, (parts, batch)).sum(0).to(u.dtype).mT for t in shares)
@@ -215,7 +225,7 @@ _scan.register_autograd(_differentiate, setup_context=_setup)
 
 def _has_kernel(u: Tensor, A: Tensor) -> bool:
     """Whether a native kernel covers these sequences."""
-    if u.is_cuda:
+    if on_cuda(u):
         covered = u.dtype in TYPE_CODES and A.shape[1] in CUDA_STATES
     else:
         covered = u.dtype in (torch.float32, torch.float64)
@@ -232,7 +242,7 @@ def _checkpoints(u: Tensor, A: Tensor, keep: bool) -> Tensor:
 def _chunk_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     batch, dim, length = u.shape
     chunks = -(-length // CHUNK)
-    if u.is_cuda:
+    if on_cuda(u):
         return batch, chunks, dim, A.shape[1]
     return batch, -(-dim // _LANES), chunks, A.shape[1], _LANES
 
@@ -268,7 +278,7 @@ def _launch(
     task: list[Argument] = [*rows, (A, wide, dim * state), *mixed]
     task += [(D, wide, dim), (delta_bias, wide, dim), strides]
     task += [batch, dim, state, length, Int32(delta_softplus), Int32(reverse), *last]
-    if u.is_cuda:
+    if on_cuda(u):
         launch(name, u.device, *task, Int32(TYPE_CODES[u.dtype]))
     else:
         launch(name, u.device, *task, dtype=u.dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import has_kernels, launch
+from pcdet_ext.ops._native import has_kernels, kernel_kind, launch, on_cuda
 from pcdet_ext.ops._operator import integer_operator, shapes_of
 
 MOST_NUMBERS = 1 << 32  # in padded voxels, 17 GB
@@ -195,7 +195,7 @@ def _voxelize(
     points: Tensor, point_cloud_range: list[float], voxel_size: list[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grid = _grid(point_cloud_range, voxel_size)
-    if points.device.type != "cpu" or not has_kernels(points):
+    if kernel_kind(points.device) != "cpu" or not has_kernels(points):
         return _voxelize_cells(points, _cells(points, None, grid), grid, max_points, max_voxels)
     (n, c), i64, i32 = points.shape, torch.int64, torch.int32
     most, opened = min(n, max_voxels), ctypes.c_int64()
@@ -272,7 +272,7 @@ def _dynamic_voxelize(
     pillars: bool,
 ) -> tuple[Tensor, Tensor]:
     grid = _grid(point_cloud_range, voxel_size, x_major, pillars)
-    if points.device.type != "cpu" or not has_kernels(points):
+    if kernel_kind(points.device) != "cpu" or not has_kernels(points):
         if len(points):
             first, last = batch_index.aminmax()
             _check_frames(int(first), int(last), grid)
@@ -309,7 +309,7 @@ def _check_frames(lowest: int, highest: int, grid: _VoxelGrid) -> None:
 
 def _cells(points: Tensor, batch_index: Tensor | None, grid: _VoxelGrid) -> Tensor:
     """Number int64 [N] of each point's cell in its frame, or -1 outside; with a kernel on CUDA."""
-    if not points.is_cuda or not has_kernels(points):
+    if not on_cuda(points) or not has_kernels(points):
         return cells_reference(points, batch_index, grid)
     (n, c), i64 = points.shape, torch.int64
     cells = points.new_empty(n, dtype=i64)
@@ -320,7 +320,7 @@ def _cells(points: Tensor, batch_index: Tensor | None, grid: _VoxelGrid) -> Tens
 
 def _coords(cells: Tensor, grid: _VoxelGrid) -> Tensor:
     """Coordinates int32 [M, 4] (batch, z, y, x) of cells int64 [M]; with a kernel on CUDA."""
-    if not cells.is_cuda or not has_kernels(cells):
+    if not on_cuda(cells) or not has_kernels(cells):
         return coords_reference(cells, grid)
     n = len(cells)
     coords = cells.new_empty(n, 4, dtype=torch.int32)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, launch
+from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_kernels, launch, on_cuda
 from pcdet_ext.ops._reference import reference_gradients
 
 CHUNK = 32  # kWkvChunk of ops/wkv: steps between the states that the forward pass leaves
@@ -33,7 +33,7 @@ def wkv(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None = None, rev
     for tensor in (k, v, w):
         kind = torch.promote_types(kind, tensor.dtype)
     wide = torch.promote_types(kind, torch.float32)
-    rows = [t.to(kind if r.is_cuda else wide).contiguous() for t in (r, k, v, w)]
+    rows = [t.to(kind if on_cuda(r) else wide).contiguous() for t in (r, k, v, w)]
     u = None if u is None else u.to(wide).contiguous()
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*rows, u))
     return _scan(*rows, u, reverse, differentiable)[0].to(r.dtype)
@@ -60,8 +60,8 @@ def _scan(
     """The result, and with `keep` the states that the backward pass starts from."""
     if not _has_kernel(r):
         return wkv_reference(r, k, v, w, u, reverse), _checkpoints(r, keep)
-    y, states = torch.empty_like(r), _checkpoints(r, keep or r.is_cuda)  # on CUDA the chunks meet there
-    between = [states, _kept(states)] if r.is_cuda else [states if keep else None]
+    y, states = torch.empty_like(r), _checkpoints(r, keep or on_cuda(r))  # on CUDA the chunks meet there
+    between = [states, _kept(states)] if on_cuda(r) else [states if keep else None]
     _launch("forward", (r, k, v, w, u), reverse, [*_series(r, y), *_by_chunk(r, *between)])
     return y, states if keep else _checkpoints(r, False)
 
@@ -78,10 +78,10 @@ def _backward(
     """Gradients of r, k, v, w, and u where there is one."""
     inputs = (r, k, v, w, u)
     grads = [torch.empty_like(r) for _ in range(4)]
-    slices = len(r) * (states.shape[2] if r.is_cuda else 1)
+    slices = len(r) * (states.shape[2] if on_cuda(r) else 1)
     du = None if u is None else u.new_empty(slices, *u.shape)
     found = (du, _widened(r), slices * r.shape[2] * r.shape[3])
-    between = _by_chunk(r, torch.empty_like(states), _kept(states)) if r.is_cuda else []
+    between = _by_chunk(r, torch.empty_like(states), _kept(states)) if on_cuda(r) else []
     last = [*_series(r, dy.contiguous()), *_by_chunk(r, states), *_series(r, *grads), found, *between]
     _launch("backward", inputs, reverse, last)
     return grads if du is None else [*grads, du.sum(0)]
@@ -114,7 +114,7 @@ _scan.register_autograd(_differentiate, setup_context=_setup)
 
 def _has_kernel(r: Tensor) -> bool:
     """Whether a native kernel covers these sequences."""
-    if r.is_cuda:
+    if on_cuda(r):
         covered = r.dtype in TYPE_CODES and r.shape[3] in CUDA_DIMS
     else:
         covered = r.dtype in (torch.float32, torch.float64)
@@ -160,7 +160,7 @@ def _launch(
     r, name = inputs[0], f"wkv_{direction}"
     task: list[Argument] = [*_series(r, *rows), (u, _widened(r), r.shape[2] * r.shape[3])]
     task += [*r.shape, Int32(reverse), *last]
-    if r.is_cuda:
+    if on_cuda(r):
         launch(name, r.device, *task, Int32(TYPE_CODES[r.dtype]))
     else:
         launch(name, r.device, *task, dtype=r.dtype)
