@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from pcdet_ext.data.base import check_tanh
 from pcdet_ext.data.formats import point_features
 from pcdet_ext.data.points import is_one_scan, read_columns
 from pcdet_ext.models.detector import build_detector, usual_defaults
+from pcdet_ext.models.layers.folding import folded
 from pcdet_ext.models.places.recognizer import PlaceModel
 from pcdet_ext.structures import Array, Descriptor, Detections, PointBatch, PointLabels, Predictions, tensor_of
 
@@ -33,7 +35,13 @@ WIDE = 4 * MOST_COLUMNS  # columns of an array that may still be points, of whic
 T = TypeVar("T")
 
 
-def load(path: str | Path, device: str = "auto", overrides: Iterable[str] = (), imports: bool = False) -> Detector:
+def load(
+    path: str | Path,
+    device: str = "auto",
+    overrides: Iterable[str] = (),
+    imports: bool = False,
+    optimize: bool = False,
+) -> Detector:
     """The detector of a checkpoint, ready to detect. Reading the file runs no code.
 
     Args:
@@ -42,6 +50,7 @@ def load(path: str | Path, device: str = "auto", overrides: Iterable[str] = (), 
         overrides: changes "a.b=value" of the checkpoint's configuration.
         imports: import the modules that the configuration lists as `imports`. That runs their code, so it is only for
             checkpoints that you trust; without it they must be imported already.
+        optimize: give what `Detector.optimize` makes of it, which finds the same in less time.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -54,7 +63,7 @@ def load(path: str | Path, device: str = "auto", overrides: Iterable[str] = (), 
     (config.import_modules if imports else config.require_modules)(settings)
     detector = Detector(settings, device)
     checkpoint.load_model(detector.model, content["model"], path)
-    return detector
+    return detector.optimize() if optimize else detector
 
 
 def build(path: str | Path, overrides: Iterable[str] = (), device: str = "auto") -> Detector:
@@ -107,6 +116,16 @@ class Detector:
         self.model = network.to(self.device).eval()
         self.dropped_points = 0
         self.highest = _highest(settings)
+
+    def optimize(self) -> Detector:
+        """A copy of this detector that finds the same in less time, up to rounding.
+
+        Batch norms are folded into the layers before them (see `pcdet_ext.models.layers.folding`). The copy is for
+        inference: its model cannot be trained on, and its parameters do not load elsewhere.
+        """
+        faster = copy.copy(self)
+        faster.model = folded(self.model)
+        return faster
 
     def detect(
         self, points: Points | Sequence[Points], batch_size: int = 4, score_threshold: float | None = None

@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=path, help="folder for the result files")
     parser.add_argument("--json", type=path, help="file for all numbers")
     parser.add_argument("--plots", type=path, metavar="DIR", help="folder for diagrams, as precision over recall")
+    parser.add_argument(
+        "--no-optimize",
+        dest="optimize",
+        action="store_false",
+        help="keep batch norms apart from the layers before them: slower, the same results up to rounding",
+    )
     add_device(parser)
     add_imports(parser)
 

@@ -114,6 +114,7 @@ def measure(
     device: str = "auto",
     imports: bool = False,
     plots: str | Path | None = None,
+    optimize: bool = True,
 ) -> str:
     """Test a checkpoint on a split, and return the result as a text with a table of the metric.
 
@@ -126,6 +127,7 @@ def measure(
         device: see `inference.load`.
         imports: see `inference.load`.
         plots: folder for diagrams.
+        optimize: see `inference.load`.
 
     Raises:
         ConfigError: an override does not fit, or no head of the detector finds what the data set measures.
@@ -134,7 +136,7 @@ def measure(
     """
     if out is not None:
         check_output_folder(out)
-    detector = load(checkpoint, device, overrides, imports)
+    detector = load(checkpoint, device, overrides, imports, optimize)
     require_known_sections(detector.config)
     check_finds(detector.model, measured_kind(section(detector.config, "data")))
     options = eval_config(detector.config)

@@ -33,6 +33,8 @@ class SparseSequential(nn.Sequential):
 class SparseResidualBlock(nn.Module):
     """Two submanifold 3x3x3 convolutions beside an identity."""
 
+    normed = (("conv1", "bn1"), ("conv2", "bn2"))
+
     def __init__(self, channels: int, bias: bool = True, engine: Engine = "auto") -> None:
         super().__init__()
         self.conv1 = SubMConv3d(channels, channels, 3, bias=bias, engine=engine)

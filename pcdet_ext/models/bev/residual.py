@@ -21,6 +21,8 @@ class BaseBEVResBackbone(MultiScale):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside an identity (He et al., CVPR 2016), which a 1x1 one may bring to shape."""
 
+    normed = (("conv1", "bn1"), ("conv2", "bn2"))
+
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, downsample: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)

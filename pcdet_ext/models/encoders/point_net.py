@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from pcdet_ext.models.layers.folding import scale_and_shift
 from pcdet_ext.models.layers.norm import SparseBatchNorm
 from pcdet_ext.ops import grid_size, segment_reduce
 
@@ -14,8 +16,8 @@ from pcdet_ext.ops import grid_size, segment_reduce
 class PointFeatureLayer(nn.Module):
     """Linear layer, batch norm and ReLU on points, then the maximum over each voxel (PointPillars, section 2.1).
 
-    A layer that is not the last gives points [R, out_channels]: half of the width is the point's own activation, half
-    its voxel's maximum. The last one gives voxels [M, out_channels].
+    The next layer reads of each point its own activation and, behind it, the maximum of its voxel; a layer that is not
+    the last is therefore half as wide as `out_channels`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, use_norm: bool = True, last: bool = False) -> None:
@@ -27,13 +29,41 @@ class PointFeatureLayer(nn.Module):
         self.norm = SparseBatchNorm(width) if use_norm else None
         self.last = last
 
-    def forward(self, rows: Tensor, index: Tensor, num_voxels: int) -> Tensor:
-        """rows: [R, C]; index: int64 [R], the voxel of each row, every one of the `num_voxels` at least once."""
-        double = self.linear.weight.dtype == torch.float64
-        rows = self.linear(rows.double() if double else rows)  # points are float32, whatever the model is
-        rows = torch.relu(rows if self.norm is None else self.norm(rows))
-        pooled = segment_reduce(rows, index, num_voxels, reduce="max")
-        return pooled if self.last else torch.cat([rows, pooled[index]], dim=1)
+    def forward(
+        self, rows: Tensor, index: Tensor, num_voxels: int, pooled: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One layer. What all points of a voxel have in common is computed once per voxel.
+
+        Args:
+            rows: features of the points [R, C].
+            index: int64 [R], the voxel of each row, every one of the `num_voxels` at least once.
+            num_voxels: M.
+            pooled: features of the voxels [M, D] that each point has behind its own, or None.
+
+        Returns:
+            Activations of the points [R, width], and the maximum of each voxel [M, width]. In evaluation mode the last
+            layer gives the points' share of the activations alone, which nobody reads.
+        """
+        weight, bias = self._affine()
+        rows = rows.double() if weight.dtype == torch.float64 else rows  # points are float32, whatever the model is
+        own, common = weight[:, : rows.shape[1]], weight[:, rows.shape[1] :]
+        if self.last and not self.training:  # ReLU and what a voxel adds to all of its points keep the order of points
+            points = nn.functional.linear(rows, own)
+            highest = segment_reduce(points, index, num_voxels, reduce="max")
+            highest = highest if bias is None else highest + bias
+            return points, torch.relu(highest if pooled is None else highest + nn.functional.linear(pooled, common))
+        points = nn.functional.linear(rows, own, bias)
+        points = points if pooled is None else points + nn.functional.linear(pooled, common)[index]
+        points = torch.relu(points if self.norm is None or not self.training else self.norm(points))
+        return points, segment_reduce(points, index, num_voxels, reduce="max")
+
+    def _affine(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the linear layer, in evaluation mode with the batch norm in them."""
+        weight, bias = self.linear.weight, self.linear.bias
+        if self.norm is None or self.training:
+            return weight, bias
+        scale, shift = scale_and_shift(self.norm)
+        return (weight.double() * scale[:, None]).to(weight.dtype), shift.to(weight.dtype)
 
 
 class VoxelGeometry(nn.Module):
@@ -98,6 +128,8 @@ class PointNet(VoxelGeometry):
         return torch.cat(parts, dim=1)
 
     def _run(self, rows: Tensor, index: Tensor, num_voxels: int) -> Tensor:
+        """Features [M, num_filters[-1]] of the voxels from those of their points [R, C]."""
+        pooled: Tensor | None = None
         for layer in self.pfn_layers:
-            rows = layer(rows, index, num_voxels)
-        return rows
+            rows, pooled = layer(rows, index, num_voxels, pooled)
+        return cast(Tensor, pooled)

@@ -1,0 +1,72 @@
+"""Batch norm folded into the convolutions and linear layers before it, for inference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pcdet_ext.models.layers.sparse_conv import SparseConv3d
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+OUTPUTS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, SparseConv3d)  # their weight begins with the output channels
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def folded(model: M) -> M:
+    """A copy of a model in evaluation mode without the batch norms that follow a convolution or a linear layer.
+
+    Such a norm only scales and shifts what the layer gives, so its factors go into the layer's weight and its shift
+    into the bias. What follows what is read from `nn.Sequential`s, and from the pairs of names in the attribute
+    `normed` of other modules. Weights of 2-D convolutions lie in the channels-last layout, which maps of pillars have.
+    The copy gives the same values up to rounding. It cannot be trained on, and its state dict has other keys.
+    """
+    copy = deepcopy(model).eval().requires_grad_(False)
+    pairs = [pair for module in copy.modules() for pair in _pairs(module)]
+    uses = Counter(id(part) for _, layer, _, norm in pairs for part in (layer, norm))
+    for owner, layer, name, norm in pairs:
+        if uses[id(layer)] == uses[id(norm)] == 1:  # a layer that has two norms in turn keeps them
+            _fold(layer, norm)
+            setattr(owner, name, nn.Identity())
+    for module in copy.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
+    return copy
+
+
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """What a batch norm in evaluation mode multiplies its channels by and then adds to them, in float64, both [C]."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
+def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str, nn.Module]]:
+    """Layers in a module whose output goes to a batch norm: (module, layer, name of the norm, norm)."""
+    names = list(module._modules) if isinstance(module, nn.Sequential) else []
+    for first, second in [*pairwise(names), *getattr(module, "normed", ())]:
+        layer, norm = getattr(module, first), getattr(module, second)
+        if _takes_norm(layer) and isinstance(norm, BATCH_NORMS) and norm.running_mean is not None:
+            yield module, layer, second, norm
+
+
+def _takes_norm(layer: nn.Module) -> bool:
+    return isinstance(layer, OUTPUTS_FIRST) or (isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1)
+
+
+def _fold(layer: Any, norm: nn.Module) -> None:
+    """Let a layer give what the norm behind it makes of its output."""
+    scale, shift = scale_and_shift(norm)
+    weight = layer.weight
+    shape = [1] * weight.dim()
+    shape[0 if isinstance(layer, OUTPUTS_FIRST) else 1] = -1
+    bias = shift if layer.bias is None else layer.bias.double() * scale + shift
+    layer.weight = nn.Parameter((weight.double() * scale.view(shape)).to(weight.dtype), requires_grad=False)
+    layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
