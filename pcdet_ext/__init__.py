@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pcdet_ext.config import list_models
     from pcdet_ext.inference import Detector, build, load
+    from pcdet_ext.places import PlaceIndex
 
 __version__ = "0.1.0"
-__all__ = ["Detector", "build", "list_models", "load"]
+__all__ = ["Detector", "PlaceIndex", "build", "list_models", "load"]
 
 # What the package offers directly, and the module that defines it.
 _DEFINED_IN = {
@@ -18,6 +19,7 @@ _DEFINED_IN = {
     "build": "pcdet_ext.inference",
     "list_models": "pcdet_ext.config",
     "load": "pcdet_ext.inference",
+    "PlaceIndex": "pcdet_ext.places",
 }
 
 

@@ -22,6 +22,7 @@ FLOORS = {
     "models": 3,
     "inference": 4,
     "tracking": 4,
+    "places": 4,
     "engine": 5,
     "export": 5,
     "visualization": 5,

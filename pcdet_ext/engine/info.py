@@ -26,6 +26,7 @@ OPTIONAL = {
     "plotly": ("vis", ("plotly",)),
     "matplotlib": ("vis", ("matplotlib",)),
     "shapely": ("dev", ("shapely",)),
+    "faiss": ("faiss", ("faiss-cpu", "faiss-gpu")),
 }
 
 

@@ -8,7 +8,7 @@ over the pairs of runs. Recall at one percent takes max(round(database / 100), 1
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
@@ -24,6 +24,7 @@ from pcdet_ext.structures import Array, Descriptor, Sample
 FILE = "descriptors.npz"
 CHUNK = 1024  # queries whose distances to a whole database are in memory at once
 MOST_ROWS = 40  # pairs of runs that a table lists; of more it has the means alone
+Metric = Callable[[Array, Array], Array]
 OPPOSITE = "opposite direction"
 SHOWN = (1, 5, 10, 25)
 
@@ -113,7 +114,15 @@ class PlaceResult(Result):
         return [Plot("recall", "candidates", "recall (percent)", curves)]
 
 
-def evaluate(visits: Sequence[Visit], descriptors: Array, radius: float, candidates: int = 25) -> PlaceResult | None:
+def squared_distances(queries: Array, database: Array) -> Array:
+    """float64 [Q, N]: squared Euclidean distances of descriptors, up to the square of each query, which ranks none."""
+    a, b = queries.astype(np.float64), database.astype(np.float64)
+    return (b**2).sum(1) - 2 * a @ b.T
+
+
+def evaluate(
+    visits: Sequence[Visit], descriptors: Array, radius: float, candidates: int = 25, metric: Metric = squared_distances
+) -> PlaceResult | None:
     """Recall of frames by their descriptors.
 
     Args:
@@ -121,6 +130,7 @@ def evaluate(visits: Sequence[Visit], descriptors: Array, radius: float, candida
         descriptors: float32 [N, D].
         radius: metres in x and y within which two frames show the same place.
         candidates: how many nearest frames are looked at.
+        metric: gives from descriptors [Q, D] and [N, D] distances [Q, N], or what ranks the N alike.
 
     Returns:
         None where no frame of a run was taken at a place of another one.
@@ -138,7 +148,7 @@ def evaluate(visits: Sequence[Visit], descriptors: Array, radius: float, candida
     runs = _runs(visits, descriptors)
     several_views = len({run.view for run in runs}) > 1
     for query, database in permutations(runs, 2):
-        found = _looked_up(query, database, radius, candidates)
+        found = _looked_up(query, database, radius, candidates, metric)
         if found is None:
             continue
         pairs[query.name, database.name] = found[0]
@@ -183,7 +193,9 @@ def _runs(visits: Sequence[Visit], descriptors: Array) -> list[Run]:
     return runs
 
 
-def _looked_up(query: Run, database: Run, radius: float, candidates: int) -> tuple[Recall, Recall | None] | None:
+def _looked_up(
+    query: Run, database: Run, radius: float, candidates: int, metric: Metric
+) -> tuple[Recall, Recall | None] | None:
     """Recall of all queries that have a match, and of those that face away from all their matches; None for none.
 
     Runs of different views do not face each other.
@@ -193,7 +205,7 @@ def _looked_up(query: Run, database: Run, radius: float, candidates: int) -> tup
     if not len(asked):
         return None
     percent = max(round(len(database.xy) / 100), 1)
-    nearest = nearest_rows(database.descriptors, query.descriptors[asked], max(candidates, percent))
+    nearest = nearest_rows(database.descriptors, query.descriptors[asked], max(candidates, percent), metric)
     ranks = np.array([_first(row, matches[q]) for row, q in zip(nearest, asked, strict=True)])
     same = query.view == database.view
     away = np.array([same and _faces_away(query.headings[q], database.headings[matches[q]]) for q in asked])
@@ -212,16 +224,10 @@ def _faces_away(heading: float, others: Array) -> bool:
     return bool((np.cos(others - heading) < 0).all())
 
 
-def nearest_rows(database: Array, queries: Array, count: int) -> Array:
+def nearest_rows(database: Array, queries: Array, count: int, metric: Metric = squared_distances) -> Array:
     """int64 [Q, min(count, N)]: rows of the database [N, D] nearest to each query [Q, D], of equal ones the first."""
-    database = database.astype(np.float64)
-    squares = (database**2).sum(1)
-    found = []
-    for start in range(0, len(queries), CHUNK):
-        part = queries[start : start + CHUNK].astype(np.float64)
-        distance = squares - 2 * part @ database.T  # the query's own square is the same for all rows
-        found.append(np.argsort(distance, axis=1, kind="stable")[:, :count])
-    return np.concatenate(found)
+    parts = (metric(queries[start : start + CHUNK], database) for start in range(0, len(queries), CHUNK))
+    return np.concatenate([np.argsort(distance, axis=1, kind="stable")[:, :count] for distance in parts])
 
 
 class PlaceEvaluator:

@@ -1,0 +1,190 @@
+"""An index of descriptors of places: exact nearest neighbours, with faiss where it is installed, else with torch."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcdet_ext.files import DataError, MissingFileError, atomic_write
+from pcdet_ext.structures import Array, tensor_of
+
+FORMAT = 1
+CHUNK = 1024  # queries whose distances to all descriptors are in memory at once
+SPARE = 8  # neighbours more than asked for that faiss is asked for, among which equal ones are put in order
+
+Engine = Literal["auto", "faiss", "torch"]
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """The nearest descriptors of each of Q queries, the nearest first.
+
+    rows: int64 [Q, K], numbers of the descriptors in the order in which they were added; distances: float32 [Q, K];
+    ids: their names; positions: float64 [Q, K, 3], NaN where none was given.
+    """
+
+    rows: Array
+    distances: Array
+    ids: tuple[tuple[str, ...], ...]
+    positions: Array
+
+
+class PlaceIndex:
+    """Descriptors [N, D] of places with their names and positions, in which others are looked up by Euclidean distance.
+
+    Args:
+        size: D of the descriptors.
+        engine: "faiss", "torch", or "auto" for faiss where it is installed. Both find the same neighbours; of equally
+            near ones those added first.
+
+    Raises:
+        ValueError: for a size below 1, or an unknown engine.
+        ImportError: faiss is asked for and not installed.
+    """
+
+    def __init__(self, size: int, engine: Engine = "auto") -> None:
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        if engine not in ("auto", "faiss", "torch"):
+            raise ValueError(f"engine must be 'auto', 'faiss' or 'torch', got {engine!r}")
+        self.size = size
+        self.engine: str = ("faiss" if find_spec("faiss") else "torch") if engine == "auto" else engine
+        self._faiss: Any = _flat_index(size) if self.engine == "faiss" else None
+        self.descriptors = np.zeros((0, size), np.float32)
+        self.ids: tuple[str, ...] = ()
+        self.positions = np.zeros((0, 3))
+
+    def __len__(self) -> int:
+        """N, how many descriptors there are."""
+        return len(self.ids)
+
+    def add(
+        self,
+        descriptors: Tensor | Array,
+        ids: Sequence[str] | None = None,
+        positions: Tensor | Array | None = None,
+    ) -> None:
+        """Take descriptors.
+
+        Args:
+            descriptors: [N, D], or one [D], finite.
+            ids: a name for each; the numbers in the order of adding, as text, when None.
+            positions: [N, 2 or 3], x, y and z in metres (z 0 without one), or None.
+
+        Raises:
+            ValueError: for other shapes, values that are not finite, and another number of names or positions.
+        """
+        rows = self._checked(descriptors, "descriptors")
+        names = tuple(str(len(self) + i) for i in range(len(rows))) if ids is None else tuple(map(str, ids))
+        places = np.full((len(rows), 3), np.nan) if positions is None else _positions(positions)
+        for what, values in {"ids": names, "positions": places}.items():
+            if len(values) != len(rows):
+                raise ValueError(f"{len(rows)} descriptors, but {len(values)} {what}")
+        self.descriptors = np.concatenate([self.descriptors, rows])
+        self.ids, self.positions = self.ids + names, np.concatenate([self.positions, places])
+        if self._faiss is not None and len(rows):
+            self._faiss.add(rows)
+
+    def search(self, descriptors: Tensor | Array, k: int = 1) -> Matches:
+        """The k nearest of all descriptors, or all where there are fewer.
+
+        Args:
+            descriptors: [Q, D], or one [D] (Q is 1 then), finite.
+            k: how many.
+
+        Raises:
+            ValueError: for other shapes, values that are not finite, k below 1, and an empty index.
+        """
+        queries = self._checked(descriptors, "descriptors")
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        if not len(self):
+            raise ValueError("the index is empty: add descriptors first")
+        count = min(k, len(self))
+        parts = [self._nearest(queries[i : i + CHUNK], count) for i in range(0, len(queries), CHUNK)]
+        rows = np.concatenate([np.zeros((0, count), np.int64), *(r for r, _ in parts)])
+        distances = np.concatenate([np.zeros((0, count), np.float32), *(d for _, d in parts)])
+        ids = tuple(tuple(self.ids[i] for i in row) for row in rows.tolist())
+        return Matches(rows, distances, ids, self.positions[rows])
+
+    def _nearest(self, queries: Array, count: int) -> tuple[Array, Array]:
+        """Rows and distances [Q, count]: candidates of an engine, their distances taken in float64 and put in order."""
+        wanted = min(count + SPARE, len(self))
+        if self._faiss is not None:
+            rows = np.sort(self._faiss.search(queries, wanted)[1].astype(np.int64), axis=1)
+        else:
+            found = torch.cdist(torch.from_numpy(queries), torch.from_numpy(self.descriptors))
+            rows = found.topk(wanted, dim=1, largest=False).indices.sort(dim=1).values.numpy()
+        difference = self.descriptors[rows].astype(np.float64) - queries[:, None].astype(np.float64)
+        distance = np.sqrt((difference**2).sum(2))
+        order = np.argsort(distance, axis=1, kind="stable")[:, :count]
+        return np.take_along_axis(rows, order, 1), np.take_along_axis(distance, order, 1).astype(np.float32)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a file .npz, atomically; returns its path. Raises ValueError for another suffix."""
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"{path}: an index is written as .npz")
+        ids = np.array(self.ids, dtype=np.str_)
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, format=np.array(FORMAT), descriptors=self.descriptors, ids=ids, positions=self.positions)
+        return path
+
+    @staticmethod
+    def load(path: str | Path, engine: Engine = "auto") -> PlaceIndex:
+        """An index that `save` wrote. Reading it runs no code. Raises DataError for anything else."""
+        path = Path(path)
+        if not path.is_file():
+            raise MissingFileError(f"{path}: no such file")
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                version = int(content["format"])
+                descriptors, ids, positions = (content[name] for name in ("descriptors", "ids", "positions"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: no index of places ({error})") from error
+        if version != FORMAT:
+            raise DataError(f"{path}: an index of format {version}; this version reads {FORMAT}")
+        if descriptors.ndim != 2 or descriptors.dtype != np.float32 or not descriptors.shape[1]:
+            raise DataError(f"{path}: damaged: descriptors are {descriptors.dtype} {list(descriptors.shape)}")
+        index = PlaceIndex(descriptors.shape[1], engine)
+        try:
+            index.add(descriptors, ids.tolist(), positions)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}: damaged: {error}") from error
+        return index
+
+    def _checked(self, descriptors: Tensor | Array, name: str) -> Array:
+        """Descriptors as a contiguous array float32 [N, D]."""
+        values = tensor_of(descriptors).detach().cpu().numpy()
+        values = values[None] if values.ndim == 1 else values
+        if values.ndim != 2 or values.shape[1] != self.size:
+            raise ValueError(f"{name} must be [N, {self.size}] or [{self.size}], got {list(values.shape)}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} must be finite")
+        return np.ascontiguousarray(values, np.float32)
+
+
+def _positions(positions: Tensor | Array) -> Array:
+    """Positions as float64 [N, 3]."""
+    values = np.asarray(tensor_of(positions).detach().cpu().numpy(), np.float64)
+    if values.ndim != 2 or values.shape[1] not in (2, 3):
+        raise ValueError(f"positions must be [N, 2 or 3], got {list(values.shape)}")
+    return values if values.shape[1] == 3 else np.column_stack([values, np.zeros(len(values))])
+
+
+def _flat_index(size: int) -> Any:
+    """An exact index of faiss. Raises ImportError that says how to install it."""
+    try:
+        faiss: Any = import_module("faiss")
+    except ImportError as error:
+        raise ImportError("engine 'faiss' needs faiss: pip install 'pcdet_ext[faiss]'") from error
+    return faiss.IndexFlatL2(size)

@@ -1,0 +1,125 @@
+"""The index of descriptors: both engines against brute force, saving, and what is refused."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pcdet_ext.files import DataError
+from pcdet_ext.places import PlaceIndex
+
+WITHOUT = pytest.mark.skipif(find_spec("faiss") is None, reason="faiss is not installed")
+ENGINES: list[Any] = ["torch", pytest.param("faiss", marks=WITHOUT)]
+
+
+def brute_force(database: np.ndarray, query: np.ndarray, k: int) -> list[int]:
+    distance = np.linalg.norm(database.astype(np.float64) - query.astype(np.float64), axis=1)
+    return sorted(range(len(database)), key=lambda i: (distance[i], i))[:k]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 60), k=st.integers(1, 70), parts=st.integers(1, 3))
+def test_neighbours_are_those_of_brute_force(engine: Any, seed: int, count: int, k: int, parts: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(count, 5)).astype(np.float32)
+    index = PlaceIndex(5, engine)
+    for part in np.array_split(values, parts):
+        index.add(part)
+    queries = np.concatenate([rng.normal(size=(4, 5)).astype(np.float32), values[:2]])
+    found = index.search(torch.from_numpy(queries), k)
+    for row, distances, query in zip(found.rows, found.distances, queries, strict=True):
+        assert row.tolist() == brute_force(values, query, k)
+        np.testing.assert_allclose(distances, np.linalg.norm(values[row] - query, axis=1), rtol=1e-5, atol=1e-6)
+    assert found.ids == tuple(tuple(map(str, row)) for row in found.rows.tolist())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_of_equal_descriptors_the_first_added_come_first(engine: Any) -> None:
+    index = PlaceIndex(2, engine)
+    index.add(np.array([[1, 0], [0, 1], [1, 0], [1, 0]], np.float32), ["a", "b", "c", "d"])
+    assert index.search(np.array([1, 0], np.float32), 3).ids == (("a", "c", "d"),)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_saved_index_is_the_same(engine: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    index = PlaceIndex(4, engine)
+    index.add(rng.normal(size=(7, 4)), [f"frame {i}" for i in range(7)], rng.uniform(0, 9e6, (7, 2)))
+    index.add(rng.normal(size=4).astype(np.float32))
+    again = PlaceIndex.load(index.save(tmp_path / "places.npz"), engine)
+    queries = rng.normal(size=(3, 4))
+    a, b = index.search(queries, 8), again.search(queries, 8)
+    np.testing.assert_array_equal(a.rows, b.rows)
+    np.testing.assert_array_equal(a.positions, b.positions)
+    assert a.ids == b.ids
+    assert "7" in b.ids[0]
+    assert (a.positions[a.rows < 7][:, 2] == 0).all()
+    assert np.isnan(a.positions[a.rows == 7]).all()
+    again.add(queries)
+    assert len(again) == 11
+
+
+def test_automatic_engine_is_faiss_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pcdet_ext.places.index.find_spec", lambda name: None)
+    assert PlaceIndex(2).engine == "torch"
+
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr("pcdet_ext.places.index.import_module", missing)
+    with pytest.raises(ImportError, match=r"pcdet_ext\[faiss\]"):
+        PlaceIndex(2, "faiss")
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    index = PlaceIndex(3, "torch")
+    with pytest.raises(ValueError, match="the index is empty"):
+        index.search(np.zeros(3))
+    with pytest.raises(ValueError, match=r"must be \[N, 3\] or \[3\], got \[2, 4\]"):
+        index.add(np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="finite"):
+        index.add(np.full(3, np.nan))
+    with pytest.raises(ValueError, match="2 descriptors, but 1 ids"):
+        index.add(np.zeros((2, 3)), ["a"])
+    with pytest.raises(ValueError, match="2 descriptors, but 3 positions"):
+        index.add(np.zeros((2, 3)), positions=np.zeros((3, 2)))
+    index.add(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="k must be"):
+        index.search(np.zeros(3), 0)
+    with pytest.raises(ValueError, match=r"written as \.npz"):
+        index.save(tmp_path / "index.bin")
+    with pytest.raises(ValueError, match="engine must be"):
+        PlaceIndex(3, "annoy")  # type: ignore[arg-type]
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "index.npz"
+    with pytest.raises(DataError, match="no such file"):
+        PlaceIndex.load(path)
+    index = PlaceIndex(3, "torch")
+    index.add(np.eye(3))
+    content = index.save(path).read_bytes()
+    path.write_bytes(content[:-40])
+    with pytest.raises(DataError, match="no index of places"):
+        PlaceIndex.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="no index of places"):
+        PlaceIndex.load(path)
+    parts = {"descriptors": np.eye(3, dtype=np.float32), "ids": np.array(["a"] * 3), "positions": np.zeros((3, 3))}
+    np.savez(path, format=np.array(2), **parts)
+    with pytest.raises(DataError, match="format 2"):
+        PlaceIndex.load(path)
+    np.savez(path, format=np.array(1), **(parts | {"ids": np.array(["a"])}))
+    with pytest.raises(DataError, match="damaged: 3 descriptors, but 1 ids"):
+        PlaceIndex.load(path)
+    np.savez(path, format=np.array(1), **(parts | {"ids": np.array([{}] * 3, dtype=object)}))
+    with pytest.raises(DataError, match="no index of places"):
+        PlaceIndex.load(path)
