@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -57,12 +58,33 @@ def in_order(pool: Executor, work: Callable[[Any], T], tasks: Sequence[Any], ahe
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C waits. A process that begins meanwhile inherits this, so that it is not interrupted before it is ready."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Ctrl-C waits. A process that begins meanwhile inherits this, so that it is not interrupted before it is ready.
+
+    Blocking the signal in this thread does not suffice: it may reach another one, for which Python acts in this one.
+    """
+    held: list[tuple[int, FrameType | None]] = []
+    with _handler(lambda *signalled: held.append(signalled)) as before:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if held and callable(before):
+        before(*held[0])
+
+
+@contextmanager
+def _handler(handler: Callable[[int, FrameType | None], object]) -> Iterator[Any]:
+    """Another handler of Ctrl-C, in the main thread, which alone may have one; gives that of before."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield None
+        return
+    signal.signal(signal.SIGINT, handler)
     try:
-        yield
+        yield before
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
 
 
 class _Process:

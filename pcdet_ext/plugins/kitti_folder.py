@@ -10,10 +10,12 @@ as they are in KITTI: such files are rewritten. Nothing else that is there is ch
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from pcdet_ext.data.text import read_lines
 from pcdet_ext.files import DataError, atomic_write
 
 NOTHING = "DontCare -1 -1 -10 0 0 1 1 -1 -1 -1 -1000 -1000 -1000 -10"  # a row that no metric counts
@@ -51,10 +53,15 @@ def complete(root: str | Path, size: tuple[int, int] = SIZE) -> int:
     return len(missing)
 
 
+def as_kitti_writes(rows: Sequence[str]) -> list[str]:
+    """The rows of a label file with those of DontCare behind the others, and at least one; empty ones are left out."""
+    filled = [row for row in rows if row.strip()]
+    return sorted(filled, key=lambda row: row.split()[0].lower() == "dontcare") or [NOTHING]
+
+
 def _order_labels(path: Path) -> None:
-    """Rows DontCare behind the others, and at least one row."""
-    rows = [row for row in path.read_text(encoding="utf-8").splitlines() if row.strip()]
-    ordered = sorted(rows, key=lambda row: row.startswith("DontCare")) or [NOTHING]
+    rows = read_lines(path)
+    ordered = as_kitti_writes(rows)
     if ordered != rows:
         with atomic_write(path) as temporary:
             temporary.write_text("".join(f"{row}\n" for row in ordered), encoding="utf-8")

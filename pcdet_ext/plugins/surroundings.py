@@ -5,11 +5,14 @@ Each function does one thing, only where it is needed, and says so in a line.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from pcdet_ext.interop.checkpoints import HARMLESS
@@ -59,6 +62,39 @@ def _plain_sparse_convolutions(module: ModuleType) -> None:
     if not module.__dict__["CPU_ONLY_BUILD"]:
         module.__dict__["CPU_ONLY_BUILD"] = True
         tell(f"there is no GPU: {module.__name__} uses its native algorithm")
+
+
+def distributed_without_cuda() -> None:
+    """Where processes that torchrun started train together without a GPU: gloo connects them, and all is on the CPU.
+
+    `torch.cuda.device_count` is then 1, as such code shares its processes out among the devices, and what is said of
+    devices to `DistributedDataParallel` is left out.
+    """
+    if torch.cuda.is_available() or not are_distributed():
+        return
+    torch.cuda.device_count = lambda: 1
+    nn.parallel.DistributedDataParallel = _OnCPU  # type: ignore[assignment, misc]
+    tell("there is no GPU: processes are connected by gloo, and DistributedDataParallel trains on the CPU")
+
+
+def are_distributed() -> bool:
+    """Whether torchrun (or what sets the same variables) started this process."""
+    return dist.is_available() and "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+class _OnCPU(nn.parallel.DistributedDataParallel):
+    """DistributedDataParallel for a module on the CPU, whatever is said of devices."""
+
+    def __init__(self, module: nn.Module, device_ids: Any = None, output_device: Any = None, **options: Any) -> None:
+        del device_ids, output_device
+        super().__init__(module, **options)
+
+
+def forked_workers() -> None:
+    """Let further processes begin as copies of this one, which have what was done here; spawned ones would not."""
+    if are_distributed() and multiprocessing.get_start_method(allow_none=True) is None:
+        multiprocessing.set_start_method("fork")
+        tell("workers of data loaders are forked, so that they have pcdet_ext's operations")
 
 
 def allow_numpy_numbers_in_checkpoints() -> None:

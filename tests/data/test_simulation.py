@@ -113,6 +113,13 @@ def test_a_wall_hides_a_car_or_half_of_it() -> None:
     assert half.occlusion.tolist()[0] in (1, 2)
 
 
+def test_dont_care_comes_last_as_in_kitti() -> None:
+    labels = labels_for([car_at(20, 0), car_at(30, 14)], wall(10, 0, 8))
+    assert labels.names == ("Car", kitti.DONT_CARE)
+    np.testing.assert_allclose(kitti.labels_to_boxes(labels, calibration()).boxes[0, :2], [30, 14], atol=1e-3)
+    assert labels.rotation_y[1] == -10
+
+
 def test_what_the_camera_does_not_see_has_no_label() -> None:
     assert len(labels_for([car_at(-15, 0), car_at(3, 20)])) == 0
     cut = labels_for([car_at(8, 7.4)])

@@ -39,13 +39,17 @@ def python() -> str:
     return chosen
 
 
-def launch(*arguments: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """Run a script through the plugin's launcher, with the checkout on the path."""
+def launch(
+    *arguments: str | Path, timeout: float = 600, processes: int = 1, folder: Path = HERE
+) -> subprocess.CompletedProcess[str]:
+    """Run a script through the plugin's launcher, with the checkout on the path; by torchrun in several processes."""
     places = [str(HERE.parents[1]), str(checkout())]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
-    command = [python(), "-m", "pcdet_ext.plugins.openpcdet", *map(str, arguments)]
+    together = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    command = [python(), "-m", *(together if processes > 1 else [])]
+    command += ["pcdet_ext.plugins.openpcdet", *map(str, arguments)]
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=timeout, cwd=HERE
+        command, env=environment, capture_output=True, text=True, check=False, timeout=timeout, cwd=folder
     )
 
 

@@ -1,8 +1,8 @@
 """Run by OpenPCDet's interpreter through the launcher: train, save, resume and evaluate the models of a plan.
 
 python -m pcdet_ext.plugins.openpcdet openpcdet_steps.py TOOLS PLAN.json: `TOOLS` is OpenPCDet's folder tools, the plan
-has `configs` (YAML files by name), `steps`, and the file `out`, into which the results are written as JSON. `kitti`, if
-it is there, is a folder in KITTI's layout that is prepared first.
+has `configs` (YAML files by name), `steps` (0 for no training), and the file `out`, into which the results are written
+as JSON. `kitti`, if it is there, is a folder in KITTI's layout that is prepared first.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def main() -> None:
         kitti_dataset.Path = Path  # which that module imports only when it is run as a script
         kitti_dataset.create_kitti_infos(any_config.DATA_CONFIG, any_config.CLASS_NAMES, folder, folder, workers=1)
         results["metric"] = metric(any_config, out.parent)
-    for name, path in PLAN["configs"].items():
+    for name, path in PLAN["configs"].items() if PLAN["steps"] else ():
         try:
             results[name] = run(name, path, PLAN["steps"], out.parent)
         except Exception as error:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
 
 from pcdet_ext.files import DataError
-from pcdet_ext.plugins.kitti_folder import complete
+from pcdet_ext.plugins import imports
+from pcdet_ext.plugins.kitti_folder import NOTHING, complete
+from pcdet_ext.plugins.openpcdet import environment
 
 CAR, IGNORED = "Car 0 0 0 1 2 3 4 1.5 1.6 3.9 1 1 9 0", "DontCare -1 -1 -10 0 0 5 5 -1 -1 -1 -1000 -1000 -1000 -10"
 
@@ -47,3 +50,14 @@ def test_what_is_missing_is_written_and_what_is_there_stays(folder: Path) -> Non
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not in KITTI's layout"):
         complete(tmp_path)
+
+
+def test_openpcdet_reads_label_files_as_kitti_writes_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    imports._SAID.clear()
+    reader = ModuleType("pcdet.utils.object3d_kitti")
+    reader.__dict__["Object3d"] = str
+    environment._read_labels_as_kitti_has_them(reader)
+    found = {path.stem: reader.get_objects_from_label(path) for path in (folder / "training" / "label_2").iterdir()}
+    assert found == {"000000": [CAR, IGNORED], "000001": [NOTHING], "000002": [CAR, IGNORED]}
+    assert labels(folder, "000000") == [IGNORED, CAR]
+    assert capsys.readouterr().err.count("label files without a row get one DontCare") == 1

@@ -5,6 +5,7 @@ Needs a checkout: PCDET_EXT_OPENPCDET=…, and PCDET_EXT_OPENPCDET_PYTHON=… wh
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,21 @@ def plan(kitti: str) -> dict[str, Any]:
     return models
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Results of all models, trained one after the other in one process."""
+def write_frames(folder: Path) -> Path:
+    """KITTI frames in a folder; without them, or without OpenPCDet, the test is skipped."""
     host.checkout()
     host.python()
     shared = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "kitti_mini"
     if not shared.is_dir():
         pytest.skip(f"the KITTI frames are not here ({shared})")
+    return host.write_kitti(folder / "kitti", shared)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Results of all models, trained one after the other in one process."""
     folder = tmp_path_factory.mktemp("openpcdet")
-    kitti = host.write_kitti(folder / "kitti", shared)
+    kitti = write_frames(folder)
     return host.run_plan(folder, plan(str(kitti)), steps=STEPS, kitti=str(kitti)) | {"folder": folder, "kitti": kitti}
 
 
@@ -110,3 +116,27 @@ def test_their_kitti_metric_is_ours(trained: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_what_was_done_is_told(trained: dict[str, Any]) -> None:
     assert "compiled modules answered by pcdet_ext: iou3d_nms_cuda" in trained["log"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_on_the_cpu(tmp_path: Path) -> None:
+    """Their train.py and evaluation, with DistributedDataParallel, which fails on parameters that get no gradient."""
+    folder, kitti = tmp_path, write_frames(tmp_path)
+    name, config = "two", configs.with_backbone(str(kitti), configs.lion("Mamba"), configs.CUBIC)
+    host.run_plan(folder, {name: config}, steps=0, kitti=str(kitti))
+    tools = host.checkout() / "tools"
+    out = host.checkout() / "output" / Path(*folder.parts[1:])  # where OpenPCDet puts what it writes
+    arguments = ["train.py", "--launcher", "pytorch", "--cfg_file", folder / f"{name}.yaml", "--epochs", "1"]
+    arguments += ["--batch_size", "4", "--workers", "1", "--wo_gpu_stat"]
+    try:
+        done = host.launch(*arguments, processes=2, folder=tools)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said[-6000:]
+        assert "there is no GPU: processes are connected by gloo" in said
+        assert "total_batch_size: 4" in said
+        assert "Car AP_R40@0.70, 0.70, 0.70" in said
+        state = torch.load(out / name / "default" / "ckpt" / "checkpoint_epoch_1.pth", weights_only=False)
+        assert state["it"] * 4 >= len(np.loadtxt(kitti / "ImageSets" / "train.txt"))
+        assert not any(key.startswith("module.") for key in state["model_state"])
+    finally:
+        shutil.rmtree(out, ignore_errors=True)

@@ -27,7 +27,7 @@ def calibration() -> kitti.Calibration:
 
 
 def labels_of(scene: Scene, scan: Scan, sensor: SpinningLidar, calib: kitti.Calibration) -> kitti.Labels:
-    """Labels of the actors that the camera sees and at least one point lies on, nearest first.
+    """Labels of the actors that the camera sees, nearest first, and DontCare last, as KITTI has them.
 
     Truncation is the share of the projected box outside the image, occlusion a level by the share of beams towards an
     actor that something else stopped. An actor without points in view is a DontCare region.
@@ -49,8 +49,8 @@ def labels_of(scene: Scene, scan: Scan, sensor: SpinningLidar, calib: kitti.Cali
 
 
 def _finished(labels: kitti.Labels, truncation: Array, occlusion: Array, in_view: Array, empty: Array) -> kitti.Labels:
-    """The rows in view with their columns filled; those without points become DontCare."""
-    rows = np.flatnonzero(in_view)
+    """The rows in view with their columns filled; those without points become DontCare and come last."""
+    rows = np.concatenate([np.flatnonzero(in_view & ~empty), np.flatnonzero(in_view & empty)])
     ignored = empty[rows]
     fill = np.where(ignored[:, None], -1000.0, labels.location[rows])
     return kitti.Labels(

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from pcdet_ext.data.text import read_lines
 from pcdet_ext.plugins.imports import after_import, is_installed, is_provided, loads, provide_module, tell
+from pcdet_ext.plugins.kitti_folder import as_kitti_writes
 from pcdet_ext.plugins.openpcdet.compiled import MODULES, Point2VoxelCPU3d
 from pcdet_ext.plugins.rotate_iou import provide_rotate_iou
 from pcdet_ext.plugins.scatter import provide_torch_scatter
 from pcdet_ext.plugins.surroundings import (
     allow_numpy_numbers_in_checkpoints,
+    distributed_without_cuda,
+    forked_workers,
     restore_numpy_aliases,
     stand_in_for_missing,
     without_cuda,
@@ -44,6 +50,12 @@ def prepare() -> None:
     operations()
     restore_numpy_aliases()
     without_cuda()
+    distributed_without_cuda()
+    forked_workers()
+    after_import("pcdet.utils.common_utils", _connect_without_cuda)
+    after_import("pcdet.utils.commu_utils", _gather_without_cuda)
+    after_import("train_utils.train_utils", _wait_for_the_last_checkpoint)
+    after_import("pcdet.utils.object3d_kitti", _read_labels_as_kitti_has_them)
     allow_numpy_numbers_in_checkpoints()
     _without_argoverse()
     stand_in_for_missing(OPTIONAL)
@@ -102,6 +114,61 @@ def _answer_version() -> None:
     if folder is not None and not (folder / "version.py").is_file():
         tell(f"pcdet/version.py, which OpenPCDet's build writes, is missing: {VERSION} is assumed")
         provide_module("pcdet.version", {"__version__": VERSION})
+
+
+def _connect_without_cuda(module: ModuleType) -> None:
+    """Without a GPU, `init_dist_pytorch` connects its processes by gloo; it returns their number and this one's."""
+    if torch.cuda.is_available():
+        return
+
+    def init_dist_pytorch(tcp_port: int, local_rank: int, backend: str = "gloo") -> tuple[int, int]:
+        del tcp_port, local_rank, backend
+        dist.init_process_group(backend="gloo")
+        return dist.get_world_size(), dist.get_rank()
+
+    module.__dict__["init_dist_pytorch"] = init_dist_pytorch
+
+
+def _gather_without_cuda(module: ModuleType) -> None:
+    """Without a GPU, `all_gather` collects the objects of all processes by way of the CPU."""
+    if torch.cuda.is_available():
+        return
+
+    def all_gather(data: Any) -> list[Any]:
+        found = [data] * int(module.get_world_size())
+        if len(found) > 1:
+            dist.all_gather_object(found, data)
+        return found
+
+    module.__dict__["all_gather"] = all_gather
+
+
+def _wait_for_the_last_checkpoint(module: ModuleType) -> None:
+    """After training, processes wait for the one that writes the last checkpoint, which all of them read next."""
+    train_model = module.__dict__["train_model"]
+
+    @wraps(train_model)
+    def then_wait(*arguments: Any, **options: Any) -> Any:
+        result = train_model(*arguments, **options)
+        if dist.is_initialized():
+            tell("processes wait for the last checkpoint before they evaluate it")
+            dist.barrier()
+        return result
+
+    module.__dict__["train_model"] = then_wait
+
+
+def _read_labels_as_kitti_has_them(module: ModuleType) -> None:
+    """Label files without a row, or with rows DontCare between others, are read as if KITTI had written them."""
+
+    def get_objects_from_label(label_file: str | Path) -> list[Any]:
+        rows = read_lines(label_file)
+        ordered = as_kitti_writes(rows)
+        if ordered != rows:
+            tell("label files without a row get one DontCare, and rows DontCare come last, as OpenPCDet needs it")
+        return [module.Object3d(row) for row in ordered]
+
+    module.__dict__["get_objects_from_label"] = get_objects_from_label
 
 
 def _without_argoverse() -> None:
