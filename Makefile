@@ -68,6 +68,7 @@ test: $(VENV)/.dev $(VENV)/.native
 # mmdetection3d for the tests of the plugin: an environment that borrows torch and all else that it can from .venv.
 mmdet3d: $(MMDET3D)/.ready
 $(MMDET3D)/.ready: tests/plugins/mmdet3d.txt | $(VENV)/.dev
+	@echo "Installing mmdetection3d into $(MMDET3D): up to a minute …"
 	rm -rf $(MMDET3D)
 	$(BIN)/python -m venv --without-pip $(MMDET3D)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > $(MMDET3D)/borrowed.pth
@@ -97,21 +98,26 @@ system:
 # What a user runs: torch first, at the wanted version, so that nothing else pulls another build of it.
 $(VENV)/.run: setup.py pyproject.toml | system
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch into $(VENV): $(TORCH), a minute or more …"
 	$(PIP) install $(TORCH)
+	@echo "Installing this library and the packages that it needs: a minute or more …"
 	$(PIP) install 'setuptools>=77' wheel
 	PCDET_EXT_CUDA=0 PCDET_EXT_REQUIRE_NATIVE=$(REQUIRE_NATIVE) $(PIP) install --no-build-isolation -e '.[vis,train]'
 	touch $@
 
 # And what the tests need on top.
 $(VENV)/.dev: $(VENV)/.run
+	@echo "Installing what the tests need: up to a minute …"
 	PCDET_EXT_CUDA=0 $(PIP) install --no-build-isolation -e '.[dev]'
 	touch $@
 
 $(VENV)/.native_cpu: setup.py $(NATIVE_SOURCES) | $(VENV)/.run
+	@echo "Compiling the native operations for the CPU: up to a minute …"
 	PCDET_EXT_CUDA=0 $(BIN)/python setup.py -q build_ext --inplace
 	touch $@
 
 # For CUDA too, where nvcc is found.
 $(VENV)/.native: setup.py $(NATIVE_SOURCES) | $(VENV)/.run
+	@echo "Compiling the native operations, for CUDA too where nvcc is found: up to some minutes …"
 	$(BIN)/python setup.py -q build_ext --inplace
 	touch $@
