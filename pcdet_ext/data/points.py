@@ -30,6 +30,7 @@ SYNONYMS = {
 # Columns of files that do not name theirs, by their number, as the data sets that use them have it.
 HEADLESS = (*XYZ, "intensity", "timestamp")
 NUSCENES = (*XYZ, "intensity", "ring")
+ONE_SCAN = ".pcd.bin"  # how files end that have them
 LZF_EXPANSION = 88  # three bytes of LZF announce at most 264
 LAZ_EXPANSION = 10_000  # of a file whose points are all alike; what announces more is damaged
 SUFFIXES = (".bin", ".npy", ".pcd", ".ply", ".las", ".laz")  # of the files that are read
@@ -120,7 +121,12 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
 
 def is_one_scan(path: str | Path) -> bool:
     """Whether a file is, by its name, one of several scans that make a frame together (nuScenes' .pcd.bin)."""
-    return str(path).lower().endswith(".pcd.bin")
+    return str(path).lower().endswith(ONE_SCAN)
+
+
+def is_headless_bin(path: str | Path) -> bool:
+    """Whether a file is a .bin file of which nobody says how many columns it has."""
+    return Path(path).suffix.lower() == ".bin" and not is_one_scan(path)
 
 
 def read_points(path: str | Path, columns: int | None = None) -> Array:
@@ -141,8 +147,7 @@ def read_columns(path: str | Path, wanted: Sequence[str]) -> Array:
     """
     path = Path(path)
     one_scan = is_one_scan(path)
-    headless = path.suffix.lower() == ".bin" and not one_scan
-    content = read_point_file(path, len(wanted) if headless else None)
+    content = read_point_file(path, len(wanted) if is_headless_bin(path) else None)
     if one_scan and "timestamp" in wanted:
         points = np.insert(content.points, len(content.columns), 0, axis=1)
         content = replace(content, points=points, columns=(*content.columns, "timestamp"))

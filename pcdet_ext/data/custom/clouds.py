@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.data.custom.layout import NUSCENES_SUFFIX, SETTINGS, Settings
-from pcdet_ext.data.points import HEADLESS, XYZ, PointFile, find_column, read_point_file
+from pcdet_ext.data.custom.layout import SETTINGS, Settings
+from pcdet_ext.data.points import HEADLESS, XYZ, PointFile, find_column, is_headless_bin, read_point_file
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array
 
@@ -60,12 +60,6 @@ class Columns:
         """The inverse of `to_json`."""
         features, headless, scale = content["features"], content["headless"], content["scale"]
         return Columns(tuple(features), tuple(headless), float(scale))  # type: ignore[arg-type]
-
-
-def is_headless_bin(path: Path) -> bool:
-    """Whether a file is a .bin file of which nobody says how many columns it has."""
-    name = path.name.lower()
-    return name.endswith(".bin") and not name.endswith(NUSCENES_SUFFIX)
 
 
 def find_columns(clouds: Iterable[Path], settings: Settings) -> Columns:

@@ -9,11 +9,11 @@ import numpy as np
 
 from pcdet_ext.data.geometry import transform
 from pcdet_ext.data.nuscenes.frames import Sweep
-from pcdet_ext.data.points import read_bin
+from pcdet_ext.data.points import NUSCENES, read_bin
 from pcdet_ext.files import DataError, MissingFileError
 from pcdet_ext.structures import Array
 
-FILE_FEATURES = ("x", "y", "z", "intensity", "ring")  # columns of a .pcd.bin file
+FILE_FEATURES = NUSCENES  # columns of a .pcd.bin file
 POINT_FEATURES = ("x", "y", "z", "intensity", "timestamp", "ring")  # of a frame; timestamp: seconds of age
 NEAR = 1.0  # metres around a sweep's own sensor, where its points lie on the vehicle
 

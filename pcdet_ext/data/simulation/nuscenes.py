@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pcdet_ext.data.nuscenes.splits import MINI, official_scenes
 from pcdet_ext.data.simulation.drive import Drive, drive
 from pcdet_ext.data.simulation.labelling import Seen, count_points, hidden_share, labelled
 from pcdet_ext.data.simulation.sensor import EvenLidar, world_of
+from pcdet_ext.evaluation.nuscenes_files import ATTRIBUTES
 from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
 
@@ -28,19 +30,6 @@ MAX_RANGE = 80.0  # metres beyond which nothing is labelled
 SENSOR_PLACE = (0.94, 0.0)  # of the sensor before the ego vehicle's origin, and left of it, metres
 MAP_RESOLUTION = 0.1  # metres per pixel: what the devkit takes for granted
 MAP_MARGIN = 60.0  # metres of map around the street
-MINI_TRAIN = (61, 553, 655, 757, 796, 1077, 1094, 1100)  # the official scenes of v1.0-mini
-MINI_VAL = (103, 916)
-
-ATTRIBUTES = (
-    "vehicle.moving",
-    "vehicle.stopped",
-    "vehicle.parked",
-    "cycle.with_rider",
-    "cycle.without_rider",
-    "pedestrian.sitting_lying_down",
-    "pedestrian.standing",
-    "pedestrian.moving",
-)
 VISIBILITY = ("v0-40", "v40-60", "v60-80", "v80-100")
 CATEGORIES = (
     *(f"human.pedestrian.{n}" for n in ("adult", "child", "wheelchair", "stroller", "personal_mobility")),
@@ -83,10 +72,12 @@ def scene_names(version: str, val: list[bool]) -> list[str]:
     Those of v1.0-mini get the official names of their split as far as these suffice, so that every tool finds the
     split by itself; other simulated scenes have names of their own.
     """
-    held_out = sum(val)
-    if version == "v1.0-mini" and held_out <= len(MINI_VAL) and len(val) - held_out <= len(MINI_TRAIN):
-        names = {True: iter(MINI_VAL), False: iter(MINI_TRAIN)}
-        return [f"scene-{next(names[v]):04d}" for v in val]
+    official = {
+        held_out: sorted(official_scenes(f"mini_{split}")) for held_out, split in ((True, "val"), (False, "train"))
+    }
+    if version == MINI and all(val.count(held_out) <= len(names) for held_out, names in official.items()):
+        names = {held_out: iter(those) for held_out, those in official.items()}
+        return [next(names[held_out]) for held_out in val]
     return [f"sim-{number:04d}" for number in range(len(val))]
 
 
@@ -150,7 +141,7 @@ class NuScenesWriter:
 def _fixed_tables() -> Tables:
     """Tables with the rows that every release has."""
     tables: Tables = {name: [] for name in TABLES}
-    tables["attribute"] = [{"token": token("attribute", n), "name": n, "description": ""} for n in ATTRIBUTES]
+    tables["attribute"] = [{"token": token("attribute", n), "name": n, "description": ""} for n in ATTRIBUTES if n]
     tables["category"] = [
         {"token": token("category", n), "name": n, "description": "", "index": i} for i, n in enumerate(CATEGORIES, 1)
     ]
