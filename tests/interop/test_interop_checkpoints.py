@@ -127,6 +127,8 @@ def test_logs_of_mmengine_are_read_and_give_nothing_but_their_own_methods(
     HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
     HistoryBuffer.mean.__module__, HistoryBuffer.mean.__qualname__ = module.__name__, "HistoryBuffer.mean"
     module.HistoryBuffer = HistoryBuffer
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     log = HistoryBuffer()
     log.__dict__.update(history=np.arange(3.0), ways={"mean": HistoryBuffer.mean})
