@@ -101,7 +101,7 @@ class Summary:
     empty: int = 0
 
     def __str__(self) -> str:
-        objects = ", ".join(f"{count} {name}" for name, count in self.objects.items()) or "no labelled objects"
+        objects = ", ".join(f"{count} {name}" for name, count in self.objects.items()) or "no labelled boxes"
         text = f"{self.split}: {self.frames} frames, {objects}"
         text += f"; {self.dropped_points} points are not finite" if self.dropped_points else ""
         text += f"; {self.empty} frames have no finite point" if self.empty else ""
