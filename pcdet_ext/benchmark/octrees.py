@@ -16,12 +16,14 @@ from pcdet_ext.benchmark.voxels import WAYMO_VOXELS, with_gradient
 from pcdet_ext.grouping.octree import build_octree
 from pcdet_ext.grouping.orders import Ordering, ordering_of_keys
 from pcdet_ext.grouping.partitions import octree_windows
-from pcdet_ext.ops import octree_depthwise_conv, serialize
+from pcdet_ext.ops import group_attention, octree_depthwise_conv, serialize
+from pcdet_ext.ops.group_attention import group_attention_reference
 from pcdet_ext.ops.octree_conv import octree_depthwise_conv_reference
 from pcdet_ext.ops.serialize import curve_depth
 
 FULL_DEPTH, POINTS_DEPTH = 2, 10
 CHANNELS = 64
+WINDOW, WIDTH, HEADS = 32, 96, 6  # of OctFormer's first stage
 REFERENCE_LIMIT = 200_000  # voxels; the reference holds 27 features of each at once
 
 
@@ -99,6 +101,63 @@ def convolution(load: Workload) -> Iterator[Contest]:
         flops=2 * flops,
         reference_limit=REFERENCE_LIMIT,
     )
+
+
+@benchmark("octree_attention")
+def attention(load: Workload) -> Iterator[Contest]:
+    """Attention of 96 channels and 6 heads in windows of 32 voxels, with biases of relative positions (OctFormer)."""
+    coords, grid = occupied(load, WAYMO_VOXELS)
+    ordering = ordering_of_keys(serialize(coords, grid, "zorder"), coords[:, 0].long(), int(coords[:, 0].max()) + 1)
+    coords, rows = coords[ordering.order], torch.arange(len(coords), device=coords.device)  # rows of octrees are sorted
+    ordering = Ordering(rows, rows, ordering.counts)
+    generator, cells = load.generator(), coords[:, 1:].contiguous()
+    qkv = torch.randn(len(coords), 3 * WIDTH, generator=generator).to(load.device)
+    for dilation in (1, 4):
+        bound = int(0.8 * WINDOW * dilation**0.5)
+        table = torch.randn(3 * (2 * bound + 1), HEADS, generator=generator).to(load.device)
+        plan = octree_windows(ordering, WINDOW, dilation, straddle=True)
+        inputs = (qkv, plan.index, plan.inverse, HEADS, plan.valid, plan.owner, cells, table)
+        yield Contest(
+            f"windows of 32 voxels, dilation {dilation}, forward",
+            partial(group_attention, *inputs),
+            partial(group_attention_reference, *inputs),
+            {"gather and matmul": _gather_and_matmul(qkv, coords, table, dilation)},
+            work={"voxels": len(coords)},
+            bytes=qkv.nbytes * 4 // 3,
+            flops=4 * WIDTH * WINDOW * len(coords),
+            reference_limit=REFERENCE_LIMIT,
+        )
+
+
+def _gather_and_matmul(qkv: Tensor, coords: Tensor, table: Tensor, dilation: int) -> Callable[[], Tensor]:
+    """The same in PyTorch as it is usually written, with masks and relative positions made once and kept.
+
+    Rows are padded and cut into windows, the biases gathered for every pair of slots, and the weights computed by two
+    products of matrices with a softmax between them.
+    """
+    n, block, bound = len(qkv), WINDOW * dilation, (len(table) // 3 - 1) // 2
+    padding = -n % block
+
+    def windows(rows: Tensor) -> Tensor:
+        rows = rows.view(-1, WINDOW, dilation, rows.shape[1]).transpose(1, 2)
+        return rows.reshape(-1, WINDOW, rows.shape[-1])
+
+    frame = torch.cat([coords[:, :1], coords.new_full((padding, 1), -1)])
+    cells = torch.cat([coords[:, 1:].flip(1), coords.new_zeros(padding, 3)])
+    owner, places = windows(frame).squeeze(-1), windows(cells)
+    mask = torch.where(owner[:, :, None] == owner[:, None], 0.0, -1000.0)[:, None]
+    away = (places[:, :, None] - places[:, None]).clamp(-bound, bound) + bound
+    entries = (away + torch.arange(3, device=away.device) * (2 * bound + 1)).long()
+
+    def attend() -> Tensor:
+        slots = windows(torch.cat([qkv, qkv.new_zeros(padding, qkv.shape[1])]))
+        q, k, v = slots.view(len(slots), WINDOW, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        logits = (q * (WIDTH // HEADS) ** -0.5) @ k.transpose(-2, -1)
+        bias = table[entries].sum(3).permute(0, 3, 1, 2)
+        out = ((logits + bias + mask).softmax(-1) @ v).transpose(1, 2).reshape(-1, dilation, WINDOW, WIDTH)
+        return out.transpose(1, 2).reshape(-1, WIDTH)[:n]
+
+    return attend
 
 
 def _clouds(coords: Tensor, depth: int) -> list[Tensor]:

@@ -49,12 +49,11 @@ class SoftmaxAttention(nn.Module):
         """
         if not isinstance(plan, Groups):
             raise ValueError(f"softmax attention needs equal-size groups, got {type(plan).__name__}")
-        mixed = grouped_attention(self._project(x, position), plan, self.num_heads, self._bias(plan))
-        return self.out_proj(mixed)
+        return self.out_proj(self._attend(self._project(x, position), plan))
 
-    def _bias(self, plan: Groups) -> Tensor | None:
-        """What is added to the logits [G or 1, num_heads or 1, L, L]; nothing here."""
-        return None
+    def _attend(self, qkv: Tensor, plan: Groups) -> Tensor:
+        """Attention of voxels [N, C] from their queries, keys and values [N, 3C]."""
+        return grouped_attention(qkv, plan, self.num_heads)
 
     def _project(self, x: Tensor, position: Tensor | None) -> Tensor:
         """Queries, keys and values side by side [N, 3C]: of voxels, not of slots, because many slots hold a voxel."""

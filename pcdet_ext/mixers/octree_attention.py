@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pcdet_ext.mixers.attention import SoftmaxAttention
 from pcdet_ext.mixers.registry import MIXERS
+from pcdet_ext.ops.group_attention import group_attention
 from pcdet_ext.structures import Groups
 
 
@@ -48,19 +49,11 @@ class OctreeAttention(SoftmaxAttention):
             self.relative_bias = nn.Parameter(torch.empty(3 * (2 * self.bound + 1), num_heads))
             nn.init.trunc_normal_(self.relative_bias, std=0.02)
 
-    def _bias(self, plan: Groups) -> Tensor | None:
-        """Biases [G, num_heads, L, L] for the relative positions inside the groups."""
+    def _attend(self, qkv: Tensor, plan: Groups) -> Tensor:
         if self.relative_bias is None:
-            return None
+            return super()._attend(qkv, plan)
         if plan.cells is None:
             raise ValueError("OctreeAttention needs groups that know the cells of their voxels")
-        table = torch.cat([self.relative_bias, self.relative_bias.new_zeros(1, self.num_heads)])
-        cells = plan.cells[plan.index].flip(-1)  # the table has x, y, z
-        placed = (cells >= 0).all(-1)
-        both = placed[:, :, None] & placed[:, None]
-        parts = []
-        for axis, cell in enumerate(cells.unbind(-1)):
-            distance = (cell[:, :, None] - cell[:, None]).clamp(-self.bound, self.bound)
-            row = distance + self.bound + axis * (2 * self.bound + 1)
-            parts.append(nn.functional.embedding(torch.where(both, row, len(table) - 1), table))
-        return (parts[0] + parts[1] + parts[2]).permute(0, 3, 1, 2)
+        slots = plan.index, plan.inverse
+        sight = plan.valid, plan.owner
+        return group_attention(qkv, *slots, self.num_heads, *sight, plan.cells.int(), self.relative_bias)

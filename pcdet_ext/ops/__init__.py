@@ -12,6 +12,7 @@ from pcdet_ext.ops.boxes import (
     shared_area_bev_paired,
 )
 from pcdet_ext.ops.causal_conv1d import causal_conv1d
+from pcdet_ext.ops.group_attention import group_attention
 from pcdet_ext.ops.linear_attention import scattered_linear_attention
 from pcdet_ext.ops.octree_conv import octree_depthwise_conv
 from pcdet_ext.ops.rotated_sets import RotatedSets, rotated_sets
@@ -27,6 +28,7 @@ __all__ = [
     "deserialize",
     "dynamic_voxelize",
     "grid_size",
+    "group_attention",
     "iou_3d",
     "iou_3d_paired",
     "iou_bev",

@@ -11,6 +11,7 @@ from torch import Tensor
 from pcdet_ext.grouping.orders import ZOrder
 from pcdet_ext.grouping.partitions import OctreeWindows
 from pcdet_ext.mixers import OctreeAttention
+from pcdet_ext.ops.group_attention import relative_bias
 from pcdet_ext.structures import Groups, SparseVoxels
 
 CHANNELS, HEADS = 8, 2
@@ -83,7 +84,7 @@ def test_gradients_are_right() -> None:
 def test_distances_beyond_the_bound_count_as_the_bound() -> None:
     mixer = OctreeAttention(CHANNELS, HEADS, group_size=2)  # bound 1
     plan = Groups(torch.tensor([[0, 1, 2]]), torch.arange(3), cells=torch.tensor([[0, 0, 0], [0, 0, 1], [0, 0, 7]]))
-    bias = mixer._bias(plan)
+    bias = relative_bias(plan.cells[plan.index], mixer.relative_bias)
     assert mixer.bound == 1
     assert torch.equal(bias[0, :, 1, 0], bias[0, :, 2, 0])
     assert not torch.equal(bias[0, :, 1, 0], bias[0, :, 0, 1])
@@ -99,7 +100,7 @@ def test_published_bounds(size: int, dilation: int, bound: int) -> None:
 def test_rows_without_a_place_have_no_bias() -> None:
     mixer = OctreeAttention(CHANNELS, HEADS, group_size=4)
     cells = torch.tensor([[-1, -1, -1], [0, 0, 1], [3, 0, 7]])
-    bias = mixer._bias(Groups(torch.tensor([[0, 1, 2]]), torch.arange(3), cells=cells))
+    bias = relative_bias(cells[None], mixer.relative_bias)
     assert not bias[0, :, 0].any()
     assert not bias[0, :, :, 0].any()
     assert bias[0, :, 1:, 1:].all()

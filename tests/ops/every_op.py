@@ -77,6 +77,7 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
     neighbours = change(torch.stack([table(0, -1, 2, 1), table(3, 2, 1, -1)], 1))
     offsets, decay = table(0, 10, 10, 30), torch.tensor([0.5, 0.9], dtype=dtype, device=CPU)
     keys, root_table = ops.serialize(voxels, GRID, "zorder"), table(*[-1] * 13, 0, *[-1] * 13).view(1, 27)
+    slots = table(1, 2, 3, 0).view(1, 4)
     windows = {"window": (8, 5, 5), "shift": (0, 2, 2)}
     return {
         "voxelize": lambda: (
@@ -103,6 +104,13 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
             lambda f, w: ops.octree_depthwise_conv(f, w, neighbours),
             change(rand(4, 3, dtype=dtype)),
             rand(2, 3, dtype=dtype),
+        ),
+        "group_attention": lambda: with_gradients(
+            lambda qkv, biases: ops.group_attention(
+                qkv, change(slots), table(3, 0, 1, 2), 2, slots > 0, slots // 2, change(voxels[:4, 1:]), biases
+            ),
+            change(rand(4, 12, dtype=dtype)),
+            rand(9, 2, dtype=dtype),
         ),
         "octree_leaves": lambda: octree_leaves(change(rand(50, 3) * 2 - 1), table(20, 0, 30), 3),
         "octree_grow": lambda: octree_grow(change(table(0, 1, 7)), change(table(0, 3, 9, 60))),

@@ -11,6 +11,7 @@ from torch import Tensor
 from pcdet_ext.ops import (
     _native,
     causal_conv1d,
+    group_attention,
     octree_depthwise_conv,
     scattered_linear_attention,
     segment_reduce,
@@ -27,6 +28,8 @@ def rand(*shape: int) -> Tensor:
 OFFSETS = torch.tensor([0, 2, 5])
 INDEX = torch.tensor([0, 2, -1, 2, 0])
 TABLE = torch.tensor([[0, 1], [-1, 4], [3, -1]])
+SLOTS, READ = torch.tensor([[4, 2, 0], [1, 3, 1]]), torch.tensor([2, 3, 1, 4, 0])
+CELLS = torch.tensor([[0, 1, 2], [3, 0, 0], [0, 0, 9], [1, 1, 1], [-1, -1, -1]], dtype=torch.int32)
 CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "selective_scan": (
         lambda u, d, A, B, C, D, z, b: selective_scan(u, d, -A, B, C, D, z, b, delta_softplus=True, reverse=True),
@@ -45,6 +48,10 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     ),
     "segment_reduce": (lambda x: segment_reduce(x, INDEX, 4, "mean"), (rand(5, 2),)),
     "segment_softmax": (lambda x: segment_softmax(x, INDEX, 4), (rand(5, 2),)),
+    "group_attention": (
+        lambda qkv, t: group_attention(qkv, SLOTS, READ, 2, SLOTS > 0, SLOTS // 3, CELLS, t),
+        (rand(5, 12), rand(9, 2)),
+    ),
     "octree_depthwise_conv": (lambda x, w: octree_depthwise_conv(x, w, TABLE), (rand(5, 3), rand(2, 3))),
 }
 

@@ -1,0 +1,208 @@
+"""Softmax attention inside groups of rows, with a learnt bias of the distance between their cells (OctFormer)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pcdet_ext.ops._arguments import typed
+from pcdet_ext.ops._native import has_kernels, launch
+from pcdet_ext.ops._reference import own_precision, reference_gradients
+
+_WIDEST_HEAD = 256  # channels of a head that the kernel has room for
+
+
+@typed
+def group_attention(
+    qkv: Tensor,
+    index: Tensor,
+    inverse: Tensor,
+    num_heads: int,
+    valid: Tensor | None = None,
+    owner: Tensor | None = None,
+    cells: Tensor | None = None,
+    table: Tensor | None = None,
+) -> Tensor:
+    """Multi-head attention of rows inside their groups: softmax(q kᵀ / √D + bias) v (Wang, SIGGRAPH 2023, section 3.2).
+
+    The bias of two slots is the sum over the axes x, y, z of table[a (2 b + 1) + b + clamp(cell_i - cell_j, -b, b)]
+    with a = 0, 1, 2; pairs of which one row has no place get none.
+
+    Args:
+        qkv: float [N, 3 C], queries, keys and values side by side, heads major in each C.
+        index: int64 [G, L], the row in each slot of each group.
+        inverse: int64 [N], the flat slot g · L + l that each row reads back.
+        num_heads: H, which divides C.
+        valid: bool [G, L], False where a slot is seen by none.
+        owner: int64 [G, L], slots of different owners do not see each other.
+        cells: int32 [N, 3] as (z, y, x), negative where a row has no place; needed with a table.
+        table: [3 (2 b + 1), H], biases of distances up to b cells.
+
+    Returns:
+        [N, C]; zeros for a row whose slot sees nothing. Differentiable in qkv and table.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
+    """
+    _check(qkv, index, inverse, num_heads, valid, owner, cells, table)
+    native = not qkv.is_cuda and has_kernels(qkv) and qkv.shape[1] // (3 * num_heads) <= _WIDEST_HEAD
+    if not native:
+        return group_attention_reference(qkv, index, inverse, num_heads, valid, owner, cells, table)
+    wide = qkv if qkv.dtype == torch.float64 else qkv.float()
+    biases = None if table is None else table.to(wide.dtype)
+    plan = [None if t is None else t.contiguous() for t in (valid, owner, cells)]
+    out = _attend(wide.contiguous(), index.contiguous(), inverse.contiguous(), num_heads, *plan, biases)
+    return out.to(qkv.dtype)
+
+
+def _check(
+    qkv: Tensor,
+    index: Tensor,
+    inverse: Tensor,
+    num_heads: int,
+    valid: Tensor | None,
+    owner: Tensor | None,
+    cells: Tensor | None,
+    table: Tensor | None,
+) -> None:
+    if qkv.ndim != 2 or not qkv.is_floating_point() or num_heads < 1 or qkv.shape[1] % (3 * num_heads):
+        wanted = f"floating point [N, 3 C] with C a multiple of num_heads {num_heads}, which is at least 1"
+        raise ValueError(f"qkv must be {wanted}, got {qkv.dtype} {list(qkv.shape)}")
+    if index.ndim != 2 or not index.shape[1]:
+        raise ValueError(f"index must have the shape [G, L] with slots in each group, got {list(index.shape)}")
+    for name, tensor, dtype, shape in (
+        ("index", index, torch.int64, index.shape),
+        ("inverse", inverse, torch.int64, (len(qkv),)),
+        ("valid", valid, torch.bool, index.shape),
+        ("owner", owner, torch.int64, index.shape),
+        ("cells", cells, torch.int32, (len(qkv), 3)),
+    ):
+        if tensor is not None and (tensor.dtype != dtype or tensor.shape != shape or tensor.device != qkv.device):
+            found = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            raise ValueError(f"{name} must be {dtype} {list(shape)} on {qkv.device}, got {found}")
+    if table is None:
+        return
+    if cells is None:
+        raise ValueError("a table needs cells, whose distances its biases are for")
+    if table.ndim != 2 or len(table) % 6 != 3 or table.shape[1] != num_heads or not table.is_floating_point():
+        raise ValueError(f"table must be floating point [3 (2 b + 1), {num_heads}], got {list(table.shape)}")
+
+
+def group_attention_reference(
+    qkv: Tensor,
+    index: Tensor,
+    inverse: Tensor,
+    num_heads: int,
+    valid: Tensor | None = None,
+    owner: Tensor | None = None,
+    cells: Tensor | None = None,
+    table: Tensor | None = None,
+) -> Tensor:
+    """The definition in PyTorch on any device; see `group_attention`."""
+    groups, slots = index.shape
+    parts = qkv[index].view(groups, slots, 3, num_heads, qkv.shape[1] // (3 * num_heads))
+    q, k, v = parts.permute(2, 0, 3, 1, 4)
+    mask: Tensor | None = None
+    if table is not None and cells is not None:
+        mask = relative_bias(cells[index], table).to(q.dtype)
+    visible, sees = _visible(valid, owner), None
+    if visible is not None:
+        visible = visible[:, None]
+        sees = visible.any(-1, keepdim=True)
+        shown = visible | ~sees  # a softmax over nothing would be NaN, also in the gradient
+        mask = shown if mask is None else mask.masked_fill(~shown, -torch.inf)
+    with own_precision(qkv):
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    y = y if sees is None else torch.where(sees, y, 0.0)
+    return y.transpose(1, 2).flatten(2).flatten(0, 1)[inverse]
+
+
+def _visible(valid: Tensor | None, owner: Tensor | None) -> Tensor | None:
+    """Which slots (last dimension) each slot sees, bool [G, L or 1, L]; None: all."""
+    same = None if owner is None else owner[:, :, None] == owner[:, None, :]
+    if valid is None:
+        return same
+    return valid[:, None] if same is None else same & valid[:, None]
+
+
+def relative_bias(cells: Tensor, table: Tensor) -> Tensor:
+    """Biases [G, H, L, L] of the distances between cells int [G, L, 3] (z, y, x), from a table [3 (2 b + 1), H]."""
+    bound, none = (len(table) // 3 - 1) // 2, len(table)
+    padded = torch.cat([table, table.new_zeros(1, table.shape[1])])
+    placed = (cells >= 0).all(-1)
+    both = placed[:, :, None] & placed[:, None]
+    parts = []
+    for axis, cell in enumerate(cells.flip(-1).unbind(-1)):  # the table has x, y, z
+        distance = (cell[:, :, None] - cell[:, None]).clamp(-bound, bound)
+        row = distance + bound + axis * (2 * bound + 1)
+        parts.append(F.embedding(torch.where(both, row, none), padded))
+    return (parts[0] + parts[1] + parts[2]).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("pcdet_ext::group_attention", mutates_args=())
+def _attend(
+    qkv: Tensor,
+    index: Tensor,
+    inverse: Tensor,
+    num_heads: int,
+    valid: Tensor | None,
+    owner: Tensor | None,
+    cells: Tensor | None,
+    table: Tensor | None,
+) -> Tensor:
+    (groups, slots), rows, channels, kind = index.shape, len(qkv), qkv.shape[1] // 3, qkv.dtype
+    biases, bound = None, 0
+    if table is not None:
+        biases, bound = torch.cat([table, table.new_zeros(1, num_heads)]).t().contiguous(), (len(table) // 3 - 1) // 2
+    out, wrong = qkv.new_zeros(rows, channels), index.new_zeros(1)
+    inputs = (
+        (qkv, kind, 3 * rows * channels),
+        (index, torch.int64, groups * slots),
+        (inverse, torch.int64, rows),
+        (valid, torch.bool, groups * slots),
+        (owner, torch.int64, groups * slots),
+        (None if table is None else cells, torch.int32, 3 * rows),
+        (biases, kind, 0 if biases is None else biases.numel()),
+    )
+    sizes = groups, slots, rows, num_heads, channels // num_heads, bound
+    results = (out, kind, rows * channels), (wrong, torch.int64, 1)
+    launch("group_attention", qkv.device, *inputs, *sizes, *results, dtype=kind)
+    if int(wrong):
+        raise ValueError(f"index must hold rows of qkv below {rows}, {int(wrong)} slots do not")
+    return out
+
+
+@_attend.register_fake
+def _(
+    qkv: Tensor,
+    index: Tensor,
+    inverse: Tensor,
+    num_heads: int,
+    valid: Tensor | None,
+    owner: Tensor | None,
+    cells: Tensor | None,
+    table: Tensor | None,
+) -> Tensor:
+    return qkv.new_empty(len(qkv), qkv.shape[1] // 3)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    qkv, index, inverse, ctx.num_heads, valid, owner, cells, table = inputs
+    ctx.save_for_backward(qkv, index, inverse, valid, owner, cells, table)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """By the reference, which computes the weights anew; nothing but the inputs is kept between the passes."""
+    qkv, index, inverse, valid, owner, cells, table = ctx.saved_tensors
+
+    def attend(qkv: Tensor, table: Tensor | None) -> Tensor:
+        return group_attention_reference(qkv, index, inverse, ctx.num_heads, valid, owner, cells, table)
+
+    to_qkv, to_table = reference_gradients(attend, (qkv, table), grad)
+    return (to_qkv, *[None] * 6, to_table)
+
+
+_attend.register_autograd(_differentiate, setup_context=_setup)
