@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from pcdet_ext import config
-from pcdet_ext.benchmark.models import _one_pass, frame_with_voxels, run_models
+from pcdet_ext.benchmark.models import PEAKS, _one_pass, frame_with_voxels, run_models, set_peaks
+from pcdet_ext.benchmark.simulated import usual_frame
+from pcdet_ext.config import ConfigError
 from pcdet_ext.models.detector import build_detector
 
 
@@ -17,7 +19,15 @@ def test_stages_and_plans_of_a_detector_are_timed(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = root / "configs" / "kitti" / "lion_mamba.yaml"
-    run_models([path], voxels=300, rounds=1, threads=1, reference_scan=True, json_path=tmp_path / "models.json")
+    run_models(
+        [path],
+        voxels=300,
+        rounds=1,
+        threads=1,
+        reference_scan=True,
+        json_path=tmp_path / "models.json",
+        frames=["dense"],
+    )
     (result,) = json.loads((tmp_path / "models.json").read_text(encoding="utf-8"))["results"]
     assert result["config"] == "kitti/lion_mamba"
     assert result["voxels"] >= 300
@@ -26,6 +36,8 @@ def test_stages_and_plans_of_a_detector_are_timed(
     assert 0 < result["grouping_share"] < 1
     assert result["parts"]["neighbour tables"] > 0
     assert result["reference_scan"] > 0
+    assert result["plain"] > 0
+    assert result["frame"] == "a dense frame"
     printed = capsys.readouterr().out
     assert "backbone on the PyTorch scan" in printed
 
@@ -43,3 +55,30 @@ def test_a_range_that_cannot_hold_so_many_voxels_is_an_error(root: Path) -> None
     detector = build_detector(config.load(root / "configs" / "kitti" / "flatformer.yaml")).eval()
     with pytest.raises(ValueError, match="1000000 were asked for"):
         frame_with_voxels(detector, 1_000_000, "cpu")
+
+
+def test_the_usual_frame_is_one_of_the_sensors_of_the_data_set(root: Path) -> None:
+    settings = config.load(root / "configs" / "kitti" / "flatformer.yaml")
+    batch, about = usual_frame(settings)
+    assert about == "a simulated frame"
+    assert batch.batch_size == 1
+    assert 10_000 < len(batch.points) < 30_000  # of a scan of 120,000 points what the camera sees
+    with torch.inference_mode():
+        cells = build_detector(settings).eval().encoder(batch)
+    assert 1_000 < len(cells) < len(batch.points)
+
+
+def test_data_that_is_not_there_and_cannot_be_simulated_is_an_error(root: Path) -> None:
+    with pytest.raises(ConfigError, match="no simulation of a"):
+        usual_frame(config.load(root / "configs" / "lion" / "once_mamba.yaml"))
+
+
+def test_untrained_heatmaps_get_as_many_peaks_as_trained_ones(root: Path) -> None:
+    torch.manual_seed(0)
+    detector = build_detector(config.load(root / "configs" / "kitti" / "centerpoint_pillar.yaml")).eval()
+    batch, _ = frame_with_voxels(detector, 200, "cpu")
+    set_peaks(detector, batch)
+    with torch.inference_mode():
+        (maps,) = detector(batch).tasks
+    passing = int((maps.heatmap.sigmoid() > detector.head.score_threshold).any(1).sum())
+    assert PEAKS - 10 < passing <= PEAKS + 10

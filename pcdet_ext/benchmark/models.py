@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import time
 from collections import defaultdict
@@ -22,16 +23,19 @@ from torch import nn
 from pcdet_ext import config
 from pcdet_ext.benchmark.frames import synthetic_scan
 from pcdet_ext.benchmark.memory import peak_since, start_peak
+from pcdet_ext.benchmark.simulated import usual_frame
 from pcdet_ext.benchmark.timing import now
 from pcdet_ext.engine.allocation import keep_freed_memory
 from pcdet_ext.engine.info import hardware, native_status, versions
 from pcdet_ext.files import atomic_write
 from pcdet_ext.mixers import mamba
-from pcdet_ext.models.detector import VoxelDetector, build_detector
+from pcdet_ext.models.detector import VoxelDetector, build_detector, detected
+from pcdet_ext.models.heads import CenterHead
+from pcdet_ext.models.layers.folding import folded
 from pcdet_ext.ops.selective_scan import selective_scan_reference
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
-FORMAT = 1
+FORMAT = 2
 CONFIGS = (
     "waymo/flatformer",
     "waymo/dsvt_pillar",
@@ -43,7 +47,9 @@ CONFIGS = (
 SCAN_POINTS = 60_000  # of each scan that is added until there are enough voxels
 MOST_SCANS = 64
 SPREAD = 40.0  # metres that scans are apart, at most, along x and y
-STAGES = ("encoder", "backbone", "bev_backbone", "head")
+STAGES = ("encoder", "backbone", "bev_backbone")  # and "head", what the heads find in the end
+FRAMES = ("usual", "dense")
+PEAKS = 1000  # cells of a heatmap whose score passes, in each task
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class ModelTiming:
 
     Args:
         config: name of the configuration.
+        frame: what the frame is.
         points: of the frame.
         voxels: that the encoder made of it.
         parameters: of the detector.
@@ -60,10 +67,13 @@ class ModelTiming:
         parts: seconds of the backbone's plans: "grouping" (orders, partitions and what is derived from them),
             "neighbour tables" (of sparse convolutions) and "position embeddings".
         peak_mb: highest memory in MB until the end of each stage, beyond model and frame; None where unknown.
+        plain: seconds of the whole pass without what inference shortens: batch norms as they are, all branches of the
+            heads on the whole map.
         reference_scan: seconds of the backbone on the PyTorch definition of Mamba's scan.
     """
 
     config: str
+    frame: str
     points: int
     voxels: int
     parameters: int
@@ -71,6 +81,7 @@ class ModelTiming:
     seconds: dict[str, float]
     parts: dict[str, float]
     peak_mb: dict[str, float | None]
+    plain: float
     reference_scan: float | None = None
 
     @property
@@ -82,8 +93,8 @@ class ModelTiming:
         """What to print."""
         total = sum(self.seconds.values())
         yield (
-            f"{self.config}: {self.voxels} voxels of {self.points} points, {self.parameters / 1e6:.2f} M parameters: "
-            f"{total:.3f} s"
+            f"{self.config}, {self.frame}: {self.voxels} voxels of {self.points} points, "
+            f"{self.parameters / 1e6:.2f} M parameters: {total:.3f} s ({self.plain:.3f} s without shortcuts)"
         )
         for name, seconds in self.seconds.items():
             peak = self.peak_mb[name]
@@ -106,12 +117,14 @@ def run_models(
     threads: int | None = None,
     reference_scan: bool = False,
     json_path: Path | None = None,
+    frames: Sequence[str] = FRAMES,
 ) -> None:
     """Measure detectors, each in a process of its own, so that the memory of one is not that of the next.
 
-    paths: configurations (default: published models of each backbone); voxels: at least so many in the frame; rounds:
-    forward passes, after one that does not count; reference_scan: also time a backbone with Mamba on the PyTorch
-    definition of its scan, once. Raises ConfigError for a configuration that cannot be used, ValueError for a device
+    paths: configurations (default: published models of each backbone); voxels: at least so many in the dense frame;
+    rounds: passes, after one that does not count; reference_scan: also time a backbone with Mamba on the PyTorch
+    definition of its scan, once; frames: "usual", as the sensors of the data set give it (see `usual_frame`), "dense",
+    of `frame_with_voxels`, or both. Raises ConfigError for a configuration that cannot be used, ValueError for a device
     that is not there and numbers below 1.
     """
     for name, value in {"voxels": voxels, "rounds": rounds, "threads": 1 if threads is None else threads}.items():
@@ -122,23 +135,31 @@ def run_models(
     context = multiprocessing.get_context("spawn")
     results = []
     for path in map(config.find, paths or CONFIGS):
-        with context.Pool(1, keep_freed_memory) as pool:
-            timing = pool.apply(measure_model, (path, device, voxels, rounds, threads, reference_scan))
-        print("\n".join(timing.lines()), flush=True)
-        results.append(timing)
+        for frame in frames:
+            with context.Pool(1, keep_freed_memory) as pool:
+                timing = pool.apply(measure_model, (path, device, voxels, rounds, threads, reference_scan, frame))
+            print("\n".join(timing.lines()), flush=True)
+            results.append(timing)
     if json_path is not None:
         _write(json_path, device, results)
 
 
 def measure_model(
-    path: Path, device: str, voxels: int, rounds: int, threads: int | None, reference_scan: bool
+    path: Path, device: str, voxels: int, rounds: int, threads: int | None, reference_scan: bool, frame: str = "dense"
 ) -> ModelTiming:
     """Measure one detector; see `run_models`."""
     if threads is not None:
         torch.set_num_threads(threads)
-    detector = build_detector(config.load(path)).to(device).eval()
-    batch, count = frame_with_voxels(detector, voxels, device)
-    seconds, parts, place = [], [], torch.device(device)
+    settings = config.load(path)
+    plain = build_detector(settings).to(device).eval()
+    if frame == "dense":
+        batch, about = frame_with_voxels(plain, voxels, device)[0], "a dense frame"
+    else:
+        batch, about = usual_frame(settings)
+        batch = batch.to(device)
+    set_peaks(plain, batch)
+    detector = folded(plain)
+    seconds, parts, whole, place = [], [], [], torch.device(device)
     peaks: dict[str, float | None] = {}
     with torch.inference_mode():
         before = start_peak(place)
@@ -147,21 +168,50 @@ def measure_model(
             found, plans = _one_pass(detector, batch, device, lambda _: None)
             seconds.append(found)
             parts.append(plans)
+            whole.append(_whole_pass(plain, batch, device))
+        count = len(plain.encoder(batch))
         reference = None
         if reference_scan and any(isinstance(m, mamba.Mamba) for m in detector.modules()):
             with mock.patch.object(mamba, "selective_scan", selective_scan_reference):
                 reference = _one_pass(detector, batch, device, lambda _: None)[0]["backbone"]
     return ModelTiming(
         f"{path.parent.name}/{path.stem}",
+        about,
         len(batch.points),
         count,
-        sum(p.numel() for p in detector.parameters()),
+        sum(p.numel() for p in plain.parameters()),
         rounds,
         _medians(seconds),
         _medians(parts),
         {name: None if peak is None else peak / 1e6 for name, peak in peaks.items()},
+        median(whole),
         reference,
     )
+
+
+@torch.no_grad()
+def set_peaks(detector: VoxelDetector, batch: PointBatch) -> None:
+    """Let untrained center heads score as many cells above their threshold as trained ones, `PEAKS` in each task.
+
+    The heatmap of untrained parameters is about the same everywhere, and all of it passes or nothing.
+    """
+    heads = [head for head in detector.named_heads().values() if isinstance(head, CenterHead)]
+    maps = detector.features(batch).bev if heads else None
+    for head in heads:
+        bar = math.log(head.score_threshold / (1 - head.score_threshold)) if 0 < head.score_threshold < 1 else 0.0
+        for task, output in zip(head.heads_list, head(maps).tasks, strict=True):
+            best = output.heatmap.amax(1).flatten()
+            *_, last = (layer for layer in task.get_submodule("hm").modules() if isinstance(layer, nn.Conv2d))
+            last.bias += bar - best.topk(min(PEAKS, len(best))).values[-1]
+
+
+def _whole_pass(detector: VoxelDetector, batch: PointBatch, device: str) -> float:
+    """Seconds of a pass whose heads compute everything on the whole map."""
+    start = now(device)
+    output = detector(batch)
+    for name, head in detector.named_heads().items():
+        head.decode(output if detector.head is not None else output[name])
+    return now(device) - start
 
 
 def frame_with_voxels(detector: VoxelDetector, voxels: int, device: str) -> tuple[PointBatch, int]:
@@ -197,7 +247,12 @@ def _one_pass(
     """Seconds of each stage, and of the plans made in the backbone."""
     seconds: dict[str, float] = {}
     with _timed_stages(detector, device, seconds, after), _timed_plans(device) as parts:
-        detector(batch)
+        features = detector.features(batch)
+        start = now(device)
+        for head in detector.named_heads().values():
+            detected(head, features.of(head.reads))
+    seconds["head"] = now(device) - start
+    after("head")
     return seconds, dict(parts)
 
 

@@ -51,7 +51,15 @@ def _add_ops(parser: argparse.ArgumentParser) -> None:
 def _add_models(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help="configurations (default: published models)")
-    parser.add_argument("--voxels", type=int, default=60_000, help="voxels of the frame, at least (default 60000)")
+    parser.add_argument(
+        "--frames",
+        nargs="+",
+        choices=["usual", "dense"],
+        default=["usual", "dense"],
+        help="usual: as the sensors of the data set give it, simulated where data.root is not prepared; dense: joined "
+        "scans with --voxels (default: both)",
+    )
+    parser.add_argument("--voxels", type=int, default=60_000, help="voxels of the dense frame (default 60000)")
     parser.add_argument("--rounds", type=int, default=3, help="passes that count (default 3)")
     parser.add_argument("--reference-scan", action="store_true", help="also time Mamba on the PyTorch scan")
     parser.add_argument("--json", type=path, help="write everything measured to this file")
@@ -113,7 +121,7 @@ def _run_models(options: argparse.Namespace) -> int:
     from pcdet_ext.benchmark import models
 
     sizes = (options.voxels, options.rounds, options.threads)
-    models.run_models(options.configs, options.device, *sizes, options.reference_scan, options.json)
+    models.run_models(options.configs, options.device, *sizes, options.reference_scan, options.json, options.frames)
     return 0
 
 

@@ -186,7 +186,7 @@ class VoxelDetector(nn.Module):
         Of an only head what it decodes, as `Detections`; of several `Predictions`, by their names.
         """
         features, names = self.features(batch), batch.frame_ids or ("",) * batch.batch_size
-        decoded = {name: _detected(head, features.of(head.reads)) for name, head in self.named_heads().items()}
+        decoded = {name: detected(head, features.of(head.reads)) for name, head in self.named_heads().items()}
         if self.head is not None:
             return [_in_frame(found, name) for found, name in zip(decoded[ONLY], names, strict=True)]
         return [
@@ -195,7 +195,7 @@ class VoxelDetector(nn.Module):
         ]
 
 
-def _detected(head: Any, features: Any) -> list[Any]:
+def detected(head: Any, features: Any) -> list[Any]:
     """What a head finds in each frame, on the short way where it has one (`predict`) and evaluates."""
     if hasattr(head, "predict") and not head.training:
         return cast("list[Any]", head.predict(features))
