@@ -232,3 +232,12 @@ def test_scenes_are_the_same_for_any_number_of_workers_and_after_an_interruption
     assert files(tmp_path / "a") == whole
     with pytest.raises(FileExistsError, match="holds another simulation"):
         simulate_nuscenes(tmp_path / "a", workers=1, **(request | {"seed": 6}))
+
+
+@pytest.mark.parametrize(("scenes", "fraction", "held_out"), [(2, 0.2, 1), (1, 0.2, 0), (3, 0.0, 0), (10, 0.25, 2)])
+def test_one_scene_at_least_is_held_out_where_there_are_two(
+    tmp_path: Path, scenes: int, fraction: float, held_out: int
+) -> None:
+    sensor = EvenLidar(beams=2, azimuths=20)
+    simulate_nuscenes(tmp_path, scenes, 1, val_fraction=fraction, workers=1, sensor=sensor)
+    assert len((tmp_path / "splits" / "val.txt").read_text().split()) == held_out

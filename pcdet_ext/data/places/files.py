@@ -115,7 +115,7 @@ def _columns(header: Sequence[str], path: Path) -> list[str]:
     for name in names:
         if name not in (*REQUIRED, *OPTIONAL):
             known = (*REQUIRED, *OPTIONAL)
-            raise DataError(f"{path}:1: unknown column {name!r}{suggest(name, known)}; there are {', '.join(known)}")
+            raise DataError(f"{path}:1: unknown column {name!r}{suggest(name, known)}")
         if names.count(name) > 1:
             raise DataError(f"{path}:1: two columns are named {name!r}")
     return names

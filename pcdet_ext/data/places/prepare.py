@@ -42,10 +42,7 @@ class PlaceFrames:
         found = [frame for frame in self.frames if frame.split == split]
         if not found:
             splits = list(dict.fromkeys(frame.split for frame in self.frames))
-            raise DataError(
-                f"{self.root / TABLE}: no frame is of split {split!r}{suggest(split, splits)}; "
-                f"there are {', '.join(splits) or 'none'}"
-            )
+            raise DataError(f"{self.root / TABLE}: no frame is of split {split!r}{suggest(split, splits)}")
         return found
 
     def read(self, frame: Frame) -> RawFrame:

@@ -293,10 +293,11 @@ def _make_run(writer: PlacesWriter, index: int) -> Made:
 
 
 def _held_out(count: int, seed: int, val_fraction: float) -> np.ndarray:
-    """Which frames or scenes are held out: bool [count], drawn with the seed."""
+    """Which frames or scenes are held out: bool [count], drawn with the seed; one at least, where there are two."""
+    least = int(val_fraction > 0 and count > 1)
     order = np.random.default_rng([seed, count]).permutation(count)
     held_out = np.zeros(count, bool)
-    held_out[order[: round(count * val_fraction)]] = True
+    held_out[order[: max(round(count * val_fraction), least)]] = True
     return held_out
 
 
