@@ -21,7 +21,7 @@ from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
 from pcdet_ext.models.heads.base import Features, Head, Reads
-from pcdet_ext.models.places import recognizer as _places  # noqa: F401  (registers its models)
+from pcdet_ext.models.places import PlaceModel as _PlaceModel  # noqa: F401  (its room registers models)
 from pcdet_ext.models.registry import DETECTORS
 from pcdet_ext.structures import Detections, PointBatch, Predictions, Targets, tensor_of
 

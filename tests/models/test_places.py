@@ -1,4 +1,4 @@
-"""Place recognition models: losses against loops over queries, poolings against loops over clouds."""
+"""Place recognition models: losses against loops over queries, chunks against whole batches, what is refused."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pcdet_ext.config import ConfigError, Node
 from pcdet_ext.models.detector import build_detector
-from pcdet_ext.models.places import AttentionPooling, BatchHardTriplet, GeMPooling, PlaceRecognizer, TruncatedSmoothAP
+from pcdet_ext.models.places import BatchHardTriplet, PlaceRecognizer, TruncatedSmoothAP
 from pcdet_ext.models.places.recognizer import frames_of
-from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
+from pcdet_ext.structures import PointBatch, Targets
 
 
 def batch_of_descriptors(seed: int, count: int = 9) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,38 +88,6 @@ def test_equal_descriptors_and_batches_without_positives_have_finite_gradients(l
     assert same.grad.isfinite().all()
 
 
-def some_voxels(channels: int = 6, dtype: torch.dtype = torch.float32) -> SparseVoxels:
-    """Three clouds, the second without voxels."""
-    generator = torch.Generator().manual_seed(0)
-    frame = torch.tensor([0] * 5 + [2] * 8)
-    coords = torch.stack([frame, torch.zeros_like(frame), torch.arange(13), torch.arange(13)], 1).int()
-    return SparseVoxels(torch.randn(13, channels, generator=generator, dtype=dtype), coords, (1, 16, 16), 3)
-
-
-def test_gem_pooling_is_the_generalised_mean() -> None:
-    pool, voxels = GeMPooling(6, 6), some_voxels()
-    torch.nn.init.eye_(pool.project.weight)
-    torch.nn.init.zeros_(pool.project.bias)
-    found = pool(voxels)
-    for frame in (0, 2):
-        x = voxels.features[voxels.coords[:, 0] == frame].clamp(min=1e-6)
-        torch.testing.assert_close(found[frame], (x**3).mean(0) ** (1 / 3))
-    found.sum().backward()
-    assert pool.exponent.grad is not None
-    assert pool.exponent.grad.isfinite()
-    assert found[1].isfinite().all()
-
-
-def test_attention_pooling_is_softmax_over_the_voxels_of_a_cloud() -> None:
-    pool, voxels = AttentionPooling(6, 5, queries=3), some_voxels()
-    found = pool(voxels)
-    for frame in (0, 2):
-        x = voxels.features[voxels.coords[:, 0] == frame]
-        attended = torch.softmax(pool.query @ x.T / math.sqrt(6), dim=1) @ x
-        torch.testing.assert_close(found[frame], pool.project(pool.norm(attended).flatten()))
-    assert found[1].isfinite().all()
-
-
 def config(**model: Any) -> Node:
     settings: dict[str, Any] = {
         "data": {
@@ -143,7 +111,7 @@ def config(**model: Any) -> Node:
                     }
                 ],
             },
-            "pooling": {"name": "GeMPooling", "out_channels": 12},
+            "pooling": {"name": "PyramidGeM", "out_channels": 12, "batch_norm": False},
             **model,
         },
     }
@@ -220,6 +188,8 @@ def test_what_does_not_fit_is_refused() -> None:
         model_of(chunk_size=1)
     with pytest.raises(ConfigError, match="no loss is named 'TruncatedSmothAP'"):
         model_of(loss={"name": "TruncatedSmothAP"})
+    with pytest.raises(ConfigError, match="pools relay tokens"):
+        model_of(pooling={"name": "TokenAttentionPooling", "num_queries": 4, "out_channels": 8})
     settings = config()
     settings["data"]["positive_radius"] = 20.0
     with pytest.raises(ConfigError, match="at most negative_radius"):

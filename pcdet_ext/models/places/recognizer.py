@@ -16,7 +16,7 @@ from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.layers.recompute import call
 from pcdet_ext.models.places.losses import LOSSES
-from pcdet_ext.models.places.pooling import POOLINGS
+from pcdet_ext.models.pooling import POOLINGS, RowFeatures
 from pcdet_ext.models.registry import DETECTORS
 from pcdet_ext.structures import Descriptor, PointBatch, Targets, tensor_of
 
@@ -132,7 +132,7 @@ class PlaceRecognizer(PlaceModel):
         num_point_features: see `PlaceModel`, as for the radii.
         voxel_size: (x, y, z) in metres.
         encoder: configuration; each component gets what its predecessor decides (channels, grid).
-        pooling: configuration.
+        pooling: configuration of a pooling of one depth.
         backbone: configuration of a 3-D backbone, or None.
         loss: see `PlaceModel`, as for the chunk size.
 
@@ -161,7 +161,9 @@ class PlaceRecognizer(PlaceModel):
         if backbone is not None:
             self.backbone = BACKBONES.build(backbone, in_channels=channels, grid=self.encoder.grid, **geometry)
             channels = self.backbone.out_channels
-        self.pooling = POOLINGS.build(pooling, in_channels=channels)
+        self.pooling = POOLINGS.build(pooling, channels=[channels])
+        if self.pooling.reads != "nodes":
+            raise ValueError(f"{pooling.get('name')} pools relay tokens, which voxels do not have")
 
     @property
     def descriptor_size(self) -> int:
@@ -172,7 +174,8 @@ class PlaceRecognizer(PlaceModel):
         """The pooled voxels of the backbone, or of the encoder without one, and which frames have any."""
         voxels = self.encoder(batch)
         there = torch.bincount(voxels.coords[:, 0], minlength=batch.batch_size) > 0
-        return self.pooling(voxels if self.backbone is None else self.backbone(voxels)), there
+        voxels = voxels if self.backbone is None else self.backbone(voxels)
+        return self.pooling([RowFeatures.of_voxels(voxels)]), there
 
 
 def frames_of(batch: PointBatch, start: int, stop: int) -> PointBatch:
@@ -188,6 +191,12 @@ def frames_of(batch: PointBatch, start: int, stop: int) -> PointBatch:
         targets=targets,
         frame_ids=batch.frame_ids[start:stop],
     )
+
+
+def frames_with(batch: PointBatch, there: Tensor) -> PointBatch:
+    """The frames of a batch that `there`, bool [B], picks, all of whose points stay; numbered anew, without targets."""
+    number = there.cumsum(0) - 1
+    return PointBatch(batch.points, number[batch.batch_index], int(there.sum()))
 
 
 def _positions(targets: Sequence[Targets] | None, device: torch.device) -> Tensor:

@@ -43,22 +43,25 @@ class GeM(nn.Module):
 
 @POOLINGS.register
 class PyramidGeM(nn.Module):
-    """Generalized means of all depths, joined by a linear layer and a batch norm.
+    """Generalized means of all depths, joined by a linear layer and, as published, a batch norm.
 
     Args:
         channels: of each depth, the finest first.
         out_channels: D.
         gated: multiply each channel by a gate that all channels decide (context gating, Miech et al., 2017).
+        batch_norm: False for a linear layer with a bias alone, which does not depend on what else is in a batch.
     """
 
     reads: ClassVar[Literal["nodes", "tokens"]] = "nodes"
 
-    def __init__(self, channels: Sequence[int], out_channels: int = 256, gated: bool = False) -> None:
+    def __init__(
+        self, channels: Sequence[int], out_channels: int = 256, gated: bool = False, batch_norm: bool = True
+    ) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.power = nn.Parameter(torch.full((len(channels),), POWER))
-        self.linear = nn.Linear(sum(channels), out_channels, bias=False)
-        self.norm = SparseBatchNorm(out_channels, eps=1e-5, momentum=0.1)
+        self.linear = nn.Linear(sum(channels), out_channels, bias=not batch_norm)
+        self.norm = SparseBatchNorm(out_channels, eps=1e-5, momentum=0.1) if batch_norm else nn.Identity()
         self.gate = ContextGate(out_channels) if gated else None
 
     def forward(self, levels: Sequence[RowFeatures]) -> Tensor:
