@@ -5,6 +5,7 @@
     pcdet benchmark steps CONFIG … data.root=DIR [--device cuda]
     pcdet benchmark data [CONFIG … data.root=DIR] [--workers 2] [--json FILE]
     pcdet benchmark metrics CASE … [--official eval_argoverse2=13.4] [--json FILE]
+    pcdet benchmark places CHECKPOINT [data.root=DIR] [--split val] [--json FILE]
 
 Ratios are how many times longer the named peer took, both measured in one run; exits 1 when results differ.
 """
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_models(kinds.add_parser("models", help="detectors at their published size, stage by stage"))
     _add_steps(kinds.add_parser("steps", help="training steps on the frames of a data set"))
     _add_data(kinds.add_parser("data", help="samples from the files of a data set, and an index of many frames"))
+    _add_places(kinds.add_parser("places", help="place recognition by a checkpoint, beside scan context"))
     _add_metrics(kinds.add_parser("metrics", help="official metrics, beside the seconds of the official tools"))
 
 
@@ -80,6 +82,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=path, help="write everything measured to this file")
 
 
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=path, help="a file that a training wrote")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="changes of its configuration")
+    parser.add_argument("--split", help="frames to test on (default: the configuration's test.split, else val)")
+    parser.add_argument("--device", default="auto", help="where the model runs (default: CUDA where there is one)")
+    parser.add_argument("--json", type=path, help="write everything measured to this file")
+
+
 def _add_metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "cases", nargs="+", type=path, metavar="CASE", help="folders of cases, as tools/reproduce.py takes"
@@ -106,6 +116,7 @@ def run(options: argparse.Namespace) -> int:
             "steps": _run_steps,
             "data": _run_data,
             "metrics": _run_metrics,
+            "places": _run_places,
         }
         return runs[options.kind](options)
 
@@ -141,6 +152,13 @@ def _run_data(options: argparse.Namespace) -> int:
     configs = [given for given in options.given if "=" not in given]
     sizes = (options.samples, options.workers, options.frames, options.boxes)
     data.run_data(configs, overrides, *sizes, options.json)
+    return 0
+
+
+def _run_places(options: argparse.Namespace) -> int:
+    from pcdet_ext.benchmark.places import run_places
+
+    run_places(options.checkpoint, options.overrides, options.split, options.json, options.device)
     return 0
 
 
