@@ -24,6 +24,10 @@ from torch import Tensor
 TYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
+# Whose kernels the tensors of a device take. The tests let those of the CPU take kernels for CUDA, in an emulator.
+KERNELS_OF = {"cpu": "cpu", "cuda": "cuda"}
+
+
 class NativeError(RuntimeError):
     """A native kernel reported a failure."""
 
@@ -64,7 +68,7 @@ def library(device_type: str) -> ctypes.CDLL | None:
 
 def kernel_kind(device: torch.device) -> str:
     """Which kernels a device takes: "cpu", "cuda", or the name of a device for which there are none."""
-    return device.type
+    return KERNELS_OF.get(device.type, device.type)
 
 
 def on_cuda(tensor: Tensor) -> bool:

@@ -97,7 +97,7 @@ def emulated(order: str = "forward", seed: int = 0, library: ctypes.CDLL | None 
     before = torch.are_deterministic_algorithms_enabled()
     with (
         mock.patch.object(_native, "library", lambda kind: emulator if kind == "cuda" else native(kind)),
-        mock.patch.object(_native, "kernel_kind", lambda device: "cuda" if device.type == "cpu" else device.type),
+        mock.patch.dict(_native.KERNELS_OF, cpu="cuda"),
         mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()),
         mock.patch.object(torch.cuda, "current_stream", return_value=stream),
     ):

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from cuda_emulator.emulator import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -196,9 +197,9 @@ def test_rows_outside_the_grid_are_refused(row) -> None:
         rotated_sets(coords, GRID, 3, WINDOW, SHIFT, 7)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("window", WINDOWS)
-def test_cuda_kernel_gives_what_the_reference_gives(window) -> None:
-    for seed, size in ((0, 1), (1, 7), (2, 36)):
-        check_native(random_voxels(seed, most=2000).coords.cuda(), window, size)
-    check_native(torch.zeros(0, 4, dtype=torch.int32, device="cuda"), window, 7)
+def test_cuda_kernel_gives_what_the_reference_gives(accelerator: Accelerator, window: tuple[int, int, int]) -> None:
+    with accelerator:
+        for seed, size in ((0, 1), (1, 7), (2, 36)):
+            check_native(random_voxels(seed, most=2000).coords.to(accelerator.device), window, size)
+        check_native(torch.zeros(0, 4, dtype=torch.int32, device=accelerator.device), window, 7)

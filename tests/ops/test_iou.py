@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from boxes_helpers import random_boxes, shapely_overlaps
+from cuda_emulator.emulator import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -248,16 +249,19 @@ def test_ops_are_well_registered() -> None:
     torch.library.opcheck(_iou_paired, (a, b[:3], VOLUME))
 
 
-@pytest.mark.gpu
 @DTYPES
 @pytest.mark.parametrize("side", [2.0, 50.0])
-def test_cuda_equals_cpu(side: float, dtype: torch.dtype) -> None:
+def test_cuda_equals_cpu(accelerator: Accelerator, side: float, dtype: torch.dtype) -> None:
     a, b = random_boxes(0, 333, side, dtype), random_boxes(1, 65, side, dtype)
     a[3, 0], a[4, 3] = nan, -1
+    on_cuda = a.to(accelerator.device), b.to(accelerator.device)
     for overlap in (iou_bev, iou_3d, shared_area_bev):
-        ours = overlap(a.cuda(), b.cuda())
-        torch.testing.assert_close(ours.cpu(), overlap(a, b), rtol=0, atol=TOLERANCE[dtype] * 10)
-        assert overlap(a.cuda()[:0], b.cuda()).shape == (0, 65)
+        expected = overlap(a, b)
+        with accelerator:
+            torch.testing.assert_close(overlap(*on_cuda).cpu(), expected, rtol=0, atol=TOLERANCE[dtype] * 10)
+            assert overlap(on_cuda[0][:0], on_cuda[1]).shape == (0, 65)
     for overlap in (iou_bev_paired, iou_3d_paired):
-        ours = overlap(a[:65].cuda(), b.cuda())
-        torch.testing.assert_close(ours.cpu(), overlap(a[:65], b), rtol=0, atol=TOLERANCE[dtype])
+        expected = overlap(a[:65], b)
+        with accelerator:
+            ours = overlap(on_cuda[0][:65], on_cuda[1])
+        torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=TOLERANCE[dtype])

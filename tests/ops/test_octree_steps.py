@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cuda_emulator.emulator import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -124,12 +125,13 @@ def test_wrong_keys_are_named() -> None:
         octree_grow(torch.zeros(2, dtype=torch.int64), torch.zeros(2))
 
 
-@pytest.mark.gpu
-def test_tables_on_cuda_equal_those_on_the_cpu() -> None:
+def test_tables_on_cuda_equal_those_on_the_cpu(accelerator: Accelerator) -> None:
     points = random_points(0, [300, 200], 64)
     leaves, _ = octree_leaves(points, torch.tensor([300, 200]), 6)
     keys, children = octree_grow(torch.unique_consecutive(octree_parent(leaves)), leaves)
     table = torch.randint(-1, len(keys), (len(keys), 27), generator=torch.Generator().manual_seed(0))
     parents = torch.nonzero(children >= 0).squeeze(1)
-    on_gpu = octree_neighbours(table.cuda(), children.cuda(), parents.cuda())
-    assert on_gpu.cpu().equal(octree_neighbours(table, children, parents))
+    expected = octree_neighbours(table, children, parents)
+    inputs = [t.to(accelerator.device) for t in (table, children, parents)]
+    with accelerator:
+        assert octree_neighbours(*inputs).cpu().equal(expected)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from cuda_emulator.emulator import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -224,12 +225,13 @@ def test_ops_are_well_registered() -> None:
     torch.library.opcheck(_window_keys, (coords, [8, 9, 9], [4, 4, 4], [0, 2, 2], True, False))
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize(("order", "options"), [*CASES, ("lsh", {})])
-def test_cuda_equals_cpu(order: str, options: dict) -> None:
+def test_cuda_equals_cpu(accelerator: Accelerator, order: str, options: dict) -> None:
     grid = (9, 70, 80)
-    coords = random_coords(1, grid, 100_000)
+    coords = random_coords(1, grid, 20_000)
     keys = serialize(coords, grid, order, **options)
-    assert torch.equal(serialize(coords.cuda(), grid, order, **options).cpu(), keys)
-    with pytest.raises(ValueError, match="outside the grid"):
-        serialize(coords.cuda() + 1, grid, order, **options)
+    coords = coords.to(accelerator.device)
+    with accelerator:
+        assert torch.equal(serialize(coords, grid, order, **options).cpu(), keys)
+        with pytest.raises(ValueError, match="outside the grid"):
+            serialize(coords + 1, grid, order, **options)
