@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -80,7 +81,7 @@ def load(sources: tuple[Path, ...] = (), name: str = "pcdet_emulated", flags: tu
 
 
 @contextlib.contextmanager
-def emulated(order: str = "forward", seed: int = 0, library: ctypes.CDLL | None = None) -> Iterator[None]:
+def emulated(order: str = "forward", seed: int = 0, library: Any = None) -> Iterator[None]:
     """Within it, operations take tensors of the CPU as if they were on CUDA, and the emulator runs the kernels.
 
     New tensors are filled with NaN or the largest number, so that what a kernel should have written is seen.
@@ -89,7 +90,7 @@ def emulated(order: str = "forward", seed: int = 0, library: ctypes.CDLL | None 
         order: in which the threads of a block, and the blocks, run between barriers: "forward", "reversed", or
             "shuffled" by the seed.
         seed: of "shuffled".
-        library: another one than that of all kernels.
+        library: another one than that of `load()`.
     """
     native, emulator = _native.library, library or load()
     emulator.cuda_emulator_set_order(ORDERS[order], ctypes.c_uint64(seed))

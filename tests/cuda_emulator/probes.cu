@@ -67,6 +67,15 @@ __global__ void counted(int* count, int* bits, int* most) {
     atomicMax(most, number);
 }
 
+// One thread beyond the end of shared memory, or of an array.
+__global__ void write_beyond(float* out, bool shared, int end) {
+    __shared__ float row[kThreads];
+    float* to = shared ? row : out;
+    if (threadIdx.x == 0) to[end] = 1.0f;
+    __syncthreads();
+    if (threadIdx.x == 1) out[0] = row[0];
+}
+
 __global__ void nothing() {}
 
 }  // namespace
@@ -108,6 +117,11 @@ PCDET_API int probe_atomics(int blocks, int* out) {
 
 PCDET_API int probe_shape(int blocks, int rows, int threads, int shared) {
     start_kernel(nothing, dim3(blocks, rows), threads, shared, nullptr);
+    return cudaGetLastError();
+}
+
+PCDET_API int probe_write_beyond(float* out, int shared, int end) {
+    start_kernel(write_beyond, 1, kThreads, 0, nullptr, out, shared != 0, end);
     return cudaGetLastError();
 }
 

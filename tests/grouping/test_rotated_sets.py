@@ -200,6 +200,6 @@ def test_rows_outside_the_grid_are_refused(row) -> None:
 @pytest.mark.parametrize("window", WINDOWS)
 def test_cuda_kernel_gives_what_the_reference_gives(accelerator: Accelerator, window: tuple[int, int, int]) -> None:
     with accelerator:
-        for seed, size in ((0, 1), (1, 7), (2, 36)):
+        for seed, size in ((0, 1), (1, 7)):
             check_native(random_voxels(seed, most=2000).coords.to(accelerator.device), window, size)
         check_native(torch.zeros(0, 4, dtype=torch.int32, device=accelerator.device), window, 7)

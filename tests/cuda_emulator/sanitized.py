@@ -1,0 +1,136 @@
+"""Run by test_sanitizer.py in a process of its own, with the address sanitizer: every kernel once, or one probe.
+
+Prints the name of every kernel that it has started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from cuda_emulator.emulator import HERE, emulated, load
+from torch import Tensor
+
+from pcdet_ext import ops
+from pcdet_ext.ops.octree import octree_neighbours
+
+FLAGS = ("-fsanitize=address", "-O0", "-g1")
+GRID, EXTENT, SIZE = (8, 16, 32), [0.0, 0.0, 0.0, 3.2, 3.2, 1.6], [0.1, 0.1, 0.2]
+
+
+def rand(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Numbers in [0, 1) of an array that ends where it ends: the sanitizer knows its bounds."""
+    return torch.rand(shape, dtype=dtype)
+
+
+def differentiate(out: Tensor, *inputs: Tensor) -> None:
+    """Runs the kernels of the gradient."""
+    torch.autograd.grad(out.sum(), inputs)
+
+
+def scans(dtype: torch.dtype) -> None:
+    """Operations on sequences, of sizes that fill no block."""
+    for state in (8, 16):
+        u, delta, z = (rand(2, 37, 71).to(dtype).requires_grad_() for _ in range(3))
+        B, C = (rand(2, state, 71).to(dtype).requires_grad_() for _ in range(2))
+        A, D, bias = (t.requires_grad_() for t in (-rand(37, state), rand(37), rand(37)))
+        differentiate(
+            ops.selective_scan(u, delta, A, B, C, D, z, bias, delta_softplus=True), u, delta, A, B, C, D, z, bias
+        )
+    for dim in (16, 32):
+        r, k, v, w = (rand(2, 71, 3, dim).to(dtype).requires_grad_() for _ in range(4))
+        bonus = rand(3, dim).requires_grad_()
+        differentiate(ops.wkv(r, k, v, w, bonus), r, k, v, w, bonus)
+    for dim in (8, 16, 32, 64):
+        q, k, v = (rand(30, 3, dim).to(dtype).requires_grad_() for _ in range(3))
+        differentiate(ops.scattered_linear_attention(q, k, v, torch.tensor([0, 7, 7, 30])), q, k, v)
+    for width in (2, 3, 4):
+        x, weight, bias = (
+            rand(2, 70, 35).to(dtype).requires_grad_(),
+            rand(70, width).requires_grad_(),
+            rand(70).requires_grad_(),
+        )
+        differentiate(ops.causal_conv1d(x, weight, bias, "silu"), x, weight, bias)
+
+
+def boxes_and_segments(dtype: torch.dtype) -> None:
+    """Operations on boxes, rows and octrees."""
+    boxes, points = rand(70, 7, dtype=dtype) * 6 + 0.1, rand(300, 3, dtype=dtype) * 6
+    ops.iou_bev(boxes, boxes[:35])
+    ops.iou_3d_paired(boxes, boxes.flip(0))
+    ops.points_in_boxes(points, torch.cat([boxes, boxes]))
+    ops.nms(boxes, rand(70), 0.3)
+    values, index = rand(100, 3, dtype=dtype).requires_grad_(), torch.randint(-1, 9, (100,))
+    for kind in ("sum", "max"):
+        differentiate(ops.segment_reduce(values, index, 9, kind), values)
+    neighbours = torch.stack([torch.randperm(90) - 1 for _ in range(27)], 1)
+    features, weights = rand(90, 5, dtype=dtype).requires_grad_(), rand(27, 5, dtype=dtype).requires_grad_()
+    differentiate(ops.octree_depthwise_conv(features, weights, neighbours), features, weights)
+
+
+def coordinates() -> None:
+    """Operations on voxels."""
+    points = rand(1000, 4) * 4 - 0.2
+    ops.dynamic_voxelize(points, torch.randint(0, 2, (1000,)), EXTENT, SIZE)
+    ops.voxelize(points, EXTENT, SIZE, 3, 900)
+    cells = torch.unique(torch.randint(2 * 8 * 16 * 32, (700,)))
+    coords = torch.stack([cells // 4096, cells // 512 % 8, cells // 32 % 16, cells % 32], 1).int()
+    for order in ("zorder", "hilbert"):
+        ops.deserialize(ops.serialize(coords, GRID, order), order, 5)
+    for path in ("rows", "snake"):
+        ops.serialize(coords, GRID, "window_x", window=(8, 5, 5), shift=(0, 2, 2), path=path)
+    ops.rotated_sets(coords, GRID, 2, (8, 5, 5), (0, 2, 2), 7)
+    octree_neighbours(torch.randint(-1, 9, (9, 27)), torch.arange(9, dtype=torch.int32), torch.arange(9))
+
+
+class Noted:
+    """A library that notes which kernels are asked for."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library, self.names = library, set()
+
+    def __getitem__(self, name: str) -> object:
+        self.names.add(name)
+        return self.library[name]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.library, name)
+
+
+def every_kernel() -> None:
+    """All kernels, and the names of those started."""
+    torch.manual_seed(0)
+    library = Noted(load(name="pcdet_sanitized", flags=FLAGS))
+    with emulated("shuffled", library=library):
+        for dtype in (torch.float32, torch.float16):
+            scans(dtype)
+        for dtype in (torch.float32, torch.float64):
+            boxes_and_segments(dtype)
+        coordinates()
+    print("\n".join(sorted(library.names)))
+
+
+def probe(shared: bool, end: int) -> None:
+    """A kernel that writes number `end` of an array of 64 numbers."""
+    library, out = load((HERE / "probes.cu",), "probes_sanitized", FLAGS), torch.zeros(64)
+    assert library.probe_write_beyond(ctypes.c_void_p(out.data_ptr()), int(shared), end) == 0
+
+
+def main() -> None:
+    """Everything, or `--probe shared|global END`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--probe", nargs=2, metavar=("MEMORY", "END"))
+    given = parser.parse_args().probe
+    if given is None:
+        every_kernel()
+    else:
+        probe(given[0] == "shared", int(given[1]))
+
+
+if __name__ == "__main__":
+    main()
