@@ -29,3 +29,22 @@ SEQUENCE: Config = {
         }
     ],
 }
+OCTFORMER: Config = {
+    "name": "OctFormer",
+    "channels": [32, 64],
+    "num_blocks": [2, 2],
+    "num_heads": [2, 4],
+    "stem_down": 1,
+    "drop_path": 0.0,
+    "out_channels": 32,
+}
+HOTFORMER: Config = {
+    "name": "HOTFormer",
+    "channels": [32],
+    "num_blocks": [1],
+    "num_levels": 2,
+    "num_octformer_stages": 0,
+    "stem_down": 1,
+    "drop_path": 0.0,
+    "out_channels": 32,
+}

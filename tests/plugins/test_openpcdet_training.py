@@ -22,7 +22,15 @@ from pcdet_ext.plugins.openpcdet import weights
 
 STEPS = 5
 STOCK = ("pointpillars", "second", "centerpoint")
-BACKBONES = ("flatformer", "dsvt", "scatterformer", "sequence", *(f"lion_{name.lower()}" for name in configs.MIXERS))
+OCTREES = ("octformer", "hotformer")
+BACKBONES = (
+    "flatformer",
+    "dsvt",
+    "scatterformer",
+    "sequence",
+    *OCTREES,
+    *(f"lion_{name.lower()}" for name in configs.MIXERS),
+)
 
 
 def plan(kitti: str) -> dict[str, Any]:
@@ -32,6 +40,8 @@ def plan(kitti: str) -> dict[str, Any]:
     models["dsvt"] = configs.with_backbone(kitti, small_backbones.DSVT, flat)
     models["sequence"] = configs.with_backbone(kitti, small_backbones.SEQUENCE, cubic)
     models["scatterformer"] = configs.with_backbone(kitti, small_backbones.SCATTERFORMER, cubic, stride=2)
+    models["octformer"] = configs.with_backbone(kitti, small_backbones.OCTFORMER, cubic, stride=2)
+    models["hotformer"] = configs.with_backbone(kitti, small_backbones.HOTFORMER, cubic, stride=2)
     for name in configs.MIXERS:
         models[f"lion_{name.lower()}"] = configs.with_backbone(kitti, configs.lion(name), cubic)
     return models
