@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from pcdet_ext.benchmark.voxels import WAYMO_VOXELS, with_gradient
 from pcdet_ext.grouping.octree import build_octree
 from pcdet_ext.grouping.orders import Ordering, ordering_of_keys
 from pcdet_ext.grouping.partitions import octree_windows
-from pcdet_ext.ops import group_attention, octree_depthwise_conv, serialize
+from pcdet_ext.ops import group_attention, octree_depthwise_conv, octree_from_tokens, octree_tokens, serialize
 from pcdet_ext.ops.group_attention import group_attention_reference
 from pcdet_ext.ops.octree_conv import octree_depthwise_conv_reference
 from pcdet_ext.ops.serialize import curve_depth
@@ -101,6 +102,33 @@ def convolution(load: Workload) -> Iterator[Contest]:
         flops=2 * flops,
         reference_limit=REFERENCE_LIMIT,
     )
+
+
+@benchmark("octree_tokens")
+def token_sequences(load: Workload) -> Iterator[Contest]:
+    """A frame's points at depth 10 as tokens and back, and their size beside zlib's of the sorted coordinates."""
+    points = load.points[:, :3] / (1.001 * load.points[:, :3].abs().max())
+    cells = ((points + 1) * (1 << POINTS_DEPTH - 1)).int().flip(1)
+    coords = torch.cat([cells.new_zeros(len(cells), 1), cells], 1)
+    coords = octree_from_tokens(octree_tokens(coords, 1, POINTS_DEPTH))  # distinct, in z-order
+    bits = {"zlib of coordinates, bits per cell": _zlib_bits(coords[:, 1:].short()) / len(coords)}
+    for name, anisotropic in (("occupancy", False), ("anisotropic", True)):
+        sequence = octree_tokens(coords, 1, POINTS_DEPTH, anisotropic)
+        parts = [sequence.occupancy] if sequence.splits is None else [sequence.occupancy, sequence.splits]
+        sizes = {"bits per cell": 8 * sum(map(len, parts)) / len(coords)} if not anisotropic else {}
+        sizes |= {"zlib of tokens, bits per cell": sum(map(_zlib_bits, parts)) / len(coords)} | bits
+        work = {"cells": len(coords), "tokens": len(sequence.occupancy)}
+        encode = partial(_occupancy, coords, anisotropic)
+        yield Contest(f"{name}, encode", encode, work=work, sizes=sizes)
+        yield Contest(f"{name}, decode", partial(octree_from_tokens, sequence), work=work)
+
+
+def _occupancy(coords: Tensor, anisotropic: bool) -> Tensor:
+    return octree_tokens(coords, 1, POINTS_DEPTH, anisotropic).occupancy
+
+
+def _zlib_bits(values: Tensor) -> int:
+    return 8 * len(zlib.compress(values.cpu().contiguous().numpy().tobytes(), 9))
 
 
 @benchmark("octree_attention")

@@ -15,6 +15,7 @@ from pcdet_ext.ops.causal_conv1d import causal_conv1d
 from pcdet_ext.ops.group_attention import group_attention
 from pcdet_ext.ops.linear_attention import scattered_linear_attention
 from pcdet_ext.ops.octree_conv import octree_depthwise_conv
+from pcdet_ext.ops.octree_tokens import OctreeTokens, octree_from_tokens, octree_tokens
 from pcdet_ext.ops.rotated_sets import RotatedSets, rotated_sets
 from pcdet_ext.ops.segment import segment_argmax, segment_reduce, segment_softmax
 from pcdet_ext.ops.selective_scan import selective_scan
@@ -23,6 +24,7 @@ from pcdet_ext.ops.voxelize import dynamic_voxelize, grid_size, voxel_coordinate
 from pcdet_ext.ops.wkv import wkv
 
 __all__ = [
+    "OctreeTokens",
     "RotatedSets",
     "causal_conv1d",
     "deserialize",
@@ -36,7 +38,9 @@ __all__ = [
     "nms",
     "octree_children",
     "octree_depthwise_conv",
+    "octree_from_tokens",
     "octree_parent",
+    "octree_tokens",
     "points_in_boxes",
     "points_in_each_box",
     "rotated_sets",

@@ -112,6 +112,10 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
             change(rand(4, 12, dtype=dtype)),
             rand(9, 2, dtype=dtype),
         ),
+        "octree_tokens": lambda: ops.octree_tokens(voxels, 2, 5).occupancy,
+        "octree_tokens, anisotropic": lambda: ops.octree_tokens(voxels, 2, 5, True).splits,
+        "octree_from_tokens": lambda: ops.octree_from_tokens(ops.octree_tokens(voxels, 2, 5)),
+        "octree_from_tokens, anisotropic": lambda: ops.octree_from_tokens(ops.octree_tokens(voxels, 2, 5, True)),
         "octree_leaves": lambda: octree_leaves(change(rand(50, 3) * 2 - 1), table(20, 0, 30), 3),
         "octree_grow": lambda: octree_grow(change(table(0, 1, 7)), change(table(0, 3, 9, 60))),
         "octree_neighbours": lambda: octree_neighbours(
