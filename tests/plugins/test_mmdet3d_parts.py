@@ -61,6 +61,14 @@ def test_what_contradicts_the_other_sections_is_refused(section: str, change: di
         registration.derive(model)
 
 
+def test_a_range_must_hold_whole_voxels() -> None:
+    model = models.ours()
+    model["data_preprocessor"]["voxel_layer"]["point_cloud_range"] = [0, -20, -3, 40.1, 20, 1]
+    message = r"voxel_layer\.point_cloud_range: 0 to 40\.1 along x holds 100\.25 .*; x up to 40 fits"
+    with pytest.raises(ConfigError, match=message):
+        registration.derive(model)
+
+
 def test_what_parts_are_given_must_fit_them() -> None:
     dynamic = parts.PcdetExtVoxelEncoder({"name": "DynamicPillarVFE"}, 4, models.FLAT, models.RANGE)
     with pytest.raises(ConfigError, match=r"voxel_encoder: DynamicPillarVFE wants dynamic voxels, .* makes hard"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -15,6 +17,7 @@ from pcdet_ext.plugins.mmdet3d.compiled import CONTENT, SPARSE, points_in_boxes_
 from pcdet_ext.plugins.rotate_iou import provide_rotate_iou
 from pcdet_ext.plugins.surroundings import (
     allow_numpy_numbers_in_checkpoints,
+    are_distributed,
     restore_numpy_aliases,
     sparse_convolutions_without_cuda,
     stand_in_for_missing,
@@ -46,6 +49,7 @@ def prepare() -> None:
     """
     operations()
     restore_numpy_aliases()
+    _processes_without_cuda()
     allow_numpy_numbers_in_checkpoints()
     after_import("mmengine.logging.history_buffer", _allow_logs_in_checkpoints)
     stand_in_for_missing(OPTIONAL)
@@ -94,6 +98,30 @@ def _take_spconv(module: ModuleType) -> None:
     import spconv.pytorch
 
     module.__dict__.update({name: getattr(spconv.pytorch, name) for name in SPARSE if hasattr(spconv.pytorch, name)})
+
+
+def _processes_without_cuda() -> None:
+    """Where torchrun started processes without a GPU: they need no current device, and train on the CPU.
+
+    The configuration says how they are connected: `env_cfg = dict(dist_cfg=dict(backend="gloo"))`.
+    """
+    if torch.cuda.is_available() or not are_distributed():
+        return
+    torch.cuda.set_device = lambda device: None
+    after_import("mmengine.model.wrappers.distributed", _distributed_on_cpu)
+    tell("there is no GPU: torch.cuda.set_device does nothing, and MMDistributedDataParallel trains on the CPU")
+
+
+def _distributed_on_cpu(module: ModuleType) -> None:
+    """Leave out the devices that mmengine's Runner tells its wrapper of."""
+    wrapper: Any = module.__dict__["MMDistributedDataParallel"]
+    build = wrapper.__init__
+
+    @functools.wraps(build)
+    def build_on_cpu(self: Any, module: Any, device_ids: Any = None, output_device: Any = None, **more: Any) -> None:
+        build(self, module, **more)
+
+    wrapper.__init__ = build_on_cpu
 
 
 def _allow_logs_in_checkpoints(module: ModuleType) -> None:

@@ -262,7 +262,8 @@ def need(section: str, **values: Any) -> None:
     for name, value in values.items():
         if value is None:
             raise ConfigError(
-                f"{section}: {name} is needed; it follows from the detector where its sections say enough"
+                f"{section}: {name} is needed; in a detector it follows from data_preprocessor.voxel_layer and the "
+                "sections before"
             )
 
 

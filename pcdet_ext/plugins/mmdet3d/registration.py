@@ -23,6 +23,7 @@ from pcdet_ext.plugins.mmdet3d.parts import (
 PARTS = (PcdetExtVoxelEncoder, PcdetExtMiddleEncoder, FlatFormer, PcdetExtBackbone, PcdetExtHead)
 BY_TYPE = {part.__name__: part for part in PARTS}
 PREFIXES = ("", "pts_")  # of the sections of detectors of one stage, and of those for several sensors
+TOLERANCE = 1e-2  # of a voxel, for ranges and sizes that no binary number has exactly
 # Widths of mmdetection3d's voxel encoders, which it does not derive: a setting, and its default.
 WIDTHS = {
     "PillarFeatureNet": ("feat_channels", [64]),
@@ -89,7 +90,22 @@ def is_ours(section: Mapping[str, Any] | None) -> bool:
 def _geometry(model: Mapping[str, Any]) -> dict[str, Any]:
     """Voxel size and range as the data preprocessor has them."""
     layer = (model.get("data_preprocessor") or {}).get("voxel_layer") or {}
-    return {name: list(layer[name]) for name in ("voxel_size", "point_cloud_range") if name in layer}
+    found = {name: list(layer[name]) for name in ("voxel_size", "point_cloud_range") if name in layer}
+    if len(found) == 2:
+        _check_whole_cells(**found)
+    return found
+
+
+def _check_whole_cells(voxel_size: Sequence[float], point_cloud_range: Sequence[float]) -> None:
+    """Raise ConfigError, with an end that would fit, for a range that does not hold a whole number of voxels."""
+    for axis, start, end, size in zip("xyz", point_cloud_range[:3], point_cloud_range[3:], voxel_size, strict=True):
+        cells = (end - start) / size
+        if abs(cells - round(cells)) > TOLERANCE:
+            raise ConfigError(
+                f"data_preprocessor.voxel_layer.point_cloud_range: {start:g} to {end:g} along {axis} holds {cells:g} "
+                f"voxels of voxel_size {size:g}, which must be a whole number; {axis} up to "
+                f"{start + round(cells) * size:g} fits"
+            )
 
 
 def _derive(prefix: str, sections: dict[str, Any], geometry: dict[str, Any]) -> None:
