@@ -120,6 +120,8 @@ def test_classes_and_ids_of_ones_own(folder: Path) -> None:
         dataset_of(folder, classes=["a"], label_ids={"a": [99]})
     with pytest.raises(ConfigError, match=r"must be a whole number in \[0, 65536\)"):
         dataset_of(folder, classes=["a"], label_ids={"a": [70000]})
+    with pytest.raises(ConfigError, match="balanced: frames are balanced by their labelled boxes"):
+        dataset_of(folder, balanced=True)
     with pytest.raises(ConfigError, match="things: 'cars' is no class"):
         dataset_of(folder, things=["cars"])
 

@@ -138,6 +138,15 @@ BACKBONES: dict[str, dict[str, Any] | None] = {
             }
         ],
     },
+    "octformer": {
+        "name": "OctFormer",
+        "channels": [16, 32],
+        "num_blocks": [1, 1],
+        "num_heads": [2, 2],
+        "stem_down": 1,
+        "drop_path": 0.0,
+        "out_channels": 16,
+    },
     "flatformer": {"name": "FlatFormer", "num_blocks": 1, "window": [None, 5, 5], "group_size": 32, "num_heads": 2},
 }
 

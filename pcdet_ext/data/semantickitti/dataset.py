@@ -48,6 +48,8 @@ class SemanticKittiDataset(FrameDataset):
         for name in self.classes:
             if name not in self.label_map.classes:
                 raise ConfigError(f"classes: no label id is of {name!r}{suggest(name, self.label_map.classes)}")
+        if self.balanced:
+            raise ConfigError("balanced: frames are balanced by their labelled boxes, which this layout does not have")
         super().__post_init__()
 
     def check_classes(self) -> None:
