@@ -184,17 +184,23 @@ class WindowY(_LinesOfWindows):
 class LSH(Order):
     """Locality-sensitive hashing: bucket by bucket of random projections (Datar et al., SCG 2004).
 
-    projections: directions a key is made of; width: cells a bucket is wide; seed: of the directions. Inside a bucket
-    voxels keep their order.
+    Inside a bucket voxels keep their order.
+
+    Args:
+        projections: directions that a key is made of.
+        width: cells that a bucket is wide along each of them.
+        seed: of the directions.
+        shift: share of the width by which all borders are moved.
     """
 
     projections: int = 3
     width: float = 8.0
     seed: int = 0
+    shift: float = 0.0
 
     def keys(self, voxels: SparseVoxels) -> Tensor:
         """See `pcdet_ext.ops.serialize`."""
-        options = {"projections": self.projections, "width": self.width, "seed": self.seed}
+        options = {"projections": self.projections, "width": self.width, "seed": self.seed, "shift": self.shift}
         return serialize(voxels.coords, voxels.grid, "lsh", **options)
 
     def pieces(self, voxels: SparseVoxels) -> Tensor:

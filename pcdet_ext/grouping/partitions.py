@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.config import Registry
-from pcdet_ext.grouping.orders import Order, Ordering, Window, WindowX, WindowY
+from pcdet_ext.grouping.orders import LSH, Order, Ordering, Window, WindowX, WindowY
 from pcdet_ext.ops.rotated_sets import rotated_sets
 from pcdet_ext.structures import Groups, Segments, SparseVoxels
 
@@ -213,6 +213,40 @@ class RotatedSets(_Groups):
         sets = rotated_sets(voxels.coords, voxels.grid, voxels.batch_size, window, order.shift, self.group_size)
         y_major, x_major = (Groups(*parts) for parts in zip(sets.index, sets.slot, ~sets.repeats, strict=True))
         return y_major, x_major
+
+
+@PARTITIONS.register
+@dataclass(frozen=True)
+class LSHWindows(_Groups):
+    """Sets inside windows of locality-sensitive hashing: voxels of one bucket of random projections are together.
+
+    The windows are those of the hash, whatever the order; the order is that of the voxels inside a window, along which
+    its ⌈n / group_size⌉ sets are filled evenly (see `even_sets`). Two layers whose shifts differ by a half see across
+    each other's borders, as shifted windows do (cross-window).
+
+    Args:
+        group_size: slots of a set.
+        projections: directions that a hash is made of (Datar et al., SCG 2004).
+        width: cells that a window is wide along each of them.
+        seed: of the directions.
+        shift: share of the width, from 0 to below 1, by which all borders are moved.
+
+    Raises:
+        ValueError: for a size below 1; when cut, for a hash that `pcdet_ext.ops.serialize` refuses.
+    """
+
+    projections: int = 3
+    width: float = 8.0
+    seed: int = 0
+    shift: float = 0.0
+
+    def cut(self, voxels: SparseVoxels, order: Order) -> Groups:
+        """The sets of these voxels."""
+        sequence = order(voxels).order
+        windows = LSH(self.projections, self.width, self.seed, self.shift).keys(voxels)[sequence]
+        place = torch.argsort(windows, stable=True)
+        counts = torch.unique_consecutive(windows[place], return_counts=True)[1]
+        return even_sets(sequence[place], counts, self.group_size)
 
 
 @PARTITIONS.register
