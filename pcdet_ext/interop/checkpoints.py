@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pcdet_ext import checkpoint, config
 from pcdet_ext.checkpoint import CheckpointError
-from pcdet_ext.interop import dsvt, flatformer, lion, openpcdet, scatterformer
+from pcdet_ext.interop import dsvt, flatformer, from_official, lion, openpcdet, scatterformer
 from pcdet_ext.models.backbones import DSVT, LION, ScatterFormer
 from pcdet_ext.models.detector import VoxelDetector, build_detector
 
@@ -124,10 +124,14 @@ def convert(official: str | Path, path: str | Path, out: str | Path, overrides: 
     """Write a checkpoint of this library from an official one and the configuration of the same model.
 
     official: the file of the other code base; path: our YAML file; overrides: changes "a.b=value" of it. Returns how
-    many parameters and buffers were taken over. Raises CheckpointError and ConfigError with the file's name.
+    many parameters and buffers were taken over. A file with the keys `system` and `config` (see `from_official`) is the
+    configuration of a published network that is no detector; `load_network` reads what is written for it.
+    Raises CheckpointError and ConfigError with the file's name.
     """
     state = read_official(official)
     settings = config.load(path, overrides)
+    if "system" in settings:
+        return _convert_network(state, settings, official, path, out)
     detector = build_detector(settings)
     try:
         load_official(detector, state)
@@ -135,3 +139,35 @@ def convert(official: str | Path, path: str | Path, out: str | Path, overrides: 
         raise CheckpointError(f"{official} and {path}: {error}") from error
     checkpoint.write(out, {"config": settings.plain(), "model": detector.state_dict()})
     return len(detector.state_dict())
+
+
+def _convert_network(
+    state: Mapping[str, Tensor], settings: config.Node, official: str | Path, path: str | Path, out: str | Path
+) -> int:
+    """Write the parameters of a published network, with its own configuration. Returns how many."""
+    plain = settings.plain()
+    if not isinstance(plain.get("config"), Mapping):
+        raise config.ConfigError(f"{settings.where()}: beside 'system' there must be a mapping 'config'")
+    try:
+        network = from_official(plain["system"], plain["config"], state)
+    except ValueError as error:
+        raise CheckpointError(f"{official} and {path}: {error}") from error
+    own = network.state_dict()
+    checkpoint.write(out, {"system": plain["system"], "config": dict(plain["config"]), "model": own})
+    return len(own)
+
+
+def load_network(path: str | Path) -> nn.Module:
+    """A network, in eval mode, from the file that `convert` wrote for a published one that is no detector.
+
+    Raises CheckpointError for a file that is missing, damaged, or of something else.
+    """
+    content = checkpoint.load_safely(path, "holds more than tensors and plain values")
+    if not isinstance(content, Mapping) or not {"system", "config", "model"} <= content.keys():
+        raise CheckpointError(f"{path}: is no converted network, which has a system, a config and a model")
+    try:
+        network = from_official(content["system"], content["config"])
+        network.load_state_dict(content["model"])
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return network

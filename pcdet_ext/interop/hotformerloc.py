@@ -156,7 +156,7 @@ def _options(config: Config, octree: Config) -> OctreeOptions:
         config.get("nempty", True),
         straddle=True,
         relative_position=not config.get("disable_RPE", False),
-        wide_position=config.get("xcpe", False),
+        position="full" if config.get("xcpe", False) else "depth-wise",
         layer_scale=config.get("layer_scale"),
     )
 

@@ -26,7 +26,8 @@ def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -
     """A published OctFormer with its parameters, in eval mode.
 
     config: of a network, `octree` (depth, full_depth), `feature` and `model`, or the same settings side by side; with
-    head_up it is an `OctreeSegmenter`, otherwise an `OctreeClassifier`. Of a block: `block` and `octree_t`.
+    head_up it is an `OctreeSegmenter`, otherwise an `OctreeClassifier`, and without out_channels its stages alone. Of a
+    block: `block` and `octree_t`.
     state_dict: parameters, or a checkpoint with them under "model_state_dict" or "model".
     Windows straddle clouds and coordinates of +1 wrap, as published. Raises ValueError for what this library does not
     have or that does not fit.
@@ -49,6 +50,14 @@ def build(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
     """The untrained module, and how its published parameter names become ours."""
     if "block" in config:
         return _block(config), block_name
+    if "head" in config:
+        raise ValueError(
+            f"head: {str(config['head']).split(maxsplit=1)[0]} is not in this library; a configuration without `head`, "
+            "and parameters without it, are those of the backbone alone"
+        )
+    if "out_channels" not in config.get("model", config):
+        skip(config, "octree", "octree_depth", "full_depth", "voxel_size", "scale_factor", "head_shapes")
+        return _stages(config, config.get("model", config)), lambda name: stages_name(name.removeprefix("backbone."))
     return _network(config), network_name
 
 
@@ -83,9 +92,13 @@ def _network(config: Config) -> nn.Module:
 
 
 def _stages(config: Config, model: Config) -> OctFormerStages:
-    options = OctreeOptions(model["patch_size"], model["dilation"], nempty=model["nempty"], straddle=True)
-    if not model.get("use_dwconv", True):
-        raise ValueError("use_dwconv: False, position encoding by a grouped convolution, is not in this library")
+    options = OctreeOptions(
+        model["patch_size"],
+        model["dilation"],
+        nempty=model["nempty"],
+        straddle=True,
+        position="depth-wise" if model.get("use_dwconv", True) else "groups",
+    )
     given = model.get("in_channels")
     channels = sum(CHANNELS[letter] for letter in _features(config))
     if given is not None and given != channels and "F" not in _features(config):

@@ -8,8 +8,11 @@ import json
 import pytest
 import torch
 
+from pcdet_ext.checkpoint import CheckpointError
+from pcdet_ext.config import ConfigError
 from pcdet_ext.conformance.golden import Case
 from pcdet_ext.interop import from_official
+from pcdet_ext.interop.checkpoints import convert, load_network
 from pcdet_ext.models.networks.hotformerloc import HOTFormerLoc
 from pcdet_ext.models.networks.octformer import OctreeClassifier, OctreeSegmenter
 
@@ -45,6 +48,18 @@ def check_every_name(system: str, entry: dict) -> torch.nn.Module:
 @pytest.mark.parametrize("name", OCTFORMER)
 def test_every_name_and_shape_of_octformer_has_its_place(manifest, name):
     assert type(check_every_name("octformer", manifest[name])) is OCTFORMER[name]
+
+
+def test_the_backbone_of_the_published_detector_has_its_place_and_its_head_is_refused(manifest):
+    entry = manifest["configs/det_sunrgbd.py"]
+    with pytest.raises(ValueError, match="head: FCAF3DHead is not in this library"):
+        from_official("octformer", entry["config"])
+    config = {key: value for key, value in entry["config"].items() if key != "head"}
+    with torch.device("meta"):
+        state = {name: torch.empty(shape) for name, shape in entry["params"] if name.startswith("backbone.")}
+        stages = from_official("octformer", config, state)
+    assert len(stages.state_dict()) == len(state)
+    assert (stages.channels, stages.halvings) == ((96, 192, 384, 384), 3)
 
 
 HOTFORMERLOC = {
@@ -103,7 +118,10 @@ def test_published_names_go_to_different_places_with_their_values(segmentation):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["model"].update(use_dwconv=False), "use_dwconv: False"),
+        (
+            lambda c: c["model"].update(use_dwconv=False, channels=[16, 28, 32, 32], num_heads=[2, 2, 4, 4]),
+            "28 channels cannot be shared out",
+        ),
         (lambda c: c.update(feature="NX"), "letters of NDLPF, got 'NX'"),
         (lambda c: c.update(feature="ND"), "in_channels is 10, but the input feature ND has 4"),
         (lambda c: c["model"].update(stem_up=2), "model.stem_up: the setting is not known here"),
@@ -115,6 +133,26 @@ def test_settings_without_counterpart_are_refused(segmentation, change, message)
     change(config)
     with pytest.raises(ValueError, match=message):
         from_official("octformer", config)
+
+
+def test_converted_networks_are_the_published_ones(segmentation, tmp_path):
+    state = segmentation.tensors("param")
+    official, config, out = tmp_path / "seg.pth", tmp_path / "seg.json", tmp_path / "seg.ckpt"
+    torch.save({"model_state_dict": state}, official)
+    config.write_text(json.dumps({"system": "octformer", "config": segmentation.config}))
+    assert convert(official, config, out) == len(state)
+    expected = from_official("octformer", segmentation.config, state).state_dict()
+    found = load_network(out).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+    torch.save({"model_state_dict": dict(list(state.items())[1:])}, official)
+    with pytest.raises(CheckpointError, match=r"seg\.pth and .*seg\.json: the state dict does not fit"):
+        convert(official, config, out)
+    config.write_text(json.dumps({"system": "octformer"}))
+    with pytest.raises(ConfigError, match="there must be a mapping 'config'"):
+        convert(official, config, out)
+    with pytest.raises(CheckpointError, match="is no converted network"):
+        load_network(official)
 
 
 def test_state_dicts_that_do_not_fit_are_refused(segmentation):

@@ -124,13 +124,31 @@ def test_layer_scale_is_the_factor_of_the_branches() -> None:
 
 def test_wide_position_encoding_is_a_convolution_a_linear_layer_and_a_norm() -> None:
     torch.manual_seed(0)
-    block = OctreeBlock(8, 2, OctreeOptions(8, 2, norm="layer", wide_position=True)).eval()
+    block = OctreeBlock(8, 2, OctreeOptions(8, 2, norm="layer", position="full")).eval()
     octree = build_octree([cloud(90)], 4)
     x, table = torch.randn(len(octree.coords(3)), 8), octree.table(3)
     rows = torch.cat([x, torch.zeros(1, 8)])[table]
     conv = torch.einsum("nki,kio->no", rows, block.position.conv.weights) + block.position.conv.bias
     expected = torch.nn.functional.layer_norm(block.position.linear(conv), (8,))
     torch.testing.assert_close(block.position(x, octree, 3), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_grouped_position_encoding_convolves_shares_of_the_channels() -> None:
+    torch.manual_seed(0)
+    block = OctreeBlock(16, 2, OctreeOptions(8, 2, norm="layer", position="groups")).eval()
+    octree = build_octree([cloud(90)], 4)
+    x, table = torch.randn(len(octree.coords(3)), 16), octree.table(3)
+    rows = torch.cat([x, torch.zeros(1, 16)])[table]
+    parts = [
+        torch.einsum("nki,kio->no", rows[..., 2 * i : 2 * i + 2], conv.weights)
+        for i, conv in enumerate(block.position.conv.convs)
+    ]
+    expected = torch.nn.functional.layer_norm(torch.cat(parts, 1), (16,))
+    torch.testing.assert_close(block.position(x, octree, 3), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="12 channels cannot be shared out among 8 groups"):
+        OctreeBlock(12, 2, OctreeOptions(position="groups"))
+    with pytest.raises(ValueError, match="position must be depth-wise, full or groups, got 'none'"):
+        OctreeOptions(position="none")
 
 
 def test_stochastic_depth_rises_over_all_blocks_and_drops_whole_clouds() -> None:

@@ -21,6 +21,8 @@ from pcdet_ext.models.layers.norm import SparseBatchNorm
 from pcdet_ext.models.layers.octree import OctreeConv, OctreeDeconv, OctreeDWConv
 from pcdet_ext.structures import Groups
 
+POSITION_GROUPS = 8  # of a position encoding by a grouped convolution
+
 
 @dataclass(frozen=True)
 class OctreeOptions:
@@ -35,7 +37,8 @@ class OctreeOptions:
         straddle: cut windows from the joined sequence of all clouds, as published, so that a window may hold the end of
             one cloud and the start of the next, and what is found in a cloud depends on those beside it.
         relative_position: whether attention has a bias of relative positions.
-        wide_position: position encoding by a full convolution and a linear layer instead of a depth-wise convolution.
+        position: what encodes positions: a "depth-wise" convolution, a "full" one and a linear layer, or 8 "groups" of
+            channels with a convolution each.
         layer_scale: start value of learnt factors of each branch, or None.
 
     Raises:
@@ -49,7 +52,7 @@ class OctreeOptions:
     nempty: bool = True
     straddle: bool = False
     relative_position: bool = True
-    wide_position: bool = False
+    position: Literal["depth-wise", "full", "groups"] = "depth-wise"
     layer_scale: float | None = None
 
     def __post_init__(self) -> None:
@@ -60,6 +63,8 @@ class OctreeOptions:
             )
         if self.norm not in ("batch", "layer"):
             raise ValueError(f"norm must be batch or layer, got {self.norm!r}")
+        if self.position not in ("depth-wise", "full", "groups"):
+            raise ValueError(f"position must be depth-wise, full or groups, got {self.position!r}")
 
     def make_norm(self, channels: int) -> nn.Module:
         """The norm after a convolution."""
@@ -145,16 +150,36 @@ class OctreeStem(nn.Module):
         return self.last(x, octree, depth)
 
 
+class GroupedConv(nn.Module):
+    """Convolutions of 3³ cells, each on an equal share of the channels. Raises ValueError where there are none."""
+
+    def __init__(self, channels: int, groups: int, nempty: bool) -> None:
+        super().__init__()
+        if channels % groups:
+            raise ValueError(f"{channels} channels cannot be shared out among {groups} groups")
+        width = channels // groups
+        self.convs = ModuleListOf(OctreeConv(width, width, nempty=nempty) for _ in range(groups))
+
+    def forward(self, x: Tensor, octree: Octree, depth: int) -> Tensor:
+        """Rows [N, channels] of `depth` to the same shape."""
+        parts = zip(self.convs, x.chunk(len(self.convs), 1), strict=True)
+        return torch.cat([conv(part.contiguous(), octree, depth) for conv, part in parts], 1)
+
+
 class OctreePosition(nn.Module):
     """Conditional position encoding: a convolution tells each node where it is among its neighbours, then a norm."""
 
     def __init__(self, channels: int, options: OctreeOptions) -> None:
         super().__init__()
-        self.conv: OctreeConv | OctreeDWConv = OctreeDWConv(channels, options.nempty)
         self.linear = None
-        if options.wide_position:
+        self.conv: OctreeConv | OctreeDWConv | GroupedConv
+        if options.position == "full":
             self.conv = OctreeConv(channels, channels, nempty=options.nempty, bias=True)
             self.linear = nn.Linear(channels, channels)
+        elif options.position == "groups":
+            self.conv = GroupedConv(channels, POSITION_GROUPS, options.nempty)
+        else:
+            self.conv = OctreeDWConv(channels, options.nempty)
         self.norm = options.make_norm(channels)
 
     def forward(self, x: Tensor, octree: Octree, depth: int) -> Tensor:
