@@ -26,6 +26,7 @@ from pcdet_ext.models.registry import DETECTORS
 from pcdet_ext.structures import Detections, PointBatch, Predictions, Targets, tensor_of
 
 RADII = ("positive_radius", "negative_radius")  # of the data, by which models of place recognition learn
+LONG_WAY = ("forward", "decode")  # methods of a head that `predict` stands for
 ONLY = "head"  # the name of a head that has none
 MOST_PARAMETERS = 20_000  # tensors; the published detectors have up to 1,500
 
@@ -196,10 +197,26 @@ class VoxelDetector(nn.Module):
 
 
 def detected(head: Any, features: Any) -> list[Any]:
-    """What a head finds in each frame, on the short way where it has one (`predict`) and evaluates."""
-    if hasattr(head, "predict") and not head.training:
+    """What a head finds in each frame, by the short way (`predict`) if it has one, evaluates, and nobody looks on."""
+    if (
+        hasattr(head, "predict")
+        and not head.training
+        and not _is_observed(head)
+        and _predicts_as_it_decodes(type(head))
+    ):
         return cast("list[Any]", head.predict(features))
     return cast("list[Any]", head.decode(head(features)))
+
+
+def _is_observed(head: nn.Module) -> bool:
+    """Whether forward hooks wait for what a short way would leave out."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in head.modules())
+
+
+def _predicts_as_it_decodes(kind: type) -> bool:
+    """False for a subclass with a `forward` or `decode` of its own, of which the inherited `predict` knows nothing."""
+    place = {name: next(i for i, c in enumerate(kind.__mro__) if name in vars(c)) for name in ("predict", *LONG_WAY)}
+    return all(place["predict"] <= place[name] for name in LONG_WAY)
 
 
 def _of_some_classes(targets: Targets, classes: Sequence[str], chosen: Sequence[str]) -> Targets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pcdet_ext
+from pcdet_ext.models.detector import detected
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS, CenterHead
+from pcdet_ext.models.heads.center import CenterOutput
 from pcdet_ext.models.layers.cells import convolve_at
 from pcdet_ext.models.layers.folding import folded
 from pcdet_ext.models.layers.norm import SparseBatchNorm
@@ -270,6 +273,24 @@ def _tensors(output: object) -> list[Tensor]:
         return [output]
     parts = output if isinstance(output, tuple) else vars(output).values() if hasattr(output, "__dict__") else []
     return [tensor for part in parts for tensor in _tensors(part)]
+
+
+class Shouting(CenterHead):
+    """A head of a user, who does more with the output."""
+
+    def decode(self, output: CenterOutput) -> list[Detections]:
+        return [replace(found, frame_id="!") for found in super().decode(output)]
+
+
+def test_the_long_way_is_taken_where_a_head_has_its_own_or_somebody_looks_on() -> None:
+    head, maps, seen = make_head(0.002), random_maps(), []
+    detected(head, maps)
+    head.heads_list[0].center.register_forward_hook(lambda *_: seen.append("center"))
+    assert len(detected(head, maps)[0].boxes)
+    assert seen == ["center"]
+    shouting = make_head(0.002)
+    shouting.__class__ = Shouting
+    assert [found.frame_id for found in detected(shouting, maps)] == ["!", "!"]
 
 
 def cloud(points: int, seed: int) -> Tensor:
