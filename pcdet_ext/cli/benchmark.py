@@ -5,6 +5,7 @@
     pcdet benchmark steps CONFIG … data.root=DIR [--device cuda]
     pcdet benchmark data [CONFIG … data.root=DIR] [--workers 2] [--json FILE]
     pcdet benchmark metrics CASE … [--official eval_argoverse2=13.4] [--json FILE]
+    pcdet benchmark kernels [--only wkv] [--architectures 80 90] [--json FILE]
     pcdet benchmark places CHECKPOINT [data.root=DIR] [--split val] [--json FILE]
 
 Ratios are how many times longer the named peer took, both measured in one run; exits 1 when results differ.
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_steps(kinds.add_parser("steps", help="training steps on the frames of a data set"))
     _add_data(kinds.add_parser("data", help="samples from the files of a data set, and an index of many frames"))
     _add_places(kinds.add_parser("places", help="place recognition by a checkpoint, beside scan context"))
+    _add_kernels(kinds.add_parser("kernels", help="registers, spills and shared memory of the CUDA kernels, by nvcc"))
     _add_metrics(kinds.add_parser("metrics", help="official metrics, beside the seconds of the official tools"))
 
 
@@ -90,6 +92,14 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=path, help="write everything measured to this file")
 
 
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="folders of ops/ (default: all)")
+    parser.add_argument(
+        "--architectures", nargs="+", default=["80", "90"], help="compute capabilities (default: 80 90)"
+    )
+    parser.add_argument("--json", type=path, help="write everything to this file")
+
+
 def _add_metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "cases", nargs="+", type=path, metavar="CASE", help="folders of cases, as tools/reproduce.py takes"
@@ -115,6 +125,7 @@ def run(options: argparse.Namespace) -> int:
             "models": _run_models,
             "steps": _run_steps,
             "data": _run_data,
+            "kernels": _run_kernels,
             "metrics": _run_metrics,
             "places": _run_places,
         }
@@ -159,6 +170,13 @@ def _run_places(options: argparse.Namespace) -> int:
     from pcdet_ext.benchmark.places import run_places
 
     run_places(options.checkpoint, options.overrides, options.split, options.json, options.device)
+    return 0
+
+
+def _run_kernels(options: argparse.Namespace) -> int:
+    from pcdet_ext.benchmark import kernels
+
+    kernels.run_kernels(options.only, options.architectures, options.json)
     return 0
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import has_kernels, launch
+from pcdet_ext.ops._native import has_kernels, kernel_kind, launch
 from pcdet_ext.ops._reference import own_precision, reference_gradients
 
 _WIDEST_HEAD = 256  # channels of a head that the kernel has room for
@@ -48,7 +48,7 @@ def group_attention(
         ValueError: naming the argument that is wrong.
     """
     _check(qkv, index, inverse, num_heads, valid, owner, cells, table)
-    native = not qkv.is_cuda and has_kernels(qkv) and qkv.shape[1] // (3 * num_heads) <= _WIDEST_HEAD
+    native = kernel_kind(qkv.device) == "cpu" and has_kernels(qkv) and qkv.shape[1] // (3 * num_heads) <= _WIDEST_HEAD
     if not native:
         return group_attention_reference(qkv, index, inverse, num_heads, valid, owner, cells, table)
     wide = qkv if qkv.dtype == torch.float64 else qkv.float()

@@ -1,0 +1,139 @@
+"""What the compiler says of each CUDA kernel: registers, spills, shared memory. No device is needed, only nvcc."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pcdet_ext.files import atomic_write
+
+SOURCES = Path(__file__).resolve().parents[2] / "ops"
+ARCHITECTURES = ("80", "90")
+FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-cubin", "-Xptxas=-v")
+
+# Of a multiprocessor of compute capability 8.0 and 9.0 (CUDA C++ Programming Guide, table of technical specifications).
+REGISTERS, REGISTERS_AT_A_TIME, MOST_WARPS, WARPS_AT_A_TIME = 65536, 256, 64, 4
+
+
+@dataclass(frozen=True)
+class KernelResources:
+    """What one kernel takes on one architecture.
+
+    spills: bytes per thread that are stored to and loaded from memory for want of registers. stack: bytes per thread of
+    arrays that registers cannot hold, spills included. shared: bytes per block, without what a launch adds.
+    """
+
+    operation: str
+    kernel: str
+    architecture: str
+    registers: int
+    spills: int
+    stack: int
+    shared: int
+
+    @property
+    def resident_warps(self) -> int:
+        """Warps of a multiprocessor, 64 at most, that its registers allow."""
+        for_one = -(-self.registers * 32 // REGISTERS_AT_A_TIME) * REGISTERS_AT_A_TIME
+        return min(MOST_WARPS, REGISTERS // for_one // WARPS_AT_A_TIME * WARPS_AT_A_TIME)
+
+    def line(self) -> str:
+        """What to print."""
+        return (
+            f"{self.operation:18} sm_{self.architecture} {self.registers:4} registers ({self.resident_warps:2} warps) "
+            f"{self.spills:5} B spilled {self.stack:6} B stack {self.shared:6} B shared  {self.kernel}"
+        )
+
+
+def run_kernels(
+    operations: Sequence[str] = (),
+    architectures: Sequence[str] = ARCHITECTURES,
+    json_path: Path | None = None,
+    sources: Path = SOURCES,
+) -> list[KernelResources]:
+    """Compile the CUDA kernels and print what each takes.
+
+    Args:
+        operations: folders of `sources` (default: all that have a CUDA kernel).
+        architectures: compute capabilities without the dot ("80", "90").
+        json_path: where everything is written.
+        sources: the folder `ops` of a checkout.
+
+    Raises:
+        ValueError: there is no nvcc, no such source, or a source does not compile.
+    """
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        raise ValueError("the resources of CUDA kernels are told by nvcc, which is not found")
+    paths = {path.parent.name: path for path in sorted(sources.glob("*/*_cuda.cu"))}
+    if not paths:
+        raise ValueError(f"{sources}: no CUDA kernels; this needs a checkout of the sources")
+    for name in operations:
+        if name not in paths:
+            raise ValueError(f"no operation {name!r} has a CUDA kernel, only {', '.join(paths)}")
+    found = []
+    for name in operations or paths:
+        for architecture in architectures:
+            report = _compile(nvcc, paths[name], sources, architecture)
+            for resources in read_resources(report, name, architecture):
+                print(resources.line(), flush=True)
+                found.append(resources)
+    if json_path is not None:
+        content = [asdict(r) | {"resident_warps": r.resident_warps} for r in found]
+        with atomic_write(json_path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return found
+
+
+def read_resources(report: str, operation: str, architecture: str) -> Iterator[KernelResources]:
+    """The kernels of what `ptxas -v` printed, by name; functions that kernels call are left out.
+
+    Raises:
+        ValueError: the report names a kernel without its registers.
+    """
+    kernels = re.split(r"Compiling entry function '", report)[1:]
+    names = _demangled([text.partition("'")[0] for text in kernels])
+    for name, text in sorted(zip(names, kernels, strict=True)):
+        registers = re.search(r"Used (\d+) registers", text)
+        spills = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
+        if registers is None or spills is None:
+            raise ValueError(f"{operation}: ptxas does not tell what {name} takes:\n{text}")
+        shared = re.search(r"(\d+) bytes smem", text)
+        stack, stores, loads = map(int, spills.groups())
+        yield KernelResources(
+            operation, name, architecture, int(registers[1]), stores + loads, stack, int(shared[1]) if shared else 0
+        )
+
+
+def _compile(nvcc: str, source: Path, include: Path, architecture: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            nvcc,
+            *FLAGS,
+            f"-arch=sm_{architecture}",
+            f"-I{include}",
+            str(source),
+            "-o",
+            f"{folder}/kernels.cubin",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"{source} does not compile for sm_{architecture}:\n{done.stderr}")
+    return done.stderr + done.stdout
+
+
+def _demangled(names: Sequence[str]) -> list[str]:
+    """Names as the sources write them, without parameters, where c++filt is there."""
+    filter_ = shutil.which("c++filt")
+    if filter_ is None or not names:
+        return list(names)
+    given = "\n".join(names)
+    lines = subprocess.run([filter_], input=given, capture_output=True, text=True, check=True).stdout.splitlines()
+    plain = (re.sub(r"\(anonymous namespace\)::|^void ", "", line) for line in lines)
+    return [re.sub(r"\(.*", "", line).strip() for line in plain]
