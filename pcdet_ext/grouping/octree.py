@@ -144,13 +144,11 @@ class Octree:
     ) -> Groups:
         """Windows of `size` rows of a depth, which know the cells of the rows; kept. Arguments as `octree_windows`.
 
-        Raises ValueError for depths above `full_depth`, where nodes count as occupied that hold no point.
+        Above `full_depth` every node counts as occupied, also those that hold no point, and has a row.
+        Raises ValueError for depths that the octree does not have.
         """
-        if not self.full_depth <= depth <= self.depth:
-            raise ValueError(
-                f"windows are cut at the depths {self.full_depth} (full_depth) to {self.depth}, not at {depth}: above, "
-                "nodes without points count as occupied. Build the octree deeper, or use fewer stages"
-            )
+        if not 0 <= depth <= self.depth:
+            raise ValueError(f"windows are cut at the depths 0 to {self.depth}, not at {depth}")
         key = (depth, size, dilation, nempty, straddle, padding)
         if key not in self._windows:
             cells = self.coords(depth, nempty)[:, 1:]

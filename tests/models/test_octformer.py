@@ -187,11 +187,31 @@ def test_settings_that_do_not_fit_are_refused(settings: dict, message: str) -> N
         OctFormer(5, GRID, **{**SMALL, **settings})
 
 
-def test_depths_above_full_depth_are_refused() -> None:
-    octree = build_octree([cloud(50)], 4, full_depth=3)
-    stages = OctFormerStages(3, **SMALL)
-    with pytest.raises(ValueError, match=r"windows are cut at the depths 3 \(full_depth\) to 4, not at 2"):
-        stages(octree.points, octree)
+@pytest.mark.parametrize("nempty", [True, False])
+def test_where_all_nodes_hold_points_full_depth_changes_nothing(nempty: bool) -> None:
+    """Both stages lie above full_depth in one octree, and none in the other."""
+    cells = torch.cartesian_prod(*[torch.arange(8.0)] * 3)
+    points = torch.cat([(cells + 0.3) / 4 - 1, cloud(200)])
+    torch.manual_seed(0)
+    stages = OctFormerStages(3, **SMALL, options=OctreeOptions(8, 2, nempty=nempty)).eval()
+    results = []
+    for full_depth in (1, 3):
+        octree = build_octree([points, points[:600]], 4, full_depth)
+        x = octree.points if nempty else octree.pad(octree.points, 4)
+        results.append(stages(x, octree))
+    assert results[0].keys() == results[1].keys() == {2, 1}
+    for depth, x in results[0].items():
+        torch.testing.assert_close(x, results[1][depth])
+
+
+def test_nodes_above_full_depth_have_rows_without_points_too() -> None:
+    octree = build_octree([cloud(5), cloud(3, 1)], 4, full_depth=3)
+    assert len(octree.windows(2, 8).cells) == 2 * 64
+    maps = OctFormerStages(3, **SMALL)(octree.points, octree)
+    assert maps[2].shape[0] == 2 * 64
+    assert maps[2].isfinite().all()
+    with pytest.raises(ValueError, match="depths 0 to 4, not at 5"):
+        octree.windows(5, 8)
 
 
 def segmenter(nempty: bool) -> OctreeSegmenter:
