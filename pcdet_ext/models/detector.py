@@ -21,6 +21,7 @@ from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
 from pcdet_ext.models.heads.base import Features, Head, Reads
+from pcdet_ext.models.module_checks import check_not_exported, parameter_dtype
 from pcdet_ext.models.places import PlaceModel as _PlaceModel  # noqa: F401  (its room registers models)
 from pcdet_ext.models.registry import DETECTORS
 from pcdet_ext.structures import Detections, PointBatch, Predictions, Targets, tensor_of
@@ -108,18 +109,13 @@ class VoxelDetector(nn.Module):
 
     def features(self, batch: PointBatch) -> Features:
         """What the heads read. Raises ValueError for points with other columns than the detector was built for."""
-        if torch.compiler.is_exporting():
-            raise RuntimeError(
-                "torch.export cannot take a whole detector: how many voxels and groups there are depends on the "
-                "points. Export parts that work on maps, such as `model.bev_backbone`, or run the detector as it is "
-                "(torch.compile takes it)"
-            )
+        check_not_exported()
         if batch.points.shape[1] != self.num_point_features:
             raise ValueError(
                 f"points must have the {self.num_point_features} columns the detector was built for, "
                 f"got {batch.points.shape[1]}"
             )
-        dtype = self._parameter_dtype()
+        dtype = parameter_dtype(self)
         encoded = self.encoder(batch)
         encoded = encoded if dtype is None else encoded.with_features(encoded.features.to(dtype))
         voxels = encoded if self.backbone is None else self.backbone(encoded)
@@ -128,21 +124,6 @@ class VoxelDetector(nn.Module):
             return Features(batch, encoded, voxels, None, strides)
         bev = flatten_to_bev(voxels)
         return Features(batch, encoded, voxels, bev if self.bev_backbone is None else self.bev_backbone(bev), strides)
-
-    def _parameter_dtype(self) -> torch.dtype | None:
-        """float64 where the parameters are, and None for float32, in which points come and autocast decides.
-
-        Raises ValueError for parameters in half precision, in which metres are too coarse: at 40 m bfloat16 is good to
-        a quarter of a metre.
-        """
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
-        if dtype in (torch.float16, torch.bfloat16):
-            raise ValueError(
-                f"the parameters of this detector are {dtype}, in which positions in metres are too coarse: keep them "
-                "in float32 (model.float()) and compute under torch.autocast(device, dtype), or train with "
-                "train.precision=bf16 or fp16"
-            )
-        return dtype if dtype == torch.float64 else None
 
     def bev_map(self, batch: PointBatch) -> Tensor:
         """The map [B, C, Y, X] that heads read. Raises ValueError where none reads a map."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from pcdet_ext.data.normalize import CloudNormalization
 from pcdet_ext.grouping.octree import Octree
 from pcdet_ext.models.backbones.hotformer import HierarchicalFeatures, HOTFormerStages
+from pcdet_ext.models.module_checks import parameter_dtype
 from pcdet_ext.models.networks.octree_input import OctreeInput
 from pcdet_ext.models.pooling.base import RowFeatures
 from pcdet_ext.structures import PointBatch
@@ -55,7 +56,8 @@ class HOTFormerLoc(nn.Module):
 
     def features(self, octree: Octree) -> HierarchicalFeatures:
         """Nodes and relay tokens of the hierarchical stage."""
-        return self.stages.hierarchical(self.source.rows(octree, self.stages.options.nempty), octree)
+        rows, dtype = self.source.rows(octree, self.stages.options.nempty), parameter_dtype(self)
+        return self.stages.hierarchical(rows if dtype is None else rows.to(dtype), octree)
 
     def pool(self, features: HierarchicalFeatures, octree: Octree) -> Tensor:
         """Descriptors [B, D] from the features of an octree."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.layers.recompute import call
+from pcdet_ext.models.module_checks import check_not_exported, parameter_dtype
 from pcdet_ext.models.places.losses import LOSSES
 from pcdet_ext.models.pooling import POOLINGS, RowFeatures
 from pcdet_ext.models.registry import DETECTORS
@@ -84,6 +85,7 @@ class PlaceModel(nn.Module, ABC):
 
         Raises ValueError for points with other columns than the model was built for.
         """
+        check_not_exported()
         if batch.points.shape[1] != self.num_point_features:
             raise ValueError(
                 f"points must have the {self.num_point_features} columns the model was built for, "
@@ -172,7 +174,9 @@ class PlaceRecognizer(PlaceModel):
 
     def pooled(self, batch: PointBatch) -> tuple[Tensor, Tensor]:
         """The pooled voxels of the backbone, or of the encoder without one, and which frames have any."""
+        dtype = parameter_dtype(self)
         voxels = self.encoder(batch)
+        voxels = voxels if dtype is None else voxels.with_features(voxels.features.to(dtype))
         there = torch.bincount(voxels.coords[:, 0], minlength=batch.batch_size) > 0
         voxels = voxels if self.backbone is None else self.backbone(voxels)
         return self.pooling([RowFeatures.of_voxels(voxels)]), there
