@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pcdet_ext.files import DataError, MissingFileError, atomic_write
 from pcdet_ext.structures import Array, Sample, Targets
 
-FORMAT = 4  # of the prepared files; a reader takes no other
+FORMAT = 5  # of the prepared files; a reader takes no other
 FOLDER = "pcdet_ext"  # under the data folder, where preparation writes unless another folder is named
 GROUP = 128  # frames that are decoded at once
 PIECE = 4096  # frames whose names are looked through at once

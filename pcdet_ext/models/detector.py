@@ -29,7 +29,7 @@ from pcdet_ext.structures import Detections, PointBatch, Predictions, Targets, t
 RADII = ("positive_radius", "negative_radius")  # of the data, by which models of place recognition learn
 LONG_WAY = ("forward", "decode")  # methods of a head that `predict` stands for
 ONLY = "head"  # the name of a head that has none
-MOST_PARAMETERS = 20_000  # tensors; the published detectors have up to 1,500
+MOST_PARAMETERS = 10_000  # tensors; the published detectors have up to 1,500
 
 
 @DETECTORS.register
