@@ -9,6 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -78,6 +79,8 @@ def _fault_of(hint: Any) -> Fault:
         return lambda value: None if isinstance(value, str) else words
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return _sequence(parts[0])
+    if is_dataclass(hint) and isinstance(hint, type):
+        return lambda value: None if isinstance(value, hint) else f"of type {hint.__name__}"
     return _FAULTS.get(hint, lambda value: None)
 
 

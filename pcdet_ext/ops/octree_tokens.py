@@ -60,7 +60,10 @@ def octree_tokens(coords: Tensor, batch_size: int, depth: int, anisotropic: bool
         ValueError: naming the argument that is wrong.
     """
     _check_sizes(depth, batch_size)
-    keys = torch.unique(serialize(coords, (1 << depth,) * 3, "zorder"))
+    try:
+        keys = torch.unique(serialize(coords, (1 << depth,) * 3, "zorder"))
+    except ValueError as error:
+        raise ValueError(f"{error}, of depth {depth}") from None
     if len(keys) and int(keys[-1] >> BATCH_SHIFT) >= batch_size:
         raise ValueError(f"coords have the batch index {int(keys[-1] >> BATCH_SHIFT)}, batch_size is {batch_size}")
     if anisotropic:

@@ -23,8 +23,11 @@ SCAN = {"u": rand(2, 3, 40), "delta": rand(2, 3, 40), "A": -rand(3, 4), "B": ran
 CLOUD = {"points": POINTS, "point_cloud_range": EXTENT, "voxel_size": SIZE}
 SETS = {"coords": VOXELS, "grid": GRID, "window": (8, 5, 5), "shift": (0, 2, 2)}
 REDUCED = {"values": rand(30, 3), "index": whole(4, 30), "num_segments": 5}
+ATTENDED = {"qkv": rand(12, 12), "index": whole(12, 3, 4), "inverse": whole(12, 12), "num_heads": 2}
+ATTENDED |= {"valid": torch.ones(3, 4, dtype=torch.bool), "owner": whole(2, 3, 4)}
 PAIR, HELD = {"a": BOXES, "b": BOXES}, {"points": POINTS, "boxes": BOXES, "margin": 0.1}
-FUNCTIONS = {name: getattr(ops, name) for name in ops.__all__ if name != "RotatedSets"} | {
+RESULTS = {"OctreeTokens", "RotatedSets"}  # classes, not operations
+FUNCTIONS = {name: getattr(ops, name) for name in ops.__all__ if name not in RESULTS} | {
     "neighbour_table": neighbour_table,
     "retention": retention,
     "mlstm": mlstm,
@@ -43,6 +46,9 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "deserialize": [{"keys": KEYS, "order": "zorder", "depth": 5, "lowest": "z"}],
     "octree_parent": [{"keys": KEYS, "levels": 1}],
     "octree_children": [{"keys": KEYS}],
+    "octree_tokens": [{"coords": VOXELS, "batch_size": 2, "depth": 5, "anisotropic": True}],
+    "octree_from_tokens": [{"tokens": ops.octree_tokens(VOXELS, 2, 5)}],
+    "group_attention": [ATTENDED | {"cells": VOXELS[:12, 1:].contiguous(), "table": rand(9, 2)}],
     "neighbour_table": [{"keys": KEYS, "shifts": table(-1, 0, 1)}],
     "rotated_sets": [SETS | {"batch_size": 2, "set_size": 7}],
     "segment_reduce": [REDUCED | {"reduce": "mean"}],

@@ -38,7 +38,7 @@ def test_no_operation_is_left_out() -> None:
         every_op.results(every_op.calls())
     assert {name for name in recorder.names if name.startswith("pcdet_ext::")} == registered
     named = {name.split(",")[0] for name in CASES}
-    assert {name for name in ops.__all__ if name != "RotatedSets"} <= named
+    assert {name for name in ops.__all__ if not isinstance(getattr(ops, name), type)} <= named
 
 
 @pytest.fixture(params=["native", "reference"])
