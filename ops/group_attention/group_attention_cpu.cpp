@@ -97,12 +97,13 @@ PCDET_HD T to_weights(T* logits, const T* seen, int64_t width) {
     Vector<T> most = Vector<T>{} + kLowest, sum{};
     for (int64_t j = 0; j < width; j += kWidth) {
         const Vector<T> logit = vector_at(logits + j), shown = vector_at(seen + j) > T(0) ? logit : Vector<T>{} + kLowest;
-        most = most > shown ? most : shown;
+        most = most > shown ? most : shown;  // NaN is found again in the weights
     }
     T highest = kLowest, total = 0;
     for (int i = 0; i < kWidth; ++i) highest = highest > most[i] ? highest : most[i];
     for (int64_t j = 0; j < width; j += kWidth) {
-        const Vector<T> weight = exp_of(vector_at(logits + j) - highest) * vector_at(seen + j);
+        const Vector<T> away = vector_at(logits + j) - highest, shown = vector_at(seen + j);
+        const Vector<T> weight = shown > T(0) ? (away == away ? exp_of(away) : away) : Vector<T>{};
         put_vector(logits + j, weight);
         sum += weight;
     }
@@ -161,15 +162,20 @@ PCDET_ATTENTION_CLONES void attend_group(const Attention<T>& a, int64_t group, T
             for (int64_t j = 0; j < slots; ++j)
                 for (int64_t d = 0; d < dim; ++d) sums[d] += logits[j] * values[3 * j * channels + d];
             T* out = a.out + rows[i] * channels + head * dim;
-            for (int64_t d = 0; d < dim; ++d) out[d] = total > 0 ? sums[d] / total : 0;
+            for (int64_t d = 0; d < dim; ++d) out[d] = total == 0 ? 0 : sums[d] / total;
         }
     }
 }
 
-// Rows and slots outside of what there is.
+// Slots that hold no row, and rows that read a slot which does not hold them.
 int64_t count_faults(const Groups& plan) {
+    const int64_t slots = plan.groups * plan.slots;
     int64_t faults = 0;
-    for (int64_t i = 0; i < plan.groups * plan.slots; ++i) faults += plan.index[i] < 0 || plan.index[i] >= plan.rows;
+    for (int64_t i = 0; i < slots; ++i) faults += plan.index[i] < 0 || plan.index[i] >= plan.rows;
+    for (int64_t r = 0; r < plan.rows; ++r) {
+        const int64_t slot = plan.inverse[r];
+        faults += slot < 0 || slot >= slots || plan.index[slot] != r;
+    }
     return faults;
 }
 
@@ -194,7 +200,7 @@ void attend(const Attention<T>& a, int threads) {
 
 }  // namespace
 
-// Shapes as in `Groups` and `Attention`; dim at most 256; out: zeros; wrong: [1], slots that hold no row, with which
+// Shapes as in `Groups` and `Attention`; dim at most 256; out: zeros; wrong: [1], see `count_faults`, with which
 // nothing is computed.
 #define PCDET_GROUP_ATTENTION(T, name)                                                                                    \
     PCDET_API int pcdet_group_attention_##name##_cpu(                                                                     \

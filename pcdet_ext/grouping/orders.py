@@ -190,17 +190,22 @@ class LSH(Order):
         projections: directions that a key is made of.
         width: cells that a bucket is wide along each of them.
         seed: of the directions.
-        shift: share of the width by which all borders are moved.
+        border_shift: share of the width by which all borders are moved.
     """
 
     projections: int = 3
     width: float = 8.0
     seed: int = 0
-    shift: float = 0.0
+    border_shift: float = 0.0
 
     def keys(self, voxels: SparseVoxels) -> Tensor:
         """See `pcdet_ext.ops.serialize`."""
-        options = {"projections": self.projections, "width": self.width, "seed": self.seed, "shift": self.shift}
+        options = {
+            "projections": self.projections,
+            "width": self.width,
+            "seed": self.seed,
+            "border_shift": self.border_shift,
+        }
         return serialize(voxels.coords, voxels.grid, "lsh", **options)
 
     def pieces(self, voxels: SparseVoxels) -> Tensor:

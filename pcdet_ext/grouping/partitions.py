@@ -229,7 +229,7 @@ class LSHWindows(_Groups):
         projections: directions that a hash is made of (Datar et al., SCG 2004).
         width: cells that a window is wide along each of them.
         seed: of the directions.
-        shift: share of the width, from 0 to below 1, by which all borders are moved.
+        border_shift: share of the width, from 0 to below 1, by which all borders are moved.
 
     Raises:
         ValueError: for a size below 1; when cut, for a hash that `pcdet_ext.ops.serialize` refuses.
@@ -238,12 +238,12 @@ class LSHWindows(_Groups):
     projections: int = 3
     width: float = 8.0
     seed: int = 0
-    shift: float = 0.0
+    border_shift: float = 0.0
 
     def cut(self, voxels: SparseVoxels, order: Order) -> Groups:
         """The sets of these voxels."""
         sequence = order(voxels).order
-        windows = LSH(self.projections, self.width, self.seed, self.shift).keys(voxels)[sequence]
+        windows = LSH(self.projections, self.width, self.seed, self.border_shift).keys(voxels)[sequence]
         place = torch.argsort(windows, stable=True)
         counts = torch.unique_consecutive(windows[place], return_counts=True)[1]
         return even_sets(sequence[place], counts, self.group_size)

@@ -34,7 +34,7 @@ def group_attention(
     Args:
         qkv: float [N, 3 C], queries, keys and values side by side, heads major in each C.
         index: int64 [G, L], the row in each slot of each group.
-        inverse: int64 [N], the flat slot g · L + l that each row reads back.
+        inverse: int64 [N], the flat slot g · L + l that each row reads back, one that holds the row itself.
         num_heads: H, which divides C.
         valid: bool [G, L], False where a slot is seen by none.
         owner: int64 [G, L], slots of different owners do not see each other.
@@ -171,7 +171,10 @@ def _attend(
     results = (out, kind, rows * channels), (wrong, torch.int64, 1)
     launch("group_attention", qkv.device, *inputs, *sizes, *results, dtype=kind)
     if int(wrong):
-        raise ValueError(f"index must hold rows of qkv below {rows}, {int(wrong)} slots do not")
+        raise ValueError(
+            f"index must hold rows of qkv below {rows}, and inverse a slot that holds the row itself, "
+            f"{int(wrong)} slots or rows do not"
+        )
     return out
 
 

@@ -50,7 +50,7 @@ def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: object
       cells, `shift` (Z, Y, X) cells added first, `path="rows"` (LION, three axes) or `"snake"` (FlatFormer, back and
       forth; z must have one window).
     - "lsh": buckets of random projections (Datar et al., SCG 2004): `projections` directions drawn with `seed`, each
-      quantised in steps of `width` cells; `shift`, from 0 to below 1, moves the borders by that share of a step.
+      quantised in steps of `width` cells; `border_shift`, from 0 to below 1, moves the borders by that share of a step.
 
     Raises ValueError naming the argument that is wrong; coordinates outside the grid, or a batch index outside
     [0, 32768), are an error.
@@ -157,22 +157,22 @@ def _lsh(
     projections: int = 3,
     width: float = 8.0,
     seed: int = 0,
-    shift: float = 0.0,
+    border_shift: float = 0.0,
 ) -> Tensor:
     """Integer projections (directions in units of 2⁻¹⁶), so that every device gives the same buckets."""
     if not 1 <= projections <= BATCH_SHIFT:
         raise ValueError(f"projections must lie in [1, {BATCH_SHIFT}], got {projections}")
     if not 0 < width < WIDEST_BUCKET:
         raise ValueError(f"width must be positive and below {WIDEST_BUCKET} cells, got {width}")
-    if not 0 <= shift < 1:
-        raise ValueError(f"shift must be a share of the width from 0 to below 1, got {shift}")
+    if not 0 <= border_shift < 1:
+        raise ValueError(f"border_shift must be a share of the width from 0 to below 1, got {border_shift}")
     _check_inside(coords, grid)
     generator = torch.Generator("cpu").manual_seed(int(seed))
     directions = torch.randn(projections, 3, generator=generator, dtype=torch.float64, device="cpu")
     directions = (directions / directions.norm(dim=1, keepdim=True) * (1 << 16)).round().long()
     step = max(1, round(width * (1 << 16)))
     offset = (torch.rand(projections, generator=generator, dtype=torch.float64, device="cpu") * step).long()
-    offset = (offset + round(shift * step)) % step
+    offset = (offset + round(border_shift * step)) % step
     cells = directions.new_tensor(grid)
     low = (directions.clamp(max=0) * cells).sum(1)  # the smallest value on the grid
     high = (directions.clamp(min=0) * cells).sum(1)

@@ -30,7 +30,7 @@ ORDERS = [
 PARTITION_NODES = {
     "EqualGroups": {"group_size": 8},
     "RotatedSets": {"group_size": 8},
-    "LSHWindows": {"group_size": 8, "width": 4.0, "shift": 0.5},
+    "LSHWindows": {"group_size": 8, "width": 4.0, "border_shift": 0.5},
     "OctreeWindows": {"group_size": 8, "dilation": 2},
     "Windows": {},
 }

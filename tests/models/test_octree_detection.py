@@ -11,7 +11,7 @@ from pcdet_ext import config
 from pcdet_ext.mixers import OctreeAttention
 from pcdet_ext.models.backbones import HOTFormer, OctFormer
 from pcdet_ext.models.detector import VoxelDetector, build_detector
-from pcdet_ext.structures import PointBatch, Targets
+from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
 
 KITTI = Path(__file__).resolve().parents[2] / "configs" / "kitti"
 CAR = [20.0, 3.0, -1.0, 3.9, 1.6, 1.56, 0.3]
@@ -94,3 +94,17 @@ def test_other_backbones_follow_octree_orders_by_configuration_alone(name: str, 
     assert all(torch.isfinite(torch.tensor(losses)))
     assert bool(called) == attention
     assert all(called)
+
+
+@pytest.mark.parametrize("kind", [OctFormer, HOTFormer])
+def test_octree_transformers_compute_under_autocast(kind: type) -> None:
+    torch.manual_seed(0)
+    coords = torch.unique(torch.randint(0, 64, (300, 3), dtype=torch.int32), dim=0)
+    coords = torch.cat([torch.zeros(len(coords), 1, dtype=torch.int32), coords], 1)
+    voxels = SparseVoxels(torch.randn(len(coords), 5), coords, (64, 64, 64), 1)
+    backbone = kind(5, (64, 64, 64)).eval()
+    with torch.no_grad():
+        wanted = backbone(voxels).features
+        with torch.autocast("cpu", torch.bfloat16):
+            found = backbone(voxels).features
+    assert (found - wanted).norm() < 0.05 * wanted.norm()

@@ -28,7 +28,7 @@ PARTITIONS = [
     {"name": "EqualGroups", "group_size": 7, "masked": True},
     {"name": "OctreeWindows", "group_size": 4, "dilation": 2},
     {"name": "RotatedSets", "group_size": 5},
-    {"name": "LSHWindows", "group_size": 6, "width": 4.0, "shift": 0.5},
+    {"name": "LSHWindows", "group_size": 6, "width": 4.0, "border_shift": 0.5},
     {"name": "Windows"},
 ]
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "mixed").glob("*.yaml"))

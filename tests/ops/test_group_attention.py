@@ -126,6 +126,21 @@ def test_the_registered_operator_holds_its_promises() -> None:
     torch.library.opcheck(_attend, (qkv.requires_grad_(), *plan, table.requires_grad_()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_what_is_not_finite_stays_so(part: int, value: float, dtype: torch.dtype) -> None:
+    """A broken model must not look healthy: whoever sees a NaN becomes NaN, and nobody else where it is hidden."""
+    qkv, index, place, heads, valid, owner, cells, table = random_case(3, 21, 5, 3, 4, 2)
+    qkv[2, part * 12 + 5] = value
+    wanted = by_hand(qkv, index, place, heads, valid, owner, cells, table)
+    found = group_attention(qkv.to(dtype), index, place, heads, valid, owner, cells, table.to(dtype))
+    assert not wanted.isfinite().all()
+    assert not (wanted.isfinite() < found.isfinite()).any()
+    if part < 2:  # a hidden value is multiplied by a weight of 0
+        assert torch.equal(wanted.isfinite(), found.isfinite())
+
+
 QKV, INDEX, INVERSE = torch.zeros(3, 12), torch.tensor([[0, 1, 2]]), torch.arange(3)
 
 
@@ -137,7 +152,9 @@ QKV, INDEX, INVERSE = torch.zeros(3, 12), torch.tensor([[0, 1, 2]]), torch.arang
         ({"num_heads": 0}, "num_heads 0"),
         ({"index": INDEX.int()}, "index must be torch.int64"),
         ({"index": INDEX[:, :0]}, "with slots in each group"),
-        ({"index": INDEX + 1}, "rows of qkv below 3, 1 slots do not"),
+        ({"index": INDEX + 1}, "index must hold rows of qkv below 3"),
+        ({"inverse": INVERSE.flip(0)}, "inverse a slot that holds the row itself, 2 slots or rows do not"),
+        ({"inverse": torch.tensor([0, 1, 10**9])}, "inverse a slot that holds the row itself"),
         ({"inverse": INVERSE[:2]}, r"inverse must be torch.int64 \[3\]"),
         ({"valid": INDEX}, "valid must be torch.bool"),
         ({"owner": INDEX.bool()}, "owner must be torch.int64"),

@@ -256,9 +256,9 @@ def convolve_pairs(features: Tensor, weight: Tensor, pairs: Pairs, rows: int) ->
 
 
 def _apply(features: Tensor, weight: Tensor, pairs: Pairs, rows: int) -> Tensor:
-    """Rows [rows, Cout] for a weight [Cout, kz, ky, kx, Cin]."""
+    """Rows [rows, Cout] for a weight [Cout, kz, ky, kx, Cin], computed in its type: autocast narrows what comes in."""
     apply: Callable[..., Tensor] = _TableConvolution.apply
-    return apply(features, weight, pairs, rows)
+    return apply(features.to(weight.dtype), weight, pairs, rows)
 
 
 class _TableConvolution(torch.autograd.Function):
