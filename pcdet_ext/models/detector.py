@@ -27,7 +27,7 @@ from pcdet_ext.models.registry import DETECTORS
 from pcdet_ext.structures import Detections, PointBatch, Predictions, Targets, tensor_of
 
 RADII = ("positive_radius", "negative_radius")  # of the data, by which models of place recognition learn
-LONG_WAY = ("forward", "decode")  # methods of a head that `predict` stands for
+LONG_WAY = ("forward", "decode", "candidates")  # methods of a head that `predict` stands for, the last if it has one
 ONLY = "head"  # the name of a head that has none
 MOST_PARAMETERS = 10_000  # tensors; the published detectors have up to 1,500
 
@@ -195,9 +195,14 @@ def _is_observed(head: nn.Module) -> bool:
 
 
 def _predicts_as_it_decodes(kind: type) -> bool:
-    """False for a subclass with a `forward` or `decode` of its own, of which the inherited `predict` knows nothing."""
-    place = {name: next(i for i, c in enumerate(kind.__mro__) if name in vars(c)) for name in ("predict", *LONG_WAY)}
-    return all(place["predict"] <= place[name] for name in LONG_WAY)
+    """False for a subclass with one of `LONG_WAY` of its own, of which the inherited `predict` knows nothing."""
+    place = {name: _depth(kind, name) for name in ("predict", *LONG_WAY) if hasattr(kind, name)}
+    return all(place["predict"] <= depth for depth in place.values())
+
+
+def _depth(kind: type, name: str) -> int:
+    """How far up its bases a class finds the method `name`: 0 for one of its own."""
+    return next(i for i, base in enumerate(kind.__mro__) if name in vars(base))
 
 
 def _of_some_classes(targets: Targets, classes: Sequence[str], chosen: Sequence[str]) -> Targets:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import pcdet_ext
 from pcdet_ext.models.detector import detected
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS, CenterHead
-from pcdet_ext.models.heads.center import CenterOutput
+from pcdet_ext.models.heads.center import Candidates, CenterOutput
 from pcdet_ext.models.layers.cells import convolve_at
 from pcdet_ext.models.layers.folding import folded
 from pcdet_ext.models.layers.norm import SparseBatchNorm
@@ -217,6 +218,60 @@ def test_a_norm_is_folded_where_its_layer_has_no_other() -> None:
     assert isinstance(twice.third, nn.Identity)
 
 
+def used_twice() -> nn.Module:
+    linear = nn.Linear(4, 4)
+    return nn.Sequential(linear, nn.BatchNorm1d(4), nn.ReLU(), linear)
+
+
+def used_by_two_parents() -> nn.Module:
+    first = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    return nn.Sequential(first, nn.Sequential(first[0], nn.ReLU()))
+
+
+def hooked(part: int, before: bool) -> nn.Module:
+    layers = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    if before:
+        layers[part].register_forward_pre_hook(lambda _, inputs: (inputs[0].abs(),))
+    else:
+        layers[part].register_forward_hook(lambda _, inputs, output: output.abs())
+    return layers
+
+
+def weight_normed() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.BatchNorm1d(4))
+
+
+def spectral_normed_by_hook() -> nn.Module:
+    return nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)), nn.BatchNorm1d(4))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        used_twice,
+        used_by_two_parents,
+        *(partial(hooked, part, before) for part in (0, 1) for before in (False, True)),
+        weight_normed,
+        spectral_normed_by_hook,
+    ],
+)
+def test_norms_stay_behind_layers_that_do_more_than_their_weights_say(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = seen_statistics(make()), torch.randn(7, 4)
+    copy = folded(model)
+    torch.testing.assert_close(copy(x), model(x), atol=1e-5, rtol=1e-5)
+    assert any(isinstance(module, nn.BatchNorm1d) for module in copy.modules())
+
+
+def test_layers_that_share_their_parameters_alone_are_folded_each_for_itself() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4))
+    model[3].weight = model[0].weight
+    x = torch.randn(7, 4)
+    torch.testing.assert_close(folded(seen_statistics(model))(x), model(x), atol=1e-5, rtol=1e-5)
+    assert isinstance(folded(model)[1], nn.Identity)
+
+
 @pytest.mark.parametrize("num_filters", [[8], [8, 6], [8, 4, 6]])
 @pytest.mark.parametrize("use_norm", [True, False])
 def test_point_layers_equal_their_definition(num_filters, use_norm) -> None:
@@ -282,6 +337,14 @@ class Shouting(CenterHead):
         return [replace(found, frame_id="!") for found in super().decode(output)]
 
 
+class Certain(CenterHead):
+    """A head of a user, who scores the cells."""
+
+    def candidates(self, output: CenterOutput) -> list[list[Candidates]]:
+        found = super().candidates(output)
+        return [[replace(frame, scores=torch.full_like(frame.scores, 2.0)) for frame in task] for task in found]
+
+
 def test_the_long_way_is_taken_where_a_head_has_its_own_or_somebody_looks_on() -> None:
     head, maps, seen = make_head(0.002), random_maps(), []
     detected(head, maps)
@@ -291,6 +354,11 @@ def test_the_long_way_is_taken_where_a_head_has_its_own_or_somebody_looks_on() -
     shouting = make_head(0.002)
     shouting.__class__ = Shouting
     assert [found.frame_id for found in detected(shouting, maps)] == ["!", "!"]
+    certain = make_head(0.002)
+    certain.__class__ = Certain
+    for found in detected(certain, maps):
+        assert len(found.scores)
+        assert (found.scores == 2).all()
 
 
 def cloud(points: int, seed: int) -> Tensor:

@@ -57,6 +57,31 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         read_config(tmp_path / "x.pth")
 
 
+def test_every_name_of_a_chained_assignment_is_read() -> None:
+    assert parse("model = other = dict(a=1)", "c.py") == {"model": {"a": 1}, "other": {"a": 1}}
+    with pytest.raises(ConfigError, match=r"c\.py:1: only configurations in literals"):
+        parse("model = other.x = dict(a=1)", "c.py")
+
+
+@pytest.mark.parametrize("key", ["[1]", "dict(b=1)", "([1], 2)"])
+def test_keys_that_no_dictionary_takes_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"c\.py:3: unhashable type"):
+        parse(f"a = 1\nb = {{\n    {key}: 2}}\n", "c.py")
+
+
+@pytest.mark.parametrize("value", ["-" * 3000 + "1", "+".join(["1"] * 20000), "-" * 50000 + "1"])
+def test_what_is_nested_too_deeply_is_refused_with_its_line(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"c\.py:3: "):
+        parse(f"a = 1\nb = 2\nc = {value}\nd = [\n  1,\n]\n", "c.py")
+
+
+def test_files_in_other_encodings_are_refused_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "latin.py"
+    path.write_bytes("a = 1\nb = 'é'\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.py:2: is not UTF-8"):
+        read_config(path)
+
+
 def test_checkpoints_hold_their_configuration(tmp_path: Path) -> None:
     content: dict[str, Any] = {"meta": {"cfg": TEXT, "epoch": 2}, "state_dict": {}}
     torch.save(content, tmp_path / "x.pth")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from pcdet_ext.models.layers.sparse_conv import SparseConv3d
 
@@ -24,14 +25,18 @@ def folded(model: M) -> M:
 
     Such a norm only scales and shifts what the layer gives, so its factors go into the layer's weight and its shift
     into the bias. What follows what is read from `nn.Sequential`s, and from the pairs of names in the attribute
-    `normed` of other modules. Weights of 2-D convolutions lie in the channels-last layout, which maps of pillars have.
+    `normed` of other modules. A norm stays where it or its layer is registered in several places, has forward hooks, or
+    computes its parameters from others (`torch.nn.utils.parametrizations`, `spectral_norm`). Weights of 2-D
+    convolutions lie in the channels-last layout, which maps of pillars have.
     The copy gives the same values up to rounding. It cannot be trained on, and its state dict has other keys.
     """
     copy = deepcopy(model).eval().requires_grad_(False)
     pairs = [pair for module in copy.modules() for pair in _pairs(module)]
     uses = Counter(id(part) for _, layer, _, norm in pairs for part in (layer, norm))
+    places = Counter(id(part) for module in copy.modules() for part in module._modules.values())
     for owner, layer, name, norm in pairs:
-        if uses[id(layer)] == uses[id(norm)] == 1:  # a layer that has two norms in turn keeps them
+        # a layer that has two norms in turn keeps them, and one that is also used elsewhere, maybe without a norm
+        if all(uses[id(part)] == places[id(part)] == 1 and _is_plain(part) for part in (layer, norm)):
             _fold(layer, norm)
             setattr(owner, name, nn.Identity())
     for module in copy.modules():
@@ -55,6 +60,14 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str, nn.Mo
         layer, norm = getattr(module, first), getattr(module, second)
         if _takes_norm(layer) and isinstance(norm, BATCH_NORMS) and norm.running_mean is not None:
             yield module, layer, second, norm
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Whether nobody sees what goes in and out of a module, and its parameters are its own.
+
+    The older weight and spectral norms of torch compute parameters in a hook before the module runs.
+    """
+    return not (part._forward_hooks or part._forward_pre_hooks or is_parametrized(part))
 
 
 def _takes_norm(layer: nn.Module) -> bool:
