@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import re
+import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
+
+Array = np.ndarray
+MOST_DEFLATED = 1032  # bytes that one byte of deflate can stand for
+ARCHIVE_ERRORS = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+)
 
 
 class DataError(RuntimeError):
@@ -82,6 +96,47 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_arrays(path: str | Path, *names: str) -> tuple[Array, ...]:
+    """Arrays of a file .npz by their names, stored or deflated. Reading runs no code.
+
+    The shape that an array's header states is compared with the size of the file before memory is taken for it.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: it is no .npz, has no array of a name, or is damaged; the message names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tuple(_read_member(archive, f"{name}.npy", path.stat().st_size) for name in names)
+    except ARCHIVE_ERRORS as error:
+        raise DataError(f"{path}: no readable .npz with {', '.join(names)} ({error})") from error
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, available: int) -> Array:
+    """One array of an archive of `available` bytes. Raises one of ARCHIVE_ERRORS."""
+    info = archive.getinfo(name)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is compressed by method {info.compress_type}; stored and deflated ones are read")
+    most = info.compress_size * (MOST_DEFLATED if info.compress_type == zipfile.ZIP_DEFLATED else 1)
+    if info.compress_size > available or info.file_size > most:
+        raise ValueError(f"{name} is said to have {info.file_size} bytes, more than the file can hold")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} is of .npy version {version}; 1.0 and 2.0 are read")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        stated, there = math.prod(shape) * dtype.itemsize, info.file_size - file.tell()
+        if dtype.hasobject or min(shape, default=0) < 0 or stated != there:
+            raise ValueError(f"{name} is said to be {dtype} {list(shape)}, {stated} bytes; {there} are there")
+    with archive.open(info) as file:
+        array: Array = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from pcdet_ext.evaluation.base import Plot, Result
-from pcdet_ext.files import DataError, atomic_write
+from pcdet_ext.files import DataError, atomic_write, read_arrays
 from pcdet_ext.structures import Array, Descriptor, Sample
 
 FILE = "descriptors.npz"
@@ -276,10 +276,10 @@ class PlaceEvaluator:
         if not path.exists():
             return
         try:
-            with np.load(path, allow_pickle=False) as content:
-                others = set(content["frame_ids"].tolist()) - set(self.visits)
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{path}: no descriptors of this library ({error}); name an empty folder") from error
+            (frame_ids,) = read_arrays(path, "frame_ids")
+        except DataError as error:
+            raise DataError(f"{error}; name an empty folder") from error
+        others = set(map(str, frame_ids.ravel().tolist())) - set(self.visits)
         if others:
             raise DataError(f"{path}: has descriptors of other frames, as {min(others)}; name an empty folder")
 

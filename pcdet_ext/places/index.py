@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcdet_ext.files import DataError, MissingFileError, atomic_write
+from pcdet_ext.files import DataError, atomic_write, read_arrays
 from pcdet_ext.structures import Array, tensor_of
 
 FORMAT = 1
-CHUNK = 1024  # queries whose distances to all descriptors are in memory at once
-SPARE = 8  # neighbours more than asked for that faiss is asked for, among which equal ones are put in order
+CHUNK = 256  # queries whose distances to all descriptors are in memory at once
+SPARE = 8  # neighbours more than asked for that faiss is asked for, to tell whether its answer is certain
 
 Engine = Literal["auto", "faiss", "torch"]
 
@@ -43,8 +42,9 @@ class PlaceIndex:
 
     Args:
         size: D of the descriptors.
-        engine: "faiss", "torch", or "auto" for faiss where it is installed. Both find the same neighbours; of equally
-            near ones those added first.
+        engine: "faiss", "torch", or "auto" for faiss where it is installed. Both find the same neighbours, by
+            distances in float64; of equally near ones those added first. Where the rounding of faiss leaves open which
+            are nearest, as among many nearly equal descriptors, the query is compared with all descriptors.
 
     Raises:
         ValueError: for a size below 1, or an unknown engine.
@@ -62,6 +62,7 @@ class PlaceIndex:
         self.descriptors = np.zeros((0, size), np.float32)
         self.ids: tuple[str, ...] = ()
         self.positions = np.zeros((0, 3))
+        self._longest = 0.0  # the largest norm of a descriptor
 
     def __len__(self) -> int:
         """N, how many descriptors there are."""
@@ -92,6 +93,7 @@ class PlaceIndex:
         self.descriptors = np.concatenate([self.descriptors, rows])
         self.ids, self.positions = self.ids + names, np.concatenate([self.positions, places])
         if self._faiss is not None and len(rows):
+            self._longest = max(self._longest, float(np.linalg.norm(rows.astype(np.float64), axis=1).max()))
             self._faiss.add(rows)
 
     def search(self, descriptors: Tensor | Array, k: int = 1) -> Matches:
@@ -117,17 +119,48 @@ class PlaceIndex:
         return Matches(rows, distances, ids, self.positions[rows])
 
     def _nearest(self, queries: Array, count: int) -> tuple[Array, Array]:
-        """Rows and distances [Q, count]: candidates of an engine, their distances taken in float64 and put in order."""
+        """Rows and distances [Q, count], of faiss where they are certain, else of a comparison with all descriptors."""
+        if self._faiss is None:
+            return self._compared(queries, count)
+        rows, distances, certain = self._proposed(queries, count)
+        if not certain.all():
+            rows[~certain], distances[~certain] = self._compared(queries[~certain], count)
+        return rows, distances
+
+    def _compared(self, queries: Array, count: int) -> tuple[Array, Array]:
+        """Rows and distances [Q, count] by the distances to all descriptors, taken in float64 from differences."""
+        every = torch.cdist(
+            torch.from_numpy(queries).double(),
+            torch.from_numpy(self.descriptors).double(),
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
+        last = every.topk(count, dim=1, largest=False).values.amax(1, keepdim=True)
+        rows = np.empty((len(queries), count), np.int64)
+        distances = np.empty((len(queries), count), np.float32)
+        for i, (distance, near) in enumerate(zip(every.numpy(), (every <= last).numpy(), strict=True)):
+            found = np.flatnonzero(near)
+            rows[i] = found[np.argsort(distance[found], kind="stable")[:count]]
+            distances[i] = distance[rows[i]]
+        return rows, distances
+
+    def _proposed(self, queries: Array, count: int) -> tuple[Array, Array, Array]:
+        """Rows and distances [Q, count] among the candidates of faiss, and whether they are certain, bool [Q].
+
+        faiss takes |q|^2 + |d|^2 - 2 qd in float32, which is wrong by at most (D + 4) eps (|q| + |d|)^2. The result is
+        certain when all descriptors that faiss left out are farther than the last one taken in spite of that.
+        """
         wanted = min(count + SPARE, len(self))
-        if self._faiss is not None:
-            rows = np.sort(self._faiss.search(queries, wanted)[1].astype(np.int64), axis=1)
-        else:
-            found = torch.cdist(torch.from_numpy(queries), torch.from_numpy(self.descriptors))
-            rows = found.topk(wanted, dim=1, largest=False).indices.sort(dim=1).values.numpy()
-        difference = self.descriptors[rows].astype(np.float64) - queries[:, None].astype(np.float64)
-        distance = np.sqrt((difference**2).sum(2))
+        squared, rows = self._faiss.search(queries, wanted)
+        rows = np.sort(rows.astype(np.int64), axis=1)
+        exact = queries.astype(np.float64)
+        distance = np.sqrt(((self.descriptors[rows].astype(np.float64) - exact[:, None]) ** 2).sum(2))
         order = np.argsort(distance, axis=1, kind="stable")[:, :count]
-        return np.take_along_axis(rows, order, 1), np.take_along_axis(distance, order, 1).astype(np.float32)
+        rows, distance = np.take_along_axis(rows, order, 1), np.take_along_axis(distance, order, 1)
+        longest = np.linalg.norm(exact, axis=1) + self._longest
+        error = (self.size + 4) * float(np.finfo(np.float32).eps) * longest**2
+        farthest = squared.max(1).astype(np.float64)
+        certain = np.isfinite(farthest) & (farthest - error > distance[:, -1] ** 2)
+        return rows, distance.astype(np.float32), certain
 
     def save(self, path: str | Path) -> Path:
         """Write everything to a file .npz, atomically; returns its path. Raises ValueError for another suffix."""
@@ -143,14 +176,10 @@ class PlaceIndex:
     def load(path: str | Path, engine: Engine = "auto") -> PlaceIndex:
         """An index that `save` wrote. Reading it runs no code. Raises DataError for anything else."""
         path = Path(path)
-        if not path.is_file():
-            raise MissingFileError(f"{path}: no such file")
-        try:
-            with np.load(path, allow_pickle=False) as content:
-                version = int(content["format"])
-                descriptors, ids, positions = (content[name] for name in ("descriptors", "ids", "positions"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: no index of places ({error})") from error
+        stored, descriptors, ids, positions = read_arrays(path, "format", "descriptors", "ids", "positions")
+        if stored.shape or stored.dtype.kind not in "iu":
+            raise DataError(f"{path}: no index of places: its format is {stored.dtype} {list(stored.shape)}")
+        version = int(stored)
         if version != FORMAT:
             raise DataError(f"{path}: an index of format {version}; this version reads {FORMAT}")
         if descriptors.ndim != 2 or descriptors.dtype != np.float32 or not descriptors.shape[1]:

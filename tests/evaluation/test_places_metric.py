@@ -122,6 +122,9 @@ def test_evaluator_merges_the_frames_of_processes_and_writes_descriptors(tmp_pat
         assert content["frame_ids"].tolist() == list(visits)
     with pytest.raises(DataError, match="other frames"):
         PlaceEvaluator({n: v for n, v in visits.items() if n != "a0"}, 5.0).check_folder(tmp_path)
+    path.write_bytes(b"PK\x03\x04" + bytes(range(200)))
+    with pytest.raises(DataError, match=r"descriptors\.npz: no readable \.npz .*; name an empty folder"):
+        whole.check_folder(tmp_path)
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

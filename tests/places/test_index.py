@@ -49,6 +49,44 @@ def test_of_equal_descriptors_the_first_added_come_first(engine: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_of_more_equal_descriptors_than_are_looked_at_the_first_added_come_first(engine: Any) -> None:
+    values = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
+    values[5:55] = values[5]
+    index = PlaceIndex(16, engine)
+    index.add(values)
+    found = index.search(np.repeat(values[5:6], 30, 0) + np.float32(0.01), 3)
+    assert found.rows.tolist() == [[5, 6, 7]] * 30
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nearly_equal_descriptors_far_from_zero_are_told_apart(engine: Any) -> None:
+    rng = np.random.default_rng(0)
+    values = (10 + 1e-3 * rng.normal(size=(2000, 64))).astype(np.float32)
+    queries = (10 + 1e-3 * rng.normal(size=(40, 64))).astype(np.float32)
+    index = PlaceIndex(64, engine)
+    index.add(values)
+    found = index.search(queries, 5)
+    assert found.rows.tolist() == [brute_force(values, query, 5) for query in queries]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_descriptors_whose_squares_overflow_are_told_apart(engine: Any) -> None:
+    values = np.float32(1e25) * np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    index = PlaceIndex(4, engine)
+    index.add(values)
+    assert index.search(values, 2).rows.tolist() == [brute_force(values, query, 2) for query in values]
+
+
+@WITHOUT
+def test_clear_answers_of_faiss_are_not_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
+    index = PlaceIndex(8, "faiss")
+    index.add(values)
+    monkeypatch.setattr(index, "_compared", lambda queries, count: pytest.fail("compared with all"))
+    assert index.search(values, 1).rows[:, 0].tolist() == list(range(500))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_saved_index_is_the_same(engine: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     index = PlaceIndex(4, engine)
@@ -108,10 +146,10 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     index.add(np.eye(3))
     content = index.save(path).read_bytes()
     path.write_bytes(content[:-40])
-    with pytest.raises(DataError, match="no index of places"):
+    with pytest.raises(DataError, match=r"index\.npz: no readable \.npz"):
         PlaceIndex.load(path)
     path.write_bytes(b"")
-    with pytest.raises(DataError, match="no index of places"):
+    with pytest.raises(DataError, match=r"index\.npz: no readable \.npz"):
         PlaceIndex.load(path)
     parts = {"descriptors": np.eye(3, dtype=np.float32), "ids": np.array(["a"] * 3), "positions": np.zeros((3, 3))}
     np.savez(path, format=np.array(2), **parts)
@@ -121,5 +159,5 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged: 3 descriptors, but 1 ids"):
         PlaceIndex.load(path)
     np.savez(path, format=np.array(1), **(parts | {"ids": np.array([{}] * 3, dtype=object)}))
-    with pytest.raises(DataError, match="no index of places"):
+    with pytest.raises(DataError, match=r"index\.npz: no readable \.npz"):
         PlaceIndex.load(path)
