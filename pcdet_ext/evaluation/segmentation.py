@@ -53,8 +53,9 @@ class SegmentationResult(Result):
     """IoU per class, and where instances were found the panoptic quality too.
 
     classes: names; things: those among them that have instances; confusion: see `confusion_matrix`; panoptic: what
-    matching segments gave, None where only classes were predicted; absent_is_zero: whether a class that occurs on
-    neither side counts as 0 in means, as in semantic-kitti-api, instead of being left out.
+    matching segments gave, None where only classes were predicted; published: whether to count
+    as semantic-kitti-api does: a class that occurs on neither side is 0 in means instead of being left out, and points
+    that were given no class are left out of the accuracy instead of being wrong.
     The score is the mean IoU in [0, 1], with instances PQ.
     """
 
@@ -62,7 +63,7 @@ class SegmentationResult(Result):
     things: tuple[str, ...]
     confusion: Array
     panoptic: PanopticCounts | None = None
-    absent_is_zero: bool = False
+    published: bool = False
 
     @staticmethod
     def of(
@@ -70,7 +71,7 @@ class SegmentationResult(Result):
         things: Sequence[str],
         confusion: Array,
         panoptic: PanopticCounts | None = None,
-        absent_is_zero: bool = False,
+        published: bool = False,
     ) -> SegmentationResult:
         """The result of counts over all frames."""
         counts = SegmentationResult(
@@ -79,7 +80,7 @@ class SegmentationResult(Result):
             things=tuple(things),
             confusion=confusion,
             panoptic=panoptic,
-            absent_is_zero=absent_is_zero,
+            published=published,
         )
         values = {"mIoU": counts.mean(counts.iou()), "accuracy": counts.accuracy()}
         values |= {f"IoU/{name}": value for name, value in zip(classes, counts.iou().tolist(), strict=True)}
@@ -92,7 +93,7 @@ class SegmentationResult(Result):
             things=counts.things,
             confusion=confusion,
             panoptic=panoptic,
-            absent_is_zero=absent_is_zero,
+            published=published,
         )
 
     def iou(self) -> Array:
@@ -100,13 +101,14 @@ class SegmentationResult(Result):
         return intersection_over_union(self.confusion)
 
     def accuracy(self) -> float:
-        """Share of the labelled points whose class is right."""
-        return float(np.trace(self.confusion) / max(int(self.confusion.sum()), 1))
+        """Share of the labelled points whose class is right; with `published` of those that were given a class."""
+        counted = self.confusion[:, : len(self.confusion)] if self.published else self.confusion
+        return float(np.trace(self.confusion) / max(int(counted.sum()), 1))
 
     def mean(self, values: Array, names: Sequence[str] | None = None) -> float:
         """Mean over classes, of some of them where they are named; NaN where none occurs."""
         chosen = np.array([names is None or name in names for name in self.classes])
-        values = np.nan_to_num(values[chosen]) if self.absent_is_zero else values[chosen & ~np.isnan(values)]
+        values = np.nan_to_num(values[chosen]) if self.published else values[chosen & ~np.isnan(values)]
         return float(values.mean()) if len(values) else float("nan")
 
     def panoptic_values(self) -> dict[str, float]:
@@ -151,7 +153,7 @@ class SegmentationResult(Result):
             if name in SUMMARY_OF_PANOPTIC
         ]
         if absent := [name for name, value in zip(self.classes, self.iou(), strict=True) if np.isnan(value)]:
-            how = "counted as 0" if self.absent_is_zero else "left out of the means"
+            how = "counted as 0" if self.published else "left out of the means"
             lines.append(f"neither labelled nor found, and {how}: {', '.join(absent)}")
         return "\n".join(lines)
 

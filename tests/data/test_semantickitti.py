@@ -227,3 +227,28 @@ def test_points_that_a_sample_lacks_count_as_missed(folder: Path) -> None:
         evaluator.add(sample, PointLabels(labels[:3], np.ones(3), tuple(CLASSES)))
     with pytest.raises(ValueError, match="'boat', which is no class"):
         evaluator.add(sample, PointLabels(labels, np.ones(len(labels)), ("boat",)))
+
+
+@pytest.mark.parametrize("number", [65543, -1])
+def test_instances_that_a_label_file_cannot_hold_are_refused(folder: Path, number: int) -> None:
+    dataset = dataset_of(folder)
+    sample = dataset[0]
+    labels = np.asarray(sample.targets.point_labels)
+    instances = np.full(len(labels), 7)
+    instances[0] = number
+    with pytest.raises(ValueError, match=r"08_000000: instances must lie in \[0, 65536\)"):
+        dataset.evaluator().add(sample, PointLabels(labels, np.ones(len(labels)), tuple(CLASSES), instances))
+
+
+def test_preparation_names_the_label_files_with_unknown_ids(folder: Path) -> None:
+    path = folder / "sequences/08/labels/000001.label"
+    labels = np.fromfile(path, "<u4")
+    labels[:5] = 77, 77, 78, 77, 77
+    labels.tofile(path)
+    source = SemanticKittiFrames(folder)
+    prepare(source, ["train", "val"], progress=False)
+    report = source.finish(folder / "pcdet_ext", ["train", "val"])
+    assert f"{path}: unknown label id 77 (4 points), 78 (1 points)\n" in report
+    assert report.count("unknown label id") == 1
+    assert "data.ignored_ids" in report
+    assert "unknown" not in source.finish(folder / "pcdet_ext", ["train"])

@@ -103,15 +103,24 @@ def test_means_and_the_table() -> None:
     assert "IoU/tree" not in result.values
     assert "left out of the means: tree" in result.table()
     assert "car        80.00   53.33   80.00   66.67          10" in result.table()
-    zero = SegmentationResult.of(["car", "road", "tree"], ["car"], confusion, panoptic, absent_is_zero=True)
+    zero = SegmentationResult.of(["car", "road", "tree"], ["car"], confusion, panoptic, published=True)
     assert zero.values["mIoU"] == pytest.approx(sum(iou) / 3)
     assert zero.values["PQ"] == pytest.approx(1.6 / 9)
     assert "counted as 0: tree" in zero.table()
+    assert zero.values["accuracy"] == pytest.approx(13 / 15)  # the five points without a class are left out
     assert SegmentationResult.of(["car", "road", "tree"], [], confusion).score == pytest.approx(np.mean(iou))
 
 
 def write_side(root: Path, kind: str, ids: Array, instances: Array) -> None:
     semantickitti.write_labels(root / "sequences" / "08" / kind / "000000.label", ids, instances)
+
+
+def accuracy_of_the_api(truth: Array, found: Array) -> float:
+    """Accuracy of classes from 1, 0 ignored, as semantic-kitti-api defines it: tp / (tp + fp) over counted classes."""
+    counted = truth > 0
+    right = sum(int(((truth == c) & (found == c) & counted).sum()) for c in range(1, 20))
+    wrong = sum(int(((truth != c) & (found == c) & counted).sum()) for c in range(1, 20))
+    return right / (right + wrong)
 
 
 def test_files_of_any_code_base_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,3 +144,17 @@ def test_files_of_any_code_base_are_measured(tmp_path: Path, capsys: pytest.Capt
     assert main([*command, str(tmp_path / "truth")]) == 2
     assert "no results" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "found"), "--classes", "cra"]) != 0
+
+
+def test_the_published_accuracy_leaves_out_points_without_a_class(tmp_path: Path) -> None:
+    ids, instances = np.repeat([10, 40, 0], [100, 140, 10]), np.zeros(250, np.int64)
+    found = ids.copy()
+    found[:30], found[30:40], found[245:] = 0, 40, 10  # no class, a wrong one, and one where the truth is ignored
+    write_side(tmp_path / "truth", "labels", ids, instances)
+    write_side(tmp_path / "found", "predictions", found, instances)
+    classes = np.zeros(41, np.int64)
+    classes[[10, 40]] = 1, 9
+    given = tmp_path / "truth", tmp_path / "found"
+    published = semantickitti.semantickitti(*given, published=True).values["accuracy"]
+    assert published == pytest.approx(accuracy_of_the_api(classes[ids], classes[found])) == pytest.approx(200 / 210)
+    assert semantickitti.semantickitti(*given).values["accuracy"] == pytest.approx(200 / 240)

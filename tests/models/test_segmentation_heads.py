@@ -106,6 +106,31 @@ def test_clusters_are_the_connected_cells(cells: list[tuple[int, int]], least: i
     assert found.tolist() == [numbers.get(root(cell), 0) for cell in cells]
 
 
+def test_points_without_a_place_belong_to_no_cluster() -> None:
+    places = np.array([[0.1, 0.1], [np.nan, 0.1], [np.nan, 0.1], [0.2, np.inf], [1e30, 0], [0.3, 0.2], [-5, 9]])
+    assert grid_clusters(places, 0.5, 2).tolist() == [1, 0, 0, 0, 0, 1, 0]
+    assert grid_clusters(places, 0.5, 1).tolist() == [2, 0, 0, 0, 0, 2, 1]
+    assert grid_clusters(places[1:5], 0.5).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("head", [PointSegmentationHead, PanopticHead])
+def test_a_batch_whose_classes_have_no_weight_has_the_loss_zero(head: type[PointSegmentationHead]) -> None:
+    options: dict[str, Any] = {"things": ["b"]} if head is PanopticHead else {}
+    layer = head(4, point_classes=["a", "b"], hidden_channels=(), class_weights=[0, 1], **options)
+    inside, frames = torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.int64)
+    output = layer(PointFeatures(torch.randn(3, 4), frames, 1, inside, torch.randn(3, 3)))
+    targets = [
+        Targets(point_labels=torch.zeros(3, dtype=torch.int64), point_instances=torch.zeros(3, dtype=torch.int64))
+    ]
+    loss = sum(layer.loss(output, targets).values())
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in layer.parameters())
+    for wrong in ([1, -1], [1, float("nan")], [float("inf"), 1], [1e39, 1]):
+        with pytest.raises(ValueError, match="class_weights must be finite numbers of at least 0"):
+            head(4, point_classes=["a", "b"], class_weights=wrong, **options)
+
+
 RANGE = [-8.0, -8.0, -2.0, 8.0, 8.0, 2.0]
 NAMES = ["ground", "car", "bike"]
 

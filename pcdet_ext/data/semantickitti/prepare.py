@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pcdet_ext.data.index import index_path, read_index
+from pcdet_ext.data.index import FrameTable, index_path, read_index
 from pcdet_ext.data.prepare import FRAME_SOURCES, RawFrame
 from pcdet_ext.data.semantickitti.dataset import ids_of
 from pcdet_ext.data.semantickitti.labels import LabelMap, read_labels
@@ -16,6 +16,7 @@ from pcdet_ext.data.semantickitti.sequences import POINT_FEATURES, Frame, Motion
 from pcdet_ext.structures import Array, Sample
 
 NO_LABELS = "labels: the sequence has none"
+LISTED = 10  # label files with unknown ids that are named
 
 
 class SemanticKittiFrames:
@@ -47,11 +48,12 @@ class SemanticKittiFrames:
         return RawFrame(sample, extra, notes=() if frame.labelled else (NO_LABELS,))
 
     def finish(self, out: Path, splits: Sequence[str]) -> str:
-        """How many points the splits have of each of the published classes."""
+        """How many points the splits have of each of the published classes, and where ids are that the map lacks."""
         label_map = LabelMap.of()
         lines = []
         for split in splits:
-            ids = ids_of(read_index(index_path(out, split)))
+            index = read_index(index_path(out, split))
+            ids = ids_of(index)
             owner = {number: name for name, numbers in label_map.ids.items() for number in numbers}
             counts: dict[str, int] = {}
             for number, points in ids.items():
@@ -59,7 +61,21 @@ class SemanticKittiFrames:
                 counts[name] = counts.get(name, 0) + points
             text = ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda pair: -pair[1]))
             lines.append(f"{split}: points by class: {text or 'none is labelled'}")
+            lines += self._unknown(index, {*owner, *label_map.ignored})
         return "\n".join(lines)
+
+    def _unknown(self, index: FrameTable, known: set[int]) -> list[str]:
+        """A line for each label file with ids that the published map lacks, the first few of them."""
+        found = []
+        for sequence, extra in zip(index.sequence_ids, index.extras(), strict=True):
+            unknown = {number: points for number, points in extra["ids"].items() if int(number) not in known}
+            if unknown:
+                path = Frame(self.root, sequence, extra["name"], labelled=True).labels
+                text = ", ".join(f"{number} ({points} points)" for number, points in unknown.items())
+                found.append(f"  {path}: unknown label id {text}")
+        rest = [f"  and in {len(found) - LISTED} more label files"] if len(found) > LISTED else []
+        hint = ["  training needs them in data.label_ids or data.ignored_ids"] if found else []
+        return found[:LISTED] + rest + hint
 
 
 @FRAME_SOURCES.register

@@ -64,13 +64,15 @@ def measure_frame(
     return FrameCounts(confusion, counts)
 
 
-def total(label_map: LabelMap, classes: Sequence[str], frames: Sequence[FrameCounts], zero: bool) -> SegmentationResult:
-    """The result over frames; zero: see `SegmentationResult.absent_is_zero`."""
+def total(
+    label_map: LabelMap, classes: Sequence[str], frames: Sequence[FrameCounts], published: bool
+) -> SegmentationResult:
+    """The result over frames; published: see `SegmentationResult`."""
     confusion = sum((frame.confusion for frame in frames), np.zeros((len(classes), len(classes) + 1), np.int64))
     matched = [frame.panoptic for frame in frames if frame.panoptic is not None]
     panoptic = sum(matched, PanopticCounts.none(len(classes))) if matched else None
     things = [name for name in classes if name in label_map.things]
-    return SegmentationResult.of(classes, things, confusion, panoptic, zero)
+    return SegmentationResult.of(classes, things, confusion, panoptic, published)
 
 
 class PointResults(Mapping[str, PointLabels]):
@@ -120,8 +122,9 @@ class PointLabelEvaluator:
         frame_of: the files of a frame, by its id.
         points_of: how many points a frame's file has, by its id.
         min_points: of segments whose miss counts in panoptic quality.
-        published: count as semantic-kitti-api does: classes that occur on neither side are 0 in means, and points of
-            stuff are different segments where their ids differ.
+        published: count as semantic-kitti-api does: classes that occur on neither side are 0 in means, points without
+            a predicted class are left out of the accuracy, and points of stuff are different segments where their ids
+            differ.
     """
 
     def __init__(
@@ -141,7 +144,8 @@ class PointLabelEvaluator:
     def add(self, sample: Sample, predictions: PointLabels) -> None:
         """Take the labels found in one frame; a sample that could not be read is not measured.
 
-        Raises ValueError for labels of other points or classes, and for a sample without the rows of its points.
+        Raises ValueError for labels of other points or classes, for a sample without the rows of its points, and for
+        instances outside of [0, 65536), which label files cannot hold.
         """
         ids, instances = self._of_file(sample, predictions.numpy())
         frame = self._frame_of(sample.frame_id)
@@ -207,5 +211,11 @@ class PointLabelEvaluator:
         own = self.label_map.result_ids(found.class_names)
         ids[sample.point_rows] = own[np.asarray(found.labels)]  # the label -1 takes the last, 0
         if found.instances is not None:
-            instances[sample.point_rows] = np.asarray(found.instances)
+            own_instances = np.asarray(found.instances)
+            if len(own_instances) and not 0 <= own_instances.min() <= own_instances.max() < IDS:
+                raise ValueError(
+                    f"frame {sample.frame_id}: instances must lie in [0, {IDS}) as label files have 16 bits for them, "
+                    f"they go from {own_instances.min()} to {own_instances.max()}"
+                )
+            instances[sample.point_rows] = own_instances
         return ids, instances

@@ -18,6 +18,7 @@ from pcdet_ext.models.heads.segmentation import PointOutput, PointSegmentationHe
 from pcdet_ext.structures import Array, PointLabels, Targets, tensor_of
 
 NEIGHBOURS = ((0, 1), (1, -1), (1, 0), (1, 1))  # half of the eight cells around one: each pair is looked at once
+FARTHEST_CELL = 1 << 30  # so that the keys of cells, row times width plus column, fit in 64 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class PanopticHead(PointSegmentationHead):
         num_point_features: columns of the points; x, y, z first.
 
     Raises:
-        ValueError: for a thing that is no class, and numbers that are not positive.
+        ValueError: for a thing that is no class, numbers that are not positive, and as `PointSegmentationHead`.
     """
 
     is_thing: Tensor
@@ -143,7 +144,8 @@ def grid_clusters(places: Array, cell: float, min_points: int = 1) -> Array:
     """Clusters of points that fall into neighbouring cells of a square grid.
 
     Args:
-        places: float [N, 2], metres.
+        places: float [N, 2], metres; points that are not finite, or that lie 2^30 cells or more from the origin, are in
+            no cluster.
         cell: side of the cells, metres.
         min_points: clusters with fewer points are none.
 
@@ -151,9 +153,17 @@ def grid_clusters(places: Array, cell: float, min_points: int = 1) -> Array:
         int64 [N], the cluster of each point from 1, by the lowest cell (in x, then y) of each; 0 for none. The clusters
         do not depend on the order of the points.
     """
-    if not len(places):
-        return np.zeros(0, np.int64)
-    cells, owner = np.unique(np.floor(places / cell).astype(np.int64), axis=0, return_inverse=True)
+    clusters: Array = np.zeros(len(places), np.int64)
+    cells = np.floor(places / cell)
+    known = (np.abs(cells) < FARTHEST_CELL).all(axis=1)  # false for NaN
+    if known.any():
+        clusters[known] = _connected(cells[known].astype(np.int64), min_points)
+    return clusters
+
+
+def _connected(cells: Array, min_points: int) -> Array:
+    """The cluster int64 [N] of each of the points in cells int64 [N, 2] (see `grid_clusters`), N not 0."""
+    cells, owner = np.unique(cells, axis=0, return_inverse=True)
     cells = cells - cells.min(axis=0) + 1
     owner = owner.reshape(-1)
     width = int(cells[:, 1].max()) + 2

@@ -36,7 +36,8 @@ class PointSegmentationHead(nn.Module):
         point_classes: names of the classes of points, by default the data's classes; ground truth counts them from 0
             and has -1 for points that are not labelled.
         hidden_channels: widths of the layers before the last.
-        class_weights: weight of each class in the loss, all 1 by default.
+        class_weights: weight of each class in the cross-entropy, finite and not negative, all 1 by default; a batch
+            whose labelled points all have weight 0 gives the loss 0.
         lovasz_weight: weight of the Lovász-softmax loss that is added to the cross-entropy; 0 leaves it out.
         own_channels: widths of layers on the columns of the points themselves, whose result joins the features of
             their voxels: it tells points of one voxel or pillar apart. Without any, points of a voxel have one class.
@@ -44,7 +45,8 @@ class PointSegmentationHead(nn.Module):
         num_point_features: columns of the points.
 
     Raises:
-        ValueError: for names that are not different, weights of another number, and a weight below 0.
+        ValueError: for names that are not different, weights of another number, and a weight that is negative or not
+            finite.
     """
 
     reads: ClassVar[Reads] = "points"
@@ -67,8 +69,6 @@ class PointSegmentationHead(nn.Module):
         names = tuple(classes if point_classes is None else point_classes)
         if not names or len(set(names)) != len(names):
             raise ValueError(f"point_classes must be different names, at least one, got {list(names)}")
-        if class_weights is not None and len(class_weights) != len(names):
-            raise ValueError(f"class_weights must have {len(names)} numbers, got {len(class_weights)}")
         if own_channels and num_point_features < 1:
             raise ValueError("own_channels needs num_point_features, the number of columns of the points")
         check_range(0, lovasz_weight=lovasz_weight)
@@ -81,7 +81,7 @@ class PointSegmentationHead(nn.Module):
         hidden = _layers(in_channels, hidden_channels)
         self.out_channels = hidden_channels[-1] if hidden_channels else in_channels  # of what the last layer reads
         self.layers = nn.Sequential(*hidden, nn.Linear(self.out_channels, len(names)))
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        weights = None if class_weights is None else _class_weights(class_weights, len(names))
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, points: PointFeatures) -> PointOutput:
@@ -110,8 +110,9 @@ class PointSegmentationHead(nn.Module):
         counted = (labels != UNLABELLED) & output.points.inside
         logits, labels = output.logits[counted], labels[counted]
         losses = {"segmentation": output.logits.sum() * 0}
-        if len(labels):
-            losses = {"segmentation": F.cross_entropy(logits, labels, self.class_weights)}
+        weights = self.class_weights
+        if len(labels) and (weights is None or bool(weights[labels].any())):  # their mean is 0 / 0 otherwise
+            losses = {"segmentation": F.cross_entropy(logits, labels, weights)}
         if self.lovasz_weight:
             losses["lovasz"] = self.lovasz_weight * lovasz_softmax(logits.softmax(1), labels)
         return losses
@@ -154,6 +155,16 @@ def per_point(points: PointFeatures, targets: Sequence[Targets], name: str, fill
             raise ValueError(f"frame {frame} has {int(mine.sum())} points, {len(own)} {what}")
         column[mine] = tensor_of(own).to(column)
     return column
+
+
+def _class_weights(given: Sequence[float], count: int) -> Tensor:
+    """The weights as float32 [count]; raises ValueError for another number of them and for ones that are no weight."""
+    if len(given) != count:
+        raise ValueError(f"class_weights must have {count} numbers, got {len(given)}")
+    weights = torch.tensor(given, dtype=torch.float32)
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise ValueError(f"class_weights must be finite numbers of at least 0, got {list(given)}")
+    return weights
 
 
 def _layers(width: int, widths: Sequence[int]) -> list[nn.Module]:
