@@ -23,7 +23,7 @@ SCAN = {"u": rand(2, 3, 40), "delta": rand(2, 3, 40), "A": -rand(3, 4), "B": ran
 CLOUD = {"points": POINTS, "point_cloud_range": EXTENT, "voxel_size": SIZE}
 SETS = {"coords": VOXELS, "grid": GRID, "window": (8, 5, 5), "shift": (0, 2, 2)}
 REDUCED = {"values": rand(30, 3), "index": whole(4, 30), "num_segments": 5}
-ATTENDED = {"qkv": rand(12, 12), "index": whole(12, 3, 4), "inverse": whole(12, 12), "num_heads": 2}
+ATTENDED = {"qkv": rand(12, 12), "index": torch.arange(12).view(3, 4), "inverse": torch.arange(12), "num_heads": 2}
 ATTENDED |= {"valid": torch.ones(3, 4, dtype=torch.bool), "owner": whole(2, 3, 4)}
 PAIR, HELD = {"a": BOXES, "b": BOXES}, {"points": POINTS, "boxes": BOXES, "margin": 0.1}
 RESULTS = {"OctreeTokens", "RotatedSets"}  # classes, not operations
