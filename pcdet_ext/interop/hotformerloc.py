@@ -10,7 +10,7 @@ from torch import nn
 
 from pcdet_ext.data.normalize import CloudNormalization
 from pcdet_ext.interop.octformer import Config, load_official
-from pcdet_ext.interop.octree_names import block_name, conv_name, stem_name
+from pcdet_ext.interop.octree_names import block_name, conv_name, stages_name
 from pcdet_ext.interop.parameters import first_prefix
 from pcdet_ext.interop.settings import every_setting_counts, skip, skip_rest
 from pcdet_ext.models.backbones.hotformer import HierarchicalStage, HOTFormerStages, RelayOptions
@@ -254,15 +254,11 @@ def stage_name(name: str) -> str:
     return first_prefix(STAGE, name)
 
 
-def stages_name(name: str) -> str:
+def backbone_name(name: str) -> str:
     """Our name for a published parameter of the backbone."""
-    if name.startswith("patch_embed."):
-        return f"stem.{stem_name(name.removeprefix('patch_embed.'))}"
-    if found := re.match(r"octf_stage\.(\d+)\.blocks\.(\d+)\.", name):
-        return f"blocks.{found[1]}.{found[2]}.{block_name(name[found.end() :])}"
-    if found := re.match(r"downsample\.(\d+)\.", name):
-        return f"halve.{found[1]}.{conv_name(name[found.end() :])}"
-    return f"hierarchy.{stage_name(name.removeprefix('hotf_stage.'))}" if name.startswith("hotf_stage.") else name
+    if name.startswith("hotf_stage."):
+        return f"hierarchy.{stage_name(name.removeprefix('hotf_stage.'))}"
+    return stages_name(name, "octf_stage", "downsample")
 
 
 def pooling_name(name: str) -> str:
@@ -279,5 +275,5 @@ def pooling_name(name: str) -> str:
 def network_name(name: str) -> str:
     """Our name for a published parameter of a network."""
     if name.startswith("backbone.backbone."):
-        return f"stages.{stages_name(name.removeprefix('backbone.backbone.'))}"
+        return f"stages.{backbone_name(name.removeprefix('backbone.backbone.'))}"
     return f"pooling.{pooling_name(name.removeprefix('pooling.pooling.'))}" if name.startswith("pooling.") else name

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pcdet_ext.interop.octree_names import block_name, conv_name, our_value, stem_name
+from pcdet_ext.interop.octree_names import block_name, conv_name, our_value, stages_name
 from pcdet_ext.interop.parameters import first_prefix, load_renamed
 from pcdet_ext.interop.settings import skip
 from pcdet_ext.models.backbones.octformer import OctFormerStages
@@ -57,7 +57,7 @@ def build(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
         )
     if "out_channels" not in config.get("model", config):
         skip(config, "octree", "octree_depth", "full_depth", "voxel_size", "scale_factor", "head_shapes")
-        return _stages(config, config.get("model", config)), lambda name: stages_name(name.removeprefix("backbone."))
+        return _stages(config, config.get("model", config)), lambda name: backbone_name(name.removeprefix("backbone."))
     return _network(config), network_name
 
 
@@ -133,15 +133,9 @@ SEGMENTATION = {"conv1x1.": "pyramid.lateral.", "conv3x3.": "pyramid.convs.", "u
 CLASSIFICATION = {"cls_header.0.fc.": "hidden.", "cls_header.0.bn.": "norm.", "cls_header.2.": "last."}
 
 
-def stages_name(name: str) -> str:
+def backbone_name(name: str) -> str:
     """Our name for a published parameter of the backbone."""
-    if name.startswith("patch_embed."):
-        return f"stem.{stem_name(name.removeprefix('patch_embed.'))}"
-    if found := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name):
-        return f"blocks.{found[1]}.{found[2]}.{block_name(name[found.end() :])}"
-    if found := re.match(r"downsamples\.(\d+)\.", name):
-        return f"halve.{found[1]}.{conv_name(name[found.end() :])}"
-    return name
+    return stages_name(name, "layers", "downsamples")
 
 
 def head_name(name: str) -> str:
@@ -155,5 +149,5 @@ def network_name(name: str) -> str:
     """Our name for a published parameter of a network."""
     part, _, rest = name.partition(".")
     return (
-        f"stages.{stages_name(rest)}" if part == "backbone" else f"head.{head_name(rest)}" if part == "head" else name
+        f"stages.{backbone_name(rest)}" if part == "backbone" else f"head.{head_name(rest)}" if part == "head" else name
     )

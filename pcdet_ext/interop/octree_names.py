@@ -44,6 +44,18 @@ def stem_name(name: str) -> str:
     return f"last.{conv_name(name.removeprefix('proj.'))}" if name.startswith("proj.") else name
 
 
+def stages_name(name: str, blocks: str, halve: str) -> str:
+    """Our name for a published parameter of a stem and stages; blocks, halve: what the system calls its stages and the
+    convolutions between them."""
+    if name.startswith("patch_embed."):
+        return f"stem.{stem_name(name.removeprefix('patch_embed.'))}"
+    if found := re.match(rf"{blocks}\.(\d+)\.blocks\.(\d+)\.", name):
+        return f"blocks.{found[1]}.{found[2]}.{block_name(name[found.end() :])}"
+    if found := re.match(rf"{halve}\.(\d+)\.", name):
+        return f"halve.{found[1]}.{conv_name(name[found.end() :])}"
+    return name
+
+
 def our_value(key: str, value: Tensor, shape: torch.Size) -> Tensor:
     """Counters that a file has as one number in a list are numbers; all else is as it is."""
     return value.reshape(()) if key.endswith("num_batches_tracked") and value.numel() == 1 else value

@@ -10,7 +10,6 @@ running code, and mmdetection3d is not needed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +21,13 @@ from torch import Tensor
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError, Node, from_plain
-from pcdet_ext.files import DataError, atomic_write
+from pcdet_ext.files import atomic_write
 from pcdet_ext.interop import flatformer, mmdet3d
 from pcdet_ext.interop.checkpoints import read_official
 from pcdet_ext.interop.parameters import load_renamed
 from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.detector import VoxelDetector, build_detector
+from pcdet_ext.plugins.conversion import run_conversion
 from pcdet_ext.plugins.mmdet3d.configs import read_config
 from pcdet_ext.plugins.mmdet3d.registration import PREFIXES, SECTIONS, derive, is_ours
 from pcdet_ext.plugins.nodes import plain
@@ -337,18 +337,14 @@ def _value(name: str, value: Tensor, model: Sections, back: bool = False) -> Ten
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the top of the module."""
-    parser = argparse.ArgumentParser("python -m pcdet_ext.plugins.mmdet3d.weights", description=__doc__)
-    parser.add_argument("direction", choices=["to-library", "to-mmdet3d"])
-    parser.add_argument("config", type=Path, help="a checkpoint or file that mmengine's Runner wrote")
-    parser.add_argument("source", type=Path, help="the checkpoint to read")
-    parser.add_argument("out", type=Path, help="the checkpoint to write")
-    options = parser.parse_args(arguments)
-    convert = to_library if options.direction == "to-library" else to_mmdet3d
-    try:
-        count = convert(options.config, options.source, options.out)
-    except (ValueError, DataError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    print(f"{options.out}: {count} parameters and buffers")
+    directions = {"to-library": to_library, "to-mmdet3d": to_mmdet3d}
+    run_conversion(
+        "pcdet_ext.plugins.mmdet3d.weights",
+        __doc__,
+        "a checkpoint or file that mmengine's Runner wrote",
+        directions,
+        arguments,
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ The configuration is OpenPCDet's, with components of either side in its sections
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ import yaml
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError, Node, from_plain, suggest
-from pcdet_ext.files import DataError, atomic_write
+from pcdet_ext.files import atomic_write
 from pcdet_ext.interop import openpcdet, openpcdet_heads
 from pcdet_ext.interop.checkpoints import read_official
 from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.detector import build_detector
+from pcdet_ext.plugins.conversion import run_conversion
 from pcdet_ext.plugins.nodes import plain
 from pcdet_ext.plugins.openpcdet import sections
 from pcdet_ext.plugins.openpcdet.data_section import data_settings
@@ -222,18 +222,8 @@ def _head(model: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the top of the module."""
-    parser = argparse.ArgumentParser("python -m pcdet_ext.plugins.openpcdet.weights", description=__doc__)
-    parser.add_argument("direction", choices=["to-library", "to-openpcdet"])
-    parser.add_argument("config", type=Path, help="OpenPCDet's YAML file")
-    parser.add_argument("source", type=Path, help="the checkpoint to read")
-    parser.add_argument("out", type=Path, help="the checkpoint to write")
-    options = parser.parse_args(arguments)
-    convert = to_library if options.direction == "to-library" else to_openpcdet
-    try:
-        count = convert(options.config, options.source, options.out)
-    except (ValueError, DataError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    print(f"{options.out}: {count} parameters and buffers")
+    directions = {"to-library": to_library, "to-openpcdet": to_openpcdet}
+    run_conversion("pcdet_ext.plugins.openpcdet.weights", __doc__, "OpenPCDet's YAML file", directions, arguments)
 
 
 if __name__ == "__main__":
