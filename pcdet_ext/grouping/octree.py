@@ -25,6 +25,7 @@ from pcdet_ext.ops.serialize import BATCH_SHIFT, deserialize, octree_parent, ser
 from pcdet_ext.structures import Groups, SparseVoxels
 
 MAX_DEPTH = 16
+TableKey = tuple[int, str, int, bool]  # depth, kernel, stride, nempty
 # Kernels by their extents along x, y, z: which of the 27 cells around a node they read, in their own order.
 KERNELS = {
     "333": tuple(range(27)),
@@ -75,6 +76,8 @@ class Octree:
     normals: Tensor | None = None
     features: Tensor | None = None
     _neighbours: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _tables: dict[TableKey, Tensor] = field(default_factory=dict, repr=False)
+    _pairs: dict[TableKey, list[tuple[Tensor, Tensor]]] = field(default_factory=dict, repr=False)
     _windows: dict[tuple[int | bool | None, ...], Groups] = field(default_factory=dict, repr=False)
 
     def coords(self, depth: int, nempty: bool = True) -> Tensor:
@@ -93,11 +96,32 @@ class Octree:
         return self._neighbours[depth]
 
     def table(self, depth: int, kernel: str = "333", stride: int = 1, nempty: bool = True) -> Tensor:
-        """What a convolution reads: rows int64 [M, K] of the features of a depth, -1 where there is none.
+        """What a convolution reads: rows int64 [M, K] of the features of a depth, -1 where there is none. Kept.
 
-        stride 1: an output a node (occupied nodes with nempty); stride 2: an output an occupied parent.
+        stride 1: one output per node (per occupied node with nempty); stride 2: one output per occupied parent.
         Raises ValueError for an unknown kernel or stride.
         """
+        key = (depth, kernel, stride, nempty)
+        if key not in self._tables:
+            self._tables[key] = self._table(*key)
+        return self._tables[key]
+
+    def pairs(
+        self, depth: int, kernel: str = "333", stride: int = 1, nempty: bool = True
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The entries of `table`: for each of its columns the rows that are read and the outputs that read them. Kept.
+
+        Both int64 [n], the outputs ascending. Arguments and errors as for `table`.
+        """
+        key = (depth, kernel, stride, nempty)
+        if key not in self._pairs:
+            columns = self.table(*key).unbind(1)
+            readers = [torch.nonzero(column >= 0).squeeze(1) for column in columns]
+            self._pairs[key] = [(column[out], out) for column, out in zip(columns, readers, strict=True)]
+        return self._pairs[key]
+
+    def _table(self, depth: int, kernel: str, stride: int, nempty: bool) -> Tensor:
+        """See `table`."""
         if kernel not in KERNELS:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
         if stride not in (1, 2):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pcdet_ext.grouping.octree import Octree, build_octree
 from pcdet_ext.models.layers.octree import (
@@ -79,6 +82,47 @@ def test_strided_convolution_and_its_transpose(octree: Octree, nempty: bool) -> 
     y = torch.randn_like(down)
     # <conv x, y> = <x, deconv y>
     torch.testing.assert_close((down * y).sum(), (x * deconv(y, octree, DEPTH - 1)).sum(), atol=1e-3, rtol=1e-4)
+
+
+class Operations(TorchDispatchMode):
+    """Names of all operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+LOOKED_UP = ("aten::nonzero", "aten::cat", "pcdet_ext::octree_neighbours")
+
+
+@pytest.mark.parametrize("kind", ["conv", "halving", "deconv", "depth-wise"])
+def test_the_second_convolution_of_a_depth_looks_nothing_up(kind: str) -> None:
+    octree = build_octree([torch.rand(50, 3, generator=torch.Generator().manual_seed(0))], DEPTH)
+    conv, depth = {
+        "conv": (OctreeConv(4, 4), DEPTH),
+        "halving": (OctreeConv(4, 4, "222", stride=2), DEPTH),
+        "deconv": (OctreeDeconv(4, 4), DEPTH - 1),
+        "depth-wise": (OctreeDWConv(4), DEPTH),
+    }[kind]
+    x, lookups = rows(octree, depth, True, 4), []
+    for _ in range(2):
+        with Operations() as operations:
+            conv(x, octree, depth)
+        lookups.append([name for name in operations.names if name in LOOKED_UP])
+    assert lookups[0] and not lookups[1]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pairs_are_the_entries_of_the_table(octree: Octree, nempty: bool, stride: int) -> None:
+    table = octree.table(DEPTH, "333", stride, nempty)
+    read = torch.full_like(table, -1)
+    for column, (into, out) in enumerate(octree.pairs(DEPTH, "333", stride, nempty)):
+        read[out, column] = into
+    assert torch.equal(read, table)
 
 
 def test_pooling_and_upsampling(octree: Octree, nempty: bool) -> None:

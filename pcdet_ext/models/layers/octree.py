@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pcdet_ext.grouping.octree import KERNELS, Octree
-from pcdet_ext.models.layers.sparse_conv import Pairs, convolve_pairs
+from pcdet_ext.models.layers.sparse_conv import convolve_pairs
 from pcdet_ext.ops.octree_conv import octree_depthwise_conv
 from pcdet_ext.ops.segment import segment_reduce
 
@@ -55,8 +55,9 @@ class OctreeConv(_OctreeLayer):
 
     def forward(self, features: Tensor, octree: Octree, depth: int) -> Tensor:
         """Rows [N, in_channels] of `depth` to rows [M, out_channels] of it, or of depth - 1 with stride 2."""
-        pairs, rows = _pairs(octree.table(depth, self.kernel, self.stride, self.nempty))
-        out = self._biased(convolve_pairs(features, self.weights, pairs, rows))
+        reads = (depth, self.kernel, self.stride, self.nempty)
+        rows = len(octree.table(*reads))
+        out = self._biased(convolve_pairs(features, self.weights, octree.pairs(*reads), rows))
         return octree.pad(out, depth - 1) if self.stride == 2 and not self.nempty else out
 
 
@@ -74,8 +75,7 @@ class OctreeDeconv(_OctreeLayer):
         below = octree.levels[depth + 1]
         rows = len(below.occupied_rows) if self.nempty else len(below.keys)
         features = features if self.nempty else octree.depad(features, depth)
-        pairs, _ = _pairs(octree.table(depth + 1, self.kernel, 2, self.nempty))
-        swapped = [(out, into) for into, out in pairs]
+        swapped = [(out, into) for into, out in octree.pairs(depth + 1, self.kernel, 2, self.nempty)]
         return self._biased(convolve_pairs(features, self.weights.transpose(1, 2), swapped, rows))
 
 
@@ -89,15 +89,6 @@ class OctreeDWConv(_OctreeLayer):
         """Rows [N, channels] of `depth` to the same shape."""
         table = octree.table(depth, "333", 1, self.nempty)
         return self._biased(octree_depthwise_conv(features, self.weights.squeeze(1), table))
-
-
-def _pairs(table: Tensor) -> tuple[Pairs, int]:
-    """Pairs (input rows, output rows) of each column, and how many outputs there are."""
-    pairs = []
-    for column in table.unbind(1):
-        out = torch.nonzero(column >= 0).squeeze(1)
-        pairs.append((column[out], out))
-    return pairs, len(table)
 
 
 def octree_max_pool(features: Tensor, octree: Octree, depth: int, nempty: bool = True) -> Tensor:
