@@ -38,6 +38,8 @@ Value = torch.Tensor | np.ndarray | float | int | Masked | Mapping[str, Any]
 Values = Mapping[str, Value]
 Runner = Callable[["Case", bool], Values]
 
+GRADIENT_NORMS = "mid.grad_l2"  # of every parameter; compared where a runner gives them
+
 _RUNNERS: dict[tuple[str, str, str | None], Runner] = {}
 
 
@@ -185,7 +187,7 @@ def compare(name: str, case: Case, values: Values, grads: bool) -> Report:
     prefixes = ("out.", "grad.") if grads else ("out.",)
     worst, worst_key, compared = -1.0, "", 0
     for key, expected in case.arrays.items():
-        if not key.startswith(prefixes):
+        if not key.startswith(prefixes) and not (key == GRADIENT_NORMS and grads and key in values):
             continue
         if key not in values:
             return Report(name, case.kind, "fail", message=f"{key} was not computed")
@@ -197,7 +199,7 @@ def compare(name: str, case: Case, values: Values, grads: bool) -> Report:
         if actual.shape != expected.shape:
             message = f"{key} has shape {actual.shape}, expected {expected.shape}"
             return Report(name, case.kind, "fail", message=message)
-        is_grad = key.startswith("grad.")
+        is_grad = key.startswith("grad.") or key == GRADIENT_NORMS
         error = _grad_error(case, actual, expected) if is_grad else _out_error(case, key, actual, expected)
         compared += 1
         if error > worst:

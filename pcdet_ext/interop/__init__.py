@@ -18,9 +18,11 @@ SYSTEMS = {
     "flatformer": "pcdet_ext.interop.flatformer",
     "hotformerloc": "pcdet_ext.interop.hotformerloc",
     "lion": "pcdet_ext.interop.lion",
+    "lion2": "pcdet_ext.interop.lion",
     "octformer": "pcdet_ext.interop.octformer",
     "octree": "pcdet_ext.interop.octree",
     "openpcdet": "pcdet_ext.interop.openpcdet",
+    "openpcdet2": "pcdet_ext.interop.openpcdet",
     "scatterformer": "pcdet_ext.interop.scatterformer",
 }
 

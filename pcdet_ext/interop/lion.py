@@ -26,17 +26,26 @@ def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -
     """A module of LION with its parameters, in eval mode.
 
     config: of a detector, MODEL, CLASS_NAMES, POINT_CLOUD_RANGE, VOXEL_SIZE and NUM_POINT_FEATURES (or the encoder's
-    parameters, which tell it); of a backbone, BACKBONE_3D, `input_channels` and `grid_size_xyz`; of a block, `dim`,
-    `down_scales` and what goes with them; of a merge, `dim` and `down_scale`; of an operator, OPERATOR with `d_model`
-    in its CFG. state_dict: parameters, or a checkpoint with them under "model_state". Where a detector's are those of
-    its 3-D backbone alone ("backbone_3d.…"), the backbone alone is made.
+    parameters, which tell it), or the same in small letters, with `model_cfg` for the first; of a backbone,
+    BACKBONE_3D, `input_channels` and `grid_size_xyz`; of a block, `dim`, `down_scales` and what goes with them; of a
+    merge, `dim` and `down_scale`; of an operator, OPERATOR with `d_model` in its CFG. state_dict: parameters, or a
+    checkpoint with them under "model_state". Where a detector's are those of its 3-D backbone alone
+    ("backbone_3d.…"), the backbone alone is made.
     Raises ValueError for what this library does not have or that does not fit.
     """
     state_dict = None if state_dict is None else state_dict.get("model_state", state_dict)
     try:
-        return (_whole if "MODEL" in config else _part)(config, state_dict).eval()
+        return (_whole if any(name in config for name in MODEL) else _part)(config, state_dict).eval()
     except KeyError as error:
         raise ValueError(f"the configuration has no {error}") from error
+
+
+MODEL = ("MODEL", "model", "model_cfg")  # the section of a detector, as configurations and numeric cases name it
+
+
+def _of(config: Config, name: str) -> Any:
+    """A setting of a whole detector by its name in capitals, which may be written in small letters."""
+    return openpcdet.one_of(config, *(MODEL if name == "MODEL" else (name, name.lower())))
 
 
 def _part(config: Config, state_dict: Mapping[str, Tensor] | None) -> nn.Module:
@@ -56,9 +65,9 @@ def _whole(config: Config, state_dict: Mapping[str, Tensor] | None) -> nn.Module
     """The detector, or its backbone where the parameters are those of the backbone alone."""
     start = "backbone_3d."
     if state_dict and all(name.startswith(start) for name in state_dict):
-        backbone_3d = config["MODEL"]["BACKBONE_3D"]
-        grid = grid_size(config["POINT_CLOUD_RANGE"], config["VOXEL_SIZE"])
-        skip_rest(config, config["MODEL"])
+        backbone_3d = _of(config, "MODEL")["BACKBONE_3D"]
+        grid = grid_size(_of(config, "POINT_CLOUD_RANGE"), _of(config, "VOXEL_SIZE"))
+        skip_rest(config, _of(config, "MODEL"))
         parts = {"BACKBONE_3D": backbone_3d, "input_channels": backbone_3d["FEATURE_DIM"], "grid_size_xyz": grid}
         return _part(parts, {name.removeprefix(start): value for name, value in state_dict.items()})
     detector = detector_of(config, state_dict or {})
@@ -72,7 +81,7 @@ def detector_of(config: Config, state_dict: Mapping[str, Tensor]) -> VoxelDetect
 
     Raises ValueError that names every section this library cannot build.
     """
-    model, classes = config["MODEL"], config["CLASS_NAMES"]
+    model, classes = _of(config, "MODEL"), _of(config, "CLASS_NAMES")
     makers: dict[str, Callable[[], Any]] = {
         "encoder": lambda: openpcdet.encoder(model["VFE"], None, None) | {"x_major": True},
         "backbone": lambda: backbone(model["BACKBONE_3D"]),
@@ -92,7 +101,7 @@ def detector_of(config: Config, state_dict: Mapping[str, Tensor]) -> VoxelDetect
     if wrong:
         raise ValueError(f"this detector cannot be built here: {'; '.join(wrong)}")
     columns = _point_features(config, state_dict)
-    detector = VoxelDetector(classes, config["POINT_CLOUD_RANGE"], columns, config["VOXEL_SIZE"], **nodes)
+    detector = VoxelDetector(classes, _of(config, "POINT_CLOUD_RANGE"), columns, _of(config, "VOXEL_SIZE"), **nodes)
     _check_map(config, detector)
     return detector
 
@@ -105,20 +114,20 @@ def _point_features(config: Config, state_dict: Mapping[str, Tensor]) -> int:
     first = state_dict.get("vfe.pfn_layers.0.linear.weight")
     if first is None:
         raise ValueError("a detector needs NUM_POINT_FEATURES, the columns of its points")
-    vfe = config["MODEL"]["VFE"]
+    vfe = _of(config, "MODEL")["VFE"]
     return first.shape[1] - (6 if vfe["USE_ABSLOTE_XYZ"] else 3) - int(vfe.get("WITH_DISTANCE", False))
 
 
 def _check_map(config: Config, detector: VoxelDetector) -> None:
     """The backbone must be set to the voxels it gets, and what follows to the map it makes."""
-    _check_width(config["MODEL"]["BACKBONE_3D"], detector.encoder.out_channels)
+    _check_width(_of(config, "MODEL")["BACKBONE_3D"], detector.encoder.out_channels)
     if detector.backbone is None:
         raise ValueError("a detector of LION needs its 3-D backbone")
     channels = detector.backbone.out_grid[0] * detector.backbone.out_channels
-    expected = config["MODEL"].get("MAP_TO_BEV", {}).get("NUM_BEV_FEATURES", channels)
+    expected = _of(config, "MODEL").get("MAP_TO_BEV", {}).get("NUM_BEV_FEATURES", channels)
     if expected != channels:
         raise ValueError(f"NUM_BEV_FEATURES is {expected}, but the backbone's map has {channels} channels")
-    stride = openpcdet_heads.stride(config["MODEL"]["DENSE_HEAD"])
+    stride = openpcdet_heads.stride(_of(config, "MODEL")["DENSE_HEAD"])
     if detector.stride != stride:
         raise ValueError(f"the head is set to a stride of {stride}, but its map has {detector.stride}")
 
@@ -127,7 +136,14 @@ def load(
     module: nn.Module, state_dict: Mapping[str, Tensor], rename: Callable[[str], str] = lion_names.detector_name
 ) -> None:
     """Load every entry of a state dict; ValueError that lists what is missing, left over or of another shape."""
-    openpcdet.load_official(module, lion_names.published_values(state_dict), rename)
+    module.load_state_dict(official_state(module, state_dict, rename))
+
+
+def official_state(
+    module: nn.Module, state_dict: Mapping[str, Tensor], rename: Callable[[str], str] = lion_names.detector_name
+) -> dict[str, Tensor]:
+    """A published state dict in the names and shapes of a module; differentiable. Errors are those of `load`."""
+    return openpcdet.official_state(module, lion_names.published_values(state_dict), rename)
 
 
 def backbone_of(config: Config) -> LION:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pcdet_ext.config import suggest
 from pcdet_ext.interop import openpcdet_heads
 from pcdet_ext.interop.openpcdet_heads import Config
-from pcdet_ext.interop.parameters import load_renamed
+from pcdet_ext.interop.parameters import renamed
 from pcdet_ext.models.detector import VoxelDetector
 
 PREFIXES = {"vfe": "encoder", "backbone_3d": "backbone", "backbone_2d": "bev_backbone", "dense_head": "head"}
@@ -23,16 +23,16 @@ def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -
 
     config: `model` (the MODEL section; also `model_cfg`), `class_names`, `point_cloud_range`, `voxel_size`,
     `num_point_features`, and for encoders with hard voxels `voxel_processor` (MAX_POINTS_PER_VOXEL,
-    MAX_NUMBER_OF_VOXELS) or `voxelize` (max_num_points_per_voxel, max_num_voxels). state_dict: parameters, or a
-    checkpoint with them under "model_state".
+    MAX_NUMBER_OF_VOXELS) or `voxelize` (max_points, max_voxels; also max_num_points_per_voxel, max_num_voxels).
+    state_dict: parameters, or a checkpoint with them under "model_state".
     Raises ValueError for what this library does not have or that does not fit.
     """
     detector = detector_from_config(
-        _of(config, "model", "model_cfg"),
-        _of(config, "class_names"),
-        _of(config, "point_cloud_range"),
-        _of(config, "voxel_size"),
-        _of(config, "num_point_features"),
+        one_of(config, "model", "model_cfg"),
+        one_of(config, "class_names"),
+        one_of(config, "point_cloud_range"),
+        one_of(config, "voxel_size"),
+        one_of(config, "num_point_features"),
         *_voxel_caps(config),
         channel_divisor=config.get("channel_div", 1),
     )
@@ -41,7 +41,8 @@ def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -
     return detector.eval()
 
 
-def _of(config: Config, *names: str) -> Any:
+def one_of(config: Config, *names: str) -> Any:
+    """The setting with the first of these names that the configuration has. Raises ValueError where it has none."""
     for name in names:
         if name in config:
             return config[name]
@@ -52,7 +53,8 @@ def _voxel_caps(config: Config) -> tuple[int | None, int | tuple[int, int] | Non
     """Points per voxel, and voxels per frame (in training and in testing), or None where there is no limit."""
     processor, voxelize = config.get("voxel_processor") or {}, config.get("voxelize") or {}
     if voxelize:
-        return _of(voxelize, "max_num_points_per_voxel"), _of(voxelize, "max_num_voxels")
+        points = one_of(voxelize, "max_num_points_per_voxel", "max_points")
+        return points, one_of(voxelize, "max_num_voxels", "max_voxels")
     if "MAX_POINTS_PER_VOXEL" not in processor:
         return None, None
     voxels = processor["MAX_NUMBER_OF_VOXELS"]
@@ -177,14 +179,21 @@ def _known(section: str, name: str, known: Mapping[str, Any]) -> Any:
 def load_official(
     detector: nn.Module, state_dict: Mapping[str, Tensor], rename: Callable[[str], str] | None = None
 ) -> None:
-    """Load an official state dict into a detector, every entry of it.
+    """Load an official state dict into a detector, every entry of it; arguments and errors: see `official_state`."""
+    detector.load_state_dict(official_state(detector, state_dict, rename))
+
+
+def official_state(
+    detector: nn.Module, state_dict: Mapping[str, Tensor], rename: Callable[[str], str] | None = None
+) -> dict[str, Tensor]:
+    """An official state dict in the names and shapes of a detector; differentiable.
 
     rename: our name for a published one; by default only the prefixes differ, see `our_name`.
     Weights of sparse convolutions in the order of spconv 1 are brought into that of spconv 2.
     Raises ValueError that names entries which are missing, have no place or another shape.
     """
     parameters = {name: value for name, value in state_dict.items() if name not in WITHOUT_PARAMETERS}
-    load_renamed(detector, parameters, rename or our_name, _of_spconv_2)
+    return renamed(detector, parameters, rename or our_name, _of_spconv_2)
 
 
 def our_name(name: str) -> str:

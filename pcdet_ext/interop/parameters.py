@@ -10,13 +10,26 @@ from torch import Tensor, nn
 MOST_NAMED = 10  # entries that do not fit, in a message
 
 
+Convert = Callable[[str, Tensor, torch.Size], Tensor]
+
+
 def load_renamed(
     module: nn.Module,
     state_dict: Mapping[str, Tensor],
     rename: Callable[[str], str],
-    convert: Callable[[str, Tensor, torch.Size], Tensor] = lambda key, value, shape: value,
+    convert: Convert = lambda key, value, shape: value,
 ) -> None:
-    """Load a published state dict into a module, every entry of it.
+    """Load a published state dict into a module, every entry of it; arguments and errors are those of `renamed`."""
+    module.load_state_dict(renamed(module, state_dict, rename, convert))
+
+
+def renamed(
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    rename: Callable[[str], str],
+    convert: Convert = lambda key, value, shape: value,
+) -> dict[str, Tensor]:
+    """A published state dict under our names, every entry of it; differentiable where `convert` is.
 
     rename: our name for a published one; convert: our value for (our name, published value, our shape).
     Raises ValueError that names entries which are missing, have no place or another shape.
@@ -35,7 +48,7 @@ def load_renamed(
     if wrong:
         more = f", and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
         raise ValueError(f"the state dict does not fit the configuration: {'; '.join(wrong[:MOST_NAMED])}{more}")
-    module.load_state_dict(loaded)
+    return loaded
 
 
 def first_prefix(prefixes: Mapping[str, str], name: str) -> str:

@@ -104,6 +104,8 @@ WITHOUT_EFFECT: dict[str, str] = {
     "indice_key": SHAPES,
     "pillar_size": SHAPES,
     "note": SHAPES,
+    "published_config": SHAPES,
+    "reduced": SHAPES,
     "bf16": MADE,
     "cls_bias_shift": MADE,
     "cls_gain": MADE,

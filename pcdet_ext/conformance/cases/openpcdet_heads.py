@@ -176,7 +176,7 @@ def run_transfusion_head(case: Case, grads: bool) -> Values:
     output = head(bev)
     boxes, labels = ground_truth(case.tensor("in.gt_boxes"))
     targets, loss = head.targets(output, boxes, labels), with_total(head.loss(output, as_targets(boxes, labels)))
-    values = _queries(head, output) | _query_targets(targets, len(boxes))
+    values = _queries(head, output) | query_targets(targets, len(boxes))
     published = {"heatmap": "loss_heatmap", "classification": "loss_cls", "box": "loss_bbox", "iou": "loss_iou"}
     values |= {f"out.loss.{published[name]}": value for name, value in loss.items() if name in published}
     values |= {
@@ -197,7 +197,7 @@ def _queries(head: TransFusionHead, output: QueryOutput) -> dict[str, Tensor]:
     return values | ({} if output.iou is None else {"out.pred.iou": output.iou[:, None]})
 
 
-def _query_targets(targets: QueryTargets, frames: int) -> dict[str, Value]:
+def query_targets(targets: QueryTargets, frames: int) -> dict[str, Value]:
     codes = torch.zeros(*targets.labels.shape, targets.codes.shape[1])
     weights = torch.zeros_like(codes)
     codes[targets.positive], weights[targets.positive] = targets.codes, 1.0
