@@ -14,10 +14,12 @@ from pcdet_ext.cli.arguments import path
 GROUND_TRUTH = """the labels. kitti: a folder of label files; nuscenes and nuscenes_tracking: a folder with the released
 tables, or a JSON file; argoverse2: a split as it is released, or a Feather file; waymo: a folder of Parquet
 components, a Parquet file, or an Objects message (.bin); semantickitti: a folder with
-sequences/NN/labels/*.label; custom: a folder of one's own data"""
+sequences/NN/labels/*.label; custom: a folder of one's own data; kitti_tracking: a folder with SEQUENCE.txt or
+label_02/SEQUENCE.txt, and the list of sequences evaluate_tracking.seqmap*"""
 RESULTS = """the results. kitti and custom: a folder of result files, which also say which frames count; nuscenes and
 nuscenes_tracking: a submission in JSON; argoverse2: a submission in Feather; waymo: Parquet, or an
-Objects message (.bin); semantickitti: a folder with sequences/NN/predictions/*.label"""
+Objects message (.bin); semantickitti: a folder with sequences/NN/predictions/*.label; kitti_tracking: a folder
+with SEQUENCE.txt or data/SEQUENCE.txt"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ from pcdet_ext.data.base import DATASETS, ConcatDataset, Dataset, FrameDataset
 from pcdet_ext.data.custom import single_files as custom_files
 from pcdet_ext.data.kitti import single_files as kitti_files
 from pcdet_ext.data.prepare import FRAME_SOURCES
-from pcdet_ext.evaluation import benchmarks  # noqa: F401  (registers metrics of result files)
+from pcdet_ext.evaluation import benchmarks, scene_benchmarks  # noqa: F401  (register metrics of result files)
 from pcdet_ext.evaluation.base import BENCHMARKS
 from pcdet_ext.structures import Detections, Sample
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.conformance.cases import official_metrics
+from pcdet_ext.conformance.cases import official_metrics, scene_metrics
 from pcdet_ext.conformance.golden import Report
 from pcdet_ext.data.kitti import Labels, read_labels
 from pcdet_ext.evaluation.kitti import CLASSES, KittiResult, evaluate
@@ -129,4 +129,5 @@ EVALUATORS: dict[str, tuple[Callable[[Path], Iterator[tuple[str, float, float]]]
     "eval_argoverse2": (official_metrics.argoverse2_numbers, official_metrics.TOLERANCE),
     "eval_nuscenes_tracking": (official_metrics.nuscenes_tracking_numbers, official_metrics.TOLERANCE),
     "eval_waymo": (official_metrics.waymo_numbers, official_metrics.WAYMO_TOLERANCE),
+    "eval_kitti_tracking": (scene_metrics.kitti_tracking_numbers, scene_metrics.TOLERANCE),
 }

@@ -30,10 +30,10 @@ def nuscenes_numbers(path: Path) -> Numbers:
     """The summary, and the precision, confidence and error curves of each class and distance."""
     ours = nuscenes_result(path).to_json()
     expected = nus_files.read_json(path / "expected.json")["summary"]
-    yield from _pairs({k: ours[k] for k in NUSCENES}, {k: expected[k] for k in NUSCENES}, "")
+    yield from numbers_at_same_places({k: ours[k] for k in NUSCENES}, {k: expected[k] for k in NUSCENES}, "")
     for key, theirs in nus_files.read_json(_json(path, "expected_details")).items():
         curve = {k: v for k, v in ours["curves"][key].items() if k in theirs}
-        yield from _pairs(curve, {k: theirs[k] for k in curve}, key)
+        yield from numbers_at_same_places(curve, {k: theirs[k] for k in curve}, key)
 
 
 def argoverse2_result(path: Path) -> argoverse2.Argoverse2Result:
@@ -61,7 +61,7 @@ def argoverse2_numbers(path: Path) -> Numbers:
     expected = _expected(path)
     result = argoverse2_result(path)
     ours = result.to_json()
-    yield from _pairs(ours, {key: expected[key] for key in ours}, "")
+    yield from numbers_at_same_places(ours, {key: expected[key] for key in ours}, "")
     if (path / "expected_details.npz").exists():
         yield from _details(path / "expected_details.npz", result)
     if (path / "expected_roi.npz").exists():
@@ -88,7 +88,7 @@ def nuscenes_tracking_numbers(path: Path) -> Numbers:
     known = ours["details"]
     pairs.append((known, {c: {m: v for m, v in row.items() if m in known[c]} for c, row in details.items()}))
     for a, b in pairs:
-        for key, x, y in _pairs(a, b, ""):
+        for key, x, y in numbers_at_same_places(a, b, ""):
             scale = TRACKING_DISTANCES if "motp" in key else 1.0
             yield key, y + (x - y) * scale if np.isfinite(x) and np.isfinite(y) else x, y
 
@@ -178,16 +178,18 @@ def _waymo_curves(path: Path, names: list[str], result: waymo.WaymoResult) -> Nu
             curve = result.curves[name]
             counts = (curve.true_positives, curve.false_positives, curve.false_negatives)
             ours = np.stack([curve.precision, curve.recall, *counts], 1)
-            yield from _pairs(ours.tolist(), archive["precision_recall_tp_fp_fn"][i].tolist(), name)
+            yield from numbers_at_same_places(ours.tolist(), archive["precision_recall_tp_fp_fn"][i].tolist(), name)
             heading = np.stack([curve.heading_precision, curve.recall], 1)
-            yield from _pairs(heading.tolist(), archive["precision_recall_ha"][i].tolist(), f"{name}.heading")
+            yield from numbers_at_same_places(
+                heading.tolist(), archive["precision_recall_ha"][i].tolist(), f"{name}.heading"
+            )
 
 
 def _details(path: Path, result: argoverse2.Argoverse2Result) -> Numbers:
     with np.load(path, allow_pickle=False) as archive:
         for name, fate in (("dts", result.detections), ("gts", result.annotations)):
             ours = np.concatenate([fate.hits, fate.errors, fate.counts[:, None]], 1)
-            yield from _pairs(ours.tolist(), archive[name].tolist(), name)
+            yield from numbers_at_same_places(ours.tolist(), archive[name].tolist(), name)
 
 
 def _regions(path: Path, expected: Path) -> Numbers:
@@ -206,14 +208,14 @@ def _json(path: Path, name: str) -> Path:
     return next(path.glob(f"{name}.json*"))
 
 
-def _pairs(ours: Any, theirs: Any, key: str) -> Numbers:
-    """Numbers at the same place of two nested structures; null is NaN."""
+def numbers_at_same_places(ours: Any, theirs: Any, key: str) -> Numbers:
+    """Pairs of the numbers at the same place of two nested structures; null is NaN."""
     if isinstance(theirs, Mapping):
         for name, value in theirs.items():
-            yield from _pairs(ours[name], value, f"{key}.{name}")
+            yield from numbers_at_same_places(ours[name], value, f"{key}.{name}")
     elif isinstance(theirs, list):
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            yield from _pairs(a, b, f"{key}.{i}")
+            yield from numbers_at_same_places(a, b, f"{key}.{i}")
     else:
         a, b = (float("nan") if value is None else float(value) for value in (ours, theirs))
         yield key, a, b
