@@ -205,7 +205,7 @@ def evaluate(truth: Boxes, found: Boxes, samples: Samples, strict: bool = True) 
             raise ValueError(f"no box of the {what} counts: none has points and lies within the range of its class")
     curves: dict[tuple[str, float], Curve] = {}
     for name in CLASSES:
-        curves |= _class_curves(name, truth.select(truth.name == name), found.select(found.name == name), samples)
+        curves |= _class_curves(name, truth, found, samples)
     return NuScenesResult.of(curves)
 
 
@@ -237,9 +237,9 @@ def _in_racks(boxes: Boxes, racks: Boxes) -> Array:
 def _class_curves(name: str, truth: Boxes, found: Boxes, samples: Samples) -> dict[tuple[str, float], Curve]:
     from pcdet_ext.evaluation import compiled
 
-    order = np.argsort(found.score, kind="stable")[::-1]
-    found = found.select(order)
-    truth = truth.select(np.argsort(truth.sample, kind="stable"))
+    mine, objects = (np.flatnonzero(boxes.name == name) for boxes in (found, truth))
+    found = found.select(mine[np.argsort(found.score[mine], kind="stable")[::-1]])
+    truth = truth.select(objects[np.argsort(truth.sample[objects], kind="stable")])
     starts = np.searchsorted(truth.sample, np.arange(len(samples.tokens) + 1))
     curves = {}
     for distance in DISTANCES:

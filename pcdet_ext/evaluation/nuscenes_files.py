@@ -8,9 +8,10 @@ import logging
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ ATTRIBUTES = (
     "", "pedestrian.moving", "pedestrian.sitting_lying_down", "pedestrian.standing", "cycle.with_rider",
     "cycle.without_rider", "vehicle.moving", "vehicle.parked", "vehicle.stopped",
 )  # fmt: skip
+
+_WIDTHS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2}  # columns of several numbers
 
 _log = logging.getLogger(__name__)
 
@@ -172,14 +175,13 @@ def _check_samples(path: Path, results: Mapping[str, Any], tokens: Sequence[str]
             raise DataError(f"{path}: {what} samples of the split, {len(names)} in all, for example {min(names)}")
 
 
-def _all_boxes(path: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _all_boxes(path: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for token, boxes in results.items():
         if len(_listed(path, token, boxes)) > MAX_BOXES:
             raise DataError(f"{path}: sample {token}: {len(boxes)} boxes, at most {MAX_BOXES} are allowed")
         for box in boxes:
-            own = box.get("sample_token", token) if isinstance(box, Mapping) else token
-            if own != token:
-                raise DataError(f"{path}: sample {token}: a box whose sample_token is {own!r}")
+            if type(box) is dict and box.get("sample_token", token) != token:
+                raise DataError(f"{path}: sample {token}: a box whose sample_token is {box['sample_token']!r}")
             yield token, box
 
 
@@ -214,36 +216,41 @@ def _table(
     def where(i: int) -> str:
         return f"{path}: sample {tokens[rows[i][0]]}"
 
-    def column(key: str, width: int, may_be_nan: bool = False) -> Array:
-        return _numbers(rows, key, width, may_be_nan, where)
+    vectors = _vectors(rows, _WIDTHS)
 
-    names = _texts(rows, f"{task}_name", where)
+    def vector(key: str, may_be_nan: bool = False) -> Array:
+        if key in vectors:
+            return _within_bounds(rows, key, vectors[key], may_be_nan, where)
+        return _numbers(rows, key, _WIDTHS[key], may_be_nan, where)
+
+    def number(key: str) -> Array:
+        return _numbers(rows, key, 0, False, where)
+
     tracked = task == "tracking"
-    attributes = np.full(len(rows), "", np.str_) if tracked else _texts(rows, "attribute_name", where)
-    classes = TRACKED_CLASSES if tracked else CLASSES
-    for values, known, what in ((names, classes, "class"), (attributes, ATTRIBUTES, "attribute")):
-        for i in np.flatnonzero(~np.isin(values, known)):
-            raise DataError(f"{where(int(i))}: unknown {what} {str(values[i])!r}{suggest(str(values[i]), known)}")
-    size = column("size", 3)
+    names = _texts(rows, f"{task}_name", TRACKED_CLASSES if tracked else CLASSES, "class", where)
+    attributes = np.full(len(rows), "", np.str_)
+    if not tracked:
+        attributes = _texts(rows, "attribute_name", ATTRIBUTES, "attribute", where)
+    size = vector("size")
     for i in np.flatnonzero((size <= 0).any(1)):
         raise DataError(f"{where(int(i))}: sizes must be positive, got {size[i].tolist()}")
-    rotation = column("rotation", 4)
+    rotation = vector("rotation")
     for i in no_rotations(rotation):
         raise DataError(f"{where(int(i))}: {why_no_rotation(rotation[i])}")
     count = len(rows)
-    score = np.full(count, -1.0) if is_truth else column(f"{task}_score", 0)
+    score = np.full(count, -1.0) if is_truth else number(f"{task}_score")
     if not is_truth:
         _note_scores(path, score)
     return Boxes(
         sample=np.array([sample for sample, _ in rows], np.int64),
         name=names,
         attribute=attributes,
-        translation=column("translation", 3),
+        translation=vector("translation"),
         size=size,
         rotation=rotation,
-        velocity=column("velocity", 2, may_be_nan=True),
+        velocity=vector("velocity", may_be_nan=True),
         score=score,
-        num_points=column("num_pts", 0).astype(np.int64) if is_truth else np.full(count, -1),
+        num_points=number("num_pts").astype(np.int64) if is_truth else np.full(count, -1),
     )
 
 
@@ -259,12 +266,36 @@ def _numbers(rows: Sequence[tuple[int, Any]], key: str, width: int, may_be_nan: 
         _check_each(rows, key, width, where)
     if not kinds <= {int, float}:  # what NumPy would take for numbers: truth values, and texts of digits
         _check_each(rows, key, width, where)
+    return _within_bounds(rows, key, values, may_be_nan, where)
+
+
+def _within_bounds(
+    rows: Sequence[tuple[int, Any]], key: str, values: Array, may_be_nan: bool, where: Callable[[int], str]
+) -> Array:
     wrong = ~(np.abs(values) <= LARGEST)
     wrong = wrong & ~np.isnan(values) if may_be_nan else wrong
-    for i in np.flatnonzero(wrong.reshape(len(rows), max(width, 1)).any(1)):
+    for i in np.flatnonzero(wrong.reshape(len(rows), -1).any(1)) if wrong.any() else ():
         what = f"is beyond {LARGEST:g}" if np.isfinite(values[i]).all() else "is not finite"
         raise DataError(f"{where(int(i))}: {key} {what}: {rows[int(i)][1][key]}")
     return values
+
+
+def _vectors(rows: Sequence[tuple[int, Any]], widths: Mapping[str, int]) -> dict[str, Array]:
+    """float64 [N, width] by key, all keys of a box at one visit, which takes a third of the time of one key at a time.
+
+    Empty where an entry is missing, of another length, or no number: those are checked one by one.
+    """
+    try:
+        entries = list(chain.from_iterable(map(itemgetter(*widths), (box for _, box in rows))))
+        lengths = np.fromiter(map(len, entries), np.int64, len(entries)).reshape(-1, len(widths))
+        numbers = list(chain.from_iterable(entries))
+        if not set(map(type, numbers)) <= {int, float} or (lengths != list(widths.values())).any():
+            return {}
+        values = np.fromiter(numbers, np.float64, len(numbers)).reshape(len(rows), -1)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return {}
+    columns = np.split(values, np.cumsum(list(widths.values()))[:-1], axis=1)
+    return {key: np.ascontiguousarray(column) for key, column in zip(widths, columns, strict=True)}
 
 
 def _check_each(rows: Sequence[tuple[int, Any]], key: str, width: int, where: Any) -> None:
@@ -285,11 +316,25 @@ def _check_numbers(box: Any, key: str, width: int, where: str) -> None:
         raise DataError(f"{where}: {key} is beyond {LARGEST:g}")
 
 
-def _texts(rows: Sequence[tuple[int, Any]], key: str, where: Any) -> Array:
-    for i, (_, box) in enumerate(rows):
-        if not isinstance(box, Mapping) or not isinstance(box.get(key), str):
-            raise DataError(f"{where(i)}: a box without a text {key!r}")
-    return np.array([box[key] for _, box in rows], np.str_)
+def _texts(rows: Sequence[tuple[int, Any]], key: str, known: Sequence[str], what: str, where: Any) -> Array:
+    """unicode [N]: one of the known texts per row; checked one by one only where the quick way fails."""
+    number = {text: i for i, text in enumerate(known)}
+    try:
+        return np.array(known, np.str_)[np.array([number[box[key]] for _, box in rows], np.intp)]
+    except (KeyError, TypeError):
+        i, text = next((i, _text(box, key, where(i))) for i, (_, box) in enumerate(rows) if _unknown(box, key, number))
+        raise DataError(f"{where(i)}: unknown {what} {text!r}{suggest(text, known)}") from None
+
+
+def _unknown(box: Any, key: str, known: Mapping[str, int]) -> bool:
+    return not isinstance(box, Mapping) or not isinstance(box.get(key), str) or box[key] not in known
+
+
+def _text(box: Any, key: str, where: str) -> str:
+    text = box.get(key) if isinstance(box, Mapping) else None
+    if not isinstance(text, str):
+        raise DataError(f"{where}: a box without a text {key!r}")
+    return text
 
 
 def _racks(path: Path, racks: Sequence[tuple[int, Any]], tokens: Sequence[str]) -> Boxes:
