@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import has_kernels, kernel_kind, launch
+from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, has_kernels, launch, on_cuda
 from pcdet_ext.ops._reference import own_precision, reference_gradients
+from pcdet_ext.ops.segment import segment_reduce
 
-_WIDEST_HEAD = 256  # channels of a head that the kernel has room for
+_WIDEST_HEAD = 256  # channels of a head that the kernels have room for
+_CHUNKS = 1024  # of a table's gradient on CUDA, all heads together; partial sums that are then added up
 
 
 @typed
@@ -48,14 +50,19 @@ def group_attention(
         ValueError: naming the argument that is wrong.
     """
     _check(qkv, index, inverse, num_heads, valid, owner, cells, table)
-    native = kernel_kind(qkv.device) == "cpu" and has_kernels(qkv) and qkv.shape[1] // (3 * num_heads) <= _WIDEST_HEAD
-    if not native:
+    if not _has_kernel(qkv, num_heads):
         return group_attention_reference(qkv, index, inverse, num_heads, valid, owner, cells, table)
-    wide = qkv if qkv.dtype == torch.float64 else qkv.float()
-    biases = None if table is None else table.to(wide.dtype)
+    wide = qkv if on_cuda(qkv) or qkv.dtype == torch.float64 else qkv.float()
+    biases = None if table is None else table.to(torch.promote_types(wide.dtype, torch.float32))
     plan = [None if t is None else t.contiguous() for t in (valid, owner, cells)]
     out = _attend(wide.contiguous(), index.contiguous(), inverse.contiguous(), num_heads, *plan, biases)
     return out.to(qkv.dtype)
+
+
+def _has_kernel(qkv: Tensor, num_heads: int) -> bool:
+    """Whether a native kernel covers these rows; that for CUDA computes in float32, also with narrower types."""
+    covered = qkv.dtype in TYPE_CODES or (qkv.dtype == torch.float64 and not on_cuda(qkv))
+    return covered and qkv.shape[1] // (3 * num_heads) <= _WIDEST_HEAD and has_kernels(qkv)
 
 
 def _check(
@@ -130,7 +137,7 @@ def _visible(valid: Tensor | None, owner: Tensor | None) -> Tensor | None:
 
 def relative_bias(cells: Tensor, table: Tensor) -> Tensor:
     """Biases [G, H, L, L] of the distances between cells int [G, L, 3] (z, y, x), from a table [3 (2 b + 1), H]."""
-    bound, none = (len(table) // 3 - 1) // 2, len(table)
+    bound, none = _bound(table), len(table)
     padded = torch.cat([table, table.new_zeros(1, table.shape[1])])
     placed = (cells >= 0).all(-1)
     both = placed[:, :, None] & placed[:, None]
@@ -153,29 +160,53 @@ def _attend(
     cells: Tensor | None,
     table: Tensor | None,
 ) -> Tensor:
-    (groups, slots), rows, channels, kind = index.shape, len(qkv), qkv.shape[1] // 3, qkv.dtype
-    biases, bound = None, 0
-    if table is not None:
-        biases, bound = torch.cat([table, table.new_zeros(1, num_heads)]).t().contiguous(), (len(table) // 3 - 1) // 2
+    rows, channels = len(qkv), qkv.shape[1] // 3
     out, wrong = qkv.new_zeros(rows, channels), index.new_zeros(1)
-    inputs = (
-        (qkv, kind, 3 * rows * channels),
-        (index, torch.int64, groups * slots),
-        (inverse, torch.int64, rows),
-        (valid, torch.bool, groups * slots),
-        (owner, torch.int64, groups * slots),
-        (None if table is None else cells, torch.int32, 3 * rows),
-        (biases, kind, 0 if biases is None else biases.numel()),
-    )
-    sizes = groups, slots, rows, num_heads, channels // num_heads, bound
-    results = (out, kind, rows * channels), (wrong, torch.int64, 1)
-    launch("group_attention", qkv.device, *inputs, *sizes, *results, dtype=kind)
+    inputs = _arguments(qkv, index, inverse, num_heads, valid, owner, cells, table)
+    results: list[Argument] = [(out, qkv.dtype, rows * channels), (wrong, torch.int64, 1)]
+    if on_cuda(qkv):
+        launch("group_attention", qkv.device, *inputs, *results, Int32(TYPE_CODES[qkv.dtype]))
+    else:
+        launch("group_attention", qkv.device, *inputs, *results, dtype=qkv.dtype)
     if int(wrong):
         raise ValueError(
             f"index must hold rows of qkv below {rows}, and inverse a slot that holds the row itself, "
             f"{int(wrong)} slots or rows do not"
         )
     return out
+
+
+def _arguments(
+    qkv: Tensor,
+    index: Tensor,
+    inverse: Tensor,
+    num_heads: int,
+    valid: Tensor | None,
+    owner: Tensor | None,
+    cells: Tensor | None,
+    table: Tensor | None,
+) -> list[Argument]:
+    """What the kernels of both directions take first."""
+    (groups, slots), rows, width = index.shape, len(qkv), qkv.shape[1]
+    biases, bound = None, 0
+    if table is not None:
+        biases, bound = table if on_cuda(qkv) else torch.cat([table, table.new_zeros(1, num_heads)]), _bound(table)
+        biases = biases.t().contiguous()
+    return [
+        (qkv, qkv.dtype, rows * width),
+        (index, torch.int64, groups * slots),
+        (inverse, torch.int64, rows),
+        (valid, torch.bool, groups * slots),
+        (owner, torch.int64, groups * slots),
+        (None if table is None else cells, torch.int32, 3 * rows),
+        (biases, torch.promote_types(qkv.dtype, torch.float32), 0 if biases is None else biases.numel()),
+        *(groups, slots, rows, num_heads, width // (3 * num_heads), bound),
+    ]
+
+
+def _bound(table: Tensor) -> int:
+    """The largest distance that a table [3 (2 b + 1), H] tells from others."""
+    return (len(table) // 3 - 1) // 2
 
 
 @_attend.register_fake
@@ -198,14 +229,68 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """By the reference, which computes the weights anew; nothing but the inputs is kept between the passes."""
+    """Computes the weights anew, on the CPU by the reference; nothing but the inputs is kept between the passes."""
     qkv, index, inverse, valid, owner, cells, table = ctx.saved_tensors
 
     def attend(qkv: Tensor, table: Tensor | None) -> Tensor:
         return group_attention_reference(qkv, index, inverse, ctx.num_heads, valid, owner, cells, table)
 
+    if on_cuda(qkv) and _has_kernel(qkv, ctx.num_heads):
+        to_qkv, to_table = _backward(qkv, index, inverse, ctx.num_heads, valid, owner, cells, table, grad)
+        return (to_qkv, *[None] * 6, None if table is None else to_table)
     to_qkv, to_table = reference_gradients(attend, (qkv, table), grad)
     return (to_qkv, *[None] * 6, to_table)
 
 
 _attend.register_autograd(_differentiate, setup_context=_setup)
+
+
+@torch.library.custom_op("pcdet_ext::group_attention_backward", mutates_args=())
+def _backward(
+    qkv: Tensor,
+    index: Tensor,
+    inverse: Tensor,
+    num_heads: int,
+    valid: Tensor | None,
+    owner: Tensor | None,
+    cells: Tensor | None,
+    table: Tensor | None,
+    grad: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of qkv and of the table (of no entries without one), by the kernels for CUDA."""
+    (groups, slots), (rows, width), kind = index.shape, qkv.shape, torch.float32
+    channels = width // 3
+    entries, chunks = 0 if table is None else len(table), max(1, min(groups, _CHUNKS // num_heads))
+    to_qkv, statistics = torch.empty_like(qkv), qkv.new_empty(rows, num_heads, 3, dtype=kind)
+    to_slots = qkv.new_empty(groups * slots, 2 * channels, dtype=kind)
+    to_table = qkv.new_zeros(chunks, num_heads, entries, dtype=kind)
+    launch(
+        "group_attention_backward",
+        qkv.device,
+        *_arguments(qkv, index, inverse, num_heads, valid, owner, cells, table),
+        (grad.contiguous(), qkv.dtype, rows * channels),
+        (statistics, kind, rows * num_heads * 3),
+        (to_qkv, qkv.dtype, rows * width),
+        (to_slots, kind, groups * slots * 2 * channels),
+        chunks,
+        (to_table, kind, chunks * num_heads * entries),
+        Int32(TYPE_CODES[qkv.dtype]),
+    )
+    to_qkv[:, channels:] = segment_reduce(to_slots, index.flatten(), rows)
+    return to_qkv, to_table.sum(0).t().contiguous()
+
+
+@_backward.register_fake
+def _(
+    qkv: Tensor,
+    index: Tensor,
+    inverse: Tensor,
+    num_heads: int,
+    valid: Tensor | None,
+    owner: Tensor | None,
+    cells: Tensor | None,
+    table: Tensor | None,
+    grad: Tensor,
+) -> tuple[Tensor, Tensor]:
+    entries = 0 if table is None else len(table)
+    return torch.empty_like(qkv), qkv.new_empty(entries, num_heads, dtype=torch.float32)

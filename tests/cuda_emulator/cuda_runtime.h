@@ -9,6 +9,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
 // One block runs at a time, so that one copy is enough. Thread-local memory of a library lies in one piece, which is filled
 // with NaN before each block; the address sanitizer watches the borders of other variables only.
@@ -23,6 +24,10 @@ using std::min;
 
 struct alignas(16) int4 {
     int x, y, z, w;
+};
+
+struct alignas(16) float4 {
+    float x, y, z, w;
 };
 
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }

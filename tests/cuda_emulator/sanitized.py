@@ -47,6 +47,7 @@ def scans(dtype: torch.dtype) -> None:
         bonus = rand(3, dim).requires_grad_()
         differentiate(ops.wkv(r, k, v, w, bonus), r, k, v, w, bonus)
     for dim in (8, 16, 32, 64):
+        attention(dim, dtype)
         q, k, v = (rand(30, 3, dim).to(dtype).requires_grad_() for _ in range(3))
         differentiate(ops.scattered_linear_attention(q, k, v, torch.tensor([0, 7, 7, 30])), q, k, v)
     for width in (2, 3, 4):
@@ -56,6 +57,16 @@ def scans(dtype: torch.dtype) -> None:
             rand(70).requires_grad_(),
         )
         differentiate(ops.causal_conv1d(x, weight, bias, "silu"), x, weight, bias)
+
+
+def attention(dim: int, dtype: torch.dtype) -> None:
+    """Attention in groups, some of whose slots repeat rows."""
+    index, place = torch.randint(37, (45,)), torch.randperm(45)[:37]
+    index[place] = torch.arange(37)
+    qkv, table = rand(37, 6 * dim).to(dtype).requires_grad_(), rand(27, 2).requires_grad_()
+    seen, cells = torch.rand(5, 9) < 0.9, torch.randint(-1, 6, (37, 3)).int()
+    out = ops.group_attention(qkv, index.view(5, 9), place, 2, seen, index.view(5, 9) // 9, cells, table)
+    differentiate(out, qkv, table)
 
 
 def boxes_and_segments(dtype: torch.dtype) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from cuda_emulator.emulator import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -81,6 +82,57 @@ def test_values_equal_a_loop(seed: int, sizes: tuple[int, ...], hidden: bool, ow
     narrow = [t.float() if t is not None and t.is_floating_point() else t for t in (qkv, *options)]
     ours = group_attention(narrow[0], index, inverse, heads, *narrow[1:])
     torch.testing.assert_close(ours, expected.float(), rtol=1e-4, atol=1e-5)
+
+
+CUDA_SIZES = [  # rows, slots, heads, channels of a head, bound: some fill no tile, and some of all are many
+    (5, 1, 1, 1, 0),
+    (40, 37, 2, 16, 5),
+    (70, 33, 3, 24, 2),
+    (30, 8, 1, 60, 40),
+    (20, 9, 2, 100, 1),
+    (8, 4, 1, 256, 400),
+]
+
+
+@pytest.mark.parametrize("sizes", CUDA_SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_values_and_gradients_on_cuda(accelerator: Accelerator, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    qkv, *plan, table = random_case(sum(sizes), *sizes)
+    if sizes[0] % 4 == 1:
+        plan[-1], plan[-2], plan[-3], table = None, None, None, None  # no options
+    qkv = qkv.to(dtype)
+    given = [t for t in (qkv, table) if t is not None]
+    exact = [t.double().requires_grad_() for t in given]
+    expected = by_hand(exact[0], *plan, *exact[1:]) if table is not None else by_hand(exact[0], *plan, None)
+    probe = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    wanted = torch.autograd.grad((expected * probe).sum(), exact, materialize_grads=True, allow_unused=True)
+    device = accelerator.device
+    places = [t.to(device) if isinstance(t, Tensor) else t for t in plan]
+    inputs = [given[0].to(device).requires_grad_(), *(t.float().to(device).requires_grad_() for t in given[1:])]
+    with accelerator:
+        found = group_attention(inputs[0], *places, *(inputs[1:] or [None]))
+        grads = torch.autograd.grad(found, inputs, probe.to(device))
+    bound = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    for ours, theirs in ((found, expected), *zip(grads, wanted, strict=True)):
+        scale = max(1.0, float(theirs.detach().abs().max()))
+        torch.testing.assert_close(ours.detach().cpu().double(), theirs.detach(), rtol=bound, atol=bound * scale)
+
+
+def test_slots_on_cuda_without_rows_are_an_error(accelerator: Accelerator) -> None:
+    index, inverse = torch.tensor([[0, 1, 2]]).to(accelerator.device), torch.arange(3).to(accelerator.device)
+    qkv = torch.zeros(3, 12).to(accelerator.device)
+    for wrong in ((index + 1, inverse), (index, inverse.flip(0)), (index, inverse + 10**9)):
+        with accelerator, pytest.raises(ValueError, match=r"index must hold rows of qkv below 3, .* \d slots or rows"):
+            group_attention(qkv, *wrong, 2)
+
+
+def test_nothing_on_cuda(accelerator: Accelerator) -> None:
+    empty = torch.zeros(0, 4, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    qkv, *plan = (t.to(accelerator.device) for t in (torch.zeros(0, 12), *empty))
+    with accelerator:
+        out = group_attention(qkv.requires_grad_(), *plan, 2)
+        (grad,) = torch.autograd.grad(out.sum(), qkv)
+    assert (out.shape, grad.shape) == ((0, 4), (0, 12))
 
 
 def test_gradients_are_right() -> None:

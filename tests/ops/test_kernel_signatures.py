@@ -21,8 +21,17 @@ from torch.overrides import TorchFunctionMode
 
 from pcdet_ext.ops import _native
 
-MODULES = ("boxes", "causal_conv1d", "linear_attention", "octree", "octree_conv", "rotated_sets", "segment")
-boxes, causal_conv1d, linear_attention, octree, octree_conv, rotated_sets, segment = (
+MODULES = (
+    "boxes",
+    "causal_conv1d",
+    "group_attention",
+    "linear_attention",
+    "octree",
+    "octree_conv",
+    "rotated_sets",
+    "segment",
+)
+boxes, causal_conv1d, group_attention, linear_attention, octree, octree_conv, rotated_sets, segment = (
     import_module(f"pcdet_ext.ops.{name}") for name in MODULES
 )
 selective_scan, serialize, voxelize, wkv = (
@@ -183,6 +192,22 @@ def test_linear_attention_on_cuda(launched: Library, dtype: torch.dtype) -> None
     body(linear_attention._attend)(q, q, q, offsets, 1e-6)
     body(linear_attention._backward)(q, q, q, offsets, 1e-6, q)
     assert set(launched) == {f"pcdet_linear_attention_{d}_cuda" for d in ("forward", "backward")}
+
+
+@REDUCED_TYPES
+@pytest.mark.parametrize("full", [True, False])
+def test_group_attention_on_cuda(
+    launched: Library, dtype: torch.dtype, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_attention, "segment_reduce", lambda values, index, n: values[:n])
+    index, cells, table = zeros(3, 4, dtype=I), zeros(9, 3, dtype=torch.int32), zeros(15, 2)
+    options = (zeros(3, 4, dtype=torch.bool), index, cells, table) if full else (None,) * 4
+    inputs = (zeros(9, 12, dtype=dtype), index, zeros(9, dtype=I), 2, *options)
+    out = body(group_attention._attend)(*inputs)
+    grads = body(group_attention._backward)(*inputs, out)
+    assert [(g.shape, g.dtype) for g in grads] == [((9, 12), dtype), ((15 * full, 2), torch.float32)]
+    kernels = ("group_attention", "group_attention_backward")
+    assert set(launched) == {f"pcdet_{kernel}_cuda" for kernel in kernels}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
