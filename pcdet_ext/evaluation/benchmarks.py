@@ -40,13 +40,13 @@ def nuscenes(ground_truth: Path, results: Path, scenes: Sequence[str] | None = N
         _no_scenes(scenes)
         truth, samples = nuscenes_files.read_ground_truth(ground_truth)
         found, _ = nuscenes_files.read_results(results, samples.tokens)
-        return _measured(results, lambda: nus.evaluate(truth, found, samples))
+        return measured(results, lambda: nus.evaluate(truth, found, samples))
     tables = nuscenes_tables.read_tables(ground_truth)
     submission = nuscenes_files.Submission.read(results)
     tokens = nuscenes_truth.tokens_of_scenes(tables, scenes, submission.samples)
     truth, samples = nuscenes_truth.detection_truth(tables, tokens)
     found, _ = submission.detections(samples.tokens)
-    return _measured(results, lambda: nus.evaluate(truth, found, samples))
+    return measured(results, lambda: nus.evaluate(truth, found, samples))
 
 
 @BENCHMARKS.register
@@ -63,7 +63,7 @@ def nuscenes_tracking(
         tokens = nuscenes_truth.tokens_of_scenes(tables, scenes, submission.samples)
         truth, sequences = nuscenes_truth.tracking_truth(tables, tokens)
     found, _ = submission.tracks(sequences.samples.tokens)
-    result = _measured(results, lambda: nus_tracking.evaluate(truth, found, sequences))
+    result = measured(results, lambda: nus_tracking.evaluate(truth, found, sequences))
     if math.isnan(result.score):  # officially every number is then undefined
         raise DataError(f"{ground_truth}: no box of the ground truth counts: there is nothing to measure")
     return result
@@ -128,7 +128,7 @@ def waymo(
     usual = {1, 2, 4, *(found.type.tolist() if len(found) else ())} - {0}
     types = [waymo_boxes.type_number(name, "classes") for name in classes] if classes else sorted(usual)
     sides = waymo_boxes.sides(truth, found)
-    return _measured(results, lambda: wod.evaluate(*sides, wod.Config(tuple(breakdowns)))).of_types(types)
+    return measured(results, lambda: wod.evaluate(*sides, wod.Config(tuple(breakdowns)))).of_types(types)
 
 
 def _no_scenes(scenes: Sequence[str] | None) -> None:
@@ -136,7 +136,7 @@ def _no_scenes(scenes: Sequence[str] | None) -> None:
         raise ValueError("scenes can be chosen where the ground truth is a folder of tables")
 
 
-def _measured(results: Path, measure: Callable[[], R]) -> R:
+def measured(results: Path, measure: Callable[[], R]) -> R:
     """What `measure` gives; what is wrong with the results names their file."""
     try:
         return measure()

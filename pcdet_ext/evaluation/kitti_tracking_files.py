@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.files import DataError, MissingFileError
+from pcdet_ext.files import DataError, MissingFileError, paused_collection
 from pcdet_ext.structures import Array
 
 TYPES = ("car", "van", "truck", "pedestrian", "person", "cyclist", "tram", "misc", "dontcare")
@@ -44,6 +44,7 @@ class TrackRows:
         return TrackRows(self.path, *(column[keep] for column in columns))
 
 
+@paused_collection()
 def read_rows(path: Path, frames: int) -> TrackRows:
     """Boxes of a label or result file (.txt, or compressed as .txt.gz).
 

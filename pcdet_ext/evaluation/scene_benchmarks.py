@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pcdet_ext.evaluation import bev_map as maps
 from pcdet_ext.evaluation import kitti_tracking as kitti_mot
-from pcdet_ext.evaluation import kitti_tracking_files
+from pcdet_ext.evaluation import kitti_tracking_files, planning_files
+from pcdet_ext.evaluation import planning as plans
 from pcdet_ext.evaluation.base import BENCHMARKS
+from pcdet_ext.evaluation.benchmarks import measured
 
 
 @BENCHMARKS.register
@@ -37,3 +40,27 @@ def kitti_tracking(
         for side in (ground_truth, results)
     )
     return kitti_mot.evaluate(truth, found, frames, classes or kitti_mot.CLASSES)
+
+
+@BENCHMARKS.register
+def bev_map(
+    ground_truth: Path,
+    results: Path,
+    classes: Sequence[str] = maps.CLASSES,
+    thresholds: Sequence[float] = maps.THRESHOLDS,
+) -> maps.BevMapResult:
+    """Map segmentation in the bird's-eye view: IoU of each layer, at each threshold and at the best.
+
+    Args:
+        ground_truth: a file .npz with `gt` [N, C, H, W], 0 or 1, or a folder of SAMPLE.npz with `gt` [C, H, W].
+        results: a file with `pred`, probabilities, or a folder of files with the same names.
+        classes: names of the layers, in their order.
+        thresholds: probabilities, ascending.
+    """
+    return measured(results, lambda: maps.evaluate(maps.read_pairs(ground_truth, results), classes, thresholds))
+
+
+@BENCHMARKS.register
+def planning(ground_truth: Path, results: Path, frames: Path | None = None) -> plans.PlanningResult:
+    """Open-loop planning on nuScenes: L2 and collisions. Arguments as in `planning_files.read_plans`."""
+    return measured(results, lambda: plans.evaluate(planning_files.read_plans(ground_truth, results, frames)))

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from pcdet_ext.conformance.cases.official_metrics import numbers_at_same_places
-from pcdet_ext.evaluation import scene_benchmarks
+from pcdet_ext.evaluation import bev_map, planning, planning_files, scene_benchmarks
 from pcdet_ext.evaluation.kitti_tracking import KittiTrackingResult
 from pcdet_ext.evaluation.nuscenes_files import read_json
+from pcdet_ext.files import read_arrays
 
 TOLERANCE = 1e-9
+MAP_TOLERANCE = 1e-6  # the published sums are float32
+PLANNING_TOLERANCE = 2e-6  # so are the published means
 Numbers = Iterator[tuple[str, float, float]]  # key, ours, theirs
 
 
@@ -23,3 +28,36 @@ def kitti_tracking_numbers(path: Path) -> Numbers:
     """Every count, ratio and list, of every sequence and of all."""
     expected = read_json(path / "expected.json")["results"]
     yield from numbers_at_same_places(kitti_tracking_result(path).to_json(), expected, "")
+
+
+def bev_map_result(path: Path) -> bev_map.BevMapResult:
+    """The metric on the samples of a case, in the order that it names."""
+    found, truth = read_arrays(path / "inputs.npz", "pred", "gt")
+    with np.load(path / "inputs.npz", allow_pickle=False) as archive:
+        order = archive["order"] if "order" in archive else np.arange(len(found))
+    return bev_map.evaluate((found[i], truth[i]) for i in order.tolist())
+
+
+def bev_map_numbers(path: Path) -> Numbers:
+    """Every IoU, and every count, which must be equal."""
+    expected, result = read_json(path / "expected.json"), bev_map_result(path)
+    yield from numbers_at_same_places(result.values, expected["metrics"], "")
+    yield from numbers_at_same_places(result.counts.tolist(), expected["exact_counts_tp_fp_fn"], "counts")
+
+
+def planning_result(path: Path) -> planning.PlanningResult:
+    """The metric on the arrays of a case; the boxes come from its frames where it has some."""
+    inputs, frames = path / "inputs.npz", path / "frames.json"
+    return planning.evaluate(planning_files.read_plans(inputs, inputs, frames if frames.exists() else None))
+
+
+def planning_numbers(path: Path) -> Numbers:
+    """Means in both conventions, each sample's numbers, and the boxes where frames are given."""
+    expected, ours = read_json(path / "expected.json"), planning_result(path).to_json()
+    names = ("n_evaluated", "metrics", "per_step", "mean_up_to_step", "at_1s_2s_3s", "per_sample")
+    yield from numbers_at_same_places(ours, {name: expected[name] for name in names if name in expected}, "")
+    if (path / "frames.json").exists():
+        known, boxes, counts = read_arrays(path / "inputs.npz", *planning_files.FROM_FRAMES)
+        found, own = planning_files.future_boxes(path / "frames.json", known.astype(bool))
+        yield from numbers_at_same_places(own.tolist(), np.maximum(counts, 0).tolist(), "fut_counts")
+        yield from numbers_at_same_places(found.tolist(), boxes.tolist(), "fut_boxes")

@@ -1,0 +1,79 @@
+"""The loops of the metrics of maps and plans, compiled with numba the first time and kept on disk."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from pcdet_ext.structures import Array
+
+
+@njit(cache=True)
+def count_above(found: Array, truth: Array, thresholds: Array) -> Array:
+    """How many cells, true or not, reach how many thresholds: int64 [C, 2, T + 1].
+
+    found: float32 [C, K]; truth: uint8 [C, K], 0 or 1; thresholds: float32 [T], ascending. NaN reaches none.
+    """
+    counts = np.zeros((found.shape[0], 2, len(thresholds) + 1), np.int64)
+    for c in range(found.shape[0]):
+        for k in range(found.shape[1]):
+            value, reached = found[c, k], 0
+            for threshold in thresholds:
+                reached += value >= threshold
+            counts[c, truth[c, k], reached] += 1
+    return counts
+
+
+@njit(cache=True)
+def corners(x: float, y: float, length: float, width: float, yaw: float) -> Array:
+    """Corners of a rectangle: float64 [4, 2]."""
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    found = np.empty((4, 2))
+    for i in range(4):
+        along, across = (length / 2, width / 2)
+        if i in (1, 2):
+            along = -along
+        if i > 1:
+            across = -across
+        found[i, 0] = x + along * cos - across * sin
+        found[i, 1] = y + along * sin + across * cos
+    return found
+
+
+@njit(cache=True)
+def touch(a: Array, b: Array, yaw_a: float, yaw_b: float) -> bool:
+    """Whether two rectangles, corners [4, 2] each, have a point in common, on their borders too (separating axes)."""
+    for axis in range(4):
+        yaw = yaw_a if axis < 2 else yaw_b
+        x, y = (np.cos(yaw), np.sin(yaw)) if axis % 2 == 0 else (-np.sin(yaw), np.cos(yaw))
+        low_a = low_b = np.inf
+        high_a = high_b = -np.inf
+        for i in range(4):
+            place_a, place_b = a[i, 0] * x + a[i, 1] * y, b[i, 0] * x + b[i, 1] * y
+            low_a, high_a = min(low_a, place_a), max(high_a, place_a)
+            low_b, high_b = min(low_b, place_b), max(high_b, place_b)
+        if high_a < low_b or high_b < low_a:
+            return False
+    return True
+
+
+@njit(cache=True)
+def collisions(egos: Array, size: Array, starts: Array, boxes: Array) -> Array:
+    """Whether each vehicle's rectangle touches a box of its own list: bool [K].
+
+    egos: float64 [K, 3], centre and heading; size: float64 [2], length and width; starts: int64 [K + 1], rows of each
+    one's boxes; boxes: float64 [B, 5] (x, y, length, width, yaw).
+    """
+    found = np.zeros(len(egos), np.bool_)
+    reach = np.hypot(size[0], size[1]) / 2
+    for k in range(len(egos)):
+        own = corners(egos[k, 0], egos[k, 1], size[0], size[1], egos[k, 2])
+        for j in range(starts[k], starts[k + 1]):
+            x, y, length, width, yaw = boxes[j]
+            gap = np.hypot(x - egos[k, 0], y - egos[k, 1])
+            if gap > (reach + np.hypot(length, width) / 2) * (1 + 1e-9):
+                continue
+            if touch(own, corners(x, y, length, width, yaw), egos[k, 2], yaw):
+                found[k] = True
+                break
+    return found
