@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pcdet_ext.config import suggest
 from pcdet_ext.interop import openpcdet_heads
 from pcdet_ext.interop.openpcdet_heads import Config
-from pcdet_ext.interop.parameters import renamed
+from pcdet_ext.interop.parameters import in_spconv_2_order, renamed
 from pcdet_ext.models.detector import VoxelDetector
 
 PREFIXES = {"vfe": "encoder", "backbone_3d": "backbone", "backbone_2d": "bev_backbone", "dense_head": "head"}
@@ -193,16 +192,10 @@ def official_state(
     Raises ValueError that names entries which are missing, have no place or another shape.
     """
     parameters = {name: value for name, value in state_dict.items() if name not in WITHOUT_PARAMETERS}
-    return renamed(detector, parameters, rename or our_name, _of_spconv_2)
+    return renamed(detector, parameters, rename or our_name, in_spconv_2_order)
 
 
 def our_name(name: str) -> str:
     """Our name for a published parameter of a detector whose parts have the published names inside."""
     prefix, _, rest = name.partition(".")
     return f"{PREFIXES.get(prefix, prefix)}.{rest}"
-
-
-def _of_spconv_2(_: str, value: Tensor, shape: torch.Size) -> Tensor:
-    """The tensor as it is, or from spconv 1's order [kz, ky, kx, in, out] where that gives the shape."""
-    reordered = value.ndim == 5 and value.shape != shape and value.movedim(-1, 0).shape == shape
-    return value.movedim(-1, 0) if reordered else value

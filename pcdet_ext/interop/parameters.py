@@ -51,6 +51,12 @@ def renamed(
     return loaded
 
 
+def in_spconv_2_order(key: str, value: Tensor, shape: torch.Size) -> Tensor:
+    """A weight as it is, or from spconv 1's order [kz, ky, kx, in, out] where that gives the shape; a `Convert`."""
+    reordered = value.ndim == 5 and value.shape != shape and value.movedim(-1, 0).shape == shape
+    return value.movedim(-1, 0) if reordered else value
+
+
 def first_prefix(prefixes: Mapping[str, str], name: str) -> str:
     """The name with the first of the prefixes that it has replaced, or as it is where it has none."""
     for published, ours in prefixes.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from small_backbones import DSVT, FLATFORMER, SCATTERFORMER, SEQUENCE
+from small_backbones import DSVT, FLATFORMER, HOTFORMER, OCTFORMER, SCATTERFORMER, SEQUENCE
 
 Config = dict[str, Any]
 CLASSES = ["Pedestrian", "Cyclist", "Car"]
@@ -123,6 +123,20 @@ def voxelnet() -> Config:
         **second(256, [1, 2]),
         **anchor_head(),
     }
+
+
+RESIDUAL = {
+    "block_type": "basicblock",
+    "encoder_channels": ((16, 16, 24), (24, 24, 32), (32, 32, 32), (32, 32)),
+    "encoder_paddings": ((0, 0, 1), (0, 0, 1), (0, 0, [0, 1, 1]), (0, 0)),
+    "output_channels": 32,
+}
+
+
+def voxelnet_residual() -> Config:
+    """SECOND with the residual blocks of CenterPoint's sparse encoder."""
+    found = voxelnet()
+    return found | {"middle_encoder": found["middle_encoder"] | RESIDUAL, **second(64, [1, 2])}
 
 
 def centerpoint() -> Config:
@@ -262,12 +276,16 @@ PUBLISHED_FLATFORMER: Config = {
 
 def models() -> dict[str, Config]:
     """Every model that is tried, by name."""
-    found = {name: globals()[name]() for name in ("pointpillars", "voxelnet", "centerpoint", "ours")}
+    found = {
+        name: globals()[name]() for name in ("pointpillars", "voxelnet", "voxelnet_residual", "centerpoint", "ours")
+    }
     found["flatformer"] = with_backbone(FLATFORMER, FLAT)
     found["flatformer_published"] = with_backbone({}, FLAT) | {"middle_encoder": PUBLISHED_FLATFORMER}
     found["dsvt"] = with_backbone(DSVT, FLAT)
     found["sequence"] = with_backbone(SEQUENCE, CUBIC)
     found["scatterformer"] = with_backbone(SCATTERFORMER, CUBIC)
+    found["octformer"] = with_backbone(OCTFORMER, CUBIC)
+    found["hotformer"] = with_backbone(HOTFORMER, CUBIC)
     for mixer in MIXERS:
         found[f"lion_{mixer}"] = with_backbone(lion(mixer), CUBIC)
     return found

@@ -42,7 +42,7 @@ def test_trains_saves_loads_and_predicts(trained: dict[str, Any], name: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in models.models() if name != "voxelnet"])
+@pytest.mark.parametrize("name", list(models.models()))
 def test_the_checkpoint_gives_the_same_detections_here(trained: dict[str, Any], name: str, tmp_path: Path) -> None:
     theirs, config = trained["folder"] / f"{name}.pth", models.write_config(tmp_path / "config.py", name)
     ours, back = tmp_path / "ours.ckpt", tmp_path / "back.pth"

@@ -22,11 +22,12 @@ from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError, Node, from_plain
 from pcdet_ext.files import atomic_write
-from pcdet_ext.interop import flatformer, mmdet3d
+from pcdet_ext.interop import flatformer, mmdet3d, mmdet3d_sparse
 from pcdet_ext.interop.checkpoints import read_official
-from pcdet_ext.interop.parameters import load_renamed
+from pcdet_ext.interop.parameters import in_spconv_2_order, load_renamed
 from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.detector import VoxelDetector, build_detector
+from pcdet_ext.ops import grid_size
 from pcdet_ext.plugins.conversion import run_conversion
 from pcdet_ext.plugins.mmdet3d.configs import read_config
 from pcdet_ext.plugins.mmdet3d.registration import PREFIXES, SECTIONS, derive, is_ours
@@ -78,7 +79,7 @@ def to_library(config: str | Path, source: str | Path, out: str | Path) -> int:
             detector,
             read_official(source),
             lambda name: _our_name(name, model, prefix),
-            lambda name, value, _: _value(name, value, model),
+            lambda name, value, shape: in_spconv_2_order(name, _value(name, value, model), shape),
         )
     except ValueError as error:
         raise CheckpointError(f"{source} and {config}: {error}") from error
@@ -116,7 +117,7 @@ def library_settings(settings: Mapping[str, Any]) -> Node:
         "name": "VoxelDetector",
         "voxel_size": list(layer["voxel_size"]),
         "encoder": _encoder(model, layer, prefix),
-        "backbone": _backbone(model, prefix),
+        "backbone": _backbone(model, layer, prefix),
         "bev_backbone": _bev_backbone(model, prefix),
         "head": _head(model, classes, layer, prefix),
     }
@@ -211,7 +212,7 @@ def _encoder(model: Sections, layer: Mapping[str, Any], prefix: str) -> dict[str
     return node
 
 
-def _backbone(model: Sections, prefix: str) -> dict[str, Any] | None:
+def _backbone(model: Sections, layer: Mapping[str, Any], prefix: str) -> dict[str, Any] | None:
     section = model["middle_encoder"]
     if section["type"] == "PointPillarsScatter":
         return None
@@ -220,6 +221,12 @@ def _backbone(model: Sections, prefix: str) -> dict[str, Any] | None:
             return flatformer.backbone(section)
     if is_ours(section):
         return dict(section["config"])
+    if section["type"] == "SparseEncoder":
+        grid = grid_size(layer["point_cloud_range"], layer["voxel_size"])[::-1]
+        with _section(f"{prefix}middle_encoder"), every_setting_counts({"middle_encoder": section}) as view:
+            node = mmdet3d_sparse.sparse_encoder(view["middle_encoder"], grid)
+            view["middle_encoder"].skip(("type", "in_channels"))
+        return node
     raise ConfigError(f"model.{prefix}middle_encoder: {section['type']!r} has no counterpart in this library")
 
 
@@ -296,7 +303,9 @@ def _build(ours: Node, model: Sections, prefix: str) -> VoxelDetector:
 def _inside(section: str, settings: Mapping[str, Any] | None) -> Rename:
     """How parameters inside of a section of mmdetection3d's own are renamed; see `interop.mmdet3d`."""
     kind = (settings or {}).get("type")
+    block_type = (settings or {}).get("block_type", mmdet3d_sparse.PLAIN)
     known: dict[Any, Rename] = {
+        "SparseEncoder": lambda name, back: mmdet3d_sparse.sparse_name(name, block_type, back),
         "SECOND": mmdet3d.backbone_name,
         "Anchor3DHead": mmdet3d.anchor_name,
         "CenterHead": mmdet3d.center_name,
