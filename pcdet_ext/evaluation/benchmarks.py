@@ -37,7 +37,7 @@ def nuscenes(ground_truth: Path, results: Path, scenes: Sequence[str] | None = N
             in the submission.
     """
     if not nuscenes_tables.is_tables(ground_truth):
-        _no_scenes(scenes)
+        no_scenes(scenes)
         truth, samples = nuscenes_files.read_ground_truth(ground_truth)
         found, _ = nuscenes_files.read_results(results, samples.tokens)
         return measured(results, lambda: nus.evaluate(truth, found, samples))
@@ -56,7 +56,7 @@ def nuscenes_tracking(
     """nuScenes tracking: AMOTA, AMOTP and the rest. Arguments as for `nuscenes`."""
     submission = nuscenes_files.Submission.read(results)
     if not nuscenes_tables.is_tables(ground_truth):
-        _no_scenes(scenes)
+        no_scenes(scenes)
         truth, sequences = nuscenes_files.read_track_ground_truth(ground_truth)
     else:
         tables = nuscenes_tables.read_tables(ground_truth)
@@ -131,7 +131,8 @@ def waymo(
     return measured(results, lambda: wod.evaluate(*sides, wod.Config(tuple(breakdowns)))).of_types(types)
 
 
-def _no_scenes(scenes: Sequence[str] | None) -> None:
+def no_scenes(scenes: Sequence[str] | None) -> None:
+    """Raises ValueError where scenes are chosen though the ground truth does not say which there are."""
     if scenes is not None:
         raise ValueError("scenes can be chosen where the ground truth is a folder of tables")
 

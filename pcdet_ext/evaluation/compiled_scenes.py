@@ -77,3 +77,40 @@ def collisions(egos: Array, size: Array, starts: Array, boxes: Array) -> Array:
                 found[k] = True
                 break
     return found
+
+
+@njit(cache=True)
+def forecast_hits(
+    sample: Array,  # int64 [D], detections, the best first
+    centers: Array,  # float64 [D, 2]
+    modes: Array,  # float32 [D, M, T, 2], forecast places
+    starts: Array,  # int64 [S + 1], rows of each sample's objects
+    objects: Array,  # float64 [G, 2]
+    paths: Array,  # float64 [G, T, 2], true places
+    lengths: Array,  # int64 [G], how many of them are known
+    limit: float,  # metres, for the centre and for the last place
+) -> int:
+    """How many detections find the nearest free object of their sample, and where it ends up.
+
+    Only a detection for which both are near enough takes the object; an object without a future is never found.
+    """
+    free = np.ones(len(objects), np.bool_)
+    hits = 0
+    for i in range(len(sample)):
+        nearest, best = np.inf, -1
+        for j in range(starts[sample[i]], starts[sample[i] + 1]):
+            if free[j]:
+                gap = np.hypot(objects[j, 0] - centers[i, 0], objects[j, 1] - centers[i, 1])
+                if gap < nearest:
+                    nearest, best = gap, j
+        if not nearest < limit or lengths[best] == 0:
+            continue
+        last = lengths[best] - 1
+        for m in range(modes.shape[1]):
+            dx = modes[i, m, last, 0] - paths[best, last, 0]
+            dy = modes[i, m, last, 1] - paths[best, last, 1]
+            if np.sqrt(dx * dx + dy * dy) < limit:
+                hits += 1
+                free[best] = False
+                break
+    return hits

@@ -90,17 +90,18 @@ class Submission:
                 sample, boxes of another sample, unknown classes and attributes, and numbers that are missing, no
                 numbers, not finite (a velocity may be NaN) or beyond all bounds.
         """
-        rows, names = self._rows(tokens)
-        return _table(self.path, rows, names, is_truth=False), names
+        rows, names = self.rows(tokens)
+        return boxes_of_rows(self.path, rows, names, is_truth=False), names
 
     def tracks(self, tokens: Sequence[str] | None = None) -> tuple[Tracks, tuple[str, ...]]:
         """Tracks; see `detections`. Every box has a tracking_id, no two boxes of a class and sample the same."""
-        rows, names = self._rows(tokens)
+        rows, names = self.rows(tokens)
         found = _tracks(self.path, rows, names, is_truth=False)
         _check_tracks(self.path, found, names)
         return found, names
 
-    def _rows(self, tokens: Sequence[str] | None) -> tuple[list[tuple[int, Any]], tuple[str, ...]]:
+    def rows(self, tokens: Sequence[str] | None) -> tuple[list[tuple[int, Any]], tuple[str, ...]]:
+        """All boxes as the file has them, with the number of their sample, and the tokens; see `detections`."""
         if tokens is not None:
             _check_samples(self.path, self.results, tokens)
         names = self.samples if tokens is None else tuple(tokens)
@@ -112,12 +113,15 @@ class Submission:
 def read_ground_truth(path: str | Path) -> tuple[Boxes, Samples]:
     """Ground truth of a JSON file with `samples` (ego_translation, bicycle_racks) and `gt_boxes` by sample token."""
     path = Path(path)
-    rows, samples, _ = _read_truth(path)
-    return _table(path, rows, samples.tokens, is_truth=True), samples
+    rows, samples, _ = read_truth_rows(path)
+    return boxes_of_rows(path, rows, samples.tokens, is_truth=True), samples
 
 
-def _read_truth(path: Path) -> tuple[list[tuple[int, Any]], Samples, Mapping[str, Any]]:
-    """Boxes with the number of their sample, the samples, and what the file says of each of these."""
+def read_truth_rows(path: Path, racks: bool = True) -> tuple[list[tuple[int, Any]], Samples, Mapping[str, Any]]:
+    """Boxes with the number of their sample, the samples, and what the file says of each of these.
+
+    racks: whether the samples say where bicycle racks are.
+    """
     content = read_json(path)
     samples = content.get("samples") if isinstance(content, Mapping) else None
     boxes = content.get("gt_boxes") if isinstance(content, Mapping) else None
@@ -127,12 +131,16 @@ def _read_truth(path: Path) -> tuple[list[tuple[int, Any]], Samples, Mapping[str
     number = {token: i for i, token in enumerate(names)}
     entries = [(i, sample) for i, sample in enumerate(samples.values())]
     ego = _numbers(entries, "ego_translation", 3, False, lambda i: f"{path}: sample {names[i]}")
-    racks = [(i, rack) for i, sample in entries for rack in _listed(path, names[i], sample.get("bicycle_racks"))]
+    stands = [
+        (i, rack)
+        for i, sample in (entries if racks else ())
+        for rack in _listed(path, names[i], sample.get("bicycle_racks"))
+    ]
     unknown = [token for token in boxes if token not in number]
     if unknown:
         raise DataError(f"{path}: gt_boxes has {unknown[0]!r}, which is not among the samples")
     rows = [(number[token], box) for token, found in boxes.items() for box in _listed(path, token, found)]
-    return rows, Samples(names, ego, _racks(path, racks, names)), samples
+    return rows, Samples(names, ego, _racks(path, stands, names)), samples
 
 
 def _listed(path: Path, token: str, boxes: Any) -> list[Any]:
@@ -145,7 +153,7 @@ def _listed(path: Path, token: str, boxes: Any) -> list[Any]:
 def read_track_ground_truth(path: str | Path) -> tuple[Tracks, Sequences]:
     """Ground truth of a JSON file with `samples` (scene, timestamp, ego_translation, …) and `gt_boxes` by sample."""
     path = Path(path)
-    rows, samples, content = _read_truth(path)
+    rows, samples, content = read_truth_rows(path)
     for token, sample in content.items():
         scene, time = sample.get("scene"), sample.get("timestamp")
         if type(scene) is not str or type(time) is not int or abs(time) > LARGEST_WHOLE:
@@ -189,7 +197,7 @@ def _tracks(path: Path, rows: Sequence[tuple[int, Any]], tokens: Sequence[str], 
     for i, (_, box) in enumerate(rows):
         if not isinstance(box, Mapping) or type(box.get("tracking_id")) not in (str, int):
             raise DataError(f"{path}: sample {tokens[rows[i][0]]}: a box without a tracking_id")
-    boxes = _table(path, rows, tokens, is_truth, task="tracking")
+    boxes = boxes_of_rows(path, rows, tokens, is_truth, task="tracking")
     return Tracks(boxes, np.array([str(box["tracking_id"]) for _, box in rows], np.str_))
 
 
@@ -210,9 +218,21 @@ def _note_scores(path: Path, scores: Array) -> None:
         _log.warning("%s: %d of %d scores are not in [0, 1]; they go %s", path, beyond, len(scores), extent)
 
 
-def _table(
+def boxes_of_rows(
     path: Path, rows: Sequence[tuple[int, Any]], tokens: Sequence[str], is_truth: bool, task: str = "detection"
 ) -> Boxes:
+    """Boxes of JSON objects, each with the number of its sample, checked.
+
+    Args:
+        path, tokens: the file and the samples' names, for messages.
+        rows: the objects.
+        is_truth: whether they have `num_pts` instead of a score.
+        task: "detection" or "tracking", which decides the keys and the classes.
+
+    Raises:
+        DataError: as `Submission.detections`.
+    """
+
     def where(i: int) -> str:
         return f"{path}: sample {tokens[rows[i][0]]}"
 

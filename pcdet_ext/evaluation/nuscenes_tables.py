@@ -332,7 +332,7 @@ class Tables:
     def lidar(self) -> Table:
         """Files of the lidar, key frames and sweeps; is_key_frame is 1 or 0, timestamp in µs."""
         texts: dict[str, _Kind] = dict.fromkeys(_SAMPLE_DATA_TEXTS, str)
-        wanted = self._calibrations(LIDAR)
+        wanted = self.calibrations(LIDAR)
         numbers = {"timestamp": 0, "is_key_frame": 0}
         return self._read("sample_data", texts | numbers, lambda row: row["calibrated_sensor_token"] in wanted)
 
@@ -381,7 +381,7 @@ class Tables:
 
     def cameras(self) -> dict[str, tuple[str, list[list[float]]]]:
         """File and matrix [3][3] of the front camera by sample token, of the samples that have one."""
-        wanted = self._calibrations(CAMERA)
+        wanted = self.calibrations(CAMERA)
         if not wanted:
             return {}
         matrices = {row["token"]: row["camera_intrinsic"] for row in stream(self.calibration.path)}
@@ -393,7 +393,7 @@ class Tables:
         columns = (files.texts[name] for name in ("sample_token", "filename", "calibrated_sensor_token"))
         return {token: (file, matrices[calibration]) for token, file, calibration in zip(*columns, strict=True)}
 
-    def _calibrations(self, channel: str) -> set[str]:
+    def calibrations(self, channel: str) -> set[str]:
         """Tokens of the calibrations of a channel: each vehicle and day has its own."""
         sensors = self._read("sensor", {"channel": str})
         channels = sensors.texts["channel"]

@@ -59,11 +59,16 @@ def tokens_of_scenes(tables: Tables, scenes: Collection[str] | None, samples: Co
 
 def detection_truth(tables: Tables, tokens: Sequence[str]) -> tuple[Boxes, Samples]:
     """Annotations of samples as classes of the detection benchmark, and the samples."""
+    return detection_truth_rows(tables, tokens)[1:]
+
+
+def detection_truth_rows(tables: Tables, tokens: Sequence[str]) -> tuple[Array, Boxes, Samples]:
+    """As `detection_truth`, after the row of each box in the table of annotations, int64 [N]."""
     rows, number, categories = _annotations(tables, tokens)
     classes = np.array([DETECTION_CLASSES.get(name, "") for name in categories], np.str_)
     kept = classes != ""
     samples = _samples(tables, tokens, rows[categories == RACK], number[categories == RACK])
-    return _boxes(tables, rows[kept], number[kept], classes[kept]), samples
+    return rows[kept], _boxes(tables, rows[kept], number[kept], classes[kept]), samples
 
 
 def tracking_truth(tables: Tables, tokens: Sequence[str]) -> tuple[Tracks, Sequences]:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from pcdet_ext.evaluation import bev_map as maps
 from pcdet_ext.evaluation import kitti_tracking as kitti_mot
-from pcdet_ext.evaluation import kitti_tracking_files, planning_files
+from pcdet_ext.evaluation import kitti_tracking_files, motion_files, nuscenes_tables, nuscenes_truth, planning_files
+from pcdet_ext.evaluation import motion as futures
 from pcdet_ext.evaluation import planning as plans
 from pcdet_ext.evaluation.base import BENCHMARKS
-from pcdet_ext.evaluation.benchmarks import measured
+from pcdet_ext.evaluation.benchmarks import measured, no_scenes
+from pcdet_ext.evaluation.nuscenes_files import Submission
 
 
 @BENCHMARKS.register
@@ -64,3 +66,23 @@ def bev_map(
 def planning(ground_truth: Path, results: Path, frames: Path | None = None) -> plans.PlanningResult:
     """Open-loop planning on nuScenes: L2 and collisions. Arguments as in `planning_files.read_plans`."""
     return measured(results, lambda: plans.evaluate(planning_files.read_plans(ground_truth, results, frames)))
+
+
+@BENCHMARKS.register
+def motion(ground_truth: Path, results: Path, scenes: Sequence[str] | None = None) -> futures.MotionResult:
+    """Motion forecasts of detections: minADE, minFDE, miss rate and EPA of cars and pedestrians over six seconds.
+
+    Args:
+        ground_truth: a folder with the released tables of nuScenes, or a JSON file with `samples` and `gt_boxes`.
+        results: a nuScenes detection submission whose boxes have `trajs` too (.json or .json.gz).
+        scenes: names of the scenes to measure; by default those that the results are about.
+    """
+    submission = Submission.read(results)
+    if nuscenes_tables.is_tables(ground_truth):
+        tables = nuscenes_tables.read_tables(ground_truth)
+        tokens = nuscenes_truth.tokens_of_scenes(tables, scenes, submission.samples)
+        truth, samples = motion_files.tables_truth(tables, tokens)
+    else:
+        no_scenes(scenes)
+        truth, samples = motion_files.read_ground_truth(ground_truth)
+    return futures.evaluate(truth, motion_files.read_results(submission, samples.tokens), samples)

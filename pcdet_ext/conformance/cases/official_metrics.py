@@ -21,8 +21,8 @@ NUSCENES = ("label_aps", "mean_dist_aps", "mean_ap", "label_tp_errors", "tp_erro
 
 def nuscenes_result(path: Path) -> nuscenes.NuScenesResult:
     """The metric on the files of a case."""
-    truth, samples = nus_files.read_ground_truth(_json(path, "gt"))
-    found, _ = nus_files.read_results(_json(path, "results"), samples.tokens)
+    truth, samples = nus_files.read_ground_truth(json_file(path, "gt"))
+    found, _ = nus_files.read_results(json_file(path, "results"), samples.tokens)
     return nuscenes.evaluate(truth, found, samples)
 
 
@@ -31,7 +31,7 @@ def nuscenes_numbers(path: Path) -> Numbers:
     ours = nuscenes_result(path).to_json()
     expected = nus_files.read_json(path / "expected.json")["summary"]
     yield from numbers_at_same_places({k: ours[k] for k in NUSCENES}, {k: expected[k] for k in NUSCENES}, "")
-    for key, theirs in nus_files.read_json(_json(path, "expected_details")).items():
+    for key, theirs in nus_files.read_json(json_file(path, "expected_details")).items():
         curve = {k: v for k, v in ours["curves"][key].items() if k in theirs}
         yield from numbers_at_same_places(curve, {k: theirs[k] for k in curve}, key)
 
@@ -70,8 +70,8 @@ def argoverse2_numbers(path: Path) -> Numbers:
 
 def nuscenes_tracking_result(path: Path) -> nuscenes_tracking.TrackingResult:
     """The metric on the files of a case."""
-    truth, sequences = nus_files.read_track_ground_truth(_json(path, "gt"))
-    found, _ = nus_files.read_tracks(_json(path, "results"), sequences.samples.tokens)
+    truth, sequences = nus_files.read_track_ground_truth(json_file(path, "gt"))
+    found, _ = nus_files.read_tracks(json_file(path, "results"), sequences.samples.tokens)
     return nuscenes_tracking.evaluate(truth, found, sequences)
 
 
@@ -84,7 +84,7 @@ def nuscenes_tracking_numbers(path: Path) -> Numbers:
     expected = nus_files.read_json(path / "expected.json")["summary"]
     names = [*nuscenes_tracking.METRICS, "label_metrics"]
     pairs = [(ours, {name: expected[name] for name in names})]
-    details = nus_files.read_json(_json(path, "expected_details"))
+    details = nus_files.read_json(json_file(path, "expected_details"))
     known = ours["details"]
     pairs.append((known, {c: {m: v for m, v in row.items() if m in known[c]} for c, row in details.items()}))
     for a, b in pairs:
@@ -204,7 +204,8 @@ def _expected(path: Path) -> dict[str, Any]:
     return content
 
 
-def _json(path: Path, name: str) -> Path:
+def json_file(path: Path, name: str) -> Path:
+    """The file NAME.json or NAME.json.gz of a case."""
     return next(path.glob(f"{name}.json*"))
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pcdet_ext.conformance.cases.official_metrics import numbers_at_same_places
-from pcdet_ext.evaluation import bev_map, planning, planning_files, scene_benchmarks
+from pcdet_ext.conformance.cases.official_metrics import json_file, numbers_at_same_places
+from pcdet_ext.evaluation import bev_map, motion, motion_files, planning, planning_files, scene_benchmarks
 from pcdet_ext.evaluation.kitti_tracking import KittiTrackingResult
 from pcdet_ext.evaluation.nuscenes_files import read_json
+from pcdet_ext.evaluation.nuscenes_tables import read_tables
 from pcdet_ext.files import read_arrays
 
 TOLERANCE = 1e-9
@@ -61,3 +62,27 @@ def planning_numbers(path: Path) -> Numbers:
         found, own = planning_files.future_boxes(path / "frames.json", known.astype(bool))
         yield from numbers_at_same_places(own.tolist(), np.maximum(counts, 0).tolist(), "fut_counts")
         yield from numbers_at_same_places(found.tolist(), boxes.tolist(), "fut_boxes")
+
+
+def motion_result(path: Path) -> motion.MotionResult:
+    """The metric on the files of a case."""
+    truth, samples = motion_files.read_ground_truth(json_file(path, "gt"))
+    found = motion_files.read_results(json_file(path, "results"), samples.tokens)
+    return motion.evaluate(truth, found, samples)
+
+
+def motion_numbers(path: Path) -> Numbers:
+    """The metrics and curves of each class; where there are tables, also the true paths out of these."""
+    expected, ours = read_json(path / "expected.json"), motion_result(path).to_json()
+    counts = {name: expected["after_filter"][name] for name in motion.CLASSES}
+    yield from numbers_at_same_places(ours, {"metrics": expected["metrics"], "after_filter": counts}, "")
+    for name, curves in read_json(json_file(path, "expected_details")).items():
+        if curves is None:
+            yield f"{name}.curve", float(ours["details"][name] is not None), 0.0
+        else:
+            yield from numbers_at_same_places(ours["details"][name], curves, name)
+    if (path / "tables").exists():
+        truth, samples = motion_files.read_ground_truth(json_file(path, "gt"))
+        own, _ = motion_files.tables_truth(read_tables(path / "tables"), samples.tokens)
+        yield from numbers_at_same_places(own.lengths.tolist(), truth.lengths.tolist(), "lengths")
+        yield from numbers_at_same_places(own.paths.tolist(), truth.paths.tolist(), "paths")
