@@ -8,7 +8,9 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import is_dataclass
 from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
@@ -19,6 +21,9 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 Fault = Callable[[Any], str | None]  # what a value must be, where it is not
+
+Forms = Mapping[str, Callable[..., Any]]
+_forms: ContextVar[Forms] = ContextVar("forms", default={})  # noqa: B039  (nobody writes to it)
 
 _LARGEST = (1 << 63) - 1
 _LARGEST_FLOAT = sys.float_info.max
@@ -36,6 +41,8 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if form := _forms.get().get(function.__name__):
+            return form(*args, **kwargs)
         for name, value in zip(names, args, strict=False):
             _check(name, value, faults[name])
         for name, value in kwargs.items():
@@ -45,6 +52,19 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         return function(*plain_args, **plain_kwargs)
 
     return checked
+
+
+@contextmanager
+def operations_as(forms: Forms) -> Iterator[None]:
+    """Operations compute by other functions, given by their names, which get the arguments unchecked.
+
+    For recording a model as a graph of basic operators, in which kernels of this library have no place.
+    """
+    token = _forms.set(forms)
+    try:
+        yield
+    finally:
+        _forms.reset(token)
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ TOOLS = {
     "prepare_data": "prepare",
     "simulate_data": "simulate",
     "convert_checkpoint": "convert",
+    "export": "export",
     "benchmark": "benchmark",
     "reproduce": "reproduce",
 }

@@ -245,19 +245,22 @@ class AnchorHead(nn.Module):
 
     def _decode_frame(self, output: AnchorOutput, frame: int) -> Detections:
         choose = every_class if self.multi_label else best_class
-        candidates = self._candidates(output.logits[frame])
+        candidates = self._candidates(output.logits[frame], output.map_size)
         row, scores, labels = choose(output.logits[frame, candidates].sigmoid(), self.score_threshold)
         anchor = candidates[row]
         boxes = self.boxes(output, frame, anchor)
         kept = suppress(boxes, scores, labels, self.nms, len(self.classes))
-        if self.max_detections is not None and len(kept) > self.max_detections:
-            kept = kept[scores[kept].argsort(descending=True, stable=True)[: self.max_detections]]
+        if self.max_detections is not None:
+            best = kept[scores[kept].argsort(descending=True, stable=True)]
+            too_many = torch.ones_like(kept).sum() > self.max_detections  # otherwise the order stays
+            kept = torch.where(too_many, best, kept)[: self.max_detections]
         if self.raw_scores:
             scores = output.logits[frame, anchor, labels]
         return Detections(boxes[kept], scores[kept], labels[kept], self.classes)
 
-    def _candidates(self, logits: Tensor) -> Tensor:
-        """The anchors int64 [K] of a frame that are looked at, by their logits [N, classes]."""
-        if self.max_candidates is None or len(logits) <= self.max_candidates:
-            return torch.arange(len(logits), device=logits.device)
+    def _candidates(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """The anchors int64 [K] of a frame that are looked at, by their logits [N, classes]; size: of the map."""
+        count = size[0] * size[1] * sum(map(len, self.specs))
+        if self.max_candidates is None or count <= self.max_candidates:
+            return torch.arange(count, device=logits.device)
         return logits.amax(1).topk(self.max_candidates).indices

@@ -68,8 +68,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: NMSConfig, n
     kept = [torch.empty(0, dtype=torch.long, device=boxes.device)]
     for label in range(num_classes):
         mine = (labels == label).nonzero()[:, 0]
-        if len(mine):
-            kept.append(mine[_suppress_all(boxes[mine], scores[mine], config, label)])
+        kept.append(mine[_suppress_all(boxes[mine], scores[mine], config, label)])
     return torch.cat(kept)
 
 

@@ -1,0 +1,1 @@
+"""Whole detectors as ONNX models."""

@@ -1,0 +1,129 @@
+"""A whole detector as an ONNX model: points in; boxes, scores and labels out; standard operators alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pcdet_ext.config import ConfigError
+from pcdet_ext.export import operators
+from pcdet_ext.export.packages import import_package
+from pcdet_ext.export.recording import recording
+from pcdet_ext.files import atomic_write
+from pcdet_ext.inference import Detector, with_headings_in_range
+from pcdet_ext.structures import Detections, PointBatch
+
+INPUT, OUTPUTS = "points", ("boxes", "scores", "labels")
+SMALLEST_OPSET, LARGEST_OPSET = 18, 20  # ScatterND with a maximum; what torch's tracer writes
+
+
+class WholeDetector(nn.Module):
+    """What `Detector.detect` does with one cloud, as one module on tensors: points to boxes, scores and labels."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.model, self.point_features, self.tanh = detector.model, detector.point_features, detector.tanh
+        self.intensity_scale = detector.intensity_scale
+
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Points float32 [P, C] to boxes float32 [M, 7 or 9], scores float32 [M] and labels int64 [M]."""
+        finite = points.isfinite().all(1).nonzero()[:, 0]
+        cloud = self._columns(points[finite])
+        frame = torch.zeros_like(cloud[:, 0]).long()
+        features = self.model.features(PointBatch(cloud, frame, 1))
+        (found,) = self.model.head.decode(self.model.head(features.of(self.model.head.reads)))
+        some = torch.ones_like(found.labels) * cloud.shape[0] > 0  # without points there is nothing
+        kept = some.nonzero()[:, 0]
+        return with_headings_in_range(found.boxes[kept]), found.scores[kept], found.labels[kept]
+
+    def _columns(self, cloud: Tensor) -> Tensor:
+        """The columns as the network was trained on them."""
+        columns = []
+        for number, name in enumerate(self.point_features):
+            column = cloud[:, number]
+            column = column / self.intensity_scale if name == "intensity" and self.intensity_scale != 1 else column
+            columns.append(column.tanh() if name in self.tanh else column)
+        return torch.stack(columns, 1)
+
+
+def export(detector: Detector, opset: int = SMALLEST_OPSET) -> Any:
+    """The ONNX model of a detector on the CPU, for one cloud with any number of points.
+
+    Its input "points" is float32 [P, C], as `Detector.detect` takes them; its outputs are "boxes" float32 [M, 7 or 9],
+    "scores" float32 [M] and "labels" int64 [M], in the order of `Detections`. Its metadata name the classes, the point
+    features, the range and the voxel size, in JSON.
+
+    Args:
+        detector: as `pcdet_ext.load` gives it.
+        opset: of the standard operators.
+
+    Raises:
+        ConfigError: the opset is not supported, or the detector does something else than finding boxes with one head.
+        RecordingError: a part of the model cannot be written as a graph.
+        ImportError: the package onnx is not installed.
+    """
+    if not SMALLEST_OPSET <= opset <= LARGEST_OPSET:
+        raise ConfigError(f"opset must be from {SMALLEST_OPSET} to {LARGEST_OPSET}, got {opset}")
+    _check(detector)
+    onnx = import_package("onnx")
+    with TemporaryDirectory() as folder:
+        path = str(Path(folder, "recorded.onnx"))
+        _record(detector, path, opset)
+        model = operators.inline(onnx.load(path), opset)
+    onnx.helper.set_model_props(model, metadata(detector))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _record(detector: Detector, path: str, opset: int) -> None:
+    """Write the graph of a detector, with calls of functions that are still to be put in."""
+    operators.register(opset)
+    whole = WholeDetector(detector).eval()
+    with recording(detector.model):
+        torch.onnx.export(
+            whole,
+            (_example(detector),),
+            path,
+            dynamo=False,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            dynamic_axes={INPUT: {0: "points"}, **{name: {0: "found"} for name in OUTPUTS}},
+            custom_opsets={operators.DOMAIN: 1},
+        )
+
+
+def metadata(detector: Detector) -> dict[str, str]:
+    """What a user of the ONNX model must know, by name, each value in JSON."""
+    model: Any = detector.model
+    geometry = {"point_cloud_range": model.encoder.point_cloud_range, "voxel_size": model.encoder.voxel_size}
+    head = {"classes": tuple(model.head.classes), "point_features": detector.point_features}
+    return {name: json.dumps(value) for name, value in (head | geometry).items()}
+
+
+def save(model: Any, path: str | Path) -> None:
+    """Write an ONNX model; a file of that name is replaced at once or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+
+
+def _check(detector: Detector) -> None:
+    model: Any = detector.model
+    if not hasattr(model, "named_heads") or getattr(model, "head", None) is None:
+        raise ConfigError("model: ONNX models are made of detectors with one head")
+    if getattr(model.head, "finds", Detections) is not Detections:
+        raise ConfigError(f"model.head: {type(model.head).__name__} finds no boxes, which an ONNX model gives")
+
+
+def _example(detector: Detector, count: int = 4000) -> Tensor:
+    """Points float32 [count, C] all over the range, to record with."""
+    generator = torch.Generator().manual_seed(0)
+    low, high = torch.tensor(detector.model.encoder.point_cloud_range).view(2, 3)
+    points = torch.rand(count, len(detector.point_features), generator=generator)
+    points[:, :3] = low + (high - low) * points[:, :3]
+    return points

@@ -1,0 +1,193 @@
+"""Recording a detector as a graph of basic operators, with torch's tracer.
+
+A trace knows one run alone, so everything that depends on the number of points must be in the graph. While it is
+recorded
+  - operations of this library with kernels compute by basic operators (`operations_as`),
+  - functions of torch without an ONNX form, or with a slow one, are exchanged (`Exchanged`),
+  - `len` of a tensor is a recorded size, as `tensor.shape[0]` is, in the modules of networks,
+  - a choice that Python makes by the values of a tensor is an error, not a constant.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
+from torch.overrides import TorchFunctionMode
+
+from pcdet_ext import structures
+from pcdet_ext.export import basics, boxes, voxels
+from pcdet_ext.export.operators import argsort, scatter_rows
+from pcdet_ext.ops._arguments import operations_as
+from pcdet_ext.structures import SparseVoxels
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "dynamic_voxelize": voxels.dynamic_voxelize,
+    "nms": boxes.nms,
+    "segment_reduce": basics.segment_reduce,
+    "voxelize": voxels.voxelize,
+}
+ROOMS = ("pcdet_ext.models", "pcdet_ext.grouping", "pcdet_ext.mixers")  # whose `len` is recorded, and those of users
+
+
+class RecordingError(RuntimeError):
+    """Something in a model depends on values in a way that a graph cannot hold."""
+
+
+def _argsort(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
+    return argsort(-x if descending else x)
+
+
+def _index_copy(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    return scatter_rows(x, index, source, "none")
+
+
+def _repeat_interleave(x: Tensor, repeats: Any = None, dim: int | None = None, **_: Any) -> Tensor:
+    if repeats is None:
+        return basics.repeat_each(x)
+    return x[basics.repeat_each(repeats)]
+
+
+def _unique(x: Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False) -> Any:  # noqa: A002
+    return _chosen(basics.unique(x), return_inverse, return_counts)
+
+
+def _unique_consecutive(x: Tensor, return_inverse: bool = False, return_counts: bool = False) -> Any:
+    new = basics.new_runs(x)
+    first, counts = basics.run_lengths(new)
+    return _chosen((x[first], new.long().cumsum(0) - 1, counts), return_inverse, return_counts)
+
+
+def _chosen(found: tuple[Tensor, Tensor, Tensor], inverse: bool, counts: bool) -> Any:
+    parts = [found[0], *([found[1]] if inverse else []), *([found[2]] if counts else [])]
+    return tuple(parts) if len(parts) > 1 else parts[0]
+
+
+def _bincount(x: Tensor, weights: None = None, minlength: int = 0) -> Tensor:
+    """Of the numbers of frames, of which there is one."""
+    return scatter_rows(torch.zeros(minlength, dtype=torch.int64), x.long(), torch.ones_like(x).long(), "add")
+
+
+def _reshape(x: Tensor, *sizes: Any) -> Tensor:
+    """A reshape whose sizes are all told: ONNX cannot infer one (-1) of a tensor without elements."""
+    wanted = list(sizes[0]) if builtins.len(sizes) == 1 and isinstance(sizes[0], Sequence) else list(sizes)
+    open_ends = [i for i, n in enumerate(wanted) if isinstance(n, int) and n == -1]
+    if open_ends:
+        known = math.prod(n for i, n in enumerate(wanted) if i != open_ends[0])
+        wanted[open_ends[0]] = math.prod(x.shape) // known
+    return x.reshape(wanted)
+
+
+def _flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    start, end = start_dim % x.dim(), end_dim % x.dim()
+    return x.reshape([*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]])
+
+
+def _unflatten(x: Tensor, dim: int, sizes: Any) -> Tensor:
+    dim, parts = dim % x.dim(), list(sizes)
+    known = math.prod(n for n in parts if not (isinstance(n, int) and n == -1))
+    parts = [x.shape[dim] // known if isinstance(n, int) and n == -1 else n for n in parts]
+    return x.reshape([*x.shape[:dim], *parts, *x.shape[dim + 1 :]])
+
+
+_shape: Any = Tensor.shape.__get__  # type: ignore[attr-defined]
+
+
+FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
+    torch.argsort: _argsort,
+    Tensor.argsort: _argsort,
+    Tensor.index_copy: _index_copy,
+    torch.repeat_interleave: _repeat_interleave,
+    torch.unique: _unique,
+    torch.unique_consecutive: _unique_consecutive,
+    torch.bincount: _bincount,
+    Tensor.reshape: _reshape,
+    Tensor.view: _reshape,
+    Tensor.flatten: _flatten,
+    torch.flatten: _flatten,
+    Tensor.unflatten: _unflatten,
+    _shape: lambda x: _shape_of(x),
+}
+
+
+CONVERSIONS = {getattr(Tensor, name) for name in ("__bool__", "__int__", "__index__", "__float__", "__len__", "item")}
+
+
+class Exchanged(TorchFunctionMode):
+    """Functions of torch take other forms, see `FUNCTIONS`, and numbers of Python are not made from tensors."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in CONVERSIONS:
+            return _converted(func, *args)
+        return FUNCTIONS.get(func, func)(*args, **(kwargs or {}))
+
+
+def _converted(func: Any, *args: Any) -> Any:
+    """A number of Python; raises RecordingError where it comes from a tensor of the graph."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", TracerWarning)
+        value = func(*args)
+    if reasons := [str(w.message) for w in seen if issubclass(w.category, TracerWarning)]:
+        raise RecordingError(reasons[0].partition(" might cause")[0] + ", on whose value something depends")
+    return value
+
+
+def _plain_shape(x: Tensor) -> tuple[int, ...]:
+    """The shape of a tensor in numbers that are not recorded."""
+    with warnings.catch_warnings(), torch._C.DisableTorchFunction():
+        warnings.simplefilter("ignore", TracerWarning)
+        return torch.Size(int(n) for n in x.shape)
+
+
+def _shape_of(x: Tensor) -> Any:
+    """The shape of a tensor, in recorded numbers where they may depend on points.
+
+    What begins with 1, the number of frames, does not depend on points, nor does the width of rows [N, C].
+    """
+    plain = _plain_shape(x)
+    if plain[:1] == (1,):
+        return plain
+    recorded = _shape(x)
+    return (recorded[0], plain[1]) if builtins.len(plain) == 2 else recorded
+
+
+def _size(x: Any) -> Any:
+    """`len`, of tensors and voxels as a recorded size."""
+    if isinstance(x, SparseVoxels):
+        return x.coords.shape[0]
+    return x.shape[0] if isinstance(x, Tensor) and x.dim() else builtins.len(x)
+
+
+def _plain_size(x: Any) -> Any:
+    """`len`, of tensors in numbers that are not recorded."""
+    return _plain_shape(x)[0] if isinstance(x, Tensor) and x.dim() else builtins.len(x)
+
+
+@contextmanager
+def recording(model: nn.Module) -> Iterator[None]:
+    """What is called inside is recorded as it must be; see the module.
+
+    Raises RecordingError where a choice depends on values.
+    """
+    names = {type(part).__module__ for part in model.modules()}
+    modules = [m for name, m in sys.modules.items() if name in names or name.startswith(ROOMS)]
+    with ExitStack() as stack:
+        stack.enter_context(operations_as(OPERATIONS))
+        for module in modules:
+            if not module.__name__.startswith("torch"):
+                stack.enter_context(patch.object(module, "len", _size, create=True))
+        stack.enter_context(patch.object(structures, "len", _plain_size, create=True))  # which checks use
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(Exchanged())
+        yield
