@@ -43,7 +43,7 @@ def result(truth: list[tuple[Any, ...]], found: list[tuple[Any, ...]]) -> Motion
     detections = boxes([(0, *row[:3]) for row in found], -1)
     samples = Samples(("a",), np.zeros((1, 3)), truths.select(np.zeros(0, np.int64)))
     paths = np.array([row[2] for row in truth], float).reshape(-1, 12, 2)
-    modes = np.array([row[3] for row in found], np.float32).reshape(len(found), -1, 12, 2)
+    modes = np.array([row[3] for row in found] or np.zeros((0, 1, 12, 2)), np.float32)
     lengths = np.array([row[3] for row in truth], np.int64)
     return evaluate(Futures(truths, paths, lengths), Futures(detections, modes, np.full(len(found), 12)), samples)
 
@@ -56,7 +56,9 @@ def test_errors_are_their_definitions(seed: int) -> None:
     errors = path_errors(modes, paths, lengths)
     for n, k in enumerate(lengths):
         gaps = [[np.hypot(*(modes[n, m, i] - paths[n, i])) for i in range(k)] for m in range(3)]
-        expected = [min(map(np.mean, gaps)), min(g[-1] for g in gaps), min(map(max, gaps)) > 2] if k else [0, 0, 0]
+        expected = (
+            [min(map(np.mean, gaps)), min(g[-1] for g in gaps), float(min(map(max, gaps)) > 2)] if k else [0, 0, 0]
+        )
         assert [float(values[n]) for values in errors.values()] == pytest.approx(expected)
 
 
