@@ -1,13 +1,36 @@
-// Octrees: the neighbours of a node's children, from the neighbours of the node. What host and device share.
+// Octrees: cells of points, and the neighbours of a node's children, from those of the node. What host and device share.
 //
 // Columns of a table of neighbours: 9 (dx + 1) + 3 (dy + 1) + dz + 1; octants: 4 x + 2 y + z of a child in its parent.
 #pragma once
 
-#include "common.h"
+#include "../serialize/serialize.h"
+
+#include <cmath>
 
 namespace pcdet {
 
 constexpr int kNeighbours = 27, kOctants = 8;
+constexpr int64_t kCellMask = (int64_t(1) << kBatchShift) - 1;
+
+// The cell of a coordinate in [-1, 1] along its axis; wrap: +1 falls into the first cell, not into the last one.
+PCDET_HD uint32_t cell_of(float coordinate, int32_t depth, int32_t wrap) {
+    const int32_t size = 1 << depth;
+    const float half = static_cast<float>(size) * 0.5f;  // exact
+    const int32_t cell = static_cast<int32_t>((coordinate + 1.0f) * half);
+    return static_cast<uint32_t>(wrap ? cell & (size - 1) : cell < size ? cell : size - 1);
+}
+
+PCDET_HD int64_t key_of_point(const float* p, int32_t depth, int32_t wrap) {
+    return morton_encode(cell_of(p[0], depth, wrap), cell_of(p[1], depth, wrap), cell_of(p[2], depth, wrap));
+}
+
+// So written that it is true for NaN.
+PCDET_HD bool is_outside(const float* p) {
+    return !(std::fabs(p[0]) <= 1.0f && std::fabs(p[1]) <= 1.0f && std::fabs(p[2]) <= 1.0f);
+}
+
+// The first of the eight children of a node.
+PCDET_HD int64_t eldest_child(int64_t key) { return (key & kCellMask) << 3 | (key & ~kCellMask); }
 
 // The cells within one of a node's children form a cube of 4 x 4 x 4, of which the middle 2 x 2 x 2 are the children.
 // A cell at `place` 0 to 3 along an axis lies in the parent's neighbour at offset_of(place) - 1, in its half half_of(place).

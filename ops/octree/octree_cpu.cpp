@@ -1,12 +1,10 @@
 // Octrees on the CPU: the occupied leaves of points by a radix sort, the nodes of a depth from those above, and tables of
 // neighbours depth by depth. Every step takes a time in proportion to what it writes.
-#include "../serialize/serialize.h"
 #include "octree.h"
 #include "radix_sort.h"
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <vector>
 
 #if defined(__SSE2__)
@@ -17,7 +15,6 @@ namespace {
 
 using namespace pcdet;
 
-constexpr int64_t kCellMask = (int64_t(1) << kBatchShift) - 1;
 constexpr int64_t kChunk = 1024;  // parents of one task
 
 // Points of clouds that follow each other, in [-1, 1], as cells at a depth.
@@ -25,20 +22,8 @@ struct CellsOfPoints {
     const float* points;
     int32_t depth, wrap;
 
-    // The cell along one axis; half: half the number of cells, exact in float32.
-    uint32_t cell(float coordinate, float half) const {
-        const int32_t cell = static_cast<int32_t>((coordinate + 1.0f) * half), size = 1 << depth;
-        return static_cast<uint32_t>(wrap ? cell & (size - 1) : std::min(cell, size - 1));
-    }
-    int64_t key(int64_t i) const {
-        const float* p = points + 3 * i;
-        const float half = static_cast<float>(1 << depth) * 0.5f;
-        return morton_encode(cell(p[0], half), cell(p[1], half), cell(p[2], half));
-    }
-    bool outside(int64_t i) const {
-        const float* p = points + 3 * i;  // so written: true for NaN
-        return !(std::fabs(p[0]) <= 1.0f && std::fabs(p[1]) <= 1.0f && std::fabs(p[2]) <= 1.0f);
-    }
+    int64_t key(int64_t i) const { return key_of_point(points + 3 * i, depth, wrap); }
+    bool outside(int64_t i) const { return is_outside(points + 3 * i); }
 };
 
 // Leaves in ascending order, and the leaf of each point; returns how many there are.
@@ -66,10 +51,9 @@ int64_t rank_points(const CellsOfPoints& cells, int64_t n, const int64_t* starts
 
 // Nodes that are the children of parents first to last - 1.
 void grow(const int64_t* above, const int64_t* here, int64_t n, int64_t first, int64_t last, int64_t* keys, int32_t* children) {
-    const auto eldest = [](int64_t key) { return (key & kCellMask) << 3 | (key & ~kCellMask); };
-    int64_t next = std::lower_bound(here, here + n, eldest(above[first])) - here;
+    int64_t next = std::lower_bound(here, here + n, eldest_child(above[first])) - here;
     for (int64_t parent = first; parent < last; ++parent) {
-        const int64_t key = eldest(above[parent]);
+        const int64_t key = eldest_child(above[parent]);
         for (int octant = 0; octant < kOctants; ++octant) {
             const int64_t node = kOctants * parent + octant;
             const bool occupied = next < n && here[next] == key + octant;

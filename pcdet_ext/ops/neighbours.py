@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import has_kernels, kernel_kind, launch
+from pcdet_ext.ops._native import has_kernels, launch
 
 
 @typed
@@ -22,7 +22,7 @@ def neighbour_table(keys: Tensor, shifts: Tensor) -> Tensor:
     if keys.device != shifts.device:
         raise ValueError(f"keys and shifts must be on one device, got {keys.device} and {shifts.device}")
     ascending, order = torch.sort(keys)
-    if kernel_kind(keys.device) != "cpu" or not has_kernels(keys):
+    if not has_kernels(keys):
         return neighbour_table_reference(ascending, order, shifts)
     n, k, kind = len(keys), len(shifts), torch.int64
     table = keys.new_empty(n, k)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import Int32, has_kernels, kernel_kind, launch
+from pcdet_ext.ops._native import Int32, has_kernels, launch, on_cuda
 from pcdet_ext.ops._operator import integer_operator, shapes_of
 from pcdet_ext.ops.serialize import BATCH_SHIFT, MAX_DEPTH, octree_children, serialize
 
@@ -102,8 +102,10 @@ def octree_neighbours(above: Tensor, children: Tensor, parents: Tensor) -> Tenso
 @integer_operator("octree_leaves")
 def _leaves(points: Tensor, sizes: Tensor, depth: int, wrap: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Leaves [P], of which the first are filled; leaf of each point [P]; counts of leaves and of points outside [2]."""
-    if kernel_kind(points.device) != "cpu" or not has_kernels(points):
+    if not has_kernels(points):
         return leaves_reference(points, sizes, depth, wrap)
+    if on_cuda(points):
+        return _leaves_on_cuda(points, sizes, depth, wrap)
     n, clouds, kind = len(points), len(sizes), torch.int64
     leaves, point_leaf, counts = (torch.zeros(size, dtype=kind, device="cpu") for size in (n, n, 2))
     starts = (sizes.cumsum(0) - sizes).contiguous()
@@ -128,9 +130,24 @@ def leaves_reference(points: Tensor, sizes: Tensor, depth: int, wrap: bool) -> t
     size = 1 << depth
     cells = ((points + 1.0) * (size / 2)).int()
     cells = cells % size if wrap else cells.clamp(max=size - 1)
-    frame = torch.repeat_interleave(sizes).to(points.device)
+    frame = torch.repeat_interleave(sizes.to(points.device), output_size=len(points))
     coords = torch.cat([frame[:, None].int(), cells.flip(1)], 1)
-    found, point_leaf = torch.unique(serialize(coords, (size,) * 3, "zorder"), return_inverse=True)
+    return _ranked(serialize(coords, (size,) * 3, "zorder"), counts)
+
+
+def _leaves_on_cuda(points: Tensor, sizes: Tensor, depth: int, wrap: bool) -> tuple[Tensor, Tensor, Tensor]:
+    n, clouds, kind = len(points), len(sizes), torch.int64
+    keys, counts = points.new_empty(n, dtype=kind), points.new_zeros(2, dtype=kind)
+    starts = (sizes.cumsum(0) - sizes).to(device=points.device)
+    task = (points, torch.float32, 3 * n), n, (starts, kind, clouds), clouds, Int32(depth), Int32(wrap)
+    launch("octree_keys", points.device, *task, (keys, kind, n), (counts[1:], kind, 1))
+    return _ranked(keys, counts)
+
+
+def _ranked(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The result of `_leaves` from the keys of all points, and counts whose second number is right."""
+    found, point_leaf = torch.unique(keys, return_inverse=True)
+    leaves = torch.zeros_like(keys)
     leaves[: len(found)] = found
     counts[0] = len(found)
     return leaves, point_leaf, counts
@@ -138,7 +155,7 @@ def leaves_reference(points: Tensor, sizes: Tensor, depth: int, wrap: bool) -> t
 
 @integer_operator("octree_grow")
 def _grow(above: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
-    if kernel_kind(above.device) != "cpu" or not has_kernels(above):
+    if not has_kernels(above):
         return grow_reference(above, here)
     m, n, kind = len(above), len(here), torch.int64
     keys, children = above.new_empty(8 * m), above.new_empty(8 * m, dtype=torch.int32)

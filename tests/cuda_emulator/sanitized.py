@@ -17,7 +17,8 @@ from cuda_emulator.emulator import HERE, emulated, load
 from torch import Tensor
 
 from pcdet_ext import ops
-from pcdet_ext.ops.octree import octree_neighbours
+from pcdet_ext.ops.neighbours import neighbour_table
+from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours
 
 FLAGS = ("-fsanitize=address", "-O0", "-g1")
 GRID, EXTENT, SIZE = (8, 16, 32), [0.0, 0.0, 0.0, 3.2, 3.2, 1.6], [0.1, 0.1, 0.2]
@@ -96,6 +97,9 @@ def coordinates() -> None:
     for path in ("rows", "snake"):
         ops.serialize(coords, GRID, "window_x", window=(8, 5, 5), shift=(0, 2, 2), path=path)
     ops.rotated_sets(coords, GRID, 2, (8, 5, 5), (0, 2, 2), 7)
+    leaves, _ = octree_leaves(points[:, :3] * 0.4 - 0.6, torch.tensor([300, 0, 700]), 5)
+    octree_grow(torch.unique(ops.octree_parent(leaves)), leaves)
+    neighbour_table(torch.randperm(500)[:70], torch.tensor([-600, -20, 0, 1, 600]))
     octree_neighbours(torch.randint(-1, 9, (9, 27)), torch.arange(9, dtype=torch.int32), torch.arange(9))
 
 

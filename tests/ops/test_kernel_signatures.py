@@ -21,21 +21,13 @@ from torch.overrides import TorchFunctionMode
 
 from pcdet_ext.ops import _native
 
-MODULES = (
-    "boxes",
-    "causal_conv1d",
-    "group_attention",
-    "linear_attention",
-    "octree",
-    "octree_conv",
-    "rotated_sets",
-    "segment",
-)
-boxes, causal_conv1d, group_attention, linear_attention, octree, octree_conv, rotated_sets, segment = (
+MODULES = ("boxes", "causal_conv1d", "group_attention", "linear_attention", "neighbours", "octree", "octree_conv")
+boxes, causal_conv1d, group_attention, linear_attention, neighbours, octree, octree_conv = (
     import_module(f"pcdet_ext.ops.{name}") for name in MODULES
 )
-selective_scan, serialize, voxelize, wkv = (
-    import_module(f"pcdet_ext.ops.{name}") for name in ("selective_scan", "serialize", "voxelize", "wkv")
+rotated_sets, segment, selective_scan, serialize, voxelize, wkv = (
+    import_module(f"pcdet_ext.ops.{name}")
+    for name in ("rotated_sets", "segment", "selective_scan", "serialize", "voxelize", "wkv")
 )
 SOURCES = Path(__file__).parents[2] / "ops"
 POINTER, I32, I64, F64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_double
@@ -234,7 +226,9 @@ def test_kernels_of_coordinates_on_cuda(launched: Library) -> None:
     voxelize._coords(cells, grid)
     octree._neighbours_by_kernel(zeros(5, 27, dtype=I), zeros(5, dtype=torch.int32), zeros(2, dtype=I))
     kernels = ("curve_encode", "window_keys", "rotated_windows", "rotated_fill", "point_cells", "cell_coords")
-    kernels += ("octree_neighbours",)
+    octree._leaves_on_cuda(zeros(9, 3), torch.tensor([4, 5]), 3, False)
+    neighbours.neighbour_table(zeros(9, dtype=I), zeros(3, dtype=I))
+    kernels += ("octree_neighbours", "octree_keys", "neighbours")
     assert set(launched) == {f"pcdet_{kernel}_cuda" for kernel in kernels}
 
 

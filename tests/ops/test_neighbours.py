@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cuda_emulator.emulator import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -40,6 +41,16 @@ def test_many_keys(threads):
         assert neighbour_table(keys, shifts).equal(looked_up(keys, shifts))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_tables_on_cuda_hold_the_same_rows(accelerator: Accelerator, count: int) -> None:
+    keys = torch.randperm(700, generator=torch.Generator().manual_seed(count))[:count] - 350
+    shifts = torch.tensor([-1000, -31, -1, 0, 1, 30, 1000])
+    inputs = keys.to(accelerator.device), shifts.to(accelerator.device)
+    with accelerator:
+        found = neighbour_table(*inputs)
+    assert found.cpu().equal(looked_up(keys, shifts))
 
 
 def test_wrong_arguments_are_named():

@@ -135,3 +135,20 @@ def test_tables_on_cuda_equal_those_on_the_cpu(accelerator: Accelerator) -> None
     inputs = [t.to(accelerator.device) for t in (table, children, parents)]
     with accelerator:
         assert octree_neighbours(*inputs).cpu().equal(expected)
+
+
+@pytest.mark.parametrize(("depth", "wrap"), [(3, True), (16, False)])
+def test_leaves_and_nodes_on_cuda_equal_those_on_the_cpu(accelerator: Accelerator, depth: int, wrap: bool) -> None:
+    sizes = torch.tensor([0, 300, 0, 200, 0])
+    points = random_points(1, sizes.tolist(), 32)
+    expected = octree_leaves(points, sizes, depth, wrap)
+    above = torch.unique_consecutive(octree_parent(expected[0]))
+    nodes = octree_grow(above, expected[0])
+    there = points.to(accelerator.device)
+    with accelerator:
+        found = octree_leaves(there, sizes, depth, wrap)
+        grown = octree_grow(above.to(accelerator.device), found[0])
+        with pytest.raises(ValueError, match="1 of 500 do not"):
+            octree_leaves(torch.cat([there[1:], there[:1] * torch.nan]), sizes, depth, wrap)
+    for ours, theirs in zip((*found, *grown), (*expected, *nodes), strict=True):
+        assert ours.cpu().equal(theirs)
