@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from pcdet_ext.interop import openpcdet, openpcdet_heads
-from pcdet_ext.interop.openpcdet_heads import Config
+from pcdet_ext.interop.openpcdet_settings import Config
 from pcdet_ext.interop.parameters import first_prefix
 from pcdet_ext.interop.settings import given
 from pcdet_ext.models.backbones.dsvt import DSVT

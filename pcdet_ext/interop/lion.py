@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pcdet_ext.config import construct, suggest
 from pcdet_ext.interop import lion_names, openpcdet, openpcdet_heads
-from pcdet_ext.interop.openpcdet_heads import Config
+from pcdet_ext.interop.openpcdet_settings import Config
 from pcdet_ext.interop.settings import skip_rest
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.backbones.lion import LION, LayerSettings, LIONBlock, LIONLayer, operator_blocks

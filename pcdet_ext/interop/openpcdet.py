@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pcdet_ext.config import suggest
 from pcdet_ext.interop import openpcdet_heads
-from pcdet_ext.interop.openpcdet_heads import Config
+from pcdet_ext.interop.openpcdet_settings import Config
 from pcdet_ext.interop.parameters import in_spconv_2_order, renamed
 from pcdet_ext.models.detector import VoxelDetector
 
@@ -188,14 +190,31 @@ def official_state(
     """An official state dict in the names and shapes of a detector; differentiable.
 
     rename: our name for a published one; by default only the prefixes differ, see `our_name`.
-    Weights of sparse convolutions in the order of spconv 1 are brought into that of spconv 2.
+    Weights of sparse convolutions are brought into our layout, see `our_value`.
     Raises ValueError that names entries which are missing, have no place or another shape.
     """
     parameters = {name: value for name, value in state_dict.items() if name not in WITHOUT_PARAMETERS}
-    return renamed(detector, parameters, rename or our_name, in_spconv_2_order)
+    return renamed(detector, parameters, rename or our_name, our_value)
 
 
 def our_name(name: str) -> str:
     """Our name for a published parameter of a detector whose parts have the published names inside."""
     prefix, _, rest = name.partition(".")
     return f"{PREFIXES.get(prefix, prefix)}.{rest}"
+
+
+def our_value(name: str, value: Tensor, shape: torch.Size) -> Tensor:
+    """A published tensor in the layout of ours, where it is the weight of a sparse convolution.
+
+    spconv 1 has the order [(kz,) ky, kx, in, out] instead of [out, (kz,) ky, kx, in]; sparse convolutions in two
+    dimensions have no kz; and where a kernel has one cell, spconv reads the memory of the weight as [in, out] whatever
+    its shape says, so that trained weights are to be read so.
+    """
+    if len(shape) != 5 or value.ndim not in (4, 5):
+        return value
+    if value.ndim == 4 and math.prod(shape[1:4]) == 1 and value.numel() == math.prod(shape):
+        return value.reshape(shape[4], shape[0]).t().reshape(shape)
+    if value.ndim == 4:
+        planar = torch.Size((shape[0], *shape[2:]))
+        return (value.movedim(-1, 0) if value.shape != planar else value).unsqueeze(1)
+    return in_spconv_2_order(name, value, shape)

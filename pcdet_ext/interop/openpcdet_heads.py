@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from pcdet_ext.interop import openpcdet_sparse_heads as sparse_heads
+from pcdet_ext.interop.openpcdet_settings import L1, Config, check_branches, named, nms_fields
 from pcdet_ext.interop.settings import skip
-from pcdet_ext.models.heads import center, transfusion
-
-Config = Mapping[str, Any]
+from pcdet_ext.models.heads import branches, transfusion
 
 
 def head(config: Config, post_processing: Config, class_names: Sequence[str]) -> dict[str, Any]:
@@ -16,14 +16,20 @@ def head(config: Config, post_processing: Config, class_names: Sequence[str]) ->
 
     Raises ValueError for heads and settings that this library does not have.
     """
-    if config["NAME"] == "AnchorHeadSingle":
+    name = config["NAME"]
+    if name == "AnchorHeadSingle":
         return anchor_head(config, post_processing)
-    if config["NAME"] == "CenterHead":
-        return center_head(config)
-    if config["NAME"] == "TransFusionHead":
+    if name == "TransFusionHead":
         return transfusion_head(config, class_names)
-    known = "AnchorHeadSingle, CenterHead, TransFusionHead"
-    raise ValueError(f"DENSE_HEAD: {config['NAME']!r} is not in this library; known: {known}")
+    known: dict[str, Callable[[Config], dict[str, Any]]] = {
+        "CenterHead": center_head,
+        "SparseCenterHead": sparse_heads.sparse_center_head,
+        "VoxelNeXtHead": sparse_heads.voxelnext_head,
+    }
+    if name in known:
+        return known[name](config)
+    others = ", ".join(["AnchorHeadSingle", "TransFusionHead", *known])
+    raise ValueError(f"DENSE_HEAD: {name!r} is not in this library; known: {others}")
 
 
 def stride(config: Config) -> int:
@@ -53,14 +59,14 @@ def anchor_head(config: Config, post_processing: Config) -> dict[str, Any]:
         "name": "AnchorHead",
         "anchors": [_anchors(entry) for entry in config["ANCHOR_GENERATOR_CONFIG"]],
         "match_3d": assigner.get("MATCH_HEIGHT", False),
-        "box_loss": _named(loss.get("REG_LOSS_TYPE"), {None: "smooth_l1", "WeightedSmoothL1Loss": "smooth_l1"} | L1),
+        "box_loss": named(loss.get("REG_LOSS_TYPE"), {None: "smooth_l1", "WeightedSmoothL1Loss": "smooth_l1"} | L1),
         "class_weight": weights["cls_weight"],
         "box_weight": weights["loc_weight"],
         "code_weights": weights["code_weights"],
         "score_threshold": post_processing["SCORE_THRESH"],
         "raw_scores": bool(post_processing.get("OUTPUT_RAW_SCORE", False)),
         "multi_label": bool(post_processing["NMS_CONFIG"].get("MULTI_CLASSES_NMS")),
-        "nms": _nms(post_processing["NMS_CONFIG"]),
+        "nms": nms_fields(post_processing["NMS_CONFIG"]),
     }
     if config.get("USE_DIRECTION_CLASSIFIER"):
         return node | {
@@ -81,7 +87,7 @@ def center_head(config: Config) -> dict[str, Any]:
     """
     separate, assigner = config["SEPARATE_HEAD_CFG"], config["TARGET_ASSIGNER_CONFIG"]
     weights, post = config["LOSS_CONFIG"]["LOSS_WEIGHTS"], config["POST_PROCESSING"]
-    _check_branches(separate, center.CHANNELS, "center_z")
+    check_branches(separate, branches.CHANNELS, "center_z")
     rectify = post.get("USE_IOU_TO_RECTIFY_SCORE", False)
     if not rectify:
         skip(post, "IOU_RECTIFIER")
@@ -105,7 +111,7 @@ def center_head(config: Config) -> dict[str, Any]:
         "max_candidates": post["MAX_OBJ_PER_SAMPLE"],
         "center_range": post["POST_CENTER_LIMIT_RANGE"],
         "iou_rectifier": post["IOU_RECTIFIER"] if rectify else None,
-        "nms": _nms(post["NMS_CONFIG"]),
+        "nms": nms_fields(post["NMS_CONFIG"]),
     }
 
 
@@ -122,7 +128,7 @@ def transfusion_head(config: Config, class_names: Sequence[str]) -> dict[str, An
     separate, assigner, post = (config[k] for k in ("SEPARATE_HEAD_CFG", "TARGET_ASSIGNER_CONFIG", "POST_PROCESSING"))
     weights, costs = config["LOSS_CONFIG"]["LOSS_WEIGHTS"], assigner["HUNGARIAN_ASSIGNER"]
     dataset = assigner["DATASET"]
-    _check_branches(separate, transfusion.CHANNELS, "height")
+    check_branches(separate, transfusion.CHANNELS, "height")
     node = {
         "name": "TransFusionHead",
         "branches": {name: branch["num_conv"] for name, branch in separate["HEAD_DICT"].items()},
@@ -201,20 +207,6 @@ def _one_or_each(values: float | Sequence[float] | None) -> float | Sequence[flo
     return values[0] if isinstance(values, Sequence) and len(values) == 1 else values
 
 
-def _check_branches(config: Config, channels: Mapping[str, int], height: str) -> None:
-    """Raise ValueError for branches whose channels or order would mean another box code; height: that of z."""
-    order = ["center", height, "dim", "rot", "vel"]
-    if [name for name in config["HEAD_ORDER"] if name != "iou"] not in (order, order[:4]):  # "iou" is not in the code
-        raise ValueError(f"HEAD_ORDER {config['HEAD_ORDER']} is not known here; known: {order}, with or without 'vel'")
-    for name, branch in config["HEAD_DICT"].items():
-        if branch["out_channels"] != channels.get(name):
-            raise ValueError(f"HEAD_DICT.{name}: {branch['out_channels']} channels, known: {dict(channels)}")
-
-
-L1: dict[str | None, str] = {"WeightedL1Loss": "l1"}
-NMS_KINDS: dict[str | None, str] = {"nms_gpu": "rotated", "nms_normal_gpu": "axis_aligned"}
-
-
 def _anchors(entry: Config) -> dict[str, Any]:
     if len(entry["anchor_bottom_heights"]) != 1:
         raise ValueError(f"anchors of {entry['class_name']}: more than one bottom height is not known here")
@@ -227,22 +219,3 @@ def _anchors(entry: Config) -> dict[str, Any]:
         "unmatched": entry["unmatched_threshold"],
         "align_center": entry.get("align_center", False),
     }
-
-
-def _nms(config: Config) -> dict[str, Any]:
-    """Fields of `NMSConfig`; the two names of per-class suppression are those of CenterHead."""
-    kind, sizes = config["NMS_TYPE"], (config["NMS_PRE_MAXSIZE"], config.get("NMS_POST_MAXSIZE"))
-    node = {"iou_threshold": config["NMS_THRESH"], "max_before": sizes[0], "max_after": sizes[1]}
-    if kind in ("class_specific_nms", "multi_class_nms"):
-        skip(config, "MULTI_CLASSES_NMS")
-    if kind == "class_specific_nms":  # never looks at its NMS_POST_MAXSIZE
-        return node | {"per_class": True, "max_after": None}
-    if kind == "multi_class_nms":
-        return node | {"per_class": True, "rotate_90": True}
-    return node | {"kind": _named(kind, NMS_KINDS), "per_class": bool(config.get("MULTI_CLASSES_NMS"))}
-
-
-def _named(name: str | None, known: Mapping[str | None, str]) -> str:
-    if name not in known:
-        raise ValueError(f"{name!r} is not known here; known: {', '.join(map(str, known))}")
-    return known[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -88,6 +88,8 @@ class VoxelDetector(nn.Module):
         context["num_point_features"] = num_point_features
         nodes, self.weights = _head_nodes(head, heads)
         built = {name: HEADS.build(node, in_channels=_width(node, widths), **context) for name, node in nodes.items()}
+        if heads and any(getattr(module, "double_flip", False) for module in built.values()):
+            raise ValueError("double_flip is for the only head of a detector: others would see the flipped copies too")
         for name, module in built.items():
             _check_head_classes(name, self._classes_of(module), self.classes)
         self.head = built[ONLY] if head is not None else None
@@ -161,13 +163,18 @@ class VoxelDetector(nn.Module):
             return targets
         return [_of_some_classes(target, self.classes, classes) for target in targets]
 
+    def _copies(self, batch: PointBatch) -> PointBatch:
+        """The batch as the head wants it in testing: one that merges flipped copies of a frame makes them itself."""
+        make: Callable[[PointBatch], PointBatch] | None = getattr(self.head, "copies", None)
+        return batch if make is None else make(batch)
+
     @torch.no_grad()
     def predict(self, batch: PointBatch) -> list[Any]:
         """The result in each frame of a batch, by a module that is in evaluation mode.
 
         Of an only head what it decodes, as `Detections`; of several `Predictions`, by their names.
         """
-        features, names = self.features(batch), batch.frame_ids or ("",) * batch.batch_size
+        features, names = self.features(self._copies(batch)), batch.frame_ids or ("",) * batch.batch_size
         decoded = {name: detected(head, features.of(head.reads)) for name, head in self.named_heads().items()}
         if self.head is not None:
             return [_in_frame(found, name) for found, name in zip(decoded[ONLY], names, strict=True)]

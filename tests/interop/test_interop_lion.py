@@ -17,13 +17,13 @@ from pcdet_ext.config import Registry, construct
 from pcdet_ext.conformance.golden import Case
 from pcdet_ext.engine.trainer import TrainConfig
 from pcdet_ext.interop import from_official, openpcdet, openpcdet_heads
-from pcdet_ext.interop.lion import backbone, operator
-from pcdet_ext.interop.lion_names import backbone_name, detector_name, our_value
+from pcdet_ext.interop.lion import backbone, official_state, operator
+from pcdet_ext.interop.lion_names import backbone_name, our_value
 from pcdet_ext.mixers import MIXERS
 from pcdet_ext.models.backbones import BACKBONES, LION
 from pcdet_ext.models.backbones.lion import operator_blocks
 from pcdet_ext.models.bev import BEV_BACKBONES
-from pcdet_ext.models.detector import VoxelDetector, build_detector
+from pcdet_ext.models.detector import build_detector
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
 from pcdet_ext.models.heads.postprocess import NMSConfig
@@ -35,24 +35,21 @@ def manifest(shared: Path) -> dict[str, Any]:
     return json.loads((shared / "golden" / "lion" / "manifest.json").read_text(encoding="utf-8"))
 
 
-def test_every_published_parameter_has_its_place(manifest: dict[str, Any]) -> None:
-    for name, model in manifest.items():
-        settings = model["config"] | {"NUM_POINT_FEATURES": 5}
-        sparse = "SparseCenterHead" in json.dumps(settings)
+def test_every_parameter_of_a_whole_published_model_has_its_place(shared: Path) -> None:
+    """The backbones' own manifest, of other configurations' names, is part of it."""
+    whole = json.loads((shared / "golden" / "lion2" / "manifest.json").read_text(encoding="utf-8"))
+    assert len(whole) == 19
+    for name, model in whole.items():
         with torch.device("meta"):
-            parameters = {key: torch.empty(shape) for key, shape in model["params"]}
-            module = from_official("lion", settings, parameters if sparse else None)
-        assert isinstance(module, LION if sparse else VoxelDetector), name
-        backbone_3d = module if sparse else module.backbone
-        own = {f"backbone.{key}": list(value.shape) for key, value in backbone_3d.state_dict().items()}
-        with torch.device("meta"):
-            given = {key: torch.empty(shape) for key, shape in model["params"]}
-        placed = {detector_name(key): list(our_value(key, value).shape) for key, value in given.items()}
-        assert own == placed, name
-        assert sum(p.numel() for p in backbone_3d.parameters()) == model["total_params_backbone_3d"], name
-        if sparse:
-            with pytest.raises(ValueError, match="DENSE_HEAD: 'SparseCenterHead' is not in this library"):
-                from_official("lion", settings)
+            state = {key: torch.empty(shape) for key, shape in model["params"]}
+            detector = from_official("lion2", model["config"])
+        assert len(state) == model["n_state_entries"], name
+        placed = official_state(detector, state)
+        assert {key: value.shape for key, value in placed.items()} == {
+            key: value.shape for key, value in detector.state_dict().items()
+        }, name
+        assert len(placed) == len(state) - 1, name  # all but global_step
+        assert sum(p.numel() for p in detector.parameters()) == model["total_params"], name
 
 
 def test_parameters_of_a_backbone_alone_make_the_backbone(manifest: dict[str, Any]) -> None:
@@ -220,10 +217,10 @@ def test_configurations_have_the_published_values(root: Path, manifest: dict[str
         parts = [(ENCODERS, "encoder", openpcdet.encoder(published_model["VFE"], None, None))]
         parts.append((BACKBONES, "backbone", backbone(published_model["BACKBONE_3D"])))
         if not file.startswith("argoverse2"):
-            post = published_model["POST_PROCESSING"]
             parts.append((BEV_BACKBONES, "bev_backbone", openpcdet.bev_backbone(published_model["BACKBONE_2D"])))
-            head = openpcdet_heads.head(published_model["DENSE_HEAD"], post, theirs["CLASS_NAMES"])
-            parts.append((HEADS, "head", head))
+        post = published_model["POST_PROCESSING"]
+        head = openpcdet_heads.head(published_model["DENSE_HEAD"], post, theirs["CLASS_NAMES"])
+        parts.append((HEADS, "head", head))
         channels = published_model["BACKBONE_3D"]["FEATURE_DIM"]
         for registry, part, node in parts:
             mine, published_values = (

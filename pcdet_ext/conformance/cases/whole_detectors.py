@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pcdet_ext.conformance.cases.openpcdet_heads import as_targets, detections, ground_truth, query_targets, with_total
-from pcdet_ext.conformance.golden import Case, Value, Values, runs
-from pcdet_ext.interop import from_official, lion, openpcdet
-from pcdet_ext.models.heads import AnchorHead, CenterHead, TransFusionHead
+from pcdet_ext.conformance.golden import GRADIENT_NORMS, Case, Value, Values, runs
+from pcdet_ext.interop import from_official, lion, openpcdet, openpcdet_heads
+from pcdet_ext.interop.settings import every_setting_counts
+from pcdet_ext.models.heads import HEADS, AnchorHead, CenterHead, SparseCenterHead, TransFusionHead, VoxelNeXtHead
 from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED
-from pcdet_ext.structures import PointBatch
+from pcdet_ext.structures import PointBatch, SparseVoxels
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "head_label_indices", "global_step")
 STATES: dict[str, Callable[..., dict[str, Tensor]]] = {
@@ -37,6 +38,39 @@ class _Whole(nn.Module):
         return self.outcome(self.detector)
 
 
+@runs("lion2", "sparse_center_head")
+@runs("openpcdet2", "voxelnext_head")
+def run_site_head(case: Case, grads: bool) -> Values:
+    """Predictions, targets, losses and detections of a head on occupied cells."""
+    config = case.config
+    with every_setting_counts({"model_cfg": config["model_cfg"]}) as read:
+        node, stride = openpcdet_heads.head(read["model_cfg"], {}, ()), openpcdet_heads.stride(read["model_cfg"])
+    geometry = {name: config[name] for name in ("point_cloud_range", "voxel_size")}
+    head = HEADS.build(
+        node, in_channels=config["input_channels"], classes=config["class_names"], stride=stride, **geometry
+    )
+    head.load_state_dict(openpcdet.official_state(head, case.tensors("param"), str))
+    indices = case.tensor("in.indices")
+    coords = torch.stack([indices[:, 0], torch.zeros_like(indices[:, 0]), indices[:, 1], indices[:, 2]], 1)
+    height, width = case.tensor("in.spatial_shape_yx").tolist()
+    features = case.tensor("in.features").requires_grad_(grads)
+    voxels = SparseVoxels(features, coords, (1, height, width), config["batch_size"])
+    return with_gradients(
+        case, head.eval(), lambda it: _head_outcome(it, voxels, case), grads, {"in.features": features}, str
+    )
+
+
+def _head_outcome(head: Any, voxels: SparseVoxels, case: Case) -> Outcome:
+    output, objects = head(voxels), ground_truth(case.tensor("in.gt_boxes"))
+    loss = with_total(head.loss(output, as_targets(*objects)))
+    values: dict[str, Value] = {"out.loss.total": loss["total"], **detections(head.decode(output))}
+    values |= _sites(head, output, objects, loss, case.config["model_cfg"])
+    for t, rows in enumerate(output.tasks):
+        values |= {f"out.pred.{t}.{name}": getattr(rows, name) for name in head.branches}
+        values[f"out.pred.{t}.{head.heatmap_name}"] = rows.heatmap
+    return values, loss["total"]
+
+
 @runs("lion2", "detector_e2e")
 @runs("openpcdet2", "detector_e2e")
 def run_whole_detector(case: Case, grads: bool) -> Values:
@@ -48,21 +82,29 @@ def run_whole_detector(case: Case, grads: bool) -> Values:
     return with_gradients(case, detector, lambda it: _outcome(it, batch, objects, case.config), grads)
 
 
-def with_gradients(case: Case, module: nn.Module, outcome: Callable[[Any], Outcome], grads: bool) -> Values:
-    """What `outcome` gives of a module, and where it is asked for gradients with respect to published parameters.
+def with_gradients(
+    case: Case,
+    module: nn.Module,
+    outcome: Callable[[Any], Outcome],
+    grads: bool,
+    inputs: Mapping[str, Tensor] | None = None,
+    *rename: Callable[[str], str],
+) -> Values:
+    """What `outcome` gives of a module, and on demand gradients with respect to published parameters and inputs.
 
     Our parameters are functions of the published ones, so that what an importer changes on the way is differentiated
-    with the rest.
+    with the rest. rename: our name for a published one, where it is not that of a detector.
     """
     if not grads:
         return outcome(module)[0]
     published = case.tensors("param")
     leaves = {name: value.requires_grad_() for name, value in published.items() if not name.endswith(BUFFERS)}
-    state = STATES[case.system](module, published)
+    state = STATES[case.system](module, published, *rename)
     values, loss = functional_call(_Whole(module, outcome), {f"detector.{name}": v for name, v in state.items()}, ())
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    gradients = {f"grad.param.{name}": gradient for name, gradient in zip(leaves, found, strict=True)}
-    return {**values, **gradients, "mid.grad_l2": torch.stack([gradient.norm() for gradient in found])}
+    wanted = {f"param.{name}": value for name, value in leaves.items()} | dict(inputs or {})
+    found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True, materialize_grads=True)
+    norms = torch.stack([gradient.norm() for gradient in found[: len(leaves)]])
+    return {**values, **dict(zip((f"grad.{n}" for n in wanted), found, strict=True)), GRADIENT_NORMS: norms}
 
 
 def _outcome(detector: Any, batch: PointBatch, objects: tuple[Boxes, Boxes], config: Mapping[str, Any]) -> Outcome:
@@ -107,6 +149,29 @@ def _centers(head: Any, output: Any, objects: tuple[Boxes, Boxes], loss: Losses,
     return values
 
 
+def _sites(head: Any, output: Any, objects: tuple[Boxes, Boxes], loss: Losses, config: Any) -> dict[str, Value]:
+    """Losses of each task, and its targets: with the rows as they are, and sorted by (frame, y, x)."""
+    values: dict[str, Value] = {"out.loss.rpn_loss": loss["total"]}
+    sites, count = output.sites, config["TARGET_ASSIGNER_CONFIG"]["NUM_MAX_OBJS"]
+    where = torch.cat([sites.frame[:, None], sites.cells.flip(1)], 1)
+    height, width = sites.map_size
+    order = ((where[:, 0] * height + where[:, 1]) * width + where[:, 2]).argsort()
+    for t, target in enumerate(head.targets(output, *objects)):
+        values |= {f"out.loss.{p}_head_{t}": loss[f"{o}_{t}"] for o, p in CENTER_LOSSES.items() if f"{o}_{t}" in loss}
+        slots = {
+            "inds": target.index,
+            "masks": target.mask.long(),
+            "target_boxes": target.codes,
+            "voxel_of_object": where[target.site] * target.mask[..., None],
+        }
+        values |= {f"out.target.{t}.{name}": padded(rows, count) for name, rows in slots.items()}
+        values |= {
+            f"out.target.{t}.heatmap": target.heatmap,
+            f"out.target.{t}.heatmap_sorted": target.heatmap[order],
+        }
+    return values
+
+
 def padded(rows: Tensor, count: int) -> Tensor:
     """Slots [B, K, ...] filled up with zeros to [B, count, ...]."""
     return torch.cat([rows, rows.new_zeros(len(rows), count - rows.shape[1], *rows.shape[2:])], 1)
@@ -123,5 +188,7 @@ def _queries(head: Any, output: Any, objects: tuple[Boxes, Boxes], loss: Losses,
 DESCRIPTIONS: dict[type, Callable[..., dict[str, Value]]] = {
     AnchorHead: _anchors,
     CenterHead: _centers,
+    SparseCenterHead: _sites,
     TransFusionHead: _queries,
+    VoxelNeXtHead: _sites,
 }

@@ -20,11 +20,11 @@ from pcdet_ext.config import construct
 from pcdet_ext.grouping.orders import ORDERS, check_window
 from pcdet_ext.grouping.partitions import PARTITIONS
 from pcdet_ext.models.backbones.registry import BACKBONES
-from pcdet_ext.models.backbones.second import SparseResidualBlock, SparseSequential
 from pcdet_ext.models.layers.depthwise_conv import DepthwiseSubMConv3d
 from pcdet_ext.models.layers.mixer_block import MixerBlock
 from pcdet_ext.models.layers.module_list import ModuleListOf
 from pcdet_ext.models.layers.norm import EPS, SparseBatchNorm
+from pcdet_ext.models.layers.sparse_blocks import SparseResidualBlock, SparseSequential, conv_block
 from pcdet_ext.models.layers.sparse_conv import Engine, SparseConv3d, SubMConv3d
 from pcdet_ext.ops import segment_reduce
 from pcdet_ext.ops.segment import segment_softmax
@@ -244,9 +244,9 @@ class ScatterFormer(nn.Module):
         self.in_grid = (depth + 1, height, width)
         halve_z = SparseConv3d(channels, channels, (3, 1, 1), (2, 1, 1), engine=engine)
         self.stem = SparseSequential(
-            _conv_block(SubMConv3d(in_channels, channels, 3, engine=engine)),
+            conv_block(SubMConv3d(in_channels, channels, 3, engine=engine)),
             *(SparseResidualBlock(channels, engine=engine) for _ in range(3)),
-            _conv_block(halve_z),
+            conv_block(halve_z),
         )
         parts = {"order": order, "partition": partition, "mixer": mixer, "block": block}
         self.stages = nn.ModuleList(
@@ -276,7 +276,3 @@ class ScatterFormer(nn.Module):
             voxels = stage(voxels)
             voxels = then(voxels.with_features(norm(voxels.features)))
         return voxels
-
-
-def _conv_block(conv: SparseConv3d) -> SparseSequential:
-    return SparseSequential(conv, SparseBatchNorm(conv.out_channels), nn.ReLU())

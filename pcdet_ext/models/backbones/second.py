@@ -8,49 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from pcdet_ext.models.backbones.registry import BACKBONES
-from pcdet_ext.models.layers.norm import SparseBatchNorm
+from pcdet_ext.models.layers.sparse_blocks import SparseResidualBlock, SparseSequential, conv_block
 from pcdet_ext.models.layers.sparse_conv import Engine, SparseConv3d, SubMConv3d
 from pcdet_ext.structures import SparseVoxels
-
-
-class SparseSequential(nn.Sequential):
-    """Sparse convolutions and blocks in a row; modules for plain tensors work on the features."""
-
-    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        """SparseVoxels through every module."""
-        for module in self:
-            if isinstance(module, (SparseConv3d, SparseSequential, SparseResidualBlock)):
-                voxels = module(voxels)
-            else:
-                voxels = voxels.with_features(module(voxels.features))
-        return voxels
-
-
-class SparseResidualBlock(nn.Module):
-    """Two submanifold 3x3x3 convolutions beside an identity."""
-
-    normed = (("conv1", "bn1"), ("conv2", "bn2"))
-
-    def __init__(self, channels: int, bias: bool = True, engine: Engine = "auto") -> None:
-        super().__init__()
-        self.conv1 = SubMConv3d(channels, channels, 3, bias=bias, engine=engine)
-        self.bn1 = SparseBatchNorm(channels)
-        self.conv2 = SubMConv3d(channels, channels, 3, bias=bias, engine=engine)
-        self.bn2 = SparseBatchNorm(channels)
-
-    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        """Features [N, channels] to the same shape."""
-        inner = self.conv1(voxels)
-        inner = self.conv2(inner.with_features(torch.relu(self.bn1(inner.features))))
-        return voxels.with_features(torch.relu(self.bn2(inner.features) + voxels.features))
-
-
-def _conv_block(conv: SparseConv3d) -> SparseSequential:
-    return SparseSequential(conv, SparseBatchNorm(conv.out_channels), nn.ReLU())
 
 
 class _Second(nn.Module, ABC):
@@ -73,15 +36,15 @@ class _Second(nn.Module, ABC):
             raise ValueError(f"channels must be 5 widths (four stages, output), got {list(channels)}")
         depth, height, width = grid
         self.in_grid = (depth + 1, height, width)
-        self.conv_input = _conv_block(SubMConv3d(in_channels, channels[0], 3, engine=engine))
+        self.conv_input = conv_block(SubMConv3d(in_channels, channels[0], 3, engine=engine))
         paddings = [(1, 1, 1), (1, 1, 1), (0, 1, 1)]
         down = [SparseConv3d(channels[i], channels[i + 1], 3, 2, paddings[i], engine=engine) for i in range(3)]
         self.conv1 = SparseSequential(*self._stage(channels[0], first=True))
         self.conv2, self.conv3, self.conv4 = (
-            SparseSequential(_conv_block(conv), *self._stage(channels[i + 1])) for i, conv in enumerate(down)
+            SparseSequential(conv_block(conv), *self._stage(channels[i + 1])) for i, conv in enumerate(down)
         )
         last = SparseConv3d(channels[3], channels[4], (3, 1, 1), (2, 1, 1), (last_pad, 0, 0), engine=engine)
-        self.conv_out = _conv_block(last)
+        self.conv_out = conv_block(last)
         self.out_channels = channels[4]
         self.stride, self.strides = 8, (16, 8, 8)
         self.out_grid = self.in_grid
@@ -117,7 +80,7 @@ class VoxelBackBone8x(_Second):
 
     def _stage(self, channels: int, first: bool = False) -> list[nn.Module]:
         number = 1 if first else 2
-        return [_conv_block(SubMConv3d(channels, channels, 3, engine=self._engine)) for _ in range(number)]
+        return [conv_block(SubMConv3d(channels, channels, 3, engine=self._engine)) for _ in range(number)]
 
 
 @BACKBONES.register

@@ -6,7 +6,9 @@ from pcdet_ext.models.heads.center import CenterHead, CenterOutput
 from pcdet_ext.models.heads.panoptic import PanopticHead
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.segmentation import PointSegmentationHead
+from pcdet_ext.models.heads.sparse_center import SparseCenterHead
 from pcdet_ext.models.heads.transfusion import QueryOutput, TransFusionHead
+from pcdet_ext.models.heads.voxelnext import VoxelNeXtHead
 
 __all__ = [
     "HEADS",
@@ -20,5 +22,7 @@ __all__ = [
     "PointFeatures",
     "PointSegmentationHead",
     "QueryOutput",
+    "SparseCenterHead",
     "TransFusionHead",
+    "VoxelNeXtHead",
 ]

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcdet_ext.config import construct, suggest
+from pcdet_ext.config import construct
 from pcdet_ext.models.heads.base import Reads, boxes_and_labels, check_positive, check_range, fill_bias
+from pcdet_ext.models.heads.branches import CHANNELS, CODE, PRIOR_LOGIT, REQUIRED, check_branches, task_labels
 from pcdet_ext.models.heads.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
 from pcdet_ext.models.heads.postprocess import NMSConfig, per_class, rectify_scores, suppress
 from pcdet_ext.models.heads.registry import HEADS
@@ -20,11 +21,6 @@ from pcdet_ext.models.layers.cells import convolve_at
 from pcdet_ext.models.targets.box_coding import lifted
 from pcdet_ext.models.targets.heatmaps import CenterTargets, center_targets
 from pcdet_ext.structures import Detections, Targets
-
-PRIOR_LOGIT = -2.19  # an untrained heatmap's: a probability of 0.1
-CHANNELS = {"center": 2, "center_z": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
-CODE = ("center", "center_z", "dim", "rot", "vel")  # the branches that make up the code of a box, in its order
-REQUIRED = ("center", "center_z", "dim", "rot")
 
 
 @dataclass(frozen=True)
@@ -183,9 +179,9 @@ class CenterHead(nn.Module):
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
-        self.tasks = _task_labels(self.classes, tasks or [self.classes])
+        self.tasks = task_labels(self.classes, tasks or [self.classes])
         self.branches = dict.fromkeys(REQUIRED, 2) if branches is None else dict(branches)
-        _check_branches(self.branches)
+        check_branches(self.branches)
         check_range(1, shared_channels=shared_channels, max_candidates=max_candidates, branch_channels=branch_channels)
         check_range(0, class_weight=class_weight, box_weight=box_weight, iou_weight=iou_weight)
         check_range(0, 1, norm_momentum=norm_momentum, branch_norm_momentum=branch_norm_momentum)
@@ -438,27 +434,3 @@ def gather_cells(maps: Tensor, cells: Tensor) -> Tensor:
     """Values [B, K, C] of maps [B, C, Y, X] at flat cells int64 [B, K]."""
     flat = maps.flatten(2)
     return flat.gather(2, cells[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)
-
-
-def _task_labels(classes: Sequence[str], tasks: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
-    names = [name for task in tasks for name in task]
-    for name in names:
-        if name not in classes:
-            raise ValueError(f"tasks name the unknown class {name!r}{suggest(name, classes)}")
-    for name in classes:
-        if names.count(name) != 1:
-            raise ValueError(f"class {name!r} must be in one task, got {names.count(name)}")
-    return tuple(tuple(classes.index(name) for name in task) for task in tasks)
-
-
-def _check_branches(branches: Mapping[str, int]) -> None:
-    for name, convs in branches.items():
-        if name not in CHANNELS:
-            raise ValueError(f"branches has no {name!r}{suggest(name, CHANNELS)}")
-        if not isinstance(convs, int) or isinstance(convs, bool):
-            raise ValueError(f"branch {name!r} must be a number of convolutions, got {convs!r}")
-        if convs < 1:
-            raise ValueError(f"branch {name!r} must have at least one convolution, got {convs}")
-    missing = [name for name in REQUIRED if name not in branches]
-    if missing:
-        raise ValueError(f"branches needs {', '.join(map(repr, missing))}")

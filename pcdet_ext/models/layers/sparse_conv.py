@@ -90,7 +90,8 @@ class SparseConv3d(nn.Module):
         """Features [N, in_channels] to [M, out_channels] on the output's cells; torch.compile runs it as it is."""
         if voxels.features.shape[1] != self.in_channels:
             raise ValueError(f"the layer takes {self.in_channels} channels, got {voxels.features.shape[1]}")
-        if len(voxels) and _resolve(self.engine, voxels.features.device.type) == "spconv":
+        single = math.prod(self.kernel_size) == 1  # spconv reads the memory of such a weight as [in, out]
+        if len(voxels) and not single and _resolve(self.engine, voxels.features.device.type) == "spconv":
             return self._forward_spconv(voxels)
         return self._forward_native(voxels)
 

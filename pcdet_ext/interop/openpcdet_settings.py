@@ -1,0 +1,43 @@
+"""Settings that several of OpenPCDet's heads share, in the words of this library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pcdet_ext.interop.settings import skip
+
+Config = Mapping[str, Any]
+
+L1: dict[str | None, str] = {"WeightedL1Loss": "l1"}
+NMS_KINDS: dict[str | None, str] = {"nms_gpu": "rotated", "nms_normal_gpu": "axis_aligned"}
+
+
+def check_branches(config: Config, channels: Mapping[str, int], height: str) -> None:
+    """Raise ValueError for branches whose channels or order would mean another box code; height: that of z."""
+    order = ["center", height, "dim", "rot", "vel"]
+    if [name for name in config["HEAD_ORDER"] if name != "iou"] not in (order, order[:4]):  # "iou" is not in the code
+        raise ValueError(f"HEAD_ORDER {config['HEAD_ORDER']} is not known here; known: {order}, with or without 'vel'")
+    for name, branch in config["HEAD_DICT"].items():
+        if branch["out_channels"] != channels.get(name):
+            raise ValueError(f"HEAD_DICT.{name}: {branch['out_channels']} channels, known: {dict(channels)}")
+
+
+def nms_fields(config: Config) -> dict[str, Any]:
+    """Fields of `NMSConfig`; the two names of per-class suppression are those of CenterHead."""
+    kind, sizes = config["NMS_TYPE"], (config["NMS_PRE_MAXSIZE"], config.get("NMS_POST_MAXSIZE"))
+    node = {"iou_threshold": config["NMS_THRESH"], "max_before": sizes[0], "max_after": sizes[1]}
+    if kind in ("class_specific_nms", "multi_class_nms"):
+        skip(config, "MULTI_CLASSES_NMS")
+    if kind == "class_specific_nms":  # never looks at its NMS_POST_MAXSIZE
+        return node | {"per_class": True, "max_after": None}
+    if kind == "multi_class_nms":
+        return node | {"per_class": True, "rotate_90": True}
+    return node | {"kind": named(kind, NMS_KINDS), "per_class": bool(config.get("MULTI_CLASSES_NMS"))}
+
+
+def named(name: str | None, known: Mapping[str | None, str]) -> str:
+    """Our word for a published name. Raises ValueError for another name."""
+    if name not in known:
+        raise ValueError(f"{name!r} is not known here; known: {', '.join(map(str, known))}")
+    return known[name]
