@@ -26,10 +26,11 @@ from pcdet_ext.ops._native import (
 from pcdet_ext.ops._reference import reference_gradients
 
 CHUNK = 32  # kScanChunk of ops/selective_scan: steps between the states that the forward pass leaves
-CUDA_STATES = (8, 16)  # sizes of the state that the CUDA kernel is compiled for
+CUDA_STATES = (8, 16)  # sizes of the state that the CUDA kernel is compiled for; others are made of these
 _LANES = 16  # channels that the CPU kernel runs side by side
 _PORTION = {"cpu": 64, "cuda": 32}  # channels whose gradients of B and C a kernel adds up
 MaybeTensor = Tensor | None
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, MaybeTensor, MaybeTensor, MaybeTensor]  # u … delta_bias
 
 
 @typed
@@ -66,8 +67,40 @@ def selective_scan(
     D, delta_bias = (None if t is None else t.to(wide).contiguous() for t in (D, delta_bias))
     A = A.to(wide).contiguous()
     inputs = (u_, delta, A, B, C, D, z, delta_bias)
+    in_parts = on_cuda(u) and has_kernels(u) and kind in TYPE_CODES and A.shape[1] not in (0, *CUDA_STATES)
+    scan = _scan_parts if in_parts else _scan_all
+    return scan(inputs, delta_softplus, reverse).to(u.dtype)
+
+
+def _scan_all(inputs: Inputs, delta_softplus: bool, reverse: bool) -> Tensor:
+    """u, delta, A, B, C, D, z and delta_bias in the types of the operator."""
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    return _scan(*inputs, delta_softplus, reverse, keep)[0].to(u.dtype)
+    return _scan(*inputs, delta_softplus, reverse, keep)[0]
+
+
+def _scan_parts(inputs: Inputs, delta_softplus: bool, reverse: bool) -> Tensor:
+    """The same with a state of any size, from several scans with states that the kernel for CUDA is compiled for.
+
+    Numbers of the state do not read each other, and what they give to the output adds up, in float32. What is missing
+    to a whole part is filled up with zeros, which stay zeros.
+    """
+    u, delta, A, B, C, D, z, bias = inputs
+    state = A.shape[1]
+    width = min(size for size in CUDA_STATES if size >= min(state, CUDA_STATES[-1]))
+    missing = -state % width
+    if state > width:
+        u, delta, B, C = (t.float() for t in (u, delta, B, C))
+    A, B, C = F.pad(A, (0, missing)), *(F.pad(t, (0, 0, 0, missing)) for t in (B, C))
+    if state <= width:
+        return _scan_all((u, delta, A, B, C, D, z, bias), delta_softplus, reverse)
+    parts = zip(A.split(width, 1), B.split(width, 1), C.split(width, 1), strict=True)
+    # The first part takes the skip, and all together the gate.
+    shares = [
+        _scan_all((u, delta, a.contiguous(), b, c, None if i else D, None, bias), delta_softplus, reverse)
+        for i, (a, b, c) in enumerate(parts)
+    ]
+    y = torch.stack(shares).sum(0)
+    return y if z is None else y * F.silu(z.float())
 
 
 def selective_scan_reference(
@@ -261,7 +294,7 @@ def _elapsed(states: Tensor) -> Tensor:
 
 def _launch(
     direction: str,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, MaybeTensor, MaybeTensor, MaybeTensor],
+    inputs: Inputs,
     series: Sequence[NativeArray],
     delta_softplus: bool,
     reverse: bool,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
@@ -14,7 +16,7 @@ from pcdet_ext.ops._native import TYPE_CODES, Argument, Int32, NativeArray, has_
 from pcdet_ext.ops._reference import reference_gradients
 
 CHUNK = 32  # kWkvChunk of ops/wkv: steps between the states that the forward pass leaves
-CUDA_DIMS = (16, 32)  # widths of a head that the CUDA kernel is compiled for
+CUDA_DIMS = (16, 32)  # widths of a head that the CUDA kernel is compiled for; others are made of these
 MaybeTensor = Tensor | None
 
 
@@ -33,10 +35,39 @@ def wkv(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None = None, rev
     for tensor in (k, v, w):
         kind = torch.promote_types(kind, tensor.dtype)
     wide = torch.promote_types(kind, torch.float32)
-    rows = [t.to(kind if on_cuda(r) else wide).contiguous() for t in (r, k, v, w)]
-    u = None if u is None else u.to(wide).contiguous()
-    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*rows, u))
-    return _scan(*rows, u, reverse, differentiable)[0].to(r.dtype)
+    rows = [t.to(kind if on_cuda(r) else wide) for t in (r, k, v, w)]
+    u = None if u is None else u.to(wide)
+    if on_cuda(r) and has_kernels(r) and kind in TYPE_CODES and r.shape[3] not in (0, *CUDA_DIMS):
+        return _scan_parts(rows, u, reverse).to(r.dtype)
+    return _scan_all(rows, u, reverse).to(r.dtype)
+
+
+def _scan_all(rows: Sequence[Tensor], u: Tensor | None, reverse: bool) -> Tensor:
+    """r, k, v and w in the type of the result."""
+    inputs = [None if t is None else t.contiguous() for t in (*rows, u)]
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    return _scan(*inputs, reverse, keep)[0]
+
+
+def _scan_parts(rows: Sequence[Tensor], u: Tensor | None, reverse: bool) -> Tensor:
+    """The same with heads of any width, from several heads of a width that the kernel for CUDA is compiled for.
+
+    Parts of the state do not read each other: those of the value channels stand side by side in the result, those of
+    the key channels add up, in float32. What is missing to a whole part is filled up with zeros, which stay zeros.
+    """
+    heads, d = rows[0].shape[2:]
+    width = min(side for side in CUDA_DIMS if side >= min(d, CUDA_DIMS[-1]))
+    parts = -(-d // width)
+
+    def split(tensor: Tensor, axis: int) -> Tensor:
+        padded = F.pad(tensor, (0, parts * width - d)).unflatten(-1, (parts, width)).unsqueeze(axis)
+        return padded.expand(*tensor.shape[:-1], parts, parts, width).flatten(-4, -2)
+
+    if parts > 1:
+        rows = [t.float() for t in rows]
+    r, k, v, w = (split(t, axis) for t, axis in zip(rows, (-2, -2, -3, -2), strict=True))
+    y = _scan_all((r, k, v, w), None if u is None else split(u, -2), reverse)
+    return y.unflatten(2, (heads, parts, parts)).sum(3).flatten(3)[..., :d]
 
 
 def wkv_reference(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None = None, reverse: bool = False) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ def test_ops_are_well_registered(options: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("state", [8, 16, 5])
+@pytest.mark.parametrize("state", [8, 16, 5, 40])
 @pytest.mark.parametrize("rows_last", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_cuda_equals_cpu(
@@ -202,3 +203,17 @@ def test_cuda_equals_cpu(
     torch.testing.assert_close(ours.float().cpu(), plain, rtol=tolerance, atol=tolerance * scale)
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a.float().cpu(), b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("state", [3, 12, 64])
+def test_no_size_of_the_state_leaves_the_kernels_on_cuda(
+    accelerator: Accelerator, state: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = series(1, 1, 3, state, 5, torch.float32)
+    x = {name: t.to(accelerator.device).requires_grad_() for name, t in x.items()}
+    expected = selective_scan_reference(**x, delta_softplus=True)
+    monkeypatch.setattr(import_module("pcdet_ext.ops.selective_scan"), "selective_scan_reference", None)
+    with accelerator:
+        found = selective_scan(**x, delta_softplus=True)
+        torch.autograd.grad(found.sum(), list(x.values()))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)

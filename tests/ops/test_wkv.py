@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_ops_are_well_registered(bonus: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("dim", [16, 32, 24])
+@pytest.mark.parametrize("dim", [16, 32, 5, 24, 40])
 @pytest.mark.parametrize("bonus", [True, False])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_cuda_equals_cpu(accelerator: Accelerator, dtype: torch.dtype, dim: int, bonus: bool, reverse: bool) -> None:
@@ -166,3 +167,16 @@ def test_cuda_equals_cpu(accelerator: Accelerator, dtype: torch.dtype, dim: int,
     )
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a.float().cpu(), b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("dim", [3, 20, 64])
+def test_no_width_of_a_head_leaves_the_kernels_on_cuda(
+    accelerator: Accelerator, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [t.to(accelerator.device).requires_grad_() for t in tokens(1, 1, 5, 2, dim, torch.float32)]
+    expected = wkv_reference(*inputs)
+    monkeypatch.setattr(import_module("pcdet_ext.ops.wkv"), "wkv_reference", None)
+    with accelerator:
+        found = wkv(*inputs)
+        torch.autograd.grad(found.sum(), inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
