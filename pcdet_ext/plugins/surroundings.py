@@ -49,6 +49,7 @@ def without_cuda() -> None:
 def sparse_convolutions_without_cuda() -> None:
     """Where there is no GPU, let spconv use its native algorithm, the one that its CPU kernels have."""
     if not torch.cuda.is_available():
+        after_import("spconv.core", _without_implicit_gemm)
         after_import("spconv.pytorch.conv", _plain_sparse_convolutions)
         after_import("spconv.pytorch.pool", _plain_sparse_convolutions)
 
@@ -62,6 +63,16 @@ def _plain_sparse_convolutions(module: ModuleType) -> None:
     if not module.__dict__["CPU_ONLY_BUILD"]:
         module.__dict__["CPU_ONLY_BUILD"] = True
         tell(f"there is no GPU: {module.__name__} uses its native algorithm")
+
+
+def _without_implicit_gemm(module: ModuleType) -> None:
+    """Empty the list of the kernels that only a GPU runs: `spconv.algo` describes each of the hundreds at import.
+
+    That takes ten seconds or more of the start of each process.
+    """
+    if module.__dict__.get("ALL_IMPGEMM_PARAMS"):
+        module.__dict__["ALL_IMPGEMM_PARAMS"] = []
+        tell("there is no GPU: spconv leaves out its implicit matrix products, which only a GPU computes")
 
 
 def distributed_without_cuda() -> None:

@@ -6,6 +6,7 @@ the checkpoints, detections.json with what the model finds in each frame and the
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import warnings
@@ -14,6 +15,7 @@ from typing import Any
 
 warnings.simplefilter("ignore")
 
+import kept_compilations  # noqa: E402, F401
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
@@ -26,7 +28,7 @@ def config(iterations: int, **changes: Any) -> Config:
     """The example, trained for a number of steps instead of epochs."""
     found = Config.fromfile(CONFIG)
     found.merge_from_dict({"work_dir": str(OUT), "randomness": {"seed": 0}, "log_level": "WARNING", **changes})
-    found.train_cfg = {"type": "IterBasedTrainLoop", "max_iters": iterations, "val_interval": 1000}
+    found.train_cfg = {"type": "IterBasedTrainLoop", "max_iters": iterations, "val_begin": 1000}
     found.param_scheduler = None
     found.default_hooks.checkpoint = {"type": "CheckpointHook", "interval": STEPS, "by_epoch": False}
     return found
@@ -57,6 +59,7 @@ def ground_truth(runner: Runner) -> list[Any]:
 
 
 def main() -> None:
+    gc.freeze()  # their data sets and metric collect garbage, each time among all that was imported
     first = Runner.from_cfg(config(STEPS))
     first.train()
     more = Runner.from_cfg(config(STEPS + 1, resume=True, experiment_name="resumed"))

@@ -16,6 +16,7 @@ from typing import Any
 TOOLS, PLAN = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
 sys.path.insert(0, str(TOOLS))
 
+import kept_compilations  # noqa: E402, F401
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from easydict import EasyDict  # noqa: E402
