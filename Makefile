@@ -3,6 +3,9 @@
 #   FORMAT  layout of the demo's data: kitti (the default), nuscenes or waymo
 #   TORCH   what pip installs as PyTorch, for example TORCH='torch==2.11.0 --index-url …' for a build with CUDA
 #   PYTHON  the interpreter that makes .venv
+#
+# `make gpu-check` runs on a GPU what only a GPU can tell, and writes it to a file. With VENV=none it takes the packages
+# that PYTHON has, and needs no network; STEPS="tests ops" chooses among its steps.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -26,7 +29,7 @@ FORMAT ?= kitti
 DRIVES_nuscenes := --scenes 24 --frames 8
 DRIVES_waymo := --scenes 48 --frames 4
 
-.PHONY: demo demo-kitti demo-nuscenes demo-waymo test mmdet3d install lint format clean system
+.PHONY: demo demo-kitti demo-nuscenes demo-waymo test gpu-check mmdet3d install lint format clean system
 
 # Simulated street scenes → training → test on scenes of another seed → pictures. Each step is a command that stands
 # by itself; make leaves out those whose result is there.
@@ -64,6 +67,10 @@ runs/demo_%/best.ckpt: configs/%/demo.yaml data/demo_%/simulation.json
 test: $(VENV)/.dev $(VENV)/.native
 	-@$(MAKE) --no-print-directory mmdet3d
 	$(BIN)/python -m pytest
+
+# TORCH must be a build with CUDA where .venv is made anew.
+gpu-check: $(if $(filter none,$(VENV)),,$(VENV)/.dev)
+	$(if $(filter none,$(VENV)),$(PYTHON),$(BIN)/python) benchmarks/gpu_check.py $(if $(STEPS),--steps $(STEPS))
 
 # mmdetection3d for the tests of the plugin: an environment that borrows torch and all else that it can from .venv.
 mmdet3d: $(MMDET3D)/.ready

@@ -27,6 +27,7 @@ def test_stages_and_plans_of_a_detector_are_timed(
         reference_scan=True,
         json_path=tmp_path / "models.json",
         frames=["dense"],
+        operations=5,
     )
     (result,) = json.loads((tmp_path / "models.json").read_text(encoding="utf-8"))["results"]
     assert result["config"] == "kitti/lion_mamba"
@@ -38,6 +39,11 @@ def test_stages_and_plans_of_a_detector_are_timed(
     assert result["reference_scan"] > 0
     assert result["plain"] > 0
     assert result["frame"] == "a dense frame"
+    seconds = [operation["seconds"] for operation in result["operations"]]
+    assert len(seconds) == 5
+    assert seconds == sorted(seconds, reverse=True)
+    assert 0 < seconds[-1] <= sum(seconds) < 100 * result["plain"]
+    assert any(operation["name"].startswith(("aten::", "pcdet_ext::")) for operation in result["operations"])
     printed = capsys.readouterr().out
     assert "backbone on the PyTorch scan" in printed
 

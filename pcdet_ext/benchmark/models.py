@@ -23,6 +23,7 @@ from torch import nn
 from pcdet_ext import config
 from pcdet_ext.benchmark.frames import synthetic_scan
 from pcdet_ext.benchmark.memory import peak_since, start_peak
+from pcdet_ext.benchmark.profiles import Operation, longest_operations
 from pcdet_ext.benchmark.simulated import usual_frame
 from pcdet_ext.benchmark.timing import now
 from pcdet_ext.engine.allocation import keep_freed_memory
@@ -70,6 +71,7 @@ class ModelTiming:
         plain: seconds of the whole pass without what inference shortens: batch norms as they are, all branches of the
             heads on the whole map.
         reference_scan: seconds of the backbone on the PyTorch definition of Mamba's scan.
+        operations: those that took the most time in one more pass, where they were asked for.
     """
 
     config: str
@@ -83,6 +85,7 @@ class ModelTiming:
     peak_mb: dict[str, float | None]
     plain: float
     reference_scan: float | None = None
+    operations: tuple[Operation, ...] = ()
 
     @property
     def grouping_share(self) -> float:
@@ -107,6 +110,7 @@ class ModelTiming:
         if self.reference_scan is not None:
             ratio = self.reference_scan / self.seconds["backbone"]
             yield f"    backbone on the PyTorch scan: {self.reference_scan:.3f} s, {ratio:.1f}x"
+        yield from (operation.line() for operation in self.operations)
 
 
 def run_models(
@@ -118,14 +122,15 @@ def run_models(
     reference_scan: bool = False,
     json_path: Path | None = None,
     frames: Sequence[str] = FRAMES,
+    operations: int = 0,
 ) -> None:
     """Measure detectors, each in a process of its own, so that the memory of one is not that of the next.
 
     paths: configurations (default: published models of each backbone); voxels: at least so many in the dense frame;
     rounds: passes, after one that does not count; reference_scan: also time a backbone with Mamba on the PyTorch
     definition of its scan, once; frames: "usual", as the sensors of the data set give it (see `usual_frame`), "dense",
-    of `frame_with_voxels`, or both. Raises ConfigError for a configuration that cannot be used, ValueError for a device
-    that is not there and numbers below 1.
+    of `frame_with_voxels`, or both; operations: how many of those that take the most time to list. Raises ConfigError
+    for a configuration that cannot be used, ValueError for a device that is not there and numbers below 1.
     """
     for name, value in {"voxels": voxels, "rounds": rounds, "threads": 1 if threads is None else threads}.items():
         if value < 1:
@@ -137,7 +142,8 @@ def run_models(
     for path in map(config.find, paths or CONFIGS):
         for frame in frames:
             with context.Pool(1, keep_freed_memory) as pool:
-                timing = pool.apply(measure_model, (path, device, voxels, rounds, threads, reference_scan, frame))
+                task = path, device, voxels, rounds, threads, reference_scan, frame, operations
+                timing = pool.apply(measure_model, task)
             print("\n".join(timing.lines()), flush=True)
             results.append(timing)
     if json_path is not None:
@@ -145,7 +151,14 @@ def run_models(
 
 
 def measure_model(
-    path: Path, device: str, voxels: int, rounds: int, threads: int | None, reference_scan: bool, frame: str = "dense"
+    path: Path,
+    device: str,
+    voxels: int,
+    rounds: int,
+    threads: int | None,
+    reference_scan: bool,
+    frame: str = "dense",
+    operations: int = 0,
 ) -> ModelTiming:
     """Measure one detector; see `run_models`."""
     if threads is not None:
@@ -170,6 +183,9 @@ def measure_model(
             parts.append(plans)
             whole.append(_whole_pass(plain, batch, device))
         count = len(plain.encoder(batch))
+        longest = []
+        if operations:
+            longest = longest_operations(lambda: _one_pass(detector, batch, device, lambda _: None), place, operations)
         reference = None
         if reference_scan and any(isinstance(m, mamba.Mamba) for m in detector.modules()):
             with mock.patch.object(mamba, "selective_scan", selective_scan_reference):
@@ -186,6 +202,7 @@ def measure_model(
         {name: None if peak is None else peak / 1e6 for name, peak in peaks.items()},
         median(whole),
         reference,
+        tuple(longest),
     )
 
 

@@ -66,6 +66,9 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voxels", type=int, default=60_000, help="voxels of the dense frame (default 60000)")
     parser.add_argument("--rounds", type=int, default=3, help="passes that count (default 3)")
     parser.add_argument("--reference-scan", action="store_true", help="also time Mamba on the PyTorch scan")
+    parser.add_argument(
+        "--operations", type=int, default=0, metavar="N", help="list the N operations that take the most time"
+    )
     parser.add_argument("--json", type=path, help="write everything measured to this file")
 
 
@@ -143,7 +146,8 @@ def _run_models(options: argparse.Namespace) -> int:
     from pcdet_ext.benchmark import models
 
     sizes = (options.voxels, options.rounds, options.threads)
-    models.run_models(options.configs, options.device, *sizes, options.reference_scan, options.json, options.frames)
+    rest = options.reference_scan, options.json, options.frames, options.operations
+    models.run_models(options.configs, options.device, *sizes, *rest)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Run by test_sanitizer.py in a process of its own, with the address sanitizer: every kernel once, or one probe.
 
-Prints the name of every kernel that it has started.
+Prints the name of every kernel that it has started. With --device cuda the kernels run there instead of in the
+emulator, for compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import ctypes
 import sys
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -17,6 +19,7 @@ from cuda_emulator.emulator import HERE, emulated, load
 from torch import Tensor
 
 from pcdet_ext import ops
+from pcdet_ext.ops import _native
 from pcdet_ext.ops.neighbours import neighbour_table
 from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours
 
@@ -97,7 +100,7 @@ def coordinates() -> None:
     for path in ("rows", "snake"):
         ops.serialize(coords, GRID, "window_x", window=(8, 5, 5), shift=(0, 2, 2), path=path)
     ops.rotated_sets(coords, GRID, 2, (8, 5, 5), (0, 2, 2), 7)
-    leaves, _ = octree_leaves(points[:, :3] * 0.4 - 0.6, torch.tensor([300, 0, 700]), 5)
+    leaves, _ = octree_leaves(points[:, :3] * 0.4 - 0.6, torch.tensor([300, 0, 700], device="cpu"), 5)
     octree_grow(torch.unique(ops.octree_parent(leaves)), leaves)
     neighbour_table(torch.randperm(500)[:70], torch.tensor([-600, -20, 0, 1, 600]))
     octree_neighbours(torch.randint(-1, 9, (9, 27)), torch.arange(9, dtype=torch.int32), torch.arange(9))
@@ -119,15 +122,33 @@ class Noted:
 
 def every_kernel() -> None:
     """All kernels, and the names of those started."""
-    torch.manual_seed(0)
     library = Noted(load(name="pcdet_sanitized", flags=FLAGS))
     with emulated("shuffled", library=library):
-        for dtype in (torch.float32, torch.float16):
-            scans(dtype)
-        for dtype in (torch.float32, torch.float64):
-            boxes_and_segments(dtype)
-        coordinates()
+        every_call()
     print("\n".join(sorted(library.names)))
+
+
+def every_kernel_on_cuda() -> None:
+    """The same on a device."""
+    loaded = _native.library("cuda")
+    if loaded is None:
+        raise SystemExit("there is no library of CUDA kernels")
+    library = Noted(loaded)
+    torch.set_default_device("cuda")
+    with mock.patch.object(_native, "library", lambda kind: library if kind == "cuda" else None):
+        every_call()
+    torch.cuda.synchronize()
+    print("\n".join(sorted(library.names)))
+
+
+def every_call() -> None:
+    """Calls that need every kernel."""
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.float16):
+        scans(dtype)
+    for dtype in (torch.float32, torch.float64):
+        boxes_and_segments(dtype)
+    coordinates()
 
 
 def probe(shared: bool, end: int) -> None:
@@ -137,14 +158,17 @@ def probe(shared: bool, end: int) -> None:
 
 
 def main() -> None:
-    """Everything, or `--probe shared|global END`."""
+    """Everything, `--device cuda`, or `--probe shared|global END`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--probe", nargs=2, metavar=("MEMORY", "END"))
-    given = parser.parse_args().probe
-    if given is None:
-        every_kernel()
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options = parser.parse_args()
+    if options.probe is not None:
+        probe(options.probe[0] == "shared", int(options.probe[1]))
+    elif options.device == "cuda":
+        every_kernel_on_cuda()
     else:
-        probe(given[0] == "shared", int(given[1]))
+        every_kernel()
 
 
 if __name__ == "__main__":
