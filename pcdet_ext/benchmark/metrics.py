@@ -26,6 +26,7 @@ METRICS: Mapping[str, Callable[[Path], Any]] = {
     "eval_kitti_tracking": scene_metrics.kitti_tracking_result,
     "eval_bev_map": scene_metrics.bev_map_result,
     "eval_motion": scene_metrics.motion_result,
+    "eval_occupancy": scene_metrics.occupancy_result,
     "eval_planning": scene_metrics.planning_result,
 }
 

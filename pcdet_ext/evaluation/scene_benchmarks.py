@@ -7,12 +7,20 @@ from pathlib import Path
 
 from pcdet_ext.evaluation import bev_map as maps
 from pcdet_ext.evaluation import kitti_tracking as kitti_mot
-from pcdet_ext.evaluation import kitti_tracking_files, motion_files, nuscenes_tables, nuscenes_truth, planning_files
+from pcdet_ext.evaluation import (
+    kitti_tracking_files,
+    motion_files,
+    nuscenes_tables,
+    nuscenes_truth,
+    occupancy_files,
+    planning_files,
+)
 from pcdet_ext.evaluation import motion as futures
 from pcdet_ext.evaluation import planning as plans
 from pcdet_ext.evaluation.base import BENCHMARKS
 from pcdet_ext.evaluation.benchmarks import measured, no_scenes
 from pcdet_ext.evaluation.nuscenes_files import Submission
+from pcdet_ext.evaluation.occupancy import OccupancyResult
 
 
 @BENCHMARKS.register
@@ -86,3 +94,12 @@ def motion(ground_truth: Path, results: Path, scenes: Sequence[str] | None = Non
         no_scenes(scenes)
         truth, samples = motion_files.read_ground_truth(ground_truth)
     return futures.evaluate(truth, motion_files.read_results(submission, samples.tokens), samples)
+
+
+@BENCHMARKS.register
+def occupancy(ground_truth: Path, results: Path, poses: Path | None = None) -> OccupancyResult:
+    """Occupancy of Occ3D on nuScenes: mIoU, RayIoU, with flow OccScore, with instances RayPQ.
+
+    Arguments as in `occupancy_files.evaluate`.
+    """
+    return occupancy_files.evaluate(ground_truth, results, poses)

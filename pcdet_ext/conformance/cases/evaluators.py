@@ -132,5 +132,6 @@ EVALUATORS: dict[str, tuple[Callable[[Path], Iterator[tuple[str, float, float]]]
     "eval_kitti_tracking": (scene_metrics.kitti_tracking_numbers, scene_metrics.TOLERANCE),
     "eval_bev_map": (scene_metrics.bev_map_numbers, scene_metrics.MAP_TOLERANCE),
     "eval_motion": (scene_metrics.motion_numbers, scene_metrics.TOLERANCE),
+    "eval_occupancy": (scene_metrics.occupancy_numbers, scene_metrics.OCCUPANCY_TOLERANCE),
     "eval_planning": (scene_metrics.planning_numbers, scene_metrics.PLANNING_TOLERANCE),
 }

@@ -12,11 +12,16 @@ from pcdet_ext.evaluation import bev_map, motion, motion_files, planning, planni
 from pcdet_ext.evaluation.kitti_tracking import KittiTrackingResult
 from pcdet_ext.evaluation.nuscenes_files import read_json
 from pcdet_ext.evaluation.nuscenes_tables import read_tables
+from pcdet_ext.evaluation.occupancy import Occupancy, OccupancyCounts, OccupancyResult
+from pcdet_ext.evaluation.occupancy_files import FOUND, TRUTH, read_poses
+from pcdet_ext.evaluation.occupancy_rays import cast, directions, origins
 from pcdet_ext.files import read_arrays
 
 TOLERANCE = 1e-9
 MAP_TOLERANCE = 1e-6  # the published sums are float32
 PLANNING_TOLERANCE = 2e-6  # so are the published means
+OCCUPANCY_TOLERANCE = 1e-6  # so are the published flow errors
+RAYS_APART = 97  # directions that the cases list
 Numbers = Iterator[tuple[str, float, float]]  # key, ours, theirs
 
 
@@ -86,3 +91,42 @@ def motion_numbers(path: Path) -> Numbers:
         own, _ = motion_files.tables_truth(read_tables(path / "tables"), samples.tokens)
         yield from numbers_at_same_places(own.lengths.tolist(), truth.lengths.tolist(), "lengths")
         yield from numbers_at_same_places(own.paths.tolist(), truth.paths.tolist(), "paths")
+
+
+def occupancy_result(path: Path) -> OccupancyResult:
+    """The metric on the grids of a case, in the order that it names; origins come from the poses where it has some."""
+    expected = read_json(path / "expected.json")
+    with np.load(path / "inputs.npz", allow_pickle=False) as archive:
+        data = dict(archive.items())
+    poses = read_poses(path / "poses.json") if (path / "poses.json").exists() else None
+    counts = OccupancyCounts()
+    for i, rows in enumerate(zip(expected["gt_index"], expected["pred_index"], strict=True)):
+        truth, found = (
+            Occupancy(**{field: data[name][row] for field, name in names.items() if name in data})
+            for names, row in zip((TRUTH, FOUND), rows, strict=True)
+        )
+        counts.add(truth, found, data[f"origins.{i}"] if poses is None else origins(poses, i))
+    return counts.result()
+
+
+def occupancy_numbers(path: Path) -> Numbers:
+    """Every IoU and count of voxels, rays and segments; origins and single rays where the case has them."""
+    expected = read_json(path / "expected.json")
+    names = ("voxel", "ray", "ray_pq")
+    wanted = {name: expected[name] for name in names if name in expected}
+    yield from numbers_at_same_places(occupancy_result(path).to_json(), wanted, "")
+    with np.load(path / "inputs.npz", allow_pickle=False) as archive:
+        data = dict(archive.items())
+    if (path / "poses.json").exists():
+        poses = read_poses(path / "poses.json")
+        for i in range(len(poses)):
+            theirs = data[f"origins.{i}"].tolist()
+            yield from numbers_at_same_places(origins(poses, i).tolist(), theirs, f"origins.{i}")
+    if (path / "expected_rays.npz").exists():
+        rays, *sides = read_arrays(path / "expected_rays.npz", "rays", "gt", "pred")
+        yield from numbers_at_same_places(directions()[::RAYS_APART].tolist(), rays.tolist(), "rays")
+        for name, theirs in zip(("semantics", "pred"), sides, strict=True):
+            hits = cast(data[name][0], data["origins.0"][:1])
+            labels = data[name][0].reshape(-1)[hits.voxel[0]]
+            yield from numbers_at_same_places(labels.tolist(), theirs[:, 0].tolist(), f"{name}.label")
+            yield from numbers_at_same_places(hits.distance[0].tolist(), theirs[:, 1].tolist(), f"{name}.distance")
