@@ -44,8 +44,14 @@ def run_evaluator_case(path: Path) -> Report:
 
 def kitti_result(path: Path) -> KittiResult:
     """The metric on the files of a case."""
-    truth, found = _packed(path / "inputs.npz") if (path / "inputs.npz").exists() else _folders(path)
+    truth, found = kitti_frames(path)
     return evaluate(truth, found, CLASSES)
+
+
+def kitti_frames(path: Path) -> tuple[list[Labels], list[Labels]]:
+    """Ground truth and detections of each frame of a case: of text files, or packed in inputs.npz."""
+    packed = path / "inputs.npz"
+    return _packed(packed) if packed.exists() else _folders(path)
 
 
 def _kitti_numbers(path: Path) -> Iterator[tuple[str, float, float]]:
