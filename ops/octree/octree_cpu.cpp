@@ -4,7 +4,6 @@
 #include "radix_sort.h"
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #if defined(__SSE2__)
@@ -16,6 +15,11 @@ namespace {
 using namespace pcdet;
 
 constexpr int64_t kChunk = 1024;  // parents of one task
+
+// How many threads are worth their start for the children of so many parents: at most depths there are few.
+int useful_threads(int64_t parents, int threads) {
+    return static_cast<int>(std::clamp<int64_t>(parents / kChunk, 1, threads));
+}
 
 // Points of clouds that follow each other, in [-1, 1], as cells at a depth.
 struct CellsOfPoints {
@@ -113,7 +117,8 @@ PCDET_API int pcdet_octree_leaves_cpu(const float* points, int64_t n, const int6
 // above: [m], here: [n], ascending keys of the occupied nodes of two depths; keys, children: [8 m].
 PCDET_API int pcdet_octree_grow_cpu(const int64_t* above, int64_t m, const int64_t* here, int64_t n, int64_t* keys,
                                     int32_t* children, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+    const int team = useful_threads(m, threads);
+#pragma omp parallel for num_threads(team) schedule(static)
     for (int64_t first = 0; first < m; first += kChunk)
         grow(above, here, n, first, std::min(first + kChunk, m), keys, children);
     return 0;
@@ -124,7 +129,8 @@ PCDET_API int pcdet_octree_grow_cpu(const int64_t* above, int64_t m, const int64
 PCDET_API int pcdet_octree_neighbours_cpu(const int64_t* above, const int32_t* children, int64_t n, const int64_t* parents,
                                           int64_t m, int64_t* table, int64_t* wrong, int threads) {
     int64_t faults = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : faults)
+    const int team = useful_threads(m, threads);
+#pragma omp parallel for num_threads(team) schedule(static) reduction(+ : faults)
     for (int64_t i = 0; i < m; ++i) {
         bool fault = parents[i] < 0 || parents[i] >= n;
         if (!fault) {
