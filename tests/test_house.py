@@ -23,6 +23,7 @@ FLOORS = {
     "inference": 4,
     "tracking": 4,
     "places": 4,
+    "registration": 4,
     "engine": 5,
     "export": 5,
     "visualization": 5,

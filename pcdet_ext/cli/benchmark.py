@@ -7,6 +7,7 @@
     pcdet benchmark metrics CASE … [--official eval_argoverse2=13.4] [--json FILE]
     pcdet benchmark kernels [--only wkv] [--architectures 80 90] [--json FILE]
     pcdet benchmark places CHECKPOINT [data.root=DIR] [--split val] [--json FILE]
+    pcdet benchmark registration DIR CHECKPOINT [--steps 800] [--pairs 200] [--json FILE]
 
 Ratios are how many times longer the named peer took, both measured in one run; exits 1 when results differ.
 """
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_steps(kinds.add_parser("steps", help="training steps on the frames of a data set"))
     _add_data(kinds.add_parser("data", help="samples from the files of a data set, and an index of many frames"))
     _add_places(kinds.add_parser("places", help="place recognition by a checkpoint, beside scan context"))
+    _add_registration(kinds.add_parser("registration", help="poses between clouds by a trained network, beside FPFH"))
     _add_kernels(kinds.add_parser("kernels", help="registers, spills and shared memory of the CUDA kernels, by nvcc"))
     _add_metrics(kinds.add_parser("metrics", help="official metrics, beside the seconds of the official tools"))
 
@@ -95,6 +97,17 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=path, help="write everything measured to this file")
 
 
+def _add_registration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", type=path, help="prepared folder for place recognition (pcdet prepare places)")
+    parser.add_argument("checkpoint", type=path, help="of the network; where there is none, one is trained and written")
+    parser.add_argument("--steps", type=int, default=800, help="steps of training on the split train (default 800)")
+    parser.add_argument("--pairs", type=int, default=200, help="pairs of the split val to register (default 200)")
+    parser.add_argument(
+        "--device", default="cpu", choices=["cpu", "cuda"], help="where the network runs (default: cpu)"
+    )
+    parser.add_argument("--json", type=path, help="write everything measured to this file")
+
+
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="folders of ops/ (default: all)")
     parser.add_argument(
@@ -131,6 +144,7 @@ def run(options: argparse.Namespace) -> int:
             "kernels": _run_kernels,
             "metrics": _run_metrics,
             "places": _run_places,
+            "registration": _run_registration,
         }
         return runs[options.kind](options)
 
@@ -174,6 +188,14 @@ def _run_places(options: argparse.Namespace) -> int:
     from pcdet_ext.benchmark.places import run_places
 
     run_places(options.checkpoint, options.overrides, options.split, options.json, options.device)
+    return 0
+
+
+def _run_registration(options: argparse.Namespace) -> int:
+    from pcdet_ext.benchmark.registration import run_registration
+
+    sizes = (options.steps, options.pairs)
+    run_registration(options.root, options.checkpoint, *sizes, options.json, options.device)
     return 0
 
 

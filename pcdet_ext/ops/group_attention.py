@@ -145,8 +145,48 @@ def relative_bias(cells: Tensor, table: Tensor) -> Tensor:
     for axis, cell in enumerate(cells.flip(-1).unbind(-1)):  # the table has x, y, z
         distance = (cell[:, :, None] - cell[:, None]).clamp(-bound, bound)
         row = distance + bound + axis * (2 * bound + 1)
-        parts.append(F.embedding(torch.where(both, row, none), padded))
+        parts.append(_lookup(padded, torch.where(both, row, none)))
     return (parts[0] + parts[1] + parts[2]).permute(0, 3, 1, 2)
+
+
+def _lookup(table: Tensor, rows: Tensor) -> Tensor:
+    """table[rows], its gradient summed up by `segment_reduce`: torch's takes most of the time of a training step."""
+    if not (table.requires_grad and torch.is_grad_enabled()):
+        return F.embedding(rows, table)
+    return _applied(_Lookup, table, rows)
+
+
+def _applied(function: Any, *inputs: Any) -> Tensor:
+    """The result of a function of autograd, whose types torch does not tell."""
+    result: Tensor = function.apply(*inputs)
+    return result
+
+
+class _Lookup(torch.autograd.Function):
+    """table [T, H] and whole rows [...] to table[rows]."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.length = len(table)
+        return F.embedding(rows, table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _applied(_SumByRow, grad, *ctx.saved_tensors, ctx.length), None
+
+
+class _SumByRow(torch.autograd.Function):
+    """The transpose of `_Lookup`."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, rows: Tensor, length: int) -> Tensor:
+        ctx.save_for_backward(rows)
+        return segment_reduce(grad.reshape(-1, grad.shape[-1]), rows.flatten().long(), length)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _applied(_Lookup, grad, *ctx.saved_tensors), None, None
 
 
 @torch.library.custom_op("pcdet_ext::group_attention", mutates_args=())

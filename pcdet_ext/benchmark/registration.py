@@ -1,0 +1,166 @@
+"""Registration by a trained network beside FPFH: the same pairs, the same matching and the same RANSAC, in one run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pcdet_ext.data.places import PlacesDataset
+from pcdet_ext.files import atomic_write
+from pcdet_ext.models.registration import RegistrationNetwork
+from pcdet_ext.registration.pairs import CloudPair, CloudPairs, turned_at_random
+from pcdet_ext.registration.pose import FPFH, Describer, NetworkDescriber, PoseError, pose_error, register
+from pcdet_ext.registration.training import RegistrationTraining, load_network, save_network, train_network
+
+NEAREST, FARTHEST = 5.0, 15.0  # metres between the clouds of a pair
+DISTANCE = 2.0  # voxels that corresponding points may be apart
+OURS, PEER = "LSH windows", "FPFH"
+ROTATION, TRANSLATION = 5.0, 2.0  # degrees and metres within which a pose counts as found, as on KITTI in FCGF
+GROUPS = ("all", "same direction", "opposite direction")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """How one method did on a pair: how far off its pose is, whether the clouds face away from each other, seconds."""
+
+    error: PoseError
+    opposite: bool
+    seconds: float
+
+
+def run_registration(
+    root: str | Path,
+    checkpoint: str | Path,
+    steps: int = 800,
+    pairs: int = 200,
+    json_file: str | Path | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, list[Registered]]:
+    """Train a network on one split of a folder for place recognition, and register pairs of another one with it.
+
+    Args:
+        root: prepared folder whose frames have positions and headings (docs/place_recognition.md).
+        checkpoint: of the network; where it exists it is loaded and nothing is trained, else it is written.
+        steps: of training, on the split train.
+        pairs: of the split val, or all where there are fewer.
+        json_file: file for all numbers.
+        device: where the network runs.
+        seed: of training and of the pairs.
+
+    Returns:
+        For each method how it did on each pair.
+
+    Raises:
+        DataError: the folder is not prepared or damaged, or has no pairs.
+        CheckpointError: the checkpoint is no network for registration.
+        ImportError: without Open3D.
+    """
+    tested = _pairs(root, "val")
+    network = _network(root, checkpoint, RegistrationTraining(steps=steps, seed=seed), device)
+    size = network.voxel_size
+    methods: dict[str, Describer] = {OURS: NetworkDescriber(network), PEER: FPFH(size)}
+    results: dict[str, list[Registered]] = {name: [] for name in methods}
+    rng = np.random.default_rng(seed)
+    for number in tqdm(tested.some(pairs, rng), unit="pair", desc="register", leave=False):
+        pair = turned_at_random(tested[number], rng)
+        for name, method in methods.items():
+            results[name].append(_registered(pair, method, DISTANCE * size))
+    print("\n".join(table(results)))
+    if json_file is not None:
+        with atomic_write(json_file) as temporary:
+            temporary.write_text(json.dumps(_plain(results), indent=1), encoding="utf-8")
+    return results
+
+
+def _network(
+    root: str | Path, checkpoint: str | Path, options: RegistrationTraining, device: str
+) -> RegistrationNetwork:
+    """The network of a checkpoint, or a new one that is trained and written there."""
+    if Path(checkpoint).exists():
+        return load_network(checkpoint).to(device)
+    torch.manual_seed(options.seed)
+    network, begun = RegistrationNetwork().to(device), time.perf_counter()
+    with tqdm(total=options.steps, unit="step", desc="train") as bar:
+
+        def tell(step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        train_network(network, _pairs(root, "train"), options, tell)
+    save_network(checkpoint, network, options)
+    print(f"{checkpoint}: {options.steps} steps in {(time.perf_counter() - begun) / 60:.1f} minutes")
+    return network
+
+
+def _pairs(root: str | Path, split: str) -> CloudPairs:
+    everything = (-1e4, -1e4, -1e4, 1e4, 1e4, 1e4)  # the network and FPFH see to what they read
+    radii = {"positive_radius": FARTHEST, "negative_radius": 2 * FARTHEST}
+    dataset = PlacesDataset(root=root, split=split, point_cloud_range=everything, **radii)
+    return CloudPairs(dataset, NEAREST, FARTHEST)
+
+
+def _registered(pair: CloudPair, method: Describer, distance: float) -> Registered:
+    begun = time.perf_counter()
+    found = register(pair.source, pair.target, method, distance)
+    return Registered(pose_error(found, pair.pose), pair.opposite, time.perf_counter() - begun)
+
+
+def recall(results: Mapping[str, list[Registered]]) -> dict[str, dict[str, float]]:
+    """Share of the pairs whose pose was found, for each group of pairs and method; NaN for a group without pairs."""
+    chosen = {name: _groups(found) for name, found in results.items()}
+    return {group: {name: _share(chosen[name][group]) for name in results} for group in GROUPS}
+
+
+def table(results: Mapping[str, list[Registered]]) -> list[str]:
+    """Lines with the recall and the errors of each method."""
+    lines = [f"recall in percent: rotation below {ROTATION:g}°, translation below {TRANSLATION:g} m"]
+    lines.append(f"{'':20}{'pairs':>7}" + "".join(f"{name:>14}" for name in results))
+    for group, shares in recall(results).items():
+        count = len(_groups(next(iter(results.values())))[group])
+        lines.append(f"{group:20}{count:7}" + "".join(f"{100 * share:14.1f}" for share in shares.values()))
+    for name, found in results.items():
+        right = [one.error for one in found if one.error.within(ROTATION, TRANSLATION)]
+        errors = "none found"
+        if right:
+            turn, shift = np.mean([(e.rotation, e.translation) for e in right], 0)
+            errors = f"mean error where found {turn:.2f}° and {100 * shift:.0f} cm"
+        seconds = np.median([one.seconds for one in found])
+        lines.append(f"{name}: {errors}; {seconds:.2f} s per pair")
+    return lines
+
+
+def _groups(found: list[Registered]) -> dict[str, list[Registered]]:
+    opposite = [one for one in found if one.opposite]
+    return dict(zip(GROUPS, (found, [one for one in found if not one.opposite], opposite), strict=True))
+
+
+def _share(found: list[Registered]) -> float:
+    return float(np.mean([one.error.within(ROTATION, TRANSLATION) for one in found])) if found else float("nan")
+
+
+def _plain(results: Mapping[str, list[Registered]]) -> dict[str, Any]:
+    return {
+        "limits": {"rotation_degrees": ROTATION, "translation_metres": TRANSLATION},
+        "recall": recall(results),
+        "pairs": {
+            name: [
+                {
+                    "rotation_degrees": one.error.rotation,
+                    "translation_metres": one.error.translation,
+                    "opposite": one.opposite,
+                    "seconds": one.seconds,
+                }
+                for one in found
+            ]
+            for name, found in results.items()
+        },
+    }

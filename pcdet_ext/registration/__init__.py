@@ -1,0 +1,6 @@
+"""Laying two clouds of one place over each other: correspondences, poses and their errors."""
+
+from pcdet_ext.registration.pose import FPFH, PoseError, pose_error, pose_of_matches, register
+from pcdet_ext.registration.training import load_network, save_network
+
+__all__ = ["FPFH", "PoseError", "load_network", "pose_error", "pose_of_matches", "register", "save_network"]
