@@ -103,8 +103,13 @@ def _network(
 
 def _pairs(root: str | Path, split: str) -> CloudPairs:
     everything = (-1e4, -1e4, -1e4, 1e4, 1e4, 1e4)  # the network and FPFH see to what they read
-    radii = {"positive_radius": FARTHEST, "negative_radius": 2 * FARTHEST}
-    dataset = PlacesDataset(root=root, split=split, point_cloud_range=everything, **radii)
+    dataset = PlacesDataset(
+        root=root,
+        split=split,
+        point_cloud_range=everything,
+        positive_radius=FARTHEST,
+        negative_radius=2 * FARTHEST,
+    )
     return CloudPairs(dataset, NEAREST, FARTHEST)
 
 

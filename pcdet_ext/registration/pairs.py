@@ -29,10 +29,12 @@ class CloudPair:
 
 
 class CloudPairs:
-    """Frames of different runs on the ground that were taken near each other.
+    """Frames of different runs on the ground that were taken near each other, in sensors that stood upright.
+
+    Frames whose heading is not known are left out: the pose between two clouds needs it.
 
     Args:
-        dataset: whose frames have poses of sensors that stand upright.
+        dataset: whose frames have positions and headings.
         nearest: metres in x and y that the two are apart at least.
         farthest: metres that they are apart at most.
 
@@ -42,7 +44,7 @@ class CloudPairs:
 
     def __init__(self, dataset: PlacesDataset, nearest: float, farthest: float) -> None:
         self.dataset = dataset
-        self.frames = [f for f in dataset.frames if f.extra["view"] == GROUND and f.pose is not None]
+        self.frames = [f for f in dataset.frames if f.extra["view"] == GROUND and f.extra["heading"] is not None]
         xy = np.array([_pose(frame)[:2, 3] for frame in self.frames]).reshape(-1, 2)
         pairs = pairs_within(xy, farthest)
         apart = np.linalg.norm(xy[pairs[:, 0]] - xy[pairs[:, 1]], axis=1)
@@ -50,8 +52,8 @@ class CloudPairs:
         self.pairs = pairs[(apart >= nearest) & (runs[pairs[:, 0]] != runs[pairs[:, 1]])]
         if not len(self.pairs):
             raise DataError(
-                f"{dataset.root}: no two frames of different runs are {nearest:g} to {farthest:g} m apart in split "
-                f"{dataset.split!r}"
+                f"{dataset.root}: no two frames with a heading, of different runs on the ground, are {nearest:g} to "
+                f"{farthest:g} m apart in split {dataset.split!r}"
             )
 
     def __len__(self) -> int:
@@ -92,5 +94,5 @@ def _moved(points: Array, turn: Array) -> Array:
 
 
 def _pose(frame: FrameInfo) -> Array:
-    assert frame.pose is not None  # others were left out
+    assert frame.pose is not None  # every frame was prepared with a position
     return np.asarray(frame.pose, np.float64)

@@ -1,0 +1,115 @@
+"""Training of a network for registration on a few clouds, its file, and the command that does all of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pcdet_ext import checkpoint
+from pcdet_ext.benchmark.registration import Registered, recall
+from pcdet_ext.checkpoint import CheckpointError
+from pcdet_ext.cli.command import main
+from pcdet_ext.data.places import Frame, PlaceFrames, PlacesDataset, write_frames
+from pcdet_ext.data.prepare import prepare
+from pcdet_ext.models.registration import RegistrationNetwork
+from pcdet_ext.registration import PoseError, load_network, save_network
+from pcdet_ext.registration.pairs import CloudPairs
+from pcdet_ext.registration.training import RegistrationTraining, train_network
+
+
+def small() -> RegistrationNetwork:
+    torch.manual_seed(0)
+    return RegistrationNetwork((-16, -16, -3, 16, 16, 5), 1.0, 16, 2, 16, [(8.0, 0.0), (8.0, 0.5)], 8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs along one street of boxes in either split, the second one the other way."""
+    root = tmp_path_factory.mktemp("registration")
+    frames = []
+    for split, seed in (("train", 1), ("val", 2)):
+        rng = np.random.default_rng(seed)
+        low = rng.uniform((-15, -12, -1.8), (25, 12, -1.8), (30, 3))
+        world = [low + rng.uniform(size=(80, 30, 3)) * rng.uniform(0.3, 4, (30, 3))]
+        world.append(np.concatenate([rng.uniform(-15, 25, (2000, 1, 2)), np.full((2000, 1, 1), -1.8)], 2))
+        points = np.concatenate([part.reshape(-1, 3) for part in world])
+        for run, heading in (("there", 0.0), ("back", np.pi)):
+            for i in range(3):
+                frame = Frame(f"{split}_{run}_{i}.npy", f"{split} {run}", split, 6.0 * i, 0.0, heading=heading)
+                local = (points - frame.pose()[:3, 3]) @ frame.pose()[:3, :3]
+                np.save(root / frame.cloud, local[rng.random(len(local)) < 0.7].astype(np.float32))
+                frames.append(frame)
+    write_frames(root, frames)
+    prepare(PlaceFrames(root), progress=False)
+    return root
+
+
+def pairs(folder: Path) -> CloudPairs:
+    everything = (-1e4,) * 3 + (1e4,) * 3
+    return CloudPairs(
+        PlacesDataset(root=folder, point_cloud_range=everything, positive_radius=15, negative_radius=30), 5, 15
+    )
+
+
+def test_training_lowers_the_loss_and_repeats(folder: Path) -> None:
+    seen: list[list[float]] = []
+    for _ in range(2):
+        losses: list[float] = []
+        train_network(small(), pairs(folder), RegistrationTraining(steps=8), lambda step, loss: losses.append(loss))  # noqa: B023
+        seen.append(losses)
+    assert seen[0] == seen[1]
+    assert np.mean(seen[0][-3:]) < 0.9 * seen[0][0]
+
+
+def test_a_network_comes_back_from_its_file(tmp_path: Path) -> None:
+    network, path = small().eval(), tmp_path / "a.ckpt"
+    save_network(path, network, RegistrationTraining())
+    again = load_network(path)
+    assert again.settings == network.settings
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), network.parameters(), strict=True))
+    checkpoint.write(tmp_path / "b.ckpt", {"config": {"model": {}}, "model": {}})
+    with pytest.raises(CheckpointError, match=r"b.ckpt: holds no network for registration"):
+        load_network(tmp_path / "b.ckpt")
+    content = checkpoint.read(path)
+    content["config"]["network"]["channel"] = 3
+    checkpoint.write(path, {key: content[key] for key in ("config", "model")})
+    with pytest.raises(CheckpointError, match=r"a.ckpt: its settings make no network for registration"):
+        load_network(path)
+
+
+def test_wrong_numbers_of_a_training_are_refused() -> None:
+    with pytest.raises(ValueError, match="steps and batch_size must be at least 1, got 0 and 1"):
+        RegistrationTraining(steps=0)
+    with pytest.raises(ValueError, match="learning_rate must be positive"):
+        RegistrationTraining(learning_rate=float("nan"))
+
+
+def test_the_command_trains_once_and_measures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("open3d")
+    monkeypatch.setattr("pcdet_ext.benchmark.registration.RegistrationNetwork", small)
+    path, out = tmp_path / "net.ckpt", tmp_path / "all.json"
+    words = ["benchmark", "registration", str(folder), str(path), "--steps", "2", "--pairs", "2", "--json", str(out)]
+    for _ in range(2):
+        assert main(words) == 0
+        written = path.stat().st_mtime_ns
+    assert path.stat().st_mtime_ns == written
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["recall"]["all"]["FPFH"] == 1.0  # a cloud and most of the same points
+    assert [len(rows) for rows in found["pairs"].values()] == [2, 2]
+    assert "recall in percent: rotation below 5°, translation below 2 m" in capsys.readouterr().out
+
+
+def test_recall_of_groups() -> None:
+    def one(rotation: float, translation: float, opposite: bool) -> Registered:
+        return Registered(PoseError(rotation, translation), opposite, 0.1)
+
+    shares = recall({"a": [one(4, 1, False), one(6, 1, True), one(1, 3, True), one(1, 1, True)]})
+    assert shares["all"]["a"] == 0.5
+    assert shares["same direction"]["a"] == 1.0
+    assert shares["opposite direction"]["a"] == pytest.approx(1 / 3)
