@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pcdet_ext.interop import openpcdet, openpcdet_heads
+from pcdet_ext.interop import openpcdet, openpcdet_backbones, openpcdet_heads
 from pcdet_ext.interop.openpcdet_settings import Config
 from pcdet_ext.interop.parameters import first_prefix
 from pcdet_ext.interop.settings import given
@@ -66,7 +66,7 @@ def _detector(config: Config) -> VoxelDetector:
         voxel_size=config["VOXEL_SIZE"],
         encoder=openpcdet.encoder(config["VFE"], None, None) | {"x_major": True},
         backbone=backbone(config["BACKBONE_3D"]) | whole,
-        bev_backbone=openpcdet.bev_backbone(given(config["BACKBONE_2D"], NAME="BaseBEVResBackbone")),
+        bev_backbone=openpcdet_backbones.bev_backbone(given(config["BACKBONE_2D"], NAME="BaseBEVResBackbone")),
         head=openpcdet_heads.head(head, config.get("POST_PROCESSING", {}), config["CLASS_NAMES"]),
     )
     _check_maps(config, detector)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct, suggest
-from pcdet_ext.interop import lion_names, openpcdet, openpcdet_heads
+from pcdet_ext.interop import lion_names, openpcdet, openpcdet_backbones, openpcdet_heads
 from pcdet_ext.interop.openpcdet_settings import Config
 from pcdet_ext.interop.settings import skip_rest
 from pcdet_ext.models.backbones import BACKBONES
@@ -85,7 +85,7 @@ def detector_of(config: Config, state_dict: Mapping[str, Tensor]) -> VoxelDetect
     makers: dict[str, Callable[[], Any]] = {
         "encoder": lambda: openpcdet.encoder(model["VFE"], None, None) | {"x_major": True},
         "backbone": lambda: backbone(model["BACKBONE_3D"]),
-        "bev_backbone": lambda: openpcdet.bev_backbone(model["BACKBONE_2D"]),
+        "bev_backbone": lambda: openpcdet_backbones.bev_backbone(model["BACKBONE_2D"]),
         "head": lambda: openpcdet_heads.head(model["DENSE_HEAD"], model.get("POST_PROCESSING", {}), classes),
     }
     if "BACKBONE_2D" not in model:  # as in the sparse form

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pcdet_ext.config import suggest
 from pcdet_ext.interop import openpcdet_heads
-from pcdet_ext.interop.openpcdet_settings import Config
+from pcdet_ext.interop.openpcdet_backbones import backbone, bev_backbone, pillarnet_neck
+from pcdet_ext.interop.openpcdet_settings import Config, known_name
 from pcdet_ext.interop.parameters import in_spconv_2_order, renamed
+from pcdet_ext.models.bev import PillarNetNeck
 from pcdet_ext.models.detector import VoxelDetector
 
 PREFIXES = {"vfe": "encoder", "backbone_3d": "backbone", "backbone_2d": "bev_backbone", "dense_head": "head"}
+ON_SITES = ("SparseCenterHead", "VoxelNeXtHead")  # heads that read no map
 WITHOUT_PARAMETERS = ("global_step",)  # entries of official state dicts that are no parameter
 
 
@@ -81,7 +83,7 @@ def detector_from_config(
     nodes: dict[str, Any] = {
         "encoder": encoder(_section(model_cfg, "VFE"), max_points, max_voxels),
         "backbone": backbone(model_cfg.get("BACKBONE_3D"), channel_divisor),
-        "bev_backbone": bev_backbone(_section(model_cfg, "BACKBONE_2D")),
+        "bev_backbone": map_backbone(model_cfg),
         "head": openpcdet_heads.head(
             _section(model_cfg, "DENSE_HEAD"), model_cfg.get("POST_PROCESSING", {}), class_names
         ),
@@ -91,6 +93,16 @@ def detector_from_config(
     if detector.stride != published:
         raise ValueError(f"the head is set to a stride of {published}, but its map has {detector.stride}")
     return detector
+
+
+def map_backbone(model_cfg: Config) -> dict[str, Any] | None:
+    """Our 2-D backbone for an official MODEL section; heads on occupied cells have none."""
+    if "BACKBONE_2D" not in model_cfg and _section(model_cfg, "DENSE_HEAD")["NAME"] in ON_SITES:
+        return None
+    section = _section(model_cfg, "BACKBONE_2D")
+    if section["NAME"] != "BaseBEVBackboneV1":
+        return bev_backbone(section)
+    return pillarnet_neck(section, (model_cfg.get("BACKBONE_3D") or {}).get("NAME"))
 
 
 def _section(model_cfg: Config, name: str) -> Config:
@@ -116,7 +128,7 @@ ENCODERS = {
 
 def encoder(config: Config, max_points: int | None, max_voxels: int | tuple[int, int] | None) -> dict[str, Any]:
     """Our encoder for a VFE section; max_points, max_voxels: limits of hard voxels, where it has such."""
-    name = _known("VFE", config["NAME"], ENCODERS)
+    name = known_name("VFE", config["NAME"], ENCODERS)
     node: dict[str, Any] = {"name": name}
     if name in ("PillarVFE", "MeanVFE"):
         if max_points is None or max_voxels is None:
@@ -132,49 +144,6 @@ def encoder(config: Config, max_points: int | None, max_voxels: int | tuple[int,
             "use_norm": config["USE_NORM"],
         }
     return node
-
-
-BACKBONE_CHANNELS = {
-    "VoxelBackBone8x": (16, 32, 64, 64, 128),
-    "VoxelResBackBone8x": (16, 32, 64, 128, 128),
-}
-
-
-def backbone(config: Config | None, channel_divisor: int) -> dict[str, Any] | None:
-    """Our 3-D backbone for a BACKBONE_3D section, its channels divided."""
-    if config is None:
-        return None
-    channels = _known("BACKBONE_3D", config["NAME"], BACKBONE_CHANNELS)
-    node = {
-        "name": config["NAME"],
-        "channels": [width // channel_divisor for width in channels],
-        "last_pad": config.get("last_pad", 0),
-    }
-    if config["NAME"] == "VoxelResBackBone8x":
-        node["use_bias"] = config.get("USE_BIAS", True)
-    return node
-
-
-BEV_BACKBONES = {"BaseBEVBackbone": "BaseBEVBackbone", "BaseBEVResBackbone": "BaseBEVResBackbone"}
-
-
-def bev_backbone(config: Config) -> dict[str, Any]:
-    """Our 2-D backbone for a BACKBONE_2D section."""
-    return {
-        "name": _known("BACKBONE_2D", config["NAME"], BEV_BACKBONES),
-        "layer_nums": config["LAYER_NUMS"],
-        "layer_strides": config["LAYER_STRIDES"],
-        "num_filters": config["NUM_FILTERS"],
-        "upsample_strides": config.get("UPSAMPLE_STRIDES", ()),
-        "num_upsample_filters": config.get("NUM_UPSAMPLE_FILTERS", ()),
-        "use_conv_for_no_stride": config.get("USE_CONV_FOR_NO_STRIDE", False),
-    }
-
-
-def _known(section: str, name: str, known: Mapping[str, Any]) -> Any:
-    if name not in known:
-        raise ValueError(f"{section}: {name!r} is not in this library{suggest(name, known)}")
-    return known[name]
 
 
 def load_official(
@@ -194,7 +163,13 @@ def official_state(
     Raises ValueError that names entries which are missing, have no place or another shape.
     """
     parameters = {name: value for name, value in state_dict.items() if name not in WITHOUT_PARAMETERS}
-    return renamed(detector, parameters, rename or our_name, our_value)
+    neck = isinstance(getattr(detector, "bev_backbone", None), PillarNetNeck)
+    return renamed(detector, parameters, rename or (pillarnet_name if neck else our_name), our_value)
+
+
+def pillarnet_name(name: str) -> str:
+    """Our name for a parameter of PillarNet, whose dense stage stands in its 3-D backbone there."""
+    return our_name(name.replace("backbone_3d.conv5.", "backbone_2d.conv5.", 1))
 
 
 def our_name(name: str) -> str:

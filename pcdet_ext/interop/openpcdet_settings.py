@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pcdet_ext.config import suggest
 from pcdet_ext.interop.settings import skip
 
 Config = Mapping[str, Any]
@@ -40,4 +41,11 @@ def named(name: str | None, known: Mapping[str | None, str]) -> str:
     """Our word for a published name. Raises ValueError for another name."""
     if name not in known:
         raise ValueError(f"{name!r} is not known here; known: {', '.join(map(str, known))}")
+    return known[name]
+
+
+def known_name(section: str, name: str, known: Mapping[str, Any]) -> Any:
+    """What is known under a name in a section. Raises ValueError, with the nearest one, for another name."""
+    if name not in known:
+        raise ValueError(f"{section}: {name!r} is not in this library{suggest(name, known)}")
     return known[name]

@@ -73,6 +73,7 @@ def _common(config: Config) -> dict[str, Any]:
         "gaussian_overlap": assigner["GAUSSIAN_OVERLAP"],
         "min_radius": assigner["MIN_RADIUS"],
         "max_objects": assigner["NUM_MAX_OBJS"],
+        "heatmaps_by_frame": True,
         "class_weight": weights["cls_weight"],
         "box_weight": weights["loc_weight"],
         "code_weights": weights["code_weights"],

@@ -128,6 +128,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "ct_size": (1,),
     "CLASS_AGNOSTIC": (False,),
     "USE_MULTIHEAD": (False,),
+    "VFE.USE_CLUSTER_XYZ": (False,),
     "DENSE_HEAD.ACTIVATION": ("relu",),
     "model_cfg.ACTIVATION": ("relu",),
     "LOSS_CONFIG.LOSS_CLS.use_sigmoid": (True,),

@@ -13,7 +13,7 @@ import torch
 from pcdet_ext import config
 from pcdet_ext.conformance.golden import Case
 from pcdet_ext.engine.optimizer import trained_parameters
-from pcdet_ext.interop import dsvt, from_official, openpcdet, openpcdet_heads
+from pcdet_ext.interop import dsvt, from_official, openpcdet, openpcdet_backbones, openpcdet_heads
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES
 from pcdet_ext.models.detector import build_detector
@@ -152,7 +152,7 @@ def test_configurations_hold_the_published_values(root, manifest, name) -> None:
     sections = {
         "encoder": (ENCODERS, openpcdet.encoder(published["VFE"], None, None)),
         "backbone": (BACKBONES, dsvt.backbone(published["BACKBONE_3D"])),
-        "bev_backbone": (BEV_BACKBONES, openpcdet.bev_backbone(published["BACKBONE_2D"])),
+        "bev_backbone": (BEV_BACKBONES, openpcdet_backbones.bev_backbone(published["BACKBONE_2D"])),
         "head": (HEADS, openpcdet_heads.head(published["DENSE_HEAD"], {}, published["CLASS_NAMES"])),
     }
     for section, (registry, expected) in sections.items():

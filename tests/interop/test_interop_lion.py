@@ -16,7 +16,7 @@ from pcdet_ext import config
 from pcdet_ext.config import Registry, construct
 from pcdet_ext.conformance.golden import Case
 from pcdet_ext.engine.trainer import TrainConfig
-from pcdet_ext.interop import from_official, openpcdet, openpcdet_heads
+from pcdet_ext.interop import from_official, openpcdet, openpcdet_backbones, openpcdet_heads
 from pcdet_ext.interop.lion import backbone, official_state, operator
 from pcdet_ext.interop.lion_names import backbone_name, our_value
 from pcdet_ext.mixers import MIXERS
@@ -217,7 +217,9 @@ def test_configurations_have_the_published_values(root: Path, manifest: dict[str
         parts = [(ENCODERS, "encoder", openpcdet.encoder(published_model["VFE"], None, None))]
         parts.append((BACKBONES, "backbone", backbone(published_model["BACKBONE_3D"])))
         if not file.startswith("argoverse2"):
-            parts.append((BEV_BACKBONES, "bev_backbone", openpcdet.bev_backbone(published_model["BACKBONE_2D"])))
+            parts.append(
+                (BEV_BACKBONES, "bev_backbone", openpcdet_backbones.bev_backbone(published_model["BACKBONE_2D"]))
+            )
         post = published_model["POST_PROCESSING"]
         head = openpcdet_heads.head(published_model["DENSE_HEAD"], post, theirs["CLASS_NAMES"])
         parts.append((HEADS, "head", head))

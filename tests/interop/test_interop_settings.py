@@ -11,7 +11,7 @@ from hypothesis import given as generate
 from hypothesis import strategies as st
 
 from pcdet_ext.conformance.golden import Case
-from pcdet_ext.interop import SYSTEMS, from_official, openpcdet, openpcdet_heads
+from pcdet_ext.interop import SYSTEMS, from_official, openpcdet_backbones, openpcdet_heads
 from pcdet_ext.interop.settings import Settings, every_setting_counts, given, skip, skip_rest
 from pcdet_ext.interop.without_effect import ONLY, WITHOUT_EFFECT
 from pcdet_ext.models.backbones import BACKBONES
@@ -194,7 +194,7 @@ def test_a_rectifier_that_is_switched_off_may_stay(system: str) -> None:
 @pytest.mark.parametrize("name", ["VoxelBackBone8x", "VoxelResBackBone8x"])
 def test_the_last_padding_of_a_backbone_counts(name: str) -> None:
     with every_setting_counts({"BACKBONE_3D": {"NAME": name, "last_pad": 1}}) as read:
-        node = openpcdet.backbone(read["BACKBONE_3D"], 8)
+        node = openpcdet_backbones.backbone(read["BACKBONE_3D"], 8)
     depth = 41  # of published voxels, with the layer that is added to z
     for kernel, stride, padding in ((3, 2, 1), (3, 2, 1), (3, 2, 0), (3, 2, node["last_pad"])):
         depth = (depth + 2 * padding - kernel) // stride + 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pcdet_ext.conformance.golden import Case, Values, backward, runs
-from pcdet_ext.interop import openpcdet
+from pcdet_ext.interop import openpcdet, openpcdet_backbones
 from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
@@ -96,7 +96,7 @@ def run_map_to_bev(case: Case, grads: bool) -> Values:
 @runs("openpcdet", "bev_backbone")
 def run_bev_backbone(case: Case, grads: bool) -> Values:
     """A map through a 2-D backbone."""
-    node = _described(openpcdet.bev_backbone, case.config)
+    node = _described(openpcdet_backbones.bev_backbone, case.config)
     backbone = load(BEV_BACKBONES.build(node, in_channels=case.config["input_channels"]), case)
     bev = case.tensor("in.spatial_features").requires_grad_(grads)
     values = {"out.spatial_features_2d": backbone(bev), "out.num_bev_features": backbone.out_channels}
@@ -110,7 +110,7 @@ def run_sparse_backbone(case: Case, grads: bool) -> Values:
     """Voxels through a 3-D backbone and onto the map."""
     config = case.config
     grid = tuple(config["grid_size"][::-1])
-    node = _described(openpcdet.backbone, config, config.get("channel_div", 1))
+    node = _described(openpcdet_backbones.backbone, config, config.get("channel_div", 1))
     backbone = load(BACKBONES.build(node, in_channels=config["input_channels"], grid=grid), case)
     features = case.tensor("in.voxel_features").requires_grad_(grads)
     voxels = backbone(SparseVoxels(features, case.tensor("in.voxel_coords"), grid, config["batch_size"]))

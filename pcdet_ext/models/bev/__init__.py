@@ -2,6 +2,7 @@
 
 from pcdet_ext.models.bev.cascade import CascadeDEDBackbone
 from pcdet_ext.models.bev.flatten import flatten_to_bev
+from pcdet_ext.models.bev.pillarnet import PillarNetNeck
 from pcdet_ext.models.bev.registry import BEV_BACKBONES
 from pcdet_ext.models.bev.residual import BaseBEVResBackbone
 from pcdet_ext.models.bev.second import SECONDFPN, BaseBEVBackbone
@@ -12,5 +13,6 @@ __all__ = [
     "BaseBEVBackbone",
     "BaseBEVResBackbone",
     "CascadeDEDBackbone",
+    "PillarNetNeck",
     "flatten_to_bev",
 ]

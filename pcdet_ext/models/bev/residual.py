@@ -19,15 +19,20 @@ class BaseBEVResBackbone(MultiScale):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside an identity (He et al., CVPR 2016), which a 1x1 one may bring to shape."""
+    """Two 3x3 convolutions beside an identity (He et al., CVPR 2016), which a 1x1 one may bring to shape.
+
+    bias: whether the 3x3 convolutions have one.
+    """
 
     normed = (("conv1", "bn1"), ("conv2", "bn2"))
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, downsample: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, downsample: bool = False, bias: bool = False
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
         self.bn1 = bev_norm(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
         self.bn2 = bev_norm(out_channels)
         self.downsample_layer = None
         if downsample:

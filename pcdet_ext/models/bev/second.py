@@ -15,19 +15,20 @@ class BaseBEVBackbone(MultiScale):
     __doc__ = f"Levels of plain 3x3 convolutions (SECOND, PointPillars).\n\n{MultiScale.__doc__}"
 
     def _level(self, in_channels: int, out_channels: int, number: int, stride: int) -> nn.Sequential:
-        layers = [
-            nn.ZeroPad2d(1),
-            nn.Conv2d(in_channels, out_channels, 3, stride, bias=False),
-            bev_norm(out_channels),
-            nn.ReLU(),
-        ]
-        for _ in range(number):
-            layers += [
-                nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-                bev_norm(out_channels),
-                nn.ReLU(),
-            ]
-        return nn.Sequential(*layers)
+        return plain_level(in_channels, out_channels, number, stride)
+
+
+def plain_level(in_channels: int, out_channels: int, number: int, stride: int = 1) -> nn.Sequential:
+    """A 3x3 convolution with a stride and `number` without, each with batch norm and ReLU."""
+    layers = [
+        nn.ZeroPad2d(1),
+        nn.Conv2d(in_channels, out_channels, 3, stride, bias=False),
+        bev_norm(out_channels),
+        nn.ReLU(),
+    ]
+    for _ in range(number):
+        layers += [nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), bev_norm(out_channels), nn.ReLU()]
+    return nn.Sequential(*layers)
 
 
 @BEV_BACKBONES.register

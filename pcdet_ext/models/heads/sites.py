@@ -105,7 +105,7 @@ class Layers:
             conv: SparseConv3d = SubMConv3d(*sides, kernel, bias=self.bias, engine=self.engine)
         else:  # the native engine alone gives all branches their sites in one order
             padding = (0, self.kernel_size // 2, self.kernel_size // 2)
-            conv = SparseConv3d(*sides, kernel, 1, padding, bias=self.bias, engine="native")
+            conv = SparseConv3d(*sides, kernel, 1, padding, bias=self.bias, engine="native", first_seen=True)
         return conv_block(conv, self.eps, self.momentum)
 
 

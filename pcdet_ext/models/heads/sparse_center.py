@@ -38,6 +38,8 @@ class SparseCenterHead(SiteHead):
         max_objects: of a frame and task that are learnt from; None for all.
         swapped_limits: published models hold centres inside of the map by its number of rows in x, and of columns in y,
             which differs on maps that are not square.
+        heatmaps_by_frame: published models lay the heatmaps of the frames one after the other beside sites whose order
+            depends on spconv; where that is not frame after frame, a site learns the values of another one.
         class_weight: of the loss of heatmaps.
         box_weight: of the loss of boxes.
         iou_weight: of the loss of predicted overlaps.
@@ -73,6 +75,7 @@ class SparseCenterHead(SiteHead):
         min_radius: int = 2,
         max_objects: int | None = None,
         swapped_limits: bool = False,
+        heatmaps_by_frame: bool = False,
         class_weight: float = 1.0,
         box_weight: float = 0.25,
         iou_weight: float = 1.0,
@@ -114,4 +117,5 @@ class SparseCenterHead(SiteHead):
             min_radius,
             max_objects,
             swapped_limits=swapped_limits,
+            by_frame=heatmaps_by_frame,
         )

@@ -47,6 +47,7 @@ class VoxelNeXtHead(SiteHead):
         gaussian_ratio: factor on the radius in the width of the Gaussians.
         gaussian_around: what Gaussians are drawn around: the "center", the "nearest_site", or both.
         max_objects: see `SparseCenterHead`; objects without extent count.
+        heatmaps_by_frame: see `SparseCenterHead`.
         class_weight: see `SparseCenterHead`.
         box_weight: see `SparseCenterHead`.
         iou_weight: see `SparseCenterHead`.
@@ -87,6 +88,7 @@ class VoxelNeXtHead(SiteHead):
         gaussian_ratio: float = 1.0,
         gaussian_around: Sequence[Around] = ("nearest_site", "center"),
         max_objects: int | None = None,
+        heatmaps_by_frame: bool = False,
         class_weight: float = 1.0,
         box_weight: float = 0.25,
         iou_weight: float = 1.0,
@@ -137,6 +139,7 @@ class VoxelNeXtHead(SiteHead):
             max_objects,
             tuple(gaussian_around),
             gaussian_ratio,
+            by_frame=heatmaps_by_frame,
         )
 
     def _overlap_losses(self, expected: Tensor, boxes: Tensor, objects: Tensor) -> dict[str, Tensor]:

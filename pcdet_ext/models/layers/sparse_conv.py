@@ -35,7 +35,8 @@ class SparseConv3d(nn.Module):
 
     An output cell o reads the inputs o * stride - padding + k. kernel_size, stride, padding: a number or (z, y, x).
     weight: [out, kz, ky, kx, in], as in spconv 2; bias [out] or None. Output rows of the native engine ascend by
-    (batch, z, y, x); those of spconv have no fixed order.
+    (batch, z, y, x), or with `first_seen` stand in the order in which kernel cell after kernel cell reaches them from
+    the input rows, as those of spconv on the CPU do; elsewhere spconv has no fixed order.
     Raises ValueError for impossible sizes, ImportError when `engine` is "spconv" and it is not installed.
     """
 
@@ -50,8 +51,10 @@ class SparseConv3d(nn.Module):
         padding: int | Sequence[int] = 0,
         bias: bool = False,
         engine: Engine = "auto",
+        first_seen: bool = False,
     ) -> None:
         super().__init__()
+        self.first_seen = first_seen
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = _triple(kernel_size, "kernel_size", minimum=1)
@@ -96,7 +99,7 @@ class SparseConv3d(nn.Module):
         return self._forward_native(voxels)
 
     def _forward_native(self, voxels: SparseVoxels) -> SparseVoxels:
-        key = ("sparse_conv", self.submanifold, self.kernel_size, self.stride, self.padding)
+        key = ("sparse_conv", self.submanifold, self.kernel_size, self.stride, self.padding, self.first_seen)
         table = voxels.plan(key, self._table)
         features = voxels.features.to(self.weight.dtype)
         result = _apply(features, self.weight, table.pairs, len(table.coords))
@@ -108,7 +111,8 @@ class SparseConv3d(nn.Module):
     def _table(self, voxels: SparseVoxels) -> NeighbourTable:
         if self.submanifold:
             return NeighbourTable(submanifold_pairs(voxels, self.kernel_size), voxels.coords, voxels.grid)
-        return strided_table(voxels, self.kernel_size, self.stride, self.padding, self.out_grid(voxels.grid))
+        sizes = (self.kernel_size, self.stride, self.padding, self.out_grid(voxels.grid))
+        return strided_table(voxels, *sizes, self.first_seen)
 
     def _forward_spconv(self, voxels: SparseVoxels) -> SparseVoxels:
         spconv = _spconv()
@@ -210,9 +214,9 @@ def _keys_and_shifts(voxels: SparseVoxels, kernel: Triple) -> tuple[Tensor, Tens
 
 
 def strided_table(
-    voxels: SparseVoxels, kernel: Triple, stride: Triple, padding: Triple, out_grid: Triple
+    voxels: SparseVoxels, kernel: Triple, stride: Triple, padding: Triple, out_grid: Triple, first_seen: bool = False
 ) -> NeighbourTable:
-    """Output cells, ascending by (batch, z, y, x), and the pairs of each kernel cell."""
+    """Output cells, ascending by (batch, z, y, x) or as they are first seen, and the pairs of each kernel cell."""
     coords = voxels.coords.long()
     strides = _key_strides(out_grid)
     axes = [
@@ -224,8 +228,20 @@ def strided_table(
         rows.append(row)
         keys.append(coords[row, 0] * strides[0] + z[row] * strides[1] + y[row] * strides[2] + x[row])
     unique, inverse = torch.unique(torch.cat(keys), return_inverse=True)
+    if first_seen:
+        unique, inverse = _as_first_seen(unique, inverse)
     pairs = list(zip(rows, inverse.split([len(r) for r in rows]), strict=True))
     return NeighbourTable(pairs, _unpack(unique, out_grid), out_grid)
+
+
+def _as_first_seen(unique: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Unique values and where each value of a list is among them, in the order of their first occurrence in it."""
+    place = torch.arange(len(inverse), device=inverse.device)
+    first = torch.full_like(unique, len(inverse)).scatter_reduce_(0, inverse, place, "amin")
+    order = first.argsort()
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    return unique[order], rank[inverse]
 
 
 def _reached(position: Tensor, offset: int, stride: int, padding: int, size: int) -> tuple[Tensor, Tensor]:

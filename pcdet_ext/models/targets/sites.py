@@ -78,6 +78,8 @@ class SiteAssigner:
             around the cell that the centre is in, cut off at √2 radii, and scaled so that the nearest sites reach 1.
         ratio: factor on the radius in the width of the Gaussians; with `around` alone.
         swapped_limits: centres are held inside of the map by its number of rows in x, and of columns in y.
+        by_frame: the heatmap's rows are those of the first frame, then of the second, and so on, and not those of the
+            sites: where sites are not sorted by frame, each learns another one's values, as published.
     """
 
     origin: Sequence[float]
@@ -88,6 +90,7 @@ class SiteAssigner:
     around: Sequence[Around] | None = None
     ratio: float = 1.0
     swapped_limits: bool = False
+    by_frame: bool = False
 
     def __call__(
         self, sites: Sites, boxes: Sequence[Tensor], labels: Sequence[Tensor], task: Sequence[int]
@@ -103,6 +106,8 @@ class SiteAssigner:
         for rows, box, label in zip(sites.rows, boxes, labels, strict=True):
             channel, objects = self._objects(box, label, task)
             frames.append(self._frame(sites, rows, channel, objects, heatmap))
+        if self.by_frame:
+            heatmap = torch.cat([heatmap[rows] for rows in sites.rows])
         pad = torch.nn.utils.rnn.pad_sequence
         index, site, mask, codes, found = (pad(list(parts), batch_first=True) for parts in zip(*frames, strict=True))
         return SiteTargets(heatmap, index, site, mask, codes, found.view(len(boxes), -1, columns))

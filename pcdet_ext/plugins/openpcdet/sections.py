@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pcdet_ext.config import ConfigError, Node, Registry, suggest
-from pcdet_ext.interop import dsvt, lion, openpcdet, scatterformer
+from pcdet_ext.interop import dsvt, lion, openpcdet, openpcdet_backbones, scatterformer
 from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES
@@ -51,9 +51,9 @@ TWINS: dict[str, dict[str, Reader]] = {
     ),
     "BACKBONE_3D": {
         "DSVT": _dsvt,
-        **dict.fromkeys(openpcdet.BACKBONE_CHANNELS, lambda config: openpcdet.backbone(config, 1) or {}),
+        **dict.fromkeys(openpcdet_backbones.SECOND, lambda config: openpcdet_backbones.backbone(config, 1) or {}),
     },
-    "BACKBONE_2D": dict.fromkeys(openpcdet.BEV_BACKBONES, openpcdet.bev_backbone),
+    "BACKBONE_2D": dict.fromkeys(openpcdet_backbones.BEV_BACKBONES, openpcdet_backbones.bev_backbone),
     "DENSE_HEAD": {},
 }
 READERS: dict[str, dict[str, Reader]] = {
