@@ -21,8 +21,8 @@ SYSTEMS = {
     "lion2": "pcdet_ext.interop.lion",
     "octformer": "pcdet_ext.interop.octformer",
     "octree": "pcdet_ext.interop.octree",
-    "openpcdet": "pcdet_ext.interop.openpcdet",
-    "openpcdet2": "pcdet_ext.interop.openpcdet",
+    "openpcdet": "pcdet_ext.interop.openpcdet_detectors",
+    "openpcdet2": "pcdet_ext.interop.openpcdet_detectors",
     "scatterformer": "pcdet_ext.interop.scatterformer",
 }
 

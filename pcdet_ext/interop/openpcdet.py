@@ -80,6 +80,7 @@ def detector_from_config(
     narrower.
     Raises ValueError for components and settings that this library does not have.
     """
+    _check_one_stage(model_cfg)
     nodes: dict[str, Any] = {
         "encoder": encoder(_section(model_cfg, "VFE"), max_points, max_voxels),
         "backbone": backbone(model_cfg.get("BACKBONE_3D"), channel_divisor),
@@ -93,6 +94,17 @@ def detector_from_config(
     if detector.stride != published:
         raise ValueError(f"the head is set to a stride of {published}, but its map has {detector.stride}")
     return detector
+
+
+def _check_one_stage(model_cfg: Config) -> None:
+    """Raise ValueError for a detector with a second stage, or whose boxes come from single points."""
+    for section in ("ROI_HEAD", "POINT_HEAD", "PFE"):
+        if section in model_cfg:
+            part, whole = model_cfg[section].get("NAME"), model_cfg.get("NAME")
+            raise ValueError(
+                f"{section}: {part!r} is not in this library, which has detectors of one stage on voxels: {whole!r} is "
+                "of two stages, or reads single points"
+            )
 
 
 def map_backbone(model_cfg: Config) -> dict[str, Any] | None:

@@ -67,6 +67,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "separate_head.type": DERIVED,
     "norm_cfg.type": "kinds of batch norm, which are the same outside of distributed training",
     "voxel_processor.NAME": DERIVED,
+    "voxel_processor.DOUBLE_FLIP": "the head says it, too, and makes the copies itself",
     "voxel_processor.VOXEL_SIZE": DERIVED,
     "voxel_processor.MAX_*": "encoders of dynamic voxels have no limits",
     "model.NAME": "the sections say what the detector is made of",

@@ -18,7 +18,15 @@ from pcdet_ext.conformance.reproduce import EXPECTED, load_runners, reproduce
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 SMALL = Path(__file__).resolve().parents[1] / "data" / "golden"
-COMPLETE = ("dsvt", "flatformer", "lion", "openpcdet", "scatterformer")  # systems of which every case is covered
+COMPLETE = (
+    "dsvt",
+    "flatformer",
+    "lion",
+    "lion2",
+    "openpcdet",
+    "openpcdet2",
+    "scatterformer",
+)  # systems of which every case is covered
 
 
 def cases() -> list[Path]:

@@ -11,17 +11,17 @@ import torch
 
 import pcdet_ext.conformance.cases.openpcdet_heads  # noqa: F401  (registers the runners)
 from pcdet_ext.conformance.golden import Case, run_case
-from pcdet_ext.interop import from_official
+from pcdet_ext.interop import dsvt, from_official, openpcdet
 
 # Published models with a component that this library does not have, and that component.
 OUT_OF_REACH = {
-    "kitti_models/pillarnet.yaml": "PillarBackBone8x",
-    "waymo_models/pillarnet.yaml": "PillarRes18BackBone8x",
-    "nuscenes_models/cbgs_pillar0075_res2d_centerpoint.yaml": "PillarRes18BackBone8x",
     "nuscenes_models/cbgs_second_multihead.yaml": "AnchorHeadMulti",
     "nuscenes_models/cbgs_pp_multihead.yaml": "AnchorHeadMulti",
 }
 COVERED = (
+    "kitti_models/pillarnet.yaml",
+    "waymo_models/pillarnet.yaml",
+    "nuscenes_models/cbgs_pillar0075_res2d_centerpoint.yaml",
     "kitti_models/pointpillar.yaml",
     "kitti_models/second.yaml",
     "waymo_models/second.yaml",
@@ -66,6 +66,38 @@ def test_every_name_and_shape_of_a_published_model_has_its_place(manifest, name)
     detector = from_official("openpcdet", entry["config"], state)
     found = sorted(float(t.flatten()[0]) for t in detector.state_dict().values())
     assert found == [float(i) for i, (key, _) in enumerate(entry["params"]) if key != "global_step"]
+
+
+@pytest.fixture(scope="module")
+def second_manifest(shared: Path) -> dict:
+    return json.loads((shared / "golden" / "openpcdet2" / "manifest.json").read_text())
+
+
+def test_every_name_and_shape_of_the_other_published_models_has_its_place_or_they_say_why(second_manifest):
+    covered = 0
+    for name, entry in second_manifest.items():
+        model = entry["config"]["model"]
+        if "ROI_HEAD" in model:
+            with pytest.raises(ValueError, match=r"ROI_HEAD: .* is of two stages"):
+                from_official("openpcdet2", entry["config"])
+            continue
+        if model["DENSE_HEAD"]["NAME"] == "AnchorHeadMulti":
+            with pytest.raises(ValueError, match="AnchorHeadMulti"):
+                from_official("openpcdet2", entry["config"])
+            continue
+        with torch.device("meta"):
+            detector = from_official("openpcdet2", entry["config"])
+            state = {key: torch.empty(shape) for key, shape in entry["params"]}
+        is_dsvt = model.get("BACKBONE_3D", {}).get("NAME") == "DSVT"
+        rename = dsvt.detector_name if is_dsvt else None
+        placed = openpcdet.official_state(detector, state, rename)
+        assert {key: value.shape for key, value in placed.items()} == {
+            key: value.shape for key, value in detector.state_dict().items()
+        }, name
+        assert len(placed) == entry["n_state_entries"] - 1, name  # all but global_step
+        assert sum(p.numel() for p in detector.parameters()) == entry["total_params"], name
+        covered += 1
+    assert covered == 13
 
 
 @pytest.mark.parametrize("name", OUT_OF_REACH)
