@@ -111,7 +111,16 @@ def _what_was_found(error: pickle.UnpicklingError) -> str:
 
 
 def load_model(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Give a model its parameters. Raises CheckpointError that tells which do not fit or are not finite."""
+    """Give a model the parameters and buffers of a checkpoint, all of them.
+
+    Args:
+        model: the module, which is changed in place.
+        state: tensors by name, as `state_dict()` gives them.
+        path: the file they are from, for messages.
+
+    Raises:
+        CheckpointError: some are missing, unknown, of another shape, or not finite; the message names the first ones.
+    """
     own = model.state_dict()
     missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     reshaped = [
@@ -164,7 +173,16 @@ class Transfer:
 def transfer(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> Transfer:
     """Give a model those parameters and buffers of another one that have the same name and shape.
 
-    Raises CheckpointError when not one parameter of the model fits, or when one that fits is not finite.
+    Args:
+        model: the module, which is changed in place.
+        state: tensors of the other model by name.
+        path: the file they are from, for messages.
+
+    Returns:
+        What was taken, and what was not and why.
+
+    Raises:
+        CheckpointError: not one parameter of the model fits, or one that fits is not finite.
     """
     own = model.state_dict()
     shared = [name for name in own if name in state]

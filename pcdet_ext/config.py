@@ -231,7 +231,16 @@ def setting(node: Mapping[str, Any], key: str, hint: Any, default: Any = ...) ->
 
 
 def from_plain(items: Mapping[str, Any], source: str, overrides: Iterable[str] = ()) -> Node:
-    """A node tree from built-in types (a checkpoint's configuration); `source` names them in messages."""
+    """A tree of nodes from built-in types, such as the configuration that a checkpoint holds.
+
+    Args:
+        items: the configuration, mappings and lists inside it included.
+        source: what messages name as the place where its keys were written.
+        overrides: changes in the form `a.b=value`, which are made afterwards.
+
+    Raises:
+        ConfigError: an override is malformed or names a key that cannot be set.
+    """
 
     def convert(value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -234,7 +234,19 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
             _log.warning("%s: made from %s, and used for %s; is it the same data?", folder, made_from, root)
 
     def check_points(self, points: Array, info: FrameInfo, path: Path) -> Array:
-        """The points of a file. Raises DataError when it has another number of them than when it was prepared."""
+        """Hold the points of a file against the index.
+
+        Args:
+            points: [N, F], as they were read.
+            info: the frame's entry in the index.
+            path: the file, for the message.
+
+        Returns:
+            The same points.
+
+        Raises:
+            DataError: the file has another number of points than when the data was prepared.
+        """
         if len(points) != info.num_points:
             raise DataError(f"{path}: {len(points)} points where the index has {info.num_points}; changed?")
         return points
@@ -489,10 +501,17 @@ def _with_velocity(sample: Sample, wanted: bool) -> Sample:
 
 
 def check_classes(classes: Sequence[str], counts: Mapping[str, int], where: str, strict: bool) -> None:
-    """Hold the configured classes against the labels of an index, given as the number of objects of each class.
+    """Hold the configured classes against the labels of an index. A class that never occurs is logged as a warning.
 
-    A class that never occurs gives a warning; with `strict`, ConfigError when it looks like a misspelling of one that
-    does, or when no class occurs at all.
+    Args:
+        classes: the configured names.
+        counts: number of labelled objects of each class in the index.
+        where: what messages call the data.
+        strict: whether mistakes are errors.
+
+    Raises:
+        ConfigError: with `strict`, a class that never occurs looks like a misspelling of one that does, or no class
+            occurs at all.
     """
     known = {name for name, count in counts.items() if count}
     absent = [name for name in classes if name not in known]

@@ -52,13 +52,22 @@ def measured_kind(data: Mapping[str, Any]) -> type:
 
 
 def build_dataset(node: Mapping[str, Any], split: str, training: bool, seed: int = 0) -> Dataset:
-    """The data set that a configuration's data section describes; in training its own `split` precedes the argument.
+    """The data set that a configuration's data section describes.
 
     In training, `sources` (a list of mappings) joins several: each has the section's own keys with those of the source
     put over them, so `{root: …, split: …, repeat: 5}` is enough (an `index` belongs to its root and is not taken over
-    with another one). Without training, the section's root and the split asked for count alone, and
-    all its frames, whatever `interval` says.
-    Raises ConfigError for wrong keys, DataError for missing data.
+    with another one). Without training, the section's root and the split that is asked for count alone, and all its
+    frames, whatever `interval` says.
+
+    Args:
+        node: the data section.
+        split: "train", "val" or another split of the format; in training the section's own `split` precedes it.
+        training: whether frames are augmented and `sources` and `interval` count.
+        seed: of everything that is drawn at random.
+
+    Raises:
+        ConfigError: keys are wrong or missing, or the format cannot be read.
+        DataError: data is missing or damaged.
     """
     node = node if isinstance(node, Node) else Node(node)
     if node.get("name") in NOT_READ_YET:

@@ -40,9 +40,15 @@ def turned(xy: Array, angle: float) -> Array:
 
 
 def inside_boxes(points: Array, boxes: Array, margin: float = 0.0) -> Array:
-    """bool [M, N]: which points [N, 3+] lie in which boxes [M, 7+]; the border belongs to the box.
+    """Which points lie in which boxes; the border belongs to the box.
 
-    margin: metres added on the four upright sides.
+    Args:
+        points: floating-point [N, 3+], x, y and z in metres first.
+        boxes: floating-point [M, 7+] (x, y, z, dx, dy, dz, heading), z at the centre.
+        margin: metres by which each box is widened on its four upright sides.
+
+    Returns:
+        bool [M, N].
     """
     inside = np.zeros((len(boxes), len(points)), bool)
     for row, box in zip(inside, boxes, strict=True):
@@ -67,9 +73,16 @@ def footprints(boxes: Array) -> Array:
 def points_in_range(
     points: Array, point_cloud_range: Sequence[float], use_z: bool = False, closed: bool = False
 ) -> Array:
-    """bool [N]: which points [N, 3+] lie in the range (x, y, z minimum, then maximum), in z only if asked.
+    """Which points lie in a range.
 
-    closed: whether the maximum itself is inside, as in OpenPCDet, whose voxels leave such points out after all.
+    Args:
+        points: floating-point [N, 3+], x, y and z in metres first.
+        point_cloud_range: x, y and z minimum, then their maximum, in metres.
+        use_z: whether z counts as well as x and y.
+        closed: whether the maximum itself is inside, as in OpenPCDet, whose voxels leave such points out after all.
+
+    Returns:
+        bool [N].
     """
     low, high = np.asarray(point_cloud_range, points.dtype).reshape(2, 3)
     inside = np.ones(len(points), bool)
@@ -91,9 +104,16 @@ def finite_points(points: Array) -> tuple[Array, int]:
 def boxes_in_range(
     boxes: Array, point_cloud_range: Sequence[float], min_corners: int | None = None, closed: bool = False
 ) -> Array:
-    """bool [M]: which boxes [M, 7+] have their centre in the range, or `min_corners` of their 8 corners in its x-y.
+    """Which boxes lie in a range: by their centre, or by their corners.
 
-    closed: see `points_in_range`.
+    Args:
+        boxes: floating-point [M, 7+] (x, y, z, dx, dy, dz, heading), z at the centre.
+        point_cloud_range: x, y and z minimum, then their maximum, in metres.
+        min_corners: how many of the 8 corners must be in the range of x and y; None: the centre must be in all of it.
+        closed: whether the maximum itself is inside, see `points_in_range`.
+
+    Returns:
+        bool [M].
     """
     if min_corners is None:
         return points_in_range(boxes, point_cloud_range, use_z=True, closed=closed)
@@ -103,10 +123,17 @@ def boxes_in_range(
 
 
 def overlap_from_above(a: Array, b: Array, margin: float = 0.0) -> Array:
-    """bool [N, M]: which boxes a [N, 7+] and b [M, 7+] overlap seen from above; touching is no overlap.
+    """Which boxes overlap when they are seen from above; touching is no overlap.
 
-    margin: metres of distance along an axis of either box that still count as overlap. Two rectangles are apart when
-    they are on one of their four side directions (separating axis theorem).
+    Two rectangles are apart when they are on one of their four side directions (separating axis theorem).
+
+    Args:
+        a: floating-point [N, 7+] (x, y, z, dx, dy, dz, heading).
+        b: floating-point [M, 7+], likewise.
+        margin: metres of distance along an axis of either box that still count as overlap.
+
+    Returns:
+        bool [N, M].
     """
     offset = b[None, :, :2] - a[:, None, :2]
     half_a, half_b = a[:, None, 3:5] / 2, b[None, :, 3:5] / 2

@@ -85,9 +85,15 @@ class FrameInfo:
 
     @staticmethod
     def of(sample: Sample, dropped: int, points_in_box: Array, extra: Mapping[str, Any]) -> FrameInfo:
-        """The entry of a frame that was read whole; objects without a difficulty all count (0).
+        """The entry of a frame that was read whole.
 
-        points_in_box: int64 [M], points found inside each box, where the labels do not say themselves how many.
+        Objects without a difficulty get the difficulty 0, so that all count.
+
+        Args:
+            sample: the frame.
+            dropped: number of its NaN and infinite points, which were left out.
+            points_in_box: int64 [M], points found inside each box, where the labels do not say themselves how many.
+            extra: what else the format keeps about a frame.
         """
         targets = sample.targets
         info = FrameInfo(
@@ -318,9 +324,12 @@ class IndexWriter:
 
 @contextmanager
 def index_writer(path: Path, root: Path | None = None, layout: str = "") -> Iterator[IndexWriter]:
-    """A writer of an index that takes the place of `path` when the block ends without an error.
+    """A context manager whose writer's index takes the place of `path` when the block ends without an error.
 
-    root: the folder of its data; layout: how the files there are laid out, as "kitti".
+    Args:
+        path: the Parquet file.
+        root: the folder of the data.
+        layout: how the files there are laid out, for example "kitti".
     """
     with atomic_write(path) as temporary:
         writer = IndexWriter(temporary, root, layout)
@@ -333,7 +342,13 @@ def index_writer(path: Path, root: Path | None = None, layout: str = "") -> Iter
 
 
 def write_index(path: Path, infos: Iterable[FrameInfo], layout: str = "") -> None:
-    """Write an index atomically; layout: see `index_writer`."""
+    """Write an index; an existing file is replaced as a whole.
+
+    Args:
+        path: the Parquet file.
+        infos: the entries, in their order.
+        layout: how the files of the data are laid out, for example "kitti".
+    """
     with index_writer(path, layout=layout) as writer:
         for info in infos:
             writer.add(info)

@@ -41,12 +41,21 @@ class CloudNormalization:
 def normalize_cloud(
     points: Tensor, scale_factor: float | None = None, unit_sphere: bool = False, centre: bool = True
 ) -> Tensor:
-    """Points [P, 3] moved and scaled (HOTFormerLoc, Griffiths et al., CVPR 2025).
+    """Move and scale a cloud (HOTFormerLoc, Griffiths et al., CVPR 2025).
 
-    By default the middle of the bounding box moves to the origin and its longest side gets the length 2; unit_sphere:
-    the mean moves there and the farthest point gets the distance 1; scale_factor: metres that become 1 instead.
-    centre: False leaves the origin where it is.
-    Raises ValueError for a cloud without points or a scale that is not positive.
+    By default the middle of the bounding box moves to the origin and its longest side gets the length 2.
+
+    Args:
+        points: floating-point [P, 3] (x, y, z) in metres.
+        scale_factor: metres that become 1, instead of a scale that follows from the cloud.
+        unit_sphere: whether the mean moves to the origin instead, and the farthest point gets the distance 1.
+        centre: False leaves the origin where it is.
+
+    Returns:
+        [P, 3] of the same dtype.
+
+    Raises:
+        ValueError: the cloud has no points, or the scale is not positive.
     """
     if points.ndim != 2 or points.shape[1] != 3 or not len(points):
         raise ValueError(f"points must be [P, 3] with at least one point, got {list(points.shape)}")

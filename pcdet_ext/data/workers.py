@@ -42,9 +42,15 @@ def run_in_processes(work: Callable[[Any], T], tasks: Sequence[Any], workers: in
 
 
 def in_order(pool: Executor, work: Callable[[Any], T], tasks: Sequence[Any], ahead: int) -> Iterator[T]:
-    """Results of `work` in the order of the tasks, of which no more than `ahead` are begun before they are asked for.
+    """Results of `work` in the order of the tasks, few of which are begun before their results are asked for.
 
     `Executor.map` begins all of them: results would pile up where they are taken more slowly than they are made.
+
+    Args:
+        pool: what runs the tasks.
+        work: the function to call with each task.
+        tasks: its arguments.
+        ahead: how many tasks at most are begun before their results are asked for.
     """
     begun: deque[Future[T]] = deque()
     for task in tasks:

@@ -96,10 +96,19 @@ class Octree:
         return self._neighbours[depth]
 
     def table(self, depth: int, kernel: str = "333", stride: int = 1, nempty: bool = True) -> Tensor:
-        """What a convolution reads: rows int64 [M, K] of the features of a depth, -1 where there is none. Kept.
+        """What a convolution reads at each of its outputs. It is computed once and kept.
 
-        stride 1: one output per node (per occupied node with nempty); stride 2: one output per occupied parent.
-        Raises ValueError for an unknown kernel or stride.
+        Args:
+            depth: of the features that are read.
+            kernel: extents along x, y and z as digits, for example "333".
+            stride: 1 for one output per node (per occupied node with `nempty`), 2 for one per occupied parent.
+            nempty: whether there are features of occupied nodes only.
+
+        Returns:
+            int64 [M, K]: rows of the features, -1 where there is none.
+
+        Raises:
+            ValueError: the kernel or the stride is unknown.
         """
         key = (depth, kernel, stride, nempty)
         if key not in self._tables:
@@ -145,7 +154,16 @@ class Octree:
         return features[self.levels[depth].occupied_rows]
 
     def search(self, cells: Tensor, depth: int, nempty: bool = True) -> Tensor:
-        """Row int64 of the node at each of `cells` int [..., 4] (batch, z, y, x), -1 outside and where none is."""
+        """Find nodes by their place.
+
+        Args:
+            cells: integer [..., 4] (batch, z, y, x).
+            depth: of the nodes.
+            nempty: whether rows count occupied nodes only.
+
+        Returns:
+            int64 [...]: the row of the node at each cell, -1 outside of the octree and where no node is.
+        """
         cells, size = cells.long(), 1 << depth
         inside = ((cells[..., 1:] >= 0) & (cells[..., 1:] < size)).all(-1)
         inside &= (cells[..., 0] >= 0) & (cells[..., 0] < self.batch_size)
@@ -211,12 +229,19 @@ def build_octree(
     features: Sequence[Tensor] | None = None,
     wrap: bool = False,
 ) -> Octree:
-    """The octree of clouds of points float32 [P, 3] (x, y, z) in [-1, 1].
+    """The octree of clouds of points.
 
-    depth: of the leaves, which are 2^(1 - depth) wide; full_depth: down to it all nodes exist. normals [P, 3], features
-    [P, F] of each cloud: reduced to the leaves. wrap: a coordinate of exactly +1 falls into the first cell of its axis,
-    as published, instead of the last one. Raises ValueError for points outside, without a cloud, and for depths that
-    make no tree.
+    Args:
+        points: float32 [P, 3] (x, y, z) in [-1, 1] for each cloud.
+        depth: of the leaves, which are 2^(1 - depth) wide.
+        full_depth: down to this depth all nodes exist.
+        normals: floating-point [P, 3] for each cloud; a leaf has the direction of their sum.
+        features: floating-point [P, F] for each cloud; a leaf has their mean.
+        wrap: whether a coordinate of exactly +1 falls into the first cell of its axis, as published, and not the last.
+
+    Raises:
+        ValueError: there is no cloud, points are not float32 [P, 3] or lie outside of [-1, 1], or the depths make no
+            tree.
     """
     if not 1 <= depth <= MAX_DEPTH or not 1 <= full_depth <= depth:
         raise ValueError(f"1 ≤ full_depth ≤ depth ≤ {MAX_DEPTH} must hold, got full_depth {full_depth}, depth {depth}")

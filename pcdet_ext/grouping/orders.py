@@ -34,7 +34,13 @@ class Ordering:
 
 
 def ordering_of_keys(keys: Tensor, batch_index: Tensor, batch_size: int) -> Ordering:
-    """Sort by keys int64 [N] that ascend with the frame; equal keys keep the order of the voxels."""
+    """Sort voxels by their keys; voxels with equal keys keep their order.
+
+    Args:
+        keys: int64 [N], those of a later frame being larger.
+        batch_index: int64 [N], the frame of each voxel.
+        batch_size: number of frames.
+    """
     order = torch.argsort(keys, stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
@@ -144,7 +150,17 @@ def check_window(window: Sequence[int | None], shift: Sequence[int] = (0, 0, 0))
 def window_index(
     coords: Tensor, grid: Sequence[int], window: tuple[int, int, int], shift: tuple[int, int, int]
 ) -> Tensor:
-    """Number int64 [N] of each voxel's window, ascending by its (frame, x, y, z); sizes in cells, (Z, Y, X)."""
+    """Number the window of each voxel, ascending by the window's frame, x, y and z.
+
+    Args:
+        coords: integer [N, 4] (batch, z, y, x).
+        grid: cells along z, y and x.
+        window: cells of a window along z, y and x.
+        shift: cells by which the windows are moved back along z, y and x.
+
+    Returns:
+        int64 [N].
+    """
     count = [max(-(-g // w) + 1, -(-(g + s) // w)) for g, w, s in zip(grid, window, shift, strict=True)]
     z, y, x = ((coords[:, i + 1].long() + shift[i]) // window[i] for i in range(3))
     return ((coords[:, 0].long() * count[2] + x) * count[1] + y) * count[0] + z

@@ -42,10 +42,21 @@ class SoftmaxAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, plan: Groups | Segments, position: Tensor | None = None) -> Tensor:
-        """Features [N, C] mixed inside the groups, [N, C]; position: [N, C] or None.
+        """Mix features inside their groups.
 
-        Slots that are not `valid` are seen by none, slots of different `owner` do not see each other; a slot that sees
-        nothing gets the bias of the output projection. Raises ValueError for a plan of segments.
+        Slots that are not `valid` are seen by none, and slots of different `owner` do not see each other. A slot that
+        sees nothing gets the bias of the output projection.
+
+        Args:
+            x: floating-point [N, C], features of the voxels.
+            plan: groups of equal size.
+            position: [N, C], what is added to the features for the queries and keys, or None.
+
+        Returns:
+            [N, C].
+
+        Raises:
+            ValueError: the plan is one of segments.
         """
         if not isinstance(plan, Groups):
             raise ValueError(f"softmax attention needs equal-size groups, got {type(plan).__name__}")
@@ -66,10 +77,16 @@ class SoftmaxAttention(nn.Module):
 
 
 def grouped_attention(qkv: Tensor, plan: Groups, num_heads: int, bias: Tensor | None = None) -> Tensor:
-    """Attention of voxels [N, C] from their queries, keys and values side by side, [N, 3C], heads major in each C.
+    """Softmax attention inside groups, from queries, keys and values that stand side by side.
 
-    plan: which voxels are together, and which of their slots see each other; bias: added to the logits [G or 1,
-    num_heads or 1, L, L], for instance of relative positions. A slot that sees nothing gets zeros.
+    Args:
+        qkv: floating-point [N, 3C], in each third the heads one after the other.
+        plan: which voxels are together, and which of their slots see each other.
+        num_heads: H.
+        bias: added to the logits, for instance of relative positions, [G or 1, H or 1, L, L] for G groups of L slots.
+
+    Returns:
+        [N, C]; a slot that sees nothing gets zeros.
     """
     groups, length = plan.index.shape
     slots = plan.gather(qkv).view(groups, length, 3, num_heads, qkv.shape[1] // (3 * num_heads))

@@ -47,9 +47,17 @@ class LinearAttention(nn.Module):
         self.out_proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, plan: Groups | Segments, position: Tensor | None = None) -> Tensor:
-        """Features [N, C] mixed inside the groups or segments, [N, C]; position: [N, C] or None.
+        """Mix features inside their groups or segments.
 
-        Slots that are not `valid` are read by none, slots of different `owner` do not see each other.
+        Slots that are not `valid` are read by none, and slots of different `owner` do not see each other.
+
+        Args:
+            x: floating-point [N, C], features of the voxels.
+            plan: groups of equal size, or segments.
+            position: [N, C], what is added to the features for the queries and keys, or None.
+
+        Returns:
+            [N, C].
         """
         qkv = self._project(x, position)
         mixed = self._segments(qkv, plan) if isinstance(plan, Segments) else self._groups(qkv, plan)

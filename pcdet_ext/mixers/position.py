@@ -13,9 +13,18 @@ def sinusoidal_embedding(
 ) -> Tensor:
     """Sines and cosines of cell indices (FlatFormer, Liu et al., CVPR 2023; after Vaswani et al., 2017).
 
-    xy: [N, 2], cell along x and y; channels: columns of the result, float32 [N, channels]: first half of x, then of y,
-    even columns sine, odd cosine; columns that do not divide by four are zero at the end. grid: (X, Y) cells: indices
-    are then scaled to about [0, 2π] (6.283, the published constant). Raises ValueError for fewer than four channels.
+    Args:
+        xy: [N, 2], the cell along x and y.
+        channels: C. The first half of the columns is of x, the other of y; even columns are sines, odd ones cosines.
+            Columns that do not divide by four are zero at the end.
+        temperature: ratio of the longest wavelength to the shortest, about.
+        grid: cells along x and y; indices are then scaled to about [0, 2π] (6.283, the published constant).
+
+    Returns:
+        float32 [N, C].
+
+    Raises:
+        ValueError: there are fewer than four channels.
     """
     if channels < 4:
         raise ValueError(f"channels must be at least 4, got {channels}")

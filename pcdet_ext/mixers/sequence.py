@@ -21,9 +21,18 @@ class SequenceMixer(nn.Module, ABC):
     plan_types: ClassVar[tuple[type, ...]] = (Groups,)
 
     def forward(self, x: Tensor, plan: Groups | Segments, position: Tensor | None = None) -> Tensor:
-        """Voxel features [N, C] (plus `position` [N, C]) mixed inside each group of the plan, [N, C].
+        """Mix features along the sequence that each group is.
 
-        Raises ValueError for a plan that is no `Groups`, or whose groups join voxels that must not see each other.
+        Args:
+            x: floating-point [N, C], features of the voxels.
+            plan: groups of equal size.
+            position: [N, C], added to the features, or None.
+
+        Returns:
+            [N, C].
+
+        Raises:
+            ValueError: the plan is no `Groups`, or its groups join voxels that must not see each other.
         """
         if not isinstance(plan, Groups):
             raise ValueError(f"{type(self).__name__} takes equal-size Groups, got {type(plan).__name__}")

@@ -72,13 +72,26 @@ def ttt_linear(
     norm_bias: Tensor,
     eps: float = EPS,
 ) -> Tensor:
-    """The dual form of TTT-Linear (section 2.5 of the paper), mini-batch after mini-batch.
+    """The dual form of TTT-Linear (Sun et al. 2024, section 2.5), mini-batch after mini-batch.
 
-    q, k, v: [G, L, H, D]; token: [B], coefficient of each place in a mini-batch of B tokens; rate: [G, L, H], of each
-    token; W: [H, D, D], b: [H, 1, D], inner weights at the start; norm_weight, norm_bias: [H, D]; result [G, L, H, D].
     With η_ij = token_i · rate_j and G_j the gradient of ½‖LN(k_j W + b) − (v_j − k_j)‖² by k_j W + b, token i of a
-    mini-batch reads q_i + LN(q_i W_i + b_i), W_i = W − Σ_{j≤i} η_ij k_jᵀ G_j, b_i = b − Σ_{j≤i} η_ij G_j; the next
-    mini-batch starts from the weights of its last token. float16 and bfloat16 are computed in float32.
+    mini-batch reads q_i + LN(q_i W_i + b_i), where W_i = W − Σ_{j≤i} η_ij k_jᵀ G_j and b_i = b − Σ_{j≤i} η_ij G_j. The
+    next mini-batch starts from the weights of its last token. float16 and bfloat16 are computed in float32.
+
+    Args:
+        q: floating-point [G, L, H, D], queries of G sequences of L tokens in H heads.
+        k: the keys, likewise.
+        v: the values, likewise.
+        token: [B], the coefficient of each place in a mini-batch of B tokens.
+        rate: [G, L, H], the learning rate of each token.
+        W: [H, D, D], the inner weights at the start.
+        b: [H, 1, D], the inner bias at the start.
+        norm_weight: [H, D], of the layer norm LN.
+        norm_bias: [H, D], likewise.
+        eps: of the layer norm.
+
+    Returns:
+        [G, L, H, D] in the dtype of q.
     """
     with torch.autocast(q.device.type, enabled=False):
         kind, length = q.dtype, q.shape[1]
@@ -120,7 +133,16 @@ def _mini_batches(x: Tensor, size: int) -> Tensor:
 
 
 def rotate(x: Tensor, position: Tensor, base: float = 10000.0) -> Tensor:
-    """Rotary embedding (Su et al., 2021) of [G, L, H, D] at positions [L]: channels 2i and 2i + 1 turn together."""
+    """Rotary embedding (Su et al., 2021): channels 2i and 2i + 1 turn together.
+
+    Args:
+        x: floating-point [G, L, H, D].
+        position: [L], place of each token.
+        base: the wavelengths of the pairs grow from 2π to almost 2π times this.
+
+    Returns:
+        [G, L, H, D].
+    """
     half = torch.arange(0, x.shape[-1], 2, device=x.device, dtype=torch.float64) / x.shape[-1]
     angle = (position[:, None] * base**-half)[:, None].repeat_interleave(2, -1)
     turned = torch.stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2)

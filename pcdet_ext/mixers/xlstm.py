@@ -95,7 +95,16 @@ class MatrixLSTM(nn.Module):
             self.forget_gate.bias.copy_(torch.linspace(3, 6, num_heads))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values [G, L, I] to [G, L, I]."""
+        """The mLSTM cell with its gates and its norm (xLSTM, Beck et al., NeurIPS 2024).
+
+        Args:
+            q: floating-point [G, L, I], queries.
+            k: [G, L, I], keys.
+            v: [G, L, I], values.
+
+        Returns:
+            [G, L, I].
+        """
         joined = torch.cat([q, k, v], -1)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         h = mlstm(q, k, v, self.input_gate(joined), self.forget_gate(joined), chunk=self.chunk)
@@ -103,7 +112,13 @@ class MatrixLSTM(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """Layer norm over the channels of each head; weight and bias: [C]."""
+    """Layer norm over the channels of each head; weight and bias: [C].
+
+    Args:
+        channels: C.
+        num_heads: into how many equal parts the channels are cut.
+        eps: added to the variance.
+    """
 
     def __init__(self, channels: int, num_heads: int, eps: float = 1e-5) -> None:
         super().__init__()

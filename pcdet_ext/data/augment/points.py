@@ -22,10 +22,18 @@ def of_newest_sweeps(ages: Array, count: int) -> Array:
 
 
 def sampled_rows(points: Array, number: int, rng: np.random.Generator) -> Array:
-    """int64 [number]: rows of points [N, 3+] in a random order, exactly `number` unless there is no point at all.
+    """Draw a fixed number of points (PointRCNN, Shi et al., CVPR 2019).
 
-    Of more points the far ones are all taken, where they are fewer than `number`, and the rest drawn from the near
-    ones; fewer points are filled up with repeated ones (PointRCNN, Shi et al. 2019).
+    Where there are more points than wanted, all far ones are taken, if they are fewer than `number`, and the rest is
+    drawn from the near ones. Where there are fewer, some are repeated.
+
+    Args:
+        points: floating-point [N, 3+], x, y and z in metres first.
+        number: how many rows to return.
+        rng: what draws.
+
+    Returns:
+        int64 [number]: rows of the points in a random order; empty where there is no point at all.
     """
     total = len(points)
     far = np.linalg.norm(points[:, :3], axis=1) >= FAR

@@ -119,7 +119,16 @@ class ChannelMix(nn.Module):
 
 
 def inner_width(channels: int, ffn_channels: int | None, ratio: int) -> int:
-    """`ffn_channels`, or `ratio` times the channels. Raises ValueError for a width below one."""
+    """Width of the hidden layer of a feed-forward network.
+
+    Args:
+        channels: of its input.
+        ffn_channels: the width itself, or None.
+        ratio: how many times the channels it is otherwise.
+
+    Raises:
+        ValueError: the width is below one.
+    """
     hidden = ratio * channels if ffn_channels is None else ffn_channels
     if hidden < 1:
         raise ValueError(f"ffn_channels must be positive, got {hidden}")

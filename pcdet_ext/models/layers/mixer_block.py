@@ -94,7 +94,16 @@ class MixerBlock(nn.Module):
             self.feed = Sublayer(FEED_FORWARDS.build(feed_forward, **place), *settings)
 
     def forward(self, x: Tensor, plan: Groups | Segments, position: Tensor | None = None) -> Tensor:
-        """Features [N, C] to [N, C]; position: [N, C] or None, added where the mixer wants it."""
+        """Mix the features, then apply the feed-forward network where there is one.
+
+        Args:
+            x: floating-point [N, C], features of the voxels.
+            plan: which voxels are together.
+            position: [N, C], added where the mixer wants it, or None.
+
+        Returns:
+            [N, C].
+        """
         if self.input_norm is not None:
             x = self.input_norm(x)
         x = self.mix(x, plan, position)
@@ -115,7 +124,19 @@ class MixerBlock(nn.Module):
 
 
 class Sublayer(nn.Module):
-    """A module with norm, residual, layer scale, stochastic depth and dropout around it; settings of `MixerBlock`."""
+    """A module with norm, residual, layer scale, stochastic depth and dropout around it.
+
+    Args:
+        module: what is inside.
+        channels: of its input and output.
+        norm: where the norm stands, see `MixerBlock`.
+        norm_kind: which norm, see `MixerBlock`.
+        norm_eps: added to the variance by the norm.
+        residual: whether the input is added to the output.
+        layer_scale: initial value of a learnt factor per channel, None for none.
+        drop_path: stochastic depth.
+        dropout: share of the output that is set to zero in training.
+    """
 
     def __init__(
         self,
@@ -181,10 +202,18 @@ class DropPath(nn.Module):
 
 
 def run_on_slots(blocks: Iterable[nn.Module], x: Tensor, groups: Groups) -> Tensor:
-    """Several blocks on the slots of the same groups, [N, C] to [N, C], gathered and scattered once.
+    """Run several blocks on the slots of the same groups, gathered and scattered once.
 
     A voxel that stands in two slots is then two tokens until the end, as in the published LION: the second block sees
     the copies as the first one left them. With blocks called on voxels it would see the voxel itself again.
+
+    Args:
+        blocks: modules that take (features, plan).
+        x: floating-point [N, C], features of the voxels.
+        groups: which voxels are together.
+
+    Returns:
+        [N, C].
     """
     slots, plan = groups.gather(x).flatten(0, 1), groups.of_slots()
     for block in blocks:

@@ -36,9 +36,18 @@ class _OctreeLayer(nn.Module):
 
 
 class OctreeConv(_OctreeLayer):
-    """Convolution on the nodes of a depth. stride 2 goes one depth up, an output a parent, centred on its first child.
+    """Convolution on the nodes of a depth. weights: [K, in_channels, out_channels].
 
-    kernel: extents along x, y, z as digits, such as "333". Raises ValueError for a kernel or stride that is not there.
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel: extents along x, y and z as digits, such as "333".
+        stride: with 2 the output is one depth up, one row per parent, centred on its first child.
+        nempty: whether there are rows of occupied nodes only.
+        bias: whether one is added.
+
+    Raises:
+        ValueError: the kernel or the stride is unknown.
     """
 
     def __init__(
@@ -54,7 +63,16 @@ class OctreeConv(_OctreeLayer):
         super().__init__(shape, kernel, stride, nempty, out_channels if bias else 0)
 
     def forward(self, features: Tensor, octree: Octree, depth: int) -> Tensor:
-        """Rows [N, in_channels] of `depth` to rows [M, out_channels] of it, or of depth - 1 with stride 2."""
+        """Convolve the features of a depth.
+
+        Args:
+            features: floating-point [N, in_channels], rows of the nodes.
+            octree: whose nodes they are.
+            depth: of the features.
+
+        Returns:
+            [M, out_channels], rows of the same depth, or of depth - 1 with stride 2.
+        """
         reads = (depth, self.kernel, self.stride, self.nempty)
         rows = len(octree.table(*reads))
         out = self._biased(convolve_pairs(features, self.weights, octree.pairs(*reads), rows))
@@ -62,7 +80,18 @@ class OctreeConv(_OctreeLayer):
 
 
 class OctreeDeconv(_OctreeLayer):
-    """The transpose of `OctreeConv` with stride 2: one depth down. weights: [K, out_channels, in_channels]."""
+    """The transpose of `OctreeConv` with stride 2: one depth down. weights: [K, out_channels, in_channels].
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel: extents along x, y and z as digits, such as "333".
+        nempty: whether there are rows of occupied nodes only.
+        bias: whether one is added.
+
+    Raises:
+        ValueError: the kernel is unknown.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: str = "333", nempty: bool = True, bias: bool = False
@@ -71,7 +100,16 @@ class OctreeDeconv(_OctreeLayer):
         super().__init__(shape, kernel, 2, nempty, out_channels if bias else 0)
 
     def forward(self, features: Tensor, octree: Octree, depth: int) -> Tensor:
-        """Rows [N, in_channels] of `depth` to rows [M, out_channels] of depth + 1."""
+        """Spread the features of a depth over the next one.
+
+        Args:
+            features: floating-point [N, in_channels], rows of the nodes.
+            octree: whose nodes they are.
+            depth: of the features.
+
+        Returns:
+            [M, out_channels], rows of depth + 1.
+        """
         below = octree.levels[depth + 1]
         rows = len(below.occupied_rows) if self.nempty else len(below.keys)
         features = features if self.nempty else octree.depad(features, depth)
@@ -80,19 +118,44 @@ class OctreeDeconv(_OctreeLayer):
 
 
 class OctreeDWConv(_OctreeLayer):
-    """Depth-wise 3×3×3 convolution on the nodes of a depth. weights: [27, 1, channels]."""
+    """Depth-wise 3×3×3 convolution on the nodes of a depth. weights: [27, 1, channels].
+
+    Args:
+        channels: of the input and the output.
+        nempty: whether there are rows of occupied nodes only.
+        bias: whether one is added.
+    """
 
     def __init__(self, channels: int, nempty: bool = True, bias: bool = False) -> None:
         super().__init__((27, 1, channels), "333", 1, nempty, channels if bias else 0)
 
     def forward(self, features: Tensor, octree: Octree, depth: int) -> Tensor:
-        """Rows [N, channels] of `depth` to the same shape."""
+        """Convolve each channel of the features of a depth.
+
+        Args:
+            features: floating-point [N, channels], rows of the nodes.
+            octree: whose nodes they are.
+            depth: of the features.
+
+        Returns:
+            [N, channels].
+        """
         table = octree.table(depth, "333", 1, self.nempty)
         return self._biased(octree_depthwise_conv(features, self.weights.squeeze(1), table))
 
 
 def octree_max_pool(features: Tensor, octree: Octree, depth: int, nempty: bool = True) -> Tensor:
-    """Rows [N, C] of `depth` to the maximum over the children of each node of depth - 1; zeros where there are none."""
+    """The maximum over the children of each node, one depth up.
+
+    Args:
+        features: floating-point [N, C], rows of the nodes of `depth`.
+        octree: whose nodes they are.
+        depth: of the features.
+        nempty: whether there are rows of occupied nodes only.
+
+    Returns:
+        [M, C], rows of depth - 1; zeros for nodes without children.
+    """
     level, above = octree.levels[depth], octree.levels[depth - 1]
     nodes = level.occupied_rows if nempty else torch.arange(len(level.keys), device=features.device)
     pooled = segment_reduce(features, nodes // 8, len(above.occupied_rows), "max")
@@ -100,12 +163,36 @@ def octree_max_pool(features: Tensor, octree: Octree, depth: int, nempty: bool =
 
 
 def octree_global_pool(features: Tensor, octree: Octree, depth: int, nempty: bool = True) -> Tensor:
-    """Mean [B, C] of the rows [N, C] of each cloud; zeros for a cloud without rows."""
+    """The mean of the features of each cloud.
+
+    Args:
+        features: floating-point [N, C], rows of the nodes of `depth`.
+        octree: whose nodes they are.
+        depth: of the features.
+        nempty: whether there are rows of occupied nodes only.
+
+    Returns:
+        [B, C]; zeros for a cloud without rows.
+    """
     return segment_reduce(features, octree.frame(depth, nempty), octree.batch_size, "mean")
 
 
 def octree_upsample(features: Tensor, octree: Octree, depth: int, target: int, nempty: bool = True) -> Tensor:
-    """Rows [N, C] of `depth` to the descendants at the deeper depth `target`: each takes its ancestor's row."""
+    """Give each node of a deeper depth the features of its ancestor.
+
+    Args:
+        features: floating-point [N, C], rows of the nodes of `depth`.
+        octree: whose nodes they are.
+        depth: of the features.
+        target: the deeper depth.
+        nempty: whether there are rows of occupied nodes only.
+
+    Returns:
+        [M, C], rows of `target`.
+
+    Raises:
+        ValueError: `target` is less deep.
+    """
     if target < depth:
         raise ValueError(f"target must be at least depth {depth}, got {target}")
     cells = octree.coords(target, nempty)
@@ -123,11 +210,22 @@ def octree_interpolate(
     linear: bool = False,
     wrap: bool = False,
 ) -> Tensor:
-    """Features [Q, C] at points float32 [Q, 3] (x, y, z in [-1, 1]) of clouds `batch_index` int64 [Q].
+    """Features at points: of the node that a point is in, or interpolated between nodes.
 
-    The row of the node a point is in, zeros where there is none; linear: of the up to eight nodes whose centres are
-    around it, weighted by distance along each axis, over the sum of their weights. wrap: cells outside the cube are
-    those of the opposite side, as published; else they do not exist, and +1 belongs to the last cell.
+    Args:
+        features: floating-point [N, C], rows of the nodes of `depth`.
+        octree: whose nodes they are.
+        depth: of the features.
+        points: float32 [Q, 3] (x, y, z) in [-1, 1].
+        batch_index: int64 [Q], the cloud of each point.
+        nempty: whether there are rows of occupied nodes only.
+        linear: whether the up to eight nodes whose centres are around a point count, weighted by distance along each
+            axis, over the sum of their weights.
+        wrap: whether cells outside of the cube are those of the opposite side, as published; otherwise they do not
+            exist, and +1 belongs to the last cell.
+
+    Returns:
+        [Q, C]; zeros where there is no node.
     """
     size = 1 << depth
     place = (points + 1.0) * (size / 2)

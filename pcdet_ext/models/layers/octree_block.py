@@ -73,33 +73,67 @@ class OctreeOptions:
         return SparseBatchNorm(channels, eps=1e-5, momentum=0.1)
 
     def windows(self, octree: Octree, depth: int, dilation: int) -> Groups:
-        """The windows of a depth. Published ones are filled up as if all were dilated."""
+        """The windows of a depth. Published ones are filled up as if all were dilated.
+
+        Args:
+            octree: whose nodes are grouped.
+            depth: of the nodes.
+            dilation: distance along the order between the nodes of a window.
+        """
         padding = self.group_size * self.dilation if self.straddle else None
         return octree.windows(depth, self.group_size, dilation, self.nempty, self.straddle, padding)
 
 
 class ConvNorm(nn.Module):
-    """A convolution of an octree, a norm and, by default, a ReLU."""
+    """A convolution of an octree, a norm and, by default, a ReLU.
+
+    Args:
+        conv: the convolution.
+        norm: a norm over its output channels.
+        relu: whether a ReLU follows.
+    """
 
     def __init__(self, conv: OctreeConv | OctreeDeconv, norm: nn.Module, relu: bool = True) -> None:
         super().__init__()
         self.conv, self.norm, self.relu = conv, norm, relu
 
     def forward(self, x: Tensor, octree: Octree, depth: int) -> Tensor:
-        """Rows of `depth` to rows of the depth that the convolution leads to."""
+        """Apply the convolution, the norm and the ReLU.
+
+        Args:
+            x: floating-point [N, C], rows of the nodes of `depth`.
+            octree: whose nodes they are.
+            depth: of the input.
+
+        Returns:
+            Rows of the depth that the convolution leads to.
+        """
         x = self.norm(self.conv(x, octree, depth))
         return torch.relu(x) if self.relu else x
 
 
 def conv_norm_relu(channels: int, out_channels: int, options: OctreeOptions, stride: int = 1) -> ConvNorm:
-    """A convolution of 3³ cells, or with stride 2 of the 2³ children of a node, without bias; norm and ReLU."""
+    """A convolution of 3³ cells, or with stride 2 of the 2³ children of a node, without bias; norm and ReLU.
+
+    Args:
+        channels: of the input.
+        out_channels: of the output.
+        options: of the octree network.
+        stride: 1, or 2 to go one depth up.
+    """
     kernel = "333" if stride == 1 else "222"
     conv = OctreeConv(channels, out_channels, kernel, stride, options.nempty)
     return ConvNorm(conv, options.make_norm(out_channels))
 
 
 def halving(channels: int, out_channels: int, options: OctreeOptions) -> ConvNorm:
-    """One depth up between two stages: a convolution of the 2³ children with bias, and a norm."""
+    """One depth up between two stages: a convolution of the 2³ children with bias, and a norm.
+
+    Args:
+        channels: of the input.
+        out_channels: of the output.
+        options: of the octree network.
+    """
     conv = OctreeConv(channels, out_channels, "222", 2, options.nempty, bias=True)
     return ConvNorm(conv, options.make_norm(out_channels), relu=False)
 
@@ -139,7 +173,16 @@ class OctreeStem(nn.Module):
             self.last = conv_norm_relu(channels, channels, options)
 
     def forward(self, x: Tensor, octree: Octree, depth: int) -> Tensor:
-        """Rows [N, in_channels] of `depth` to rows [M, channels] of depth - halvings."""
+        """Features of the leaves to features of the first stage.
+
+        Args:
+            x: floating-point [N, in_channels], rows of the nodes of `depth`.
+            octree: whose nodes they are.
+            depth: of the input.
+
+        Returns:
+            [M, channels], rows of depth - halvings.
+        """
         if self.last is None:
             for conv in self.convs:
                 x = conv(x, octree, depth)
@@ -151,7 +194,16 @@ class OctreeStem(nn.Module):
 
 
 class GroupedConv(nn.Module):
-    """Convolutions of 3³ cells, each on an equal share of the channels. Raises ValueError where there are none."""
+    """Convolutions of 3³ cells, each on an equal share of the channels.
+
+    Args:
+        channels: of the input and the output.
+        groups: number of shares.
+        nempty: whether there are rows of occupied nodes only.
+
+    Raises:
+        ValueError: the channels cannot be shared out equally.
+    """
 
     def __init__(self, channels: int, groups: int, nempty: bool) -> None:
         super().__init__()
@@ -161,7 +213,16 @@ class GroupedConv(nn.Module):
         self.convs = ModuleListOf(OctreeConv(width, width, nempty=nempty) for _ in range(groups))
 
     def forward(self, x: Tensor, octree: Octree, depth: int) -> Tensor:
-        """Rows [N, channels] of `depth` to the same shape."""
+        """Convolve each share of the channels.
+
+        Args:
+            x: floating-point [N, channels], rows of the nodes of `depth`.
+            octree: whose nodes they are.
+            depth: of the input.
+
+        Returns:
+            [N, channels].
+        """
         parts = zip(self.convs, x.chunk(len(self.convs), 1), strict=True)
         return torch.cat([conv(part.contiguous(), octree, depth) for conv, part in parts], 1)
 
@@ -183,7 +244,16 @@ class OctreePosition(nn.Module):
         self.norm = options.make_norm(channels)
 
     def forward(self, x: Tensor, octree: Octree, depth: int) -> Tensor:
-        """Rows [N, channels] of `depth` to the encoding of the same shape."""
+        """Encode where nodes are, by a convolution of their features.
+
+        Args:
+            x: floating-point [N, channels], rows of the nodes of `depth`.
+            octree: whose nodes they are.
+            depth: of the input.
+
+        Returns:
+            The encoding [N, channels].
+        """
         x = self.conv(x, octree, depth)
         return self.norm(x if self.linear is None else self.linear(x))
 
@@ -208,7 +278,16 @@ class OctreeBlock(nn.Module):
         self.block = attention_block(channels, num_heads, options, dilation, drop_path, options.relative_position)
 
     def forward(self, x: Tensor, octree: Octree, depth: int) -> Tensor:
-        """Rows [N, C] of `depth` to the same shape."""
+        """Add the position, then attend inside the windows.
+
+        Args:
+            x: floating-point [N, C], rows of the nodes of `depth`.
+            octree: whose nodes they are.
+            depth: of the input.
+
+        Returns:
+            [N, C].
+        """
         x = x + self.position(x, octree, depth)
         return self.block(x, self.options.windows(octree, depth, self.dilation))
 
@@ -216,7 +295,16 @@ class OctreeBlock(nn.Module):
 def attention_block(
     channels: int, num_heads: int, options: OctreeOptions, dilation: int, drop_path: float, relative_position: bool
 ) -> MixerBlock:
-    """Attention and a feed-forward part as `OctreeBlock` has them."""
+    """Attention and a feed-forward part as `OctreeBlock` has them.
+
+    Args:
+        channels: of the features.
+        num_heads: of the attention.
+        options: of the octree network.
+        dilation: distance along the order between the nodes of a window.
+        drop_path: stochastic depth.
+        relative_position: whether the attention has a bias for the offset between two nodes.
+    """
     mixer = {
         "name": "OctreeAttention",
         "num_heads": num_heads,

@@ -36,7 +36,13 @@ class RelayWindows:
 
     @staticmethod
     def of(octree: Octree, depth: int, options: OctreeOptions) -> RelayWindows:
-        """The plain windows of a depth."""
+        """The plain windows of a depth.
+
+        Args:
+            octree: whose nodes are grouped.
+            depth: of the nodes.
+            options: of the octree network.
+        """
         windows = options.windows(octree, depth, dilation=1)
         assert windows.owner is not None
         assert windows.valid is not None
@@ -99,10 +105,16 @@ def tokens_of_clouds(levels: Sequence[RelayWindows]) -> Groups:
 
 
 def window_statistics(level: RelayWindows, depth: int, statistics: Statistics) -> Tensor:
-    """How the nodes of each window's owner lie in [-1, 1]³, float32 [G, 3, 6 or 9].
+    """How the nodes of each window's owner lie in [-1, 1]³.
 
-    "pos": mean of the nodes' lower corners (x, y, z); "var": and their variances; "cov": and xx, xy, xz, yy, yz, zz of
-    their covariance, with divisor n - 1. Zeros for windows of padding; no spread of fewer than two nodes.
+    Args:
+        level: the windows.
+        depth: of their nodes.
+        statistics: "pos" for the mean of the nodes' lower corners (x, y, z); "var" for their variances, too; "cov" for
+            the mean and xx, xy, xz, yy, yz, zz of their covariance. The divisor is n - 1.
+
+    Returns:
+        float32 [G, 3], [G, 6] or [G, 9]; zeros for windows of padding, and no spread of fewer than two nodes.
     """
     assert level.windows.cells is not None
     corners = level.windows.cells.flip(1).float() * 2.0 ** (1 - depth) - 1.0
@@ -164,7 +176,20 @@ class RelayBlock(nn.Module):
     def forward(
         self, x: Tensor, tokens: Tensor, octree: Octree, depth: int, level: RelayWindows, plan: Groups
     ) -> tuple[Tensor, Tensor]:
-        """Rows [N, C] of `depth` and tokens [G, C] to the same shapes; plan: `level.with_tokens()`."""
+        """Attend inside the windows, whose relay tokens take part, and give the tokens back to the nodes where that is
+        wanted.
+
+        Args:
+            x: floating-point [N, C], rows of the nodes of `depth`.
+            tokens: [G, C], one per window.
+            octree: whose nodes they are.
+            depth: of the nodes.
+            level: the windows.
+            plan: `level.with_tokens()`.
+
+        Returns:
+            Features and tokens of the same shapes.
+        """
         x = x + self.position(x, octree, depth)
         padding = x.new_zeros(len(plan.inverse) - len(x) - len(tokens), x.shape[1])
         mixed = self.block(torch.cat([x, tokens, padding]), plan)

@@ -26,7 +26,14 @@ class SparseSequential(nn.Sequential):
 
 
 class SparseResidualBlock(nn.Module):
-    """Two submanifold convolutions of a kernel of 3, or (z, y, x), beside an identity."""
+    """Two submanifold convolutions beside an identity.
+
+    Args:
+        channels: of the input and the output.
+        bias: whether the convolutions have one.
+        engine: see `SparseConv3d`.
+        kernel_size: cells, a number or (z, y, x), odd.
+    """
 
     normed = (("conv1", "bn1"), ("conv2", "bn2"))
 
@@ -47,5 +54,11 @@ class SparseResidualBlock(nn.Module):
 
 
 def conv_block(conv: SparseConv3d, eps: float = EPS, momentum: float = MOMENTUM) -> SparseSequential:
-    """A convolution with batch norm and ReLU."""
+    """A convolution with batch norm and ReLU.
+
+    Args:
+        conv: the convolution.
+        eps: added to the variance by the batch norm.
+        momentum: of the batch norm, the weight of a new batch in the running statistics.
+    """
     return SparseSequential(conv, SparseBatchNorm(conv.out_channels, eps, momentum), nn.ReLU())

@@ -33,11 +33,24 @@ ENVIRONMENT = "PCDET_EXT_SPARSE_CONV"
 class SparseConv3d(nn.Module):
     """Convolution whose output exists where an input falls into its receptive field; cross-correlation.
 
-    An output cell o reads the inputs o * stride - padding + k. kernel_size, stride, padding: a number or (z, y, x).
-    weight: [out, kz, ky, kx, in], as in spconv 2; bias [out] or None. Output rows of the native engine ascend by
-    (batch, z, y, x), or with `first_seen` stand in the order in which kernel cell after kernel cell reaches them from
-    the input rows, as those of spconv on the CPU do; elsewhere spconv has no fixed order.
-    Raises ValueError for impossible sizes, ImportError when `engine` is "spconv" and it is not installed.
+    An output cell o reads the inputs o * stride - padding + k. weight: [out, kz, ky, kx, in], as in spconv 2; bias
+    [out] or None. Output rows of the native engine ascend by (batch, z, y, x), or with `first_seen` stand in the order
+    in which kernel cell after kernel cell reaches them from the input rows, as those of spconv on the CPU do; elsewhere
+    spconv has no fixed order.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel_size: cells, a number or (z, y, x).
+        stride: cells, a number or (z, y, x).
+        padding: cells, a number or (z, y, x).
+        bias: whether one is added.
+        engine: "native", "spconv", or "auto", see the top of the module.
+        first_seen: the order of the output rows of the native engine, see above.
+
+    Raises:
+        ValueError: sizes are impossible.
+        ImportError: `engine` is "spconv", which is not installed.
     """
 
     submanifold = False
@@ -149,7 +162,18 @@ class SparseConv3d(nn.Module):
 
 
 class SubMConv3d(SparseConv3d):
-    """Convolution whose output cells are its input cells; the kernel sizes must be odd."""
+    """Convolution whose output cells are its input cells (Graham et al., CVPR 2018).
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel_size: cells, a number or (z, y, x), odd.
+        bias: whether one is added.
+        engine: see `SparseConv3d`.
+
+    Raises:
+        ValueError: a kernel size is even.
+    """
 
     submanifold = True
 
@@ -216,7 +240,20 @@ def _keys_and_shifts(voxels: SparseVoxels, kernel: Triple) -> tuple[Tensor, Tens
 def strided_table(
     voxels: SparseVoxels, kernel: Triple, stride: Triple, padding: Triple, out_grid: Triple, first_seen: bool = False
 ) -> NeighbourTable:
-    """Output cells, ascending by (batch, z, y, x) or as they are first seen, and the pairs of each kernel cell."""
+    """Output cells of a strided convolution, and what each reads.
+
+    Args:
+        voxels: the input.
+        kernel: cells along z, y and x.
+        stride: likewise.
+        padding: likewise.
+        out_grid: cells of the output along z, y and x.
+        first_seen: whether output cells stand in the order in which kernel cell after kernel cell reaches them.
+
+    Returns:
+        The output cells, by default ascending by (batch, z, y, x), with the pairs of input and output rows of each
+            kernel cell.
+    """
     coords = voxels.coords.long()
     strides = _key_strides(out_grid)
     axes = [
@@ -265,9 +302,16 @@ def _unpack(keys: Tensor, grid: Triple) -> Tensor:
 
 
 def convolve_pairs(features: Tensor, weight: Tensor, pairs: Pairs, rows: int) -> Tensor:
-    """Rows [rows, Cout]: the sum over kernel cells k of features[input rows] @ weight[k], at the output rows.
+    """The sum over kernel cells k of features[input rows] @ weight[k], at the output rows.
 
-    features: [N, Cin]; weight: [K, Cin, Cout]; pairs: for each cell (input rows, output rows), each row at most once.
+    Args:
+        features: floating-point [N, in].
+        weight: [K, in, out].
+        pairs: for each kernel cell (input rows, output rows), each row at most once.
+        rows: number of output rows, M.
+
+    Returns:
+        [M, out].
     """
     return _apply(features, weight.permute(2, 0, 1)[:, None, None], pairs, rows)
 

@@ -15,13 +15,21 @@ DIAGONALS = ((1, -1), (1, 1), (-1, -1), (-1, 1))  # (y, x) of the voxels that on
 
 
 class VoxelMerging(nn.Module):
-    """Describe (3×3×3 convolution, LayerNorm, GELU), generate voxels, merge by sum, LayerNorm (sections 3.2 and 3.3).
+    """Merge voxels into larger ones (LION, Liu et al., NeurIPS 2024, sections 3.2 and 3.3).
 
-    channels: C; scale: cells (z, y, x) that become one; generation: share of the voxels, those of the highest mean
-    feature after the description, that put four new voxels without features at their diagonal neighbours in x and y.
-    floor_keys: number coarse cells by the grid's size over the scale rounded down, as published: where a size does not
-    divide, cells may get the number of others. By default such a grid is refused.
-    Raises ValueError for impossible scales and shares.
+    They are described (3×3×3 convolution, LayerNorm, GELU), some are generated, and those of a cell are summed
+    (LayerNorm).
+
+    Args:
+        channels: of the features.
+        scale: cells along z, y and x that become one.
+        generation: share of the voxels, those of the highest mean feature after the description, that put four new
+            voxels without features at their diagonal neighbours in x and y.
+        floor_keys: whether coarse cells are numbered by the grid's size over the scale rounded down, as published:
+            where a size does not divide, cells may get the number of others. By default such a grid is refused.
+
+    Raises:
+        ValueError: the scale or the share is impossible.
     """
 
     def __init__(self, channels: int, scale: Sequence[int], generation: float = 0.0, floor_keys: bool = False) -> None:
@@ -83,9 +91,15 @@ class VoxelMerging(nn.Module):
 
 
 def merge_cells(coords: Tensor, scale: Triple, cells: Triple) -> tuple[Tensor, Tensor]:
-    """Coarse cells int32 [M, 4], ascending by (batch, x, y, z), and the one int64 [N] that each voxel falls into.
+    """Coarse cells, and the one that each voxel falls into.
 
-    coords: int64 [N, 4] as (batch, z, y, x); scale, cells: (z, y, x), fine cells in a coarse one, and coarse cells.
+    Args:
+        coords: int64 [N, 4] (batch, z, y, x).
+        scale: fine cells in a coarse one along z, y and x.
+        cells: coarse cells along z, y and x.
+
+    Returns:
+        int32 [M, 4], ascending by (batch, x, y, z), and int64 [N], the row of each voxel's cell.
     """
     z, y, x = (torch.div(coords[:, i + 1], scale[i], rounding_mode="floor") for i in range(3))
     depth, height, width = cells

@@ -51,7 +51,17 @@ class AnchorSpec:
 def make_anchors(
     spec: AnchorSpec, point_cloud_range: Sequence[float], map_size: tuple[int, int], device: torch.device | None = None
 ) -> Tensor:
-    """Anchors [Y, X, A, 7] of one class on a map of (Y, X) cells; size major, rotation minor."""
+    """Anchors of one class on a map; sizes vary slower than rotations.
+
+    Args:
+        spec: sizes, rotations and height of the anchors.
+        point_cloud_range: x, y and z minimum, then their maximum, in metres.
+        map_size: cells along y and x.
+        device: where to make them.
+
+    Returns:
+        float32 [Y, X, A, 7] (x, y, z, dx, dy, dz, heading), z at the centre.
+    """
     height, width = map_size
     xs = _positions(point_cloud_range[0], point_cloud_range[3], width, spec.align_center, device)
     ys = _positions(point_cloud_range[1], point_cloud_range[4], height, spec.align_center, device)
@@ -89,10 +99,15 @@ class Matches:
 def assign(anchors: Tensor, boxes: Tensor, matched: float, unmatched: float, use_3d: bool = False) -> Matches:
     """Which object each anchor of one class stands for (SECOND, Yan et al. 2018; SSD's matching).
 
-    anchors: [Y, X, A, 7] from `make_anchors`; boxes: [G, >= 7], objects of that class. An anchor stands for the object
-    that it overlaps most (the first of equals) if by at least `matched`, or if no anchor overlaps some object more. It
-    is background if it overlaps none by `unmatched`. Overlap is that of the footprints turned to the nearest axis,
-    with `use_3d` the 3-D one.
+    An anchor stands for the object that it overlaps most (the first of equals) if by at least `matched`, or if no
+    anchor overlaps some object more. It is background if it overlaps none by `unmatched`.
+
+    Args:
+        anchors: [Y, X, A, 7] from `make_anchors`.
+        boxes: [G, 7+], objects of that class.
+        matched: overlap from which an anchor stands for an object.
+        unmatched: overlap below which it is background.
+        use_3d: whether overlap is that of the boxes in space, and not of the footprints turned to the nearest axis.
     """
     if not len(boxes):
         nothing = torch.empty(0, dtype=torch.long, device=anchors.device)
@@ -109,9 +124,17 @@ def assign(anchors: Tensor, boxes: Tensor, matched: float, unmatched: float, use
 
 
 def overlapping_pairs(anchors: Tensor, boxes: Tensor, use_3d: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs that overlap at all: (flat anchor index int64 [P], box index int64 [P], overlap [P] > 0).
+    """The pairs of anchors and boxes that overlap at all.
 
     Only cells near a box are looked at, so the cost grows with the number of boxes and not with the map.
+
+    Args:
+        anchors: [Y, X, A, 7] from `make_anchors`.
+        boxes: [G, 7].
+        use_3d: whether overlap is that of the boxes in space, and not of the footprints turned to the nearest axis.
+
+    Returns:
+        Flat index of the anchor int64 [P], index of the box int64 [P], and their overlap [P], which is positive.
     """
     height, width, kinds = anchors.shape[:3]
     reach = _reach(anchors[0, 0], boxes, use_3d)

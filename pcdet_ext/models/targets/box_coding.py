@@ -16,7 +16,13 @@ SMALLEST_SIZE = 1e-5  # metres; sizes are raised to it before their logarithm is
 
 
 def limit_period(angle: Tensor, offset: float = 0.5, period: float = math.pi) -> Tensor:
-    """The angle moved by whole periods into [-offset * period, (1 - offset) * period)."""
+    """The angle moved by whole periods into [-offset * period, (1 - offset) * period).
+
+    Args:
+        angle: floating-point, of any shape, in radians.
+        offset: where the interval begins, in periods below zero.
+        period: in radians.
+    """
     return angle - torch.floor(angle / period + offset) * period
 
 
@@ -42,13 +48,30 @@ def enlarge(boxes: Tensor, extra: Sequence[float]) -> Tensor:
 
 
 def direction_bin(heading: Tensor, bins: int, offset: float) -> Tensor:
-    """Which of `bins` equal sectors of the circle a heading lies in, the first starting at `offset`; int64."""
+    """Which of several equal sectors of the circle a heading lies in.
+
+    Args:
+        heading: floating-point, of any shape, in radians.
+        bins: number of sectors.
+        offset: where the first one starts, in radians.
+
+    Returns:
+        int64 of the same shape.
+    """
     turned = limit_period(heading - offset, 0.0, 2 * math.pi)
     return torch.floor(turned / (2 * math.pi / bins)).long().clamp(0, bins - 1)
 
 
 def apply_direction_bin(heading: Tensor, direction: Tensor, bins: int, offset: float, limit_offset: float) -> Tensor:
-    """Headings that are known up to a sector, turned into the sector that `direction` (int64) names."""
+    """Turn headings that are known up to a sector into the sector that was predicted.
+
+    Args:
+        heading: floating-point, of any shape, in radians.
+        direction: int64 of the same shape, the number of the sector.
+        bins: number of sectors.
+        offset: where the first one starts, in radians.
+        limit_offset: where in the sector headings are put, see `limit_period`.
+    """
     sector = 2 * math.pi / bins
     return limit_period(heading - offset, limit_offset, sector) + offset + sector * direction.to(heading.dtype)
 
@@ -125,7 +148,16 @@ class PointResidualCoder:
     code_size = 8
 
     def encode(self, boxes: Tensor, points: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Codes [N, 8 + E] of boxes [N, 7 + E] for points [N, 3]; labels int64 [N], 0-based, for mean sizes."""
+        """Codes of boxes for the points that stand for them.
+
+        Args:
+            boxes: floating-point [N, 7 + E].
+            points: [N, 3] in metres.
+            labels: int64 [N], 0-based, where sizes are coded relative to the mean of a class.
+
+        Returns:
+            [N, 8 + E].
+        """
         heading = boxes[..., 6:7]
         angles = [heading.cos(), heading.sin(), boxes[..., 7:]]
         size = boxes[..., 3:6].clamp_min(SMALLEST_SIZE)

@@ -13,10 +13,18 @@ from pcdet_ext.models.targets.box_coding import usable_boxes
 
 
 def gaussian_radius(length: Tensor, width: Tensor, min_overlap: float) -> Tensor:
-    """Radius in cells within which a box of this size may be moved and still overlap itself by `min_overlap`.
+    """Radius within which a box may be moved and still overlap itself by some share.
 
     As CenterPoint has it (after CornerNet, Law & Deng 2018), which takes (b + √(b² - 4ac)) / 2 without dividing by the
     leading coefficient a.
+
+    Args:
+        length: floating-point, of any shape, of the box in cells.
+        width: likewise.
+        min_overlap: the share, intersection over union.
+
+    Returns:
+        Floating-point of the same shape, in cells.
     """
     total, area = length + width, length * width
     r1 = (total + (total**2 - 4 * area * (1 - min_overlap) / (1 + min_overlap)).clamp_min(0).sqrt()) / 2
@@ -35,9 +43,13 @@ def gaussian(radius: int, device: torch.device | None = None) -> Tensor:
 
 
 def draw_gaussians(heatmap: Tensor, channels: Tensor, cells: Tensor, radii: Tensor) -> None:
-    """Raise a heatmap [C, H, W] in place to the Gaussians around cells, clipped at its borders.
+    """Raise a heatmap in place to the Gaussians around cells, clipped at its borders.
 
-    channels: int64 [G]; cells: int64 [G, 2] as (x, y), which may lie outside; radii: int64 [G].
+    Args:
+        heatmap: floating-point [C, Y, X], which is changed.
+        channels: int64 [G], the channel of each.
+        cells: int64 [G, 2] as (x, y), which may lie outside.
+        radii: int64 [G], in cells.
     """
     height, width = heatmap.shape[1:]
     bumps: dict[int, Tensor] = {}
@@ -78,13 +90,22 @@ def center_targets(
     min_radius: int,
     outside: Literal["border", "skip"] = "border",
 ) -> CenterTargets:
-    """Targets for the objects of some classes (CenterPoint).
+    """Targets for the objects of some classes (CenterPoint, Yin et al., CVPR 2021).
 
-    boxes: per frame [G, 7 or 9]; labels: per frame int64 [G]; task: the labels of its classes, in channel order;
-    heatmap: [B, C, Y, X], for its shape; origin: (x, y) of the map's corner and cell: (x, y) of a cell, in metres;
-    min_overlap, min_radius: see `gaussian_radius`. Objects beyond the border are drawn at the border, or with `outside`
-    "skip" keep their slot, unused, if more than a cell below the lower edges or at all beyond the upper ones
-    (CenterPoint). So do objects with a non-finite number or a size that is not positive.
+    Objects with a non-finite number or a size that is not positive keep their slot, unused.
+
+    Args:
+        boxes: for each frame [G, 7 or 9].
+        labels: for each frame int64 [G], 0-based.
+        task: the labels of the classes, in the order of the channels.
+        heatmap: [B, C, Y, X], for its shape.
+        origin: x and y of the map's corner, in metres.
+        cell: size of a cell along x and y, in metres.
+        min_overlap: see `gaussian_radius`.
+        min_radius: the smallest radius of a Gaussian, in cells.
+        outside: what is done with objects beyond the border: "border" draws them at the border; with "skip" their slot
+            stays unused, if they are more than a cell below the lower edges or at all beyond the upper ones
+            (CenterPoint).
     """
     channels, objects = _slots(boxes, labels, task)
     mask = usable_boxes(objects.flatten(0, 1)).view(channels.shape) & (channels >= 0)
