@@ -25,7 +25,7 @@ from torch.jit._trace import TracerWarning
 from torch.overrides import TorchFunctionMode
 
 from pcdet_ext import structures
-from pcdet_ext.export import basics, boxes, voxels
+from pcdet_ext.export import basics, boxes, sequences, voxels
 from pcdet_ext.export.operators import argsort, scatter_rows
 from pcdet_ext.ops._arguments import operations_as
 from pcdet_ext.structures import SparseVoxels
@@ -33,7 +33,9 @@ from pcdet_ext.structures import SparseVoxels
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "dynamic_voxelize": voxels.dynamic_voxelize,
     "nms": boxes.nms,
+    "rotated_sets": sequences.rotated_sets,
     "segment_reduce": basics.segment_reduce,
+    "serialize": sequences.serialize,
     "voxelize": voxels.voxelize,
 }
 ROOMS = ("pcdet_ext.models", "pcdet_ext.grouping", "pcdet_ext.mixers")  # whose `len` is recorded, and those of users
@@ -83,20 +85,22 @@ def _reshape(x: Tensor, *sizes: Any) -> Tensor:
     open_ends = [i for i, n in enumerate(wanted) if isinstance(n, int) and n == -1]
     if open_ends:
         known = math.prod(n for i, n in enumerate(wanted) if i != open_ends[0])
-        wanted[open_ends[0]] = math.prod(x.shape) // known
+        wanted[open_ends[0]] = math.prod(_shape_of(x)) // known
     return x.reshape(wanted)
 
 
 def _flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     start, end = start_dim % x.dim(), end_dim % x.dim()
-    return x.reshape([*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]])
+    shape = _shape_of(x)
+    return x.reshape([*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]])
 
 
 def _unflatten(x: Tensor, dim: int, sizes: Any) -> Tensor:
     dim, parts = dim % x.dim(), list(sizes)
     known = math.prod(n for n in parts if not (isinstance(n, int) and n == -1))
-    parts = [x.shape[dim] // known if isinstance(n, int) and n == -1 else n for n in parts]
-    return x.reshape([*x.shape[:dim], *parts, *x.shape[dim + 1 :]])
+    shape = _shape_of(x)
+    parts = [shape[dim] // known if isinstance(n, int) and n == -1 else n for n in parts]
+    return x.reshape([*shape[:dim], *parts, *shape[dim + 1 :]])
 
 
 _shape: Any = Tensor.shape.__get__  # type: ignore[attr-defined]
@@ -115,6 +119,7 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     Tensor.flatten: _flatten,
     torch.flatten: _flatten,
     Tensor.unflatten: _unflatten,
+    Tensor.numel: lambda x: math.prod(_shape_of(x)),
     _shape: lambda x: _shape_of(x),
 }
 
@@ -149,15 +154,13 @@ def _plain_shape(x: Tensor) -> tuple[int, ...]:
 
 
 def _shape_of(x: Tensor) -> Any:
-    """The shape of a tensor, in recorded numbers where they may depend on points.
+    """The shape of a tensor: a recorded number of rows, or groups, and plain numbers after it.
 
-    What begins with 1, the number of frames, does not depend on points, nor does the width of rows [N, C].
+    What depends on points comes first everywhere; what begins with 1, the number of frames, does not depend on them.
+    (A shape that breaks this rule is an error when the graph runs on other points, since reshapes do not fit then.)
     """
     plain = _plain_shape(x)
-    if plain[:1] == (1,):
-        return plain
-    recorded = _shape(x)
-    return (recorded[0], plain[1]) if builtins.len(plain) == 2 else recorded
+    return plain if plain[:1] in ((), (1,)) else (_shape(x)[0], *plain[1:])
 
 
 def _size(x: Any) -> Any:

@@ -111,8 +111,7 @@ def even_sets(order: Tensor, counts: Tensor, size: int) -> Groups:
     slot = local[:, None] * size + torch.arange(size, device=owner.device)
     place = slot * counts[owner, None] // (sets[owner, None] * size)
     index = order[_starts(counts)[owner, None] + place]
-    repeats = torch.zeros_like(index, dtype=torch.bool)
-    repeats[:, 1:] = index[:, 1:] == index[:, :-1]
+    repeats = torch.cat([torch.zeros_like(index[:, :1], dtype=torch.bool), index[:, 1:] == index[:, :-1]], 1)
     slots = torch.arange(index.numel(), device=index.device)
     inverse = slots.new_empty(len(order) + 1)  # one more takes the repeats, so that no two write to the same place
     inverse[torch.where(repeats, len(order), index).flatten()] = slots

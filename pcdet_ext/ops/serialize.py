@@ -363,7 +363,14 @@ def window_keys_reference(
 ) -> Tensor:
     """The definition of the window orders, in PyTorch on any device; see `serialize`."""
     _check_inside(coords, grid)
-    batch, *cells = coords.long().unbind(1)
+    return coords[:, 0].long() << BATCH_SHIFT | window_places(coords, grid, window, shift, along_y, snake)
+
+
+def window_places(
+    coords: Tensor, grid: Sequence[int], window: Sequence[int], shift: Sequence[int], along_y: bool, snake: bool
+) -> Tensor:
+    """The part int64 [N] of the keys of the window orders that tells the place in a frame."""
+    cells = coords[:, 1:].long().unbind(1)
     shifted = [c + s for c, s in zip(cells, shift, strict=True)]
     w = [c // size for c, size in zip(shifted, window, strict=True)]
     r = [c % size for c, size in zip(shifted, window, strict=True)]
@@ -379,4 +386,4 @@ def window_keys_reference(
         place = (w[major] * count[minor] + w[minor]) * count[0] + w[0]
         cell = (r[major] * window[minor] + r[minor]) * window[0] + r[0]
         key = place * math.prod(window) + cell
-    return batch << BATCH_SHIFT | key
+    return key

@@ -297,7 +297,8 @@ class CenterHead(nn.Module):
         heatmap = self._scores(maps, labels).flatten(2)
         scores, cells = heatmap.topk(min(self.max_candidates, heatmap.shape[2]), dim=2)
         count = scores.shape[2]
-        scores, place = scores.flatten(1).topk(min(self.max_candidates, scores[0].numel()), dim=1)
+        scores = scores.flatten(1)
+        scores, place = scores.topk(min(self.max_candidates, scores.shape[1]), dim=1)
         cells = cells.flatten(1).gather(1, place)
         values = maps.at(maps.names(), cells, scores > self.score_threshold)
         codes = torch.cat([values[name] for name in CODE if name in values], 2)

@@ -202,7 +202,7 @@ class TransFusionHead(nn.Module):
         heatmap = self.heatmap_head(features).float()
         peaks = self._peaks(heatmap.detach().sigmoid()).flatten(2)
         cells = peaks.shape[2]
-        order = peaks.flatten(1).topk(min(self.num_proposals, peaks[0].numel()), dim=1).indices
+        order = peaks.flatten(1).topk(min(self.num_proposals, peaks.shape[1] * cells), dim=1).indices
         labels, cell = order // cells, order % cells
         flat = features.flatten(2)
         one_hot = F.one_hot(labels, len(self.classes)).transpose(1, 2).to(flat)

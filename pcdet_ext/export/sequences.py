@@ -1,0 +1,47 @@
+"""Orders and sets of voxels written with basic operators, for one frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pcdet_ext.export import basics
+from pcdet_ext.export.operators import argsort
+from pcdet_ext.grouping.partitions import even_sets
+from pcdet_ext.ops.rotated_sets import RotatedSets
+from pcdet_ext.ops.serialize import window_places
+
+WINDOWS = ("window_x", "window_y")
+
+
+def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: Any) -> Tensor:
+    """See `pcdet_ext.ops.serialize`. Raises NotImplementedError for orders that have no form here."""
+    if order not in WINDOWS:
+        raise NotImplementedError(f"the order {order!r} has no ONNX form")
+    path = options.get("path", "rows")
+    shift = options.get("shift", (0, 0, 0))
+    return window_places(coords, grid, options["window"], shift, order == "window_y", path == "snake")
+
+
+def rotated_sets(
+    coords: Tensor, grid: Sequence[int], batch_size: int, window: Sequence[int], shift: Sequence[int], set_size: int
+) -> RotatedSets:
+    """See `pcdet_ext.ops.rotated_sets`."""
+    shifted = coords[:, 1:].long() + torch.tensor(list(shift))
+    sizes = torch.tensor(list(window))
+    place, inside = torch.div(shifted, sizes, rounding_mode="floor"), shifted % sizes
+    count = [math.ceil((g + s) / w) for g, w, s in zip(grid, window, shift, strict=True)]
+    number = (place[:, 2] * count[1] + place[:, 1]) * count[0] + place[:, 0]
+    directions = []
+    for major, minor in ((1, 2), (2, 1)):
+        cell = (inside[:, major] * window[minor] + inside[:, minor]) * window[0] + inside[:, 0]
+        order = argsort(number * math.prod(window) + cell)
+        counts = basics.run_lengths(basics.new_runs(number[order]))[1]
+        directions.append(even_sets(order, counts, set_size))
+    index, slot = (torch.stack([getattr(d, name) for d in directions]) for name in ("index", "inverse"))
+    repeats = torch.stack([~d.valid for d in directions if d.valid is not None])
+    return RotatedSets(index, repeats, slot, number, inside.int())
