@@ -79,6 +79,12 @@ def segment_reduce(values: Tensor, index: Tensor, num_segments: int, reduce: str
     return torch.where(best == lowest, 0.0, best)
 
 
+def segment_softmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
+    """See `pcdet_ext.ops.segment_softmax`; here every row is in a segment."""
+    raised = (values - segment_reduce(values, index, num_segments, "max")[index]).exp()
+    return raised / segment_reduce(raised, index, num_segments, "sum")[index]
+
+
 def cells_of_points(points: Tensor, grid: Any) -> Tensor:
     """Number int64 [P] of each point's cell, -1 outside; grid: from `pcdet_ext.ops.voxelize`."""
     low, size = (torch.tensor(list(t), dtype=torch.float32) for t in (grid.low, grid.size))

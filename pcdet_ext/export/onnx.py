@@ -75,6 +75,7 @@ def export(detector: Detector, opset: int = SMALLEST_OPSET) -> Any:
         path = str(Path(folder, "recorded.onnx"))
         _record(detector, path, opset)
         model = operators.inline(onnx.load(path), opset)
+    del model.graph.value_info[:]  # shapes as the trace saw them, which a runtime infers better
     onnx.helper.set_model_props(model, metadata(detector))
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -1,7 +1,7 @@
 """Operators of a recorded graph that torch has no ONNX form for, or only a slow one.
 
-Each is a torch operator in the namespace `pcdet_ext_onnx`, so that recording can run it, and a translation to ONNX.
-Those that repeat something are ONNX functions with a loop in them, which `inline` puts in where they are called.
+Each is a torch operator in the namespace `pcdet_ext_onnx`, so that recording can run it, and a writer of ONNX nodes.
+Those that repeat a step become calls of ONNX functions, which `inline` replaces by what they do.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pcdet_ext.export.functions import FUNCTIONS
+from pcdet_ext.ops import selective_scan as scan
+from pcdet_ext.ops import wkv as wkv_scan
+from pcdet_ext.ops._arguments import operations_as
+
 NAMESPACE = "pcdet_ext_onnx"
 DOMAIN = "pcdet_ext.functions"  # of ONNX functions, before they are put in
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 
-def _define(schema: str, function: Any) -> Any:
+def _define(schema: str, function: Callable[..., Tensor]) -> Any:
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
@@ -45,44 +50,28 @@ def _keep_greedily(first: Tensor, second: Tensor, scores: Tensor) -> Tensor:
     return alive
 
 
+def _selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: bool) -> Tensor:
+    with operations_as({}):
+        return scan(u, delta, A, B, C, reverse=reverse).contiguous()
+
+
+def _wkv(r: Tensor, k: Tensor, v: Tensor, decay: Tensor, u: Tensor, reverse: bool) -> Tensor:
+    with operations_as({}):
+        return wkv_scan(r, k, v, torch.log(-torch.log(decay)), u, reverse)
+
+
 # Positions int64 [N] of keys [N] in ascending order, equal keys in theirs.
 argsort = _define("argsort(Tensor keys) -> Tensor", _argsort)
 # base [S, ...] with rows [P, ...] written to, added to, or the maximum or minimum taken with the rows index int64 [P].
 scatter_rows = _define("scatter_rows(Tensor base, Tensor index, Tensor rows, str reduction) -> Tensor", _scatter_rows)
 # bool [K]: which boxes stay of K scores, best first, where box first[q] removes second[q], int64 [Q], if it stays.
 keep_greedily = _define("keep_greedily(Tensor first, Tensor second, Tensor scores) -> Tensor", _keep_greedily)
-
-# Repeats "a box stays unless one that stays removes it" from all boxes staying until nothing changes: after k steps the
-# marks of the first k boxes are right, mostly after a few steps those of all.
-KEEP_GREEDILY = """
-<domain: "pcdet_ext.functions", opset_import: ["" : OPSET]>
-keep_greedily (first, second, scores) => (alive) {
-    shape = Shape (scores)
-    all = ConstantOfShape <value: tensor = int32[1] {1}> (shape)
-    none = ConstantOfShape <value: tensor = int32[1] {0}> (shape)
-    one = Constant <value: tensor = int32 {1}> ()
-    zero = Constant <value: tensor = int32 {0}> ()
-    axis = Constant <value: tensor = int64[1] {1}> ()
-    column = Unsqueeze (second, axis)
-    yes = Constant <value: tensor = bool {1}> ()
-    size = Size (scores)
-    more = Constant <value: tensor = int64 {1}> ()
-    limit = Add (size, more)
-    marks = Loop (limit, yes, all) <body = step (int64 number, bool on, int32[K] now) => (bool again, int32[K] then) {
-        staying = Gather <axis: int = 0> (now, first)
-        removed = ScatterND <reduction: string = "max"> (none, column, staying)
-        then = Sub (one, removed)
-        same = Equal (now, then)
-        different = Not (same)
-        counted = Cast <to: int = 6> (different)
-        changes = ReduceSum <keepdims: int = 0> (counted)
-        again = Greater (changes, zero)
-    }>
-    alive = Cast <to: int = 9> (marks)
-}
-"""
-
-FUNCTIONS = {"keep_greedily": KEEP_GREEDILY}
+# See `pcdet_ext.ops.selective_scan`; delta is Δ itself.
+selective_scan = _define(
+    "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, bool reverse) -> Tensor", _selective_scan
+)
+# See `pcdet_ext.ops.wkv`; decay is e = exp(−exp(w)).
+wkv = _define("wkv(Tensor r, Tensor k, Tensor v, Tensor decay, Tensor u, bool reverse) -> Tensor", _wkv)
 
 
 def _write_argsort(g: Any, keys: Any) -> Any:
@@ -91,17 +80,28 @@ def _write_argsort(g: Any, keys: Any) -> Any:
 
 def _write_scatter_rows(g: Any, base: Any, index: Any, rows: Any, reduction: Any) -> Any:
     column = g.op("Unsqueeze", index, g.op("Constant", value_t=torch.tensor([1])))
-    return g.op("ScatterND", base, column, rows, reduction_s=reduction.node().s("value"))
+    return g.op("ScatterND", base, column, rows, reduction_s=reduction.node().s("value")).setType(base.type())
 
 
 def _write_keep_greedily(g: Any, first: Any, second: Any, scores: Any) -> Any:
     return g.op(f"{DOMAIN}::keep_greedily", first, second, scores).setType(scores.type().with_dtype(torch.bool))
 
 
+def _writes_scan(name: str) -> Callable[..., Any]:
+    def write(g: Any, first: Any, *arguments: Any) -> Any:
+        *rest, reverse = arguments
+        way = "_reversed" if bool(reverse.node().t("value")) else ""
+        return g.op(f"{DOMAIN}::{name}{way}", first, *rest).setType(first.type())
+
+    return write
+
+
 WRITERS: dict[str, Callable[..., Any]] = {
     "argsort": _write_argsort,
     "scatter_rows": _write_scatter_rows,
     "keep_greedily": _write_keep_greedily,
+    "selective_scan": _writes_scan("selective_scan"),
+    "wkv": _writes_scan("wkv"),
 }
 
 
@@ -117,7 +117,7 @@ def inline(model: Any, opset: int) -> Any:
     import onnx.inliner
     import onnx.parser
 
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'
     called = sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN})
-    texts = (FUNCTIONS[name].replace("OPSET", str(opset)) for name in called)
-    model.functions.extend(map(onnx.parser.parse_function, texts))
+    model.functions.extend(onnx.parser.parse_function(header + FUNCTIONS[name]) for name in called)
     return onnx.inliner.inline_local_functions(model)

@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -25,18 +25,32 @@ from torch.jit._trace import TracerWarning
 from torch.overrides import TorchFunctionMode
 
 from pcdet_ext import structures
-from pcdet_ext.export import basics, boxes, sequences, voxels
+from pcdet_ext.export import basics, boxes, mixers, sequences, sparse, voxels
 from pcdet_ext.export.operators import argsort, scatter_rows
+from pcdet_ext.models.layers import sparse_conv
 from pcdet_ext.ops._arguments import operations_as
 from pcdet_ext.structures import SparseVoxels
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
+    "causal_conv1d": mixers.causal_conv1d,
     "dynamic_voxelize": voxels.dynamic_voxelize,
+    "neighbour_table": sparse.neighbour_table,
     "nms": boxes.nms,
+    "octree_depthwise_conv": sparse.depthwise_conv,
     "rotated_sets": sequences.rotated_sets,
+    "scattered_linear_attention": mixers.scattered_linear_attention,
     "segment_reduce": basics.segment_reduce,
+    "segment_softmax": basics.segment_softmax,
+    "selective_scan": mixers.selective_scan,
     "serialize": sequences.serialize,
     "voxelize": voxels.voxelize,
+    "wkv": mixers.wkv,
+}
+SPARSE_CONVOLUTIONS = {  # functions of the module that are no operations
+    "_apply": sparse.apply,
+    "_resolve": lambda engine, device: "native",
+    "strided_table": sparse.strided_table,
+    "submanifold_pairs": sparse.submanifold_pairs,
 }
 ROOMS = ("pcdet_ext.models", "pcdet_ext.grouping", "pcdet_ext.mixers")  # whose `len` is recorded, and those of users
 
@@ -59,11 +73,17 @@ def _repeat_interleave(x: Tensor, repeats: Any = None, dim: int | None = None, *
     return x[basics.repeat_each(repeats)]
 
 
-def _unique(x: Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False) -> Any:  # noqa: A002
+def _unique(
+    x: Tensor,
+    sorted: bool = True,  # noqa: A002
+    return_inverse: bool = False,
+    return_counts: bool = False,
+    dim: None = None,
+) -> Any:
     return _chosen(basics.unique(x), return_inverse, return_counts)
 
 
-def _unique_consecutive(x: Tensor, return_inverse: bool = False, return_counts: bool = False) -> Any:
+def _unique_consecutive(x: Tensor, return_inverse: bool = False, return_counts: bool = False, dim: None = None) -> Any:
     new = basics.new_runs(x)
     first, counts = basics.run_lengths(new)
     return _chosen((x[first], new.long().cumsum(0) - 1, counts), return_inverse, return_counts)
@@ -103,6 +123,30 @@ def _unflatten(x: Tensor, dim: int, sizes: Any) -> Tensor:
     return x.reshape([*shape[:dim], *parts, *shape[dim + 1 :]])
 
 
+def _group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Of rows [N, C]: a norm for each group of channels."""
+    parts = x.reshape([*_shape_of(x)[:1], groups, _plain_shape(x)[1] // groups])
+    centred = parts - parts.mean(2, keepdim=True)
+    normed = centred / (centred.square().mean(2, keepdim=True) + eps).sqrt()
+    return _flatten(normed, 1) * weight + bias
+
+
+def _diag_embed(x: Tensor) -> Tensor:
+    return x[..., None] * torch.eye(_plain_shape(x)[-1])
+
+
+class Highest(NamedTuple):
+    """Running maxima; where they are is not told."""
+
+    values: Tensor
+
+
+def _cummax(x: Tensor, dim: int) -> Highest:
+    """Along the last dimension, by comparison with all before."""
+    later = torch.ones(_plain_shape(x)[-1], _plain_shape(x)[-1], dtype=torch.bool).triu(1)
+    return Highest(x[..., None, :].masked_fill(later, -torch.inf).amax(-1))
+
+
 _shape: Any = Tensor.shape.__get__  # type: ignore[attr-defined]
 
 
@@ -114,11 +158,15 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     torch.unique: _unique,
     torch.unique_consecutive: _unique_consecutive,
     torch.bincount: _bincount,
+    torch.diag_embed: _diag_embed,
+    Tensor.cummax: _cummax,
+    torch.nn.functional.group_norm: _group_norm,
     Tensor.reshape: _reshape,
     Tensor.view: _reshape,
     Tensor.flatten: _flatten,
     torch.flatten: _flatten,
     Tensor.unflatten: _unflatten,
+    Tensor.mT.__get__: lambda x: x.transpose(-1, -2),  # type: ignore[attr-defined]
     Tensor.numel: lambda x: math.prod(_shape_of(x)),
     _shape: lambda x: _shape_of(x),
 }
@@ -153,6 +201,29 @@ def _plain_shape(x: Tensor) -> tuple[int, ...]:
         return torch.Size(int(n) for n in x.shape)
 
 
+class Shape(tuple[Any, ...]):
+    """Recorded numbers of rows and plain widths, equal to other shapes where the plain numbers are."""
+
+    plain: tuple[int, ...]
+
+    def __new__(cls, values: Any, plain: tuple[int, ...]) -> Shape:
+        made = super().__new__(cls, values)
+        made.plain = plain
+        return made
+
+    def __getitem__(self, place: Any) -> Any:
+        values = super().__getitem__(place)
+        return Shape(values, self.plain[place]) if isinstance(place, slice) else values
+
+    def __eq__(self, other: object) -> bool:
+        return self.plain == (other.plain if isinstance(other, Shape) else other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def _shape_of(x: Tensor) -> Any:
     """The shape of a tensor: a recorded number of rows, or groups, and plain numbers after it.
 
@@ -160,7 +231,7 @@ def _shape_of(x: Tensor) -> Any:
     (A shape that breaks this rule is an error when the graph runs on other points, since reshapes do not fit then.)
     """
     plain = _plain_shape(x)
-    return plain if plain[:1] in ((), (1,)) else (_shape(x)[0], *plain[1:])
+    return plain if plain[:1] in ((), (1,)) else Shape((_shape(x)[0], *plain[1:]), plain)
 
 
 def _size(x: Any) -> Any:
@@ -188,6 +259,8 @@ def recording(model: nn.Module) -> Iterator[None]:
         for module in modules:
             if not module.__name__.startswith("torch"):
                 stack.enter_context(patch.object(module, "len", _size, create=True))
+        for name, form in SPARSE_CONVOLUTIONS.items():
+            stack.enter_context(patch.object(sparse_conv, name, form))
         stack.enter_context(patch.object(structures, "len", _plain_size, create=True))  # which checks use
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pcdet_ext.export import basics, boxes, voxels
-from pcdet_ext.ops import dynamic_voxelize, iou_bev_paired, nms, segment_reduce, voxelize
+from pcdet_ext.export import basics, boxes, mixers, operators, sequences, voxels
+from pcdet_ext.export.check import session
+from pcdet_ext.export.operators import DOMAIN
+from pcdet_ext.export.recording import recording
+from pcdet_ext.models.layers.depthwise_conv import DepthwiseSubMConv3d
+from pcdet_ext.models.layers.sparse_conv import SparseConv3d, SubMConv3d
+from pcdet_ext.ops import (
+    dynamic_voxelize,
+    iou_bev_paired,
+    nms,
+    rotated_sets,
+    scattered_linear_attention,
+    segment_reduce,
+    selective_scan,
+    serialize,
+    voxelize,
+    wkv,
+)
+from pcdet_ext.structures import SparseVoxels
 
 RANGE, SIZE = (0.0, -4.0, -2.0, 8.0, 4.0, 2.0), (0.5, 0.25, 1.0)
 
@@ -88,3 +108,100 @@ def test_unique_and_repeats(numbers: list[int]) -> None:
     ):
         torch.testing.assert_close(mine, expected)
     torch.testing.assert_close(basics.repeat_each(values + 1), torch.repeat_interleave(values + 1))
+
+
+def voxels_on(grid: tuple[int, int, int], count: int, channels: int, seed: int) -> SparseVoxels:
+    """Voxels of one frame at random places, in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = torch.randperm(grid[0] * grid[1] * grid[2], generator=generator)[:count]
+    z, y, x = cells // (grid[1] * grid[2]), cells // grid[2] % grid[1], cells % grid[2]
+    coords = torch.stack([torch.zeros_like(z), z, y, x], 1).int()
+    return SparseVoxels(torch.randn(len(cells), channels, generator=generator), coords, grid, 1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_sparse_convolutions(count: int) -> None:
+    torch.manual_seed(0)
+    found = voxels_on((4, 8, 10), count, 6, 0)
+    layers = [SubMConv3d(6, 5, (3, 3, 1)), SparseConv3d(6, 5, 3, 2, 1), SparseConv3d(6, 5, (3, 1, 1), (2, 1, 1))]
+    layers.append(SparseConv3d(6, 5, 3, 2, 1, first_seen=True))
+    for layer in layers:
+        expected = layer(found)
+        with recording(layer):
+            mine = layer(SparseVoxels(found.features, found.coords, found.grid, 1))
+        torch.testing.assert_close(mine.coords, expected.coords)
+        torch.testing.assert_close(mine.features, expected.features)
+    layer = DepthwiseSubMConv3d(6, (1, 5, 3))
+    torch.nn.init.normal_(layer.weight)
+    expected = layer(found, found.features)
+    with recording(layer):
+        mine = layer(SparseVoxels(found.features, found.coords, found.grid, 1), found.features)
+    torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 70])
+@pytest.mark.parametrize("path", ["rows", "snake"])
+def test_orders_and_sets(count: int, path: str) -> None:
+    found = voxels_on((1, 20, 18), count, 4, 1)
+    for order in ("window_x", "window_y"):
+        options = {"window": (1, 5, 6), "shift": (0, 2, 3), "path": path}
+        mine = sequences.serialize(found.coords, found.grid, order, **options)
+        assert mine.argsort().tolist() == serialize(found.coords, found.grid, order, **options).argsort().tolist()
+    mine = sequences.rotated_sets(found.coords, found.grid, 1, (1, 5, 6), (0, 2, 3), 8)
+    expected = rotated_sets(found.coords, found.grid, 1, (1, 5, 6), (0, 2, 3), 8)
+    assert mine.index.tolist() == expected.index.tolist()
+    assert mine.repeats.tolist() == expected.repeats.tolist()
+    assert mine.inside.tolist() == expected.inside.tolist()
+    for slots, index in zip(mine.slot, mine.index, strict=True):
+        assert index.flatten()[slots].tolist() == list(range(count))
+    with pytest.raises(NotImplementedError, match="hilbert"):
+        sequences.serialize(found.coords, found.grid, "hilbert")
+
+
+@pytest.mark.parametrize("lengths", [[], [1], [70, 3, 64, 130]])
+def test_linear_attention(lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.rand(sum(lengths), 2, 4) for _ in range(3))
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    expected = scattered_linear_attention(q, k, v, offsets)
+    torch.testing.assert_close(mixers.scattered_linear_attention(q, k, v, offsets), expected)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scans_in_onnxruntime(reverse: bool) -> None:
+    torch.manual_seed(0)
+    u, delta, z = (torch.randn(3, 6, 20) for _ in range(3))
+    arguments = (u, delta, -torch.rand(6, 4), torch.randn(3, 4, 20), torch.randn(3, 4, 20), torch.randn(6), z)
+    options = {"delta_bias": torch.randn(6), "delta_softplus": True, "reverse": reverse}
+    torch.testing.assert_close(
+        run_in_onnxruntime(lambda *a: mixers.selective_scan(*a, **options), arguments),
+        selective_scan(*arguments, **options),
+    )
+    rows = [torch.randn(3, 20, 2, 4) for _ in range(4)]
+    bonus = torch.randn(2, 4)
+    for arguments in ((*rows, bonus), tuple(rows)):
+        torch.testing.assert_close(
+            run_in_onnxruntime(lambda *a: mixers.wkv(*a, reverse=reverse), arguments),
+            wkv(*arguments, reverse=reverse),
+        )
+
+
+def run_in_onnxruntime(function: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> Tensor:
+    """What onnxruntime makes of a function's graph."""
+    onnx = pytest.importorskip("onnx")
+
+    class Module(torch.nn.Module):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return function(*inputs)
+
+    names = [f"input_{i}" for i in range(len(arguments))]
+    operators.register(18)
+    buffer = io.BytesIO()
+    module = Module()
+    with recording(module):
+        torch.onnx.export(
+            module, arguments, buffer, dynamo=False, opset_version=18, input_names=names, custom_opsets={DOMAIN: 1}
+        )
+    model = operators.inline(onnx.load_from_string(buffer.getvalue()), 18)
+    given = {name: value.numpy() for name, value in zip(names, arguments, strict=True)}
+    return torch.from_numpy(session(model, 1).run(None, given)[0])

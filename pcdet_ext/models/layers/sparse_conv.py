@@ -107,7 +107,7 @@ class SparseConv3d(nn.Module):
         if voxels.features.shape[1] != self.in_channels:
             raise ValueError(f"the layer takes {self.in_channels} channels, got {voxels.features.shape[1]}")
         single = math.prod(self.kernel_size) == 1  # spconv reads the memory of such a weight as [in, out]
-        if len(voxels) and not single and _resolve(self.engine, voxels.features.device.type) == "spconv":
+        if not single and _resolve(self.engine, voxels.features.device.type) == "spconv" and len(voxels):
             return self._forward_spconv(voxels)
         return self._forward_native(voxels)
 
@@ -232,9 +232,11 @@ def _keys_and_shifts(voxels: SparseVoxels, kernel: Triple) -> tuple[Tensor, Tens
     """A number int64 [N] for each voxel, and how far that of the neighbour at each kernel cell is from it."""
     half = [k // 2 for k in kernel]
     depth, height, width = (n + 2 * h for n, h in zip(voxels.grid, half, strict=True))  # so that no line wraps
-    strides = torch.tensor(_key_strides((depth, height, width)), device=voxels.coords.device)
-    steps = torch.cartesian_prod(*(torch.arange(-h, h + 1, device=voxels.coords.device) for h in half))
-    return (voxels.coords.long() * strides).sum(1), (steps * strides[1:]).sum(1)
+    strides = _key_strides((depth, height, width))
+    steps = itertools.product(*(range(-h, h + 1) for h in half))
+    shifts = [sum(n * s for n, s in zip(step, strides[1:], strict=True)) for step in steps]
+    keys = (voxels.coords.long() * torch.tensor(strides, device=voxels.coords.device)).sum(1)
+    return keys, torch.tensor(shifts, device=voxels.coords.device)
 
 
 def strided_table(

@@ -1,0 +1,120 @@
+"""ONNX functions, in ONNX's textual form, for what repeats a step: suppression and scans along sequences."""
+
+from __future__ import annotations
+
+# Which boxes stay, bool [K], where box first[q] removes second[q] if it stays. Repeats "a box stays unless one that
+# stays removes it" from all boxes staying until nothing changes: after k steps the marks of the first k boxes are
+# right, mostly after a few steps those of all.
+KEEP_GREEDILY = """
+keep_greedily (first, second, scores) => (alive) {
+    shape = Shape (scores)
+    all = ConstantOfShape <value: tensor = int32[1] {1}> (shape)
+    none = ConstantOfShape <value: tensor = int32[1] {0}> (shape)
+    one = Constant <value: tensor = int32 {1}> ()
+    zero = Constant <value: tensor = int32 {0}> ()
+    axis = Constant <value: tensor = int64[1] {1}> ()
+    column = Unsqueeze (second, axis)
+    yes = Constant <value: tensor = bool {1}> ()
+    size = Size (scores)
+    more = Constant <value: tensor = int64 {1}> ()
+    limit = Add (size, more)
+    marks = Loop (limit, yes, all) <body = step (int64 number, bool on, int32[?] now) => (bool again, int32[?] then) {
+        staying = Gather <axis: int = 0> (now, first)
+        removed = ScatterND <reduction: string = "max"> (none, column, staying)
+        then = Sub (one, removed)
+        same = Equal (now, then)
+        different = Not (same)
+        counted = Cast <to: int = 6> (different)
+        changes = ReduceSum <keepdims: int = 0> (counted)
+        again = Greater (changes, zero)
+    }>
+    alive = Cast <to: int = 9> (marks)
+}
+"""
+
+# h ← exp(Δ A) h + Δ u B, y = C·h; u, delta: [G, E, L]; A: [E, N]; B, C: [G, N, L]; y: [G, E, L].
+SELECTIVE_SCAN = """
+NAME (u, delta, A, B, C) => (y) {
+    outer = Shape <start: int = 0, end: int = 2> (u)
+    width = Shape <start: int = 1, end: int = 2> (A)
+    size = Concat <axis: int = 0> (outer, width)
+    state = ConstantOfShape <value: tensor = float[1] {0}> (size)
+    behind = Constant <value: tensor = int64[1] {3}> ()
+    before = Constant <value: tensor = int64[1] {2}> ()
+    delta_first = Transpose <perm: ints = [2, 0, 1]> (delta)
+    steps = Unsqueeze (delta_first, behind)
+    taken = Mul (delta, u)
+    taken_first = Transpose <perm: ints = [2, 0, 1]> (taken)
+    inputs = Unsqueeze (taken_first, behind)
+    B_first = Transpose <perm: ints = [2, 0, 1]> (B)
+    writes = Unsqueeze (B_first, before)
+    C_first = Transpose <perm: ints = [2, 0, 1]> (C)
+    reads = Unsqueeze (C_first, behind)
+    last, seen = Scan <
+        num_scan_inputs: int = 4, scan_input_directions: ints = [WAY, WAY, WAY, WAY],
+        scan_output_directions: ints = [WAY],
+        body = step (float[?, ?, ?] h, float[?, ?, 1] d, float[?, ?, 1] x, float[?, 1, ?] b, float[?, ?, 1] c)
+            => (float[?, ?, ?] then, float[?, ?, 1] out) {
+            rate = Mul (d, A)
+            share = Exp (rate)
+            kept = Mul (share, h)
+            new = Mul (x, b)
+            then = Add (kept, new)
+            out = MatMul (then, c)
+        }
+    > (state, steps, inputs, writes, reads)
+    flat = Squeeze (seen, behind)
+    y = Transpose <perm: ints = [1, 2, 0]> (flat)
+}
+"""
+
+# y = rᵀ (S + diag(u) k vᵀ), S ← diag(decay) S + k vᵀ; r, k, v, decay, y: [G, L, H, D]; u: [H, D].
+WKV = """
+NAME (r, k, v, decay, u) => (y) {
+    outer = Shape <start: int = 0, end: int = 1> (r)
+    inner = Shape <start: int = 2, end: int = 4> (r)
+    width = Shape <start: int = 3, end: int = 4> (r)
+    size = Concat <axis: int = 0> (outer, inner, width)
+    state = ConstantOfShape <value: tensor = float[1] {0}> (size)
+    column = Constant <value: tensor = int64[1] {4}> ()
+    row = Constant <value: tensor = int64[1] {3}> ()
+    two = Constant <value: tensor = int64[1] {2}> ()
+    r_first = Transpose <perm: ints = [1, 0, 2, 3]> (r)
+    reads = Unsqueeze (r_first, row)
+    k_first = Transpose <perm: ints = [1, 0, 2, 3]> (k)
+    keys = Unsqueeze (k_first, column)
+    v_first = Transpose <perm: ints = [1, 0, 2, 3]> (v)
+    values = Unsqueeze (v_first, row)
+    decay_first = Transpose <perm: ints = [1, 0, 2, 3]> (decay)
+    shares = Unsqueeze (decay_first, column)
+    bonus = Unsqueeze (u, two)
+    last, seen = Scan <
+        num_scan_inputs: int = 4, scan_input_directions: ints = [WAY, WAY, WAY, WAY],
+        scan_output_directions: ints = [WAY],
+        body = step (float[?, ?, ?, ?] S, float[?, ?, 1, ?] a, float[?, ?, ?, 1] b, float[?, ?, 1, ?] c,
+            float[?, ?, ?, 1] e) => (float[?, ?, ?, ?] then, float[?, ?, 1, ?] out) {
+            new = Mul (b, c)
+            own = Mul (bonus, new)
+            known = Add (S, own)
+            out = MatMul (a, known)
+            kept = Mul (e, S)
+            then = Add (kept, new)
+        }
+    > (state, reads, keys, values, shares)
+    flat = Squeeze (seen, row)
+    y = Transpose <perm: ints = [1, 0, 2, 3]> (flat)
+}
+"""
+
+
+def _both_ways(name: str, text: str) -> dict[str, str]:
+    """A scan from the first step on, and one from the last."""
+    ways = {name: "0", f"{name}_reversed": "1"}
+    return {each: text.replace("NAME", each).replace("WAY", way) for each, way in ways.items()}
+
+
+FUNCTIONS = {
+    "keep_greedily": KEEP_GREEDILY,
+    **_both_ways("selective_scan", SELECTIVE_SCAN),
+    **_both_ways("wkv", WKV),
+}
