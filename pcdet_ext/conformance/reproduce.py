@@ -40,6 +40,7 @@ CASE_MODULES = (
     "openpcdet_voxels",
     "scatterformer",
     "sequence_ops",
+    "tracking",
     "whole_detectors",
 )
 EXPECTED = "expected.json"  # what makes a folder a case of an evaluator

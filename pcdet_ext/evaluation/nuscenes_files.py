@@ -9,7 +9,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -53,11 +53,13 @@ def read_tracks(path: str | Path, tokens: Sequence[str] | None = None) -> tuple[
 class Submission:
     """Results for the detection or the tracking benchmark, in the official format.
 
-    path: of the file; results: the boxes of each sample by its token, not checked before they are asked for.
+    path: of the file; results: the boxes of each sample by its token, not checked before they are asked for; meta:
+    which sensors were used, as the file says it.
     """
 
     path: Path
     results: Mapping[str, Any]
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def read(path: str | Path) -> Submission:
@@ -65,7 +67,8 @@ class Submission:
         content = read_json(Path(path))
         if not isinstance(content, Mapping) or not isinstance(content.get("results"), Mapping):
             raise DataError(f"{path}: not a nuScenes submission (it has no mapping 'results' of samples to boxes)")
-        return Submission(Path(path), content["results"])
+        meta = content.get("meta")
+        return Submission(Path(path), content["results"], meta if isinstance(meta, Mapping) else {})
 
     @property
     def samples(self) -> tuple[str, ...]:

@@ -1,0 +1,55 @@
+"""Associate the detections of a result file over time, and measure the tracks.
+
+    pcdet track results.json --data /data/nuscenes --tracker greedy --out tracks.json
+    pcdet track results.json --data gt.json --tracker greedy --out tracks.json max_age=5 assignment=optimal
+
+The results are a nuScenes detection submission, --out is one to its tracking benchmark. Where --data has ground truth,
+the official tracking metrics are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from pcdet_ext.cli.arguments import path
+
+TRACKERS = {"greedy": "GreedyTracker"}
+DATA = """when the frames were: a folder with the released tables, a JSON file with samples (scene, timestamp) and maybe
+gt_boxes, or one with frames (token, timestamp, first)"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", type=path, help="detections, a submission in JSON (.json, .json.gz)")
+    parser.add_argument("--data", type=path, required=True, help=DATA)
+    parser.add_argument("--tracker", choices=sorted(TRACKERS), default="greedy", help="how (default: greedy)")
+    parser.add_argument("--out", type=path, required=True, help="file of tracks to write")
+    parser.add_argument("--no-metric", action="store_true", help="do not measure the tracks")
+    parser.add_argument("--json", type=path, help="write all numbers of the metric here")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="options of the tracker")
+
+
+def run(options: argparse.Namespace) -> int:
+    from pcdet_ext.config import from_plain
+    from pcdet_ext.evaluation.benchmarks import nuscenes_tracking
+    from pcdet_ext.evaluation.nuscenes_files import Submission
+    from pcdet_ext.files import atomic_write, check_output_file
+    from pcdet_ext.tracking import result_files
+    from pcdet_ext.tracking.base import TRACKERS as KNOWN
+
+    check_output_file(options.out)
+    tracker = KNOWN.build(from_plain({"name": TRACKERS[options.tracker]}, "command line", options.options))
+    submission = Submission.read(options.results)
+    frames = result_files.read_frames(options.data, submission.samples)
+    content = result_files.track_submission(submission, frames, tracker)
+    result_files.write_submission(options.out, content)
+    boxes = sum(map(len, content["results"].values()))
+    print(f"{boxes} boxes of tracks in {len(frames)} frames: {options.out}")
+    if options.no_metric or not result_files.has_truth(options.data):
+        return 0
+    result = nuscenes_tracking(options.data, options.out)
+    if options.json:
+        with atomic_write(options.json) as temporary:
+            temporary.write_text(json.dumps(result.to_json()), encoding="utf-8")
+    print(result.table())
+    return 0

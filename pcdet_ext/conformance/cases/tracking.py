@@ -1,0 +1,93 @@
+"""Trackers: whole sequences of the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.evaluation.nuscenes_files import Submission
+from pcdet_ext.tracking.base import StillBoxes
+from pcdet_ext.tracking.greedy import GreedyTracker, Tracks
+from pcdet_ext.tracking.result_files import read_frames, track_submission
+
+MICROSECOND = 1e-6
+
+
+def _frames(case: Case) -> Iterator[tuple[int, int, bool, np.ndarray]]:
+    """Scene, number of the frame in it, whether it is the first, and rows of its detections, for each frame."""
+    arrays, before, number = case.arrays, -1, 0
+    for scene in arrays["in.frame_scene"].tolist():
+        number = number + 1 if scene == before else 0
+        rows = np.flatnonzero((arrays["in.det_scene"] == scene) & (arrays["in.det_frame"] == number))
+        yield scene, number, scene != before, rows
+        before = scene
+
+
+def _boxes(case: Case, rows: np.ndarray) -> StillBoxes:
+    """What the greedy tracker reads of the detections; the rest is zero."""
+    arrays = case.arrays
+    xy = arrays["in.det_xy"] if "in.det_xy" in arrays else arrays["in.det_translation"][:, :2]
+    box = np.zeros((len(rows), 7))
+    box[:, :2] = xy[rows]
+    return StillBoxes(box, arrays["in.det_velocity"][rows], arrays["in.det_class"][rows], arrays["in.det_score"][rows])
+
+
+@runs("tracking", "greedy_velocity_tracker")
+def greedy(case: Case, grads: bool) -> Values:
+    """The nuScenes form: tracks that are there, and those kept without being found."""
+    config = case.config
+    limits = {name: limit for name, limit in config["max_distance"].items() if name in config["tracking_names"]}
+    assignment = "optimal" if config["hungarian"] else "greedy"
+    return _run(case, GreedyTracker(limits, config["max_age"], assignment, published=True), MICROSECOND)
+
+
+@runs("tracking", "greedy_velocity_tracker_waymo")
+def greedy_waymo(case: Case, grads: bool) -> Values:
+    """The Waymo form, with a score for births."""
+    config = case.config
+    tracker = GreedyTracker(
+        config["max_distance"], config["max_age"], birth_score=config["score_thresh"], published=True
+    )
+    return _run(case, tracker, 1.0)
+
+
+def _run(case: Case, tracker: GreedyTracker, unit: float) -> Values:
+    seen: list[tuple[int, int, Tracks]] = []
+    kept: list[tuple[int, int, Tracks]] = []
+    times = case.arrays["in.frame_timestamp"] * unit
+    for time, (scene, frame, first, rows) in zip(times.tolist(), _frames(case), strict=True):
+        if first:
+            tracker.reset()
+        found = tracker.step(_boxes(case, rows), case.config["class_names"], time)
+        seen.append((scene, frame, found))
+        kept.append((scene, frame, tracker.tracks.select(tracker.tracks.active == 0)))
+    values = {f"out.{name}": column for name, column in _columns(seen).items()}
+    return values | {f"out.inactive_{name}": column for name, column in _columns(kept).items()}
+
+
+def _columns(frames: list[tuple[int, int, Tracks]]) -> dict[str, np.ndarray]:
+    tracks = Tracks.joined([tracks for *_, tracks in frames])
+    counts = [len(tracks) for *_, tracks in frames]
+    return {
+        "scene": np.repeat([scene for scene, *_ in frames], counts),
+        "frame": np.repeat([frame for _, frame, _ in frames], counts),
+        "tracking_id": tracks.number,
+        "det_index": tracks.row,
+        "active": tracks.active,
+        "age": tracks.age,
+        "ct": tracks.xy,
+    }
+
+
+@runs("tracking", "greedy_velocity_tracker_json")
+def greedy_files(case: Case, grads: bool) -> Values:
+    """Result files in and out: every field of every box."""
+    folder = case.path.parent
+    tracker = GreedyTracker(
+        max_age=case.config["max_age"], assignment="optimal" if case.config["hungarian"] else "greedy", published=True
+    )
+    submission = Submission.read(folder / "detections.json")
+    frames = read_frames(folder / "frames_meta.json", submission.samples)
+    return {"expected": {"tracking_result": track_submission(submission, frames, tracker)}}

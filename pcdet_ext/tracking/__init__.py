@@ -1,0 +1,6 @@
+"""Association of detections over time: trackers that give every object of a sequence a number of its own."""
+
+from pcdet_ext.tracking.base import Tracker
+from pcdet_ext.tracking.greedy import GreedyTracker
+
+__all__ = ["GreedyTracker", "Tracker"]
