@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pcdet_ext
+from pcdet_ext.models.bev.residual import ResidualBlock
+from pcdet_ext.models.bev.second import ConvUnit
 from pcdet_ext.models.detector import detected
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS, CenterHead
@@ -20,6 +23,7 @@ from pcdet_ext.models.heads.center import Candidates, CenterOutput
 from pcdet_ext.models.layers.cells import convolve_at
 from pcdet_ext.models.layers.folding import folded
 from pcdet_ext.models.layers.norm import SparseBatchNorm
+from pcdet_ext.models.layers.winograd import WinogradConv2d
 from pcdet_ext.structures import Detections, PointBatch
 
 CLASSES = ("car", "bus", "walker")
@@ -261,6 +265,39 @@ def test_norms_stay_behind_layers_that_do_more_than_their_weights_say(make: Call
     copy = folded(model)
     torch.testing.assert_close(copy(x), model(x), atol=1e-5, rtol=1e-5)
     assert any(isinstance(module, nn.BatchNorm1d) for module in copy.modules())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_of_maps_become_faster_ones_with_what_is_behind(stride: int) -> None:
+    model = seen_statistics(nn.Sequential(ResidualBlock(16, 32, stride, downsample=True), ConvUnit(32, 16)))
+    copy, x = folded(model), torch.randn(2, 16, 22, 37)
+    kinds = Counter(type(layer) for layer in copy.modules())
+    assert kinds[WinogradConv2d] == (3 if stride == 1 else 2)
+    assert kinds[nn.ReLU] == kinds[nn.BatchNorm2d] == 0
+    with torch.no_grad():
+        torch.testing.assert_close(copy(x), model(x), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(copy.double()(x.double()), model.double()(x.double()), atol=1e-6, rtol=1e-6)
+
+
+def test_observed_layers_stay_in_their_places() -> None:
+    seen: list[Tensor] = []
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)).eval()
+    for layer in model[1:]:
+        layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    copy = folded(model)
+    assert [type(layer) for layer in copy] == [WinogradConv2d, nn.ReLU, nn.Conv2d]
+    x = torch.randn(1, 16, 9, 9)
+    for each in (model, copy):
+        each(x)
+    torch.testing.assert_close(seen[:2], seen[2:], atol=1e-5, rtol=1e-5)
+
+
+def test_cells_of_a_chain_of_faster_convolutions() -> None:
+    plain = seen_statistics(chain(16, 3, 16, 16))
+    maps, cells = torch.randn(1, 16, 40, 40), torch.tensor([0, 39, 777, 1599])
+    with torch.no_grad():
+        (values,) = convolve_at([folded(plain)], maps, cells)
+        torch.testing.assert_close(values, plain(maps)[0].flatten(1).T[cells], atol=1e-5, rtol=1e-5)
 
 
 def test_layers_that_share_their_parameters_alone_are_folded_each_for_itself() -> None:

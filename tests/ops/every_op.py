@@ -11,6 +11,7 @@ from pcdet_ext import ops
 from pcdet_ext.ops.neighbours import neighbour_table
 from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours
 from pcdet_ext.ops.retention import mlstm, retention
+from pcdet_ext.ops.winograd_conv import winograd_conv2d, winograd_weight
 
 Made = Callable[..., Tensor]
 CPU = torch.device("cpu")
@@ -72,6 +73,7 @@ def scans(change: Callable[[Tensor], Tensor], dtype: torch.dtype) -> tuple[Tenso
 def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype = torch.float32) -> dict[str, Callable]:
     """A call by name; `change` is applied to the large inputs, and must not change their values."""
     points = change(rand(50, 4) * 3)
+    filters = change(rand(16, 16, 3, 3))
     index, q, r = change(whole(4, 30)), change(rand(30, 2, 4, dtype=dtype)), change(rand(2, 40, 2, 4, dtype=dtype))
     values, voxels, upright = change(rand(30, 3, dtype=dtype)), change(coords()), change(boxes(dtype))
     neighbours = change(torch.stack([table(0, -1, 2, 1), table(3, 2, 1, -1)], 1))
@@ -145,6 +147,9 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
             change(rand(2, 3, 9, dtype=dtype)),
             rand(3, 4, dtype=dtype),
             rand(3, dtype=dtype),
+        ),
+        "winograd_conv2d": lambda: winograd_conv2d(
+            change(rand(1, 16, 5, 6, dtype=torch.float32)), filters, filters[:, 0, 0, 0], winograd_weight(filters)
         ),
         "retention": lambda: with_gradients(lambda q: retention(q, q, q, decay, chunk=16), r),
         "mlstm": lambda: with_gradients(lambda q: mlstm(q, q, q, q[..., 0], q[..., 1], chunk=16), r),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from pcdet_ext.models.bev.multi_scale import MultiScale, bev_norm
 from pcdet_ext.models.bev.registry import BEV_BACKBONES
+from pcdet_ext.models.layers.winograd import normed_relu
 
 
 @BEV_BACKBONES.register
@@ -43,5 +43,5 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, in_channels, Y, X] to [B, out_channels, Y / stride, X / stride]."""
         identity = x if self.downsample_layer is None else self.downsample_layer(x)
-        x = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(x)) + identity)
+        x = normed_relu(self.conv1, self.bn1, x)
+        return normed_relu(self.conv2, self.bn2, x, identity)

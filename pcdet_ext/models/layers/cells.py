@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from pcdet_ext.models.layers.winograd import WinogradConv2d
+
 MOST_CELLS = 0.25  # share of the map: with more cells to compute, the whole map is about as quick
 
 
@@ -116,6 +118,8 @@ def _apply(step: Sequence[nn.Module], patches: Tensor) -> Tensor:
     assert isinstance(convolution, nn.Conv2d)
     weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
     values = nn.functional.linear(patches, weight, convolution.bias)[:, :, None, None]
+    if isinstance(convolution, WinogradConv2d) and convolution.relu:
+        values = torch.relu(values)
     for layer in step[1:]:
         values = layer(values)
     return values[:, :, 0, 0]

@@ -1,0 +1,50 @@
+"""3x3 convolutions of maps as inference computes them: by Winograd's filtering, with what follows them in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pcdet_ext.ops.winograd_conv import LANES, winograd_conv2d, winograd_weight
+
+PLAIN = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")  # kernel, stride, padding, dilation, groups, what pads
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A plain 3x3 convolution with ReLU behind it where `relu` is True, for inference.
+
+    Its weight must not change: what the kernel reads is computed from it once. See `winograd_conv2d` for when a kernel
+    is used and what it saves.
+    """
+
+    at_points: Tensor
+
+    def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
+        super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, device="meta")
+        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+        self.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.register_buffer("at_points", winograd_weight(self.weight), persistent=False)
+        self.relu = relu
+        self.train(conv.training)
+
+    def forward(self, x: Tensor, addend: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Map [B, in_channels, Y, X] to [B, out_channels, Y, X], with `addend` and then ReLU where wanted."""
+        assert self.bias is not None
+        return winograd_conv2d(x, self.weight, self.bias, self.at_points, addend, relu or self.relu)
+
+
+def is_plain_conv(layer: nn.Module) -> bool:
+    """Whether `WinogradConv2d` can take the place of a layer."""
+    if type(layer) is not nn.Conv2d or any(n % LANES for n in (layer.in_channels, layer.out_channels)):
+        return False
+    shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
+    return shape == PLAIN and layer.weight.dtype == torch.float32
+
+
+def normed_relu(conv: nn.Module, norm: nn.Module, x: Tensor, addend: Tensor | None = None) -> Tensor:
+    """relu(norm(conv(x)) + addend), in one pass where inference has put the norm into the convolution."""
+    if isinstance(conv, WinogradConv2d) and isinstance(norm, nn.Identity):
+        return conv(x, addend, relu=True)
+    y: Tensor = norm(conv(x))
+    return torch.relu(y if addend is None else y + addend)
