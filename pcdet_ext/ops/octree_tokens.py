@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import Int32, has_kernels, launch
+from pcdet_ext.ops._native import Int32, has_kernels, launch, on_cuda
 from pcdet_ext.ops._operator import integer_operator, shapes_of
 from pcdet_ext.ops.serialize import BATCH_SHIFT, MAX_DEPTH, deserialize, octree_children, octree_parent, serialize
 
@@ -118,7 +118,7 @@ def _refuse(fault: int, place: int, depth: int, total: int) -> None:
 @integer_operator("octree_tokens")
 def _encode(keys: Tensor, depth: int, batch_size: int) -> tuple[Tensor, Tensor]:
     """Tokens [batch_size + N · depth], of which the first are filled, and their number at each depth [depth]."""
-    if keys.device.type != "cpu" or not has_kernels(keys):
+    if on_cuda(keys) or not has_kernels(keys):
         return encode_reference(keys, depth, batch_size)
     n, room = len(keys), batch_size + len(keys) * depth
     tokens, counts = keys.new_zeros(room, dtype=torch.uint8), keys.new_zeros(depth)
@@ -149,7 +149,7 @@ def encode_reference(keys: Tensor, depth: int, batch_size: int) -> tuple[Tensor,
 @integer_operator("octree_tokens_check")
 def _check(tokens: Tensor, depth: int, batch_size: int) -> Tensor:
     """int64 [4]: number of cells, what is wrong (0: nothing), at which token, and at which depth."""
-    if tokens.device.type != "cpu" or not has_kernels(tokens):
+    if on_cuda(tokens) or not has_kernels(tokens):
         return check_reference(tokens, depth, batch_size)
     report, n = tokens.new_zeros(4, dtype=torch.int64), len(tokens)
     task = (tokens, torch.uint8, n), n, Int32(depth), batch_size
@@ -183,7 +183,7 @@ def check_reference(tokens: Tensor, depth: int, batch_size: int) -> Tensor:
 
 @integer_operator("octree_of_tokens")
 def _decode(tokens: Tensor, depth: int, batch_size: int, cells: int) -> Tensor:
-    if tokens.device.type != "cpu" or not has_kernels(tokens):
+    if on_cuda(tokens) or not has_kernels(tokens):
         return decode_reference(tokens, depth, batch_size, cells)
     keys = tokens.new_empty(cells, dtype=torch.int64)
     task = (tokens, torch.uint8, len(tokens)), batch_size, Int32(depth), cells

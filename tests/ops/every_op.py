@@ -29,9 +29,9 @@ def whole(high: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
     return torch.randint(high, shape, generator=generator, dtype=dtype, device=CPU)
 
 
-def table(*values: int) -> Tensor:
-    """int64 numbers."""
-    return torch.tensor(values, dtype=torch.int64, device=CPU)
+def table(*values: float, dtype: torch.dtype = torch.int64) -> Tensor:
+    """These numbers."""
+    return torch.tensor(values, dtype=dtype, device=CPU)
 
 
 def coords() -> Tensor:
@@ -43,8 +43,7 @@ def coords() -> Tensor:
 
 def boxes(dtype: torch.dtype = torch.float32) -> Tensor:
     """Boxes [12, 7] that overlap."""
-    offset = torch.tensor([0.0, 0, 0, 1, 1, 1, 0], dtype=torch.float64, device=CPU)
-    scale = torch.tensor([4.0, 4, 1, 3, 2, 1, 6], dtype=torch.float64, device=CPU)
+    offset, scale = (table(*v, dtype=torch.float64) for v in ((0, 0, 0, 1, 1, 1, 0), (4, 4, 1, 3, 2, 1, 6)))
     return (rand(12, 7, dtype=torch.float64) * scale + offset).to(dtype)
 
 
@@ -77,7 +76,7 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
     index, q, r = change(whole(4, 30)), change(rand(30, 2, 4, dtype=dtype)), change(rand(2, 40, 2, 4, dtype=dtype))
     values, voxels, upright = change(rand(30, 3, dtype=dtype)), change(coords()), change(boxes(dtype))
     neighbours = change(torch.stack([table(0, -1, 2, 1), table(3, 2, 1, -1)], 1))
-    offsets, decay = table(0, 10, 10, 30), torch.tensor([0.5, 0.9], dtype=dtype, device=CPU)
+    offsets, decay = table(0, 10, 10, 30), table(0.5, 0.9, dtype=dtype)
     keys, root_table = ops.serialize(voxels, GRID, "zorder"), table(*[-1] * 13, 0, *[-1] * 13).view(1, 27)
     slots = table(1, 2, 3, 0).view(1, 4)
     windows = {"window": (8, 5, 5), "shift": (0, 2, 2)}
@@ -118,11 +117,9 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
         "octree_tokens, anisotropic": lambda: ops.octree_tokens(voxels, 2, 5, True).splits,
         "octree_from_tokens": lambda: ops.octree_from_tokens(ops.octree_tokens(voxels, 2, 5)),
         "octree_from_tokens, anisotropic": lambda: ops.octree_from_tokens(ops.octree_tokens(voxels, 2, 5, True)),
-        "octree_leaves": lambda: octree_leaves(change(rand(50, 3) * 2 - 1), table(20, 0, 30), 3),
+        "octree_leaves": lambda: octree_leaves(change(rand(50, 3) * 2 - 1), torch.tensor([20, 0, 30], device=CPU), 3),
         "octree_grow": lambda: octree_grow(change(table(0, 1, 7)), change(table(0, 3, 9, 60))),
-        "octree_neighbours": lambda: octree_neighbours(
-            change(root_table), torch.zeros(1, dtype=torch.int32, device=CPU), table(0)
-        ),
+        "octree_neighbours": lambda: octree_neighbours(change(root_table), table(0, dtype=torch.int32), table(0)),
         "iou_bev": lambda: ops.iou_bev(upright, upright),
         "iou_3d": lambda: ops.iou_3d(upright, upright),
         "shared_area_bev": lambda: ops.shared_area_bev(upright, upright),

@@ -30,13 +30,16 @@ class Recorder(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
+ON_CUDA = {"pcdet_ext::group_attention_backward"}  # and nowhere else; see test_every_op_on_cuda.py
+
+
 def test_no_operation_is_left_out() -> None:
     registered = {
         name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("pcdet_ext::")
     }
     with Recorder() as recorder:
         every_op.results(every_op.calls())
-    assert {name for name in recorder.names if name.startswith("pcdet_ext::")} == registered
+    assert {name for name in recorder.names if name.startswith("pcdet_ext::")} == registered - ON_CUDA
     named = {name.split(",")[0] for name in CASES}
     assert {name for name in ops.__all__ if not isinstance(getattr(ops, name), type)} <= named
 
