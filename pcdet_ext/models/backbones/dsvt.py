@@ -117,7 +117,16 @@ class DSVTLayer(nn.Module):
         self.norm = nn.LayerNorm(stage.channels)
 
     def forward(self, x: Tensor, sets: Groups | Segments, position: Tensor) -> Tensor:
-        """Features [N, C] to the same shape; position: [N, C]."""
+        """Attention inside the sets, then the outer residual and norm.
+
+        Args:
+            x: floating-point [N, C], features of the voxels.
+            sets: which voxels are together.
+            position: [N, C], added to the queries and keys.
+
+        Returns:
+            [N, C].
+        """
         return self.norm(self.block(x, sets, position) + x)
 
 
@@ -295,13 +304,28 @@ class DSVT(nn.Module):
 
 
 def published_block(ffn_channels: int, activation: str, dropout: float) -> dict[str, Any]:
-    """Settings of the `MixerBlock` in a published layer."""
+    """Settings of the `MixerBlock` in a published layer.
+
+    Args:
+        ffn_channels: width of the hidden layer of the feed-forward network.
+        activation: between its two layers, by name.
+        dropout: share that is set to zero in training.
+    """
     feed_forward = {"name": "MLP", "ffn_channels": ffn_channels, "activation": activation, "dropout": dropout}
     return {"norm": "post", "dropout": dropout, "feed_forward": feed_forward | {"xavier": True}}
 
 
 def stage_grids(grid: Sequence[int], pool_strides: Sequence[Sequence[int]], partial_cells: bool) -> list[Triple]:
-    """The grid (Z, Y, X) of each stage. Raises ValueError where a stride does not divide it, unless `partial_cells`."""
+    """The grid of each stage.
+
+    Args:
+        grid: cells along z, y and x of the first stage.
+        pool_strides: between two stages, how many cells along z, y and x become one.
+        partial_cells: whether a stride that does not divide a grid leaves cells at the end that are only partly filled.
+
+    Raises:
+        ValueError: a stride is not positive, or does not divide the grid without `partial_cells`.
+    """
     grids = [_triple(grid)]
     for stride in pool_strides:
         if len(stride) != 3 or min(stride) < 1:
@@ -318,7 +342,17 @@ def stage_windows(
     shifts: Sequence[Sequence[int]],
     hybrid_factor: Sequence[int],
 ) -> tuple[Window, Window]:
-    """Both kinds of windows of a stage. Raises ValueError for lists of another length and values out of range."""
+    """Both kinds of windows of a stage.
+
+    Args:
+        grid: cells of the stage along z, y and x.
+        window: cells of a window along z, y and x; None for those of the grid.
+        shifts: for each kind, by how many cells along z, y and x it is moved.
+        hybrid_factor: how many times as large the second kind is along z, y and x.
+
+    Raises:
+        ValueError: a list has another length, or a value is out of range.
+    """
     if len(window) != 3 or any(size is not None and size < 1 for size in window):
         raise ValueError(f"windows must be three positive numbers (Z, Y, X) or None, got {list(window)}")
     if len(hybrid_factor) != 3 or min(hybrid_factor) < 1:

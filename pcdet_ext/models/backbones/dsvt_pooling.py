@@ -83,7 +83,18 @@ class Pool(nn.Module, ABC):
 
 
 class AttentionPool(Pool):
-    """The maximum over a cell's voxels attends to them; their place in the cell is part of the keys (section 3.3)."""
+    """The maximum over a cell's voxels attends to them; their place in the cell is part of the keys (DSVT, section
+    3.3).
+
+    Args:
+        channels: of the features.
+        stride: cells along z, y and x that become one.
+        count_empty: whether the empty places of a cell take part in the maximum as zeros, as published.
+        num_heads: of the attention.
+
+    Raises:
+        ValueError: the heads do not divide the channels.
+    """
 
     def __init__(self, channels: int, stride: Triple, count_empty: bool, num_heads: int) -> None:
         super().__init__(stride, count_empty)
@@ -109,7 +120,13 @@ class AttentionPool(Pool):
 
 
 class LinearPool(Pool):
-    """A cell's voxels side by side through one linear layer; empty slots are zero, as if they were not there."""
+    """A cell's voxels side by side through one linear layer; empty slots are zero, as if they were not there.
+
+    Args:
+        in_channels: of the voxels.
+        out_channels: of the cells.
+        stride: cells along z, y and x that become one.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: Triple) -> None:
         super().__init__(stride, count_empty=True)

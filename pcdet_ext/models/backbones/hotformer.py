@@ -108,13 +108,33 @@ class RelayLevel(nn.Module):
     def run(
         self, block: int, x: Tensor, tokens: Tensor, octree: Octree, depth: int, level: RelayWindows, plan: Groups
     ) -> tuple[Tensor, Tensor]:
-        """One block: rows [N, channels] of `depth` and tokens [G, common] to the same shapes."""
+        """Run one block on one depth.
+
+        Args:
+            block: its number.
+            x: floating-point [N, channels], rows of the nodes of `depth`.
+            tokens: [G, common], one per window.
+            octree: whose nodes they are.
+            depth: of the nodes.
+            level: the windows.
+            plan: `level.with_tokens()`.
+
+        Returns:
+            Features and tokens of the same shapes.
+        """
         x, tokens = self.blocks[block](x, self.down[block](tokens), octree, depth, level, plan)
         return x, self.up[block](tokens)
 
 
 class PlainLevel(nn.Module):
-    """One depth of a hierarchical stage without relay tokens: blocks of OctFormer."""
+    """One depth of a hierarchical stage without relay tokens: blocks of OctFormer.
+
+    Args:
+        channels: of the features.
+        num_heads: of the attention.
+        drop_paths: stochastic depth of each block.
+        options: of the octree network.
+    """
 
     def __init__(self, channels: int, num_heads: int, drop_paths: Sequence[float], options: OctreeOptions) -> None:
         super().__init__()
@@ -173,7 +193,13 @@ class HierarchicalStage(nn.Module):
             self.distribution = WindowDistribution(common, relay.statistics)
 
     def forward(self, x: Tensor, octree: Octree, depth: int) -> HierarchicalFeatures:
-        """Rows [N, C] of `depth`, the finest, to the features of all depths."""
+        """Features of the finest depth to features of all depths of the stage.
+
+        Args:
+            x: floating-point [N, C], rows of the nodes of `depth`.
+            octree: whose nodes they are.
+            depth: the finest one.
+        """
         depths, xs = range(depth, depth - len(self.halve) - 1, -1), [x]
         for halve, above in zip(self.halve, depths, strict=False):
             xs.append(halve(xs[-1], octree, above))

@@ -95,7 +95,13 @@ def _run(blocks: Iterable[MixerBlock], x: Tensor, plan: Any) -> Tensor:
 
 
 class Down(nn.Module):
-    """One resolution on the way down: the position is added, a layer mixes, voxels merge."""
+    """One resolution on the way down: the position is added, a layer mixes, voxels merge.
+
+    Args:
+        channels: of the features.
+        layer: what mixes.
+        merge: what merges.
+    """
 
     def __init__(self, channels: int, layer: LIONLayer, merge: VoxelMerging) -> None:
         super().__init__()
@@ -116,7 +122,16 @@ class Up(nn.Module):
         self.layer, self.norm = layer, nn.LayerNorm(channels)
 
     def forward(self, coarse: SparseVoxels, fine: SparseVoxels, parent: Tensor) -> SparseVoxels:
-        """The fine voxels with new features; parent: int64 [N], row of the coarse voxel of each fine one."""
+        """Mix the coarse voxels, and add them to the fine ones.
+
+        Args:
+            coarse: the coarse voxels.
+            fine: the fine voxels.
+            parent: int64 [N], row of the coarse voxel of each fine one.
+
+        Returns:
+            The fine voxels with new features.
+        """
         mixed = self.layer(coarse)
         return fine.with_features(self.norm(fine.features + mixed.features[parent]))
 
@@ -195,9 +210,16 @@ class LayerSettings:
     recompute: bool
 
     def layer(self, window: Sequence[int], group_size: int, shift: bool, first_id: int) -> LIONLayer:
-        """A layer with windows (z, y, x), whose passes are numbered from first_id.
+        """A layer with windows of one size.
 
-        Raises ValueError for windows and groups that cannot be.
+        Args:
+            window: cells of a window along z, y and x.
+            group_size: voxels that are mixed together.
+            shift: whether windows are moved by half of their size.
+            first_id: number of the layer's first pass.
+
+        Raises:
+            ValueError: the window or the group size is impossible.
         """
         if len(window) != 3 or min(window) < 1:
             raise ValueError(f"a window must be three numbers (z, y, x), at least 1, got {list(window)}")

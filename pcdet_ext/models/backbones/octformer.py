@@ -82,7 +82,14 @@ class OctFormerStages(OctreeStages):
 def octformer_blocks(
     channels: int, num_heads: int, drop_paths: Sequence[float], options: OctreeOptions
 ) -> ModuleListOf[OctreeBlock]:
-    """The blocks of a stage: plain and dilated windows in turn."""
+    """The blocks of a stage: plain and dilated windows in turn.
+
+    Args:
+        channels: of the features.
+        num_heads: of the attention.
+        drop_paths: stochastic depth of each block.
+        options: of the octree network.
+    """
     return ModuleListOf(
         OctreeBlock(channels, num_heads, options, options.dilation if i % 2 else 1, drop_path)
         for i, drop_path in enumerate(drop_paths)

@@ -19,13 +19,18 @@ from pcdet_ext.structures import SparseVoxels
 class _Second(nn.Module, ABC):
     """Four stages and a last convolution that halves z.
 
-    in_channels: of the voxels; grid: (Z, Y, X) cells of the input, to which one layer of z is added as published;
-    channels: width of the stem and first stage, of the other stages, and of the output; last_pad: padding in z of the
-    last convolution; engine: see `sparse_conv`.
+    Attributes: out_channels, out_grid (Z, Y, X), stride (input cells per output cell in x and y), strides (the same of
+    z, y and x).
 
-    Attributes: out_channels, out_grid (Z, Y, X), stride (input cells per output
-    cell in x and y), strides (the same of z, y and x).
-    Raises ValueError for a grid too small to be halved that often.
+    Args:
+        in_channels: of the voxels.
+        grid: cells of the input along z, y and x, to which one layer of z is added as published.
+        channels: width of the stem and first stage, of the other stages, and of the output.
+        last_pad: padding in z of the last convolution.
+        engine: see `sparse_conv`.
+
+    Raises:
+        ValueError: the grid is too small to be halved that often.
     """
 
     def __init__(

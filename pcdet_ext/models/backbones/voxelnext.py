@@ -170,7 +170,17 @@ class VoxelResBackBone8xVoxelNeXt2D(_VoxelNeXt):
 
 
 def check_pillars(grid: Sequence[int], channels: Sequence[int], stages: int, in_channels: int) -> None:
-    """Raise ValueError for a grid of several layers, and for widths that do not fit the stages or the pillars."""
+    """Check that a backbone of pillars gets pillars, and widths that fit.
+
+    Args:
+        grid: cells along z, y and x.
+        channels: width of each stage.
+        stages: number of stages.
+        in_channels: width of the pillars, which the first stage must have.
+
+    Raises:
+        ValueError: the grid has several layers, or the widths do not fit the stages or the pillars.
+    """
     if grid[0] != 1:
         raise ValueError(f"the backbone takes pillars, a grid of one layer in z, got {tuple(grid)} cells")
     if len(channels) != stages or channels[0] != in_channels:

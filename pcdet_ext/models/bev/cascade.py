@@ -16,11 +16,19 @@ from pcdet_ext.models.bev.residual import ResidualBlock
 class CascadeDEDBackbone(nn.Module):
     """Encoders and decoders in a row, each a small U-Net of residual blocks (ScatterFormer, He et al., ECCV 2024).
 
-    num_layers: how many; num_sbb: plain blocks of each level; down_strides: stride of each level, where the first is
-    taken only by the block that brings the input to feature_dim channels, if it has others; map_size: cells (Y, X) of
-    the maps that come, where they are known.
-    Attributes: out_channels; stride: input cells per output cell. Raises ValueError when the lists do not fit each
-    other, or map_size does not divide by the strides.
+    Attributes: out_channels; stride: input cells per output cell.
+
+    Args:
+        in_channels: of the map.
+        num_layers: how many U-Nets.
+        num_sbb: plain blocks of each level.
+        down_strides: stride of each level, where the first is taken only by the block that brings the input to
+            `feature_dim` channels, if it has others.
+        feature_dim: channels of all levels and of the output.
+        map_size: cells along y and x of the maps that come, where they are known.
+
+    Raises:
+        ValueError: the lists do not fit each other, or the map size does not divide by the strides.
     """
 
     def __init__(

@@ -19,15 +19,23 @@ def bev_norm(channels: int) -> nn.BatchNorm2d:
 class MultiScale(nn.Module, ABC):
     """Levels one after the other, and their outputs brought to one scale and joined on the channels.
 
-    Subclasses give the block of a level. layer_nums, layer_strides, num_filters: convolutions (beside the first),
-    stride and width of each level; upsample_strides, num_upsample_filters: factor and width that each level is brought
-    to the common scale with (a factor below 1 makes it smaller), or none, where all levels have one scale already;
-    use_conv_for_no_stride: a factor of 1 is a plain instead of a transposed convolution; map_size: cells (Y, X) of the
-    maps that come, where they are known.
+    Subclasses give the block of a level. Attributes: out_channels; stride: input cells per output cell (below 1 where
+    the map grows).
 
-    Attributes: out_channels; stride: input cells per output cell (below 1 where the map grows).
-    Raises ValueError when the lists do not fit each other, the levels do not end at one scale, or map_size does not
-    divide by the strides.
+    Args:
+        in_channels: of the map.
+        layer_nums: convolutions of each level beside the first.
+        layer_strides: stride of each level.
+        num_filters: width of each level.
+        upsample_strides: factor by which each level is brought to the common scale (below 1 makes it smaller); none
+            where all levels have one scale already.
+        num_upsample_filters: width of each level then.
+        use_conv_for_no_stride: whether a factor of 1 is a plain instead of a transposed convolution.
+        map_size: cells along y and x of the maps that come, where they are known.
+
+    Raises:
+        ValueError: the lists do not fit each other, the levels do not end at one scale, or the map size does not divide
+            by the strides.
     """
 
     def __init__(
@@ -75,7 +83,14 @@ class MultiScale(nn.Module, ABC):
 
 
 def rescale(in_channels: int, out_channels: int, factor: float, use_conv_for_no_stride: bool) -> nn.Sequential:
-    """A convolution that makes a map `factor` times as large, or as much smaller below 1, batch norm and ReLU."""
+    """A convolution that changes the size of a map, batch norm and ReLU.
+
+    Args:
+        in_channels: of the map.
+        out_channels: of the result.
+        factor: how many times as large the result is; below 1 it is smaller.
+        use_conv_for_no_stride: whether a factor of 1 is a plain instead of a transposed convolution.
+    """
     if factor > 1 or (factor == 1 and not use_conv_for_no_stride):
         kernel = round(factor)
         conv: nn.Module = nn.ConvTranspose2d(in_channels, out_channels, kernel, kernel, bias=False)

@@ -19,9 +19,14 @@ class BaseBEVResBackbone(MultiScale):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside an identity (He et al., CVPR 2016), which a 1x1 one may bring to shape.
+    """Two 3x3 convolutions beside an identity (He et al., CVPR 2016).
 
-    bias: whether the 3x3 convolutions have one.
+    Args:
+        in_channels: of the map.
+        out_channels: of the result.
+        stride: of the first convolution.
+        downsample: whether a 1x1 convolution brings the input to the shape of the result.
+        bias: whether the 3x3 convolutions have one.
     """
 
     normed = (("conv1", "bn1"), ("conv2", "bn2"))

@@ -19,7 +19,14 @@ class BaseBEVBackbone(MultiScale):
 
 
 def plain_level(in_channels: int, out_channels: int, number: int, stride: int = 1) -> nn.Sequential:
-    """A 3x3 convolution with a stride and `number` without, each with batch norm and ReLU."""
+    """A 3x3 convolution with a stride and further ones without, each with batch norm and ReLU.
+
+    Args:
+        in_channels: of the map.
+        out_channels: of the result.
+        number: of convolutions without a stride.
+        stride: of the first one.
+    """
     layers = [
         nn.ZeroPad2d(1),
         nn.Conv2d(in_channels, out_channels, 3, stride, bias=False),
@@ -69,7 +76,13 @@ class SECONDFPN(MultiScale):
 
 
 class ConvUnit(nn.Sequential):
-    """A 3x3 convolution, batch norm and ReLU: [B, in_channels, Y, X] to [B, out_channels, Y / stride, X / stride]."""
+    """A 3x3 convolution, batch norm and ReLU: [B, in_channels, Y, X] to [B, out_channels, Y / stride, X / stride].
+
+    Args:
+        in_channels: of the map.
+        out_channels: of the result.
+        stride: of the convolution.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)

@@ -57,13 +57,22 @@ def _without_first(coords: Tensor, voxel: Tensor) -> tuple[Tensor, Tensor]:
 class DynamicPointNet(PointNet, DynamicVoxels):
     """Dynamic voxels through point feature layers.
 
-    in_channels: columns of a point; point_cloud_range: (x, y, z minimum, then maximum) and voxel_size: (x, y, z), in
-    metres; num_filters: width of each layer; with_distance: adds the range of a point; use_absolute_xyz: keeps x, y, z
-    themselves; x_major: rows ascend by (batch, x, y, z), as published implementations give them, instead of in the
-    order of `dynamic_voxelize`.
+    Args:
+        in_channels: columns of a point.
+        point_cloud_range: x, y and z minimum, then their maximum, in metres.
+        voxel_size: along x, y and z, in metres.
+        num_filters: width of each layer.
+        with_distance: whether the distance of a point from the origin is a feature.
+        use_absolute_xyz: whether x, y and z themselves are features.
+        use_norm: whether layers have a batch norm instead of a bias.
+        x_major: whether rows ascend by (batch, x, y, z), as published implementations give them, instead of in the
+            order of `dynamic_voxelize`.
+        clamp: whether points outside of the range count for the nearest cell instead of being left out, a quirk of the
+            published FlatFormer.
+        drop_first: whether in each frame the voxel of the lowest (z, y, x) vanishes with its points, another one.
 
-    Two quirks of the published FlatFormer: clamp: points outside of the range count for the nearest cell instead of
-    being left out; drop_first: in each frame the voxel of the lowest (z, y, x) vanishes with its points.
+    Raises:
+        ValueError: a width is impossible, or `x_major` and `drop_first` come together.
     """
 
     cluster_offset = True

@@ -61,12 +61,18 @@ class HardVoxels:
 class PillarVFE(PointNet, HardVoxels):
     """Hard voxels through point feature layers (PointPillars, Lang et al., CVPR 2019).
 
-    in_channels: columns of a point; point_cloud_range: (x, y, z minimum, then maximum) and voxel_size: (x, y, z), in
-    metres; max_points: of a voxel; max_voxels: of a frame, a number or a pair (training, testing); num_filters: width
-    of each layer; with_distance: adds the range of a point; use_absolute_xyz: keeps x, y, z themselves.
-
-    count_padding: the published implementation lets the zero rows that pad a voxel take part in the batch statistics
-    and in the maximum, so its features depend on `max_points`; its checkpoints need True.
+    Args:
+        in_channels: columns of a point.
+        point_cloud_range: x, y and z minimum, then their maximum, in metres.
+        voxel_size: along x, y and z, in metres.
+        max_points: of a voxel.
+        max_voxels: of a frame, a number or a pair (training, testing).
+        num_filters: width of each layer.
+        with_distance: whether the distance of a point from the origin is a feature.
+        use_absolute_xyz: whether x, y and z themselves are features.
+        use_norm: whether layers have a batch norm instead of a bias.
+        count_padding: whether the zero rows that pad a voxel take part in the batch statistics and in the maximum, as
+            in the published implementation, so that features depend on `max_points`; its checkpoints need it.
     """
 
     def __init__(
@@ -100,7 +106,14 @@ class PillarVFE(PointNet, HardVoxels):
         return self._with_point_index(self.encode(*self._voxelize(batch), batch.batch_size), batch)
 
     def encode(self, voxels: Tensor, coords: Tensor, num_points: Tensor, batch_size: int) -> SparseVoxels:
-        """The same from voxels [M, P, F], their coords [M, 4] (batch, z, y, x) and numbers of points [M]."""
+        """Features of voxels that are made already.
+
+        Args:
+            voxels: float32 [M, P, F], points of each voxel, padded with zeros.
+            coords: int32 [M, 4] (batch, z, y, x).
+            num_points: integer [M], points of each voxel.
+            batch_size: number of frames.
+        """
         count, capacity = voxels.shape[:2]
         filled = torch.arange(capacity, device=voxels.device) < num_points[:, None]
         mean = voxels[..., :3].sum(dim=1) / num_points.clamp(min=1)[:, None]

@@ -35,7 +35,14 @@ class MeanVFE(VoxelGeometry, HardVoxels):
         return self._with_point_index(self.encode(*self._voxelize(batch), batch.batch_size), batch)
 
     def encode(self, voxels: Tensor, coords: Tensor, num_points: Tensor, batch_size: int) -> SparseVoxels:
-        """The same from voxels [M, P, F] padded with zeros, their coords [M, 4] and numbers of points [M]."""
+        """Features of voxels that are made already.
+
+        Args:
+            voxels: float32 [M, P, F], points of each voxel, padded with zeros.
+            coords: int32 [M, 4] (batch, z, y, x).
+            num_points: integer [M], points of each voxel.
+            batch_size: number of frames.
+        """
         mean = voxels.sum(dim=1) / num_points.clamp(min=1)[:, None].to(voxels.dtype)
         return SparseVoxels(mean, coords, self.grid, batch_size)
 

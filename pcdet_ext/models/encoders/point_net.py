@@ -18,6 +18,15 @@ class PointFeatureLayer(nn.Module):
 
     The next layer reads of each point its own activation and, behind it, the maximum of its voxel; a layer that is not
     the last is therefore half as wide as `out_channels`.
+
+    Args:
+        in_channels: features of a point.
+        out_channels: of the layer, with the maximum.
+        use_norm: whether there is a batch norm instead of a bias.
+        last: whether it is the last layer, of which only the maximum is taken.
+
+    Raises:
+        ValueError: the width of a layer before the last is odd.
     """
 
     def __init__(self, in_channels: int, out_channels: int, use_norm: bool = True, last: bool = False) -> None:
@@ -88,7 +97,21 @@ class VoxelGeometry(nn.Module):
 
 
 class PointNet(VoxelGeometry):
-    """What the learnt encoders share: features of the points and the stack of layers."""
+    """What the learnt encoders share: features of the points and the stack of layers.
+
+    Args:
+        in_channels: columns of a point, at least x, y and z.
+        point_cloud_range: x, y and z minimum, then their maximum, in metres.
+        voxel_size: along x, y and z, in metres.
+        num_filters: width of each layer.
+        with_distance: whether the distance of a point from the origin is a feature.
+        use_absolute_xyz: whether x, y and z themselves are features.
+        use_norm: whether layers have a batch norm instead of a bias.
+        offsets: how many offsets (x, y, z) of a point are features: from the voxel's centre, and from its points' mean.
+
+    Raises:
+        ValueError: there are too few columns or no layers, or a width is impossible.
+    """
 
     def __init__(
         self,
