@@ -19,6 +19,8 @@ def head(config: Config, post_processing: Config, class_names: Sequence[str]) ->
     name = config["NAME"]
     if name == "AnchorHeadSingle":
         return anchor_head(config, post_processing)
+    if name == "AnchorHeadMulti":
+        return anchor_head_multi(config, post_processing, class_names)
     if name == "TransFusionHead":
         return transfusion_head(config, class_names)
     known: dict[str, Callable[[Config], dict[str, Any]]] = {
@@ -28,7 +30,7 @@ def head(config: Config, post_processing: Config, class_names: Sequence[str]) ->
     }
     if name in known:
         return known[name](config)
-    others = ", ".join(["AnchorHeadSingle", "TransFusionHead", *known])
+    others = ", ".join(["AnchorHeadSingle", "AnchorHeadMulti", "TransFusionHead", *known])
     raise ValueError(f"DENSE_HEAD: {name!r} is not in this library; known: {others}")
 
 
@@ -51,12 +53,68 @@ def anchor_head(config: Config, post_processing: Config) -> dict[str, Any]:
     post_processing: the detector's own section, which holds score threshold and NMS of anchor heads.
     Raises ValueError for settings that this library does not have.
     """
+    for entry in config["ANCHOR_GENERATOR_CONFIG"]:
+        if len(entry["anchor_bottom_heights"]) != 1:
+            raise ValueError(f"anchors of {entry['class_name']}: more than one bottom height is not known here")
+    node = _anchor_settings(config, post_processing) | {
+        "name": "AnchorHead",
+        "raw_scores": bool(post_processing.get("OUTPUT_RAW_SCORE", False)),
+        "multi_label": bool(post_processing["NMS_CONFIG"].get("MULTI_CLASSES_NMS")),
+    }
+    if config.get("USE_DIRECTION_CLASSIFIER"):
+        return node | _directions(config)
+    return node | _no_directions(config)
+
+
+def anchor_head_multi(config: Config, post_processing: Config, class_names: Sequence[str]) -> dict[str, Any]:
+    """The configuration of an `AnchorHeadMulti`; arguments and errors as those of `anchor_head`."""
+    groups = [entry["HEAD_CLS_NAME"] for entry in config["RPN_HEAD_CFGS"]]
+    anchors = [entry["class_name"] for entry in config["ANCHOR_GENERATOR_CONFIG"]]
+    orders = {"RPN_HEAD_CFGS": [name for group in groups for name in group], "ANCHOR_GENERATOR_CONFIG": anchors}
+    for key, order in orders.items():
+        if list(order) != list(class_names):  # the published losses cut the classes by position
+            raise ValueError(f"{key} must have the classes in their order, {list(class_names)}, got {list(order)}")
+    if any("LAYER_NUMS" in entry for entry in config["RPN_HEAD_CFGS"]):
+        raise ValueError("RPN_HEAD_CFGS: a group with a backbone of its own (LAYER_NUMS) is not known here")
+    separate, nms = config.get("SEPARATE_MULTIHEAD", False), post_processing["NMS_CONFIG"]
+    if config.get("USE_MULTIHEAD") is not True or bool(nms.get("MULTI_CLASSES_NMS")) != separate:
+        raise ValueError("a head of groups needs USE_MULTIHEAD, and MULTI_CLASSES_NMS just where SEPARATE_MULTIHEAD is")
+    weights = config["LOSS_CONFIG"]["LOSS_WEIGHTS"]
+    coder = config["TARGET_ASSIGNER_CONFIG"].get("BOX_CODER_CONFIG") or {}
+    extra = coder.get("code_size", 7) - 7
+    if extra not in (0, 2):
+        raise ValueError(f"BOX_CODER_CONFIG: a code_size of {extra + 7} is not known here; known: 7, 9")
+    node = _anchor_settings(config, post_processing) | {
+        "name": "AnchorHeadMulti",
+        "groups": groups,
+        "shared_channels": config.get("SHARED_CONV_NUM_FILTER"),
+        "separate": separate,
+        "velocity": extra == 2,
+        "sincos": coder.get("encode_angle_by_sincos", False),
+        "positive_weight": weights.get("pos_cls_weight", 1.0),
+        "negative_weight": weights.get("neg_cls_weight", 1.0),
+    }
+    if "SEPARATE_REG_CONFIG" in config:
+        parts = config["SEPARATE_REG_CONFIG"]
+        widths = [entry.split(":") for entry in parts["REG_LIST"]]
+        node |= {
+            "parts": {name: int(width) for name, width in widths},
+            "middle_convs": parts["NUM_MIDDLE_CONV"],
+            "middle_channels": parts["NUM_MIDDLE_FILTER"],
+        }
+    if "USE_DIRECTION_CLASSIFIER" in config:  # there with any value
+        skip(config, "USE_DIRECTION_CLASSIFIER")
+        return node | _directions(config)
+    return node | _no_directions(config)
+
+
+def _anchor_settings(config: Config, post_processing: Config) -> dict[str, Any]:
+    """What both heads of anchors have."""
     assigner, loss = config["TARGET_ASSIGNER_CONFIG"], config["LOSS_CONFIG"]
     if assigner["BOX_CODER"] != "ResidualCoder" or assigner.get("POS_FRACTION", -1) >= 0:
         raise ValueError("only the target assigner with ResidualCoder and without sampling (POS_FRACTION < 0) is known")
     weights = loss["LOSS_WEIGHTS"]
-    node = {
-        "name": "AnchorHead",
+    return {
         "anchors": [_anchors(entry) for entry in config["ANCHOR_GENERATOR_CONFIG"]],
         "match_3d": assigner.get("MATCH_HEIGHT", False),
         "box_loss": named(loss.get("REG_LOSS_TYPE"), {None: "smooth_l1", "WeightedSmoothL1Loss": "smooth_l1"} | L1),
@@ -64,20 +122,23 @@ def anchor_head(config: Config, post_processing: Config) -> dict[str, Any]:
         "box_weight": weights["loc_weight"],
         "code_weights": weights["code_weights"],
         "score_threshold": post_processing["SCORE_THRESH"],
-        "raw_scores": bool(post_processing.get("OUTPUT_RAW_SCORE", False)),
-        "multi_label": bool(post_processing["NMS_CONFIG"].get("MULTI_CLASSES_NMS")),
         "nms": nms_fields(post_processing["NMS_CONFIG"]),
     }
-    if config.get("USE_DIRECTION_CLASSIFIER"):
-        return node | {
-            "direction_bins": config["NUM_DIR_BINS"],
-            "direction_offset": config["DIR_OFFSET"],
-            "direction_limit_offset": config["DIR_LIMIT_OFFSET"],
-            "direction_weight": weights["dir_weight"],
-        }
+
+
+def _directions(config: Config) -> dict[str, Any]:
+    return {
+        "direction_bins": config["NUM_DIR_BINS"],
+        "direction_offset": config["DIR_OFFSET"],
+        "direction_limit_offset": config["DIR_LIMIT_OFFSET"],
+        "direction_weight": config["LOSS_CONFIG"]["LOSS_WEIGHTS"]["dir_weight"],
+    }
+
+
+def _no_directions(config: Config) -> dict[str, Any]:
     skip(config, "NUM_DIR_BINS", "DIR_OFFSET", "DIR_LIMIT_OFFSET")
-    skip(weights, "dir_weight")
-    return node | {"direction_bins": 0}
+    skip(config["LOSS_CONFIG"]["LOSS_WEIGHTS"], "dir_weight")
+    return {"direction_bins": 0}
 
 
 def center_head(config: Config) -> dict[str, Any]:
@@ -208,13 +269,12 @@ def _one_or_each(values: float | Sequence[float] | None) -> float | Sequence[flo
 
 
 def _anchors(entry: Config) -> dict[str, Any]:
-    if len(entry["anchor_bottom_heights"]) != 1:
-        raise ValueError(f"anchors of {entry['class_name']}: more than one bottom height is not known here")
+    heights = entry["anchor_bottom_heights"]
     return {
         "class_name": entry["class_name"],
         "sizes": entry["anchor_sizes"],
         "rotations": entry["anchor_rotations"],
-        "bottom_height": entry["anchor_bottom_heights"][0],
+        "bottom_height": heights[0] if len(heights) == 1 else heights,
         "matched": entry["matched_threshold"],
         "unmatched": entry["unmatched_threshold"],
         "align_center": entry.get("align_center", False),

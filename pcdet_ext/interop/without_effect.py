@@ -87,6 +87,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "NMS_CONFIG.SCORE_THRES": IN_CODE,
     "NMS_CONFIG.NMS_NAME": IN_CODE,
     "POST_PROCESSING.SCORE_THRESH": "heads with a threshold of their own do not read the detector's",
+    "POST_PROCESSING.MULTI_CLASSES_NMS": "published detectors read that of NMS_CONFIG",
     "PREDICT_BOXES_WHEN_TRAINING": "only for detectors of two stages",
     "DIFF_SCALE": "counts only with DIFFUSION",
     "diff_scale": "counts only with diffusion",

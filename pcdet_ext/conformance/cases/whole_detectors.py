@@ -13,7 +13,15 @@ from pcdet_ext.conformance.cases.openpcdet_heads import as_targets, detections, 
 from pcdet_ext.conformance.golden import GRADIENT_NORMS, Case, Value, Values, runs
 from pcdet_ext.interop import from_official, lion, openpcdet, openpcdet_heads
 from pcdet_ext.interop.settings import every_setting_counts
-from pcdet_ext.models.heads import HEADS, AnchorHead, CenterHead, SparseCenterHead, TransFusionHead, VoxelNeXtHead
+from pcdet_ext.models.heads import (
+    HEADS,
+    AnchorHead,
+    AnchorHeadMulti,
+    CenterHead,
+    SparseCenterHead,
+    TransFusionHead,
+    VoxelNeXtHead,
+)
 from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
@@ -187,6 +195,7 @@ def _queries(head: Any, output: Any, objects: tuple[Boxes, Boxes], loss: Losses,
 
 DESCRIPTIONS: dict[type, Callable[..., dict[str, Value]]] = {
     AnchorHead: _anchors,
+    AnchorHeadMulti: _anchors,
     CenterHead: _centers,
     SparseCenterHead: _sites,
     TransFusionHead: _queries,

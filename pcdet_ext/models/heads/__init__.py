@@ -1,6 +1,7 @@
 """Heads: from features to what a user asks for. See `base.Head`."""
 
 from pcdet_ext.models.heads.anchor import AnchorHead, AnchorOutput
+from pcdet_ext.models.heads.anchor_groups import AnchorGroupsOutput, AnchorHeadMulti
 from pcdet_ext.models.heads.base import Features, Head, PointFeatures
 from pcdet_ext.models.heads.center import CenterHead, CenterOutput
 from pcdet_ext.models.heads.panoptic import PanopticHead
@@ -12,7 +13,9 @@ from pcdet_ext.models.heads.voxelnext import VoxelNeXtHead
 
 __all__ = [
     "HEADS",
+    "AnchorGroupsOutput",
     "AnchorHead",
+    "AnchorHeadMulti",
     "AnchorOutput",
     "CenterHead",
     "CenterOutput",

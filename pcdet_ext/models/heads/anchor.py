@@ -98,7 +98,7 @@ class AnchorHead(nn.Module):
         self.classes = tuple(classes)
         self.point_cloud_range = tuple(point_cloud_range)
         self.specs = [construct(AnchorSpec, node) for node in anchors]
-        self._check_specs()
+        check_specs(self.specs, self.classes)
         if len(code_weights) != 7:
             raise ValueError(f"code_weights must be 7 numbers (x, y, z, dx, dy, dz, heading), got {len(code_weights)}")
         check_range(0, direction_bins=direction_bins, class_weight=class_weight, box_weight=box_weight)
@@ -128,15 +128,6 @@ class AnchorHead(nn.Module):
         self.conv_dir_cls = nn.Conv2d(in_channels, per_cell * direction_bins, 1) if direction_bins else None
         fill_bias(self.conv_cls, -math.log((1 - PRIOR) / PRIOR))
         nn.init.normal_(self.conv_box.weight, std=0.001)
-
-    def _check_specs(self) -> None:
-        names = [spec.class_name for spec in self.specs]
-        for name in names:
-            if name not in self.classes:
-                raise ValueError(f"anchors are given for the unknown class {name!r}{suggest(name, self.classes)}")
-        for name in self.classes:
-            if names.count(name) != 1:
-                raise ValueError(f"class {name!r} must have one entry in anchors, got {names.count(name)}")
 
     def anchors(self, map_size: tuple[int, int], device: torch.device) -> tuple[list[Tensor], Tensor]:
         """Anchors [Y, X, A, 7] of each entry of `specs`, and all of them flat [N, 7]."""
@@ -264,3 +255,14 @@ class AnchorHead(nn.Module):
         if self.max_candidates is None or count <= self.max_candidates:
             return torch.arange(count, device=logits.device)
         return logits.amax(1).topk(self.max_candidates).indices
+
+
+def check_specs(specs: Sequence[AnchorSpec], classes: Sequence[str]) -> None:
+    """Raise ValueError unless there is one entry for every class."""
+    names = [spec.class_name for spec in specs]
+    for name in names:
+        if name not in classes:
+            raise ValueError(f"anchors are given for the unknown class {name!r}{suggest(name, classes)}")
+    for name in classes:
+        if names.count(name) != 1:
+            raise ValueError(f"class {name!r} must have one entry in anchors, got {names.count(name)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +19,17 @@ IGNORED = -2  # label of an anchor that takes no part in the loss
 
 @dataclass(frozen=True)
 class AnchorSpec:
-    """The anchors of one class: every size at every rotation in every cell.
+    """The anchors of one class: every size at every rotation and height in every cell.
 
-    class_name; sizes: (dx, dy, dz) in metres; rotations: radians; bottom_height: z of their lower face in metres;
+    class_name; sizes: (dx, dy, dz) in metres; rotations: radians; bottom_height: z of their lower face in metres, one
+    or several;
     matched, unmatched: overlap with an object from which an anchor stands for it, and below which it is background;
     align_center: anchors at the cells' centres, not spread from border to border of the range.
     """
 
     class_name: str
     sizes: Sequence[Sequence[float]]
-    bottom_height: float
+    bottom_height: float | Sequence[float]
     matched: float
     unmatched: float
     rotations: Sequence[float] = (0.0, 1.57)
@@ -36,6 +38,8 @@ class AnchorSpec:
     def __post_init__(self) -> None:
         if not self.sizes or any(len(s) != 3 or min(s) <= 0 for s in self.sizes):
             raise ValueError(f"sizes of {self.class_name} must be positive (dx, dy, dz), got {self.sizes}")
+        if not self.heights:
+            raise ValueError(f"bottom_height of {self.class_name} must not be empty")
         if not self.rotations:
             raise ValueError(f"rotations of {self.class_name} must not be empty")
         if not 0 < self.unmatched <= self.matched <= 1:
@@ -44,17 +48,22 @@ class AnchorSpec:
                 f"got {self.unmatched} and {self.matched}"
             )
 
+    @property
+    def heights(self) -> tuple[float, ...]:
+        """The bottom heights."""
+        return tuple(self.bottom_height) if isinstance(self.bottom_height, Sequence) else (self.bottom_height,)
+
     def __len__(self) -> int:
-        return len(self.sizes) * len(self.rotations)
+        return len(self.sizes) * len(self.rotations) * len(self.heights)
 
 
 def make_anchors(
     spec: AnchorSpec, point_cloud_range: Sequence[float], map_size: tuple[int, int], device: torch.device | None = None
 ) -> Tensor:
-    """Anchors of one class on a map; sizes vary slower than rotations.
+    """Anchors of one class on a map; sizes vary slowest, then rotations, then heights.
 
     Args:
-        spec: sizes, rotations and height of the anchors.
+        spec: sizes, rotations and heights of the anchors.
         point_cloud_range: x, y and z minimum, then their maximum, in metres.
         map_size: cells along y and x.
         device: where to make them.
@@ -65,12 +74,14 @@ def make_anchors(
     height, width = map_size
     xs = _positions(point_cloud_range[0], point_cloud_range[3], width, spec.align_center, device)
     ys = _positions(point_cloud_range[1], point_cloud_range[4], height, spec.align_center, device)
-    sizes = torch.tensor(spec.sizes, dtype=torch.float32, device=device).repeat_interleave(len(spec.rotations), 0)
-    rotations = torch.tensor(spec.rotations, dtype=torch.float32, device=device).repeat(len(spec.sizes))
+    kinds = list(itertools.product(spec.sizes, spec.rotations, spec.heights))
+    sizes, rotations, heights = (
+        torch.tensor(part, dtype=torch.float32, device=device) for part in zip(*kinds, strict=True)
+    )
     anchors = torch.empty(height, width, len(spec), 7, dtype=torch.float32, device=device)
     anchors[..., 0] = xs[None, :, None]
     anchors[..., 1] = ys[:, None, None]
-    anchors[..., 2] = spec.bottom_height + sizes[:, 2] / 2
+    anchors[..., 2] = heights + sizes[:, 2] / 2
     anchors[..., 3:6] = sizes
     anchors[..., 6] = rotations
     return anchors
