@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,20 @@ def test_the_command_reports_every_kernel_of_a_source(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert len(found) == 4  # two kernels, two types
     assert {(entry["architecture"], entry["spills"]) for entry in found} == {("80", 0)}
+    assert all(1 <= entry["moved"] < 2 for entry in found)
+
+
+def test_faults_are_spills_and_bytes_without_a_reason() -> None:
+    good = KernelResources("nms", "walk", "80", 32, 0, 0, 0, 1.5)
+    assert (good.fault, good.reason) == ("", "")
+    assert "4 bytes per thread are spilled" in replace(good, spills=4).fault
+    assert "moves 2.5 times the least" in replace(good, moved=2.5).fault
+    known = replace(good, kernel="mark_pairs<float>", moved=4.9)
+    assert (known.fault, known.reason) == ("", kernels.REASONS["nms", "mark_pairs"])
 
 
 def test_what_cannot_be_compiled_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "count_moved", lambda *_: {})
     monkeypatch.setattr(kernels.shutil, "which", lambda name: "/bin/false")
     with pytest.raises(ValueError, match="no CUDA kernels"):
         kernels.run_kernels(sources=tmp_path)

@@ -1,14 +1,21 @@
-"""What the compiler says of each CUDA kernel: registers, spills, shared memory. No device is needed, only nvcc."""
+"""What each CUDA kernel takes: registers, spills and shared memory by nvcc, bytes moved by the emulator; no device.
+
+Bytes moved are counted in the sources' emulator of CUDA, on inputs of some thousand rows: 32-byte sectors that blocks
+read and write, each with a small cache of its own, beside the least, every sector once. What moves more than twice the
+least needs a reason, which stands in `REASONS`.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pcdet_ext.files import atomic_write
@@ -19,14 +26,29 @@ FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-cubin", "-Xptxas=-v"
 
 # Of a multiprocessor of compute capability 8.0 and 9.0 (CUDA C++ Programming Guide, table of technical specifications).
 REGISTERS, REGISTERS_AT_A_TIME, MOST_WARPS, WARPS_AT_A_TIME = 65536, 256, 64, 4
+MOST_MOVED = 2.0  # times the least; more needs a reason
+REASONS = {
+    (
+        "nms",
+        "mark_pairs",
+    ): "every block of 64 boxes reads those of the others, 28 bytes for 4096 pairs; bits of a box's "
+    "row lie side by side for the walk, so that a block writes a quarter of each sector, which the second cache joins",
+    (
+        "octree_conv",
+        "forward",
+    ): "rows of neighbours are gathered, most of them by several blocks, from the second cache",
+    ("octree_conv", "partial_grads"): "as forward; a table of readers would take as many bytes as are saved",
+    ("rotated_sets", "fill"): "the voxels of a window are rows anywhere, of which 8 to 12 bytes of a sector are needed",
+}
 
 
 @dataclass(frozen=True)
 class KernelResources:
     """What one kernel takes on one architecture.
 
-    spills: bytes per thread that are stored to and loaded from memory for want of registers. stack: bytes per thread of
-    arrays that registers cannot hold, spills included. shared: bytes per block, without what a launch adds.
+    spills: bytes per thread that are stored to and loaded from memory for want of registers. stack: bytes per thread
+    of arrays that registers cannot hold, spills included. shared: bytes per block, without what a launch adds. moved:
+    bytes in relation to the least, the highest of the types that were counted; None where nothing was.
     """
 
     operation: str
@@ -36,6 +58,26 @@ class KernelResources:
     spills: int
     stack: int
     shared: int
+    moved: float | None = None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The operation, and the kernel without its template arguments."""
+        return self.operation, self.kernel.partition("<")[0]
+
+    @property
+    def reason(self) -> str:
+        """Why it moves more than twice the least."""
+        return REASONS.get(self.place, "") if self.moved is not None and self.moved > MOST_MOVED else ""
+
+    @property
+    def fault(self) -> str:
+        """What should not be: spilled registers, or more bytes moved than there is a reason for; empty without one."""
+        if self.spills:
+            return f"{self.spills} bytes per thread are spilled"
+        if self.moved is not None and self.moved > MOST_MOVED and not self.reason:
+            return f"it moves {self.moved:.1f} times the least, without a reason in pcdet_ext.benchmark.kernels"
+        return ""
 
     @property
     def resident_warps(self) -> int:
@@ -47,7 +89,9 @@ class KernelResources:
         """What to print."""
         return (
             f"{self.operation:18} sm_{self.architecture} {self.registers:4} registers ({self.resident_warps:2} warps) "
-            f"{self.spills:5} B spilled {self.stack:6} B stack {self.shared:6} B shared  {self.kernel}"
+            f"{self.spills:5} B spilled {self.stack:6} B stack {self.shared:6} B shared "
+            + (" " * 15 if self.moved is None else f"moves {self.moved:4.2f}x the least ").ljust(24)
+            + self.kernel
         )
 
 
@@ -57,7 +101,7 @@ def run_kernels(
     json_path: Path | None = None,
     sources: Path = SOURCES,
 ) -> list[KernelResources]:
-    """Compile the CUDA kernels and print what each takes.
+    """Compile the CUDA kernels, count what they move, and print what each takes.
 
     Args:
         operations: folders of `sources` (default: all that have a CUDA kernel).
@@ -77,18 +121,52 @@ def run_kernels(
     for name in operations:
         if name not in paths:
             raise ValueError(f"no operation {name!r} has a CUDA kernel, only {', '.join(paths)}")
-    found = []
+    found, moved = [], count_moved(operations or list(paths), sources)
     for name in operations or paths:
         for architecture in architectures:
             report = _compile(nvcc, paths[name], sources, architecture)
-            for resources in read_resources(report, name, architecture):
+            for bare in read_resources(report, name, architecture):
+                resources = replace(bare, moved=moved.get(bare.place))
                 print(resources.line(), flush=True)
                 found.append(resources)
+    _print_remarks(found)
     if json_path is not None:
-        content = [asdict(r) | {"resident_warps": r.resident_warps} for r in found]
+        content = [asdict(r) | {"resident_warps": r.resident_warps, "reason": r.reason} for r in found]
         with atomic_write(json_path) as temporary:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
     return found
+
+
+def count_moved(operations: Sequence[str], sources: Path = SOURCES) -> Mapping[tuple[str, str], float]:
+    """Bytes moved in relation to the least, by operation and kernel without template arguments.
+
+    Empty, after a remark, where there is no emulator beside the sources, or no C++ compiler for it. Raises ValueError
+    where the emulator fails.
+    """
+    script = sources.parent / "tests" / "cuda_emulator" / "traffic.py"
+    if not script.exists() or shutil.which("g++") is None:
+        print(f"bytes moved are not counted: that needs g++ and {script}")
+        return {}
+    command = [sys.executable, str(script), "--only", *operations]
+    environment = os.environ | {"PYTHONPATH": str(sources.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise ValueError(f"{script} failed:\n{done.stderr}")
+    moved: dict[tuple[str, str], float] = {}
+    for operation, kernels in json.loads(done.stdout).items():
+        for name, (bytes_moved, least) in kernels.items():
+            place = operation, name.partition("<")[0]
+            moved[place] = max(moved.get(place, 0.0), bytes_moved / max(least, 1))
+    return moved
+
+
+def _print_remarks(found: Sequence[KernelResources]) -> None:
+    """Reasons and faults, each once."""
+    for resources in {r.place: r for r in found if r.reason}.values():
+        print(f"{' '.join(resources.place)}: {resources.reason}")
+    for resources in found:
+        if resources.fault:
+            print(f"FAULT: {resources.operation} {resources.kernel} on sm_{resources.architecture}: {resources.fault}")
 
 
 def read_resources(report: str, operation: str, architecture: str) -> Iterator[KernelResources]:

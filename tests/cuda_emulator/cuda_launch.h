@@ -3,6 +3,10 @@
 
 #include <cuda_runtime.h>
 
+#if defined(CUDA_EMULATOR_TRAFFIC)
+extern "C" int traffic_start(const void* kernel);
+#endif
+
 namespace pcdet {
 
 template <typename... Parameters, typename... Arguments>
@@ -17,6 +21,13 @@ void start_kernel(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size
         machine.message = fits ? "more than 48 KiB of shared memory" : "numbers of blocks or threads that no device takes";
         return;
     }
+#if defined(CUDA_EMULATOR_TRAFFIC)
+    if (traffic_start(reinterpret_cast<const void*>(kernel))) {
+        machine.status = cudaErrorLaunchFailure;
+        machine.message = "too many arrays or launches to count what is moved";
+        return;
+    }
+#endif
     machine.launch(blocks, threads, shared, [&] { kernel(arguments...); });
 }
 

@@ -62,7 +62,8 @@ def build(sources: Sequence[Path], name: str, flags: Sequence[str] = ()) -> Path
     linked = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
     library = BUILD / f"lib{name}-{linked}.so"
     if not library.exists():
-        _make([*command, "-shared", *map(str, objects)], library)
+        own = ["-fno-sanitize=thread"] if "-fsanitize=thread" in flags else []  # the library is not linked
+        _make([*command, "-shared", *own, *map(str, objects)], library)
     return library
 
 
