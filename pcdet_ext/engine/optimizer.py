@@ -135,7 +135,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, learning_rate: float, momentum: float) -> None:
-    """Use these in the next step."""
+    """Change the settings of the next step.
+
+    Args:
+        optimizer: one of Adam's kind, which is changed.
+        learning_rate: of all its groups.
+        momentum: their first beta.
+    """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
         group["betas"] = (momentum, group["betas"][1])

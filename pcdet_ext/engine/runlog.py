@@ -48,7 +48,14 @@ class RunLog:
         self._bar.update()
 
     def values(self, kind: str, step: int, values: Mapping[str, float], **more: Any) -> None:
-        """Record numbers of a kind ("train", "test") under `kind/name`, and show the training ones in the bar."""
+        """Record numbers, and show those of the training in the progress bar.
+
+        Args:
+            kind: "train" or "test"; the numbers are recorded as `kind/name`.
+            step: number of steps so far.
+            values: numbers by name.
+            more: what else the line in log.jsonl holds.
+        """
         if kind == "train":
             self._bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()}, refresh=False)
         self._attempt(lambda: self._record(kind, step, values, more))

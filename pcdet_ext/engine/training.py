@@ -254,7 +254,13 @@ def _faded(data: Node, options: TrainConfig) -> Node:
 
 
 def disabled_augmentations(disabled: Sequence[str], options: TrainConfig, epoch: int) -> tuple[str, ...]:
-    """Names of the augmentations that are left out in an epoch, where the data section leaves out `disabled`."""
+    """Names of the augmentations that are left out in an epoch.
+
+    Args:
+        disabled: those that the data section leaves out.
+        options: of the training, with what fades in the last epochs.
+        epoch: number of the epoch, from 0.
+    """
     if not options.fade_augmentations or epoch < options.epochs - options.fade_epochs:
         return tuple(disabled)
     return tuple(dict.fromkeys([*(() if options.fade_restores else disabled), *options.fade_augmentations]))

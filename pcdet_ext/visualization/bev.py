@@ -46,8 +46,15 @@ def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
 
     Points are coloured by height, by class where they have labels, or by age where they come from several sweeps.
     Ground truth is dashed green, detections are coloured by class with their score; the short line from a box's centre
-    shows its heading, an arrow where the object is after one second, and a thin line its track. Raises ImportError
-    without matplotlib.
+    shows its heading, an arrow where the object is after one second, and a thin line its track.
+
+    Args:
+        scene: what is shown.
+        path: the file.
+        dpi: pixels per inch; the picture is 12 inches wide.
+
+    Raises:
+        ImportError: matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

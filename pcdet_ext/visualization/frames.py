@@ -87,9 +87,15 @@ class Sequences:
         return self._in_time(fitting[0])
 
     def around(self, position: int, before: int | None, after: int | None) -> list[int]:
-        """Positions of a frame and of so many others (None: all) before and after it, in the order of time.
+        """Positions of a frame and of others before and after it, in the order of time.
 
-        None at all for a frame that belongs to no sequence.
+        Args:
+            position: of the frame.
+            before: how many before it; None for all.
+            after: how many after it; None for all.
+
+        Returns:
+            The positions; none at all for a frame that belongs to no sequence.
         """
         name = self._frames[position].sequence_id
         if not name:

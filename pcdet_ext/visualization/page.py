@@ -30,7 +30,16 @@ SCORE_STEPS = np.round(np.arange(0.0, 1.0, 0.05), 2)
 
 
 def write_page(scene: Scene, path: str | Path, score: float = 0.3) -> None:
-    """Write one HTML file that needs no network; see `page_figure`. Raises ImportError without plotly."""
+    """Write one HTML file that needs no network; see `page_figure`.
+
+    Args:
+        scene: what is shown.
+        path: the file.
+        score: detections below it are hidden at first.
+
+    Raises:
+        ImportError: plotly is not installed.
+    """
     figure = page_figure(scene, score)
     with atomic_write(path) as temporary:
         figure.write_html(temporary, include_plotlyjs=True, full_html=True)

@@ -71,7 +71,13 @@ class _Frame:
 
 
 def write_tour(scenes: Iterable[Scene], count: int, path: str | Path) -> None:
-    """Write one HTML file under 20 MB that needs no network; see `tour_figure`."""
+    """Write one HTML file under 20 MB that needs no network; see `tour_figure`.
+
+    Args:
+        scenes: one per frame, in the order of time.
+        count: how many there are.
+        path: the file.
+    """
     figure = tour_figure(scenes, count)
     body = figure.to_html(include_plotlyjs=False, full_html=False, auto_play=False)
     # Plotly escapes each "/" of base64, which makes it longer; "<" is still escaped, so no script can be ended early.

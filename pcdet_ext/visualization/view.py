@@ -113,7 +113,14 @@ def show_window(scene: Scene) -> None:
 def render(scene: Scene, path: str | Path, size: tuple[int, int] = (1280, 800)) -> None:
     """Write a PNG of the scene seen from behind and above the sensor, without a screen.
 
-    Raises ImportError without Open3D, RuntimeError where the system has no graphics driver that Open3D can use.
+    Args:
+        scene: what is shown.
+        path: the file.
+        size: width and height in pixels.
+
+    Raises:
+        ImportError: Open3D is not installed.
+        RuntimeError: the system has no graphics driver that Open3D can use.
     """
     scene = scene.finite()
     with quiet():

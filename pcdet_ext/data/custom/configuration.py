@@ -142,7 +142,19 @@ def _anchor(c: LabelledClass) -> Anchor:
 def write_configuration(
     root: Path, out: Path, splits: Sequence[str], settings: Settings, columns: Columns, suggestion: Suggestion
 ) -> str:
-    """Write `out`/config.yaml, but not over one that was edited; what was done, in words."""
+    """Write config.yaml, but not over one that somebody edited.
+
+    Args:
+        root: the data folder.
+        out: the folder to write to.
+        splits: those that were prepared.
+        settings: of dataset.yaml.
+        columns: of the clouds.
+        suggestion: range, voxel size and anchors that fit the data.
+
+    Returns:
+        What was done, in words.
+    """
     path = out / CONFIGURATION
     body = yaml.safe_dump(
         _content(root, out, splits, settings, columns, suggestion),

@@ -94,9 +94,17 @@ class CustomDataset(FrameDataset):
 
 
 def read_joined(root: Path, columns: Columns, points: Array, earlier: Sequence[Mapping[str, Any]]) -> Array:
-    """Points [N, F] of a frame joined with those of earlier ones; see `motion.joined`.
+    """Points of a frame joined with those of earlier ones; see `motion.joined`.
 
-    earlier: of each its `cloud` (path below root), `matrix` (12 numbers, from its frame to this one), `age` (seconds).
+    Args:
+        root: the data folder.
+        columns: of the clouds.
+        points: float32 [P, F] of the frame.
+        earlier: for each earlier frame its `cloud` (path below root), `matrix` (12 numbers, from its frame to this one)
+            and `age` (seconds).
+
+    Returns:
+        float32 [N, F].
     """
     sweeps = []
     for sweep in earlier:

@@ -248,9 +248,16 @@ def _few_digits(value: float) -> str:
 
 
 def write_labels(path: str | Path, boxes: Array, names: Sequence[str], scores: Array | None = None) -> None:
-    """Write boxes [M, 7] as a text file of labels, with scores as a result file; float32 values come back exactly.
+    """Write a text file of labels, with scores a result file; float32 values come back exactly.
 
-    Raises ValueError for another shape, and a class name that would not come back.
+    Args:
+        path: the file.
+        boxes: floating-point [M, 7] (x, y, z, dx, dy, dz, heading), in metres and radians.
+        names: one class name per box.
+        scores: [M], or None for labels.
+
+    Raises:
+        ValueError: the boxes have another shape, or a class name would not come back.
     """
     if boxes.ndim != 2 or boxes.shape[1] != NUMBERS or len(names) != len(boxes):
         raise ValueError(f"boxes must be [M, 7] with one name per box, got {list(boxes.shape)} and {len(names)} names")
@@ -270,9 +277,14 @@ def _short(value: Any) -> str:
 
 
 def write_objects(path: str | Path, boxes: Array, names: Sequence[str], scores: Array | None = None) -> None:
-    """Write boxes [M, 9] with velocities as a JSON file of labels, with scores as a result file.
+    """Write a JSON file of labels with velocities, with scores a result file.
 
-    A velocity that is not finite is left out.
+    Args:
+        path: the file.
+        boxes: floating-point [M, 9] (x, y, z, dx, dy, dz, heading, vx, vy), in metres, radians and metres per second; a
+            velocity that is not finite is left out.
+        names: one class name per box.
+        scores: [M], or None for labels.
     """
     objects: list[dict[str, Any]] = []
     for i, (box, name) in enumerate(zip(boxes, names, strict=True)):

@@ -174,7 +174,14 @@ def frames_of_split(folder: Folder, split: str, val_share: float) -> list[str]:
     Without a folder of lists, "train" and "val" are made: a frame is in "val" where the hash of its id, as a share of
     all hashes, is below `val_share`, so that it stays where it is when frames are added. With `FEW_SEQUENCES` sequences
     or more, whole sequences are held back in this way. "all" are all frames.
-    Raises DataError for an unknown split, one without frames, and a damaged list.
+
+    Args:
+        folder: the data folder.
+        split: name of the split.
+        val_share: share of the frames or sequences that are held back.
+
+    Raises:
+        DataError: the split is unknown or has no frames, or a list is damaged.
     """
     lists = folder.root / LISTS
     ids = _listed(lists, split) if lists.is_dir() else _made(folder, split, val_share)
@@ -223,6 +230,15 @@ def _hash_share(name: str) -> float:
 
 
 def check_known_class(name: str, classes: Sequence[str], where: str) -> None:
-    """Raises DataError, beginning with `where`, for a class that is not among those stated; none stated: any."""
+    """Hold a class against those that the settings state.
+
+    Args:
+        name: the class.
+        classes: those stated; where there are none, any will do.
+        where: what the message begins with.
+
+    Raises:
+        DataError: the class is not among those stated.
+    """
     if classes and name not in classes:
         raise DataError(f"{where}: unknown class {name!r}{suggest(name, classes)} (classes in {SETTINGS})")

@@ -135,7 +135,16 @@ def _matrix(values: Sequence[float], where: str) -> Array:
 
 
 def check_joinable(motion: Motion, frame_ids: Sequence[str], root: Path) -> None:
-    """Raises DataError where earlier frames cannot be joined: without poses, and with times that give no ages."""
+    """Check that earlier frames can be joined.
+
+    Args:
+        motion: poses and times.
+        frame_ids: frames that want to be joined.
+        root: the data folder, for messages.
+
+    Raises:
+        DataError: there are no poses, or the times give no ages.
+    """
     if motion.poses_file is None:
         raise DataError(
             f"{root / SETTINGS}: max_sweeps: joining earlier frames needs their poses ({root / 'poses.txt'} or "
@@ -203,9 +212,15 @@ def _falling_times(motion: Motion, frame_ids: Sequence[str]) -> Iterator[str]:
 
 
 def earlier_frames(motion: Motion, frame_ids: Sequence[str], count: int, root_name: str) -> dict[str, list[str]]:
-    """For each frame up to `count` frames before it in its sequence, the nearest first.
+    """For each frame those before it in its sequence, the nearest first.
 
-    The order in a sequence is that of the timestamps, without any that of `frame_ids`.
+    The order in a sequence is that of the timestamps, or without any that of `frame_ids`.
+
+    Args:
+        motion: poses and times.
+        frame_ids: all frames.
+        count: how many earlier ones are wanted at most.
+        root_name: name of the sequence of frames that are in no folder.
     """
     known = [name for name in frame_ids if name in motion.poses]
     if motion.timestamps_file is not None:

@@ -179,7 +179,14 @@ def _range(name: str, low: float, high: float) -> str:
 
 
 def suspicions(found: Statistics, settings: Settings, columns: Columns, splits: Sequence[str]) -> list[str]:
-    """What looks as if something were wrong, in words that say what; splits: those with labels."""
+    """What looks as if something were wrong, in words that say what.
+
+    Args:
+        found: statistics of the data.
+        settings: of dataset.yaml.
+        columns: of the clouds.
+        splits: those that have labels.
+    """
     texts = []
     if found.extent is not None:
         if np.abs(found.extent[:, :3]).max() > FAR:

@@ -17,10 +17,18 @@ _log = logging.getLogger(__name__)
 
 
 def write_results(folder: Path, frame_id: str, found: Detections) -> Path:
-    """Write the detections (NumPy) of a frame: as text, or with velocities, which text has no place for, as JSON.
+    """Write the detections of a frame: as text, or with velocities, which text has no place for, as JSON.
 
     Detections that are not finite or have no size are left out, with a warning. A file that an earlier run wrote for
     the frame in the other format is removed: a folder holds one file per frame.
+
+    Args:
+        folder: where to write.
+        frame_id: of the frame, which names the file.
+        found: NumPy arrays.
+
+    Returns:
+        The file.
     """
     boxes = np.asarray(found.boxes)
     real = np.isfinite(boxes[:, :NUMBERS]).all(axis=1) & (boxes[:, 3:6] > 0).all(axis=1) & np.isfinite(found.scores)

@@ -70,7 +70,14 @@ def find_frames(root: str | Path, split: str, seed: int = 0) -> list[Frame]:
     """The frames of a split: those in ImageSets/<split>.txt, or without that folder of a seeded split.
 
     The made split knows "train", "val" (one frame in five) and "trainval" of training/, and "test", all of testing/.
-    Raises DataError when the root, the split or all frames are missing, or the list is damaged.
+
+    Args:
+        root: the data folder.
+        split: name of the split.
+        seed: of the made split.
+
+    Raises:
+        DataError: the root, the split or all frames are missing, or the list is damaged.
     """
     root = Path(root)
     folder = "testing" if split == "test" else "training"
@@ -85,7 +92,15 @@ def find_frames(root: str | Path, split: str, seed: int = 0) -> list[Frame]:
 
 
 def write_frame(root: str | Path, frame_id: str, points: Array, labels: Labels, calibration: Calibration) -> None:
-    """Write one labelled frame under root/training; the points come last, so that a frame with points is complete."""
+    """Write one labelled frame; the points come last, so that a frame with points is complete.
+
+    Args:
+        root: the data folder; the frame goes to training/ below it.
+        frame_id: of the frame, which names the files.
+        points: float32 [N, 4] (x, y, z, intensity), in metres.
+        labels: in the camera's frame; scores are left out.
+        calibration: between sensor and camera.
+    """
     frame = Frame(Path(root), frame_id)
     calibration.write(frame.calibration)
     write_labels(frame.labels, labels if labels.scores is None else replace(labels, scores=None))

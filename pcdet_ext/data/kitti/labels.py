@@ -90,10 +90,19 @@ def labels_to_boxes(labels: Labels, calibration: Calibration) -> Targets:
 def boxes_to_labels(
     boxes: Array, names: Sequence[str], calibration: Calibration, scores: Array | None = None
 ) -> Labels:
-    """Camera-frame rows for LiDAR boxes [N, 7 or 9]: the inverse of `labels_to_boxes`.
+    """Rows in the camera's frame for boxes in the LiDAR's: the inverse of `labels_to_boxes`.
 
-    bbox is the hull of the box's projection clipped to the image, zero where the box lies behind the camera;
-    truncation and occlusion are -1 (not stated). Raises ValueError when the calibration has no image size.
+    bbox is the hull of the box's projection clipped to the image, zero where the box lies behind the camera; truncation
+    and occlusion are -1 (not stated).
+
+    Args:
+        boxes: floating-point [N, 7 or 9] (x, y, z, dx, dy, dz, heading, …), z at the centre.
+        names: one class name per box.
+        calibration: between sensor and camera, with the size of the image.
+        scores: [N], or None for labels.
+
+    Raises:
+        ValueError: the calibration has no image size.
     """
     boxes = np.asarray(boxes, np.float64)
     bottom = boxes[:, :3].copy()
@@ -126,7 +135,16 @@ def result_rows(detections: Detections, calibration: Calibration) -> Labels:
 
 
 def camera_corners(dimensions: Array, location: Array, rotation_y: Array) -> Array:
-    """Corners float64 [N, 8, 3] in the camera frame, the four of the bottom first, each face in turn."""
+    """Corners of boxes in the camera's frame.
+
+    Args:
+        dimensions: [N, 3], height, width and length in metres.
+        location: [N, 3], middle of the bottom (x right, y down, z forward).
+        rotation_y: [N], about the y axis, in radians.
+
+    Returns:
+        float64 [N, 8, 3], the four corners of the bottom first, each face in turn.
+    """
     height, width, length = np.asarray(dimensions, np.float64)[:, :, None].transpose(1, 0, 2)
     x = length / 2 * np.array([1, 1, -1, -1, 1, 1, -1, -1])
     z = width / 2 * np.array([1, -1, -1, 1, 1, -1, -1, 1])

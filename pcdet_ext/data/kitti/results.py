@@ -45,9 +45,15 @@ class KittiResults(Mapping[str, Detections]):
 
 
 def read_detections(path: Path, calibration: Calibration, classes: Sequence[str] = ()) -> Detections:
-    """The detections of a result file in the LiDAR frame, as arrays; its further classes follow those given, sorted.
+    """The detections of a result file in the LiDAR's frame, as NumPy arrays.
 
-    Raises DataError naming the file and line that is missing or damaged.
+    Args:
+        path: the file.
+        calibration: between sensor and camera.
+        classes: come first among the class names; further ones in the file follow, sorted.
+
+    Raises:
+        DataError: the file is missing or damaged; the message names it and the line.
     """
     labels = read_labels(path, with_scores=True)
     scores = np.asarray(boxed(labels).scores, np.float32)

@@ -104,7 +104,14 @@ class Frame:
 
 
 def padded(key: Sweep, sweeps: Sequence[Sweep], count: int) -> list[Sweep]:
-    """The newest `count` sweeps; where there are fewer, the oldest again and again, or without any the key frame."""
+    """A fixed number of sweeps, the newest first.
+
+    Args:
+        key: the key frame's own.
+        sweeps: those before it, the newest first.
+        count: how many are wanted. Where there are fewer, the oldest comes again and again, or without any the key
+            frame.
+    """
     fill = sweeps[-1] if sweeps else key
     return [*sweeps[:count], *[fill] * (count - len(sweeps))]
 

@@ -19,7 +19,19 @@ NEAR = 1.0  # metres around a sweep's own sensor, where its points lie on the ve
 
 
 def read_scan(data: Path, file: str, token: str) -> Array:
-    """Points float32 [N, 5] of a scan. Raises DataError naming file and sample_data when missing or cut short."""
+    """Points of a scan.
+
+    Args:
+        data: the data folder.
+        file: path below it.
+        token: of the row in sample_data, for messages.
+
+    Returns:
+        float32 [N, 5] (x, y, z, intensity, ring).
+
+    Raises:
+        DataError: the file is missing or cut short; the message names it and the row.
+    """
     try:
         return read_bin(data / file, len(FILE_FEATURES))
     except MissingFileError as error:
@@ -29,7 +41,16 @@ def read_scan(data: Path, file: str, token: str) -> Array:
 
 
 def count_points(data: Path, file: str, token: str) -> int:
-    """Points of a scan, from the size of its file. Raises DataError when it is missing, cut short, or empty."""
+    """Number of points of a scan, from the size of its file.
+
+    Args:
+        data: the data folder.
+        file: path below it.
+        token: of the row in sample_data, for messages.
+
+    Raises:
+        DataError: the file is missing, cut short, or empty; the message names it and the row.
+    """
     try:
         size = (data / file).stat().st_size
     except FileNotFoundError:

@@ -64,9 +64,12 @@ class Rows:
 
 
 def world_rows(found: Detections, sensor: Pose, ego: Pose) -> Rows:
-    """Detections of a frame (arrays) as rows of a submission.
+    """Detections of a frame as rows of a submission.
 
-    sensor, ego: places of the lidar on the vehicle, and of the vehicle in the world.
+    Args:
+        found: NumPy arrays, in the frame of the lidar.
+        sensor: place of the lidar on the vehicle.
+        ego: place of the vehicle in the world.
     """
     boxes = np.asarray(found.boxes, np.float64)
     heading = boxes[:, 6] / 2
@@ -108,7 +111,13 @@ def submission(samples: Mapping[str, Rows], tokens: Iterable[str]) -> dict[str, 
 
 
 def write_submission(path: Path, samples: Mapping[str, Rows], tokens: Iterable[str]) -> None:
-    """Write a submission; see `submission`."""
+    """Write a submission; see `submission`.
+
+    Args:
+        path: the JSON file.
+        samples: rows by the token of their sample.
+        tokens: all samples of the split; those without rows have an empty list.
+    """
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(submission(samples, tokens)), encoding="utf-8")
 
@@ -135,9 +144,16 @@ def boxes_of(samples: Sequence[Rows]) -> Boxes:
 
 
 def local_detections(boxes: Boxes, classes: Sequence[str], pose: Array, frame_id: str) -> Detections:
-    """Boxes of one sample, in the world, as detections (arrays) in the frame of its lidar.
+    """Boxes of one sample, in the world, as detections in the frame of its lidar.
 
-    classes: come first among the class names; further ones follow. pose: float64 [4, 4], lidar to world.
+    Args:
+        boxes: in the world.
+        classes: come first among the class names; further ones follow.
+        pose: float64 [4, 4], lidar to world.
+        frame_id: of the sample.
+
+    Returns:
+        NumPy arrays, boxes float32 [N, 9].
     """
     names = (*classes, *sorted(set(boxes.name.tolist()) - set(classes)))
     number = {name: i for i, name in enumerate(names)}

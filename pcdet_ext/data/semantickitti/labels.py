@@ -83,7 +83,13 @@ class LabelMap:
         ignored: Sequence[int] | None = None,
         things: Sequence[str] | None = None,
     ) -> LabelMap:
-        """A map of one's own, or with ids of None the published one; things of None are the published ones in it."""
+        """A map of one's own, or the published one.
+
+        Args:
+            ids: label ids by class name; None for the published ones.
+            ignored: ids that do not count; None for the published ones.
+            things: classes that have instances; None for those of the published ones that are among `ids`.
+        """
         ids = CLASSES if ids is None else ids
         named = tuple(name for name in THINGS if name in ids) if things is None else tuple(things)
         return LabelMap(ids, IGNORED if ignored is None else tuple(ignored), named)
@@ -103,9 +109,18 @@ class LabelMap:
         return table
 
     def class_numbers(self, ids: Array, classes: Sequence[str], path: str | Path) -> Array:
-        """Positions in `classes` of the classes of ids [N], int64 [N]; -1 where ignored, or of no class in `classes`.
+        """Positions of label ids in a list of classes.
 
-        Raises DataError, naming the file that they are from, for an id that is neither of a class nor ignored.
+        Args:
+            ids: integer [N].
+            classes: names.
+            path: the file that the ids are from, for messages.
+
+        Returns:
+            int64 [N]; -1 where the id is ignored, or of a class that is not in the list.
+
+        Raises:
+            DataError: an id is neither of a class nor ignored.
         """
         numbers = self._table[ids]
         if (numbers == -2).any():
@@ -150,9 +165,15 @@ def read_labels(path: str | Path, points: int | None = None) -> tuple[Array, Arr
 
 
 def write_labels(path: str | Path, ids: Array, instances: Array | None = None) -> None:
-    """Write the ids, and where there are some the instances, of all points, each int [N] in [0, 65536).
+    """Write the labels of all points of a frame.
 
-    Raises ValueError for numbers outside of that.
+    Args:
+        path: the file.
+        ids: integer [N] in [0, 65536).
+        instances: likewise, or None for zeros.
+
+    Raises:
+        ValueError: a number is outside of that range.
     """
     numbers = np.zeros_like(ids) if instances is None else instances
     for name, values in {"ids": ids, "instances": numbers}.items():

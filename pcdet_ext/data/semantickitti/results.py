@@ -67,7 +67,14 @@ def measure_frame(
 def total(
     label_map: LabelMap, classes: Sequence[str], frames: Sequence[FrameCounts], published: bool
 ) -> SegmentationResult:
-    """The result over frames; published: see `SegmentationResult`."""
+    """The result over frames.
+
+    Args:
+        label_map: says which classes have instances.
+        classes: names, in the order of the counts.
+        frames: counts of each.
+        published: see `SegmentationResult`.
+    """
     confusion = sum((frame.confusion for frame in frames), np.zeros((len(classes), len(classes) + 1), np.int64))
     matched = [frame.panoptic for frame in frames if frame.panoptic is not None]
     panoptic = sum(matched, PanopticCounts.none(len(classes))) if matched else None

@@ -166,7 +166,16 @@ def _name(info: FrameInfo) -> Name:
 
 
 def with_age(points: Array, age: Array, features: Sequence[str]) -> Array:
-    """Points [N, 5] with the further columns among `features`; age: int64 [N], how many frames ago."""
+    """Points with further columns.
+
+    Args:
+        points: float32 [N, 5], the columns of a range image.
+        age: int64 [N], how many frames ago each was seen.
+        features: names of all columns, those of the points first.
+
+    Returns:
+        float32 [N, F].
+    """
     columns = {"timestamp": age * SECONDS_PER_FRAME, "frame": -age}
     further = [columns[name].astype(np.float32)[:, None] for name in features[len(OWN_FEATURES) :]]
     return np.concatenate([points, *further], axis=1)

@@ -395,8 +395,13 @@ def _image_columns(image: str) -> dict[str, Kind]:
 def read_columns(path: Path, columns: Mapping[str, Kind], may_be_empty: bool = False) -> Any:
     """Columns of a small component as a table of pyarrow.
 
-    Raises DataError where a column is missing, or of another kind, where a key lacks values, and where there are no
-    rows unless it `may_be_empty`.
+    Args:
+        path: the Parquet file.
+        columns: kind by name.
+        may_be_empty: whether it may have no rows.
+
+    Raises:
+        DataError: a column is missing or of another kind, a key lacks values, or there are no rows.
     """
     with _Naming(path):
         from pyarrow import parquet

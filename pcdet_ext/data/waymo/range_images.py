@@ -86,7 +86,17 @@ def _moved(points: Array, poses: Array, pose: Array) -> Array:
 
 
 def turned_by_angles(points: Array, roll: Array, pitch: Array, yaw: Array) -> Array:
-    """Points [N, 3], each turned about x by its roll, then about y by its pitch, then about z by its yaw ([N] each)."""
+    """Turn each point by angles of its own: about x by its roll, then about y by its pitch, then about z by its yaw.
+
+    Args:
+        points: floating-point [N, 3].
+        roll: [N], in radians.
+        pitch: [N], likewise.
+        yaw: [N], likewise.
+
+    Returns:
+        [N, 3].
+    """
     x, y, z = points.T
     cos, sin = np.cos(roll), np.sin(roll)
     y, z = cos * y - sin * z, sin * y + cos * z

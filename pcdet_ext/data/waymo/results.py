@@ -12,9 +12,12 @@ from pcdet_ext.structures import Detections
 
 
 def detections_by_frame(found: Boxes, classes: Sequence[str], frame_ids: Mapping[Name, str]) -> dict[str, Detections]:
-    """Detections as arrays, by the id of their frame; boxes of other frames are left out.
+    """Detections as NumPy arrays, by the id of their frame; boxes of other frames are left out.
 
-    classes: come first in the detections' class names; frame_ids: by segment and timestamp.
+    Args:
+        found: of all frames.
+        classes: come first in the detections' class names.
+        frame_ids: by segment and timestamp.
     """
     names = (*classes, *(name for name in TYPES if name not in classes))
     label = np.array([names.index(name) for name in TYPES], np.int64)

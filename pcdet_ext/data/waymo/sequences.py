@@ -23,7 +23,16 @@ class EarlierFrame(NamedTuple):
 
 
 def moved(points: Array, pose: Array, to_pose: Array) -> Array:
-    """Points [N, 3+] of a frame with one pose in the frame of another; further columns stay. Computed in float64."""
+    """Points of a frame with one pose in the frame of another, computed in float64.
+
+    Args:
+        points: floating-point [N, 3+], x, y and z in metres first; further columns stay.
+        pose: [4, 4], of the points' frame in the world.
+        to_pose: [4, 4], of the other frame in the world.
+
+    Returns:
+        [N, 3+] of the same dtype.
+    """
     # Solved before points come in: their differences are metres, while positions in the world may be many kilometres.
     between = np.linalg.inv(np.asarray(to_pose, np.float64)) @ np.asarray(pose, np.float64)
     return np.concatenate([transform(points, between).astype(points.dtype), points[:, 3:]], axis=1)
