@@ -62,7 +62,7 @@ def winograd_conv2d(
     On the CPU F(4x4, 3x3) computes tiles of 4x4 cells (Lavin and Gray, CVPR 2016), and tiles whose surroundings are
     those of most of the map, like all that no point reaches, only once. It agrees with a plain convolution up to
     rounding, of about 1e-5 of the values' size; where a value is not finite, no cell of the tiles around it is.
-    What `takes_winograd` refuses is a plain convolution.
+    What `takes_winograd` refuses is a plain convolution. Autocast has no effect.
 
     Args:
         x: maps [B, C, Y, X].
@@ -80,7 +80,8 @@ def winograd_conv2d(
     """
     _check(x, weight, bias, addend)
     if not takes_winograd(x, weight):
-        return winograd_conv2d_reference(x, weight, bias, addend, relu)
+        with torch.autocast(x.device.type, enabled=False):
+            return winograd_conv2d_reference(x, weight, bias, addend, relu)
     rows = None if addend is None else addend.permute(0, 2, 3, 1).contiguous()
     x = x.permute(0, 2, 3, 1).contiguous()
     out, _ = _winograd_conv(x, at_points.contiguous(), bias.contiguous(), rows, relu)

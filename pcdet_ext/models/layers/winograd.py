@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pcdet_ext.ops.winograd_conv import LANES, winograd_conv2d, winograd_weight
+from pcdet_ext.ops.winograd_conv import (
+    LANES,
+    takes_winograd,
+    winograd_conv2d,
+    winograd_conv2d_reference,
+    winograd_weight,
+)
 
 PLAIN = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")  # kernel, stride, padding, dilation, groups, what pads
 
@@ -31,7 +37,10 @@ class WinogradConv2d(nn.Conv2d):
     def forward(self, x: Tensor, addend: Tensor | None = None, relu: bool = False) -> Tensor:
         """Map [B, in_channels, Y, X] to [B, out_channels, Y, X], with `addend` and then ReLU where wanted."""
         assert self.bias is not None
-        return winograd_conv2d(x, self.weight, self.bias, self.at_points, addend, relu or self.relu)
+        relu = relu or self.relu
+        if takes_winograd(x, self.weight):
+            return winograd_conv2d(x, self.weight, self.bias, self.at_points, addend, relu)
+        return winograd_conv2d_reference(x, self.weight, self.bias, addend, relu)  # autocast works as in any layer
 
 
 def is_plain_conv(layer: nn.Module) -> bool:
