@@ -64,8 +64,15 @@ def assign(weights: Array) -> Array:
 def match_nearest_free(sample: Array, centers: Array, starts: Array, objects: Array, distance: float) -> Array:
     """Each detection, the best first, takes the nearest free object of its sample if that is near enough, else none.
 
-    sample: int64 [D]; centers: float64 [D, 2]; starts: int64 [S + 1], rows of each sample's objects; objects: float64
-    [G, 2]. Returns int64 [D], -1 for none.
+    Args:
+        sample: int64 [D], the sample of each detection.
+        centers: float64 [D, 2], x and y in metres.
+        starts: int64 [S + 1], rows of each sample's objects.
+        objects: float64 [G, 2], x and y in metres.
+        distance: metres below which an object is near enough.
+
+    Returns:
+        int64 [D], the row of the object, -1 for none.
     """
     matched = np.full(len(sample), -1)
     free = np.ones(len(objects), np.bool_)
@@ -85,7 +92,17 @@ def match_nearest_free(sample: Array, centers: Array, starts: Array, objects: Ar
 
 @njit(cache=True)
 def nearest_object(centers: Array, starts: Array, ends: Array, objects: Array) -> tuple[Array, Array]:
-    """The nearest of the objects starts[i] to ends[i] of each centre: row int64 [D], -1 for none, and distance [D]."""
+    """The nearest object of each centre among some of the objects.
+
+    Args:
+        centers: float64 [D, 3] in metres.
+        starts: int64 [D], the first object that each may take.
+        ends: int64 [D], the one after the last.
+        objects: float64 [G, 3] in metres.
+
+    Returns:
+        The row of the object int64 [D], -1 for none, and its distance float64 [D], infinite for none.
+    """
     place = np.full(len(centers), -1)
     distance = np.full(len(centers), np.inf)
     for i in range(len(centers)):
@@ -101,7 +118,19 @@ def nearest_object(centers: Array, starts: Array, ends: Array, objects: Array) -
 def touching_pairs(
     boxes: Array, types: Array, starts: Array, ends: Array, truth: Array, truth_types: Array
 ) -> tuple[Array, Array]:
-    """Pairs (prediction, ground truth) of one frame and type whose circles around the footprints touch."""
+    """Pairs of one frame and type whose circles around the footprints touch.
+
+    Args:
+        boxes: [N, 7], predictions.
+        types: int64 [N], of the predictions.
+        starts: int64 [N], the first box of the ground truth in each prediction's frame.
+        ends: int64 [N], the one after the last.
+        truth: [M, 7], ground truth.
+        truth_types: int64 [M].
+
+    Returns:
+        Rows of the predictions and of the ground truth, int64 [P] each.
+    """
     rows, columns = [0 for _ in range(0)], [0 for _ in range(0)]
     for i in range(len(boxes)):
         for j in range(starts[i], ends[i]):
@@ -321,8 +350,17 @@ def track_histories(
 ) -> tuple[Array, Array, Array, Array, Array]:
     """For each track: boxes, paired boxes, fragmentations, frames until the first pairing, and the longest gap.
 
-    Rows ascend with the frame. Frames between the first and the last of a track count for its gaps; a track that is
-    never paired has -1 for both times.
+    Frames between the first and the last of a track count for its gaps; a track that is never paired has -1 for both
+    times.
+
+    Args:
+        objects: int64 [G], the track of each box, in an order in which the frames ascend.
+        state: int64 [G], what became of it (miss, match, switch).
+        frame: int64 [G], number of its frame.
+        tracks: number of tracks, T.
+
+    Returns:
+        Five times int64 [T].
     """
     total, paired = np.zeros(tracks, np.int64), np.zeros(tracks, np.int64)
     fragments, waiting, longest = np.zeros(tracks, np.int64), np.full(tracks, -1, np.int64), np.zeros(tracks, np.int64)

@@ -144,7 +144,14 @@ class KittiResult(Result):
     flat: int = 0
 
     def ap(self, name: str, metric: str, difficulty: str = "moderate", overlap_set: str = STRICT) -> float:
-        """R40 average precision in percent."""
+        """R40 average precision in percent.
+
+        Args:
+            name: of the class.
+            metric: "bbox", "bev", "3d" or "aos".
+            difficulty: "easy", "moderate" or "hard".
+            overlap_set: which of the two sets of least overlaps.
+        """
         return _ap(self.results, name, metric, difficulty, overlap_set)
 
     def to_json(self) -> dict[str, Any]:

@@ -64,7 +64,17 @@ def match(
     found_alpha: Array,
     min_overlap: float,
 ) -> Curve:
-    """Match all frames; states int8, the rest float64, a row for each truth or detection of all frames."""
+    """Match the detections of all frames with the ground truth, and count at each threshold of the score.
+
+    Args:
+        pairs: overlaps of each frame's boxes.
+        truth_state: int8, one per box of the ground truth: whether it counts, is ignored, or is left out.
+        found_state: int8, the same of the detections.
+        score: float64, one per detection.
+        truth_alpha: float64, one observation angle per box of the ground truth, in radians.
+        found_alpha: float64, the same of the detections.
+        min_overlap: from which a detection matches.
+    """
     if library("cpu") is None:
         return match_reference(pairs, truth_state, found_state, score, truth_alpha, found_alpha, min_overlap)
     frames = len(pairs.truth_at) - 1

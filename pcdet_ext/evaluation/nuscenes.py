@@ -210,9 +210,15 @@ def evaluate(truth: Boxes, found: Boxes, samples: Samples, strict: bool = True) 
 
 
 def within_range(boxes: Boxes, samples: Samples, ranges: Mapping[str, float]) -> Array:
-    """bool [N]: boxes that count: near enough for their class, with points inside, outside bicycle racks.
+    """Which boxes count: near enough for their class, with points inside, outside of bicycle racks.
 
-    ranges: metres from the vehicle, by class; boxes of other classes do not count.
+    Args:
+        boxes: of the ground truth or detected.
+        samples: what they belong to.
+        ranges: metres from the vehicle by class; boxes of other classes do not count.
+
+    Returns:
+        bool [N].
     """
     limits = np.zeros(len(boxes))
     for name, limit in ranges.items():

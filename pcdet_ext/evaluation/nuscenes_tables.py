@@ -66,9 +66,18 @@ class Table:
         return rows
 
     def whole(self, column: str, rows: Array | None = None, least: int = -LARGEST_WHOLE) -> Array:
-        """A column of whole numbers as int64, of some rows or of all.
+        """A column of whole numbers.
 
-        Raises DataError naming a row with one that is not whole, below `least`, or too large to be held exactly.
+        Args:
+            column: its name.
+            rows: int64 [K]; None for all.
+            least: the smallest number that may be.
+
+        Returns:
+            int64 [K].
+
+        Raises:
+            DataError: a number is not whole, too small, or too large to be held exactly; the message names its row.
         """
         rows = self.check(rows)
         values = self.numbers[column][rows]
@@ -86,9 +95,18 @@ class Table:
         return values
 
     def rows(self, other: Table, column: str, rows: Array | None = None) -> Array:
-        """int64: for rows of another table, all by default, the row here that its column names.
+        """The rows here that a column of another table names.
 
-        Raises DataError where it names none, or one that is not here.
+        Args:
+            other: the table with the column.
+            column: its name.
+            rows: int64 [K], of the other table; None for all.
+
+        Returns:
+            int64 [K].
+
+        Raises:
+            DataError: a token is empty, or is not here.
         """
         found = self.optional_rows(other, column, rows)
         for i in np.flatnonzero(found == NONE).tolist():
@@ -97,7 +115,19 @@ class Table:
         return found
 
     def optional_rows(self, other: Table, column: str, rows: Array | None = None) -> Array:
-        """As `rows` gives them, NONE where the column is empty: for columns that may be, as `prev` and `next`."""
+        """The rows here that a column of another table names, which may be empty as `prev` and `next` are.
+
+        Args:
+            other: the table with the column.
+            column: its name.
+            rows: int64 [K], of the other table; None for all.
+
+        Returns:
+            int64 [K], NONE where the column is empty.
+
+        Raises:
+            DataError: a token is not here.
+        """
         rows = other.check(rows)
         tokens = other.texts[column]
         found = self.find(tokens[i] for i in rows.tolist())
@@ -111,9 +141,18 @@ class Table:
         return np.array([row.get(token, UNKNOWN) if token else NONE for token in tokens], np.int64)
 
     def check_finite(self, column: str, rows: Array, largest: float = LARGEST) -> Array:
-        """Columns [K, width] of numbers in some rows.
+        """A column of several numbers, checked.
 
-        Raises DataError naming the first row that has one which is not finite, or beyond `largest`.
+        Args:
+            column: its name.
+            rows: int64 [K].
+            largest: beyond which a number is wrong.
+
+        Returns:
+            float64 [K, width].
+
+        Raises:
+            DataError: a number is not finite, or too large; the message names the first such row.
         """
         values = self.numbers[column][self.check(rows)]
         for i in np.flatnonzero(~(np.abs(values) <= largest).all(axis=1)).tolist():

@@ -133,7 +133,13 @@ def _plain(value: float) -> float | None:
 
 
 def evaluate(truth: Tracks, found: Tracks, sequences: Sequences) -> TrackingResult:
-    """The official tracking metrics of predicted tracks, whose scores are those of single boxes."""
+    """The official tracking metrics.
+
+    Args:
+        truth: annotated tracks.
+        found: predicted tracks, whose scores are those of single boxes.
+        sequences: the samples and scenes that both belong to.
+    """
     sides = []
     for tracks in (truth, found):
         kept = tracks.select(within_range(tracks.boxes, sequences.samples, CLASS_RANGES))

@@ -39,9 +39,15 @@ _log = logging.getLogger(__name__)
 
 
 def tokens_of_scenes(tables: Tables, scenes: Collection[str] | None, samples: Collection[str]) -> tuple[str, ...]:
-    """Tokens of all samples of some scenes, by name; None: of the scenes that the given samples are in.
+    """Tokens of all samples of some scenes.
 
-    Raises DataError for scenes that are not there, and for samples of which none is in the tables.
+    Args:
+        tables: of the release.
+        scenes: names; None for the scenes that the given samples are in.
+        samples: tokens of the samples of the results.
+
+    Raises:
+        DataError: a scene is not there, or none of the samples is in the tables.
     """
     names = tables.scene_names
     if scenes is None:

@@ -66,7 +66,13 @@ class Recall:
 
     @staticmethod
     def of(ranks: Array, candidates: int, percent: int) -> Recall:
-        """From the rank of the first right frame of each query, int64 [Q], from 0; percent: frames in one percent."""
+        """Recall from the ranks of the right frames.
+
+        Args:
+            ranks: int64 [Q], from 0, the rank of the first right frame of each query.
+            candidates: how many frames at most are looked at.
+            percent: number of frames in one percent of the database.
+        """
         found = np.array([(ranks < n).mean() for n in range(1, candidates + 1)])
         return Recall(len(ranks), found, float((ranks < percent).mean()))
 
@@ -225,7 +231,17 @@ def _faces_away(heading: float, others: Array) -> bool:
 
 
 def nearest_rows(database: Array, queries: Array, count: int, metric: Metric = squared_distances) -> Array:
-    """int64 [Q, min(count, N)]: rows of the database [N, D] nearest to each query [Q, D], of equal ones the first."""
+    """Rows of the database that are nearest to each query, of equal ones the first.
+
+    Args:
+        database: floating-point [N, D].
+        queries: floating-point [Q, D].
+        count: how many are wanted.
+        metric: what is small for what is near, [Q, N] from queries and database.
+
+    Returns:
+        int64 [Q, min(count, N)].
+    """
     parts = (metric(queries[start : start + CHUNK], database) for start in range(0, len(queries), CHUNK))
     return np.concatenate([np.argsort(distance, axis=1, kind="stable")[:, :count] for distance in parts])
 

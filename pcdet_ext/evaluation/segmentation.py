@@ -73,7 +73,15 @@ class SegmentationResult(Result):
         panoptic: PanopticCounts | None = None,
         published: bool = False,
     ) -> SegmentationResult:
-        """The result of counts over all frames."""
+        """The result of counts over all frames.
+
+        Args:
+            classes: names, in the order of the counts.
+            things: those that have instances.
+            confusion: see `confusion_matrix`.
+            panoptic: matched segments, where instances were found.
+            published: see `SegmentationResult`.
+        """
         counts = SegmentationResult(
             score=0.0,
             classes=tuple(classes),

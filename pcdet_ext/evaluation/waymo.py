@@ -92,7 +92,15 @@ class Objects:
 
     @staticmethod
     def predictions(frame: Array, type: Array, boxes: Array, score: Array, zones: Array | None = None) -> Objects:  # noqa: A002
-        """Detected boxes; zones: in_no_label_zone, none by default."""
+        """Detected boxes.
+
+        Args:
+            frame: int64 [N], number of each box's frame.
+            type: int64 [N], what it is.
+            boxes: [N, 7] (x, y, z, dx, dy, dz, heading), z at the centre.
+            score: float32 [N].
+            zones: bool [N], whether it lies in a zone without labels; none by default.
+        """
         count = len(frame)
         flags = np.zeros(count, bool) if zones is None else zones
         return Objects(frame, type, boxes, score, flags, np.zeros(count, np.int64), np.zeros((count, 2), np.float32))
@@ -105,7 +113,15 @@ class Objects:
         difficulty: Array,
         speed: Array | None = None,
     ) -> Objects:
-        """Labelled boxes; speed: zero by default."""
+        """Labelled boxes.
+
+        Args:
+            frame: int64 [N], number of each box's frame.
+            type: int64 [N], what it is.
+            boxes: [N, 7] (x, y, z, dx, dy, dz, heading), z at the centre.
+            difficulty: int64 [N], the level.
+            speed: float32 [N, 2] in metres per second, zero by default.
+        """
         count = len(frame)
         speed = np.zeros((count, 2), np.float32) if speed is None else speed
         return Objects(frame, type, boxes, np.ones(count, np.float32), np.zeros(count, bool), difficulty, speed)
@@ -406,7 +422,12 @@ def average_precision(recall: Array, precision: Array, step: float = 0.05) -> fl
     """Area under the curve of the best precision at each recall or beyond.
 
     Gaps in recall wider than `step` get points between that carry the precision of the higher recall, so that a steep
-    end counts little. recall, precision: float32 [K].
+    end counts little.
+
+    Args:
+        recall: float32 [K].
+        precision: float32 [K].
+        step: of recall.
     """
     best: dict[float, float] = {0.0: 1.0}
     for r, p in zip(recall.tolist(), precision.tolist(), strict=True):

@@ -112,7 +112,16 @@ def sides(truth: Boxes, found: Boxes) -> tuple[Objects, Objects]:
 
 
 def check_frames(found: Boxes, known: Collection[Name], path: Path) -> None:
-    """Raises DataError for boxes of a frame that is not known."""
+    """Check that boxes are of known frames.
+
+    Args:
+        found: the boxes.
+        known: segment and timestamp of each known frame.
+        path: the file of the boxes, for the message.
+
+    Raises:
+        DataError: a box is of another frame.
+    """
     for name in dict.fromkeys(found.frames):
         if name not in known:
             raise DataError(f"{path}: frame {name[1]} of segment {name[0]!r} is not in the ground truth")

@@ -336,7 +336,13 @@ def our_value(key: str, value: Tensor) -> Tensor:
 def load_official(module: nn.Module, state_dict: Mapping[str, Tensor], rename: Callable[[str], str]) -> None:
     """Load a published state dict, every entry of it.
 
-    Raises ValueError that names entries which are missing, have no place or another shape.
+    Args:
+        module: which gets the parameters.
+        state_dict: published tensors by name.
+        rename: our name for a published one.
+
+    Raises:
+        ValueError: entries are missing, have no place or another shape; the message names them.
     """
 
     def convert(key: str, value: Tensor, shape: Size) -> Tensor:

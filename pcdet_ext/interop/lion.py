@@ -135,7 +135,16 @@ def _check_map(config: Config, detector: VoxelDetector) -> None:
 def load(
     module: nn.Module, state_dict: Mapping[str, Tensor], rename: Callable[[str], str] = lion_names.detector_name
 ) -> None:
-    """Load every entry of a state dict; ValueError that lists what is missing, left over or of another shape."""
+    """Load a published state dict, every entry of it.
+
+    Args:
+        module: which gets the parameters.
+        state_dict: published tensors by name.
+        rename: our name for a published one.
+
+    Raises:
+        ValueError: entries are missing, have no place or another shape; the message names them.
+    """
     module.load_state_dict(official_state(module, state_dict, rename))
 
 

@@ -89,9 +89,16 @@ def bev_backbone(second: Config, neck: Config) -> dict[str, Any]:
 
 
 def head(config: Config, train_cfg: Config, test_cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
-    """Our head for a section bbox_head, and the detector's train_cfg and test_cfg.
+    """Our head for a section bbox_head.
 
-    Raises ValueError for heads and settings that this library does not have.
+    Args:
+        config: the section.
+        train_cfg: of the detector.
+        test_cfg: of the detector.
+        classes: of the data, in order.
+
+    Raises:
+        ValueError: the head or a setting is not in this library.
     """
     kinds = {"Anchor3DHead": anchor_head, "CenterHead": center_head}
     if config["type"] not in kinds:
@@ -102,10 +109,19 @@ def head(config: Config, train_cfg: Config, test_cfg: Config, classes: Sequence[
 
 
 def anchor_head(config: Config, train_cfg: Config, test_cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
-    """The configuration of an `AnchorHead` for an Anchor3DHead. Raises ValueError for what this library lacks.
+    """The configuration of an `AnchorHead` for an Anchor3DHead.
 
-    Training differs in one rule: here the anchor that overlaps an object most stands for it however little it is,
-    there only from `min_pos_iou`.
+    Training differs in one rule: here the anchor that overlaps an object most stands for it however little it is, there
+    only from `min_pos_iou`.
+
+    Args:
+        config: the section bbox_head.
+        train_cfg: of the detector.
+        test_cfg: of the detector.
+        classes: of the data, in order.
+
+    Raises:
+        ValueError: a setting is not in this library.
     """
     _only(config, "diff_rad_by_sin", True)
     box_loss, class_loss = config["loss_bbox"], config["loss_cls"]
@@ -213,9 +229,16 @@ def _box_loss(config: Config) -> str:
 
 
 def center_head(config: Config, train_cfg: Config, test_cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
-    """The configuration of a `CenterHead` for one of mmdetection3d 1.x. Raises ValueError for what this library lacks.
+    """The configuration of a `CenterHead` for one of mmdetection3d 1.x.
 
-    classes: those of the data set, whose order the tasks must keep.
+    Args:
+        config: the section bbox_head.
+        train_cfg: of the detector.
+        test_cfg: of the detector.
+        classes: of the data, whose order the tasks must keep.
+
+    Raises:
+        ValueError: a setting is not in this library.
     """
     _only_kind("loss_cls", config["loss_cls"], ("GaussianFocalLoss",))
     _only_kind("loss_bbox", config["loss_bbox"], ("L1Loss",))
@@ -292,10 +315,16 @@ def center_value(name: str, value: Tensor) -> Tensor:
 
 
 def pillar_value(name: str, value: Tensor, config: Config, back: bool = False) -> Tensor:
-    """A parameter of a PillarFeatureNet by our name.
+    """A parameter of a PillarFeatureNet.
 
     Its legacy form has the offsets from the voxel's centre where the coordinates should be, and once more at the end:
-    here they stand once, and the weights of both are added. back: theirs for ours, those of the first are then zero.
+    here they stand once, and the weights of both are added.
+
+    Args:
+        name: our name for the parameter, inside of the encoder.
+        value: the tensor.
+        config: the section voxel_encoder.
+        back: whether ours is wanted as theirs; the weights of the first offsets are then zero.
     """
     if not _is_legacy(config) or name != "pfn_layers.0.linear.weight":
         return value

@@ -81,7 +81,13 @@ def _check_paddings(paddings: Sequence[Sequence[Any]], kind: str) -> None:
 
 
 def sparse_name(name: str, kind: str, back: bool = False) -> str:
-    """Our name for a parameter inside of a SparseEncoder of a block_type; back: theirs for ours."""
+    """Our name for a parameter inside of a SparseEncoder.
+
+    Args:
+        name: theirs, or ours with `back`.
+        kind: the block_type.
+        back: whether theirs is wanted for ours.
+    """
     if back:
         return _their_name(name, kind)
     found = re.fullmatch(r"encoder_layers\.encoder_layer(\d+)\.(\d+)\.(.+)", name)

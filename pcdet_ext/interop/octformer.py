@@ -39,7 +39,16 @@ def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -
 
 
 def load_official(module: nn.Module, state_dict: Mapping[str, Any], rename: Callable[[str], str]) -> None:
-    """Load published parameters, or a checkpoint that holds them. Raises ValueError for what does not fit."""
+    """Load published parameters, or a checkpoint that holds them.
+
+    Args:
+        module: which gets the parameters.
+        state_dict: published tensors by name, or a mapping with these under "model_state_dict" or "model".
+        rename: our name for a published one.
+
+    Raises:
+        ValueError: entries are missing, have no place or another shape; the message names them.
+    """
     for key in ("model_state_dict", "model"):
         if isinstance(state_dict.get(key), Mapping):
             state_dict = state_dict[key]

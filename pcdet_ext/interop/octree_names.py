@@ -45,8 +45,13 @@ def stem_name(name: str) -> str:
 
 
 def stages_name(name: str, blocks: str, halve: str) -> str:
-    """Our name for a published parameter of a stem and stages; blocks, halve: what the system calls its stages and the
-    convolutions between them."""
+    """Our name for a published parameter of a stem and stages.
+
+    Args:
+        name: the published one.
+        blocks: what the system calls its stages.
+        halve: what it calls the convolutions between them.
+    """
     if name.startswith("patch_embed."):
         return f"stem.{stem_name(name.removeprefix('patch_embed.'))}"
     if found := re.match(rf"{blocks}\.(\d+)\.blocks\.(\d+)\.", name):

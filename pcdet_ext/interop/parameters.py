@@ -31,8 +31,14 @@ def renamed(
 ) -> dict[str, Tensor]:
     """A published state dict under our names, every entry of it; differentiable where `convert` is.
 
-    rename: our name for a published one; convert: our value for (our name, published value, our shape).
-    Raises ValueError that names entries which are missing, have no place or another shape.
+    Args:
+        module: for whose state dict.
+        state_dict: published tensors by name.
+        rename: our name for a published one.
+        convert: our value for (our name, published value, our shape).
+
+    Raises:
+        ValueError: entries are missing, have no place or another shape; the message names them.
     """
     own = module.state_dict()
     loaded, wrong = {}, []
@@ -52,7 +58,13 @@ def renamed(
 
 
 def in_spconv_2_order(key: str, value: Tensor, shape: torch.Size) -> Tensor:
-    """A weight as it is, or from spconv 1's order [kz, ky, kx, in, out] where that gives the shape; a `Convert`."""
+    """A weight as it is, or from spconv 1's order [kz, ky, kx, in, out] where that gives the shape; a `Convert`.
+
+    Args:
+        key: our name.
+        value: the published tensor.
+        shape: ours.
+    """
     reordered = value.ndim == 5 and value.shape != shape and value.movedim(-1, 0).shape == shape
     return value.movedim(-1, 0) if reordered else value
 
