@@ -9,7 +9,7 @@ from pcdet_ext.interop.settings import skip
 from pcdet_ext.models.heads import branches
 
 CONV_TYPES = {"subm": False, "spconv": True}  # HEAD_CONV_TYPE, and whether its convolutions make new sites
-AROUND = {"gt_center": "center", "nearst": "nearest_site"}
+AROUND = {"nearst": "nearest_site", "gt_center": "center"}
 
 
 def sparse_center_head(config: Config) -> dict[str, Any]:
