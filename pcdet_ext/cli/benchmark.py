@@ -6,6 +6,7 @@
     pcdet benchmark data [CONFIG … data.root=DIR] [--workers 2] [--json FILE]
     pcdet benchmark metrics CASE … [--official eval_argoverse2=13.4] [--json FILE]
     pcdet benchmark kernels [--only wkv] [--architectures 80 90] [--json FILE]
+    pcdet benchmark trackers [--detections 100] [--frames 200] [--json FILE]
     pcdet benchmark places CHECKPOINT [data.root=DIR] [--split val] [--json FILE]
     pcdet benchmark registration DIR CHECKPOINT [--steps 800] [--pairs 200] [--json FILE]
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_kernels(
         kinds.add_parser("kernels", help="registers, spills, shared memory and bytes moved of the CUDA kernels")
     )
+    _add_trackers(kinds.add_parser("trackers", help="frames per second of the trackers, on one core"))
     _add_metrics(kinds.add_parser("metrics", help="official metrics, beside the seconds of the official tools"))
 
 
@@ -134,6 +136,13 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=path, help="write everything measured to this file")
 
 
+def _add_trackers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--detections", type=int, default=100, help="objects in a frame (default 100)")
+    parser.add_argument("--frames", type=int, default=200, help="frames of the sequence (default 200)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default 5)")
+    parser.add_argument("--json", type=path, help="write everything measured to this file")
+
+
 def run(options: argparse.Namespace) -> int:
     from pcdet_ext.engine.allocation import keep_freed_memory
 
@@ -148,6 +157,7 @@ def run(options: argparse.Namespace) -> int:
             "metrics": _run_metrics,
             "places": _run_places,
             "registration": _run_registration,
+            "trackers": _run_trackers,
         }
         return runs[options.kind](options)
 
@@ -226,3 +236,10 @@ def _seconds(given: str) -> tuple[str, float]:
     if not 0 < seconds < float("inf"):
         raise ValueError(f"--official takes METRIC=SECONDS with a positive number, got {given!r}")
     return name, seconds
+
+
+def _run_trackers(options: argparse.Namespace) -> int:
+    from pcdet_ext.benchmark.trackers import run_trackers
+
+    run_trackers(options.detections, options.frames, options.rounds, options.json)
+    return 0

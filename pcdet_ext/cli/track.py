@@ -1,6 +1,7 @@
 """Associate the detections of a result file over time, and measure the tracks.
 
     pcdet track results.json --data /data/nuscenes --tracker greedy --out tracks.json
+    pcdet track results.json --data /data/nuscenes --tracker kalman --out tracks.json measure=iou
     pcdet track results.json --data gt.json --tracker greedy --out tracks.json max_age=5 assignment=optimal
 
 The results are a nuScenes detection submission, --out is one to its tracking benchmark. Where --data has ground truth,
@@ -14,7 +15,7 @@ import json
 
 from pcdet_ext.cli.arguments import path
 
-TRACKERS = {"greedy": "GreedyTracker"}
+TRACKERS = {"greedy": "GreedyTracker", "kalman": "KalmanTracker"}
 DATA = """when the frames were: a folder with the released tables, a JSON file with samples (scene, timestamp) and maybe
 gt_boxes, or one with frames (token, timestamp, first)"""
 

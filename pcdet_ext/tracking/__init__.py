@@ -2,5 +2,6 @@
 
 from pcdet_ext.tracking.base import Tracker
 from pcdet_ext.tracking.greedy import GreedyTracker
+from pcdet_ext.tracking.kalman import KalmanTracker
 
-__all__ = ["GreedyTracker", "Tracker"]
+__all__ = ["GreedyTracker", "KalmanTracker", "Tracker"]

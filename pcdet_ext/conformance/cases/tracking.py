@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from pcdet_ext.conformance.golden import Case, Values, runs
 from pcdet_ext.evaluation.nuscenes_files import Submission
+from pcdet_ext.evaluation.quaternions import yaws
 from pcdet_ext.tracking.base import StillBoxes
 from pcdet_ext.tracking.greedy import GreedyTracker, Tracks
+from pcdet_ext.tracking.kalman import ClassTracks, KalmanTracker
 from pcdet_ext.tracking.result_files import read_frames, track_submission
 
 MICROSECOND = 1e-6
+HEADING_LAST = [0, 1, 2, 4, 5, 6, 3]  # of x, y, z, yaw, l, w, h
+YAW_FOURTH = [0, 1, 2, 6, 3, 4, 5]  # the other way round
+UNUSED = {"covariance": "default", "match_type": "bipartite", "motion_model": "kf"}  # settings with one known value
 
 
 def _frames(case: Case) -> Iterator[tuple[int, int, bool, np.ndarray]]:
@@ -91,3 +97,69 @@ def greedy_files(case: Case, grads: bool) -> Values:
     submission = Submission.read(folder / "detections.json")
     frames = read_frames(folder / "frames_meta.json", submission.samples)
     return {"expected": {"tracking_result": track_submission(submission, frames, tracker)}}
+
+
+@runs("tracking", "simpletrack_iou")
+def kalman_overlaps(case: Case, grads: bool) -> Values:
+    """Overlaps of pairs of boxes."""
+    from pcdet_ext.tracking.compiled_boxes import GIOU, PUBLISHED_IOU, flat_iou_of_rows, overlap_of_rows
+
+    first, second = (case.arrays[f"in.{side}"][:, HEADING_LAST] for side in "ab")
+    return {
+        "out.iou2d": flat_iou_of_rows(first, second),
+        "out.iou3d": overlap_of_rows(first, second, PUBLISHED_IOU),
+        "out.giou3d": overlap_of_rows(first, second, GIOU),
+    }
+
+
+@runs("tracking", "simpletrack_sequence")
+def kalman(case: Case, grads: bool) -> Values:
+    """Whole sequences: every track after every frame, with its life cycle."""
+    tracker, names = _kalman(case.config), case.config["class_names"]
+    arrays = case.arrays
+    times = (arrays["in.frame_timestamp"] * MICROSECOND).tolist()
+    found = []
+    for time, (scene, frame, first, rows) in zip(times, _frames(case), strict=True):
+        if first:
+            tracker.reset()
+        tracker.step(_whole_boxes(case, rows), names, time)
+        for place, name in enumerate(case.config["class_loop"]):
+            tracks = tracker.tracks.get(names.index(name), ClassTracks.none())
+            box = np.concatenate([tracks.box[:, YAW_FOURTH], tracks.score[:, None]], axis=1)
+            where = np.tile([scene, frame, place], (len(tracks), 1))
+            state = np.where(tracks.alive, tracks.mode, tracks.hits), np.where(tracks.alive, tracks.missed, -1)
+            found.append((where, tracks.number, box, tracks.alive.astype(np.int64), *state))
+    where, *columns = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.lexsort((where[:, 1], where[:, 2], where[:, 0]))  # scene by scene, class by class
+    outputs = ("id", "box", "state", "state_a", "state_b")
+    values = {f"out.{name}": column[order] for name, column in zip(outputs, columns, strict=True)}
+    return values | {f"out.{name}": where[order, i] for i, name in enumerate(("scene", "frame", "cls"))}
+
+
+def _whole_boxes(case: Case, rows: np.ndarray) -> StillBoxes:
+    arrays = case.arrays
+    size, heading = arrays["in.det_size"][rows][:, [1, 0, 2]], yaws(arrays["in.det_rotation"][rows])[:, None]
+    box = np.concatenate([arrays["in.det_translation"][rows], size, heading], axis=1)
+    return StillBoxes(box, arrays["in.det_velocity"][rows], arrays["in.det_class"][rows], arrays["in.det_score"][rows])
+
+
+def _kalman(config: Mapping[str, Any]) -> KalmanTracker:
+    running, redundancy = config["running"], config["redundancy"]
+    for name, value in UNUSED.items():
+        if running.get(name, value) != value:
+            raise ValueError(f"running.{name} must be {value!r}, got {running[name]!r}")
+    if redundancy["mode"] not in ("default", "mm"):
+        raise ValueError(f"redundancy.mode must be 'default' or 'mm', got {redundancy['mode']!r}")
+    measure = running["asso"]
+    return KalmanTracker(
+        measure=measure,
+        farthest=running["asso_thres"][measure],
+        score_threshold=running["score_threshold"],
+        max_age=running["max_age_since_update"],
+        min_hits=running["min_hits_to_birth"],
+        two_stage=redundancy["mode"] == "mm",
+        low_score=redundancy["det_score_threshold"][measure],
+        redundant=redundancy["det_dist_threshold"][measure],
+        nms=config["nms_iou"],
+        published=True,
+    )
