@@ -41,7 +41,10 @@ class ConfigError(ValueError):
 class Node(dict[str, Any]):
     """A mapping that remembers where it was written.
 
-    key_path: dotted path from the root; sources: "file:line" of each key.
+    Args:
+        items: what it holds.
+        key_path: dotted path from the root.
+        sources: "file:line" of each key.
     """
 
     def __init__(

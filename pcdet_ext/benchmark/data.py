@@ -160,7 +160,14 @@ def _write(path: Path, timings: Sequence[SampleTiming], index: IndexTiming | Non
 
 
 def measure_samples(path: Path, overrides: Sequence[str], augmented: bool, samples: int) -> SampleTiming:
-    """Measure the samples of one configuration in this process; see `run_data`."""
+    """Measure the samples of one configuration in this process; see `run_data`.
+
+    Args:
+        path: of the configuration.
+        overrides: changes of it, `a.b=value`.
+        augmented: whether frames are augmented as in training.
+        samples: how many to measure.
+    """
     torch.set_num_threads(1)  # as in a loader worker
     dataset = _dataset(path, overrides, augmented, samples + WARM_UP)
     watch = _Stopwatch()
@@ -239,7 +246,18 @@ class _Stopwatch:
 def measure_loader(
     path: Path, overrides: Sequence[str], augmented: bool, samples: int, workers: int
 ) -> tuple[float, float]:
-    """(samples per second of all workers together, processor time of the workers for one sample); see `run_data`."""
+    """Measure a loader with workers; see `run_data`.
+
+    Args:
+        path: of the configuration.
+        overrides: changes of it, `a.b=value`.
+        augmented: whether frames are augmented as in training.
+        samples: how many to measure.
+        workers: processes.
+
+    Returns:
+        Samples per second of all workers together, and the processor time of the workers for one sample, in seconds.
+    """
     options = construct(TrainConfig, section(config.load(path, overrides), "train"))
     size = options.batch_size
     count = -(-samples // size) + workers * 2  # as many batches are begun before the first one is there

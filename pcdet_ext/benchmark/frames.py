@@ -64,9 +64,15 @@ def _cast(rng: np.random.Generator, steps: int) -> Array:
 
 @lru_cache(maxsize=8)  # benchmarks of one size share their voxels
 def street_voxels(count: int, point_cloud_range: tuple[float, ...], voxel_size: tuple[float, ...]) -> Tensor:
-    """Coords int32 [count, 4] as (batch, z, y, x) of `count` voxels of synthetic scans: as many frames as it takes.
+    """Voxels of as many synthetic scans as it takes; the last frame is thinned out at random.
 
-    The last frame is thinned out at random.
+    Args:
+        count: number of voxels.
+        point_cloud_range: x, y and z minimum, then their maximum, in metres.
+        voxel_size: along x, y and z, in metres.
+
+    Returns:
+        int32 [count, 4] (batch, z, y, x).
     """
     frames: list[Tensor] = []
     missing = count
@@ -83,9 +89,16 @@ def street_voxels(count: int, point_cloud_range: tuple[float, ...], voxel_size: 
 
 
 def load_frames(paths: Sequence[Path] = (), sizes: Iterable[int] = SIZES, seed: int = 0) -> Iterator[tuple[str, Array]]:
-    """Names and points of the files `paths` (folders: every point file in them), or of synthetic scans without any.
+    """Names and points of frames.
 
-    Raises ValueError for a folder without point files, DataError for a file that cannot be read.
+    Args:
+        paths: files, and folders whose point files are all taken; without any the frames are synthetic scans.
+        sizes: numbers of points of the synthetic scans.
+        seed: of these.
+
+    Raises:
+        ValueError: a folder has no point files.
+        DataError: a file cannot be read.
     """
     if not paths:
         for size in sizes:

@@ -126,11 +126,21 @@ def run_models(
 ) -> None:
     """Measure detectors, each in a process of its own, so that the memory of one is not that of the next.
 
-    paths: configurations (default: published models of each backbone); voxels: at least so many in the dense frame;
-    rounds: passes, after one that does not count; reference_scan: also time a backbone with Mamba on the PyTorch
-    definition of its scan, once; frames: "usual", as the sensors of the data set give it (see `usual_frame`), "dense",
-    of `frame_with_voxels`, or both; operations: how many of those that take the most time to list. Raises ConfigError
-    for a configuration that cannot be used, ValueError for a device that is not there and numbers below 1.
+    Args:
+        paths: configurations; by default published models of each backbone.
+        device: "cpu", "cuda" or "auto".
+        voxels: at least so many in the dense frame.
+        rounds: passes, after one that does not count.
+        threads: of torch and the native kernels.
+        reference_scan: whether a backbone with Mamba is timed on the PyTorch definition of its scan, too, once.
+        json_path: where everything is written.
+        frames: "usual", as the sensors of the data set give it (see `usual_frame`), "dense", of `frame_with_voxels`, or
+            both.
+        operations: how many of those that take the most time to list.
+
+    Raises:
+        ConfigError: a configuration cannot be used.
+        ValueError: the device is not there, or a number is below 1.
     """
     for name, value in {"voxels": voxels, "rounds": rounds, "threads": 1 if threads is None else threads}.items():
         if value < 1:
@@ -232,10 +242,21 @@ def _whole_pass(detector: VoxelDetector, batch: PointBatch, device: str) -> floa
 
 
 def frame_with_voxels(detector: VoxelDetector, voxels: int, device: str) -> tuple[PointBatch, int]:
-    """A frame of synthetic scans in which the detector's encoder finds at least `voxels`, and how many it finds.
+    """A frame of synthetic scans in which the detector's encoder finds enough voxels.
 
     Scans from places some metres apart stand for the sensors and sweeps of one frame; their number is doubled until
-    there are enough. Raises ValueError when the range is too small.
+    there are enough.
+
+    Args:
+        detector: whose encoder is asked.
+        voxels: how many are enough.
+        device: where the frame is put.
+
+    Returns:
+        The frame, and how many voxels the encoder finds.
+
+    Raises:
+        ValueError: the range is too small for so many.
     """
     number = 1
     while True:

@@ -28,7 +28,13 @@ class Operation:
 
 
 def longest_operations(call: Callable[[], object], device: torch.device, count: int) -> list[Operation]:
-    """The `count` operations of a call that take the most time, the longest first."""
+    """The operations of a call that take the most time, the longest first.
+
+    Args:
+        call: what is measured.
+        device: where it computes.
+        count: how many operations.
+    """
     on_cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
     with profile(activities=activities) as recorded:

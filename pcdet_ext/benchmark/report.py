@@ -151,12 +151,23 @@ def run_ops(
     voxels: Sequence[int] = SIZES,
     effort: Effort | None = None,
 ) -> bool:
-    """Measure the operations, printing one line for each; True when every result agreed with that of its peers.
+    """Measure the operations, printing one line for each.
 
-    paths: point files or folders, instead of synthetic scans; only: names of benchmarks; json_path: where everything is
-    written, once, at the end; threads: of torch and the native kernels; voxels: sizes of the synthetic scans, of which
-    operations on points get as many points.
-    Raises ValueError for an unknown benchmark or folder without frames, DataError for a damaged frame.
+    Args:
+        device: where they compute.
+        paths: point files or folders, instead of synthetic scans.
+        only: names of benchmarks; by default all.
+        json_path: where everything is written, once, at the end.
+        threads: of torch and the native kernels.
+        voxels: sizes of the synthetic scans, of which operations on points get as many points.
+        effort: how often each is measured.
+
+    Returns:
+        Whether every result agreed with that of its peers.
+
+    Raises:
+        ValueError: a benchmark is unknown, or a folder has no frames.
+        DataError: a frame is damaged.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch sees no CUDA device")

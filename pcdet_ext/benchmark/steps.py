@@ -52,9 +52,17 @@ def run_steps(
 ) -> None:
     """Measure training steps of each configuration, in a process of its own, and print one line for each.
 
-    overrides: changes of every configuration (`data.root=…`); steps: those that count.
-    Raises ConfigError for a configuration that cannot be used, DataError where its training frames cannot be read, and
-    ValueError without a configuration or device.
+    Args:
+        paths: the configurations.
+        overrides: changes of every one, `a.b=value`.
+        device: "cpu", "cuda" or "auto".
+        steps: how many count.
+        threads: of torch and the native kernels.
+
+    Raises:
+        ConfigError: a configuration cannot be used.
+        DataError: training frames cannot be read.
+        ValueError: there is no configuration, the device is not there, or a number is below 1.
     """
     if not paths:
         raise ValueError("name a configuration, and its data as data.root=DIR")

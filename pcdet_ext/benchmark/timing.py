@@ -42,7 +42,13 @@ class Timing:
 def measure(contest: Contest, device: torch.device, effort: Effort) -> dict[str, Timing]:
     """Time ours, the reference and the peers of a contest, after comparing their results with ours.
 
-    Warming up counts as `Effort` says. The reference takes no part where the contest leaves it out.
+    Args:
+        contest: what is measured; it may leave the reference out.
+        device: where it computes.
+        effort: how often each is measured, and how often before that counts.
+
+    Returns:
+        Times by name.
     """
     contenders: dict[str, Callable[[], Any]] = {OURS: contest.ours}
     if contest.reference is not None and not contest.reference_left_out:

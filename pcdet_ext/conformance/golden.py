@@ -117,7 +117,10 @@ class Report:
 def runs(system: str, kind: str, dataset: str | None = None) -> Callable[[Runner], Runner]:
     """Decorator: this function computes the outputs of cases of a kind.
 
-    dataset: only of those whose configuration names this data set; others of the kind have runners of their own.
+    Args:
+        system: the published system.
+        kind: of the cases.
+        dataset: only those whose configuration names this data set; others of the kind have runners of their own.
     """
 
     def register(runner: Runner) -> Runner:
@@ -128,7 +131,13 @@ def runs(system: str, kind: str, dataset: str | None = None) -> Callable[[Runner
 
 
 def is_covered(system: str, kind: str, dataset: str | None = None) -> bool:
-    """Whether a runner for cases of this kind, and of this data set, is registered."""
+    """Whether a runner for cases is registered.
+
+    Args:
+        system: the published system.
+        kind: of the cases.
+        dataset: which their configuration names, or None.
+    """
     return _runner(system, kind, dataset) is not None
 
 
@@ -137,10 +146,15 @@ def _runner(system: str, kind: str, dataset: str | None) -> Runner | None:
 
 
 def backward(outputs: Values, case: Case, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gradients of Σ probe·out with respect to `inputs` ("in.x", "param.y"), under the keys "grad.in.x", ….
+    """Gradients of Σ probe·out with respect to the inputs.
 
-    The probes are the case's `probe.*`: probe.<name> belongs to out.<name>. Inputs that the case has no gradient for
-    are left out; a case without probes has no gradients, and gives none.
+    Args:
+        outputs: tensors by name.
+        case: its `probe.<name>` belongs to out.<name>; one without probes has no gradients, and gives none.
+        inputs: leaves by name ("in.x", "param.y"); those that the case has no gradient for are left out.
+
+    Returns:
+        Tensors under the keys "grad.in.x", ….
     """
     if not case.tensors("probe"):
         return {}
@@ -189,7 +203,14 @@ def run_case(path: Path, grads: bool = False) -> Report:
 
 
 def compare(name: str, case: Case, values: Values, grads: bool) -> Report:
-    """Hold computed values against the case's `out.*` and, with `grads`, its `grad.*`."""
+    """Hold computed values against those of a case.
+
+    Args:
+        name: what the report is called.
+        case: with its `out.*` and `grad.*`.
+        values: computed, by the same names.
+        grads: whether gradients are compared, too.
+    """
     prefixes = ("out.", "grad.") if grads else ("out.",)
     worst, worst_key, compared = -1.0, "", 0
     for key, expected in case.arrays.items():

@@ -49,10 +49,16 @@ EXPECTED = "expected.json"  # what makes a folder a case of an evaluator
 def reproduce(
     paths: Iterable[str | Path], grads: bool = False, show: Callable[[Report], None] = lambda _: None
 ) -> list[Report]:
-    """Run every case that `paths` mean, `show` each report as it comes, and return all.
+    """Run cases, and report each.
 
-    A path is a case (`<case>.json` or `.npz`), the folder of an evaluator's case (with `expected.json`), or a folder
-    that holds such, at any depth. grads: compare gradients too. What is missing or cannot be read is a failed report.
+    Args:
+        paths: cases (`<case>.json` or `.npz`), folders of an evaluator's case (with `expected.json`), or folders that
+            hold such at any depth.
+        grads: whether gradients are compared, too.
+        show: what is called with each report as it comes.
+
+    Returns:
+        All reports; what is missing or cannot be read is a failed one.
     """
     load_runners()
     reports = []

@@ -30,10 +30,13 @@ SYSTEMS = {
 def from_official(system: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
     """A module of this library, in eval mode, that does what a published one with this configuration does.
 
-    system: a key of `SYSTEMS`; config: its settings under their published names; state_dict: its parameters under
-    their published names, or None for fresh ones.
-    Raises ValueError for an unknown system, for settings without a counterpart here, for settings that are not known at
-    all, and for parameters that do not fit.
+    Args:
+        system: a key of `SYSTEMS`.
+        config: the settings under their published names.
+        state_dict: the parameters under their published names, or None for fresh ones.
+
+    Raises:
+        ValueError: the system or a setting is unknown, a setting has no counterpart here, or parameters do not fit.
     """
     if system not in SYSTEMS:
         raise ValueError(f"no system is named {system!r}{suggest(system, SYSTEMS)}")

@@ -124,10 +124,19 @@ def load_official(detector: VoxelDetector, state: Mapping[str, Tensor]) -> None:
 def convert(official: str | Path, path: str | Path, out: str | Path, overrides: Iterable[str] = ()) -> int:
     """Write a checkpoint of this library from an official one and the configuration of the same model.
 
-    official: the file of the other code base; path: our YAML file; overrides: changes "a.b=value" of it. Returns how
-    many parameters and buffers were taken over. A file with the keys `system` and `config` (see `from_official`) is the
-    configuration of a published network that is no detector; `load_network` reads what is written for it.
-    Raises CheckpointError and ConfigError with the file's name.
+    Args:
+        official: the file of the other code base.
+        path: our YAML file. One with the keys `system` and `config` (see `from_official`) is the configuration of a
+            published network that is no detector; `load_network` reads what is written for it.
+        out: the file to write.
+        overrides: changes of the configuration, `a.b=value`.
+
+    Returns:
+        How many parameters and buffers were taken over.
+
+    Raises:
+        CheckpointError: the official file is damaged or does not fit; the message names it.
+        ConfigError: the configuration cannot be used; the message names its file.
     """
     state = read_official(official)
     settings = config.load(path, overrides)

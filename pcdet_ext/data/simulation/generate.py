@@ -53,7 +53,13 @@ Progress = Callable[[Iterator[Made]], Iterator[Made]]
 
 
 def simulate_frame(seed: int, index: int, sensor: SpinningLidar) -> tuple[Scene, Scan]:
-    """Frame `index` of a seed: the same whatever else is simulated, and by how many processes."""
+    """A frame that is the same whatever else is simulated, and by how many processes.
+
+    Args:
+        seed: of the data set.
+        index: number of the frame.
+        sensor: what scans it.
+    """
     rng = np.random.default_rng([seed, index])
     scene = street_scene(rng)
     return scene, sensor.scan(scene, rng)

@@ -31,6 +31,12 @@ def labels_of(scene: Scene, scan: Scan, sensor: SpinningLidar, calib: kitti.Cali
 
     Truncation is the share of the projected box outside the image, occlusion a level by the share of beams towards an
     actor that something else stopped. An actor without points in view is a DontCare region.
+
+    Args:
+        scene: the street.
+        scan: of it.
+        sensor: which made the scan.
+        calib: between sensor and camera.
     """
     points = np.bincount(scan.actor[scan.actor >= 0], minlength=len(scene.actors))
     boxes = np.array([_from_sensor(a, sensor) for a in scene.actors]).reshape(-1, 7)
@@ -80,7 +86,18 @@ def _area(bbox: Array) -> Array:
 
 
 def write_frame(root: Path, frame_id: str, scene: Scene, scan: Scan, sensor: SpinningLidar) -> list[Path]:
-    """Write points, labels and calibration of one frame below `root`/training; returns their paths."""
+    """Write points, labels and calibration of one frame.
+
+    Args:
+        root: the data folder; the files go to training/ below it.
+        frame_id: of the frame, which names the files.
+        scene: the street.
+        scan: of it.
+        sensor: which made the scan.
+
+    Returns:
+        The files.
+    """
     calib = calibration()
     kitti.write_frame(root, frame_id, scan.points, labels_of(scene, scan, sensor, calib), calib)
     frame = kitti.Frame(root, frame_id)

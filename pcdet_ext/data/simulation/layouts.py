@@ -84,7 +84,13 @@ def _parameters(layout: str) -> Mapping[str, inspect.Parameter]:
 
 @SIMULATIONS.register
 def kitti(frames: int, beams: int = 64, azimuths: int = 2080) -> Simulation:
-    """Single streets in KITTI's layout for object detection."""
+    """Single streets in KITTI's layout for object detection.
+
+    Args:
+        frames: how many streets.
+        beams: of the sensor.
+        azimuths: firings of each beam per turn.
+    """
     sensor = SpinningLidar(beams=beams, azimuths=azimuths)
     return Simulation(frames, partial(simulate_kitti, frames=frames, sensor=sensor))
 
@@ -93,7 +99,15 @@ def kitti(frames: int, beams: int = 64, azimuths: int = 2080) -> Simulation:
 def nuscenes(
     frames: int, scenes: int = 10, beams: int = 32, azimuths: int = 1085, version: str = "v1.0-mini"
 ) -> Simulation:
-    """Drives in the layout in which nuScenes is released."""
+    """Drives in the layout in which nuScenes is released.
+
+    Args:
+        frames: key frames per scene, two per second.
+        scenes: how many drives.
+        beams: of the sensor.
+        azimuths: firings of each beam per turn.
+        version: name of the folder of the tables.
+    """
     sensor = EvenLidar(beams=beams, azimuths=azimuths)
     write = partial(simulate_nuscenes, scenes=scenes, frames=frames, sensor=sensor, version=version)
     return Simulation(scenes * ((frames - 1) * SCANS_PER_KEY + 1), write)
@@ -101,7 +115,15 @@ def nuscenes(
 
 @SIMULATIONS.register
 def places(frames: int, scenes: int = 10, runs: int = 5, beams: int = 32, azimuths: int = 360) -> Simulation:
-    """Runs through the same streets, for place recognition."""
+    """Runs through the same streets, for place recognition.
+
+    Args:
+        frames: per run.
+        scenes: how many streets.
+        runs: through each street.
+        beams: of the sensor.
+        azimuths: firings of each beam per turn.
+    """
     sensor = EvenLidar(beams=beams, azimuths=azimuths)
     write = partial(simulate_places, scenes=scenes, frames=frames, runs=runs, sensor=sensor)
     return Simulation(scenes * runs * frames, write)
@@ -109,7 +131,14 @@ def places(frames: int, scenes: int = 10, runs: int = 5, beams: int = 32, azimut
 
 @SIMULATIONS.register
 def semantickitti(frames: int, scenes: int = 10, beams: int = 64, azimuths: int = 2080) -> Simulation:
-    """Drives in SemanticKITTI's layout, with a label for every point."""
+    """Drives in SemanticKITTI's layout, with a label for every point.
+
+    Args:
+        frames: per scene, ten per second.
+        scenes: how many drives.
+        beams: of the sensor.
+        azimuths: firings of each beam per turn.
+    """
     sensor = SpinningLidar(beams=beams, azimuths=azimuths)
     return Simulation(scenes * frames, partial(simulate_semantickitti, scenes=scenes, frames=frames, sensor=sensor))
 
@@ -123,6 +152,15 @@ def waymo(
     side_beams: int = 50,
     side_azimuths: int = 150,
 ) -> Simulation:
-    """Drives in the Parquet layout of the Waymo Open Dataset."""
+    """Drives in the Parquet layout of the Waymo Open Dataset.
+
+    Args:
+        frames: per scene, ten per second.
+        scenes: how many drives.
+        beams: of the top laser.
+        azimuths: firings of each of its beams per turn.
+        side_beams: of the four short-range lasers.
+        side_azimuths: firings of each of their beams per turn.
+    """
     sensor = WaymoLasers(rows=beams, columns=azimuths, side_rows=side_beams, side_columns=side_azimuths)
     return Simulation(scenes * frames, partial(simulate_waymo, scenes=scenes, frames=frames, sensor=sensor))

@@ -370,7 +370,13 @@ class _Scene:
 
 
 def attribute_of(name: str, parked: bool, velocity: Array) -> str:
-    """The attribute of an object by what it is and how it moves; empty where it has none."""
+    """The attribute of an object by what it is and how it moves; empty where it has none.
+
+    Args:
+        name: what it is, in the simulator.
+        parked: whether it stands at the roadside.
+        velocity: [2+] in metres per second, along x and y first.
+    """
     kind, fast = NAMES[name], float(np.hypot(*velocity[:2])) > 0.2
     if kind.startswith("human"):
         return "pedestrian.moving" if fast else "pedestrian.standing"

@@ -97,7 +97,10 @@ class World:
     def windows(self, beams: Beams, places: Array, max_range: float) -> list[Window]:
         """The bodies that may be in range, each with the rows and columns of the beams that may meet it.
 
-        places: [B, 4], x, y, z and heading of the bodies; NaN for one that is not there.
+        Args:
+            beams: of one turn.
+            places: float64 [B, 4], x, y, z (metres) and heading (radians) of the bodies; NaN for one that is not there.
+            max_range: in metres.
         """
         begun = time.process_time()
         away = np.hypot(*(places[:, :2] - beams.pose[:2, 3]).T) - self.radii
@@ -112,8 +115,14 @@ class World:
     def cast(self, beams: Beams, windows: Sequence[Window], max_range: float) -> tuple[Hits, Array]:
         """Beams through the world with its bodies where `windows` has them.
 
-        Returns what the beams meet, row by row, and for each body int64 [B] the number of beams that would meet it
-        within `max_range` with nothing before it.
+        Args:
+            beams: of one turn.
+            windows: the bodies that may be met.
+            max_range: in metres.
+
+        Returns:
+            What the beams meet, row by row, and for each body int64 [B] the number of beams that would meet it within
+                range with nothing before it.
         """
         begun = time.process_time()
         width = beams.directions.shape[1]
@@ -128,9 +137,13 @@ class World:
         return hits, reach
 
     def cast_on(self, beams: Beams, which: Array, skipped: Array, windows: Sequence[Window]) -> Hits:
-        """What the beams `which` [N] (numbered row by row) meet beyond their first `skipped` [N] metres.
+        """What some beams meet beyond a part of their way; distances count from where the beams start.
 
-        Distances count from where the beams start.
+        Args:
+            beams: of one turn.
+            which: int64 [N], numbers of the beams, row by row.
+            skipped: [N], the part in metres.
+            windows: the bodies that may be met.
         """
         begun = time.process_time()
         origins, directions = (values[which] for values in beams.flat())

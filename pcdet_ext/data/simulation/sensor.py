@@ -125,11 +125,15 @@ class SpinningLidar:
         pose: Array | None = None,
         paint: Array | None = None,
     ) -> Scan:
-        """One turn through a world whose bodies stand at `places` [B, 4] (x, y, z, heading; NaN: not there).
+        """One turn through a world.
 
-        pose: float64 [4, 4] from the sensor to the world; without it the sensor stands upright over the origin.
-        paint: float [B + 1], how bright each body is, drawn from a normal distribution, after one value for the world;
-        without it, it is drawn.
+        Args:
+            world: what is met.
+            places: float64 [B, 4], x, y, z (metres) and heading (radians) of its bodies; NaN for one that is not there.
+            rng: what draws noise.
+            pose: float64 [4, 4], from the sensor to the world; without it the sensor stands upright over the origin.
+            paint: [B + 1], how bright the world and each body is, drawn from a normal distribution; without it, it is
+                drawn.
         """
         begun = world.seconds
         beams = self.fire(rng, pose)
@@ -175,7 +179,16 @@ def world_of(standing: Mesh, bodies: Sequence[Mesh]) -> World:
 
 
 def intensities(found: Hits, paint: Array, rng: np.random.Generator) -> Array:
-    """Intensity in [0, 0.99] by material and angle; every body has its own `paint` [B + 1], the first for the world."""
+    """Intensity of what beams meet, by material and angle.
+
+    Args:
+        found: what they meet.
+        paint: [B + 1], how bright the world and each body is.
+        rng: what draws noise.
+
+    Returns:
+        [N] in [0, 0.99].
+    """
     mean, spread = np.array([REFLECTIVITY[m] for m in Material])[found.material].T
     own = np.where(found.owner >= 0, paint[found.owner + 1], rng.normal(0, 0.5, len(found.owner)))
     base = mean + spread * own
@@ -184,7 +197,17 @@ def intensities(found: Hits, paint: Array, rng: np.random.Generator) -> Array:
 
 
 def returned(intensity: Array, found: Hits, dropout: float, rng: np.random.Generator) -> Array:
-    """Which beams come back: lost at random, and where the echo is weak (dark, grazing, far)."""
+    """Which beams come back: some are lost at random, and some where the echo is weak (dark, grazing, far).
+
+    Args:
+        intensity: [N], of what the beams meet.
+        found: what they meet.
+        dropout: share that is lost at random.
+        rng: what draws.
+
+    Returns:
+        bool [N].
+    """
     echo = (0.05 + intensity) * (0.12 + found.cosine) / (1 + (found.distance / 38) ** 2)
     seen = 1 / (1 + np.exp(-(echo - 0.018) / 0.005))
     return rng.random(len(echo)) < seen * (1 - dropout)

@@ -68,7 +68,13 @@ class HOTFormerLoc(nn.Module):
 
 
 def node_rows(features: HierarchicalFeatures, octree: Octree, nempty: bool = True) -> list[RowFeatures]:
-    """The nodes of each depth, the finest first."""
+    """The nodes of each depth, the finest first.
+
+    Args:
+        features: of the depths.
+        octree: whose nodes they are.
+        nempty: whether there are rows of occupied nodes only.
+    """
     return [RowFeatures(x, octree.frame(depth, nempty), octree.batch_size) for depth, x in features.nodes.items()]
 
 

@@ -45,7 +45,13 @@ class TruncatedSmoothAP(nn.Module):
         self.temperature, self.positives_per_query = temperature, positives_per_query
 
     def forward(self, descriptors: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-        """The loss; 0 where no frame has a positive."""
+        """The loss of a batch; 0 where no frame has a positive.
+
+        Args:
+            descriptors: floating-point [N, D].
+            positives: bool [N, N], frames of the same place.
+            negatives: bool [N, N], frames of other places.
+        """
         similarity = -distances(descriptors)
         count = min(self.positives_per_query, len(descriptors))
         known = similarity.detach().masked_fill(~positives, -torch.inf)
@@ -79,7 +85,13 @@ class BatchHardTriplet(nn.Module):
         self.margin = margin
 
     def forward(self, descriptors: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-        """The mean over all frames that have both; 0 where there is none."""
+        """The mean loss over all frames that have both positives and negatives; 0 where there is none.
+
+        Args:
+            descriptors: floating-point [N, D].
+            positives: bool [N, N], frames of the same place.
+            negatives: bool [N, N], frames of other places.
+        """
         distance = distances(descriptors)
         asked = positives.any(1) & negatives.any(1)
         farthest = distance.masked_fill(~positives, -torch.inf).amax(1)

@@ -183,7 +183,13 @@ class PlaceRecognizer(PlaceModel):
 
 
 def frames_of(batch: PointBatch, start: int, stop: int) -> PointBatch:
-    """Frames start to stop of a batch, numbered from 0."""
+    """Some frames of a batch, numbered from 0.
+
+    Args:
+        batch: all frames.
+        start: the first.
+        stop: the one after the last.
+    """
     mine = (batch.batch_index >= start) & (batch.batch_index < stop)
     targets = None if batch.targets is None else batch.targets[start:stop]
     points, index = batch.points[mine], batch.batch_index[mine] - start

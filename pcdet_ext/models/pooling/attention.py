@@ -52,7 +52,13 @@ class ResidualMLP(nn.Module):
 class DescriptorMixer(nn.Module):
     """Layers over the channels of k tokens, then a linear layer over tokens, k to k // 4, and one over channels.
 
-    Raises ValueError where k // 4 is 0 or does not divide out_channels.
+    Args:
+        channels: of a token.
+        num_tokens: k.
+        out_channels: of the descriptor.
+
+    Raises:
+        ValueError: k // 4 is 0 or does not divide `out_channels`.
     """
 
     def __init__(self, channels: int, num_tokens: int, out_channels: int) -> None:
