@@ -279,6 +279,18 @@ def test_convolutions_of_maps_become_faster_ones_with_what_is_behind(stride: int
         torch.testing.assert_close(copy.double()(x.double()), model.double()(x.double()), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_transposed_convolutions_of_single_cells_become_plain_ones(bias: bool) -> None:
+    kinds = ({"kernel_size": 1}, {"kernel_size": 2, "stride": 2}, {"kernel_size": 1, "stride": 2}, {"kernel_size": 1})
+    groups = (1, 1, 1, 2)
+    layers = [nn.ConvTranspose2d(6, 6, bias=bias, groups=g, **kind) for g, kind in zip(groups, kinds, strict=True)]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(2, 6, 5, 7)
+    copy = folded(model)
+    assert [type(layer) for layer in copy] == [nn.Conv2d, *[nn.ConvTranspose2d] * 3]
+    with torch.no_grad():
+        torch.testing.assert_close(copy(x), model(x), atol=1e-5, rtol=1e-5)
+
+
 def test_observed_layers_stay_in_their_places() -> None:
     seen: list[Tensor] = []
     model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)).eval()

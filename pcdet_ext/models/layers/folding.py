@@ -29,7 +29,8 @@ def folded(model: M) -> M:
     into the bias. What follows what is read from `nn.Sequential`s, and from the pairs of names in the attribute
     `normed` of other modules. A norm stays where it or its layer is registered in several places, has forward hooks, or
     computes its parameters from others (`torch.nn.utils.parametrizations`, `spectral_norm`). Plain 3x3 convolutions
-    become `WinogradConv2d`, which takes the ReLU behind it along. Weights of 2-D convolutions lie in the channels-last
+    become `WinogradConv2d`, which takes the ReLU behind it along; transposed ones of a single cell become plain ones.
+    Weights of 2-D convolutions lie in the channels-last
     layout, which maps of pillars have.
     The copy gives the same values up to rounding. It cannot be trained on, and its state dict has other keys.
     """
@@ -50,16 +51,39 @@ def folded(model: M) -> M:
 
 
 def _speed_up(model: nn.Module) -> None:
-    """Replace plain 3x3 convolutions that nobody observes, and where only ReLU follows one, that, too."""
+    """Replace layers that nobody observes by faster ones.
+
+    A transposed convolution of one cell becomes a plain one, whose kernels are faster. Plain 3x3 convolutions become
+    `WinogradConv2d`, and where ReLU follows one, it takes that along.
+    """
     places = Counter(id(part) for module in model.modules() for part in module._modules.values())
     for owner in list(model.modules()):
         for name, layer in list(owner._modules.items()):
-            if layer is None or not (is_plain_conv(layer) and _is_plain(layer) and places[id(layer)] == 1):
+            if layer is None or not _is_plain(layer) or places[id(layer)] != 1:
+                continue
+            if _transposes_cells(layer):
+                setattr(owner, name, _of_cells(cast(nn.ConvTranspose2d, layer)))
+            if not is_plain_conv(layer):
                 continue
             behind = _relu_behind(owner, name)
             setattr(owner, name, WinogradConv2d(cast(nn.Conv2d, layer), relu=behind is not None))
             if behind is not None:
                 setattr(owner, behind, nn.Identity())
+
+
+def _transposes_cells(layer: nn.Module) -> bool:
+    """Whether a transposed convolution works cell by cell."""
+    if type(layer) is not nn.ConvTranspose2d or layer.groups != 1:
+        return False
+    return layer.kernel_size == layer.stride == (1, 1) and layer.padding == layer.output_padding == (0, 0)
+
+
+def _of_cells(layer: nn.ConvTranspose2d) -> nn.Conv2d:
+    """The 1x1 convolution that a transposed one of one cell is."""
+    conv = nn.Conv2d(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None, device="meta")
+    conv.weight = nn.Parameter(layer.weight.detach().transpose(0, 1).contiguous(), requires_grad=False)
+    conv.bias = layer.bias
+    return conv.train(layer.training)
 
 
 def _relu_behind(owner: nn.Module, name: str) -> str | None:

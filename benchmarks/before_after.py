@@ -1,0 +1,165 @@
+"""How long detectors take for a frame in two versions of this library, in one run, and whether they find the same.
+
+python benchmarks/before_after.py BEFORE AFTER [CONFIG …] [--threads 2 --rounds 3 --json FILE]
+
+BEFORE and AFTER are working trees of two versions with their native libraries built, e.g. by `git worktree add`. Both
+get the same frame, the usual one of each configuration's data set, and the same parameters, made by AFTER. Each pass
+is that of `VoxelDetector.predict`, by what `Detector.optimize` makes of the detector where a version has that. The
+versions take turns, each in a process of its own that is started anew for every turn. Processor time, of all threads
+together, depends less than time on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CONFIGS = ("waymo/flatformer", "waymo/dsvt_pillar", "waymo/scatterformer", "lion/waymo_mamba")
+TURNS = 2
+
+
+def prepare(name: str, folder: Path) -> None:
+    """Write the frame and the parameters, with as many candidates as a trained head has (in a process of AFTER)."""
+    import torch
+
+    from pcdet_ext import config
+    from pcdet_ext.benchmark.models import set_peaks
+    from pcdet_ext.benchmark.simulated import usual_frame
+    from pcdet_ext.models.detector import build_detector
+
+    torch.manual_seed(0)
+    settings = config.load(config.find(name))
+    detector = build_detector(settings).eval()
+    batch, _ = usual_frame(settings)
+    set_peaks(detector, batch)
+    np.save(folder / "points.npy", batch.points.numpy())
+    torch.save(detector.state_dict(), folder / "parameters.pt")
+
+
+def run(name: str, folder: Path, threads: int, rounds: int, side: str) -> None:
+    """Time passes and write them, with what is found, to `<side>.npz` (in a process of either version)."""
+    import torch
+
+    from pcdet_ext import config
+    from pcdet_ext.models.detector import build_detector
+    from pcdet_ext.structures import PointBatch
+
+    torch.set_num_threads(threads)
+    detector = build_detector(config.load(config.find(name))).eval()
+    detector.load_state_dict(torch.load(folder / "parameters.pt", weights_only=True))
+    try:
+        from pcdet_ext.models.layers.folding import folded
+    except ImportError:  # a version without
+        pass
+    else:
+        detector = folded(detector)
+    batch = PointBatch.from_points([torch.from_numpy(np.load(folder / "points.npy"))])
+    seconds, busy = [], []
+    with torch.inference_mode():
+        for _ in range(rounds + 1):  # the first warms up
+            start, cpu = time.perf_counter(), time.process_time()
+            (found,) = detector.predict(batch)
+            seconds.append(time.perf_counter() - start)
+            busy.append(time.process_time() - cpu)
+    rows = np.concatenate([found.boxes, found.scores[:, None], found.labels[:, None]], 1)
+    np.savez(folder / f"{side}.npz", seconds=seconds[1:], busy=busy[1:], rows=rows)
+
+
+def difference(before: np.ndarray, after: np.ndarray) -> float:
+    """The largest difference of a detection [box…, score, label] to the nearest of the other version; inf if one lacks.
+
+    Headings are compared as they are; equal scores may come in any order.
+    """
+    if len(before) != len(after):
+        return float("inf")
+    worst = 0.0
+    for these, others in ((before, after), (after, before)):
+        for row in these:
+            worst = max(worst, float(np.abs(others - row).max(1).min()))
+    return worst
+
+
+def compare(name: str, trees: dict[str, Path], threads: int, rounds: int) -> dict[str, Any]:
+    """Seconds of both versions for one configuration, and how far apart what they find is."""
+    seconds: dict[str, list[float]] = {side: [] for side in trees}
+    busy: dict[str, list[float]] = {side: [] for side in trees}
+    rows: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory() as place:
+        start(trees["after"], "prepare", name, place)
+        for _ in range(TURNS):
+            for side, tree in trees.items():
+                start(tree, "run", name, place, str(threads), str(rounds), side)
+                with np.load(Path(place) / f"{side}.npz") as made:
+                    seconds[side] += made["seconds"].tolist()
+                    busy[side] += made["busy"].tolist()
+                    rows[side] = made["rows"]
+        points = len(np.load(Path(place) / "points.npy"))
+    medians = {side: statistics.median(values) for side, values in seconds.items()}
+    work = {side: statistics.median(values) for side, values in busy.items()}
+    ratio, worst = medians["before"] / medians["after"], difference(rows["before"], rows["after"])
+    print(
+        f"{name}: {medians['before']:.3f} s before, {medians['after']:.3f} s after, {ratio:.2f}x "
+        f"(processor time {work['before']:.2f} s, {work['after']:.2f} s, {work['before'] / work['after']:.2f}x); "
+        f"{len(rows['after'])} boxes, largest difference {worst:.1e}",
+        flush=True,
+    )
+    found = {"boxes": len(rows["after"]), "largest_difference": worst}
+    times = {"seconds": seconds, "processor_seconds": busy, "median": medians, "processor_median": work}
+    return {"config": name, "points": points, **times, "ratio": ratio, **found}
+
+
+def start(tree: Path, *arguments: str) -> None:
+    """Run a step of this script on the version in a working tree."""
+    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, __file__, "step", *arguments], env=environment, check=True)
+
+
+def commit(tree: Path) -> str:
+    asked = ["git", "-C", str(tree), "rev-parse", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    parser.add_argument("configs", nargs="*", metavar="CONFIG")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help=f"passes that count in each of {TURNS} turns")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    from pcdet_ext.engine.info import hardware, versions
+
+    trees = {"before": options.before.resolve(), "after": options.after.resolve()}
+    names = options.configs or CONFIGS
+    content: dict[str, Any] = {
+        "hardware": hardware(),
+        "versions": versions(),
+        "threads": options.threads,
+        "commits": {side: commit(tree) for side, tree in trees.items()},
+        "results": [],
+    }
+    for name in names:
+        content["results"].append(compare(name, trees, options.threads, options.rounds))
+        if options.json is not None:
+            options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:3] == ["step", "prepare"]:
+        prepare(sys.argv[3], Path(sys.argv[4]))
+    elif sys.argv[1:3] == ["step", "run"]:
+        run(sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]), int(sys.argv[6]), sys.argv[7])
+    else:
+        main(sys.argv[1:])
