@@ -118,13 +118,29 @@ def _refuse(fault: int, place: int, depth: int, total: int) -> None:
 @integer_operator("octree_tokens")
 def _encode(keys: Tensor, depth: int, batch_size: int) -> tuple[Tensor, Tensor]:
     """Tokens [batch_size + N · depth], of which the first are filled, and their number at each depth [depth]."""
-    if on_cuda(keys) or not has_kernels(keys):
+    if not len(keys) or not has_kernels(keys):
         return encode_reference(keys, depth, batch_size)
+    if on_cuda(keys):
+        return _encode_on_cuda(keys, depth, batch_size)
     n, room = len(keys), batch_size + len(keys) * depth
     tokens, counts = keys.new_zeros(room, dtype=torch.uint8), keys.new_zeros(depth)
     task = (keys, torch.int64, n), n, Int32(depth), batch_size
     launch("octree_tokens", keys.device, *task, (tokens, torch.uint8, room), (counts, torch.int64, depth))
     return tokens, counts
+
+
+def _encode_on_cuda(keys: Tensor, depth: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """All depths at once, without waiting for any of their sizes."""
+    n, room, kind, level = len(keys), batch_size + len(keys) * depth, torch.int64, Int32(depth)
+    starts, tokens = keys.new_empty(n, dtype=torch.int32), keys.new_zeros(room, dtype=torch.int32)
+    launch("octree_token_starts", keys.device, (keys, kind, n), n, level, (starts, torch.int32, n))
+    ranks = (starts <= torch.arange(depth, device=keys.device)[:, None]).cumsum(1) - 1
+    counts = ranks[:, -1] + 1
+    counts[:1] = batch_size
+    offsets = counts.cumsum(0) - counts
+    places = (starts, torch.int32, n), (ranks, kind, depth * n), (offsets, kind, depth)
+    launch("octree_tokens", keys.device, (keys, kind, n), n, level, *places, room, (tokens, torch.int32, room))
+    return tokens.to(torch.uint8), counts
 
 
 @shapes_of("octree_tokens")
@@ -183,9 +199,16 @@ def check_reference(tokens: Tensor, depth: int, batch_size: int) -> Tensor:
 
 @integer_operator("octree_of_tokens")
 def _decode(tokens: Tensor, depth: int, batch_size: int, cells: int) -> Tensor:
-    if on_cuda(tokens) or not has_kernels(tokens):
+    if not has_kernels(tokens):
         return decode_reference(tokens, depth, batch_size, cells)
     keys = tokens.new_empty(cells, dtype=torch.int64)
+    if on_cuda(tokens):
+        n, numbers = len(tokens), _bits(tokens)
+        links = keys.new_empty(n - batch_size + cells)
+        inputs = (tokens, torch.uint8, n), n, (numbers.cumsum(0) - numbers, torch.int64, n), batch_size, Int32(depth)
+        results = (links, torch.int64, len(links)), (keys, torch.int64, cells)
+        launch("octree_of_tokens", tokens.device, *inputs, cells, *results)
+        return keys
     task = (tokens, torch.uint8, len(tokens)), batch_size, Int32(depth), cells
     launch("octree_of_tokens", tokens.device, *task, (keys, torch.int64, cells))
     return keys
@@ -203,6 +226,13 @@ def decode_reference(tokens: Tensor, depth: int, batch_size: int, cells: int) ->
         parent, octant = _children(tokens[place : place + len(keys)])
         place, keys = place + len(keys), octree_children(keys)[parent, octant]
     return keys.clone()
+
+
+def _bits(tokens: Tensor) -> Tensor:
+    """How many bits of each uint8 are set, int64."""
+    pairs = tokens.long() - (tokens.long() >> 1 & 0x55)
+    fours = (pairs & 0x33) + (pairs >> 2 & 0x33)
+    return (fours + (fours >> 4)) & 0x0F
 
 
 def _children(level: Tensor) -> tuple[Tensor, Tensor]:

@@ -100,6 +100,7 @@ def coordinates() -> None:
     for path in ("rows", "snake"):
         ops.serialize(coords, GRID, "window_x", window=(8, 5, 5), shift=(0, 2, 2), path=path)
     ops.rotated_sets(coords, GRID, 2, (8, 5, 5), (0, 2, 2), 7)
+    ops.octree_from_tokens(ops.octree_tokens(coords, 2, 6))
     leaves, _ = octree_leaves(points[:, :3] * 0.4 - 0.6, torch.tensor([300, 0, 700], device="cpu"), 5)
     octree_grow(torch.unique(ops.octree_parent(leaves)), leaves)
     neighbour_table(torch.randperm(500)[:70], torch.tensor([-600, -20, 0, 1, 600]))

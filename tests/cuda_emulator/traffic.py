@@ -178,6 +178,7 @@ CALLS: dict[str, Callable[[], None]] = {
     "nms": suppressed,
     "octree": octrees,
     "octree_conv": convolution,
+    "octree_tokens": lambda: ops.octree_from_tokens(ops.octree_tokens(coordinates(), 2, 6)),
     "points_in_boxes": lambda: ops.points_in_boxes(rand(4000, 4) * 40, rand(60, 7) * 40),
     "rotated_sets": lambda: ops.rotated_sets(coordinates(), GRID, 2, (8, 8, 8), (0, 4, 4), 36),
     "segment_reduce": segments,
@@ -189,7 +190,7 @@ CALLS: dict[str, Callable[[], None]] = {
 
 
 # Kernels of other operations that a call needs.
-NEEDS = {"group_attention": ("segment_reduce",), "octree": ("neighbours",)}
+NEEDS = {"group_attention": ("segment_reduce",), "octree": ("neighbours",), "octree_tokens": ("serialize",)}
 
 
 def count(wanted: Sequence[str]) -> dict[str, dict[str, list[int]]]:

@@ -21,8 +21,17 @@ from torch.overrides import TorchFunctionMode
 
 from pcdet_ext.ops import _native
 
-MODULES = ("boxes", "causal_conv1d", "group_attention", "linear_attention", "neighbours", "octree", "octree_conv")
-boxes, causal_conv1d, group_attention, linear_attention, neighbours, octree, octree_conv = (
+MODULES = (
+    "boxes",
+    "causal_conv1d",
+    "group_attention",
+    "linear_attention",
+    "neighbours",
+    "octree",
+    "octree_conv",
+    "octree_tokens",
+)
+boxes, causal_conv1d, group_attention, linear_attention, neighbours, octree, octree_conv, octree_tokens = (
     import_module(f"pcdet_ext.ops.{name}") for name in MODULES
 )
 rotated_sets, segment, selective_scan, serialize, voxelize, wkv = (
@@ -229,6 +238,8 @@ def test_kernels_of_coordinates_on_cuda(launched: Library) -> None:
     octree._leaves_on_cuda(zeros(9, 3), torch.tensor([4, 5]), 3, False)
     neighbours.neighbour_table(zeros(9, dtype=I), zeros(3, dtype=I))
     kernels += ("octree_neighbours", "octree_keys", "neighbours")
+    octree_tokens._encode_on_cuda(zeros(9, dtype=I), 3, 2)
+    kernels += ("octree_token_starts", "octree_tokens")
     assert set(launched) == {f"pcdet_{kernel}_cuda" for kernel in kernels}
 
 

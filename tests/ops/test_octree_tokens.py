@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cuda_emulator.emulator import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -81,6 +82,24 @@ def test_kernels_equal_the_references(seed: int, sizes: list[int], depth: int) -
     assert tokens.equal(expected[0])
     assert _decode(tokens, depth, len(sizes), len(keys)).equal(decode_reference(tokens, depth, len(sizes), len(keys)))
     assert _check(tokens, depth, len(sizes)).equal(check_reference(tokens, depth, len(sizes)))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5, 16])
+@pytest.mark.parametrize("anisotropic", [False, True])
+def test_cuda_equals_cpu(accelerator: Accelerator, depth: int, anisotropic: bool) -> None:
+    sizes = [0, 40, 0, 70, 3, 0]
+    coords = random_cells(depth, sizes, depth)
+    expected = octree_tokens(coords, len(sizes), depth, anisotropic)
+    there = coords.to(accelerator.device)
+    with accelerator:
+        found = octree_tokens(there, len(sizes), depth, anisotropic)
+        again = octree_from_tokens(found)
+        nothing = octree_from_tokens(octree_tokens(there[:0], 2, depth, anisotropic))
+        with pytest.raises(ValueError, match="damaged tokens"):
+            octree_from_tokens(replace(found, cells=found.cells + 1))
+    assert found.occupancy.cpu().equal(expected.occupancy)
+    assert again.cpu().equal(in_order(coords, depth))
+    assert nothing.shape == (0, 4)
 
 
 @settings(max_examples=60, deadline=None)
