@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pcdet_ext.benchmark import report
+from pcdet_ext.benchmark import octrees, report
 from pcdet_ext.benchmark.copy import copy_bandwidth
 from pcdet_ext.benchmark.data import made_up_frames
 from pcdet_ext.benchmark.frames import SIZES, load_frames, street_voxels, synthetic_scan
@@ -121,6 +121,15 @@ def test_a_reference_is_left_out_above_its_limit_and_the_line_says_so() -> None:
     assert "GFLOP/s" in line
     assert not replace(contest, work={"voxels": 10}).reference_left_out
     assert not replace(contest, reference=None).reference_left_out
+
+
+def test_large_octrees_are_built_without_the_peer_and_the_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Workload("tiny", torch.from_numpy(synthetic_scan(300)))
+    monkeypatch.setattr(octrees, "PEER_LIMIT", 299)
+    contest = next(iter(octrees.trees(load)))
+    assert not contest.peers
+    line = report.Result("octree", "tiny", contest, measure(contest, CPU, QUICK)).line()
+    assert line.endswith("ocnn skipped: left out above 299 points")
 
 
 def test_slow_contenders_run_twice_in_all() -> None:

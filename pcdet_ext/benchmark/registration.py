@@ -18,9 +18,10 @@ from pcdet_ext.files import atomic_write
 from pcdet_ext.models.registration import RegistrationNetwork
 from pcdet_ext.registration.pairs import CloudPair, CloudPairs, turned_at_random
 from pcdet_ext.registration.pose import FPFH, Describer, NetworkDescriber, PoseError, pose_error, register
-from pcdet_ext.registration.training import RegistrationTraining, load_network, save_network, train_network
+from pcdet_ext.registration.training import RegistrationTrainer, RegistrationTraining
 
 NEAREST, FARTHEST = 5.0, 15.0  # metres between the clouds of a pair
+SAVE_EVERY = 20  # steps
 DISTANCE = 2.0  # voxels that corresponding points may be apart
 OURS, PEER = "LSH windows", "FPFH"
 ROTATION, TRANSLATION = 5.0, 2.0  # degrees and metres within which a pose counts as found, as on KITTI in FCGF
@@ -49,7 +50,8 @@ def run_registration(
 
     Args:
         root: prepared folder whose frames have positions and headings (docs/place_recognition.md).
-        checkpoint: of the network; where it exists it is loaded and nothing is trained, else it is written.
+        checkpoint: of the network, written as it is trained. One that exists is loaded, and its training goes on where
+            it was stopped, with the settings it began with.
         steps: of training, on the split train.
         pairs: of the split val, or all where there are fewer.
         json_file: file for all numbers.
@@ -84,21 +86,22 @@ def run_registration(
 def _network(
     root: str | Path, checkpoint: str | Path, options: RegistrationTraining, device: str
 ) -> RegistrationNetwork:
-    """The network of a checkpoint, or a new one that is trained and written there."""
+    """The network of a checkpoint; one that is not there, or not finished, is trained and written."""
     if Path(checkpoint).exists():
-        return load_network(checkpoint).to(device)
-    torch.manual_seed(options.seed)
-    network, begun = RegistrationNetwork().to(device), time.perf_counter()
-    with tqdm(total=options.steps, unit="step", desc="train") as bar:
-
-        def tell(step: int, loss: float) -> None:
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        trainer = RegistrationTrainer.load(checkpoint, device)
+    else:
+        torch.manual_seed(options.seed)
+        trainer = RegistrationTrainer(RegistrationNetwork().to(device), options)
+    if trainer.finished:
+        return trainer.network
+    pairs = _pairs(root, "train")
+    with tqdm(initial=trainer.step, total=trainer.options.steps, unit="step", desc="train") as bar:
+        while not trainer.finished:
+            bar.set_postfix(loss=f"{trainer.advance(pairs):.3f}", refresh=False)
             bar.update()
-
-        train_network(network, _pairs(root, "train"), options, tell)
-    save_network(checkpoint, network, options)
-    print(f"{checkpoint}: {options.steps} steps in {(time.perf_counter() - begun) / 60:.1f} minutes")
-    return network
+            if trainer.finished or trainer.step % SAVE_EVERY == 0:
+                trainer.save(checkpoint)
+    return trainer.network
 
 
 def _pairs(root: str | Path, split: str) -> CloudPairs:

@@ -104,7 +104,9 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 
 def _add_registration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=path, help="prepared folder for place recognition (pcdet prepare places)")
-    parser.add_argument("checkpoint", type=path, help="of the network; where there is none, one is trained and written")
+    parser.add_argument(
+        "checkpoint", type=path, help="of the network: trained and written, or loaded and trained on if it was stopped"
+    )
     parser.add_argument("--steps", type=int, default=800, help="steps of training on the split train (default 800)")
     parser.add_argument("--pairs", type=int, default=200, help="pairs of the split val to register (default 200)")
     parser.add_argument(

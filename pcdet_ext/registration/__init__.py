@@ -1,6 +1,14 @@
 """Laying two clouds of one place over each other: correspondences, poses and their errors."""
 
-from pcdet_ext.registration.pose import FPFH, PoseError, pose_error, pose_of_matches, register
-from pcdet_ext.registration.training import load_network, save_network
+from pcdet_ext.registration.pose import FPFH, NetworkDescriber, PoseError, pose_error, pose_of_matches, register
+from pcdet_ext.registration.training import load_network
 
-__all__ = ["FPFH", "PoseError", "load_network", "pose_error", "pose_of_matches", "register", "save_network"]
+__all__ = [
+    "FPFH",
+    "NetworkDescriber",
+    "PoseError",
+    "load_network",
+    "pose_error",
+    "pose_of_matches",
+    "register",
+]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,30 +51,69 @@ class RegistrationTraining:
                 f"got {self.learning_rate} and {self.weight_decay}"
             )
 
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rising, share = 0.1, (step + 1) / self.steps
+        if share < rising:
+            return self.learning_rate * share / rising
+        return self.learning_rate * (1 + math.cos(math.pi * (share - rising) / (1 - rising))) / 2
 
-def train_network(
-    network: RegistrationNetwork,
-    pairs: CloudPairs,
-    options: RegistrationTraining,
-    tell: Callable[[int, float], None] = lambda step, loss: None,
-) -> None:
-    """Train a network in place, on pairs that are turned at random; `tell` is given each step's number and loss."""
-    rng = np.random.default_rng(options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
-    optimizer = torch.optim.AdamW(network.parameters(), options.learning_rate, weight_decay=options.weight_decay)
-    rates = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, total_steps=max(options.steps, 2), pct_start=0.1
-    )
-    order = rng.permutation(len(pairs))
-    for step in range(options.steps):
-        numbers = [order[(step * options.batch_size + i) % len(order)] for i in range(options.batch_size)]
-        loss = loss_of(network.train(), [turned_at_random(pairs[int(n)], rng) for n in numbers], generator)
-        optimizer.zero_grad()
+
+class RegistrationTrainer:
+    """A network that is trained step by step, on pairs that are turned at random.
+
+    What a step does depends on the seed and its number alone, so that a training that goes on from its file ends as one
+    that was never stopped.
+
+    Attributes: network; step: how many steps are done.
+    """
+
+    def __init__(self, network: RegistrationNetwork, options: RegistrationTraining) -> None:
+        self.network, self.options, self.step = network, options, 0
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), options.learning_rate, weight_decay=options.weight_decay
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.options.steps
+
+    def advance(self, pairs: CloudPairs) -> float:
+        """One step; returns its loss."""
+        options, size = self.options, self.options.batch_size
+        rng = np.random.default_rng([options.seed, self.step])
+        drawn = [turned_at_random(pairs[int(n)], rng) for n in rng.integers(len(pairs), size=size)]
+        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+        loss = loss_of(self.network.train(), drawn, generator)
+        self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-        optimizer.step()
-        rates.step()
-        tell(step + 1, float(loss.detach()))
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 10.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.rate(self.step)
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def save(self, path: str | Path) -> None:
+        """Write the network with all that is needed to go on. Raises CheckpointError where it cannot be written."""
+        config = {"name": KIND, "network": self.network.settings, "training": asdict(self.options)}
+        progress = {"step": self.step}
+        model, optimizer = self.network.state_dict(), self.optimizer.state_dict()
+        checkpoint.write(path, {"config": config, "model": model, "optimizer": optimizer, "progress": progress})
+
+    @staticmethod
+    def load(path: str | Path, device: str = "cpu") -> RegistrationTrainer:
+        """A training as `save` wrote it. Raises CheckpointError for anything else."""
+        content = _read(path)
+        network = _network_of(content, path).to(device)
+        try:
+            trainer = RegistrationTrainer(network, RegistrationTraining(**content["config"]["training"]))
+            trainer.optimizer.load_state_dict(content["optimizer"])
+            trainer.step = int(content["progress"]["step"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: holds no training of a network for registration ({error!r})") from error
+        return trainer
 
 
 def loss_of(network: RegistrationNetwork, pairs: list[CloudPair], generator: torch.Generator | None = None) -> Tensor:
@@ -95,21 +136,23 @@ def loss_of(network: RegistrationNetwork, pairs: list[CloudPair], generator: tor
     return torch.stack(losses).mean()
 
 
-def save_network(path: str | Path, network: RegistrationNetwork, options: RegistrationTraining) -> None:
-    """Write a network to a file, with how it was trained. Raises CheckpointError where it cannot be written."""
-    settings = {"name": KIND, "network": network.settings, "training": asdict(options)}
-    checkpoint.write(path, {"config": settings, "model": network.state_dict()})
-
-
 def load_network(path: str | Path) -> RegistrationNetwork:
-    """A network from a file that `save_network` wrote. Raises CheckpointError for anything else."""
+    """The network of a file that a training wrote, for use. Raises CheckpointError for anything else."""
+    return _network_of(_read(path), path).eval()
+
+
+def _read(path: str | Path) -> dict[str, Any]:
     content = checkpoint.read(path)
     settings = content["config"]
     if settings.get("name") != KIND or not isinstance(settings.get("network"), dict):
         raise CheckpointError(f"{path}: holds no network for registration; `pcdet benchmark registration` trains one")
+    return content
+
+
+def _network_of(content: Mapping[str, Any], path: str | Path) -> RegistrationNetwork:
     try:
-        network = RegistrationNetwork(**settings["network"])
+        network = RegistrationNetwork(**content["config"]["network"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its settings make no network for registration ({error})") from error
     checkpoint.load_model(network, content["model"], path)
-    return network.eval()
+    return network

@@ -16,9 +16,9 @@ from pcdet_ext.cli.command import main
 from pcdet_ext.data.places import Frame, PlaceFrames, PlacesDataset, write_frames
 from pcdet_ext.data.prepare import prepare
 from pcdet_ext.models.registration import RegistrationNetwork
-from pcdet_ext.registration import PoseError, load_network, save_network
+from pcdet_ext.registration import PoseError, load_network
 from pcdet_ext.registration.pairs import CloudPairs
-from pcdet_ext.registration.training import RegistrationTraining, train_network
+from pcdet_ext.registration.training import RegistrationTrainer, RegistrationTraining
 
 
 def small() -> RegistrationNetwork:
@@ -55,19 +55,33 @@ def pairs(folder: Path) -> CloudPairs:
     )
 
 
-def test_training_lowers_the_loss_and_repeats(folder: Path) -> None:
-    seen: list[list[float]] = []
-    for _ in range(2):
-        losses: list[float] = []
-        train_network(small(), pairs(folder), RegistrationTraining(steps=8), lambda step, loss: losses.append(loss))  # noqa: B023
-        seen.append(losses)
-    assert seen[0] == seen[1]
-    assert np.mean(seen[0][-3:]) < 0.9 * seen[0][0]
+def test_training_lowers_the_loss_and_goes_on_from_its_file(folder: Path, tmp_path: Path) -> None:
+    options, path, frames = RegistrationTraining(steps=8), tmp_path / "a.ckpt", pairs(folder)
+    trainer = RegistrationTrainer(small(), options)
+    losses = []
+    while not trainer.finished:
+        losses.append(trainer.advance(frames))
+        if trainer.step == 5:
+            trainer.save(path)
+    assert np.mean(losses[-3:]) < 0.9 * losses[0]
+    again = RegistrationTrainer.load(path)
+    assert (again.step, again.options) == (5, options)
+    assert [again.advance(frames) for _ in range(3)] == losses[5:]
+    assert again.finished
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    options = RegistrationTraining(steps=100, learning_rate=1.0)
+    rates = [options.rate(step) for step in range(100)]
+    assert rates.index(max(rates)) == 9
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[-1] == pytest.approx(0.0)
 
 
 def test_a_network_comes_back_from_its_file(tmp_path: Path) -> None:
     network, path = small().eval(), tmp_path / "a.ckpt"
-    save_network(path, network, RegistrationTraining())
+    RegistrationTrainer(network, RegistrationTraining()).save(path)
     again = load_network(path)
     assert again.settings == network.settings
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), network.parameters(), strict=True))
@@ -75,6 +89,9 @@ def test_a_network_comes_back_from_its_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"b.ckpt: holds no network for registration"):
         load_network(tmp_path / "b.ckpt")
     content = checkpoint.read(path)
+    checkpoint.write(path, {key: content[key] for key in ("config", "model")})
+    with pytest.raises(CheckpointError, match=r"a.ckpt: holds no training of a network for registration"):
+        RegistrationTrainer.load(path)
     content["config"]["network"]["channel"] = 3
     checkpoint.write(path, {key: content[key] for key in ("config", "model")})
     with pytest.raises(CheckpointError, match=r"a.ckpt: its settings make no network for registration"):

@@ -1,0 +1,43 @@
+"""The page about registration: its commands are commands, its Python runs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pcdet_ext import registration
+from pcdet_ext.models.registration import RegistrationNetwork
+
+
+@pytest.fixture(scope="module")
+def blocks(root: Path) -> dict[str, str]:
+    page = (root / "docs" / "registration.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+
+
+def test_commands_are_those_of_the_library(blocks: dict[str, str]) -> None:
+    commands = [shlex.split(line) for line in blocks["sh"].splitlines()]
+    assert [words[:2] for words in commands] == [["pcdet", name] for name in ("simulate", "prepare", "benchmark")]
+    for _, command, *words in commands:
+        parser = argparse.ArgumentParser()
+        import_module(f"pcdet_ext.cli.{command}").add_arguments(parser)
+        parser.parse_args(words)  # ends the program where a command or an option is not there
+
+
+def test_the_python_of_the_page_runs(blocks: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("open3d")
+    torch.manual_seed(0)
+    small = RegistrationNetwork((-8, -8, -2, 8, 8, 2), 1.0, 8, 2, 8, [(4.0, 0.0)], 8).eval()
+    monkeypatch.setattr(registration, "load_network", lambda path: small)
+    source = np.random.default_rng(0).uniform(-6, 6, (500, 3)).astype(np.float32)
+    names: dict[str, object] = {"source": source, "target": source}
+    exec(blocks["python"], names)
+    assert np.asarray(names["pose"]).shape == (4, 4)
+    np.testing.assert_allclose(np.asarray(names["without"]), np.eye(4), atol=1e-3)
