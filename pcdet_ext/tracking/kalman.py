@@ -174,12 +174,13 @@ class KalmanTracker(BoxTracker):
         if not len(tracks) and not len(boxes):
             return
         predicted = tracks.filters.predicted(time)
-        tracks = replace(
+        tracks = replace(  # columns of its own, which are filled in below
             tracks,
             score=tracks.score * DECAY,
+            hits=tracks.hits.copy(),
             missed=tracks.missed + 1,
             mode=np.full(len(tracks), MISSED),
-            box=predicted,
+            box=predicted.copy(),
             row=np.full(len(tracks), -1),
         )
         strong = np.flatnonzero(boxes.score >= self.score_threshold)
@@ -188,7 +189,7 @@ class KalmanTracker(BoxTracker):
         tracks = self._updated(tracks, taken, boxes.box[found], time, FOUND)
         tracks.score[taken], tracks.row[taken] = boxes.score[found], rows[found]
         if self.two_stage:
-            alone = np.setdiff1d(np.arange(len(tracks)), taken)
+            alone = np.flatnonzero(tracks.mode == MISSED)
             kept = alone[self._surrounded(boxes, predicted[alone, :MEASURED])]
             tracks = self._updated(tracks, kept, predicted[kept, :MEASURED], time, KEPT)
         tracks = self._living(tracks)
@@ -205,8 +206,9 @@ class KalmanTracker(BoxTracker):
         cost = 1 - overlaps(boxes, predicted, self._kind(self.measure))
         rows, columns = linear_sum_assignment(cost)
         near = cost[rows, columns] <= self.farthest
-        never = np.setdiff1d(np.arange(len(boxes)), rows)
-        return rows[near], columns[near], np.concatenate([never, rows[~near]])
+        never = np.ones(len(boxes), bool)
+        never[rows] = False
+        return rows[near], columns[near], np.concatenate([np.flatnonzero(never), rows[~near]])
 
     def _surrounded(self, boxes: StillBoxes, predicted: Array) -> Array:
         """bool [T]: tracks that a detection above the low score overlaps."""
@@ -218,14 +220,12 @@ class KalmanTracker(BoxTracker):
         return np.asarray(overlaps(predicted, others, self._kind(self.measure)).max(axis=1) >= self.redundant)
 
     def _updated(self, tracks: ClassTracks, rows: Array, boxes: Array, time: float, mode: int) -> ClassTracks:
+        """The tracks, of which some were measured; writes into their columns."""
         filters = tracks.filters.updated(rows, boxes, time)
-        new = replace(tracks, filters=filters)
-        for name in ("box", "hits", "missed", "mode"):
-            new = replace(new, **{name: getattr(new, name).copy()})
-        new.box[rows] = filters.mean[rows]
-        new.hits[rows] += 1
-        new.missed[rows], new.mode[rows] = 0, mode
-        return new
+        tracks.box[rows] = filters.mean[rows]
+        tracks.hits[rows] += 1
+        tracks.missed[rows], tracks.mode[rows] = 0, mode
+        return replace(tracks, filters=filters)
 
     def _living(self, tracks: ClassTracks) -> ClassTracks:
         """Tracks that go on, some of which have become alive."""

@@ -5,7 +5,7 @@ Weng et al., "3D Multi-Object Tracking: A Baseline and New Evaluation Metrics", 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,19 +14,23 @@ from pcdet_ext.structures import Array
 MEASURED = 7  # x, y, z, dx, dy, dz, heading; the velocity follows
 SIZE = 10
 HEADING = 6
-FIRST_VARIANCE = np.array([10.0] * MEASURED + [10_000.0] * 3)
+FIRST_VARIANCE, FIRST_SPEED_VARIANCE = 10.0, 10_000.0
 
 
 @dataclass(frozen=True, eq=False)
 class Filters:
     """The state of N boxes.
 
-    mean: float64 [N, 10], x, y, z, dx, dy, dz, heading, vx, vy, vz; covariance: float64 [N, 10, 10]; time: float64 [N],
-    seconds, of the last measurement.
+    A place is coupled with its own velocity alone, and a size or a heading with nothing, so that of the covariances
+    [10, 10] only these are kept: variance, float64 [N, 7], of what is measured; coupling, float64 [N, 3], of places and
+    velocities; speed_variance, float64 [N, 3]. mean: float64 [N, 10], x, y, z, dx, dy, dz, heading, vx, vy, vz; time:
+    float64 [N], seconds, of the last measurement.
     """
 
     mean: Array
-    covariance: Array
+    variance: Array
+    coupling: Array
+    speed_variance: Array
     time: Array
 
     def __len__(self) -> int:
@@ -35,13 +39,18 @@ class Filters:
     @staticmethod
     def at(boxes: Array, time: float) -> Filters:
         """New filters of boxes float64 [N, 7], which do not move."""
-        mean = np.concatenate([boxes, np.zeros((len(boxes), SIZE - MEASURED))], axis=1)
-        covariance = np.tile(np.diag(FIRST_VARIANCE), (len(boxes), 1, 1))
-        return Filters(mean, covariance, np.full(len(boxes), float(time)))
+        count = len(boxes)
+        return Filters(
+            mean=np.concatenate([boxes, np.zeros((count, SIZE - MEASURED))], axis=1),
+            variance=np.full((count, MEASURED), FIRST_VARIANCE),
+            coupling=np.zeros((count, 3)),
+            speed_variance=np.full((count, 3), FIRST_SPEED_VARIANCE),
+            time=np.full(count, float(time)),
+        )
 
     def select(self, keep: Array) -> Filters:
         """The filters that `keep` (bool [N] or int64 [K]) picks."""
-        return Filters(self.mean[keep], self.covariance[keep], self.time[keep])
+        return Filters(**{name: column[keep] for name, column in vars(self).items()})
 
     def joined(self, other: Filters) -> Filters:
         """These, and then others."""
@@ -58,31 +67,37 @@ class Filters:
     def updated(self, rows: Array, measured: Array, time: float) -> Filters:
         """After boxes float64 [K, 7] were measured for some rows int64 [K], at a time.
 
-        The uncertainty is carried over the whole time since the last measurement in one step. A heading measured the
-        other way round turns that of the state by half a turn first.
+        The uncertainty is carried over the whole time since the last measurement in one step, with a variance of 1
+        added to everything; that of a measurement is 1 too. A heading measured the other way round turns that of the
+        state by half a turn first.
         """
         if not len(rows):
             return self
-        move = np.tile(np.eye(SIZE), (len(rows), 1, 1))
-        move[:, [0, 1, 2], [7, 8, 9]] = (time - self.time[rows])[:, None]
-        mean = self.predicted(time)[rows]
-        covariance = move @ self.covariance[rows] @ move.transpose(0, 2, 1) + np.eye(SIZE)
+        old, elapsed = self.select(rows), (time - self.time[rows])[:, None]
+        mean = old.predicted(time)
+        speed_variance = old.speed_variance + 1
+        coupling = old.coupling + elapsed * old.speed_variance
+        variance = old.variance + 1
+        variance[:, :3] += elapsed * (old.coupling + coupling)
         seen = measured.copy()
         seen[:, HEADING] = wrapped(measured[:, HEADING])
         mean[:, HEADING] = _turned(mean[:, HEADING], seen[:, HEADING])
-        noise = np.eye(MEASURED)
-        gain = covariance[:, :, :MEASURED] @ np.linalg.inv(covariance[:, :MEASURED, :MEASURED] + noise)
-        mean += (gain @ (seen - mean[:, :MEASURED])[..., None])[..., 0]
+        error = seen - mean[:, :MEASURED]
+        gain, speed_gain = variance / (variance + 1), coupling / (variance[:, :3] + 1)
+        mean[:, :MEASURED] += gain * error
+        mean[:, MEASURED:] += speed_gain * error[:, :3]
         mean[:, HEADING] = wrapped(mean[:, HEADING])
-        rest = np.tile(np.eye(SIZE), (len(rows), 1, 1))
-        rest[:, :, :MEASURED] -= gain
-        covariance = rest @ covariance @ rest.transpose(0, 2, 1) + gain @ noise @ gain.transpose(0, 2, 1)
-        return self._with(rows, mean, covariance, time)
-
-    def _with(self, rows: Array, mean: Array, covariance: Array, time: float) -> Filters:
-        new = Filters(self.mean.copy(), self.covariance.copy(), self.time.copy())
-        new.mean[rows], new.covariance[rows], new.time[rows] = mean, covariance, time
-        return replace(new)
+        new = Filters(
+            mean=mean,
+            variance=variance * (1 - gain),
+            coupling=coupling * (1 - gain[:, :3]),
+            speed_variance=speed_variance - speed_gain * coupling,
+            time=np.full(len(rows), float(time)),
+        )
+        changed = Filters(**{name: column.copy() for name, column in vars(self).items()})
+        for name, column in vars(changed).items():
+            column[rows] = getattr(new, name)
+        return changed
 
 
 def wrapped(angle: Array) -> Array:

@@ -75,7 +75,10 @@ def test_the_filter_is_the_textbook_one() -> None:
             mean[n] = predicted + gain @ (measured[n] - predicted[:7])
             covariance[n] = spread - gain @ spread[:7]
     np.testing.assert_allclose(filters.mean, mean, atol=1e-9)
-    np.testing.assert_allclose(filters.covariance, covariance, rtol=1e-6, atol=1e-6)
+    for n in range(3):
+        np.testing.assert_allclose(np.diag(covariance[n])[:7], filters.variance[n], rtol=1e-6)
+        np.testing.assert_allclose(np.diag(covariance[n])[7:], filters.speed_variance[n], rtol=1e-6)
+        np.testing.assert_allclose(np.diag(covariance[n][:3, 7:]), filters.coupling[n], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("own", "seen"), [(3.1, -3.1), (-3.1, 3.1), (0.0, 3.0), (0.0, -3.0), (1.5, -1.6), (3.0, 0.1)])
