@@ -21,10 +21,10 @@ from pcdet_ext.models.detector import VoxelDetector, build_detector
 STATE_KEYS = ("model_state", "state_dict", "model_state_dict", "model")
 # Code bases built on OpenPCDet, by the backbone: our names for the parameters of their detectors.
 RENAMES: dict[type, Callable[[str], str]] = {DSVT: dsvt.detector_name, ScatterFormer: scatterformer.detector_name}
-# How each names its parameters: by the name of its encoder, or where that has no parameters of its backbone.
+# How each names its parameters: by the name of its encoder, or where that has no parameters of its head.
 LOADERS: dict[str, Callable[[VoxelDetector, Mapping[str, Tensor]], None]] = {
     "vfe.": lambda detector, state: _load_openpcdet(detector, state),
-    "backbone_3d.": lambda detector, state: _load_openpcdet(detector, state),
+    "dense_head.": lambda detector, state: _load_openpcdet(detector, state),
     "voxel_encoder.": lambda detector, state: flatformer.load_official(detector, state, flatformer.detector_name),
 }
 
