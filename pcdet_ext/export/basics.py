@@ -18,9 +18,15 @@ def rows(index: Tensor) -> Tensor:
     return index.nonzero()[:, 0]
 
 
+def number(x: Tensor) -> Any:
+    """How many rows a tensor has, recorded also where it has one by chance (see `recording`)."""
+    with torch._C.DisableTorchFunction():
+        return x.shape[0]
+
+
 def count_up(like: Tensor) -> Tensor:
     """0, 1, 2, … int64 [N] for a tensor [N, ...]."""
-    return torch.arange(like.shape[0])
+    return torch.arange(number(like))
 
 
 def inverse_of(order: Tensor) -> Tensor:
@@ -42,7 +48,7 @@ def new_runs(values: Tensor) -> Tensor:
 def run_lengths(new: Tensor) -> tuple[Tensor, Tensor]:
     """Where runs start, int64 [R], and how long they are, int64 [R], from `new_runs` [N]."""
     first = rows(new)
-    end = torch.cat([first[1:], torch.ones_like(first[:1]) * new.shape[0]])
+    end = torch.cat([first[1:], torch.ones_like(first[:1]) * number(new)])
     return first, end - first
 
 

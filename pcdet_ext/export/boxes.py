@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pcdet_ext.export.basics import rows
+from pcdet_ext.export.basics import count_up, rows
 from pcdet_ext.export.operators import argsort, keep_greedily
 from pcdet_ext.ops.boxes_reference import have_footprints
 
@@ -35,7 +35,7 @@ def nms(
 
 def _removals(boxes: Tensor, threshold: float, kind: str) -> tuple[Tensor, Tensor]:
     """Pairs (better box, worse box), int64 [Q] each, of boxes [K, 7], best first, that overlap too much."""
-    place = torch.arange(boxes.shape[0])
+    place = count_up(boxes)
     better = place[:, None] < place
     centre = boxes[:, :2].double() if kind == "circle" else boxes[:, :2]
     distance = (centre[:, None] - centre[None]).square().sum(2)
@@ -86,7 +86,8 @@ def shared_area(a: Tensor, b: Tensor) -> Tensor:
     bends = torch.cat([(half - start) / safe, (-half - start) / safe], 2).clamp(0, 1)  # [Q, 4 edges, 4]
     share = torch.sort(bends, dim=2).values[..., None]
     along = start[:, :, None] + share * step[:, :, None]
-    path = torch.cat([start[:, :, None], along], 2).flatten(1, 2)  # an edge ends where the next one starts
+    edges = torch.cat([start[:, :, None], along], 2).unbind(1)  # each ends where the next one starts
+    path = torch.cat(edges, 1)
     path = torch.maximum(torch.minimum(path, half), -half)
     following = torch.cat([path[:, 1:], path[:, :1]], 1)
     return (path[..., 0] * following[..., 1] - path[..., 1] * following[..., 0]).sum(1).abs() / 2

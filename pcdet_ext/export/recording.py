@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -27,6 +28,8 @@ from torch.overrides import TorchFunctionMode
 from pcdet_ext import structures
 from pcdet_ext.export import basics, boxes, mixers, sequences, sparse, voxels
 from pcdet_ext.export.operators import argsort, scatter_rows
+from pcdet_ext.models import detector
+from pcdet_ext.models.bev import flatten_to_bev
 from pcdet_ext.models.layers import sparse_conv
 from pcdet_ext.ops._arguments import operations_as
 from pcdet_ext.structures import SparseVoxels
@@ -53,6 +56,9 @@ SPARSE_CONVOLUTIONS = {  # functions of the module that are no operations
     "submanifold_pairs": sparse.submanifold_pairs,
 }
 ROOMS = ("pcdet_ext.models", "pcdet_ext.grouping", "pcdet_ext.mixers")  # whose `len` is recorded, and those of users
+
+
+_on_map: ContextVar[bool] = ContextVar("on_map", default=False)  # whether voxels have become a map
 
 
 class RecordingError(RuntimeError):
@@ -227,11 +233,12 @@ class Shape(tuple[Any, ...]):
 def _shape_of(x: Tensor) -> Any:
     """The shape of a tensor: a recorded number of rows, or groups, and plain numbers after it.
 
-    What depends on points comes first everywhere; what begins with 1, the number of frames, does not depend on them.
-    (A shape that breaks this rule is an error when the graph runs on other points, since reshapes do not fit then.)
+    What depends on points comes first everywhere, and from the map on, what begins with 1, the number of frames, does
+    not depend on them. (A shape that breaks this rule is an error when the graph runs on other points, since reshapes
+    do not fit then.)
     """
     plain = _plain_shape(x)
-    return plain if plain[:1] in ((), (1,)) else Shape((_shape(x)[0], *plain[1:]), plain)
+    return plain if not plain or (_on_map.get() and plain[0] == 1) else Shape((_shape(x)[0], *plain[1:]), plain)
 
 
 def _size(x: Any) -> Any:
@@ -244,6 +251,13 @@ def _size(x: Any) -> Any:
 def _plain_size(x: Any) -> Any:
     """`len`, of tensors in numbers that are not recorded."""
     return _plain_shape(x)[0] if isinstance(x, Tensor) and x.dim() else builtins.len(x)
+
+
+def _to_map(voxels: SparseVoxels) -> Tensor:
+    """`flatten_to_bev`, from which on what begins with 1 is of one frame."""
+    found = flatten_to_bev(voxels)
+    _on_map.set(True)
+    return found
 
 
 @contextmanager
@@ -261,6 +275,8 @@ def recording(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(patch.object(module, "len", _size, create=True))
         for name, form in SPARSE_CONVOLUTIONS.items():
             stack.enter_context(patch.object(sparse_conv, name, form))
+        stack.callback(_on_map.reset, _on_map.set(False))
+        stack.enter_context(patch.object(detector, "flatten_to_bev", _to_map))
         stack.enter_context(patch.object(structures, "len", _plain_size, create=True))  # which checks use
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")

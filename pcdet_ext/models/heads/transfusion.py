@@ -224,9 +224,9 @@ class TransFusionHead(nn.Module):
         if not self.border_peaks:
             inner = torch.zeros_like(peak)
             inner[:, :, pad:-pad, pad:-pad] = True
-            peak &= inner
-        peak[:, self.small_classes] = True
-        return scores * peak
+            peak = peak & inner
+        small = [number in self.small_classes for number in range(len(self.classes))]
+        return scores * (peak | torch.tensor(small, device=peak.device)[:, None, None])
 
     def _positions(self, size: Sequence[int], like: Tensor) -> Tensor:
         """Centres (x, y) [cells, 2] of the map's cells, in cells; at least float32, as half precision is too coarse."""
@@ -342,7 +342,7 @@ class TransFusionHead(nn.Module):
         keep = scores > self.score_threshold
         if self.center_range is not None:
             low, high = boxes.new_tensor(self.center_range).view(2, 3)
-            keep &= ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(-1)
+            keep = keep & ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(-1)
         found = []
         for frame, chosen in enumerate(keep):
             score = scores[frame, chosen]

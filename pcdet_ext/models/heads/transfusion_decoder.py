@@ -108,13 +108,13 @@ def window_mask(cell: Tensor, size: Sequence[int], radius: int, wraps: bool) -> 
     flat = (row * columns + column).flatten(2)
     inside = (flat >= 0) & (flat < rows * columns)
     if not wraps:
-        inside &= ((row >= 0) & (row < rows) & (column >= 0) & (column < columns)).flatten(2)
+        inside = inside & ((row >= 0) & (row < rows) & (column >= 0) & (column < columns)).flatten(2)
     flat = torch.where(inside, flat, rows * columns)  # one more cell takes the places outside
     if wraps and columns < 2 * radius + 1:
         times = torch.zeros(*cell.shape, rows * columns + 1, dtype=torch.float32, device=cell.device)
         return times.scatter_add_(2, flat, torch.ones_like(flat, dtype=times.dtype))[..., :-1].log()
     hidden = torch.ones(*cell.shape, rows * columns + 1, dtype=torch.bool, device=cell.device)
-    return hidden.scatter_(2, flat, False)[..., :-1]
+    return hidden.scatter(2, flat, torch.zeros_like(flat, dtype=torch.bool))[..., :-1]
 
 
 def repeated_window(cell: Tensor, size: Sequence[int], radius: int) -> Tensor:
