@@ -48,7 +48,7 @@ def some_boxes(count: int, seed: int) -> Tensor:
 
 
 @given(st.integers(0, 40), st.integers(0, 10**6), st.sampled_from(["rotated", "axis_aligned", "circle"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_nms(count: int, seed: int, kind: str) -> None:
     found = some_boxes(count, seed)
     scores = torch.randint(0, 20, (count,), generator=torch.Generator().manual_seed(seed)) / 20
