@@ -5,7 +5,7 @@ They give what the kernels give, for any number of rows, also none. Arguments ar
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,14 +52,31 @@ def run_lengths(new: Tensor) -> tuple[Tensor, Tensor]:
     return first, end - first
 
 
-def unique(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ascending distinct values [U] of int64 [N], the place of each value among them [N], and their counts [U]."""
+class Runs(NamedTuple):
+    """Equal values together: their stable ascending order [N], the distinct values [U], where in the order each begins
+    [U], how often it is there [U], and the place of each value among them [N]; all int64."""
+
+    order: Tensor
+    distinct: Tensor
+    first: Tensor
+    counts: Tensor
+    place: Tensor
+
+
+def runs_of(values: Tensor) -> Runs:
+    """The runs of int64 [N] when sorted."""
     order = argsort(values)
     ordered = values[order]
     new = new_runs(ordered)
-    place = scatter_rows(torch.zeros_like(values), order, new.long().cumsum(0) - 1, "none")
     first, counts = run_lengths(new)
-    return ordered[first], place, counts
+    place = scatter_rows(torch.zeros_like(values), order, new.long().cumsum(0) - 1, "none")
+    return Runs(order, ordered[first], first, counts, place)
+
+
+def unique(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ascending distinct values [U] of int64 [N], the place of each value among them [N], and their counts [U]."""
+    runs = runs_of(values)
+    return runs.distinct, runs.place, runs.counts
 
 
 def repeat_each(counts: Tensor) -> Tensor:

@@ -32,13 +32,13 @@ class WholeDetector(nn.Module):
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Points float32 [P, C] to boxes float32 [M, 7 or 9], scores float32 [M] and labels int64 [M]."""
-        finite = points.isfinite().all(1).nonzero()[:, 0]
-        cloud = self._columns(points[finite])
+        finite = points.isfinite().all(1)
+        cloud = torch.where(finite[:, None], self._columns(points), torch.inf)  # what is infinite is out of range
         frame = torch.zeros_like(cloud[:, 0]).long()
         features = self.model.features(PointBatch(cloud, frame, 1))
         (found,) = self.model.head.decode(self.model.head(features.of(self.model.head.reads)))
-        some = torch.ones_like(found.labels) * cloud.shape[0] > 0  # without points there is nothing
-        kept = some.nonzero()[:, 0]
+        count = finite.long().sum()
+        kept = (torch.ones_like(found.labels) * count > 0).nonzero()[:, 0]  # without points there is nothing
         return with_headings_in_range(found.boxes[kept]), found.scores[kept], found.labels[kept]
 
     def _columns(self, cloud: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pcdet_ext.export.basics import (
     count_up,
     inverse_of,
     rows,
-    starts,
+    runs_of,
     unique,
 )
 from pcdet_ext.export.operators import argsort, scatter_rows
@@ -28,19 +28,18 @@ def voxelize(
     cells = cells_of_points(points, grid)
     inside = rows(cells >= 0)
     points, cells = points[inside], cells[inside]
-    distinct, voxel, counts = unique(cells)
-    order = argsort(voxel)  # by voxel, in each by the order of points
-    first = order[starts(counts)]
-    appearance = argsort(first)
-    number = inverse_of(appearance)[voxel]
-    slot = scatter_rows(torch.zeros_like(order), order, count_up(order) - starts(counts)[voxel[order]], "none")
+    runs = runs_of(cells)
+    appearance = argsort(runs.order[runs.first])
+    number = inverse_of(appearance)[runs.place]
+    place_in_run = count_up(cells) - runs.first[runs.place[runs.order]]
+    slot = scatter_rows(torch.zeros_like(cells), runs.order, place_in_run, "none")
     chosen = appearance[:max_voxels]
     kept = rows((number < max_voxels) & (slot < max_points))
     place = number[kept] * max_points + slot[kept]
     empty = points.new_zeros(chosen.shape[0] * max_points, points.shape[1])
     voxels = scatter_rows(empty, place, points[kept], "none").view(-1, max_points, points.shape[1])
-    held = counts[chosen].clamp(max=max_points).int()
-    return voxels, cell_coords(distinct[chosen], grid)[:, 1:], held
+    held = runs.counts[chosen].clamp(max=max_points).int()
+    return voxels, cell_coords(runs.distinct[chosen], grid)[:, 1:], held
 
 
 def dynamic_voxelize(

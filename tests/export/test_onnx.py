@@ -122,6 +122,10 @@ def check(detector: Detector, model: Any) -> None:
     compared = [compare(detector, running, cloud(count, 4), str(count)) for count in SIZES]
     far = cloud(50, 4) + 1000  # nothing in range
     compared += [compare(detector, running, far.astype(np.float32), "far")]
+    damaged = cloud(500, 4)
+    damaged[3, 3], damaged[40, 0], damaged[41, 2] = np.nan, np.inf, -np.inf
+    with pytest.warns(UserWarning, match="3 points are NaN or infinite"):
+        compared += [compare(detector, running, damaged, "damaged")]
     assert [str(one) for one in compared if not one.agrees] == []
     assert compared[0].found[0] > 5
     assert compared[SIZES.index(0)].found == (0, 0)
