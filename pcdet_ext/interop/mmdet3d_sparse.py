@@ -72,7 +72,10 @@ def _channels(config: Mapping[str, Any], kind: str) -> list[int]:
 
 def _check_paddings(paddings: Sequence[Sequence[Any]], kind: str) -> None:
     """Those of the strided convolutions are given; submanifold ones do not read theirs."""
-    strided = [stage[0] for stage in paddings[1:]] if kind == PLAIN else [stage[-1] for stage in paddings[:-1]]
+    if kind == PLAIN:
+        strided = [stage[0] for stage in paddings[1:] if stage]
+    else:
+        strided = [stage[-1] for stage in paddings[:-1] if stage]
     found = tuple((own,) * 3 if isinstance(own, int) else tuple(own) for own in strided)
     if found != STRIDED_PADDINGS:
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from pcdet_ext.plugins import surroundings
 from pcdet_ext.plugins.mmdet3d import environment
 
 
@@ -34,3 +35,20 @@ def test_processes_of_torchrun_need_no_device(monkeypatch: pytest.MonkeyPatch) -
     torch.cuda.set_device(1)
     followed["mmengine.model.wrappers.distributed"](module)
     assert MMDistributedDataParallel(module="m", device_ids=[1], broadcast_buffers=False).got == ("m", False)
+
+
+def test_spconv_without_a_gpu_leaves_out_the_kernels_that_need_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    followed: dict[str, Any] = {}
+    monkeypatch.setattr(surroundings, "after_import", followed.__setitem__)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    surroundings.sparse_convolutions_without_cuda()
+    assert not followed
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    surroundings.sparse_convolutions_without_cuda()
+    core = ModuleType("spconv.core")
+    core.ALL_IMPGEMM_PARAMS, core.ALL_NATIVE_PARAMS = ["implicit"], ["native"]
+    followed["spconv.core"](core)
+    assert (core.ALL_IMPGEMM_PARAMS, core.ALL_NATIVE_PARAMS) == ([], ["native"])
+    assert "spconv leaves out its implicit matrix products" in capsys.readouterr().err

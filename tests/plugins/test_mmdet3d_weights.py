@@ -82,6 +82,11 @@ def test_settings_of_the_library_follow() -> None:
             {"middle_encoder__encoder_paddings": ((0,), (1, 1), (1, 1), (1, 1))},
             r"encoder_paddings: .*\(1, 1, 1\)\) are not known here",
         ),
+        (
+            "voxelnet",
+            {"middle_encoder__encoder_paddings": ((1,), (), (1,), (1,))},
+            r"encoder_paddings: .* are not known",
+        ),
         ("voxelnet", {"middle_encoder__in_chanels": 4}, r"in_chanels: the setting is not known here"),
         (
             "centerpoint",
