@@ -95,9 +95,14 @@ def resolve_device(name: str) -> torch.device:
 class Detector:
     """A detector with what is needed to use it.
 
-    model: the network, in eval mode; classes; point_features: names of the point columns it reads; config: the whole
-    configuration; dropped_points: NaN and infinite points that `detect` has left out so far; highest: how high columns
-    of points went in training, by name.
+    Attributes: model, the network, in eval mode; classes; point_features, names of the point columns it reads; config,
+    the whole configuration; dropped_points, NaN and infinite points that `detect` has left out so far; highest, how
+    high columns of points went in training, by name.
+
+    Args:
+        settings: the whole configuration.
+        device: "cpu", "cuda" or "auto".
+        model: the network, or None for a fresh one.
     """
 
     def __init__(self, settings: Node, device: str = "auto", model: nn.Module | None = None) -> None:

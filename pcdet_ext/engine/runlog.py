@@ -14,9 +14,15 @@ from tqdm import tqdm
 
 
 class RunLog:
-    """Progress of a training of `total_steps` steps; a silent one (processes other than the first) does nothing.
+    """Progress of a training: a bar, log.jsonl, and files of TensorBoard.
 
     A log that cannot be written (disk full) is reported once and then left; it never ends a training.
+
+    Args:
+        folder: where the files are.
+        total_steps: of the whole training.
+        step: number of steps so far.
+        silent: whether it does nothing, as in processes other than the first.
     """
 
     def __init__(self, folder: Path, total_steps: int, step: int, silent: bool = False) -> None:

@@ -76,9 +76,18 @@ def detector_from_config(
 ) -> VoxelDetector:
     """The untrained detector that an official MODEL section describes.
 
-    max_points, max_voxels: limits of hard voxels, where the encoder has such; channel_divisor: makes the 3-D backbone
-    narrower.
-    Raises ValueError for components and settings that this library does not have.
+    Args:
+        model_cfg: the section.
+        class_names: in order.
+        point_cloud_range: x, y and z minimum, then their maximum, in metres.
+        voxel_size: along x, y and z, in metres.
+        num_point_features: columns of a point.
+        max_points: of a voxel, where the encoder has hard ones.
+        max_voxels: of a frame, a number or a pair (training, testing), likewise.
+        channel_divisor: makes the 3-D backbone so many times as narrow.
+
+    Raises:
+        ValueError: a component or setting is not in this library.
     """
     _check_one_stage(model_cfg)
     nodes: dict[str, Any] = {
@@ -139,7 +148,16 @@ ENCODERS = {
 
 
 def encoder(config: Config, max_points: int | None, max_voxels: int | tuple[int, int] | None) -> dict[str, Any]:
-    """Our encoder for a VFE section; max_points, max_voxels: limits of hard voxels, where it has such."""
+    """Our encoder for a VFE section.
+
+    Args:
+        config: the section.
+        max_points: of a voxel, where the encoder has hard ones.
+        max_voxels: of a frame, a number or a pair (training, testing), likewise.
+
+    Raises:
+        ValueError: the encoder is not in this library, or the limits are missing.
+    """
     name = known_name("VFE", config["NAME"], ENCODERS)
     node: dict[str, Any] = {"name": name}
     if name in ("PillarVFE", "MeanVFE"):
@@ -170,9 +188,14 @@ def official_state(
 ) -> dict[str, Tensor]:
     """An official state dict in the names and shapes of a detector; differentiable.
 
-    rename: our name for a published one; by default only the prefixes differ, see `our_name`.
-    Weights of sparse convolutions are brought into our layout, see `our_value`.
-    Raises ValueError that names entries which are missing, have no place or another shape.
+    Args:
+        detector: for whose state dict.
+        state_dict: published tensors by name; weights of sparse convolutions are brought into our layout, see
+            `our_value`.
+        rename: our name for a published one; by default only the prefixes differ, see `our_name`.
+
+    Raises:
+        ValueError: entries are missing, have no place or another shape; the message names them.
     """
     parameters = {name: value for name, value in state_dict.items() if name not in WITHOUT_PARAMETERS}
     neck = isinstance(getattr(detector, "bev_backbone", None), PillarNetNeck)

@@ -12,9 +12,15 @@ from pcdet_ext.models.heads import branches, transfusion
 
 
 def head(config: Config, post_processing: Config, class_names: Sequence[str]) -> dict[str, Any]:
-    """The configuration of a head from DENSE_HEAD and the detector's POST_PROCESSING.
+    """The configuration of a head.
 
-    Raises ValueError for heads and settings that this library does not have.
+    Args:
+        config: the section DENSE_HEAD.
+        post_processing: the detector's POST_PROCESSING.
+        class_names: in order.
+
+    Raises:
+        ValueError: the head or a setting is not in this library.
     """
     name = config["NAME"]
     if name == "AnchorHeadSingle":

@@ -15,7 +15,16 @@ NMS_KINDS: dict[str | None, str] = {"nms_gpu": "rotated", "nms_normal_gpu": "axi
 
 
 def check_branches(config: Config, channels: Mapping[str, int], height: str) -> None:
-    """Raise ValueError for branches whose channels or order would mean another box code; height: that of z."""
+    """Check that a head's branches mean a box code that is known.
+
+    Args:
+        config: the section SEPARATE_HEAD_CFG.
+        channels: of each branch, as they must be.
+        height: name of the branch of z.
+
+    Raises:
+        ValueError: channels or their order would mean another code.
+    """
     order = ["center", height, "dim", "rot", "vel"]
     if [name for name in config["HEAD_ORDER"] if name != "iou"] not in (order, order[:4]):  # "iou" is not in the code
         raise ValueError(f"HEAD_ORDER {config['HEAD_ORDER']} is not known here; known: {order}, with or without 'vel'")

@@ -14,6 +14,11 @@ class SparseBatchNorm(nn.BatchNorm1d):
 
     A training batch of fewer than two rows has no variance: it is normalized with the running statistics, which then
     stay as they are, where torch would raise an error.
+
+    Args:
+        channels: C.
+        eps: added to the variance.
+        momentum: weight of a new batch in the running statistics.
     """
 
     def __init__(self, channels: int, eps: float = EPS, momentum: float = MOMENTUM) -> None:

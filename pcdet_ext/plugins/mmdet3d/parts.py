@@ -113,7 +113,19 @@ class PcdetExtMiddleEncoder(nn.Module):
         self.stride = int(self.network.stride)
 
     def forward(self, voxel_features: Tensor, coors: Tensor, batch_size: int, *_: Any) -> Tensor:
-        """Features [V, in_channels] of voxels coors [V, 4] (batch, z, y, x) to a map [B, out_channels, Y, X]."""
+        """Run the backbone and flatten its result.
+
+        Args:
+            voxel_features: floating-point [V, in_channels].
+            coors: integer [V, 4] (batch, z, y, x).
+            batch_size: number of frames.
+
+        Returns:
+            The map [B, out_channels, Y, X].
+
+        Raises:
+            ConfigError: the channels are others than those it was built for, or voxels lie outside of its grid.
+        """
         if voxel_features.shape[1] != self.in_channels:
             raise ConfigError(
                 f"{self.section}: built for {self.in_channels} channels, but voxel_encoder gives "

@@ -90,7 +90,13 @@ def build(section: str, model_cfg: Mapping[str, Any], **context: Any) -> Any:
 def node(section: str, model_cfg: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> Node:
     """The node of ours that a section describes, named as the section in messages; see `build`.
 
-    What the section says of its input, as published ones do, is compared with what it gets.
+    Args:
+        section: its name.
+        model_cfg: the section.
+        context: what it gets; what published sections say of their input is compared with it.
+
+    Raises:
+        ConfigError: the section cannot be read, or says something else of its input.
     """
     found = _read(section, plain(model_cfg))
     for key in ("in_channels", "grid"):
@@ -136,9 +142,15 @@ def _published(section: str, settings: Mapping[str, Any], where: str) -> Node:
 
 
 def whole_cells(point_cloud_range: Sequence[float], voxel_size: Sequence[float], grid_size: Sequence[int]) -> None:
-    """Check that OpenPCDet's grid (x, y, z) is what its range holds of its voxels.
+    """Check that OpenPCDet's grid is what its range holds of its voxels.
 
-    Raises ConfigError that names both settings, and the ends that would fit.
+    Args:
+        point_cloud_range: x, y and z minimum, then their maximum, in metres.
+        voxel_size: along x, y and z, in metres.
+        grid_size: cells along x, y and z.
+
+    Raises:
+        ConfigError: it is not; the message names both settings, and the ends that would fit.
     """
     low, high = list(map(float, point_cloud_range[:3])), list(map(float, point_cloud_range[3:]))
     for axis, start, end, size, cells in zip("xyz", low, high, map(float, voxel_size), grid_size, strict=True):
