@@ -8,6 +8,7 @@ namespace {
 using namespace pcdet;
 
 constexpr int kThreads = 256;
+constexpr int kAhead = 4;  // rows that are read at once: one alone would wait for memory each time
 
 int blocks_for(int64_t n) { return static_cast<int>((n + kThreads - 1) / kThreads); }
 
@@ -21,13 +22,22 @@ __global__ void reduce(const T* values, const int64_t* rows, const int64_t* offs
     const bool picks = kind == kMax || kind == kMin;
     T result = 0;
     int32_t chosen = -1;
-    for (int64_t k = first; k < last; ++k) {
-        const T value = values[rows[k] * c + column];
-        if (!picks) {
-            result += value;
-        } else if (chosen < 0 || beats(value, result, kind == kMax)) {
-            result = value;
-            chosen = static_cast<int32_t>(rows[k]);
+    for (int64_t k = first; k < last; k += kAhead) {
+        int64_t row[kAhead];
+        T value[kAhead];
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) row[i] = rows[k + i < last ? k + i : last - 1];
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) value[i] = values[row[i] * c + column];
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+            if (k + i >= last) break;
+            if (!picks) {
+                result += value[i];
+            } else if (chosen < 0 || beats(value[i], result, kind == kMax)) {
+                result = value[i];
+                chosen = static_cast<int32_t>(row[i]);
+            }
         }
     }
     if (kind == kMean) result /= static_cast<T>(last > first ? last - first : 1);

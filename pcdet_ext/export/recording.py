@@ -32,11 +32,15 @@ from pcdet_ext.models import detector
 from pcdet_ext.models.bev import flatten_to_bev
 from pcdet_ext.models.layers import sparse_conv
 from pcdet_ext.ops._arguments import operations_as
+from pcdet_ext.ops.equal_groups import equal_group_slots_reference
 from pcdet_ext.structures import SparseVoxels
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "causal_conv1d": mixers.causal_conv1d,
     "dynamic_voxelize": voxels.dynamic_voxelize,
+    "equal_group_slots": lambda order, inverse, counts, size, sizes: equal_group_slots_reference(
+        order, inverse, counts, size
+    ),
     "neighbour_table": sparse.neighbour_table,
     "nms": boxes.nms,
     "octree_depthwise_conv": sparse.depthwise_conv,
@@ -46,6 +50,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "segment_softmax": basics.segment_softmax,
     "selective_scan": mixers.selective_scan,
     "serialize": sequences.serialize,
+    "unique_numbers": lambda numbers, end: basics.unique(numbers)[:2],  # none is left out in what is recorded
     "voxelize": voxels.voxelize,
     "wkv": mixers.wkv,
 }

@@ -25,12 +25,14 @@ ORDERS = Registry("order")
 class Ordering:
     """The voxels of a batch as one sequence, frame after frame.
 
-    order: int64 [N], voxel at each place; inverse: int64 [N], place of each voxel; counts: int64 [B], voxels per frame.
+    order: int64 [N], voxel at each place; inverse: int64 [N], place of each voxel; counts: int64 [B], voxels per frame;
+    sizes: the same as numbers, where they are known.
     """
 
     order: Tensor
     inverse: Tensor
     counts: Tensor
+    sizes: tuple[int, ...] | None = None
 
 
 def ordering_of_keys(keys: Tensor, batch_index: Tensor, batch_size: int) -> Ordering:
@@ -41,10 +43,21 @@ def ordering_of_keys(keys: Tensor, batch_index: Tensor, batch_size: int) -> Orde
         batch_index: int64 [N], the frame of each voxel.
         batch_size: number of frames.
     """
+    return Ordering(*_sorted(keys), torch.bincount(batch_index, minlength=batch_size))
+
+
+def _sorted(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of keys int64 [N] in their order, and the place of each."""
     order = torch.argsort(keys, stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
-    return Ordering(order, inverse, torch.bincount(batch_index, minlength=batch_size))
+    return order, inverse
+
+
+def _frame_counts(voxels: SparseVoxels) -> tuple[Tensor, tuple[int, ...] | None]:
+    """Voxels of each frame int64 [B], on CUDA as numbers too: all orderings of these voxels share one wait for them."""
+    counts = torch.bincount(voxels.coords[:, 0], minlength=voxels.batch_size)
+    return counts, tuple(counts.tolist()) if voxels.coords.is_cuda else None
 
 
 class Order(ABC):
@@ -66,7 +79,7 @@ class Order(ABC):
         return voxels.plan(self, self._make)
 
     def _make(self, voxels: SparseVoxels) -> Ordering:
-        return ordering_of_keys(self.keys(voxels), voxels.coords[:, 0], voxels.batch_size)
+        return Ordering(*_sorted(self.keys(voxels)), *voxels.plan("frame_counts", _frame_counts))
 
 
 @ORDERS.register

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pcdet_ext.config import Registry
 from pcdet_ext.grouping.orders import LSH, Order, Ordering, Window, WindowX, WindowY
+from pcdet_ext.ops.equal_groups import equal_group_slots, starts_of
 from pcdet_ext.ops.rotated_sets import rotated_sets
 from pcdet_ext.structures import Groups, Segments, SparseVoxels
 
@@ -33,20 +34,8 @@ def equal_groups(ordering: Ordering, size: int, masked: bool = False) -> Groups:
         ValueError: for a size below 1.
     """
     _check_size(size)
-    counts = ordering.counts
-    padded = (counts + size - 1) // size * size
-    frame = torch.repeat_interleave(padded)
-    slot = torch.arange(len(frame), device=frame.device) - _starts(padded)[frame]
-    count = counts[frame]
-    earlier = torch.where(count > size, slot - size, slot % count.clamp(min=1))
-    place = torch.where(slot < count, slot, earlier) + _starts(counts)[frame]
-    voxel_frame = torch.repeat_interleave(counts)
-    place_slot = torch.arange(len(voxel_frame), device=frame.device) + (_starts(padded) - _starts(counts))[voxel_frame]
-    return Groups(
-        index=ordering.order[place].view(-1, size),
-        inverse=place_slot[ordering.inverse],
-        valid=(slot < count).view(-1, size) if masked else None,
-    )
+    index, inverse, valid = equal_group_slots(ordering.order, ordering.inverse, ordering.counts, size, ordering.sizes)
+    return Groups(index.view(-1, size), inverse, valid.view(-1, size) if masked else None)
 
 
 def octree_windows(
@@ -74,9 +63,9 @@ def octree_windows(
     pieces = counts.sum().view(1) if straddle else counts
     padded = (pieces + block - 1) // block * block
     piece = torch.repeat_interleave(padded)
-    slot = torch.arange(len(piece), device=piece.device) - _starts(padded)[piece]
+    slot = torch.arange(len(piece), device=piece.device) - starts_of(padded)[piece]
     valid = slot < pieces[piece]
-    place = torch.where(valid, slot + _starts(pieces)[piece], 0)
+    place = torch.where(valid, slot + starts_of(pieces)[piece], 0)
     frames = torch.cat([torch.repeat_interleave(counts), counts.new_full((1,), len(counts))])
     owner = frames[torch.where(valid, place, len(frames) - 1)]
 
@@ -107,10 +96,10 @@ def even_sets(order: Tensor, counts: Tensor, size: int) -> Groups:
     _check_size(size)
     sets = (counts + size - 1) // size
     owner = torch.repeat_interleave(sets)
-    local = torch.arange(len(owner), device=owner.device) - _starts(sets)[owner]
+    local = torch.arange(len(owner), device=owner.device) - starts_of(sets)[owner]
     slot = local[:, None] * size + torch.arange(size, device=owner.device)
     place = slot * counts[owner, None] // (sets[owner, None] * size)
-    index = order[_starts(counts)[owner, None] + place]
+    index = order[starts_of(counts)[owner, None] + place]
     repeats = torch.cat([torch.zeros_like(index[:, :1], dtype=torch.bool), index[:, 1:] == index[:, :-1]], 1)
     slots = torch.arange(index.numel(), device=index.device)
     inverse = slots.new_empty(len(order) + 1)  # one more takes the repeats, so that no two write to the same place
@@ -125,11 +114,6 @@ def window_segments(index: Tensor) -> Segments:
     inverse[order] = torch.arange(len(order), device=order.device)
     counts = torch.unique_consecutive(index[order], return_counts=True)[1]
     return Segments(order, inverse, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
-
-
-def _starts(counts: Tensor) -> Tensor:
-    """Exclusive running sum: where each frame begins."""
-    return counts.cumsum(0) - counts
 
 
 class Partition(ABC):

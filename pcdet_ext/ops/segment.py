@@ -97,8 +97,9 @@ def _segment_reduce(values: Tensor, index: Tensor, num_segments: int, kind: int)
     _check_highest(int(index.max()) if n else -1, num_segments)
     if on_cuda(values) and has_kernels(values):
         out, chosen, _ = _outputs(values, num_segments, kind)
-        ordered, rows = torch.sort(index, stable=True)
-        offsets = torch.searchsorted(ordered, torch.arange(num_segments + 1, device=index.device))
+        narrow = index.clamp(min=-1).int() if num_segments < 1 << 31 else index  # half the passes to sort
+        ordered, rows = torch.sort(narrow, stable=True)
+        offsets = torch.searchsorted(ordered, torch.arange(num_segments + 1, device=index.device, dtype=narrow.dtype))
         table = (values, values.dtype, n * c), (rows, torch.int64, n)
         sizes = (offsets, torch.int64, num_segments + 1), num_segments, c, Int32(kind)
         to = _buffers(out, chosen, num_segments, c, kind)

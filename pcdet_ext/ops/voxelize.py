@@ -14,6 +14,7 @@ from torch import Tensor
 from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import has_kernels, kernel_kind, launch, on_cuda
 from pcdet_ext.ops._operator import integer_operator, shapes_of
+from pcdet_ext.ops.unique_numbers import unique_numbers, unique_numbers_reference
 
 MOST_NUMBERS = 1 << 32  # in padded voxels, 17 GB
 
@@ -273,10 +274,12 @@ def _dynamic_voxelize(
 ) -> tuple[Tensor, Tensor]:
     grid = _grid(point_cloud_range, voxel_size, x_major, pillars)
     if kernel_kind(points.device) != "cpu" or not has_kernels(points):
-        if len(points):
-            first, last = batch_index.aminmax()
-            _check_frames(int(first), int(last), grid)
-        return _dynamic_voxelize_cells(_cells(points, batch_index, grid), grid)
+        if not len(points):
+            return points.new_empty(0, 4, dtype=torch.int32), batch_index.new_empty(0)
+        lowest, highest = torch.stack(batch_index.aminmax()).tolist()
+        _check_frames(lowest, highest, grid)
+        cells, voxel = unique_numbers(_cells(points, batch_index, grid), (highest + 1) * grid.volume)
+        return _coords(cells, grid), voxel
     (n, c), totals = points.shape, (ctypes.c_int64 * 3)()
     coords, voxel = points.new_empty(n, 4, dtype=torch.int32), points.new_empty(n, dtype=torch.int64)
     cloud = (points, torch.float32, n * c), n, c, (batch_index, torch.int64, n), grid
@@ -370,15 +373,6 @@ def _voxelize_cells(
     return voxels.view(m, max_points, points.shape[1]), coords, held, places
 
 
-def _dynamic_voxelize_cells(cells: Tensor, grid: _VoxelGrid) -> tuple[Tensor, Tensor]:
-    """Dynamic voxels of points whose cells are known, by sorting."""
-    inside = cells >= 0
-    unique, voxel = torch.unique(cells[inside], return_inverse=True)
-    point_voxel = torch.full_like(cells, -1)
-    point_voxel[inside] = voxel
-    return _coords(unique, grid), point_voxel
-
-
 def voxelize_reference(
     points: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -397,4 +391,5 @@ def dynamic_voxelize_reference(
 ) -> tuple[Tensor, Tensor]:
     """The definition in PyTorch; see `dynamic_voxelize`."""
     grid = _grid(point_cloud_range, voxel_size, x_major, pillars)
-    return _dynamic_voxelize_cells(cells_reference(points, batch_index, grid), grid)
+    cells, voxel = unique_numbers_reference(cells_reference(points, batch_index, grid))
+    return coords_reference(cells, grid), voxel

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pcdet_ext import ops
 from pcdet_ext.ops import _native
-from pcdet_ext.ops.neighbours import neighbour_table
+from pcdet_ext.ops.equal_groups import equal_group_slots
+from pcdet_ext.ops.neighbours import gather_neighbours, neighbour_table
 from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours
 
 FLAGS = ("-fsanitize=address", "-O0", "-g1")
@@ -104,6 +105,9 @@ def coordinates() -> None:
     leaves, _ = octree_leaves(points[:, :3] * 0.4 - 0.6, torch.tensor([300, 0, 700], device="cpu"), 5)
     octree_grow(torch.unique(ops.octree_parent(leaves)), leaves)
     neighbour_table(torch.randperm(500)[:70], torch.tensor([-600, -20, 0, 1, 600]))
+    gather_neighbours(rand(70, 5), torch.randint(-1, 70, (33, 9), dtype=torch.int32))
+    order = torch.randperm(100)
+    equal_group_slots(order, order.argsort(), torch.tensor([30, 0, 70]), 16)
     octree_neighbours(torch.randint(-1, 9, (9, 27)), torch.arange(9, dtype=torch.int32), torch.arange(9))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pcdet_ext import config
 from pcdet_ext.models.detector import VoxelDetector, build_detector
+from pcdet_ext.models.heads.transfusion import TransFusionHead
 from pcdet_ext.structures import PointBatch, Targets
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -24,7 +25,9 @@ DETECTORS = [
     for path in sorted((CONFIGS / folder).glob("*.yaml"))
     if not path.stem.endswith(SAME_MODEL)
 ]
-TOLERANCE = 2e-3  # of the largest value: sums of float32 in another order, through up to 40 layers
+# How much farther from float64 a device may be than the CPU in float32, in parts of the largest value: both round, and
+# some networks make much of it.
+FARTHER, APART = 4.0, 2e-4
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -91,20 +94,37 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return float((found.cpu() - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
+@torch.no_grad()
+def calibrate(detector: VoxelDetector, batch: PointBatch, device: str = "cuda") -> None:
+    """Let batch norms normalise what they see: without it little comes through random layers but their biases."""
+    norms = [m for m in detector.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    detector.to(device).train()(batch.to(device))
+    detector.cpu().eval()
+
+
+def outputs(detector: VoxelDetector, batch: PointBatch) -> list[Tensor]:
+    """The map and what the head makes of it; not what it makes of the best cells, which change with the last bit."""
+    with torch.inference_mode():
+        bev = detector.bev_map(batch)
+        picks = isinstance(detector.head, TransFusionHead)
+        return [bev, *([] if picks else tensors(detector.head(bev)))]
+
+
 @pytest.mark.gpu
 @pytest.mark.usefixtures("exact_convolutions")
 @pytest.mark.parametrize("path", DETECTORS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_detector_on_cuda_agrees_with_itself_on_the_cpu(path: Path) -> None:
     detector, batch = build(path)
-    detector.eval()
+    calibrate(detector, batch)
     on_cuda, there = copy.deepcopy(detector).cuda(), batch.to("cuda")
-    with torch.inference_mode():
-        expected, found = list(tensors(detector(batch))), list(tensors(on_cuda(there)))
-    assert len(found) == len(expected) > 0
-    for ours, theirs in zip(found, expected, strict=True):
+    on_cpu, found, exact = outputs(detector, batch), outputs(on_cuda, there), outputs(detector.double(), batch)
+    assert len(found) == len(exact) > 0
+    for ours, theirs, expected in zip(found, on_cpu, exact, strict=True):
         assert ours.is_cuda
-        assert ours.shape == theirs.shape
-        assert difference(ours, theirs) < TOLERANCE
+        assert ours.shape == expected.shape
+        assert difference(ours, expected) < FARTHER * difference(theirs, expected) + APART
     for result in on_cuda.predict(there):
         assert result.boxes.is_cuda
         assert result.boxes.isfinite().all()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pcdet_ext.ops.neighbours import neighbour_table, neighbour_table_reference
+from pcdet_ext.ops.neighbours import gather_neighbours, neighbour_table, neighbour_table_reference
 
 KEYS = st.lists(st.integers(-50, 50), max_size=40, unique=True)
 
@@ -59,3 +59,27 @@ def test_wrong_arguments_are_named():
         neighbour_table(keys.int(), keys)
     with pytest.raises(ValueError, match=r"shifts must be int64 with one dimension, got torch.int64 \[3, 1\]"):
         neighbour_table(keys, keys[:, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 3, 4, 16])
+def test_neighbours_are_gathered(accelerator: Accelerator, dtype: torch.dtype, channels: int) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    features = torch.randn(37, channels, generator=generator).to(dtype)
+    table = torch.randint(-1, 37, (50, 9), generator=generator, dtype=torch.int32)
+    inputs = features.to(accelerator.device), table.to(accelerator.device)
+    with accelerator:
+        found = gather_neighbours(*inputs).cpu()
+    expected = torch.stack([torch.where(row < 0, 0, features[row.long()].t()).t() for row in table.flatten()])
+    assert found.shape == (50, 9, channels)
+    assert found.equal(expected.view(50, 9, channels))
+
+
+def test_neighbours_that_cannot_be_gathered_are_named() -> None:
+    table = torch.zeros(2, 2, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"features must be \[N, C\] of 16, 32 or 64 bits, got torch.bool \[2, 2\]"):
+        gather_neighbours(torch.ones(2, 2, dtype=torch.bool), table)
+    with pytest.raises(ValueError, match=r"table must be int32 \[M, K\] on cpu, got torch.int64 \[2, 2\] on cpu"):
+        gather_neighbours(torch.ones(2, 2), table.long())
+    with pytest.raises(ValueError, match=r"table \[1000000, 27\] makes 10.8 GB of neighbours"):
+        gather_neighbours(torch.ones(2, 100), torch.zeros(1, 1, dtype=torch.int32).expand(1_000_000, 27))

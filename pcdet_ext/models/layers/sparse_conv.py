@@ -1,8 +1,9 @@
 """Sparse 3-D convolutions (SECOND, Yan et al. 2018; submanifold: Graham et al., CVPR 2018).
 
-One layer, two engines with the same parameters and results. "native" (here): tables of neighbouring voxels and one
-matrix product per kernel cell, on every device. "spconv": the library of that name. "auto" takes spconv on CUDA where
-it is installed, and native otherwise: on the CPU both are about as fast (tools/benchmark.py ops --only sparse_conv).
+One layer, two engines with the same parameters and results. "native" (here and in `gathered_conv`): tables of
+neighbouring voxels, with one matrix product per kernel cell on the CPU and one for all cells on CUDA. "spconv": the
+library of that name. "auto" takes spconv on CUDA where it is installed, and native otherwise: on the CPU both are about
+as fast (tools/benchmark.py ops --only sparse_conv).
 The environment variable PCDET_EXT_SPARSE_CONV=native|spconv decides for layers that say "auto".
 """
 
@@ -22,6 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pcdet_ext.models.layers.gathered_conv import (
+    GatherTable,
+    convolve_gathered,
+    strided_gather,
+    submanifold_gather,
+)
+from pcdet_ext.ops._native import on_cuda
 from pcdet_ext.ops.neighbours import neighbour_table
 from pcdet_ext.structures import SparseVoxels, untraced
 
@@ -112,14 +120,22 @@ class SparseConv3d(nn.Module):
         return self._forward_native(voxels)
 
     def _forward_native(self, voxels: SparseVoxels) -> SparseVoxels:
-        key = ("sparse_conv", self.submanifold, self.kernel_size, self.stride, self.padding, self.first_seen)
-        table = voxels.plan(key, self._table)
-        features = voxels.features.to(self.weight.dtype)
-        result = _apply(features, self.weight, table.pairs, len(table.coords))
+        gathers = on_cuda(voxels.coords) and not self.first_seen
+        key = ("sparse_conv", gathers, self.submanifold, self.kernel_size, self.stride, self.padding, self.first_seen)
+        table = voxels.plan(key, self._gather_table if gathers else self._table)
+        if gathers:
+            result = convolve_gathered(voxels.features, self.weight, table)
+        else:
+            result = _apply(voxels.features, self.weight, table.pairs, len(table.coords))
         result = result if self.bias is None else result + self.bias
         if self.submanifold:
             return voxels.with_features(result)
         return SparseVoxels(result, table.coords, table.grid, voxels.batch_size, table.plans)
+
+    def _gather_table(self, voxels: SparseVoxels) -> GatherTable:
+        if self.submanifold:
+            return submanifold_gather(voxels, submanifold_table(voxels, self.kernel_size))
+        return strided_gather(voxels, self.kernel_size, self.stride, self.padding, self.out_grid(voxels.grid))
 
     def _table(self, voxels: SparseVoxels) -> NeighbourTable:
         if self.submanifold:

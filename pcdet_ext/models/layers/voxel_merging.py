@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pcdet_ext.models.layers.sparse_conv import SubMConv3d, Triple
 from pcdet_ext.ops.segment import segment_reduce
+from pcdet_ext.ops.unique_numbers import unique_numbers
 from pcdet_ext.structures import SparseVoxels
 
 DIAGONALS = ((1, -1), (1, 1), (-1, -1), (-1, 1))  # (y, x) of the voxels that one foreground voxel diffuses to
@@ -58,7 +59,8 @@ class VoxelMerging(nn.Module):
         if self.generation:
             coords = torch.cat([coords, self._generate(features.detach(), coords, voxels)])
         grid = self.out_grid(voxels.grid)
-        merged, parent = merge_cells(coords, self.scale, self._whole_cells(voxels.grid) if self.floor_keys else grid)
+        cells = self._whole_cells(voxels.grid) if self.floor_keys else grid
+        merged, parent = merge_cells(coords, self.scale, cells, voxels.batch_size)
         features = self.norm(segment_reduce(features, parent[: len(features)], len(merged)))
         return SparseVoxels(features, merged, grid, voxels.batch_size), parent
 
@@ -90,13 +92,14 @@ class VoxelMerging(nn.Module):
         return torch.cat([source[:, :2], torch.minimum(moved.clamp(min=0), limit)], 1)
 
 
-def merge_cells(coords: Tensor, scale: Triple, cells: Triple) -> tuple[Tensor, Tensor]:
+def merge_cells(coords: Tensor, scale: Triple, cells: Triple, frames: int) -> tuple[Tensor, Tensor]:
     """Coarse cells, and the one that each voxel falls into.
 
     Args:
         coords: int64 [N, 4] (batch, z, y, x).
         scale: fine cells in a coarse one along z, y and x.
-        cells: coarse cells along z, y and x.
+        cells: coarse cells along z, y and x; a voxel may lie one beyond the last.
+        frames: of the batch.
 
     Returns:
         int32 [M, 4], ascending by (batch, x, y, z), and int64 [N], the row of each voxel's cell.
@@ -104,7 +107,7 @@ def merge_cells(coords: Tensor, scale: Triple, cells: Triple) -> tuple[Tensor, T
     z, y, x = (torch.div(coords[:, i + 1], scale[i], rounding_mode="floor") for i in range(3))
     depth, height, width = cells
     keys = ((coords[:, 0] * width + x) * height + y) * depth + z
-    unique, parent = torch.unique(keys, return_inverse=True)
+    unique, parent = unique_numbers(keys, ((frames * width + 1) * height + 1) * depth + 1)
     column = torch.div(unique, depth, rounding_mode="floor")
     plane = torch.div(column, height, rounding_mode="floor")
     frame = torch.div(plane, width, rounding_mode="floor")
