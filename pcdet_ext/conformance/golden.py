@@ -306,7 +306,8 @@ def _grad_bound(meta: Mapping[str, Any], size: np.ndarray) -> np.ndarray:
     if "atol" in own:
         return own["atol"] + own["rtol"] * size
     if "grad_atol_rel_to_max" in general:
-        return general["grad_atol_rel_to_max"] * largest + general["grad_rtol"] * size
+        least = max(general["grad_atol_rel_to_max"] * largest, general.get("grad_atol", 0.0))
+        return least + general["grad_rtol"] * size
     share = own.get("rel_to_max", general.get("grad_max_abs_diff_over_max_abs_grad", 1e-3))
     return np.full(size.shape, share * largest)
 

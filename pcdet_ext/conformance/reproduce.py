@@ -28,6 +28,7 @@ CASE_MODULES = (
     "dsvt",
     "evaluators",
     "flatformer",
+    "graph_tracking",
     "lion",
     "mappings",
     "octree",

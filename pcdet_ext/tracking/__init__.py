@@ -1,7 +1,8 @@
 """Association of detections over time: trackers that give every object of a sequence a number of its own."""
 
 from pcdet_ext.tracking.base import Tracker
+from pcdet_ext.tracking.graph import GraphTracker
 from pcdet_ext.tracking.greedy import GreedyTracker
 from pcdet_ext.tracking.kalman import KalmanTracker
 
-__all__ = ["GreedyTracker", "KalmanTracker", "Tracker"]
+__all__ = ["GraphTracker", "GreedyTracker", "KalmanTracker", "Tracker"]

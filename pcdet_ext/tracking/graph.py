@@ -1,0 +1,106 @@
+"""Tracking with a graph transformer (3DMOTFormer): frame by frame, with tracks that remember what they looked like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pcdet_ext.structures import Array
+from pcdet_ext.tracking.base import BoxTracker, StillBoxes, TrackedBoxes, check_timestamp
+from pcdet_ext.tracking.graph_edges import CLASSES, PERIOD
+from pcdet_ext.tracking.graph_network import GraphTrackerNetwork
+from pcdet_ext.tracking.graph_states import FrameNodes, GraphOptions, TrackNodes, step
+
+MOST = 500  # boxes of a frame
+UNSEEN = 0.1  # factor of the score of a track that is not found
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """What is written of the tracks, in their order.
+
+    boxes: where the detections were, moved on for tracks that are not found; number: int64 [T]; active: int64 [T],
+    frames in a row, 0 for tracks not found; row: int64 [T], detection, -1 for none.
+    """
+
+    boxes: StillBoxes
+    number: Array
+    active: Array
+    row: Array
+
+
+class GraphTracker(BoxTracker):
+    """Matches detections with tracks by the affinities of a network. Tracks are numbered from 0 in each sequence.
+
+    A frame without any detection of a tracked class changes nothing and gives nothing. The boxes of a frame are those
+    of all tracks, by falling score; the scores of tracks that are not found are a tenth of what they were.
+
+    Args:
+        network: is used as it is, in evaluation mode; it was trained on key frames half a second apart.
+        options: how affinities become tracks.
+    """
+
+    def __init__(self, network: GraphTrackerNetwork, options: GraphOptions | None = None) -> None:
+        self.network, self.options = network.eval(), options or GraphOptions()
+        self.reset()
+
+    def reset(self) -> None:
+        """See `Tracker.reset`."""
+        self._tracks: TrackNodes | None = None
+        self._records: Records | None = None
+        self._count = 0
+
+    def associate(self, boxes: StillBoxes, class_names: Sequence[str], timestamp: float) -> TrackedBoxes:
+        """See `BoxTracker.associate`; boxes, velocities and scores are those of the detections."""
+        check_timestamp(timestamp)
+        number = np.array([CLASSES.index(name) if name in CLASSES else -1 for name in class_names], np.int64)
+        rows = np.flatnonzero(number[boxes.label] >= 0) if len(boxes) else np.zeros(0, np.int64)
+        own = boxes.select(rows)
+        if not len(own):
+            return TrackedBoxes(rows, rows, own)
+        self._records = self._advanced(own, rows, _nodes(own, number[own.label], self.network))
+        return _written(self._records)
+
+    def _advanced(self, own: StillBoxes, rows: Array, frame: FrameNodes) -> Records:
+        if self._tracks is None or self._records is None:
+            self._tracks, self._count = TrackNodes.first(frame), len(own)
+            return Records(own, np.arange(len(own)), np.ones(len(own), np.int64), rows)
+        with torch.no_grad():
+            done = step(self.network, self._tracks, frame, self.options)
+        self._tracks = done.tracks
+        pairs, new, kept = (index.cpu().numpy() for index in (done.pairs, done.new, done.kept))
+        numbers = self._count + np.arange(len(new))
+        self._count += len(new)
+        before, seen = self._records, np.concatenate([pairs[:, 1], new])
+        old = before.boxes.select(kept)
+        box = old.box.copy()
+        box[:, :2] += PERIOD * old.velocity
+        parts = own.select(seen), StillBoxes(box, old.velocity, old.label, old.score)
+        none = np.zeros(len(kept), np.int64)
+        active = np.concatenate([before.active[pairs[:, 0]] + 1, np.ones(len(new), np.int64), none])
+        return Records(
+            boxes=StillBoxes(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in vars(own)}),
+            number=np.concatenate([before.number[pairs[:, 0]], numbers, before.number[kept]]),
+            active=active,
+            row=np.concatenate([rows[seen], none - 1]),
+        )
+
+
+def _nodes(own: StillBoxes, number: Array, network: GraphTrackerNetwork) -> FrameNodes:
+    """Features of detections; a size is width, length, height, and a velocity that is not known is zero."""
+    weight = network.embedding.weight
+    box = own.box[:, [0, 1, 2, 4, 3, 5, 6]]
+    columns = (box, np.nan_to_num(own.velocity), np.eye(len(CLASSES))[number], own.score[:, None])
+    features = torch.from_numpy(np.concatenate(columns, axis=1)).to(weight.device, weight.dtype)
+    return FrameNodes(features, torch.zeros(len(own), dtype=torch.int64, device=weight.device))
+
+
+def _written(records: Records) -> TrackedBoxes:
+    order = np.argsort(-records.boxes.score, kind="stable")[:MOST]
+    boxes = records.boxes.select(order)
+    score = np.where(records.active[order] > 0, boxes.score, boxes.score * UNSEEN)
+    boxes = StillBoxes(boxes.box, boxes.velocity, boxes.label, score)
+    return TrackedBoxes(records.number[order], records.row[order], boxes)

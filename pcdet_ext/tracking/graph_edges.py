@@ -1,0 +1,42 @@
+"""Edges between tracks and detections of one class that are near each other, and the features of these edges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CLASSES = ("car", "pedestrian", "bicycle", "bus", "motorcycle", "trailer", "truck")  # numbers of the classes
+LIMITS = (4.0, 1.0, 3.0, 5.5, 13.0, 3.0, 4.0)  # metres between a track, moved on, and a detection
+NEIGHBOURS = 5.0  # metres
+PERIOD = 0.5  # seconds between frames
+
+
+def within(boxes: Tensor, label: Tensor, batch: Tensor, distance: float = NEIGHBOURS) -> Tensor:
+    """Edges int64 [2, E] between boxes [N, 7] of one class and sample that are near, with themselves too."""
+    gaps = (boxes[:, None, :2] - boxes[None, :, :2]).norm(dim=2)
+    near = (gaps <= distance) & (label[:, None] == label[None]) & (batch[:, None] == batch[None])
+    return near.nonzero().T
+
+
+def moved(boxes: Tensor, velocity: Tensor, age: Tensor) -> Tensor:
+    """Places [T, 2] of tracks, carried on by their velocity for as many frames as they are old."""
+    return boxes[:, :2] + velocity.detach() * (age * PERIOD)[:, None]
+
+
+def may_be(places: Tensor, labels: Tensor, boxes: Tensor, other: Tensor, limits: Tensor) -> Tensor:
+    """bool [T, N]: detections of the track's class that are near enough to a track's place [T, 2]."""
+    gaps = (places[:, None] - boxes[None, :, :2]).norm(dim=2)
+    return (gaps <= limits[labels][:, None]) & (labels[:, None] == other[None])
+
+
+def features(edges: Tensor, tracks: Tensor, places: Tensor, age: Tensor, boxes: Tensor) -> Tensor:
+    """Features [E, 10] of edges: difference of the boxes, of the places, and the age of the track."""
+    track, detection = edges
+    return torch.cat(
+        [
+            boxes[detection] - tracks[track],
+            boxes[detection, :2] - places[track],
+            age[track, None].to(boxes.dtype),
+        ],
+        dim=1,
+    )
