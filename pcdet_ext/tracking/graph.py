@@ -10,6 +10,7 @@ import torch
 
 from pcdet_ext.structures import Array
 from pcdet_ext.tracking.base import BoxTracker, StillBoxes, TrackedBoxes, check_timestamp
+from pcdet_ext.tracking.graph_data import node_features
 from pcdet_ext.tracking.graph_edges import CLASSES, PERIOD
 from pcdet_ext.tracking.graph_network import GraphTrackerNetwork
 from pcdet_ext.tracking.graph_states import FrameNodes, GraphOptions, TrackNodes, step
@@ -90,12 +91,10 @@ class GraphTracker(BoxTracker):
 
 
 def _nodes(own: StillBoxes, number: Array, network: GraphTrackerNetwork) -> FrameNodes:
-    """Features of detections; a size is width, length, height, and a velocity that is not known is zero."""
     weight = network.embedding.weight
-    box = own.box[:, [0, 1, 2, 4, 3, 5, 6]]
-    columns = (box, np.nan_to_num(own.velocity), np.eye(len(CLASSES))[number], own.score[:, None])
-    features = torch.from_numpy(np.concatenate(columns, axis=1)).to(weight.device, weight.dtype)
-    return FrameNodes(features, torch.zeros(len(own), dtype=torch.int64, device=weight.device))
+    features = node_features(StillBoxes(own.box, own.velocity, number, own.score))
+    batch = torch.zeros(len(own), dtype=torch.int64, device=weight.device)
+    return FrameNodes(torch.from_numpy(features).to(weight.device, weight.dtype), batch)
 
 
 def _written(records: Records) -> TrackedBoxes:

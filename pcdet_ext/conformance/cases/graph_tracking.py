@@ -15,6 +15,7 @@ from pcdet_ext.tracking import graph_edges
 from pcdet_ext.tracking.base import StillBoxes
 from pcdet_ext.tracking.compiled_boxes import PUBLISHED_IOU, without_overlapping
 from pcdet_ext.tracking.graph import GraphTracker
+from pcdet_ext.tracking.graph_data import Annotations, node_features, objects_of, prepared, windows
 from pcdet_ext.tracking.graph_matching import matches
 from pcdet_ext.tracking.graph_network import (
     DecoderLayer,
@@ -204,3 +205,68 @@ def _gradients(case: Case, total: Tensor, inputs: Mapping[str, Tensor]) -> dict[
     found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
     pairs = zip(wanted.items(), found, strict=True)
     return {f"grad.{name}": torch.zeros_like(t) if grad is None else grad for (name, t), grad in pairs}
+
+
+@runs("tracking", "motformer_preprocess")
+def preparation(case: Case, grads: bool) -> Values:
+    """Features, objects and velocities of detections, edges between them, and the windows of training."""
+    config, arrays = case.config, case.arrays
+    names = tuple(config["class_names"])
+    parts: dict[str, list[np.ndarray]] = {}
+    for scene, frame in _frames_of(arrays, "det"):
+        nms = config["nms_iou_threshold"] if config["apply_nms"] else None
+        rows = (arrays["in.det_scene"] == scene) & (arrays["in.det_frame"] == frame)
+        own = prepared(_still(arrays, "det", rows), names, nms, config["score_threshold"])
+        features = node_features(own)
+        found, velocity, has_next = objects_of(features, _annotations(case, scene, frame), config["iou_matching"])
+        columns = {"x": features, "matched_instance": found, "velo_target": velocity, "next_exist": has_next}
+        columns |= {name: np.full(len(own), value) for name, value in (("scene", scene), ("frame", frame))}
+        for name, column in columns.items():
+            parts.setdefault(name, []).append(column)
+    values = {f"out.{name}": np.concatenate(columns) for name, columns in parts.items()}
+    x, frames = torch.from_numpy(values["out.x"]), values["out.scene"] * 10_000 + values["out.frame"]
+    label, distance = x[:, 9:16].argmax(1), config["graph_truncation_dist"]
+    edges = graph_edges.within(x[:, :7], label, torch.from_numpy(frames), distance)
+    return {**values, "out.edge_index_det": edges, **_windows(case)}
+
+
+def _frames_of(arrays: Mapping[str, np.ndarray], side: str) -> list[tuple[int, int]]:
+    pairs = zip(arrays[f"in.{side}_scene"].tolist(), arrays[f"in.{side}_frame"].tolist(), strict=True)
+    return sorted(set(pairs))
+
+
+def _still(arrays: Mapping[str, np.ndarray], side: str, rows: np.ndarray) -> StillBoxes:
+    given = {name: arrays[f"in.{side}_{name}"][rows] for name in ("translation", "size", "rotation", "class")}
+    box = np.concatenate([given["translation"], given["size"][:, [1, 0, 2]], yaws(given["rotation"])[:, None]], axis=1)
+    count = len(box)
+    velocity, score = np.zeros((count, 2)), np.ones(count)
+    if side == "det":
+        velocity, score = arrays["in.det_velocity"][rows], arrays["in.det_score"][rows]
+    return StillBoxes(box, velocity, given["class"], score)
+
+
+def _annotations(case: Case, scene: int, frame: int) -> Annotations:
+    arrays, names = case.arrays, case.config["class_names"]
+    rows = (arrays["in.gt_scene"] == scene) & (arrays["in.gt_frame"] == frame)
+    rows &= np.isin(np.array(names)[arrays["in.gt_class"]], graph_edges.CLASSES)
+    objects = arrays["in.gt_instance"][rows]
+    following = np.full((len(objects), 2), np.nan)
+    for i, instance in enumerate(objects.tolist()):
+        later = (arrays["in.gt_scene"] == scene) & (arrays["in.gt_instance"] == instance)
+        later &= arrays["in.gt_frame"] > frame
+        if later.any():
+            first = np.flatnonzero(later)[arrays["in.gt_frame"][later].argmin()]
+            following[i] = arrays["in.gt_translation"][first, :2]
+    still = prepared(_still(arrays, "gt", rows), tuple(names))
+    return Annotations(still, objects, following, ~np.isnan(following[:, 0]))
+
+
+def _windows(case: Case) -> dict[str, np.ndarray]:
+    annotated = set(_frames_of(case.arrays, "gt"))
+    starts: list[tuple[int, int]] = []
+    for scene in sorted({scene for scene, _ in annotated}):
+        last = max(frame for other, frame in annotated if other == scene)
+        there = np.array([(scene, frame) in annotated for frame in range(last + 1)])
+        starts += [(scene, start) for start in windows(there, case.config["sample_length"]).tolist()]
+    rows = np.array(starts, np.int64).reshape(-1, 2)
+    return {"out.sample_start_scene": rows[:, 0], "out.sample_start_frame": rows[:, 1]}
