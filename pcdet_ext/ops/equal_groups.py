@@ -34,14 +34,18 @@ def equal_group_slots(
         is not a repetition bool [S].
 
     Raises:
-        ValueError: order and inverse are not int64 of one shape [N], size is below 1, or counts that are looked at do
-            not add up to N.
+        ValueError: order and inverse are not int64 of one shape [N], counts not int64 [B], not all on one device, size
+            is below 1, or counts that are looked at do not add up to N.
     """
     if order.dtype != torch.int64 or order.ndim != 1 or inverse.dtype != torch.int64 or inverse.shape != order.shape:
         raise ValueError(
             f"order and inverse must be int64 [N], got {order.dtype} {list(order.shape)} and "
             f"{inverse.dtype} {list(inverse.shape)}"
         )
+    if counts.dtype != torch.int64 or counts.ndim != 1 or not len(counts):
+        raise ValueError(f"counts must be int64 [B], B at least 1, got {counts.dtype} {list(counts.shape)}")
+    if len({t.device for t in (order, inverse, counts)}) != 1:
+        raise ValueError("order, inverse and counts must be on one device")
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     if not on_cuda(order) or not has_kernels(order):

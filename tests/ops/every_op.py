@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from pcdet_ext import ops
-from pcdet_ext.ops.neighbours import neighbour_table
+from pcdet_ext.ops.equal_groups import equal_group_slots
+from pcdet_ext.ops.neighbours import gather_neighbours, neighbour_table
 from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours
 from pcdet_ext.ops.retention import mlstm, retention
+from pcdet_ext.ops.unique_numbers import unique_numbers
 from pcdet_ext.ops.winograd_conv import winograd_conv2d, winograd_weight
 
 Made = Callable[..., Tensor]
@@ -98,6 +100,9 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
         "octree_children": lambda: ops.octree_children(keys),
         "rotated_sets": lambda: ops.rotated_sets(voxels, GRID, 2, (8, 5, 5), (0, 2, 2), 7),
         "neighbour_table": lambda: neighbour_table(change(keys), table(-1, 0, 1)),
+        "gather_neighbours": lambda: gather_neighbours(change(rand(9, 4)), table(0, -1, 8, 3, dtype=torch.int32)[None]),
+        "unique_numbers": lambda: unique_numbers(change(index), 4),
+        "equal_group_slots": lambda: equal_group_slots(table(1, 0, 2, 4, 3), table(1, 0, 2, 4, 3), table(2, 3), 4),
         "segment_reduce, mean": lambda: with_gradients(lambda v: ops.segment_reduce(v, index, 5, "mean"), values),
         "segment_reduce, max": lambda: with_gradients(lambda v: ops.segment_reduce(v, index, 5, "max"), values),
         "segment_softmax": lambda: with_gradients(lambda v: ops.segment_softmax(v, index, 5) ** 2, values),

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcdet_ext import ops
-from pcdet_ext.ops.neighbours import neighbour_table
+from pcdet_ext.ops.equal_groups import equal_group_slots
+from pcdet_ext.ops.neighbours import gather_neighbours, neighbour_table
 from pcdet_ext.ops.retention import mlstm, retention
+from pcdet_ext.ops.unique_numbers import unique_numbers
 
 POINTS, VOXELS, BOXES, HEADS = rand(50, 4) * 3, coords(), boxes(), rand(2, 40, 2, 4)
 KEYS = ops.serialize(VOXELS, GRID, "zorder")
@@ -28,7 +30,10 @@ ATTENDED |= {"valid": torch.ones(3, 4, dtype=torch.bool), "owner": whole(2, 3, 4
 PAIR, HELD = {"a": BOXES, "b": BOXES}, {"points": POINTS, "boxes": BOXES, "margin": 0.1}
 RESULTS = {"OctreeTokens", "RotatedSets"}  # classes, not operations
 FUNCTIONS = {name: getattr(ops, name) for name in ops.__all__ if name not in RESULTS} | {
+    "equal_group_slots": equal_group_slots,
+    "gather_neighbours": gather_neighbours,
     "neighbour_table": neighbour_table,
+    "unique_numbers": unique_numbers,
     "retention": retention,
     "mlstm": mlstm,
 }
@@ -49,7 +54,12 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "octree_tokens": [{"coords": VOXELS, "batch_size": 2, "depth": 5, "anisotropic": True}],
     "octree_from_tokens": [{"tokens": ops.octree_tokens(VOXELS, 2, 5)}],
     "group_attention": [ATTENDED | {"cells": VOXELS[:12, 1:].contiguous(), "table": rand(9, 2)}],
+    "equal_group_slots": [
+        {"order": torch.arange(9), "inverse": torch.arange(9), "counts": table(4, 5), "size": 4, "sizes": [4, 5]}
+    ],
+    "gather_neighbours": [{"features": rand(9, 4), "table": whole(9, 3, 2, dtype=torch.int32)}],
     "neighbour_table": [{"keys": KEYS, "shifts": table(-1, 0, 1)}],
+    "unique_numbers": [{"numbers": whole(4, 30), "end": 4}],
     "rotated_sets": [SETS | {"batch_size": 2, "set_size": 7}],
     "segment_reduce": [REDUCED | {"reduce": "mean"}],
     "segment_argmax": [REDUCED],

@@ -30,7 +30,10 @@ class Recorder(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-ON_CUDA = {"pcdet_ext::group_attention_backward"}  # and nowhere else; see test_every_op_on_cuda.py
+ON_CUDA = {
+    "pcdet_ext::group_attention_backward",
+    "pcdet_ext::equal_groups",
+}  # and nowhere else; see test_every_op_on_cuda.py
 
 
 def test_no_operation_is_left_out() -> None:
