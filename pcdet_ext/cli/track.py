@@ -2,6 +2,8 @@
 
     pcdet track results.json --data /data/nuscenes --tracker greedy --out tracks.json
     pcdet track results.json --data /data/nuscenes --tracker kalman --out tracks.json measure=iou
+    pcdet track train.json --data /data/nuscenes --tracker graph --fit 12 network=graph.ckpt --out tracks.json
+    pcdet track val.json --data /data/nuscenes --tracker graph network=graph.ckpt --out tracks.json
     pcdet track results.json --data gt.json --tracker greedy --out tracks.json max_age=5 assignment=optimal
 
 The results are a nuScenes detection submission, --out is one to its tracking benchmark. Where --data has ground truth,
@@ -12,10 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pcdet_ext.cli.arguments import path
+from pcdet_ext.cli.errors import UsageError, wrong_use
 
-TRACKERS = {"greedy": "GreedyTracker", "kalman": "KalmanTracker"}
+if TYPE_CHECKING:
+    from pcdet_ext.evaluation.nuscenes_files import Submission
+
+TRACKERS = {"greedy": "GreedyTracker", "kalman": "KalmanTracker", "graph": "graph_tracker"}
 DATA = """when the frames were: a folder with the released tables, a JSON file with samples (scene, timestamp) and maybe
 gt_boxes, or one with frames (token, timestamp, first)"""
 
@@ -25,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=path, required=True, help=DATA)
     parser.add_argument("--tracker", choices=sorted(TRACKERS), default="greedy", help="how (default: greedy)")
     parser.add_argument("--out", type=path, required=True, help="file of tracks to write")
+    parser.add_argument("--fit", type=int, metavar="EPOCHS", help="graph: train a network on these results first")
     parser.add_argument("--no-metric", action="store_true", help="do not measure the tracks")
     parser.add_argument("--json", type=path, help="write all numbers of the metric here")
     parser.add_argument("options", nargs="*", metavar="key=value", help="options of the tracker")
@@ -35,12 +44,15 @@ def run(options: argparse.Namespace) -> int:
     from pcdet_ext.evaluation.benchmarks import nuscenes_tracking
     from pcdet_ext.evaluation.nuscenes_files import Submission
     from pcdet_ext.files import atomic_write, check_output_file
-    from pcdet_ext.tracking import result_files
+    from pcdet_ext.tracking import graph_training, result_files  # noqa: F401  (registers the graph tracker)
     from pcdet_ext.tracking.base import TRACKERS as KNOWN
 
     check_output_file(options.out)
-    tracker = KNOWN.build(from_plain({"name": TRACKERS[options.tracker]}, "command line", options.options))
+    node = from_plain({"name": TRACKERS[options.tracker]}, "command line", options.options)
     submission = Submission.read(options.results)
+    if options.fit is not None:
+        _fit(options, submission, node.get("network"))
+    tracker = KNOWN.build(node)
     frames = result_files.read_frames(options.data, submission.samples)
     content = result_files.track_submission(submission, frames, tracker)
     result_files.write_submission(options.out, content)
@@ -54,3 +66,21 @@ def run(options: argparse.Namespace) -> int:
             temporary.write_text(json.dumps(result.to_json()), encoding="utf-8")
     print(result.table())
     return 0
+
+
+def _fit(options: argparse.Namespace, submission: Submission, network: object) -> None:
+    """Train a network of the published size, and write it where the tracker is told to read it."""
+    from pcdet_ext.files import check_output_file
+    from pcdet_ext.tracking import graph_training
+    from pcdet_ext.tracking.graph_network import GraphTrackerNetwork
+
+    if options.tracker != "graph" or not isinstance(network, str) or options.fit < 1:
+        raise UsageError("--fit EPOCHS (1 or more) goes with --tracker graph and network=FILE, which is written")
+    check_output_file(network)
+    sequences = graph_training.training_sequences(submission, options.data)
+    model = GraphTrackerNetwork()
+    with wrong_use():
+        losses = graph_training.fit(model, sequences, options.fit)
+    for epoch, loss in enumerate(losses, 1):
+        print(f"epoch {epoch}: loss {loss:.4f}")
+    graph_training.save(Path(network), model, {})

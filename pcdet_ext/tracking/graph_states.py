@@ -155,10 +155,12 @@ def sequence_losses(
     gamma: float | None = 1.0,
     velocity_weight: float = 1.0,
     by_positives: bool = False,
+    only_with_edges: bool = False,
 ) -> list[Tensor]:
     """The loss of each frame after the first; gradients flow through the features of the tracks from frame to frame.
 
-    Raises ValueError for frames without true objects and velocities.
+    only_with_edges: leave out frames in which no detection may be a track, whose loss is NaN. Raises ValueError for
+    frames without true objects and velocities.
     """
     tracks, losses = TrackNodes.first(frames[0]), []
     for frame in frames[1:]:
@@ -167,7 +169,8 @@ def sequence_losses(
         done = step(network, tracks, frame, options)
         target = same_object(tracks.object, frame.object, done.edges).to(frame.features.dtype)
         weights = (gamma, velocity_weight, by_positives)
-        losses.append(association_loss(done.found, target, frame.velocity, frame.has_next, *weights))
+        if done.edges.shape[1] or not only_with_edges:
+            losses.append(association_loss(done.found, target, frame.velocity, frame.has_next, *weights))
         tracks = done.tracks
     return losses
 

@@ -1,0 +1,91 @@
+"""Training of the graph tracker on result files, and tracking with what it learned, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pcdet_ext.cli.command import main
+from pcdet_ext.evaluation.nuscenes_files import Submission
+from pcdet_ext.files import DataError
+from pcdet_ext.tracking.graph_network import GraphTrackerNetwork
+from pcdet_ext.tracking.graph_training import fit, load, save, training_sequences
+
+SMALL = {"dim": 16, "heads": 4, "encoders": 1, "decoders": 1, "dropout": 0.0}
+
+
+def box(token: str, x: float, y: float) -> dict[str, Any]:
+    return {
+        "sample_token": token, "translation": [x, y, 0], "size": [2, 2, 1.5], "rotation": [1, 0, 0, 0],
+        "velocity": [4, 0],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two scenes of six frames: three cars each, of which one is not found in every frame, and a false one."""
+    rng = np.random.default_rng(0)
+    samples, truth, found = {}, {}, {}
+    for scene in "ab":
+        for i in range(6):
+            token = f"{scene}{i}"
+            samples[token] = {
+                "scene": scene, "timestamp": 500_000 * i, "ego_translation": [0, 0, 0], "bicycle_racks": [],
+            }  # fmt: skip
+            places = [(2.0 * i + 8 * k, 3.0 * k) for k in range(3)]
+            truth[token] = [
+                {**box(token, *place), "tracking_name": "car", "tracking_id": f"{scene}{k}", "num_pts": 9}
+                for k, place in enumerate(places)
+            ]
+            seen = [(x + rng.normal(0, 0.1), y) for k, (x, y) in enumerate(places) if k or i % 3 != 1]
+            found[token] = [
+                {**box(token, *place), "detection_name": "car", "detection_score": 0.8, "attribute_name": ""}
+                for place in [*seen, (30.0 + rng.normal(0, 5), -20.0)]
+            ]
+    (tmp_path / "gt.json").write_text(json.dumps({"samples": samples, "gt_boxes": truth}))
+    (tmp_path / "found.json").write_text(json.dumps({"meta": {}, "results": found}))
+    return tmp_path
+
+
+def test_sequences_know_which_object_a_detection_is(folder: Path) -> None:
+    first, second = training_sequences(Submission.read(folder / "found.json"), folder / "gt.json")
+    objects = [nodes.object.tolist() for nodes, _ in first]
+    assert objects[0] == [0, 1, 2, -1]
+    assert objects[1] == [1, 2, -1]
+    assert second[0][0].object.tolist() == [3, 4, 5, -1]
+    nodes = first[0][0]
+    np.testing.assert_allclose(nodes.velocity[:3, 0], 4, atol=1)
+    assert [nodes.has_next.tolist() for nodes in (first[0][0], first[5][0])] == [[True] * 3 + [False], [False] * 4]
+
+
+def test_fit_makes_the_loss_smaller_and_needs_windows(folder: Path) -> None:
+    sequences = training_sequences(Submission.read(folder / "found.json"), folder / "gt.json")
+    losses = fit(GraphTrackerNetwork(**SMALL), sequences, epochs=12, length=4, batch_size=2, rate=5e-3)
+    assert losses[-1] < 0.7 * losses[0]
+    with pytest.raises(ValueError, match="no scene has 7 frames in a row"):
+        fit(GraphTrackerNetwork(**SMALL), sequences, length=7)
+
+
+def test_the_command_tracks_with_a_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(folder / "net.ckpt", GraphTrackerNetwork(**SMALL), SMALL)
+    arguments = ["track", str(folder / "found.json"), "--data", str(folder / "gt.json"), "--tracker", "graph"]
+    arguments += ["--out", str(folder / "tracks.json")]
+    assert main([*arguments, f"network={folder / 'net.ckpt'}"]) == 0
+    assert "AMOTA" in capsys.readouterr().out
+    assert main([*arguments, f"network={folder / 'no.ckpt'}"]) == 2
+    assert "no.ckpt: no such checkpoint" in capsys.readouterr().err
+    assert main(arguments) == 2
+    with pytest.raises(DataError, match=r"gt\.json"):
+        load(folder / "gt.json")
+
+
+def test_the_command_trains_a_network_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["track", str(folder / "found.json"), "--data", str(folder / "gt.json"), "--tracker", "graph"]
+    arguments += ["--out", str(folder / "tracks.json"), "--fit", "1", f"network={folder / 'new.ckpt'}"]
+    assert main(arguments) == 0
+    assert "epoch 1: loss" in capsys.readouterr().out
+    assert load(folder / "new.ckpt").dim == 128
