@@ -28,12 +28,17 @@ def run(options: argparse.Namespace) -> int:
     from pcdet_ext.cli.errors import FailureError
     from pcdet_ext.export.check import compare_frames
     from pcdet_ext.export.onnx import export, save
+    from pcdet_ext.export.recording import RecordingError
     from pcdet_ext.files import check_output_file
     from pcdet_ext.inference import load
 
     check_output_file(options.out)
     detector = load(options.checkpoint, "cpu", options.overrides, options.imports)
-    save(export(detector, options.opset), options.out)
+    try:
+        model = export(detector, options.opset)
+    except RecordingError as error:
+        raise FailureError(f"{options.checkpoint}: {error}") from error
+    save(model, options.out)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
     compared = compare_frames(detector, options.out, options.check) if options.check else []
     print(*compared, sep="\n", end="\n" if compared else "")

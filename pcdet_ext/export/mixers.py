@@ -1,4 +1,4 @@
-"""Operations of mixers written with basic operators."""
+"""Operations of mixers, and convolutions of maps, written with basic operators."""
 
 from __future__ import annotations
 
@@ -80,3 +80,12 @@ def _blocks(x: Tensor, row: Tensor) -> Tensor:
     """Rows [N, H, D] to blocks [G, H, BLOCK, D] by their numbers [G, BLOCK], N being a row of zeros."""
     padded = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
     return padded[row].transpose(1, 2)
+
+
+def winograd_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor, at_points: Tensor, addend: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """See `pcdet_ext.ops.winograd_conv2d`: the plain convolution that it computes."""
+    y = F.conv2d(x, weight, bias, padding=1)
+    y = y if addend is None else y + addend
+    return y.relu() if relu else y

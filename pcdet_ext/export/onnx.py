@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.onnx.errors import UnsupportedOperatorError
 
 from pcdet_ext.config import ConfigError
 from pcdet_ext.export import operators
 from pcdet_ext.export.packages import import_package
-from pcdet_ext.export.recording import recording
+from pcdet_ext.export.recording import RecordingError, recording
 from pcdet_ext.files import atomic_write
 from pcdet_ext.inference import Detector, with_headings_in_range
 from pcdet_ext.structures import Detections, PointBatch
 
 INPUT, OUTPUTS = "points", ("boxes", "scores", "labels")
 SMALLEST_OPSET, LARGEST_OPSET = 18, 20  # ScatterND with a maximum; what torch's tracer writes
+WITHOUT_FORM = {"TTT": "its inner model learns in a loop of gradient steps, which is not written yet"}
 
 
 class WholeDetector(nn.Module):
@@ -85,18 +87,21 @@ def _record(detector: Detector, path: str, opset: int) -> None:
     """Write the graph of a detector, with calls of functions that are still to be put in."""
     operators.register(opset)
     whole = WholeDetector(detector).eval()
-    with recording(detector.model):
-        torch.onnx.export(
-            whole,
-            (_example(detector),),
-            path,
-            dynamo=False,
-            opset_version=opset,
-            input_names=[INPUT],
-            output_names=list(OUTPUTS),
-            dynamic_axes={INPUT: {0: "points"}, **{name: {0: "found"} for name in OUTPUTS}},
-            custom_opsets={operators.DOMAIN: 1},
-        )
+    try:
+        with recording(detector.model):
+            torch.onnx.export(
+                whole,
+                (_example(detector),),
+                path,
+                dynamo=False,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
+                dynamic_axes={INPUT: {0: "points"}, **{name: {0: "found"} for name in OUTPUTS}},
+                custom_opsets={operators.DOMAIN: 1},
+            )
+    except (NotImplementedError, UnsupportedOperatorError) as error:
+        raise RecordingError(f"the model cannot be written as ONNX: {error}") from error
 
 
 def metadata(detector: Detector) -> dict[str, str]:
@@ -117,6 +122,9 @@ def _check(detector: Detector) -> None:
     model: Any = detector.model
     if not hasattr(model, "named_heads") or getattr(model, "head", None) is None:
         raise ConfigError("model: ONNX models are made of detectors with one head")
+    for part in model.modules():
+        if type(part).__name__ in WITHOUT_FORM:
+            raise ConfigError(f"model: {type(part).__name__} has no ONNX form: {WITHOUT_FORM[type(part).__name__]}")
     if getattr(model.head, "finds", Detections) is not Detections:
         raise ConfigError(f"model.head: {type(model.head).__name__} finds no boxes, which an ONNX model gives")
 

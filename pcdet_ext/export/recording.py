@@ -52,6 +52,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "serialize": sequences.serialize,
     "unique_numbers": lambda numbers, end: basics.unique(numbers)[:2],  # none is left out in what is recorded
     "voxelize": voxels.voxelize,
+    "winograd_conv2d": mixers.winograd_conv2d,
     "wkv": mixers.wkv,
 }
 SPARSE_CONVOLUTIONS = {  # functions of the module that are no operations
@@ -243,7 +244,8 @@ def _shape_of(x: Tensor) -> Any:
     do not fit then.)
     """
     plain = _plain_shape(x)
-    return plain if not plain or (_on_map.get() and plain[0] == 1) else Shape((_shape(x)[0], *plain[1:]), plain)
+    fixed = not plain or isinstance(x, nn.Parameter) or (_on_map.get() and plain[0] == 1)
+    return plain if fixed else Shape((_shape(x)[0], *plain[1:]), plain)
 
 
 def _size(x: Any) -> Any:

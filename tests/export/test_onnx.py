@@ -84,7 +84,7 @@ def lively(name: str) -> Detector:
     torch.manual_seed(0)
     backbone, head = name.split("-")
     height, encoder, inner = BACKBONES[backbone]
-    size = 0.1 if backbone == "second" else 0.32
+    size = 0.08 if backbone == "second" else 0.32
     model = {"name": "VoxelDetector", "voxel_size": [size, size, height], "encoder": encoder, "backbone": inner}
     model |= {"bev_backbone": MAPS, "head": HEADS[head]}
     data = {"format": "kitti", "classes": CLASSES, "point_cloud_range": RANGE}
@@ -141,6 +141,7 @@ def test_command_and_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "frame.bin: 500 points" in capsys.readouterr().out
     model = onnx.load(names[1])
     check(detector, model)
+    assert "Conv" in {node.op_type for node in export(detector.optimize()).graph.node}
     found = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert found["classes"] == CLASSES
     assert found["point_features"] == ["x", "y", "z", "intensity"]
@@ -152,6 +153,10 @@ def test_what_has_no_form_is_refused() -> None:
         export(lively("hard-anchors"), opset=11)
     with pytest.raises(ConfigError, match="finds no boxes"):
         export(pcdet_ext.build("semantickitti/demo", device="cpu"))
+    with pytest.raises(ConfigError, match="TTT has no ONNX form"):
+        export(pcdet_ext.build("kitti/lion_ttt", device="cpu"))
+    with pytest.raises(RecordingError, match="hilbert"):
+        export(pcdet_ext.build("mixed/hilbert_attention", ["data.point_cloud_range=[0,-6.4,-3,12.8,6.4,1]"], "cpu"))
 
 
 def test_a_choice_by_values_is_an_error() -> None:
