@@ -133,7 +133,7 @@ class SiteAssigner:
         nearest = cells[index] if len(rows) else torch.zeros_like(center)
         radius = gaussian_radius(safe[:, 3] / self.cell[0], safe[:, 4] / self.cell[1], self.min_overlap)
         radius = radius.trunc().clamp_min(self.min_radius)[:, None]
-        drawn = self._drawn(distance, _squared_distances(nearest, cells), radius)
+        drawn = self._drawn(distance, nearest, cells, radius)
         for k in mask.nonzero()[:, 0].tolist():
             column = heatmap[rows, channel[k]]
             heatmap[rows, channel[k]] = torch.maximum(column, drawn[k].to(heatmap.dtype))
@@ -159,18 +159,20 @@ class SiteAssigner:
         found = [(boxes[:, i] - self.origin[i]) / self.cell[i] for i in range(2)]
         return torch.stack([c.clamp(0, limit - 0.5) for c, limit in zip(found, limits, strict=True)], 1)
 
-    def _drawn(self, distance: Tensor, from_nearest: Tensor, radius: Tensor) -> Tensor:
-        """Gaussians [K, n] over the sites, from squared distances [K, n] and radii [K, 1]."""
+    def _drawn(self, distance: Tensor, nearest: Tensor, cells: Tensor, radius: Tensor) -> Tensor:
+        """Gaussians [K, n] over the sites, from squared distances [K, n], nearest sites [K, 2] and radii [K, 1]."""
+        if not distance.shape[1]:
+            return distance
         if self.around is None:
             variance = ((2 * radius + 1) / 6) ** 2
-            if not distance.shape[1]:
-                return distance
             bump = torch.exp(-(distance - distance.amin(1, keepdim=True)) / (2 * variance))
             bump = torch.where(bump < torch.finfo(torch.float32).eps, 0.0, bump)
             return torch.where(distance > 2 * radius**2, 0.0, bump)
         variance = ((2 * radius * self.ratio + 1) / 6) ** 2
-        of = {"center": distance, "nearest_site": from_nearest}
-        bumps = [torch.exp(-of[name] / (2 * variance)) for name in self.around]
+        bumps = []
+        for place in self.around:
+            squared = distance if place == "center" else _squared_distances(nearest, cells)
+            bumps.append(torch.exp(-squared / (2 * variance)))
         return torch.stack(bumps).amax(0)
 
 
