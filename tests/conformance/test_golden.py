@@ -63,7 +63,8 @@ def test_small_case_is_reproduced(path: Path) -> None:
 def test_there_are_small_cases_of_every_system() -> None:
     systems = {path.parent.name for path in small_cases()}
     evaluators = {"argoverse2", "kitti", "nuscenes", "nuscenes_tracking", "waymo"}
-    assert systems == {*COMPLETE, "octree", *(f"eval_{name}" for name in evaluators)}
+    evaluators |= {"kitti_tracking", "bev_map", "motion", "planning", "occupancy"}
+    assert systems == {*COMPLETE, "octree", "tracking", *(f"eval_{name}" for name in evaluators)}
 
 
 EXPECTED_TEXTS = {"frames": [{"token": "a", "lag": 0.5, "moved": True}], "score": float("nan")}
