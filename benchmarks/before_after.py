@@ -6,7 +6,8 @@ BEFORE and AFTER are working trees of two versions with their native libraries b
 get the same frame, the usual one of each configuration's data set, and the same parameters, made by AFTER. Each pass
 is that of `VoxelDetector.predict`, by what `Detector.optimize` makes of the detector where a version has that. The
 versions take turns, each in a process of its own that is started anew for every turn. Processor time, of all threads
-together, depends less than time on what else the machine does.
+together, depends less than time on what else the machine does. What is compared are the boxes and, in every fifth row
+and column, the logits of the heatmaps, since untrained heads may find no box.
 """
 
 from __future__ import annotations
@@ -72,8 +73,10 @@ def run(name: str, folder: Path, threads: int, rounds: int, side: str) -> None:
             (found,) = detector.predict(batch)
             seconds.append(time.perf_counter() - start)
             busy.append(time.process_time() - cpu)
+        maps = [task.heatmap[..., ::5, ::5] for task in detector(batch).tasks]
     rows = np.concatenate([found.boxes, found.scores[:, None], found.labels[:, None]], 1)
-    np.savez(folder / f"{side}.npz", seconds=seconds[1:], busy=busy[1:], rows=rows)
+    logits = torch.cat([each.flatten() for each in maps]).numpy()
+    np.savez(folder / f"{side}.npz", seconds=seconds[1:], busy=busy[1:], rows=rows, logits=logits)
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> float:
@@ -95,6 +98,7 @@ def compare(name: str, trees: dict[str, Path], threads: int, rounds: int) -> dic
     seconds: dict[str, list[float]] = {side: [] for side in trees}
     busy: dict[str, list[float]] = {side: [] for side in trees}
     rows: dict[str, np.ndarray] = {}
+    logits: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as place:
         start(trees["after"], "prepare", name, place)
         for _ in range(TURNS):
@@ -103,18 +107,19 @@ def compare(name: str, trees: dict[str, Path], threads: int, rounds: int) -> dic
                 with np.load(Path(place) / f"{side}.npz") as made:
                     seconds[side] += made["seconds"].tolist()
                     busy[side] += made["busy"].tolist()
-                    rows[side] = made["rows"]
+                    rows[side], logits[side] = made["rows"], made["logits"]
         points = len(np.load(Path(place) / "points.npy"))
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     work = {side: statistics.median(values) for side, values in busy.items()}
     ratio, worst = medians["before"] / medians["after"], difference(rows["before"], rows["after"])
+    scores = float(np.abs(logits["before"] - logits["after"]).max())
     print(
         f"{name}: {medians['before']:.3f} s before, {medians['after']:.3f} s after, {ratio:.2f}x "
         f"(processor time {work['before']:.2f} s, {work['after']:.2f} s, {work['before'] / work['after']:.2f}x); "
-        f"{len(rows['after'])} boxes, largest difference {worst:.1e}",
+        f"{len(rows['after'])} boxes, largest difference {worst:.1e}, of logits {scores:.1e}",
         flush=True,
     )
-    found = {"boxes": len(rows["after"]), "largest_difference": worst}
+    found = {"boxes": len(rows["after"]), "largest_difference": worst, "largest_logit_difference": scores}
     times = {"seconds": seconds, "processor_seconds": busy, "median": medians, "processor_median": work}
     return {"config": name, "points": points, **times, "ratio": ratio, **found}
 
