@@ -10,4 +10,5 @@ MODULES = (
     "pcdet_ext.benchmark.scans",
     "pcdet_ext.benchmark.boxes",
     "pcdet_ext.benchmark.sparse_conv",
+    "pcdet_ext.benchmark.maps",
 )
