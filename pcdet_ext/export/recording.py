@@ -79,6 +79,10 @@ def _index_copy(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     return scatter_rows(x, index, source, "none")
 
 
+def _index_fill(x: Tensor, dim: int, index: Tensor, value: int) -> Tensor:
+    return scatter_rows(x, index, (torch.zeros_like(index) + int(value)).to(x.dtype), "none")
+
+
 def _repeat_interleave(x: Tensor, repeats: Any = None, dim: int | None = None, **_: Any) -> Tensor:
     if repeats is None:
         return basics.repeat_each(x)
@@ -166,6 +170,7 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     torch.argsort: _argsort,
     Tensor.argsort: _argsort,
     Tensor.index_copy: _index_copy,
+    Tensor.index_fill: _index_fill,
     torch.repeat_interleave: _repeat_interleave,
     torch.unique: _unique,
     torch.unique_consecutive: _unique_consecutive,
