@@ -65,7 +65,8 @@ def export(detector: Detector, opset: int = SMALLEST_OPSET) -> Any:
         opset: of the standard operators.
 
     Raises:
-        ConfigError: the opset is not supported, or the detector does something else than finding boxes with one head.
+        ConfigError: the opset is not supported, the detector is not on the CPU, or it does something else than finding
+            boxes with one head.
         RecordingError: a part of the model cannot be written as a graph.
         ImportError: the package onnx is not installed.
     """
@@ -120,6 +121,8 @@ def save(model: Any, path: str | Path) -> None:
 
 def _check(detector: Detector) -> None:
     model: Any = detector.model
+    if detector.device.type != "cpu":
+        raise ConfigError(f"device: a detector is exported on the CPU, this one is on {detector.device}")
     if not hasattr(model, "named_heads") or getattr(model, "head", None) is None:
         raise ConfigError("model: ONNX models are made of detectors with one head")
     for part in model.modules():
