@@ -34,10 +34,9 @@ Numbers = dict[str, float]
 class Tracked:
     """Objects and predictions of one sequence, and how much those of the same frame overlap.
 
-    Frames are those that have an object or a prediction, in their order. truth, found: int64 [G], [P], track of each
-    box, numbered from 0 on each side, sorted by frame; truth_starts, found_starts: int64 [F + 1], rows of each frame;
-    overlap: float64 [K], the overlaps of each frame's table (objects times predictions), one table after the other;
-    frames: how many frames the sequence has.
+    truth, found: int64 [G], [P], track of each box, numbered from 0 on each side, sorted by frame; truth_starts,
+    found_starts: int64 [F + 1], rows of each frame; overlap: float64 [K], the overlaps of each frame's table (objects
+    times predictions), one table after the other; frames: how many frames the sequence has.
     """
 
     truth: Array
