@@ -82,14 +82,15 @@ def run(name: str, folder: Path, threads: int, rounds: int, side: str) -> None:
 def difference(before: np.ndarray, after: np.ndarray) -> float:
     """The largest difference of a detection [box…, score, label] to the nearest of the other version; inf if one lacks.
 
-    Headings are compared as they are; equal scores may come in any order.
+    It is relative to values above 1: sizes are exponentials, and those of an untrained head may be huge. Headings are
+    compared as they are; equal scores may come in any order.
     """
     if len(before) != len(after):
         return float("inf")
     worst = 0.0
     for these, others in ((before, after), (after, before)):
         for row in these:
-            worst = max(worst, float(np.abs(others - row).max(1).min()))
+            worst = max(worst, float((np.abs(others - row) / np.maximum(1, np.abs(row))).max(1).min()))
     return worst
 
 
