@@ -96,7 +96,7 @@ __global__ void count_faults(Groups plan, unsigned long long* wrong) {
 }
 
 template <typename T, int S>
-__global__ void __launch_bounds__(kQueries * S) attend(Groups plan, const T* qkv, T* out) {
+__global__ void __launch_bounds__(kQueries * S, 1) attend(Groups plan, const T* qkv, T* out) {
     __shared__ Tile<S> tile;
     PCDET_DYNAMIC_SHARED(float, room);
     const Place at = Place::of_block<S>(plan);
@@ -146,7 +146,7 @@ __device__ Pair weigh(const Groups& plan, const float* table, const Slot& query,
 
 // Gradients of the queries, and the statistics [rows, heads] that the other kernels of the backward pass need.
 template <typename T, int S>
-__global__ void __launch_bounds__(kQueries * S) query_gradients(Groups plan, const T* qkv, const T* grad, Statistics* statistics, T* dqkv) {
+__global__ void __launch_bounds__(kQueries * S, 1) query_gradients(Groups plan, const T* qkv, const T* grad, Statistics* statistics, T* dqkv) {
     __shared__ Tile<S> tile;
     PCDET_DYNAMIC_SHARED(float, room);
     const Place at = Place::of_block<S>(plan);
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kQueries * S) query_gradients(Groups plan, con
     const Statistics own{softmax.most, share, mean * share};
     for (int64_t begin = 0; begin < plan.slots; begin += kTile<S>) {
         if (plan.slots > kTile<S>) fetch<S>(plan, at.group, begin, head.keys, head.stride, head.values, head.stride, tile);
-#pragma unroll 2
+#pragma unroll (S > 4 ? 1 : 2)
         for (int i = 0; i < kTile<S>; ++i) {
             const float logit = product<S>(query, tile.first[i], at.part), dweight = product<S>(dout, tile.second[i], at.part);
             const Pair pair = weigh(plan, table, self, tile.slots[i], logit, dweight, own);
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kQueries * S) query_gradients(Groups plan, con
 
 // Gradients of the keys and values in every slot, [groups, slots, 2, heads, dim].
 template <typename T, int S>
-__global__ void __launch_bounds__(kQueries * S) slot_gradients(Groups plan, const T* qkv, const T* grad, const Statistics* statistics, float* dslots) {
+__global__ void __launch_bounds__(kQueries * S, 1) slot_gradients(Groups plan, const T* qkv, const T* grad, const Statistics* statistics, float* dslots) {
     __shared__ Tile<S> tile;
     __shared__ Statistics known[kTile<S>];
     PCDET_DYNAMIC_SHARED(float, room);
@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(kQueries * S) slot_gradients(Groups plan, cons
         for (int i = threadIdx.x; i < kTile<S>; i += kQueries * S)
             if (tile.slots[i].read) known[i] = statistics[tile.slots[i].row * plan.heads + at.head];
         __syncthreads();
-#pragma unroll 2
+#pragma unroll (S > 4 ? 1 : 2)
         for (int i = 0; i < kTile<S>; ++i) {
             const float logit = product<S>(key, tile.first[i], at.part), dweight = product<S>(value, tile.second[i], at.part);
             const Pair pair = weigh(plan, table, tile.slots[i], self, logit, dweight, known[i]);
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kQueries * S) slot_gradients(Groups plan, cons
 // Gradients of some entries of a head's table: partial sums [chunks, heads, entries], one for each chunk of the groups. A
 // query adds to sums of its own, which lie in one bank of the shared memory.
 template <typename T, int S>
-__global__ void __launch_bounds__(kQueries * S) table_gradients(Groups plan, const T* qkv, const T* grad, const Statistics* statistics, float* partial) {
+__global__ void __launch_bounds__(kQueries * S, 1) table_gradients(Groups plan, const T* qkv, const T* grad, const Statistics* statistics, float* partial) {
     __shared__ Tile<S> tile;
     PCDET_DYNAMIC_SHARED(float, sums);  // [entries of this block, queries]
     const int slot = threadIdx.x / S, part = threadIdx.x % S, lowest = blockIdx.z * kEntries;
@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kQueries * S) table_gradients(Groups plan, con
             const Statistics known = self.read ? statistics[place] : Statistics{0, 0, 0};
             for (int64_t begin = 0; begin < plan.slots; begin += kTile<S>) {
                 fetch<S>(plan, group, begin, head.keys, head.stride, head.values, head.stride, tile);
-#pragma unroll 2
+#pragma unroll (S > 4 ? 1 : 2)
                 for (int i = 0; i < kTile<S>; ++i) {
                     const Slot& other = tile.slots[i];
                     const float logit = product<S>(query, tile.first[i], part);
