@@ -3,11 +3,13 @@
 #   FORMAT  layout of the demo's data: kitti (the default), nuscenes or waymo
 #   TORCH   what pip installs as PyTorch, for example TORCH='torch==2.11.0 --index-url …' for a build with CUDA
 #   PYTHON  the interpreter that makes .venv
+#   TESTS_AT_ONCE  processes that `make test` shares the test files among, of up to 2 GB each
 #
 # `make gpu-check` runs on a GPU what only a GPU can tell, and writes it to a file. With VENV=none it takes the packages
 # that PYTHON has, and needs no network; STEPS="tests ops" chooses among its steps.
 
 PYTHON ?= python3
+TESTS_AT_ONCE ?= 2
 TORCH ?= torch==2.13.0
 VENV := .venv
 MMDET3D := .venv-mmdet3d
@@ -66,7 +68,7 @@ runs/demo_%/best.ckpt: configs/%/demo.yaml data/demo_%/simulation.json
 # Where mmdetection3d cannot be had, its tests skip, and say so.
 test: $(VENV)/.dev $(VENV)/.native
 	-@$(MAKE) --no-print-directory mmdet3d
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile
 
 # TORCH must be a build with CUDA where .venv is made anew.
 gpu-check: $(if $(filter none,$(VENV)),,$(VENV)/.dev)
