@@ -144,7 +144,8 @@ class Detector:
                 .npy, .pcd, .ply, .las or .laz file, whose columns are taken by name where the file names them. NaN and
                 infinite points are dropped, with a warning, and counted. An empty cloud has no detections.
             batch_size: clouds that are worked on at once.
-            score_threshold: leave out detections with a lower score.
+            score_threshold: leave out detections with a lower score. Those below the model's own threshold
+                (`model.head.score_threshold` in its configuration) are not there in any case.
 
         Returns:
             `Detections`, or `Predictions` of a detector with several heads, or a list of these for a list: tensors on

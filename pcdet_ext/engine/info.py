@@ -27,6 +27,9 @@ OPTIONAL = {
     "matplotlib": ("vis", ("matplotlib",)),
     "shapely": ("dev", ("shapely",)),
     "faiss": ("faiss", ("faiss-cpu", "faiss-gpu")),
+    "onnx": ("onnx", ("onnx",)),
+    "onnxruntime": ("onnx", ("onnxruntime", "onnxruntime-gpu")),
+    "laspy": ("las", ("laspy",)),
 }
 
 

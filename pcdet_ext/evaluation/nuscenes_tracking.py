@@ -100,10 +100,10 @@ class TrackingResult:
         """One row for each class, and the overall numbers."""
         rows = {**{name: found.best for name, found in self.classes.items()}}
         rows["overall"] = {metric: self.overall(metric) for metric in METRICS}
-        lines = [f"{'':<12}" + "".join(f"{metric.upper():>8}" for metric in METRICS)]
+        lines = [f"{'':<12}" + "".join(f" {metric.upper():>9}" for metric in METRICS)]
         for name, row in rows.items():
-            cells = (f"{row[m]:>8.0f}" if m in SUMMED or m == "gt" else f"{row[m]:>8.3f}" for m in METRICS)
-            lines.append(f"{name:<12}" + "".join(cells))
+            cells = (f"{row[m]:.0f}" if m in SUMMED or m == "gt" else f"{row[m]:.3f}" for m in METRICS)
+            lines.append(f"{name:<12}" + "".join(f" {cell:>9}" for cell in cells))
         return "\n".join(lines)
 
     def plots(self) -> Sequence[Plot]:

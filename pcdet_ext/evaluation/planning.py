@@ -85,12 +85,12 @@ class PlanningResult:
     def table(self) -> str:
         """Both conventions; collisions in percent."""
         heads = [f"{STEP_SECONDS * (i + 1):.1f} s" for i in range(STEPS)]
-        lines = [f"{f'{len(self.samples)} samples':<28}" + "".join(f"{head:>9}" for head in [*heads, "1, 2, 3 s"])]
+        lines = [f"{f'{len(self.samples)} samples':<30}" + "".join(f" {head:>9}" for head in [*heads, "1, 2, 3 s"])]
         for title, rows in (("up to the step", self.up_to_step()), ("at the step", self.per_step())):
             for name, row in rows.items():
                 factor, unit = (1, "m") if name == "L2" else (100, "%")
                 cells = (*row, row[list(REPORTED)].mean())
-                lines.append(f"{f'{name}, {unit}, {title}':<28}" + "".join(f"{factor * v:>9.3f}" for v in cells))
+                lines.append(f"{f'{name}, {unit}, {title}':<30}" + "".join(f" {factor * v:>9.3f}" for v in cells))
         return "\n".join(lines)
 
     def plots(self) -> Sequence[Plot]:

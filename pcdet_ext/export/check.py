@@ -45,6 +45,8 @@ class Comparison:
         mine, theirs = self.found
         times = "{:.3f} s in PyTorch, {:.3f} s in onnxruntime".format(*self.seconds)
         apart = f"boxes differ by {self.box:.1e}, scores by {self.score:.1e}"
+        if not mine and not theirs:
+            apart = "nothing found, so nothing was compared (a lower model.head.score_threshold finds more)"
         return f"{self.frame}: {self.points} points, {mine} boxes, onnxruntime {theirs}; {apart}; {times}"
 
 

@@ -21,7 +21,12 @@ from pcdet_ext.structures import Detections, PointBatch
 
 INPUT, OUTPUTS = "points", ("boxes", "scores", "labels")
 SMALLEST_OPSET, LARGEST_OPSET = 18, 20  # ScatterND with a maximum; what torch's tracer writes
-WITHOUT_FORM = {"TTT": "its inner model learns in a loop of gradient steps, which is not written yet"}
+_SITES = "it searches among occupied cells, whose number depends on the points, which is not written yet"
+WITHOUT_FORM = {
+    "TTT": "its inner model learns in a loop of gradient steps, which is not written yet",
+    "SparseCenterHead": _SITES,
+    "VoxelNeXtHead": _SITES,
+}
 
 
 class WholeDetector(nn.Module):
@@ -123,8 +128,10 @@ def _check(detector: Detector) -> None:
     model: Any = detector.model
     if detector.device.type != "cpu":
         raise ConfigError(f"device: a detector is exported on the CPU, this one is on {detector.device}")
-    if not hasattr(model, "named_heads") or getattr(model, "head", None) is None:
-        raise ConfigError("model: ONNX models are made of detectors with one head")
+    if not hasattr(model, "named_heads"):
+        raise ConfigError(f"model: {type(model).__name__} is no detector, and ONNX models are made of those")
+    if getattr(model, "head", None) is None:
+        raise ConfigError("model.heads: ONNX models are made of detectors with one head")
     for part in model.modules():
         if type(part).__name__ in WITHOUT_FORM:
             raise ConfigError(f"model: {type(part).__name__} has no ONNX form: {WITHOUT_FORM[type(part).__name__]}")

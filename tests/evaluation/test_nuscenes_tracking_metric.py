@@ -11,7 +11,7 @@ import pytest
 
 from pcdet_ext.evaluation.nuscenes import Boxes, Samples
 from pcdet_ext.evaluation.nuscenes_files import read_track_ground_truth, read_tracks
-from pcdet_ext.evaluation.nuscenes_tracking import Sequences, TrackingResult, Tracks, evaluate
+from pcdet_ext.evaluation.nuscenes_tracking import METRICS, ClassTracking, Sequences, TrackingResult, Tracks, evaluate
 from pcdet_ext.files import DataError
 
 
@@ -50,6 +50,12 @@ OBJECT = [(i, "a", 0.0) for i in range(4)]
 def test_a_perfect_track() -> None:
     best = result(OBJECT, [(i, "x", 0.0, 0.9) for i in range(4)], 4).classes["car"].best
     assert (best["amota"], best["amotp"], best["mt"], best["ids"], best["tid"], best["lgd"]) == (1, 0, 1, 0, 0, 0)
+
+
+def test_columns_of_the_table_stay_apart() -> None:
+    best = dict.fromkeys(METRICS, 123456.5)
+    *_, row = TrackingResult({"car": ClassTracking(np.zeros(0), {}, best)}).table().splitlines()
+    assert len(row.split()) == 1 + len(METRICS)
 
 
 def test_a_new_track_on_an_object_is_a_switch_even_much_later() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pcdet_ext.structures import PointBatch
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from pcdet_ext.export.check import compare, session  # noqa: E402
+from pcdet_ext.export.check import Comparison, compare, session  # noqa: E402
 from pcdet_ext.export.onnx import export  # noqa: E402
 from pcdet_ext.export.recording import RecordingError, recording  # noqa: E402
 
@@ -155,8 +156,18 @@ def test_what_has_no_form_is_refused() -> None:
         export(pcdet_ext.build("semantickitti/demo", device="cpu"))
     with pytest.raises(ConfigError, match="TTT has no ONNX form"):
         export(pcdet_ext.build("kitti/lion_ttt", device="cpu"))
+    with pytest.raises(ConfigError, match="VoxelNeXtHead has no ONNX form: it searches among occupied cells"):
+        export(pcdet_ext.build("nuscenes/voxelnext", device="cpu"))
+    with pytest.raises(ConfigError, match="PlaceRecognizer is no detector"):
+        export(pcdet_ext.build("place_recognition/demo", device="cpu"))
     with pytest.raises(RecordingError, match="hilbert"):
         export(pcdet_ext.build("mixed/hilbert_attention", ["data.point_cloud_range=[0,-6.4,-3,12.8,6.4,1]"], "cpu"))
+
+
+def test_a_comparison_of_nothing_says_so() -> None:
+    nothing = Comparison("a.bin", 9, (0, 0), 0.0, 0.0, (0.1, 0.2))
+    assert "9 points, 0 boxes, onnxruntime 0; nothing found, so nothing was compared" in str(nothing)
+    assert "differ by 1.0e-04" in str(replace(nothing, found=(1, 1), box=1e-4))
 
 
 def test_a_choice_by_values_is_an_error() -> None:
