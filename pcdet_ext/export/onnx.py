@@ -17,6 +17,7 @@ from pcdet_ext.export.packages import import_package
 from pcdet_ext.export.recording import RecordingError, recording
 from pcdet_ext.files import atomic_write
 from pcdet_ext.inference import Detector, with_headings_in_range
+from pcdet_ext.models.detector import VoxelDetector
 from pcdet_ext.structures import Detections, PointBatch
 
 INPUT, OUTPUTS = "points", ("boxes", "scores", "labels")
@@ -128,7 +129,7 @@ def _check(detector: Detector) -> None:
     model: Any = detector.model
     if detector.device.type != "cpu":
         raise ConfigError(f"device: a detector is exported on the CPU, this one is on {detector.device}")
-    if not hasattr(model, "named_heads"):
+    if not isinstance(model, VoxelDetector):
         raise ConfigError(f"model: {type(model).__name__} is no detector, and ONNX models are made of those")
     if getattr(model, "head", None) is None:
         raise ConfigError("model.heads: ONNX models are made of detectors with one head")
