@@ -58,12 +58,14 @@ MASK_FIELDS = ("instances", "mask_lidar", "mask_camera")
 @dataclass(frozen=True, eq=False)
 class RayCounts:
     """Rays by class: truth, found int64 [18]; true int64 [3, 18] at each threshold; flow: float64 [18], errors summed
-    over the true positives at 2 m, None without flow; panoptic: what matching segments gave, None without instances."""
+    over the true positives at 2 m of frames with flow, None without flow; with_flow: int64 [18], how many these are;
+    panoptic: what matching segments gave, None without instances."""
 
     truth: Array
     found: Array
     true: Array
     flow: Array | None
+    with_flow: Array
     panoptic: RayPanoptic | None
 
     def iou(self) -> Array:
@@ -73,7 +75,7 @@ class RayCounts:
 
     def flow_errors(self) -> Array:
         """Mean flow error of each moving class in m/s, float64 [17]; NaN for the others, and without true positives."""
-        count = self.true[FLOW_THRESHOLD, :FREE]
+        count = self.with_flow[:FREE]
         moving = np.isin(CLASSES[:FREE], MOVING) & (count > 0)
         flow = np.zeros(FREE) if self.flow is None else self.flow[:FREE]
         return np.divide(flow, count, out=np.full(FREE, np.nan), where=moving)
@@ -193,6 +195,7 @@ class OccupancyCounts:
     _masked: list[bool] = field(default_factory=lambda: [True, True, True])  # whether all frames had each mask
     _rays: Array = field(default_factory=lambda: np.zeros((2 + len(THRESHOLDS), 256), np.int64))
     _flow: Array = field(default_factory=lambda: np.zeros(256))
+    _with_flow: Array = field(default_factory=lambda: np.zeros(256, np.int64))
     _has_rays: bool = False
     _has_flow: bool = False
     _panoptic: RayPanoptic | None = None
@@ -243,6 +246,7 @@ class OccupancyCounts:
         if truth.flow is not None and found.flow is not None:
             self._has_flow, hit = True, near[FLOW_THRESHOLD]
             gap = truth.flow.reshape(-1, 2)[voxel[hit]] - found.flow.reshape(-1, 2)[other[hit]]
+            self._with_flow += np.bincount(own[hit], minlength=256)
             self._flow += np.bincount(own[hit], np.sqrt((gap**2).sum(axis=1)), 256)
         if truth.instances is not None and found.instances is not None:
             if self._panoptic is None:
@@ -259,4 +263,6 @@ class OccupancyCounts:
             return OccupancyResult(confusion, None)
         rays = self._rays[:, : len(CLASSES)]
         flow = self._flow[: len(CLASSES)] if self._has_flow else None
-        return OccupancyResult(confusion, RayCounts(rays[0], rays[1], rays[2:], flow, self._panoptic))
+        return OccupancyResult(
+            confusion, RayCounts(rays[0], rays[1], rays[2:], flow, self._with_flow[: len(CLASSES)], self._panoptic)
+        )

@@ -29,15 +29,17 @@ def read_plans(ground_truth: Path, results: Path, frames: Path | None = None) ->
         frames: a file .json with the frames of the samples in the same order, to take the boxes from.
 
     Raises:
-        DataError: a file is missing or damaged, or an array has another shape or is not finite; the message names both.
+        DataError: a file is missing or damaged, or an array has another shape or is not finite in a sample
+            whose six steps are all known (others are not measured); the message names both.
     """
     offsets, masks = read_arrays(ground_truth, OFFSETS, KNOWN)
     (found,) = read_arrays(results, FOUND)
     samples = len(offsets) if offsets.ndim else 0
-    _check(ground_truth, OFFSETS, offsets, (samples, STEPS, 2))
     _check(ground_truth, KNOWN, masks, (samples, STEPS))
-    _check(results, FOUND, found, (samples, STEPS, 2))
     known = masks.astype(bool)
+    measured = np.asarray(known.all(axis=1))
+    _check(ground_truth, OFFSETS, offsets, (samples, STEPS, 2), measured)
+    _check(results, FOUND, found, (samples, STEPS, 2), measured)
     if frames is not None:
         boxes, counts = future_boxes(frames, known)
     else:
@@ -48,10 +50,11 @@ def read_plans(ground_truth: Path, results: Path, frames: Path | None = None) ->
     return Plans(found.astype(np.float32), offsets.astype(np.float32), known, boxes.astype(np.float64), counts)
 
 
-def _check(path: Path, name: str, array: Array, shape: tuple[int, ...]) -> None:
+def _check(path: Path, name: str, array: Array, shape: tuple[int, ...], rows: Array | None = None) -> None:
+    """Raise DataError for another shape, and for numbers that are not finite in the rows (bool [N]) that count."""
     if array.shape != shape:
         raise DataError(f"{path}: {name} must be {list(shape)}, got {list(array.shape)}")
-    if array.dtype.kind not in "buif" or not np.isfinite(array).all():
+    if array.dtype.kind not in "buif" or not np.isfinite(array if rows is None else array[rows]).all():
         raise DataError(f"{path}: {name} must be finite numbers")
 
 

@@ -103,6 +103,8 @@ def test_flow_errors_are_of_moving_classes_that_were_found() -> None:
     values = counts.result().values
     assert values["mAVE"] == pytest.approx(0.5)
     assert values["OccScore"] == pytest.approx(0.95)
+    counts.add(Occupancy(grid), Occupancy(grid), np.zeros((1, 3)))
+    assert counts.result().values["mAVE"] == pytest.approx(0.5)  # frames without flow have no flow errors
 
 
 def test_panoptic_quality_of_a_split_object() -> None:

@@ -14,7 +14,7 @@ from shapely.geometry.base import BaseGeometry
 
 from pcdet_ext.cli.command import main
 from pcdet_ext.evaluation.planning import EGO_SHIFT, EGO_SIZE, Plans, collide, evaluate, headings
-from pcdet_ext.evaluation.planning_files import future_boxes
+from pcdet_ext.evaluation.planning_files import future_boxes, read_plans
 from pcdet_ext.files import DataError
 
 
@@ -133,3 +133,21 @@ def test_the_command_line(shared: Path, tmp_path: Path, capsys: pytest.CaptureFi
     np.savez(tmp_path / "pred.npz", pred=np.full((18, 6, 2), np.nan))
     assert main([*arguments, str(tmp_path / "pred.npz")]) != 0
     assert "pred.npz: pred must be finite numbers" in capsys.readouterr().err
+
+
+def test_numbers_of_samples_that_are_not_measured_may_be_missing(tmp_path: Path) -> None:
+    offsets, masks, counts = np.zeros((2, 6, 2)), np.ones((2, 6)), np.zeros((2, 6), np.int64)
+    masks[1, 3:], offsets[1, 3:] = 0, np.nan
+    truth, results = tmp_path / "truth.npz", tmp_path / "pred.npz"
+
+    def read(wrong: int) -> Plans:
+        found = np.zeros((2, 6, 2))
+        found[wrong] = np.nan
+        names = {"gt_ego_fut_trajs": offsets, "gt_ego_fut_masks": masks, "fut_boxes": np.zeros((0, 7))}
+        np.savez(truth, fut_counts=counts, **names)
+        np.savez(results, pred=found)
+        return read_plans(truth, results)
+
+    assert evaluate(read(1)).to_json()["n_evaluated"] == 1
+    with pytest.raises(DataError, match="pred must be finite"):
+        read(0)
