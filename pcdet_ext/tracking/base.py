@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from pcdet_ext.config import Registry
+from pcdet_ext.data.geometry import wrap_angle
 from pcdet_ext.structures import Array, Detections
 
 TRACKERS = Registry("tracker")
@@ -72,11 +73,11 @@ class StillBoxes:
         return still if pose is None else still.moved(_checked(pose))
 
     def moved(self, pose: Array) -> StillBoxes:
-        """Boxes under a pose: heading turned by its yaw, velocities by its rotation."""
+        """Boxes under a pose: headings turned by its yaw and put into [-π, π), velocities turned by its rotation."""
         turn = pose[:3, :3]
         box = self.box.copy()
         box[:, :3] = self.box[:, :3] @ turn.T + pose[:3, 3]
-        box[:, 6] += np.arctan2(turn[1, 0], turn[0, 0])
+        box[:, 6] = wrap_angle(self.box[:, 6] + np.arctan2(turn[1, 0], turn[0, 0]))
         return replace(self, box=box, velocity=self.velocity @ turn[:2, :2].T)
 
 

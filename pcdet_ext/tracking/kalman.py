@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from pcdet_ext.data.geometry import wrap_angle
 from pcdet_ext.structures import Array
 from pcdet_ext.tracking.base import TRACKERS, BoxTracker, StillBoxes, TrackedBoxes, check_timestamp
-from pcdet_ext.tracking.kalman_filter import MEASURED, Filters
+from pcdet_ext.tracking.kalman_filter import HEADING, MEASURED, Filters
 
 MEASURES = ("iou", "giou")
 FARTHEST = {"giou": 1.5, "iou": 0.9}  # 1 - overlap beyond which an assigned pair is undone
@@ -91,7 +92,7 @@ class KalmanTracker(BoxTracker):
             above `low_score` overlaps it by `redundant` or more.
         low_score, redundant: see there; the latter by default -0.5 for giou, 0.1 for iou.
         nms: overlap (3-D IoU) from which of two detections of a class the one with the lower score is left out before
-            anything else; None for all.
+            anything else; None for all. Boxes without a size are always left out.
         only_alive: whether boxes of tracks that have not hits enough, or that are not found in a frame, are left out of
             the result.
         published: the IoU of the published code, which is too large where one box spans the other in height.
@@ -139,6 +140,7 @@ class KalmanTracker(BoxTracker):
             name: np.concatenate([np.zeros(0, kind), *(getattr(tracks, name) for tracks in found.values())])
             for name, kind in (("number", np.int64), ("row", np.int64), ("score", np.float64))
         }
+        box[:, HEADING] = wrap_angle(box[:, HEADING])
         still = StillBoxes(box[:, :MEASURED], box[:, MEASURED : MEASURED + 2], label, columns["score"])
         return TrackedBoxes(columns["number"] * len(class_names) + label, columns["row"], still)
 
@@ -149,7 +151,7 @@ class KalmanTracker(BoxTracker):
         """As `associate`; the tracks of each class are in `tracks` afterwards, numbered from 0."""
         time = check_timestamp(timestamp)
         self._frame += 1
-        rows = np.arange(len(boxes))
+        rows = np.flatnonzero((boxes.box[:, 3:6] > 0).all(axis=1))  # the overlap of a box without a size is 0 / 0
         if self.nms is not None:
             rows = self._suppressed(boxes, self.nms)
         for label in range(len(class_names)):

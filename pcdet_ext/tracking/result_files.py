@@ -149,9 +149,28 @@ def _quaternion(heading: float) -> list[float]:
 
 
 def write_submission(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a submission; a file that exists is replaced when all is written."""
+    """Write a submission; a file that exists is replaced when all is written.
+
+    Raises DataError, and writes nothing, where a number is not finite: JSON has no such numbers.
+    """
+    try:
+        text = json.dumps(content, allow_nan=False)
+    except ValueError as error:
+        raise DataError(f"{path}: not written, {_not_finite(content)} is not finite") from error
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _not_finite(content: Any, where: str = "") -> str:
+    """Where the first number that is not finite is, as keys with dots between them; empty where all are finite."""
+    if isinstance(content, float):
+        return "" if np.isfinite(content) else where
+    if isinstance(content, Mapping):
+        parts = list(content.items())
+    else:
+        parts = list(enumerate(content)) if isinstance(content, list | tuple) else []
+    found = (_not_finite(value, f"{where}.{key}" if where else str(key)) for key, value in parts)
+    return next((place for place in found if place), "")
 
 
 def has_truth(path: Path) -> bool:

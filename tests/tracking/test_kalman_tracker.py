@@ -11,7 +11,7 @@ from shapely import box as rectangle
 from shapely.geometry.base import BaseGeometry
 
 from pcdet_ext.structures import Detections
-from pcdet_ext.tracking import KalmanTracker, Tracker
+from pcdet_ext.tracking import GreedyTracker, KalmanTracker, Tracker
 from pcdet_ext.tracking.compiled_boxes import GIOU, IOU, overlaps, without_overlapping
 from pcdet_ext.tracking.kalman_filter import Filters, wrapped
 
@@ -173,3 +173,27 @@ def test_a_jump_of_the_pose_and_a_frame_out_of_order_end_in_new_tracks_at_worst(
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         KalmanTracker(**options)  # type: ignore[arg-type]
+
+
+def test_boxes_without_a_size_are_left_out_with_and_without_suppression() -> None:
+    boxes = np.array([[0, 0, 0, 0, 0, 0, 0], [5, 0, 0, 4, 2, 1.5, 0]], np.float32)
+    for nms in (None, 0.1):
+        tracker = KalmanTracker(nms=nms)
+        for time in (0.0, 0.5):
+            given = Detections(boxes, np.array([0.9, 0.8], np.float32), np.zeros(2, np.int64), ("car",))
+            found = tracker.update(given, None, time)
+        assert found.boxes[:, 0] == pytest.approx([5.0])
+
+
+@pytest.mark.parametrize("tracker", [KalmanTracker(), GreedyTracker({"car": 4.0}, 3)])
+def test_headings_stay_in_one_turn_while_the_vehicle_turns(tracker: Tracker) -> None:
+    for i, yaw in enumerate(np.linspace(0, 4 * np.pi, 17)):
+        pose = np.eye(4)
+        pose[:2, :2] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]
+        heading = (3.0 - yaw + np.pi) % (2 * np.pi) - np.pi  # of an object that stands still
+        boxes = np.array([[0, 0, 0, 4, 2, 1.5, heading, 0, 0]], np.float32)
+        given = Detections(boxes, np.array([0.9], np.float32), np.zeros(1, np.int64), ("car",))
+        found = tracker.update(given, pose, 0.5 * i)
+        assert len(found) == 1
+        assert abs(found.boxes[0, 6]) <= np.float32(np.pi)
+        assert np.cos(found.boxes[0, 6] - heading) == pytest.approx(1.0, abs=1e-5)

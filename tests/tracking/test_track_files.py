@@ -11,7 +11,7 @@ import pytest
 from pcdet_ext.cli.command import main
 from pcdet_ext.evaluation.nuscenes_files import read_tracks
 from pcdet_ext.files import DataError
-from pcdet_ext.tracking.result_files import read_frames
+from pcdet_ext.tracking.result_files import read_frames, write_submission
 
 
 def detection(token: str, x: float, name: str = "car") -> dict[str, Any]:
@@ -91,3 +91,11 @@ def test_results_must_be_about_the_frames(folder: Path, capsys: pytest.CaptureFi
     assert main(["track", *arguments]) == 1
     assert "found.json: misses samples of the split, 1 in all, for example t1" in capsys.readouterr().err
     assert not (folder / "tracks.json").exists()
+
+
+def test_numbers_that_are_not_finite_are_named_and_nothing_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "tracks.json"
+    content = {"results": {"a": [{"velocity": [0.0, float("nan")]}]}}
+    with pytest.raises(DataError, match=r"tracks.json: not written, results\.a\.0\.velocity\.1 is not finite"):
+        write_submission(path, content)
+    assert not path.exists()
