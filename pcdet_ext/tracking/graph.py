@@ -10,12 +10,11 @@ import torch
 
 from pcdet_ext.structures import Array
 from pcdet_ext.tracking.base import BoxTracker, StillBoxes, TrackedBoxes, check_timestamp
-from pcdet_ext.tracking.graph_data import node_features
-from pcdet_ext.tracking.graph_edges import CLASSES, PERIOD
+from pcdet_ext.tracking.graph_data import node_features, rows_kept
+from pcdet_ext.tracking.graph_edges import CLASSES
 from pcdet_ext.tracking.graph_network import GraphTrackerNetwork
 from pcdet_ext.tracking.graph_states import FrameNodes, GraphOptions, TrackNodes, step
 
-MOST = 500  # boxes of a frame
 UNSEEN = 0.1  # factor of the score of a track that is not found
 
 
@@ -42,10 +41,31 @@ class GraphTracker(BoxTracker):
     Args:
         network: is used as it is, in evaluation mode; it was trained on key frames half a second apart.
         options: how affinities become tracks.
+        nms: 3-D IoU above which, of two detections of a class, the one with the lower score is left out first, as in
+            the training data; None keeps all.
+        score_threshold: detections with a lower score are left out; 0 keeps all.
+        period: seconds from one frame to the next by which tracks are moved, whatever the timestamps say; published is
+            `graph_edges.PERIOD`. None takes the differences of the timestamps.
+        max_outputs: boxes of a frame at most, those with the highest scores.
+
+    Raises:
+        ValueError: period or max_outputs is not positive.
     """
 
-    def __init__(self, network: GraphTrackerNetwork, options: GraphOptions | None = None) -> None:
+    def __init__(
+        self,
+        network: GraphTrackerNetwork,
+        options: GraphOptions | None = None,
+        nms: float | None = None,
+        score_threshold: float = 0.0,
+        period: float | None = None,
+        max_outputs: int = 500,
+    ) -> None:
+        if max_outputs < 1 or (period is not None and not period > 0):
+            raise ValueError(f"period and max_outputs must be positive, got {period} and {max_outputs}")
         self.network, self.options = network.eval(), options or GraphOptions()
+        self.nms, self.score_threshold = nms, score_threshold
+        self.period, self.max_outputs = period, max_outputs
         self.reset()
 
     def reset(self) -> None:
@@ -53,24 +73,32 @@ class GraphTracker(BoxTracker):
         self._tracks: TrackNodes | None = None
         self._records: Records | None = None
         self._count = 0
+        self._time = 0.0
 
     def associate(self, boxes: StillBoxes, class_names: Sequence[str], timestamp: float) -> TrackedBoxes:
         """See `BoxTracker.associate`; boxes, velocities and scores are those of the detections."""
-        check_timestamp(timestamp)
+        time = check_timestamp(timestamp)
         number = np.array([CLASSES.index(name) if name in CLASSES else -1 for name in class_names], np.int64)
-        rows = np.flatnonzero(number[boxes.label] >= 0) if len(boxes) else np.zeros(0, np.int64)
+        rows = self._kept(boxes, number)
         own = boxes.select(rows)
         if not len(own):
             return TrackedBoxes(rows, rows, own)
-        self._records = self._advanced(own, rows, _nodes(own, number[own.label], self.network))
-        return _written(self._records)
+        elapsed = time - self._time if self.period is None else self.period
+        self._time = time
+        self._records = self._advanced(own, rows, _nodes(own, number[own.label], self.network), elapsed)
+        return self._written(self._records)
 
-    def _advanced(self, own: StillBoxes, rows: Array, frame: FrameNodes) -> Records:
+    def _kept(self, boxes: StillBoxes, number: Array) -> Array:
+        """Rows of the detections that are tracked; after a suppression those with the highest scores come first."""
+        rows = np.flatnonzero(number[boxes.label] >= 0) if len(boxes) else np.zeros(0, np.int64)
+        return rows[rows_kept(boxes.select(rows), self.nms, self.score_threshold)]
+
+    def _advanced(self, own: StillBoxes, rows: Array, frame: FrameNodes, elapsed: float) -> Records:
         if self._tracks is None or self._records is None:
             self._tracks, self._count = TrackNodes.first(frame), len(own)
             return Records(own, np.arange(len(own)), np.ones(len(own), np.int64), rows)
         with torch.no_grad():
-            done = step(self.network, self._tracks, frame, self.options)
+            done = step(self.network, self._tracks, frame, self.options, elapsed)
         self._tracks = done.tracks
         pairs, new, kept = (index.cpu().numpy() for index in (done.pairs, done.new, done.kept))
         numbers = self._count + np.arange(len(new))
@@ -78,7 +106,7 @@ class GraphTracker(BoxTracker):
         before, seen = self._records, np.concatenate([pairs[:, 1], new])
         old = before.boxes.select(kept)
         box = old.box.copy()
-        box[:, :2] += PERIOD * old.velocity
+        box[:, :2] += elapsed * np.nan_to_num(old.velocity)  # one that is not known moves nothing
         parts = own.select(seen), StillBoxes(box, old.velocity, old.label, old.score)
         none = np.zeros(len(kept), np.int64)
         active = np.concatenate([before.active[pairs[:, 0]] + 1, np.ones(len(new), np.int64), none])
@@ -89,17 +117,16 @@ class GraphTracker(BoxTracker):
             row=np.concatenate([rows[seen], none - 1]),
         )
 
+    def _written(self, records: Records) -> TrackedBoxes:
+        order = np.argsort(-records.boxes.score, kind="stable")[: self.max_outputs]
+        boxes = records.boxes.select(order)
+        score = np.where(records.active[order] > 0, boxes.score, boxes.score * UNSEEN)
+        boxes = StillBoxes(boxes.box, boxes.velocity, boxes.label, score)
+        return TrackedBoxes(records.number[order], records.row[order], boxes)
+
 
 def _nodes(own: StillBoxes, number: Array, network: GraphTrackerNetwork) -> FrameNodes:
     weight = network.embedding.weight
     features = node_features(StillBoxes(own.box, own.velocity, number, own.score))
     batch = torch.zeros(len(own), dtype=torch.int64, device=weight.device)
     return FrameNodes(torch.from_numpy(features).to(weight.device, weight.dtype), batch)
-
-
-def _written(records: Records) -> TrackedBoxes:
-    order = np.argsort(-records.boxes.score, kind="stable")[:MOST]
-    boxes = records.boxes.select(order)
-    score = np.where(records.active[order] > 0, boxes.score, boxes.score * UNSEEN)
-    boxes = StillBoxes(boxes.box, boxes.velocity, boxes.label, score)
-    return TrackedBoxes(records.number[order], records.row[order], boxes)

@@ -44,17 +44,24 @@ def prepared(
         nms: 3-D IoU above which the detection with the lower score goes, after which the best come first.
         threshold: lowest score, where it is above 0.
     """
-    from pcdet_ext.tracking.compiled_boxes import PUBLISHED_IOU, without_overlapping
-
     number = np.array([CLASSES.index(name) if name in CLASSES else NONE for name in class_names], np.int64)
     label = number[boxes.label] if len(boxes) else np.zeros(0, np.int64)
     columns = (boxes.box, boxes.velocity, boxes.score)
     box, velocity, score = (column.astype(np.float32).astype(np.float64) for column in columns)
     own = StillBoxes(box, velocity, label, score).select(label != NONE)
-    if nms is not None:
-        order = np.argsort(-own.score, kind="stable")
-        own = own.select(without_overlapping(own.box, own.label, order, nms, PUBLISHED_IOU))
-    return own.select(own.score >= np.float32(threshold)) if threshold > 0 else own
+    return own.select(rows_kept(own, nms, threshold))
+
+
+def rows_kept(boxes: StillBoxes, nms: float | None = None, threshold: float = 0.0) -> Array:
+    """Rows int64 [K] of the boxes that stay, which are compared in float32; see `prepared` for the arguments."""
+    from pcdet_ext.tracking.compiled_boxes import PUBLISHED_IOU, without_overlapping
+
+    box, score = (column.astype(np.float32).astype(np.float64) for column in (boxes.box, boxes.score))
+    rows = np.arange(len(boxes))
+    if nms is not None and len(boxes):
+        order = np.argsort(-score, kind="stable")
+        rows = np.asarray(without_overlapping(box, boxes.label, order, nms, PUBLISHED_IOU))
+    return rows[score[rows] >= np.float32(threshold)] if threshold > 0 else rows
 
 
 def node_features(own: StillBoxes) -> Array:

@@ -18,9 +18,9 @@ def within(boxes: Tensor, label: Tensor, batch: Tensor, distance: float = NEIGHB
     return near.nonzero().T
 
 
-def moved(boxes: Tensor, velocity: Tensor, age: Tensor) -> Tensor:
-    """Places [T, 2] of tracks, carried on by their velocity for as many frames as they are old."""
-    return boxes[:, :2] + velocity.detach() * (age * PERIOD)[:, None]
+def moved(boxes: Tensor, velocity: Tensor, elapsed: Tensor) -> Tensor:
+    """Places [T, 2] of tracks, carried on by their velocity (m/s) for the elapsed time [T] (seconds)."""
+    return boxes[:, :2] + velocity.detach() * elapsed[:, None]
 
 
 def may_be(places: Tensor, labels: Tensor, boxes: Tensor, other: Tensor, limits: Tensor) -> Tensor:

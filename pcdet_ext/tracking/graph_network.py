@@ -212,7 +212,7 @@ class GraphTrackerNetwork(nn.Module):
             tracks: [T, 17] likewise, in the first frame of a sequence, or [T, dim] of the frame before.
             detection_edges, track_edges: int64 [2, E], neighbours among detections, and among tracks.
             edges: int64 [2, E], from tracks to detections that they may be.
-            edge_features: [E, 10], see `graph_edges.between`.
+            edge_features: [E, 10], see `graph_edges.features`.
         """
         x, features = self.embedding(detections), self.embedding_edge(edge_features)
         source = tracks if tracks.shape[1] == self.dim else self.embedding(tracks)

@@ -42,7 +42,8 @@ class FrameNodes:
 class TrackNodes:
     """Tracks after a frame.
 
-    features: [T, 17 or dim]; boxes: [T, 7]; velocity: [T, 2]; label, age, batch, object: int64 [T].
+    features: [T, 17 or dim]; boxes: [T, 7]; velocity: [T, 2]; label, age, batch, object: int64 [T]; unseen: float64
+    [T], seconds between the last detection of each track and the frame.
     """
 
     features: Tensor
@@ -52,6 +53,7 @@ class TrackNodes:
     age: Tensor
     batch: Tensor
     object: Tensor
+    unseen: Tensor
 
     def select(self, keep: Tensor) -> TrackNodes:
         """The tracks that `keep` (int64 [K]) picks."""
@@ -69,6 +71,7 @@ class TrackNodes:
             age=torch.ones_like(frame.batch),
             batch=frame.batch,
             object=none if frame.object is None else frame.object.long(),
+            unseen=torch.zeros_like(frame.batch, dtype=torch.float64),
         )
 
 
@@ -106,10 +109,17 @@ class Step:
     kept: Tensor
 
 
-def step(network: GraphTrackerNetwork, tracks: TrackNodes, frame: FrameNodes, options: GraphOptions) -> Step:
-    """Associate the detections of the next frame."""
+def step(
+    network: GraphTrackerNetwork,
+    tracks: TrackNodes,
+    frame: FrameNodes,
+    options: GraphOptions,
+    elapsed: float = graph_edges.PERIOD,
+) -> Step:
+    """Associate the detections of the next frame, `elapsed` seconds after the one before it."""
+    tracks = replace(tracks, unseen=tracks.unseen + elapsed)
     boxes, label = frame.features[:, BOX], frame.label
-    places = graph_edges.moved(tracks.boxes, tracks.velocity, tracks.age)
+    places = graph_edges.moved(tracks.boxes, tracks.velocity, tracks.unseen.to(boxes.dtype))
     limits = places.new_tensor(options.limits)
     near = graph_edges.may_be(places, tracks.label, boxes, label, limits) & (tracks.batch[:, None] == frame.batch[None])
     edges = near.nonzero().T

@@ -21,6 +21,7 @@ from pcdet_ext.structures import Array
 from pcdet_ext.tracking.base import TRACKERS
 from pcdet_ext.tracking.graph import GraphTracker
 from pcdet_ext.tracking.graph_data import Annotations, node_features, objects_of, prepared, windows
+from pcdet_ext.tracking.graph_edges import PERIOD
 from pcdet_ext.tracking.graph_network import GraphTrackerNetwork
 from pcdet_ext.tracking.graph_states import FrameNodes, GraphOptions, sequence_losses
 from pcdet_ext.tracking.result_files import read_frames, still_boxes
@@ -42,22 +43,30 @@ def training_sequences(submission: Submission, data: Path, nms: float | None = 0
     """
     frames = read_frames(data, submission.samples)
     boxes, tokens = submission.detections([frame.token for frame in frames])
+    detected = _rows_by_sample(boxes.sample, len(tokens))
     truth = _truth(data, submission, tokens)
     following, has_next = _next_places(truth)
+    annotated = _rows_by_sample(truth.boxes.sample, len(tokens))
     _, objects = np.unique(truth.track, return_inverse=True)
     sequences: list[AnnotatedFrames] = []
     place = 0
     for _, scene in groupby(frames, key=lambda frame: frame.scene):
         sequence = []
         for _ in scene:
-            own = prepared(still_boxes(boxes.select(boxes.sample == place)), DETECTED, nms)
-            rows = np.flatnonzero(truth.boxes.sample == place)
+            own = prepared(still_boxes(boxes.select(detected[place])), DETECTED, nms)
+            rows = annotated[place]
             still = prepared(still_boxes(truth.boxes.select(rows)), DETECTED)
             annotations = Annotations(still, objects.reshape(-1)[rows], following[rows], has_next[rows])
             sequence.append((_nodes(node_features(own), annotations), len(rows) > 0))
             place += 1
         sequences.append(sequence)
     return sequences
+
+
+def _rows_by_sample(sample: Array, count: int) -> list[Array]:
+    """The rows of each of `count` samples, in their order, out of the sample int64 [N] of each row."""
+    order = np.argsort(sample, kind="stable")
+    return np.split(order, np.searchsorted(sample[order], np.arange(1, count)))
 
 
 def _truth(data: Path, submission: Submission, tokens: Sequence[str]) -> Tracks:
@@ -178,8 +187,20 @@ def load(path: Path) -> GraphTrackerNetwork:
 
 @TRACKERS.register
 def graph_tracker(
-    network: Path, threshold: float = 0.01, max_age: int = 3, feature_weight: float = 1.0, optimal: bool = False
+    network: Path,
+    threshold: float = 0.01,
+    max_age: int = 3,
+    feature_weight: float = 1.0,
+    optimal: bool = False,
+    nms: float | None = 0.1,
+    score_threshold: float = 0.0,
+    period: float | None = PERIOD,
+    max_outputs: int = 500,
 ) -> GraphTracker:
-    """A graph tracker with a network that `save` wrote; the other arguments are those of `GraphOptions`."""
+    """A graph tracker with a network that `save` wrote, by default with the published settings.
+
+    The detections are suppressed as those of `training_sequences` are. The arguments after `network` are those of
+    `GraphOptions`, then those of `GraphTracker`.
+    """
     options = GraphOptions(threshold, max_age, feature_weight, optimal)
-    return GraphTracker(load(network), options)
+    return GraphTracker(load(network), options, nms, score_threshold, period, max_outputs)

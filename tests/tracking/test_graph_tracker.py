@@ -141,3 +141,47 @@ def test_a_live_sequence() -> None:
 
 
 NAMES = ("car", "barrier")
+
+
+def cars(places: list[float], scores: list[float], width: int = 9, speed: float = 0.0) -> Detections:
+    boxes = np.zeros((len(places), width), np.float32)
+    boxes[:, 0], boxes[:, 3:6], boxes[:, 7:8] = places, (4, 2, 1.5), speed
+    return Detections(boxes, np.array(scores, np.float32), np.zeros(len(places), np.int64), NAMES)
+
+
+def test_a_track_without_velocity_stays_where_it_was_while_it_is_not_found() -> None:
+    tracker = GraphTracker(network())
+    tracker.update(cars([0.0, 50.0], [0.9, 0.8], 7), None, 0.0)
+    found = tracker.update(cars([0.0], [0.9], 7), None, 0.5)
+    assert found.boxes[:, 0].tolist() == [0.0, 50.0]
+
+
+def test_tracks_are_moved_by_the_time_that_has_passed_unless_a_period_is_given() -> None:
+    for period, way in ((None, 1.0), (0.5, 5.0)):
+        tracker = GraphTracker(network(), period=period)
+        tracker.update(cars([0.0, 50.0], [0.9, 0.8], speed=10.0), None, 7.0)
+        found = tracker.update(cars([way], [0.9]), None, 7.1)
+        assert found.boxes[:, 0] == pytest.approx([way, 50.0 + way])
+
+
+def test_places_of_tracks_follow_the_time_since_they_were_seen() -> None:
+    net = network()
+    tracks = TrackNodes.first(nodes([(0, 0), (50, 0)], [0, 0]))
+    for elapsed in (0.1, 0.3):
+        tracks = step(net, tracks, nodes([(0, 0)], [0]), GraphOptions(), elapsed).tracks
+    assert tracks.unseen.tolist() == pytest.approx([0.0, 0.4])
+
+
+def test_detections_are_suppressed_filtered_and_limited_as_asked_for() -> None:
+    given = cars([0.0, 0.2, 50.0, 90.0], [0.9, 0.8, 0.7, 0.05])
+    for options, expected in (
+        ({}, [0.0, 0.2, 50.0, 90.0]),
+        ({"nms": 0.1}, [0.0, 50.0, 90.0]),
+        ({"score_threshold": 0.1}, [0.0, 0.2, 50.0]),
+        ({"nms": 0.1, "max_outputs": 1}, [0.0]),
+    ):
+        found = GraphTracker(network(), **options).update(given, None, 0.0)
+        assert found.boxes[:, 0] == pytest.approx(expected)
+    for wrong in ({"max_outputs": 0}, {"period": 0.0}):
+        with pytest.raises(ValueError, match="must be positive"):
+            GraphTracker(network(), **wrong)

@@ -13,7 +13,6 @@ from pcdet_ext.conformance.golden import Case, Values, backward, runs
 from pcdet_ext.evaluation.quaternions import yaws
 from pcdet_ext.tracking import graph_edges
 from pcdet_ext.tracking.base import StillBoxes
-from pcdet_ext.tracking.compiled_boxes import PUBLISHED_IOU, without_overlapping
 from pcdet_ext.tracking.graph import GraphTracker
 from pcdet_ext.tracking.graph_data import Annotations, node_features, objects_of, prepared, windows
 from pcdet_ext.tracking.graph_matching import matches
@@ -33,7 +32,7 @@ def edges_between(case: Case, grads: bool) -> Values:
     """Edges between tracks and detections of a batch, and their features."""
     given = case.tensors("in")
     labels, others = given["track_class"].long(), given["det_class"].long()
-    places = graph_edges.moved(given["track_boxes"], given["track_velo"], given["track_age"])
+    places = graph_edges.moved(given["track_boxes"], given["track_velo"], given["track_age"] * graph_edges.PERIOD)
     limits = places.new_tensor(case.config["max_distance"])
     near = graph_edges.may_be(places, labels, given["det_boxes"], others, limits)
     edges = (near & (given["track_batch"][:, None] == given["det_batch"][None])).nonzero().T
@@ -143,23 +142,31 @@ def tracks_of_detections(case: Case, grads: bool) -> Values:
 
 
 def _tracked(case: Case, boxes: StillBoxes, names: Any, nms: float | None) -> Values:
-    arrays, tracker = case.arrays, GraphTracker(_network(case), _options(case.config))
+    arrays, tracker = case.arrays, _tracker(case, nms)
     columns: dict[str, list[np.ndarray]] = {}
     for scene, count in enumerate(arrays["in.frames_per_scene"].tolist()):
         tracker.reset()
         for frame in range(count):
             rows = np.flatnonzero((arrays["in.det_scene"] == scene) & (arrays["in.det_frame"] == frame))
-            own = boxes.select(rows)
-            if nms is not None:
-                order = np.argsort(-own.score, kind="stable")
-                own = own.select(without_overlapping(own.box, own.label, order, nms, PUBLISHED_IOU))
-            found = tracker.associate(own, names, graph_edges.PERIOD * frame)
+            found = tracker.associate(boxes.select(rows), names, graph_edges.PERIOD * frame)
             for name, column in _columns(found.boxes, names).items():
                 columns.setdefault(name, []).append(column)
             columns.setdefault("tracking_id", []).append(found.number)
             for name, value in (("scene", scene), ("frame", frame)):
                 columns.setdefault(name, []).append(np.full(len(found.number), value))
     return {f"out.{name}": np.concatenate(parts) for name, parts in columns.items()}
+
+
+def _tracker(case: Case, nms: float | None) -> GraphTracker:
+    config = case.config
+    return GraphTracker(
+        _network(case),
+        _options(config),
+        nms=nms,
+        score_threshold=config.get("score_threshold", 0.0),
+        period=graph_edges.PERIOD,
+        max_outputs=config["max_outputs_per_frame"],
+    )
 
 
 def _columns(boxes: StillBoxes, names: Any) -> dict[str, np.ndarray]:

@@ -20,6 +20,11 @@ HEADING_LAST = [0, 1, 2, 4, 5, 6, 3]  # of x, y, z, yaw, l, w, h
 YAW_FOURTH = [0, 1, 2, 6, 3, 4, 5]  # the other way round
 UNUSED = {"covariance": "default", "match_type": "bipartite", "motion_model": "kf"}  # settings with one known value
 
+# has_velo is not used: no filter measures velocities.
+RUNNING = {"asso", "asso_thres", "has_velo", "max_age_since_update", "min_hits_to_birth", "nms_thres", *UNUSED}
+RUNNING |= {"score_threshold"}
+REDUNDANCY = {"mode", "det_score_threshold", "det_dist_threshold"}
+
 
 def _frames(case: Case) -> Iterator[tuple[int, int, bool, np.ndarray]]:
     """Scene, number of the frame in it, whether it is the first, and rows of its detections, for each frame."""
@@ -145,6 +150,12 @@ def _whole_boxes(case: Case, rows: np.ndarray) -> StillBoxes:
 
 def _kalman(config: Mapping[str, Any]) -> KalmanTracker:
     running, redundancy = config["running"], config["redundancy"]
+    unknown = [f"running.{name}" for name in running if name not in RUNNING]
+    unknown += [f"redundancy.{name}" for name in redundancy if name not in REDUNDANCY]
+    if unknown:
+        raise ValueError(f"settings that are not known here: {', '.join(unknown)}")
+    if running.get("nms_thres", config["nms_iou"]) != config["nms_iou"]:
+        raise ValueError(f"running.nms_thres and nms_iou differ: {running['nms_thres']!r} and {config['nms_iou']!r}")
     for name, value in UNUSED.items():
         if running.get(name, value) != value:
             raise ValueError(f"running.{name} must be {value!r}, got {running[name]!r}")
