@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pcdet_ext.evaluation.nuscenes_files import Submission
 
 TRACKERS = {"greedy": "GreedyTracker", "kalman": "KalmanTracker", "graph": "graph_tracker"}
+HOW = "how (default: greedy); TrajectoryFormer is not available"
 DATA = """when the frames were: a folder with the released tables, a JSON file with samples (scene, timestamp) and maybe
 gt_boxes, or one with frames (token, timestamp, first)"""
 
@@ -31,7 +32,7 @@ gt_boxes, or one with frames (token, timestamp, first)"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=path, help="detections, a submission in JSON (.json, .json.gz)")
     parser.add_argument("--data", type=path, required=True, help=DATA)
-    parser.add_argument("--tracker", choices=sorted(TRACKERS), default="greedy", help="how (default: greedy)")
+    parser.add_argument("--tracker", choices=sorted(TRACKERS), default="greedy", help=HOW)
     parser.add_argument("--out", type=path, required=True, help="file of tracks to write")
     parser.add_argument("--fit", type=int, metavar="EPOCHS", help="graph: train a network on these results first")
     parser.add_argument("--no-metric", action="store_true", help="do not measure the tracks")

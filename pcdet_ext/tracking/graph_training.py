@@ -111,7 +111,9 @@ def fit(
     seed: int = 0,
     options: GraphOptions | None = None,
 ) -> list[float]:
-    """Train a network in place, by default with the published settings (AdamW, no schedule).
+    """Train a network in place, by default with the published settings (AdamW, no schedule), with one difference.
+
+    The last windows of an epoch, where they are fewer than a batch, are trained on; the published training drops them.
 
     Args:
         network: on any device.
