@@ -11,7 +11,7 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,12 +50,22 @@ def expand_path(path: str | Path) -> Path:
     return Path(os.path.expandvars(text))
 
 
-def check_output_file(path: str | Path) -> None:
+def check_output_file(path: str | Path, read: Iterable[str | Path] = ()) -> None:
     """Whether a file can be written, as far as that is known before it is: for results that take long to compute.
 
-    Raises IsADirectoryError for a folder, and as `check_output_folder` for the folder that it would be in.
+    Args:
+        path: the file.
+        read: files that are read or written as well, which it must not replace.
+
+    Raises:
+        IsADirectoryError: for a folder.
+        FileExistsError: it is one of `read`.
+        NotADirectoryError, PermissionError: as `check_output_folder` for the folder that it would be in.
     """
     path = Path(path)
+    for other in read:
+        if path.resolve() == Path(other).resolve():
+            raise FileExistsError(f"{path}: would replace a file that this command reads or writes; name another one")
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; name a file to write")
     check_output_folder(path.parent)

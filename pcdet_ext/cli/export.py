@@ -26,14 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from pcdet_ext.cli.errors import FailureError
+    from pcdet_ext.data.points import read_columns
     from pcdet_ext.export.check import compare_frames
     from pcdet_ext.export.onnx import export, save
     from pcdet_ext.export.recording import RecordingError
     from pcdet_ext.files import check_output_file
     from pcdet_ext.inference import load
 
-    check_output_file(options.out)
+    check_output_file(options.out, [options.checkpoint, *options.check])
     detector = load(options.checkpoint, "cpu", options.overrides, options.imports)
+    for frame in options.check:  # what cannot be read is said before the export takes its time
+        read_columns(frame, detector.point_features)
     try:
         model = export(detector, options.opset)
     except RecordingError as error:

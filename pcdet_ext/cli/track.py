@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pcdet_ext.cli.arguments import path
-from pcdet_ext.cli.errors import UsageError, wrong_use
+from pcdet_ext.cli.errors import FailureError, UsageError, wrong_use
 
 if TYPE_CHECKING:
     from pcdet_ext.evaluation.nuscenes_files import Submission
@@ -48,13 +49,15 @@ def run(options: argparse.Namespace) -> int:
     from pcdet_ext.tracking import graph_training, result_files  # noqa: F401  (registers the graph tracker)
     from pcdet_ext.tracking.base import TRACKERS as KNOWN
 
-    check_output_file(options.out)
+    check_output_file(options.out, [options.results, options.data])
+    if options.json:
+        check_output_file(options.json, [options.results, options.data, options.out])
     node = from_plain({"name": TRACKERS[options.tracker]}, "command line", options.options)
     submission = Submission.read(options.results)
+    frames = result_files.read_frames(options.data, submission.samples)
     if options.fit is not None:
         _fit(options, submission, node.get("network"))
     tracker = KNOWN.build(node)
-    frames = result_files.read_frames(options.data, submission.samples)
     content = result_files.track_submission(submission, frames, tracker)
     result_files.write_submission(options.out, content)
     boxes = sum(map(len, content["results"].values()))
@@ -77,11 +80,13 @@ def _fit(options: argparse.Namespace, submission: Submission, network: object) -
 
     if options.tracker != "graph" or not isinstance(network, str) or options.fit < 1:
         raise UsageError("--fit EPOCHS (1 or more) goes with --tracker graph and network=FILE, which is written")
-    check_output_file(network)
+    check_output_file(network, [options.results, options.data, options.out])
     sequences = graph_training.training_sequences(submission, options.data)
     model = GraphTrackerNetwork()
     with wrong_use():
         losses = graph_training.fit(model, sequences, options.fit)
     for epoch, loss in enumerate(losses, 1):
         print(f"epoch {epoch}: loss {loss:.4f}")
+    if not math.isfinite(losses[-1]):
+        raise FailureError(f"{options.results}: no detection to learn from was found; {network} is not written")
     graph_training.save(Path(network), model, {})

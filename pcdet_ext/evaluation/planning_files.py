@@ -45,6 +45,9 @@ def read_plans(ground_truth: Path, results: Path, frames: Path | None = None) ->
     else:
         boxes, counts = read_arrays(ground_truth, BOXES, COUNTS)
         _check(ground_truth, COUNTS, counts, (samples, STEPS))
+        most = len(boxes) if boxes.ndim else 0
+        if ((counts < -1) | (counts > most) | (counts != np.round(counts))).any():
+            raise DataError(f"{ground_truth}: {COUNTS} must be whole numbers from -1 to the {most} {BOXES}")
         counts = np.maximum(counts.astype(np.int64), 0)
         _check(ground_truth, BOXES, boxes, (int(counts.sum()), 7))
     return Plans(found.astype(np.float32), offsets.astype(np.float32), known, boxes.astype(np.float64), counts)

@@ -21,6 +21,7 @@ from pcdet_ext.files import DataError, atomic_write
 from pcdet_ext.tracking.base import BoxTracker, StillBoxes, TrackedBoxes
 
 MICROSECOND = 1e-6
+LATEST = 1e11  # seconds, in the year 5138: what is later is no time
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,23 @@ def _in_order(frames: Iterable[Frame]) -> list[Frame]:
 
 def _sample(where: str, token: str, entry: Any) -> Frame:
     scene, time = (entry.get(key) if isinstance(entry, Mapping) else None for key in ("scene", "timestamp"))
-    if not isinstance(scene, str) or type(time) is not int:
+    if not isinstance(scene, str) or type(time) is not int or abs(time) >= LATEST / MICROSECOND:
         raise DataError(f"{where}: needs a scene (a text) and a timestamp (µs), has {scene!r} and {time!r}")
     return Frame(scene, token, time * MICROSECOND)
 
 
 def _listed(path: Path, entries: Sequence[Any]) -> list[Frame]:
     frames: list[Frame] = []
+    seen: set[str] = set()
     for i, entry in enumerate(entries):
         values = [entry.get(key) if isinstance(entry, Mapping) else None for key in ("token", "timestamp", "first")]
         token, time, first = values
-        if not isinstance(token, str) or not isinstance(time, int | float) or not isinstance(first, bool):
+        no_time = not isinstance(time, int | float) or isinstance(time, bool) or not abs(time) < LATEST  # or NaN
+        if not isinstance(token, str) or time is None or no_time or not isinstance(first, bool):
             raise DataError(f"{path}: frame {i}: needs token, timestamp (seconds) and first (true or false): {values}")
+        if token in seen:
+            raise DataError(f"{path}: frame {i}: the token {token} is there twice")
+        seen.add(token)
         scene = str(i) if first or not frames else frames[-1].scene
         frames.append(Frame(scene, token, float(time)))
     return frames

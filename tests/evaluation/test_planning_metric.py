@@ -135,6 +135,19 @@ def test_the_command_line(shared: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "pred.npz: pred must be finite numbers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [[2**62] * 4 + [36, 0], [2.5] + [0] * 5, [-2] + [0] * 5, [37] + [0] * 5])
+def test_counts_of_boxes_fit_the_boxes(tmp_path: Path, wrong: list[float]) -> None:
+    truth = {
+        "gt_ego_fut_trajs": np.zeros((1, 6, 2)),
+        "gt_ego_fut_masks": np.ones((1, 6)),
+        "fut_boxes": np.zeros((36, 7)),
+    }
+    np.savez(tmp_path / "truth.npz", fut_counts=np.array([wrong]), **truth)
+    np.savez(tmp_path / "pred.npz", pred=np.zeros((1, 6, 2)))
+    with pytest.raises(DataError, match=r"truth.npz: fut_counts must be whole numbers from -1 to the 36 fut_boxes"):
+        read_plans(tmp_path / "truth.npz", tmp_path / "pred.npz")
+
+
 def test_numbers_of_samples_that_are_not_measured_may_be_missing(tmp_path: Path) -> None:
     offsets, masks, counts = np.zeros((2, 6, 2)), np.ones((2, 6)), np.zeros((2, 6), np.int64)
     masks[1, 3:], offsets[1, 3:] = 0, np.nan

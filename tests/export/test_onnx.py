@@ -164,6 +164,14 @@ def test_what_has_no_form_is_refused() -> None:
         export(pcdet_ext.build("mixed/hilbert_attention", ["data.point_cloud_range=[0,-6.4,-3,12.8,6.4,1]"], "cpu"))
 
 
+def test_no_input_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"precious")
+    assert main(["export", str(path), str(path)]) != 0
+    assert "a.ckpt: would replace a file that this command reads or writes" in capsys.readouterr().err
+    assert path.read_bytes() == b"precious"
+
+
 def test_a_comparison_of_nothing_says_so() -> None:
     nothing = Comparison("a.bin", 9, (0, 0), 0.0, 0.0, (0.1, 0.2))
     assert "9 points, 0 boxes, onnxruntime 0; nothing found, so nothing was compared" in str(nothing)

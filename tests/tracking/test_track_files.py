@@ -61,6 +61,17 @@ def test_the_command_writes_a_submission_and_measures_it(folder: Path, capsys: p
     assert "assignment must be 'greedy' or 'optimal'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("same", ["found.json", "gt.json"])
+def test_no_input_is_replaced(folder: Path, same: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (folder / same).read_text()
+    arguments = [str(folder / "found.json"), "--data", str(folder / "gt.json"), "--out"]
+    assert main(["track", *arguments, str(folder / same)]) != 0
+    assert main(["track", *arguments, str(folder / "tracks.json"), "--json", str(folder / "tracks.json")]) != 0
+    assert capsys.readouterr().err.count("would replace a file that this command reads or writes") == 2
+    assert (folder / same).read_text() == before
+    assert not (folder / "tracks.json").exists()
+
+
 def test_frames_of_the_released_tables_come_in_their_order(shared: Path) -> None:
     case = shared / "golden" / "eval_nuscenes_tracking" / "small"
     listed = read_frames(case / "gt.json", [])
@@ -74,6 +85,14 @@ def test_frames_of_the_released_tables_come_in_their_order(shared: Path) -> None
     [
         ({"x": 1}, "expected the released tables, or JSON with 'samples' or 'frames'"),
         ({"samples": {"t": {"scene": "s"}}}, "sample t: needs a scene"),
+        ({"samples": {"t": {"scene": "s", "timestamp": 10**400}}}, "sample t: needs a scene"),
+        ({"frames": [{"token": "t", "timestamp": 10**400, "first": True}]}, "frame 0: needs token, timestamp"),
+        ({"frames": [{"token": "t", "timestamp": True, "first": True}]}, "frame 0: needs token, timestamp"),
+        ({"frames": [{"token": "t", "timestamp": float("nan"), "first": True}]}, "frame 0: needs token, timestamp"),
+        (
+            {"frames": [{"token": "t", "timestamp": i, "first": not i} for i in (0, 1)]},
+            "frame 1: the token t is there twice",
+        ),
         ({"frames": [{"token": "t", "timestamp": "now", "first": True}]}, "frame 0: needs token, timestamp"),
     ],
 )
