@@ -25,7 +25,7 @@ from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.data.index import FrameInfo, index_path, read_index, write_index
 from pcdet_ext.engine.info import hardware, versions
 from pcdet_ext.engine.loader import EpochBatches, training_loader
-from pcdet_ext.engine.trainer import TrainConfig
+from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.files import atomic_write
 
 STAGES = ("reading", "sweeps", "cropping", "sampling", "augmentation", "batching", "the rest")

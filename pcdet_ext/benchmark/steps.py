@@ -17,8 +17,9 @@ from pcdet_ext.config import construct, section, setting
 from pcdet_ext.data.base import collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.engine.allocation import keep_freed_memory
+from pcdet_ext.engine.devices import seed_everything
 from pcdet_ext.engine.optimizer import build_optimizer, clip_gradients
-from pcdet_ext.engine.trainer import TrainConfig, seed_everything
+from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.structures import PointBatch
 

@@ -8,15 +8,12 @@ losses of an uninterrupted one.
 from __future__ import annotations
 
 import math
-import os
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor, nn
@@ -24,105 +21,25 @@ from torch import Tensor, nn
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError
+from pcdet_ext.engine.devices import seed_everything
 from pcdet_ext.engine.interrupts import StopRequest
 from pcdet_ext.engine.loader import EpochBatches, Loader, training_loader
-from pcdet_ext.engine.optimizer import OneCycle, build_optimizer, clip_gradients, restore_optimizer, set_schedule
+from pcdet_ext.engine.loss_step import LossStep, Wrapped
+from pcdet_ext.engine.optimizer import build_optimizer, clip_gradients, restore_optimizer, set_schedule
+from pcdet_ext.engine.progress import Progress
 from pcdet_ext.engine.runlog import RunLog
+from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.evaluation.base import Result
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-MAX_SEED = 2**63 - 1  # torch's generators take no more than 64 bits
 LAST, BEST = "last.ckpt", "best.ckpt"
 Evaluation = Callable[[nn.Module, Callable[[], bool]], Result | None]
 
 
 class TrainingError(RuntimeError):
     """A training that cannot go on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(OneCycle):
-    """The `train:` section of a configuration, which has the settings of `OneCycle` too.
-
-    Args:
-        epochs: passes over the training frames.
-        batch_size: frames per step in each process.
-        max_steps: end after this many steps, whatever `epochs` says; the cycle of the learning rate is as long.
-        precision: "bf16" and "fp16" are mixed precision; fp16 needs CUDA.
-        num_workers: loader processes.
-        seed: of parameters, the order of the frames and the augmentations.
-        evaluate_every: epochs between evaluations; 0 never evaluates, and so keeps no best checkpoint.
-        checkpoint_every: epochs between checkpoints.
-        log_every: steps between log lines.
-        fade_epochs: how many of the last epochs leave out the augmentations that `fade_augmentations` names.
-        fade_augmentations: names of augmentations in the data section.
-        fade_restores: whether augmentations that `data.disable_augmentations` leaves out are back in the fading epochs,
-            as in OpenPCDet, whose hook puts one list in the place of the other.
-        sync_batchnorm: take batch statistics over all processes; needs CUDA.
-        init_from: a checkpoint whose parameters a new training starts with, as far as they fit.
-
-    Raises:
-        ValueError: a value is outside its range.
-    """
-
-    epochs: int
-    batch_size: int = 4
-    max_steps: int | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    num_workers: int = 2
-    seed: int = 0
-    evaluate_every: int = 1
-    checkpoint_every: int = 1
-    log_every: int = 10
-    fade_epochs: int = 0
-    fade_augmentations: Sequence[str] = ()
-    fade_restores: bool = False
-    sync_batchnorm: bool = False
-    init_from: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in {
-            "epochs": 1,
-            "batch_size": 1,
-            "num_workers": 0,
-            "seed": 0,
-            "evaluate_every": 0,
-            "checkpoint_every": 1,
-            "log_every": 1,
-            "fade_epochs": 0,
-        }.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.seed > MAX_SEED:
-            raise ValueError(f"seed must be at most {MAX_SEED}, got {self.seed}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-
-
-@dataclass
-class Progress:
-    """Where a training stands.
-
-    `batch` steps of `epoch` (which has `steps`) are done, `step` in all; `best` is the highest score so far.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    steps: int = 0
-    best: float | None = None
-
-    @staticmethod
-    def of(values: Mapping[str, Any]) -> Progress:
-        """From what a checkpoint holds. Raises CheckpointError where it is no progress."""
-        counts = ("epoch", "batch", "step", "steps")
-        whole = all(isinstance(values.get(name), int) and values[name] >= 0 for name in counts)
-        if not whole or set(values) != {*counts, "best"} or not isinstance(values["best"], int | float | None):
-            raise CheckpointError(f"damaged: {dict(values)} does not say where a training stands")
-        return Progress(**values)
 
 
 @dataclass(frozen=True)
@@ -150,120 +67,6 @@ class TrainingInputs:
     closing: Callable[[], Sequence[str]] = tuple
 
 
-def make_fabric(
-    precision: str = "fp32", device: str = "auto", devices: int | None = None, strategy: str = "auto", nodes: int = 1
-) -> Fabric:
-    """Lightning's Fabric for a device and a number of processes on each of `nodes` machines.
-
-    Under torchrun its numbers of processes and machines are taken.
-
-    Args:
-        precision: see `TrainConfig`.
-        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "mps".
-        devices: processes on this machine, each with a device of its own; one when None.
-        strategy: how processes work together, by Lightning's names.
-        nodes: machines.
-
-    Raises:
-        ConfigError: the device is missing, cannot compute in the precision, or is one of several.
-        ImportError: Lightning is not installed.
-    """
-    try:
-        from lightning.fabric import Fabric
-        from lightning.fabric.plugins import MixedPrecision
-    except ImportError as error:
-        raise ImportError("training needs Lightning: pip install pcdet_ext[train]") from error
-    for name, value in {"devices": 1 if devices is None else devices, "nodes": nodes}.items():
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
-    kind, index = training_device(device)
-    if precision == "fp16" and kind != "cuda":
-        raise ConfigError("train.precision: fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    if index is not None and (devices or 1) * nodes > 1:
-        raise ConfigError(f"device {device!r} is one device; for several processes name their kind, {kind!r}")
-    mixed: dict[str, Literal["bf16-mixed", "16-mixed"]] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
-    plugin = mixed.get(precision)
-    try:
-        return Fabric(
-            accelerator=kind,
-            devices=(devices or 1) if index is None else [index],
-            num_nodes=nodes,
-            strategy=strategy,
-            plugins=[MixedPrecision(plugin, kind)] if plugin else None,
-        )
-    except (ValueError, TypeError) as error:  # of Lightning, for names and numbers that do not fit each other
-        raise ConfigError(f"{devices or 1} {kind} devices, strategy {strategy!r}: {error}") from error
-
-
-def training_device(name: str) -> tuple[Literal["cpu", "cuda", "mps"], int | None]:
-    """The kind of a device by name, and its index where the name has one that matters; "auto" for CUDA if there is one.
-
-    The device itself is not touched, so that several processes do not all take memory of the first one. Raises
-    ConfigError for a device that is not there, and for kinds that Lightning does not know.
-    """
-    if name == "auto":
-        return ("cuda" if torch.cuda.is_available() else "cpu"), None
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r}: {str(error).splitlines()[0]}") from error
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cpu":
-        return "cpu", None
-    if device.type == "cuda" and count:
-        if (device.index or 0) >= count:
-            raise ConfigError(f"device {name!r}: torch sees {count} CUDA devices, cuda:0 to cuda:{count - 1}")
-        return "cuda", device.index
-    if device.type == "cuda":
-        raise ConfigError(f"device {name!r}: no CUDA device is available")
-    if device.type == "mps" and torch.backends.mps.is_available():
-        return "mps", None
-    raise ConfigError(f"device {name!r}: not available, or none that Lightning trains on (cpu, cuda, mps)")
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch, which foreign code may draw from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - NumPy takes no more than 32 bits
-    torch.manual_seed(seed)
-
-
-@runtime_checkable
-class HasLoss(Protocol):
-    """What can be trained."""
-
-    def loss(self, batch: Any) -> Mapping[str, Tensor]:
-        """Losses of a batch by name; "total" is what is minimised."""
-        ...
-
-
-class _Wrapped:
-    """Hides a batch from Fabric, which casts floating-point inputs to half precision.
-
-    Coordinates in bfloat16 would be exact to a quarter of a metre at 40 m.
-    """
-
-    def __init__(self, batch: Any) -> None:
-        self.batch = batch
-
-
-class _LossStep(nn.Module):
-    """The detector's loss as a forward pass, which is what strategies wrap."""
-
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__()
-        if not isinstance(detector, HasLoss):
-            raise TypeError(f"a {type(detector).__name__} cannot be trained: it has no loss(batch)")
-        self.detector = detector
-        self.loss = detector.loss
-
-    def forward(self, wrapped: _Wrapped) -> Mapping[str, Tensor]:
-        return self.loss(wrapped.batch)
-
-
 class Trainer:
     """Trains a detector and keeps checkpoints; `fit` runs to the end or to a stop request.
 
@@ -271,7 +74,7 @@ class Trainer:
         inputs: the detector and what it is trained with.
         settings: the `train:` section.
         out: folder for checkpoints and logs.
-        fabric: devices, precision and processes; see `make_fabric`.
+        fabric: devices, precision and processes; see `devices.make_fabric`.
         resume: the content of a checkpoint to continue from. Written by another number of processes, it leaves their
             random states to start anew.
 
@@ -305,7 +108,7 @@ class Trainer:
             self.total_steps = min(self.total_steps, settings.max_steps)
         self.loader: Loader | None = None
         self.detector = self._synchronised(inputs.detector)
-        self.module = fabric.setup_module(_LossStep(self.detector))
+        self.module = fabric.setup_module(LossStep(self.detector))
         self.optimizer = build_optimizer(self.detector, settings)
         wrapped: Any = fabric.setup_optimizers(self.optimizer)  # one for one, which its annotations do not say
         self._step_optimizer = wrapped.step
@@ -406,7 +209,7 @@ class Trainer:
         set_schedule(self.optimizer, learning_rate, momentum)
         self.optimizer.zero_grad()
         self.module.train()
-        losses = self.module(_Wrapped(batch.to(self.fabric.device, non_blocking=True)))
+        losses = self.module(Wrapped(batch.to(self.fabric.device, non_blocking=True)))
         self.fabric.backward(losses["total"])
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)

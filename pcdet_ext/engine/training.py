@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch.distributed
@@ -14,20 +13,15 @@ from torch import nn
 
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
-from pcdet_ext.config import ConfigError, Node, construct, require_known_sections, section, setting, suggest
+from pcdet_ext.config import ConfigError, Node, construct, require_known_sections, section, setting
 from pcdet_ext.data.base import Dataset, collate
 from pcdet_ext.data.formats import build_dataset, measured_kind
 from pcdet_ext.engine import testing
-from pcdet_ext.engine.trainer import (
-    BEST,
-    LAST,
-    TrainConfig,
-    Trainer,
-    TrainingError,
-    TrainingInputs,
-    make_fabric,
-    seed_everything,
-)
+from pcdet_ext.engine.devices import make_fabric, seed_everything
+from pcdet_ext.engine.fading import training_datasets
+from pcdet_ext.engine.resuming import check_same_model, check_same_order
+from pcdet_ext.engine.settings import TrainConfig
+from pcdet_ext.engine.trainer import BEST, LAST, Trainer, TrainingError, TrainingInputs
 from pcdet_ext.evaluation.base import Result
 from pcdet_ext.files import atomic_write, check_output_folder
 from pcdet_ext.inference import Detector, check_finds
@@ -83,8 +77,8 @@ def train(
     if resume is not None:
         content = checkpoint.read(resume)
         checkpoint.require_training(content, resume)
-        _check_same_model(content["config"], settings, resume)
-        _check_same_order(content, options.seed, resume)
+        check_same_model(content["config"], settings, resume)
+        check_same_order(content, options.seed, resume)
     seed_everything(options.seed)
     with usual_defaults():
         detector = build_detector(settings)
@@ -155,115 +149,10 @@ def highest_values(dataset: Dataset, frames: int = 16) -> dict[str, float]:
     return {name: float(value) for name, value in zip(list(dataset.point_features or ())[3:], highest, strict=True)}
 
 
-# Settings of the data that decide what the parameters mean: a checkpoint cannot be continued with other values.
-MEANING = ("classes", "point_cloud_range", "point_features")
-
-
-def _check_same_order(content: Mapping[str, Any], seed: int, path: str | Path) -> None:
-    """Inside an epoch the frames that are left follow from the seed. Raises CheckpointError for another one."""
-    saved = content["config"].get("train", {}).get("seed", TrainConfig.seed)
-    if content["progress"].get("batch") and saved != seed:
-        raise CheckpointError(
-            f"{path}: stands inside an epoch whose frames are in the order of train.seed={saved}, now it is {seed}: "
-            "continue with the same seed"
-        )
-
-
-def _check_same_model(before: Mapping[str, Any], settings: Node, resume: str | Path) -> None:
-    """Refuse to continue the training of another model, or of the same parameters with another meaning.
-
-    Raises CheckpointError that names each key whose value is another one. What decides the training alone may change.
-    """
-    now = settings.plain()
-    pairs = [("model", before.get("model"), now.get("model"))]
-    pairs += [(f"data.{key}", before.get("data", {}).get(key), now.get("data", {}).get(key)) for key in MEANING]
-    changed = [line for key, old, new in pairs for line in _differences(key, old, new)]
-    if changed:
-        raise CheckpointError(
-            f"{resume}: holds the training of another model ({'; '.join(changed[:3])}): continue it with the same "
-            "settings, or start a new one from its parameters with train.init_from"
-        )
-
-
-def _differences(key: str, old: Any, new: Any) -> list[str]:
-    """Where two plain values differ, as texts "a.b was 1, now 2"."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [*old, *(k for k in new if k not in old)]
-        return [line for k in keys for line in _differences(f"{key}.{k}", old.get(k), new.get(k))]
-    return [] if old == new else [f"{key} was {old!r}, now {new!r}"]
-
-
 def _initialised(detector: nn.Module, path: str | Path) -> tuple[str, ...]:
     """Let a detector start with the parameters of a checkpoint, and say which it took."""
     content = checkpoint.read(path)
     return (f"{path}: {checkpoint.transfer(detector, content['model'], path)}",)
-
-
-def training_datasets(data: Node, options: TrainConfig) -> Callable[[int], Any]:
-    """The training set of an epoch: in the last `fade_epochs` ones without the augmentations to fade.
-
-    Both sets are made at once, so that a wrong data section is known before the training. Of several sources each fades
-    those of its own augmentations that are named. Raises ConfigError when `fade_augmentations` names one that no source
-    uses.
-    """
-    used = list(dict.fromkeys(name for part in _parts(data) for name in _augmentations(part)))
-    for name in options.fade_augmentations:
-        if name not in used:
-            raise ConfigError(f"train.fade_augmentations: data.augment has no {name!r}{suggest(name, used)}")
-
-    def make(section: Node) -> Any:
-        return build_dataset(section, split="train", training=True, seed=options.seed)
-
-    first = make(data)
-    fades = bool(options.fade_augmentations and options.fade_epochs)
-    faded = make(_faded(data, options)) if fades else first
-    return lambda epoch: faded if epoch >= options.epochs - options.fade_epochs else first
-
-
-def _parts(data: Node) -> list[Node]:
-    """What each source of a data section is made from; the section itself where it names no sources."""
-    sources = setting(data, "sources", Sequence[Mapping[str, Any]] | None, None)
-    return [data] if sources is None else [Node({**data, **source}, data.key_path, data.sources) for source in sources]
-
-
-def _augmentations(part: Node) -> list[str]:
-    """Names of the augmentations of a source."""
-    return [str(node.get("name")) for node in setting(part, "augment", Sequence[Mapping[str, Any]], [])]
-
-
-def _faded(data: Node, options: TrainConfig) -> Node:
-    """The data section of the fading epochs."""
-
-    def left_out(part: Node) -> list[str]:
-        disabled = setting(part, "disable_augmentations", Sequence[str], [])
-        own = _augmentations(part)
-        return [n for n in disabled_augmentations(disabled, options, options.epochs - 1) if n in own]
-
-    faded = Node({**data, "disable_augmentations": left_out(data)}, data.key_path, data.sources)
-    if data.get("sources") is not None:
-        pairs = zip(data["sources"], _parts(data), strict=True)
-        faded["sources"] = [
-            Node(
-                {**source, "disable_augmentations": left_out(part)},
-                getattr(source, "key_path", ""),
-                getattr(source, "sources", None),
-            )
-            for source, part in pairs
-        ]
-    return faded
-
-
-def disabled_augmentations(disabled: Sequence[str], options: TrainConfig, epoch: int) -> tuple[str, ...]:
-    """Names of the augmentations that are left out in an epoch.
-
-    Args:
-        disabled: those that the data section leaves out.
-        options: of the training, with what fades in the last epochs.
-        epoch: number of the epoch, from 0.
-    """
-    if not options.fade_augmentations or epoch < options.epochs - options.fade_epochs:
-        return tuple(disabled)
-    return tuple(dict.fromkeys([*(() if options.fade_restores else disabled), *options.fade_augmentations]))
 
 
 def _closing(training: Sequence[Dataset], tested: Dataset | None) -> list[str]:

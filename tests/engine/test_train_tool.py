@@ -25,8 +25,8 @@ from pcdet_ext.config import ConfigError, Node, construct
 from pcdet_ext.data import kitti
 from pcdet_ext.data.index import index_path, read_index, write_index
 from pcdet_ext.data.kitti import prepare_kitti
-from pcdet_ext.engine.trainer import TrainConfig
-from pcdet_ext.engine.training import training_datasets
+from pcdet_ext.engine.fading import training_datasets
+from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.ops import iou_bev
 
 CALIBRATION = kitti.Calibration(

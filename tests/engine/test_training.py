@@ -22,10 +22,12 @@ from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError, Node, construct
 from pcdet_ext.engine import trainer
+from pcdet_ext.engine.devices import make_fabric, training_device
 from pcdet_ext.engine.interrupts import StopRequest
 from pcdet_ext.engine.loader import EpochBatches, _outlive_signals
-from pcdet_ext.engine.trainer import BEST, LAST, TrainConfig, Trainer, TrainingError, TrainingInputs, make_fabric
-from pcdet_ext.engine.training import _check_same_order
+from pcdet_ext.engine.resuming import check_same_order
+from pcdet_ext.engine.settings import TrainConfig
+from pcdet_ext.engine.trainer import BEST, LAST, Trainer, TrainingError, TrainingInputs
 from pcdet_ext.evaluation.base import Result
 
 SCRIPT = Path(__file__).with_name("toy_detector.py")
@@ -239,7 +241,7 @@ def test_what_the_device_cannot_do_is_refused(tmp_path: Path) -> None:
 
 
 def test_devices_are_taken_by_torchs_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert trainer.training_device("cpu") == trainer.training_device("cpu:0") == ("cpu", None)
+    assert training_device("cpu") == training_device("cpu:0") == ("cpu", None)
     for name, message in (
         ("gpu", "device 'gpu': Expected one of cpu, cuda"),
         ("cuda:x", "device 'cuda:x'"),
@@ -250,11 +252,11 @@ def test_devices_are_taken_by_torchs_names(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="device 'cuda:1': no CUDA device is available"):
         make_fabric(device="cuda:1")
-    assert trainer.training_device("auto") == ("cpu", None)
+    assert training_device("auto") == ("cpu", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert trainer.training_device("auto") == trainer.training_device("cuda") == ("cuda", None)
-    assert trainer.training_device("cuda:1") == ("cuda", 1)
+    assert training_device("auto") == training_device("cuda") == ("cuda", None)
+    assert training_device("cuda:1") == ("cuda", 1)
     with pytest.raises(ConfigError, match="device 'cuda:2': torch sees 2 CUDA devices, cuda:0 to cuda:1"):
         make_fabric(device="cuda:2")
     with pytest.raises(ConfigError, match="device 'cuda:1' is one device; for several processes name their kind"):
@@ -351,7 +353,9 @@ import sys
 sys.path[:0] = [{str(SCRIPT.parent)!r}, {str(SCRIPT.parent.parent)!r}]
 from pathlib import Path
 from toy_detector import toy_inputs
-from pcdet_ext.engine.trainer import TrainConfig, Trainer, make_fabric
+from pcdet_ext.engine.devices import make_fabric
+from pcdet_ext.engine.settings import TrainConfig
+from pcdet_ext.engine.trainer import Trainer
 inputs = toy_inputs(size=100)
 def fail(batch):
     raise ValueError("no such loss")
@@ -367,7 +371,7 @@ def test_another_seed_is_refused_inside_an_epoch_only() -> None:
     def content(batch: int) -> dict[str, Any]:
         return {"config": {"train": {"seed": 3}}, "progress": {"batch": batch}}
 
-    _check_same_order(content(1), 3, "last.ckpt")
-    _check_same_order(content(0), 9, "last.ckpt")
+    check_same_order(content(1), 3, "last.ckpt")
+    check_same_order(content(0), 9, "last.ckpt")
     with pytest.raises(CheckpointError, match=r"last.ckpt: stands inside an epoch .* train.seed=3, now it is 9"):
-        _check_same_order(content(1), 9, "last.ckpt")
+        check_same_order(content(1), 9, "last.ckpt")

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from pcdet_ext.data.base import collate
 from pcdet_ext.engine import testing
+from pcdet_ext.engine.devices import make_fabric, seed_everything
 from pcdet_ext.engine.interrupts import end_process
-from pcdet_ext.engine.trainer import TrainConfig, Trainer, TrainingInputs, make_fabric, seed_everything
+from pcdet_ext.engine.settings import TrainConfig
+from pcdet_ext.engine.trainer import Trainer, TrainingInputs
 from pcdet_ext.evaluation.base import Result
 from pcdet_ext.structures import Detections, PointBatch, Sample, Targets
 

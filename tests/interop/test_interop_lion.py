@@ -15,7 +15,7 @@ import torch
 from pcdet_ext import config
 from pcdet_ext.config import Registry, construct
 from pcdet_ext.conformance.golden import Case
-from pcdet_ext.engine.trainer import TrainConfig
+from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.interop import from_official, openpcdet, openpcdet_backbones, openpcdet_heads
 from pcdet_ext.interop.lion import backbone, official_state, operator
 from pcdet_ext.interop.lion_names import backbone_name, our_value

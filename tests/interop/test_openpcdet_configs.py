@@ -12,7 +12,7 @@ import torch
 
 from pcdet_ext import config
 from pcdet_ext.config import Registry, construct
-from pcdet_ext.engine.trainer import TrainConfig
+from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.interop import checkpoints, openpcdet, openpcdet_heads
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES

@@ -18,8 +18,8 @@ from pcdet_ext.data.balance import balanced_frames
 from pcdet_ext.data.base import collate, with_tanh
 from pcdet_ext.data.geometry import boxes_in_range, points_in_range
 from pcdet_ext.data.objects import Objects
-from pcdet_ext.engine.trainer import TrainConfig
-from pcdet_ext.engine.training import disabled_augmentations
+from pcdet_ext.engine.fading import disabled_augmentations
+from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.ops import voxelize
 from pcdet_ext.structures import Array, Sample, Targets
 

@@ -1,0 +1,48 @@
+"""Whether a checkpoint can be continued with the settings of now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pcdet_ext.checkpoint import CheckpointError
+from pcdet_ext.config import Node
+from pcdet_ext.engine.settings import TrainConfig
+
+# Settings of the data that decide what the parameters mean: a checkpoint cannot be continued with other values.
+MEANING = ("classes", "point_cloud_range", "point_features")
+
+
+def check_same_order(content: Mapping[str, Any], seed: int, path: str | Path) -> None:
+    """Inside an epoch the frames that are left follow from the seed. Raises CheckpointError for another one."""
+    saved = content["config"].get("train", {}).get("seed", TrainConfig.seed)
+    if content["progress"].get("batch") and saved != seed:
+        raise CheckpointError(
+            f"{path}: stands inside an epoch whose frames are in the order of train.seed={saved}, now it is {seed}: "
+            "continue with the same seed"
+        )
+
+
+def check_same_model(before: Mapping[str, Any], settings: Node, resume: str | Path) -> None:
+    """Refuse to continue the training of another model, or of the same parameters with another meaning.
+
+    Raises CheckpointError that names each key whose value is another one. What decides the training alone may change.
+    """
+    now = settings.plain()
+    pairs = [("model", before.get("model"), now.get("model"))]
+    pairs += [(f"data.{key}", before.get("data", {}).get(key), now.get("data", {}).get(key)) for key in MEANING]
+    changed = [line for key, old, new in pairs for line in differences(key, old, new)]
+    if changed:
+        raise CheckpointError(
+            f"{resume}: holds the training of another model ({'; '.join(changed[:3])}): continue it with the same "
+            "settings, or start a new one from its parameters with train.init_from"
+        )
+
+
+def differences(key: str, old: Any, new: Any) -> list[str]:
+    """Where two plain values differ, as texts "a.b was 1, now 2"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [line for k in keys for line in differences(f"{key}.{k}", old.get(k), new.get(k))]
+    return [] if old == new else [f"{key} was {old!r}, now {new!r}"]
