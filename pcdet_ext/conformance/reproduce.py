@@ -42,6 +42,7 @@ CASE_MODULES = (
     "scatterformer",
     "sequence_ops",
     "tracking",
+    "unilion",
     "whole_detectors",
 )
 EXPECTED = "expected.json"  # what makes a folder a case of an evaluator

@@ -93,7 +93,7 @@ def test_map_that_does_not_divide_is_named():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(["BaseBEVBackbone", "BaseBEVResBackbone", "SECONDFPN", "CascadeDEDBackbone"]),
+    st.sampled_from(["BaseBEVBackbone", "BaseBEVResBackbone", "SECONDFPN", "CascadeDEDBackbone", "ResNetFPN"]),
     st.tuples(st.integers(1, 30), st.integers(1, 30)),
     st.sampled_from(
         [((2, 2, 2), (1, 2, 4)), ((2, 2, 2), (0.5, 1, 2)), ((1, 2, 2), (1, 2, 4)), ((3, 2, 1), (0.5, 1, 1))]
@@ -103,6 +103,9 @@ def test_maps_are_refused_when_built_if_they_would_be_later(name, size, strides)
     """The check of a known size agrees with what the convolutions do."""
     if name == "CascadeDEDBackbone":
         arguments = {"num_layers": 2, "num_sbb": [1, 1, 1], "down_strides": strides[0], "feature_dim": 4}
+    elif name == "ResNetFPN":
+        factor = strides[0][1] * strides[0][2]
+        arguments = LEVELS | {"layer_strides": strides[0], "level_factor": factor, "out_filters": 4}
     else:
         arguments = LEVELS | {"layer_strides": strides[0], "upsample_strides": strides[1]}
         arguments |= {"num_upsample_filters": [4] * 3, "layer_nums": [1, 1, 1]}
@@ -113,3 +116,15 @@ def test_maps_are_refused_when_built_if_they_would_be_later(name, size, strides)
             build(name, **arguments, map_size=size)
     else:
         build(name, **arguments, map_size=size)
+
+
+@pytest.mark.parametrize(("out_factor", "stride"), [(None, 2), (2, 1), (4, 0.5)])
+def test_the_pyramid_of_two_stages_says_its_size(out_factor, stride):
+    backbone = build("ResNetFPN", **LEVELS, out_filters=5, out_factor=out_factor)
+    out = backbone(torch.randn(1, 3, 16, 24))
+    assert out.shape == (1, 5, 16 / stride, 24 / stride)
+    assert (backbone.stride, backbone.out_channels) == (stride, 5)
+    with pytest.raises(ConfigError, match="levels must be two of the 3 stages"):
+        build("ResNetFPN", **LEVELS, levels=[0, 3])
+    with pytest.raises(ConfigError, match="level_factor and out_factor must be at least 1"):
+        build("ResNetFPN", **LEVELS, level_factor=0)

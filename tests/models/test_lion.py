@@ -160,6 +160,35 @@ def test_output_cells_and_finite_gradients(mixer: str) -> None:
     assert not missing
 
 
+def test_repeated_voxels_are_summed_and_normed_first() -> None:
+    backbone, voxels = build(merge_repeated=True, describe_input=True), scene(3, (40, 30))
+    share = torch.rand(70, 1, dtype=torch.float64)
+    parts = torch.cat([voxels.features * share, voxels.features * (1 - share)])
+    mixed = torch.randperm(140, generator=torch.Generator().manual_seed(0))
+    repeated = SparseVoxels(parts[mixed], voxels.coords.repeat(2, 1)[mixed], GRID, 2)
+    expected, found = cells(backbone(voxels)), cells(backbone(repeated))
+    assert expected.keys() == found.keys()
+    for cell, feature in expected.items():
+        torch.testing.assert_close(found[cell], feature)
+    merged, _ = backbone.inputs[0](repeated)
+    norm = backbone.inputs[0].norm
+    for cell, feature in cells(voxels).items():
+        torch.testing.assert_close(cells(merged)[cell], F.layer_norm(feature, (8,), norm.weight, norm.bias))
+    assert backbone.inputs[0].describe is None
+    assert backbone.inputs[1].describe is not None
+
+
+def test_the_last_stages_may_be_wider() -> None:
+    backbone = build(widths=[8, 12])
+    out = backbone(scene(3, (40, 30)))
+    assert out.features.shape[1] == backbone.out_channels == 12
+    assert build(described=False)(scene(3, (40, 30))).features.isfinite().all()
+    with pytest.raises(ValueError, match="8 channels become 12 in a description only"):
+        build(widths=[8, 12], described=False)
+    with pytest.raises(ValueError, match="widths must be 2 numbers, the first 8"):
+        build(widths=[12, 12])
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_frames_of_a_batch_do_not_influence_each_other(mixer: str) -> None:
     backbone = build(mixer)

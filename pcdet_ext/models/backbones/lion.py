@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -145,6 +145,7 @@ class LIONBlock(nn.Module):
         scales: cells (z, y, x) that merge from each resolution to the next.
         shift: move the windows of every second layer.
         floor_keys: see `VoxelMerging`.
+        described: see `VoxelMerging`.
     """
 
     def __init__(
@@ -154,12 +155,13 @@ class LIONBlock(nn.Module):
         scales: Sequence[Sequence[int]],
         shift: bool,
         floor_keys: bool = False,
+        described: bool = True,
     ) -> None:
         super().__init__()
         shifted = [shift and i % 2 == 1 for i in range(len(scales))]
+        merges = (VoxelMerging(channels, scale, floor_keys=floor_keys, described=described) for scale in scales)
         self.encoder = ModuleListOf(
-            Down(channels, make_layer(moved), VoxelMerging(channels, scale, floor_keys=floor_keys))
-            for moved, scale in zip(shifted, scales, strict=True)
+            Down(channels, make_layer(moved), merge) for moved, merge in zip(shifted, merges, strict=True)
         )
         self.decoder = ModuleListOf(Up(channels, make_layer(moved)) for moved in shifted)
 
@@ -251,7 +253,7 @@ class LION(nn.Module):
     """Stages that mix at full resolution in x and y, each followed by a merge of two cells in z with voxel generation.
 
     Args:
-        in_channels: of the voxels and of every stage.
+        in_channels: of the voxels.
         grid: (Z, Y, X) cells.
         mixer: configuration of the linear operator, or of any other mixer.
         windows: cells (Z, Y, X) of a window in each stage.
@@ -269,6 +271,11 @@ class LION(nn.Module):
         bev_group_sizes: of these layers.
         recompute: activations of operators are computed again in the backward pass instead of being kept.
         floor_keys: see `VoxelMerging`.
+        widths: channels of each stage, where they are not those of the input; the merge before a stage changes them.
+        merge_repeated: voxels of one cell, which may stand in any order, are first merged into one (UniLION, whose
+            memory of earlier frames puts voxels where the present frame has some).
+        describe_input: voxels are described and normed before the first stage (UniLION).
+        described: whether merges have a description, see `VoxelMerging`.
 
     Attributes: out_channels, out_grid (Z, Y, X), stride (1: x and y stay), strides (the same of
     z, y and x).
@@ -296,9 +303,16 @@ class LION(nn.Module):
         bev_group_sizes: Sequence[int] = (),
         recompute: bool = False,
         floor_keys: bool = False,
+        widths: Sequence[int] | None = None,
+        merge_repeated: bool = False,
+        describe_input: bool = False,
+        described: bool = True,
     ) -> None:
         super().__init__()
         _check_lists(windows, group_sizes, scales, bev_windows, bev_group_sizes, orders)
+        widths = [in_channels] * len(windows) if widths is None else list(widths)
+        if len(widths) != len(windows) or widths[0] != in_channels:
+            raise ValueError(f"widths must be {len(windows)} numbers, the first {in_channels}, got {widths}")
         layers = 2 * sum(map(len, scales)) + 1 + len(bev_windows)
         settings = LayerSettings(
             channels=in_channels,
@@ -311,19 +325,26 @@ class LION(nn.Module):
         )
         number = itertools.count(step=len(orders))
 
-        def layer(window: Sequence[int], group_size: int, shifted: bool) -> LIONLayer:
-            return settings.layer(window, group_size, shifted, next(number))
+        def layer(window: Sequence[int], group_size: int, shifted: bool, width: int = widths[-1]) -> LIONLayer:
+            return replace(settings, channels=width).layer(window, group_size, shifted, next(number))
 
-        def merge() -> VoxelMerging:
-            return VoxelMerging(in_channels, (2, 1, 1), generation, floor_keys)
+        def merge(width: int = widths[-1], following: int = widths[-1]) -> VoxelMerging:
+            return VoxelMerging(width, (2, 1, 1), generation, floor_keys, following, described)
 
-        self.out_channels, self.stride = in_channels, 1
+        self.out_channels, self.stride = widths[-1], 1
         depth, height, width = grid
         self.out_grid: Triple = (depth, height, width)
+        descriptions = [False] * merge_repeated + [described] * describe_input
+        self.inputs = ModuleListOf(VoxelMerging(in_channels, (1, 1, 1), described=each) for each in descriptions)
         self.stages = nn.ModuleList()
-        for window, size, steps in zip(windows, group_sizes, scales, strict=True):
-            make = lambda shifted, window=window, size=size: layer(window, size, shifted)  # noqa: E731
-            stage = Stage(LIONBlock(in_channels, make, steps, shift, floor_keys), merge())
+        following = [*widths[1:], widths[-1]]
+        for i, (window, size, steps) in enumerate(zip(windows, group_sizes, scales, strict=True)):
+
+            def make(shifted: bool, window: Any = window, size: int = size, width: int = widths[i]) -> LIONLayer:
+                return layer(window, size, shifted, width)
+
+            blocks = LIONBlock(widths[i], make, steps, shift, floor_keys, described)
+            stage = Stage(blocks, merge(widths[i], following[i]))
             stage.block.check_grid(self.out_grid)
             self.out_grid = stage.merge.out_grid(self.out_grid)
             self.stages.append(stage)
@@ -337,11 +358,13 @@ class LION(nn.Module):
         )
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        """Voxels [N, in_channels] on `grid` to voxels [M, in_channels] on `out_grid`."""
+        """Voxels [N, in_channels] on `grid` to voxels [M, out_channels] on `out_grid`."""
         return self.scales(voxels)[-1]
 
     def scales(self, voxels: SparseVoxels) -> list[SparseVoxels]:
         """The voxels after each stage, then the output."""
+        for merge in self.inputs:
+            voxels, _ = merge(voxels)
         found = []
         for stage in self.stages:
             voxels = stage(voxels)

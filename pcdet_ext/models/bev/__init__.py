@@ -5,6 +5,7 @@ from pcdet_ext.models.bev.flatten import flatten_to_bev
 from pcdet_ext.models.bev.pillarnet import PillarNetNeck
 from pcdet_ext.models.bev.registry import BEV_BACKBONES
 from pcdet_ext.models.bev.residual import BaseBEVResBackbone
+from pcdet_ext.models.bev.resnet import ResNetFPN
 from pcdet_ext.models.bev.second import SECONDFPN, BaseBEVBackbone
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "BaseBEVResBackbone",
     "CascadeDEDBackbone",
     "PillarNetNeck",
+    "ResNetFPN",
     "flatten_to_bev",
 ]

@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
         self.bn1 = bev_norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
         self.bn2 = bev_norm(out_channels)
-        self.downsample_layer = None
+        self.downsample_layer: nn.Module | None = None
         if downsample:
             self.downsample_layer = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), bev_norm(out_channels)

@@ -19,7 +19,7 @@ class VoxelMerging(nn.Module):
     """Merge voxels into larger ones (LION, Liu et al., NeurIPS 2024, sections 3.2 and 3.3).
 
     They are described (3×3×3 convolution, LayerNorm, GELU), some are generated, and those of a cell are summed
-    (LayerNorm).
+    (LayerNorm). Voxels that share a cell already become one where they are not described.
 
     Args:
         channels: of the features.
@@ -28,12 +28,22 @@ class VoxelMerging(nn.Module):
             voxels without features at their diagonal neighbours in x and y.
         floor_keys: whether coarse cells are numbered by the grid's size over the scale rounded down, as published:
             where a size does not divide, cells may get the number of others. By default such a grid is refused.
+        out_channels: of the result, which the description brings about; None for as many as come.
+        described: whether there is a description.
 
     Raises:
-        ValueError: the scale or the share is impossible.
+        ValueError: the scale or the share is impossible, or the channels change without a description.
     """
 
-    def __init__(self, channels: int, scale: Sequence[int], generation: float = 0.0, floor_keys: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        scale: Sequence[int],
+        generation: float = 0.0,
+        floor_keys: bool = False,
+        out_channels: int | None = None,
+        described: bool = True,
+    ) -> None:
         super().__init__()
         sizes = tuple(scale)
         if len(sizes) != 3 or min(sizes) < 1:
@@ -42,8 +52,13 @@ class VoxelMerging(nn.Module):
         self.generation, self.floor_keys = generation, floor_keys
         if not 0 <= generation <= 1:
             raise ValueError(f"generation must be in [0, 1], got {generation}")
-        self.describe = nn.Sequential(SubMConv3d(channels, channels, 3), nn.LayerNorm(channels), nn.GELU())
-        self.norm = nn.LayerNorm(channels)
+        width = channels if out_channels is None else out_channels
+        if not described and width != channels:
+            raise ValueError(f"{channels} channels become {width} in a description only, which is switched off")
+        self.describe = None
+        if described:
+            self.describe = nn.Sequential(SubMConv3d(channels, width, 3), nn.LayerNorm(width), nn.GELU())
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, voxels: SparseVoxels) -> tuple[SparseVoxels, Tensor]:
         """Voxels [N, C] to merged voxels [M, C], and the row int64 [N + new] that each voxel was merged into.
@@ -51,10 +66,7 @@ class VoxelMerging(nn.Module):
         New voxels stand after the given ones, frame after frame; merged ones ascend by (batch, x, y, z).
         Raises ValueError where the grid does not divide by the scale (but see `floor_keys`).
         """
-        conv, *rest = self.describe
-        features = conv(voxels).features
-        for layer in rest:
-            features = layer(features)
+        features = self._described(voxels)
         coords = voxels.coords.long()
         if self.generation:
             coords = torch.cat([coords, self._generate(features.detach(), coords, voxels)])
@@ -63,6 +75,15 @@ class VoxelMerging(nn.Module):
         merged, parent = merge_cells(coords, self.scale, cells, voxels.batch_size)
         features = self.norm(segment_reduce(features, parent[: len(features)], len(merged)))
         return SparseVoxels(features, merged, grid, voxels.batch_size), parent
+
+    def _described(self, voxels: SparseVoxels) -> Tensor:
+        if self.describe is None:
+            return voxels.features
+        conv, *rest = self.describe
+        features: Tensor = conv(voxels).features
+        for layer in rest:
+            features = layer(features)
+        return features
 
     def out_grid(self, grid: Triple) -> Triple:
         """Cells (Z, Y, X) after merging; ValueError where `grid` does not divide by the scale (see `floor_keys`)."""

@@ -1,0 +1,77 @@
+"""Runners for the parts of UniLION that make features: encoder, backbones, and memory over time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pcdet_ext.conformance.cases.lion import gradients
+from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.interop import from_official, unilion_names
+from pcdet_ext.models.layers.norm import MOMENTUM
+from pcdet_ext.structures import PointBatch, SparseVoxels
+
+
+@runs("unilion", "vfe")
+def run_encoder(case: Case, grads: bool) -> Values:
+    """Points of several samples to voxels, in evaluation and training mode."""
+    encoder: Any = from_official("unilion", case.config, case.tensors("param"))
+    clouds = [cloud.requires_grad_(grads) for cloud in case.tensors("in.points").values()]
+    batch = PointBatch.from_points(clouds)
+    trained = any(key.startswith("out.train_mode") for key in case.arrays)
+    if trained:
+        _undo_training_step(encoder, batch)
+    voxels = encoder(batch)
+    values: dict[str, Any] = {"out.voxel_features": voxels.features, "out.voxel_coords": voxels.coords}
+    if grads:
+        inputs = {f"in.points.{number}": cloud for number, cloud in enumerate(clouds)}
+        values |= gradients(case, values, encoder, inputs, str)
+    if trained:
+        values["out.train_mode_features"] = encoder.train()(batch).features
+        values |= {f"out.train_mode.{name}": value for name, value in encoder.named_buffers()}
+    return values
+
+
+@torch.no_grad()
+def _undo_training_step(encoder: nn.Module, batch: PointBatch) -> None:
+    """Set the running statistics of batch norms back to what they were before one training step on a batch.
+
+    A case that has outputs in training mode was written after that step, its statistics with it: what it has as
+    parameters are the statistics afterwards, while its outputs in evaluation mode were computed before. The step is
+    undone by its own rule, new = (1 - m) old + m batch.
+    """
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm1d)]
+    after = {name: value.clone() for name, value in encoder.named_buffers()}
+    for norm in norms:
+        norm.momentum = 1.0  # the statistics of the batch alone
+    encoder.train()(batch)
+    for norm in norms:
+        norm.momentum = MOMENTUM
+    for name, running in encoder.named_buffers():
+        if running.is_floating_point():  # and not a counter
+            running.copy_((after[name] - MOMENTUM * running) / (1 - MOMENTUM))
+    encoder.eval()
+
+
+@runs("unilion", "lion3d_backbone")
+def run_backbone(case: Case, grads: bool) -> Values:
+    """Voxels, some of which share a cell, through a 3-D backbone."""
+    backbone: Any = from_official("unilion", case.config, case.tensors("param"))
+    coords = case.tensor("in.voxel_coords")
+    features = case.tensor("in.voxel_features").requires_grad_(grads)
+    frames = int(coords[:, 0].max()) + 1
+    out = backbone(SparseVoxels(features, coords, tuple(reversed(case.config["grid_size"])), frames))
+    values = {"out.features": out.features, "out.indices": out.coords, "out.spatial_shape": torch.tensor(out.grid)}
+    inputs = {"in.voxel_features": features}
+    return values | (gradients(case, values, backbone, inputs, unilion_names.backbone_name) if grads else {})
+
+
+@runs("unilion", "bev_backbone_neck")
+def run_map_backbone(case: Case, grads: bool) -> Values:
+    """A map through a 2-D backbone and its neck."""
+    backbone: Any = from_official("unilion", case.config, case.tensors("param"))
+    bev = case.tensor("in.bev").requires_grad_(grads)
+    values = {"out.bev": backbone(bev)}
+    return values | (gradients(case, values, backbone, {"in.bev": bev}, unilion_names.bev_name) if grads else {})

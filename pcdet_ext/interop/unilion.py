@@ -1,0 +1,87 @@
+"""UniLION (happinesslz/UniLION), LiDAR and LiDAR over time: its parts with their parameters in this library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pcdet_ext.interop import lion, unilion_names, unilion_parts
+from pcdet_ext.interop.openpcdet_settings import Config, known_name
+from pcdet_ext.models.backbones import BACKBONES
+from pcdet_ext.models.bev import BEV_BACKBONES
+from pcdet_ext.models.encoders import ENCODERS
+
+Rename = Callable[[str], str]
+COUNTER = "num_batches_tracked"
+
+
+def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -> nn.Module:
+    """A part of UniLION with its parameters, in eval mode.
+
+    Args:
+        config: the section of the part, with its `type`; of the map backbone both `bev_backbone` and `pts_neck`.
+        state_dict: parameters under their published names, without the prefix of the part but those of the map
+            backbone and its neck; or a checkpoint with them under "state_dict".
+
+    Raises:
+        ValueError: for what this library does not have, or parameters that do not fit.
+    """
+    state = None if state_dict is None else state_dict.get("state_dict", state_dict)
+    try:
+        make, rename = _part_of(config)
+        module = make(config)
+    except KeyError as error:
+        raise ValueError(f"the configuration has no {error}") from error
+    if state is not None:
+        module.load_state_dict(official_state(module, state, rename))
+    return module.eval()
+
+
+def official_state(module: nn.Module, state_dict: Mapping[str, Tensor], rename: Rename) -> dict[str, Tensor]:
+    """A published state dict in the names and shapes of a module; differentiable.
+
+    The counters of batch norms, which nothing reads, may be missing. Errors are otherwise those of `renamed`.
+    """
+    counters = {name: value for name, value in module.state_dict().items() if name.endswith(COUNTER)}
+    given = {rename(name) for name in state_dict}
+    missing = {name: value for name, value in counters.items() if name not in given}
+    names = {name: name for name in missing}
+    return lion.official_state(module, {**state_dict, **missing}, lambda name: names.get(name) or rename(name))
+
+
+def _part_of(config: Config) -> tuple[Callable[[Config], nn.Module], Rename]:
+    if "type" not in config and "bev_backbone" in config:
+        return bev_backbone_of, unilion_names.bev_name
+    if "type" not in config:
+        raise ValueError(
+            f"the configuration needs 'type', or 'bev_backbone' and 'pts_neck', it has {', '.join(config)}"
+        )
+    part: tuple[Callable[[Config], nn.Module], Rename] = known_name("type", config["type"], PARTS)
+    return part
+
+
+def encoder_of(config: Config) -> nn.Module:
+    """The encoder for a section `pts_voxel_encoder`."""
+    geometry = {name: config[name] for name in ("point_cloud_range", "voxel_size")}
+    return ENCODERS.build(unilion_parts.encoder(config), in_channels=config["num_point_features"], **geometry)
+
+
+def backbone_of(config: Config) -> nn.Module:
+    """The 3-D backbone for a section `pts_backbone`."""
+    grid = tuple(reversed(config["grid_size"]))
+    return BACKBONES.build(unilion_parts.backbone(config), in_channels=config["layer_dim"][0], grid=grid)
+
+
+def bev_backbone_of(config: Config) -> nn.Module:
+    """The map backbone for the sections `bev_backbone` and `pts_neck`."""
+    section = config["bev_backbone"]
+    node = unilion_parts.bev_backbone(section, config["pts_neck"])
+    return BEV_BACKBONES.build(node, in_channels=unilion_parts.bev_in_channels(section))
+
+
+PARTS: dict[str, tuple[Callable[[Config], nn.Module], Rename]] = {
+    "DynamicPillarVFE3D": (encoder_of, str),
+    "Lion3DBackbone": (backbone_of, unilion_names.backbone_name),
+}
