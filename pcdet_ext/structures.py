@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcdet_ext.scenes import EgoPlan, Forecasts, MapLayers, OccupancyGrid, PlannedPath
+
 Array = np.ndarray
 
 # Decorator: torch.compile runs the function as it is instead of tracing it, for what decides sizes from data and gains
@@ -52,7 +54,13 @@ class Targets:
       num_points    int64 [M], LiDAR points inside each box
       point_labels  int64 [P], the class of each point
       point_instances  int64 [P], a number for each object, the same in all frames of a sequence; 0 for no object
+      futures       float32 [M, T, 2], how far each object moves along x and y in each of the next half seconds
+      future_mask   bool [M, T], which of these steps are known; the others are 0
       maps          named dense maps, such as a segmentation of the bird's-eye view
+      map_masks     uint8 [L, Y, X], whether a cell of the ground belongs to each layer of the map
+      occupancy     uint8 [X, Y, Z], the class of each cell, 255 where nothing is known
+      occupancy_flow  float32 [X, Y, Z, 2], the velocity of what is in each cell
+      plan          `EgoPlan`, where the vehicle went
       position      float64 [3], x, y, z in the world of where the sensor was, metres
 
     Raises ValueError for columns of another length than the boxes.
@@ -68,9 +76,23 @@ class Targets:
     point_instances: Tensor | Array | None = None
     maps: Mapping[str, Tensor | Array] = field(default_factory=dict)
     position: Tensor | Array | None = None
+    futures: Tensor | Array | None = None
+    future_mask: Tensor | Array | None = None
+    map_masks: Tensor | Array | None = None
+    occupancy: Tensor | Array | None = None
+    occupancy_flow: Tensor | Array | None = None
+    plan: EgoPlan | None = None
 
-    BOX_COLUMNS: ClassVar[tuple[str, ...]] = ("labels", "track_ids", "difficulty", "num_points")
+    BOX_COLUMNS: ClassVar[tuple[str, ...]] = (
+        "labels",
+        "track_ids",
+        "difficulty",
+        "num_points",
+        "futures",
+        "future_mask",
+    )
     POINT_COLUMNS: ClassVar[tuple[str, ...]] = ("point_labels", "point_instances")
+    GRIDS: ClassVar[tuple[str, ...]] = ("map_masks", "occupancy", "occupancy_flow")
 
     @staticmethod
     def of_names(boxes: Array, names: Sequence[str], **columns: Any) -> Targets:
@@ -132,9 +154,10 @@ class Targets:
 
     def map(self, change: Callable[[Any], Any]) -> Targets:
         """The same with every tensor or array replaced by `change` of it."""
-        names = ("boxes", *self.BOX_COLUMNS, *self.POINT_COLUMNS, "position")
+        names = ("boxes", *self.BOX_COLUMNS, *self.POINT_COLUMNS, *self.GRIDS, "position")
         columns = {name: change(value) for name in names if (value := getattr(self, name)) is not None}
-        return replace(self, **columns, maps={name: change(value) for name, value in self.maps.items()})
+        plan = None if self.plan is None else self.plan.map(change)
+        return replace(self, **columns, plan=plan, maps={name: change(value) for name, value in self.maps.items()})
 
     def tensors(self) -> Targets:
         """The same with tensors, which share memory with the arrays."""
@@ -188,7 +211,8 @@ class PointBatch:
     """Points of several frames, and optionally their ground truth.
 
     points: float32 [P, F]; batch_index: int64 [P], frame of each point, in any order; targets: one of tensors for each
-    frame, their labels being positions in the detector's classes.
+    frame, their labels being positions in the detector's classes; commands: int64 [B], what drivers are told, positions
+    in `scenes.COMMANDS`, for heads that plan.
     """
 
     points: Tensor
@@ -196,6 +220,7 @@ class PointBatch:
     batch_size: int
     targets: tuple[Targets, ...] | None = None
     frame_ids: tuple[str, ...] = ()
+    commands: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PointBatch:
         """The same batch on another device."""
@@ -208,7 +233,8 @@ class PointBatch:
     def _map(self, change: Callable[[Tensor], Tensor]) -> PointBatch:
         targets = None if self.targets is None else tuple(t.map(change) for t in self.targets)
         points, batch_index = change(self.points), change(self.batch_index)
-        return replace(self, points=points, batch_index=batch_index, targets=targets)
+        commands = None if self.commands is None else change(self.commands)
+        return replace(self, points=points, batch_index=batch_index, targets=targets, commands=commands)
 
     @staticmethod
     def from_points(clouds: Sequence[Tensor]) -> PointBatch:
@@ -357,7 +383,8 @@ class Detections:
     """What a detector found in one frame.
 
     boxes: float32 [M, 7 or 9]; scores: float32 [M] in [0, 1]; labels: int64 [M] into class_names; track_ids: int64 [M],
-    the same number for one object in all frames of a sequence, or None. All are tensors, or (after `numpy()`) arrays.
+    the same number for one object in all frames of a sequence, or None; queries: int64 [M], the query of the head that
+    each was made of, or None. All are tensors, or (after `numpy()`) arrays.
     """
 
     boxes: Tensor | Array
@@ -366,6 +393,7 @@ class Detections:
     class_names: tuple[str, ...]
     frame_id: str = ""
     track_ids: Tensor | Array | None = None
+    queries: Tensor | Array | None = None
 
     def __post_init__(self) -> None:
         if not len(self.boxes) == len(self.scores) == len(self.labels):
@@ -400,7 +428,7 @@ class Detections:
         return self._map(lambda column: torch.as_tensor(column, device=device))
 
     def _map(self, change: Callable[[Any], Any]) -> Detections:
-        columns = {name: getattr(self, name) for name in ("boxes", "scores", "labels", "track_ids")}
+        columns = {name: getattr(self, name) for name in ("boxes", "scores", "labels", "track_ids", "queries")}
         return replace(self, **{name: change(column) for name, column in columns.items() if column is not None})
 
 
@@ -462,11 +490,14 @@ class Descriptor:
         return replace(self, values=torch.as_tensor(self.values, device=device))
 
 
+Found = Detections | PointLabels | MapLayers | OccupancyGrid | Forecasts | PlannedPath  # by a head in one frame
+
+
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """What the heads of a detector with several of them found in one frame, by the name of the head."""
 
-    heads: Mapping[str, Detections | PointLabels]
+    heads: Mapping[str, Found]
 
     @property
     def detections(self) -> Detections:
@@ -480,7 +511,7 @@ class Predictions:
             raise ValueError(f"none of the heads {', '.join(self.heads)} finds boxes")
         return found[0] if len(found) == 1 else _joined(found)
 
-    def __getitem__(self, name: str) -> Detections | PointLabels:
+    def __getitem__(self, name: str) -> Found:
         return self.heads[name]
 
     def numpy(self) -> Predictions:

@@ -11,6 +11,7 @@ import pytest
 
 FLOORS = {
     "structures": 1,
+    "scenes": 1,
     "config": 1,
     "files": 1,
     "checkpoint": 1,

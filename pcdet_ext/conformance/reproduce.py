@@ -43,6 +43,7 @@ CASE_MODULES = (
     "sequence_ops",
     "tracking",
     "unilion",
+    "unilion_heads",
     "whole_detectors",
 )
 EXPECTED = "expected.json"  # what makes a folder a case of an evaluator

@@ -20,7 +20,7 @@ from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
-from pcdet_ext.models.heads.base import Features, Head, Reads
+from pcdet_ext.models.heads.base import Features, FollowingHead, Head, Reads
 from pcdet_ext.models.module_checks import check_not_exported, parameter_dtype
 from pcdet_ext.models.places import PlaceModel as _PlaceModel  # noqa: F401  (its room registers models)
 from pcdet_ext.models.registry import DETECTORS
@@ -28,6 +28,7 @@ from pcdet_ext.structures import Detections, PointBatch, Predictions, Targets, t
 
 RADII = ("positive_radius", "negative_radius")  # of the data, by which models of place recognition learn
 LONG_WAY = ("forward", "decode", "candidates")  # methods of a head that `predict` stands for, the last if it has one
+ON_MAP = frozenset({"map", "scene"})  # what heads that need a map of the bird's-eye view read
 ONLY = "head"  # the name of a head that has none
 MOST_PARAMETERS = 10_000  # tensors; the published detectors have up to 1,500
 
@@ -83,6 +84,7 @@ class VoxelDetector(nn.Module):
         if bev_backbone is not None:
             self.bev_backbone = BEV_BACKBONES.build(bev_backbone, in_channels=widths["map"], map_size=grid[1:])
             widths["map"], stride = self.bev_backbone.out_channels, stride * self.bev_backbone.stride
+        widths["scene"] = widths["map"]
         self.stride = stride
         context = {"classes": self.classes, "stride": stride, "grid": self.encoder.grid, **geometry}
         context["num_point_features"] = num_point_features
@@ -94,9 +96,10 @@ class VoxelDetector(nn.Module):
             _check_head_classes(name, self._classes_of(module), self.classes)
         self.head = built[ONLY] if head is not None else None
         self.heads = nn.ModuleDict({} if head is not None else built)
+        self.followed = _followed(built)
         self.reads = {module.reads for module in built.values()}
         self.encoder.keep_point_index = "points" in self.reads
-        if bev_backbone is not None and "map" not in self.reads:
+        if bev_backbone is not None and not self.reads & ON_MAP:
             raise ValueError("bev_backbone makes a map that no head reads")
 
     def named_heads(self) -> dict[str, Head]:
@@ -106,7 +109,9 @@ class VoxelDetector(nn.Module):
     def forward(self, batch: PointBatch) -> Any:
         """The output of the only head, or those of several by name."""
         features = self.features(batch)
-        outputs = {name: head(features.of(head.reads)) for name, head in self.named_heads().items()}
+        outputs: dict[str, Any] = {}
+        for name, head in self.named_heads().items():
+            outputs[name] = head(replace(features, outputs=outputs).of(head.reads))
         return outputs[ONLY] if self.head is not None else outputs
 
     def features(self, batch: PointBatch) -> Features:
@@ -122,7 +127,7 @@ class VoxelDetector(nn.Module):
         encoded = encoded if dtype is None else encoded.with_features(encoded.features.to(dtype))
         voxels = encoded if self.backbone is None else self.backbone(encoded)
         strides = (1, 1, 1) if self.backbone is None else _strides(self.backbone, encoded.grid)
-        if "map" not in self.reads:
+        if not self.reads & ON_MAP:
             return Features(batch, encoded, voxels, None, strides)
         bev = flatten_to_bev(voxels)
         return Features(batch, encoded, voxels, bev if self.bev_backbone is None else self.bev_backbone(bev), strides)
@@ -148,9 +153,18 @@ class VoxelDetector(nn.Module):
             losses = {
                 f"{name}/{key}": self.weights[name] * value
                 for name, head in self.named_heads().items()
-                for key, value in head.loss(output[name], self._targets_of(head, batch.targets)).items()
+                for key, value in self._head_loss(name, output, batch.targets).items()
             }
         return losses | {"total": sum(losses.values())}
+
+    def _head_loss(self, name: str, outputs: Mapping[str, Any], targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """The losses of one of several heads; one that follows another also learns which of its rows are objects."""
+        head: Any = self.heads[name]
+        own = self._targets_of(head, targets)
+        if not hasattr(head, "of"):
+            return cast("dict[str, Tensor]", head.loss(outputs[name], own))
+        matches = cast("Any", self.heads[head.of]).matches(outputs[head.of], own)
+        return cast("dict[str, Tensor]", head.loss(outputs[name], own, matches))
 
     def _classes_of(self, head: Any) -> tuple[str, ...]:
         """The classes by which a head numbers its boxes: its own, or the detector's where it has none."""
@@ -162,6 +176,21 @@ class VoxelDetector(nn.Module):
         if classes == self.classes:
             return targets
         return [_of_some_classes(target, self.classes, classes) for target in targets]
+
+    def _decoded(self, features: Features) -> dict[str, list[Any]]:
+        """What each head finds in each frame."""
+        outputs: dict[str, Any] = {}
+        found: dict[str, list[Any]] = {}
+        for name, head in self.named_heads().items():
+            read = replace(features, outputs=outputs).of(head.reads)
+            if name in self.followed:
+                outputs[name] = head(read)
+                found[name] = head.decode(outputs[name])
+            elif hasattr(head, "of"):
+                found[name] = cast("FollowingHead", head).decode(head(read), found[head.of])
+            else:
+                found[name] = detected(head, read)
+        return found
 
     def _copies(self, batch: PointBatch) -> PointBatch:
         """The batch as the head wants it in testing: one that merges flipped copies of a frame makes them itself."""
@@ -175,13 +204,32 @@ class VoxelDetector(nn.Module):
         Of an only head what it decodes, as `Detections`; of several `Predictions`, by their names.
         """
         features, names = self.features(self._copies(batch)), batch.frame_ids or ("",) * batch.batch_size
-        decoded = {name: detected(head, features.of(head.reads)) for name, head in self.named_heads().items()}
+        decoded = self._decoded(features)
         if self.head is not None:
             return [_in_frame(found, name) for found, name in zip(decoded[ONLY], names, strict=True)]
         return [
             Predictions({name: _in_frame(found[i], frame) for name, found in decoded.items()})
             for i, frame in enumerate(names)
         ]
+
+
+def _followed(heads: Mapping[str, Any]) -> set[str]:
+    """Names of the heads whose results others tell more about.
+
+    Raises ValueError for a head that follows one that is not there, comes later, or cannot be followed.
+    """
+    names = list(heads)
+    for name, head in heads.items():
+        other = getattr(head, "of", None)
+        if other is None:
+            continue
+        if other not in names[: names.index(name)]:
+            raise ValueError(f"head {name!r} follows {other!r}, which is no head before it{suggest(other, names)}")
+        if not hasattr(heads[other], "matches"):
+            raise ValueError(f"head {name!r} follows {other!r}, a {type(heads[other]).__name__}, which has no queries")
+        if getattr(head, "classes", None) != getattr(heads[other], "classes", None):
+            raise ValueError(f"head {name!r} must have the classes of {other!r}, which it follows")
+    return {head.of for head in heads.values() if hasattr(head, "of")}
 
 
 def detected(head: Any, features: Any) -> list[Any]:
@@ -272,13 +320,18 @@ def _width(node: Mapping[str, Any], widths: Mapping[Reads, int]) -> int:
 
 
 def _rebuilt(
-    points: Any, batch_index: Any, batch_size: int, targets: tuple[Targets, ...] | None, frame_ids: tuple[str, ...]
+    points: Any,
+    batch_index: Any,
+    batch_size: int,
+    targets: tuple[Targets, ...] | None,
+    frame_ids: tuple[str, ...],
+    commands: Tensor | None,
 ) -> PointBatch:
-    return PointBatch(points, batch_index, batch_size, targets, frame_ids)
+    return PointBatch(points, batch_index, batch_size, targets, frame_ids, commands)
 
 
 def _context(batch: PointBatch) -> tuple[Any, ...]:
-    return batch.batch_size, batch.targets, batch.frame_ids
+    return batch.batch_size, batch.targets, batch.frame_ids, batch.commands
 
 
 # torch.export looks into its arguments before it calls anything: without this it would only say that it does not know

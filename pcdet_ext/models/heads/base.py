@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pcdet_ext.models.layers.lookup import rows_of
-from pcdet_ext.structures import PointBatch, SparseVoxels, Targets, tensor_of
+from pcdet_ext.structures import Detections, PointBatch, SparseVoxels, Targets, tensor_of
 
-Reads = Literal["map", "voxels", "points"]
+Reads = Literal["map", "voxels", "points", "scene"]
 
 
 class Head(Protocol):
     """Turns features into what a user asks for; a detector has one or several.
 
     reads: which of the `Features` it is called with: the bird's-eye-view "map" [B, C, Y, X], the sparse "voxels" of the
-    backbone, or the features of "points", `PointFeatures`. A head whose `decode` gives anything but `Detections` has a
+    backbone, the features of "points", `PointFeatures`, or all `Features` of the "scene" with the outputs of the heads
+    before it. A head that is about what another one finds has the attribute `of`, that head's name; see
+    `FollowingHead`. A head whose `decode` gives anything but `Detections` has a
     further class attribute `finds`, the type of its results. A head that can find objects in less time than
     `decode(head(features))` has a further method `predict(features)` that gives the same in evaluation mode.
     """
@@ -37,6 +39,27 @@ class Head(Protocol):
 
     def decode(self, output: Any) -> list[Any]:
         """The result in each frame, such as `Detections`."""
+        ...
+
+
+class FollowingHead(Protocol):
+    """A head that tells more about what the head named `of`, which comes before it, finds."""
+
+    reads: ClassVar[Reads]
+    of: str
+
+    def __call__(self, features: Features) -> Any:
+        """The head's raw output."""
+        ...
+
+    def loss(
+        self, output: Any, targets: Sequence[Targets], matches: Sequence[tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """As that of a `Head`; matches: rows of the other head int64 [K], and the objects int64 [K] they stand for."""
+        ...
+
+    def decode(self, output: Any, found: Sequence[Detections]) -> list[Any]:
+        """As that of a `Head`; found: what the other head decoded."""
         ...
 
 
@@ -75,7 +98,8 @@ class Features:
     """What the part of a detector that its heads share makes of a batch.
 
     batch: the points; encoded: voxels of the encoder; voxels: those of the backbone (the same without one); bev: map
-    [B, C, Y, X], or None where no head reads it; strides: encoder's cells per cell of the backbone (z, y, x).
+    [B, C, Y, X], or None where no head reads it; strides: encoder's cells per cell of the backbone (z, y, x); outputs:
+    of the heads that came before, by name.
     """
 
     batch: PointBatch
@@ -83,12 +107,21 @@ class Features:
     voxels: SparseVoxels
     bev: Tensor | None
     strides: tuple[int, int, int] = (1, 1, 1)
+    outputs: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, reads: Reads) -> Any:
-        """What a head that reads the "map", "voxels" or "points" is called with."""
+        """What a head that reads the "map", "voxels", "points" or "scene" is called with."""
         if reads == "map":
             return self.bev
+        if reads == "scene":
+            return self
         return self.voxels if reads == "voxels" else self.points()
+
+    def map(self) -> Tensor:
+        """The map [B, C, Y, X]. Raises ValueError where there is none."""
+        if self.bev is None:
+            raise ValueError("these features have no bird's-eye-view map")
+        return self.bev
 
     def points(self) -> PointFeatures:
         """For each point the features of its encoder's voxel and, behind them, those of its backbone's voxel."""

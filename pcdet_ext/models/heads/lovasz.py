@@ -25,13 +25,14 @@ def lovasz_softmax(probabilities: Tensor, labels: Tensor, class_weights: Tensor 
 
     Args:
         probabilities: [N, C], each row of sum 1.
-        labels: int64 [N], in [0, C); leave out points that do not count.
+        labels: int64 [N]. A label of C or more is of no class: the point counts as background of each. Leave out
+            points that do not count.
         class_weights: [C], makes the mean a weighted one.
 
     Returns:
         A scalar, differentiable in the probabilities; 0 without any point.
     """
-    present = labels.unique().tolist()
+    present = [number for number in labels.unique().tolist() if number < probabilities.shape[1]]
     if not present:
         return probabilities.sum() * 0
     losses = []

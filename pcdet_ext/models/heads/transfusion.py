@@ -43,7 +43,8 @@ class QueryOutput:
 
     heatmap: logits [B, C, rows, columns] of the dense map; labels: int64 [B, P], class of the peak that made the query;
     peak_scores: [B, C, P], heatmap at the query's cell; logits: [B, C, P]; codes: [B, 8 or 10, P] as (centre x, y in
-    cells, z, logarithms of the sizes, sin and cos of the heading, velocity); iou: [B, P], 2 IoU - 1, or None.
+    cells, z, logarithms of the sizes, sin and cos of the heading, velocity); iou: [B, P], 2 IoU - 1, or None; features:
+    [B, C, P], the queries themselves behind the decoder.
     """
 
     heatmap: Tensor
@@ -52,6 +53,7 @@ class QueryOutput:
     logits: Tensor
     codes: Tensor
     iou: Tensor | None
+    features: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class QueryTargets:
     """What the queries should predict.
 
     heatmap: [B, C, rows, columns]; labels: int64 [B, P], the number of classes for no object; positive: (frame, query)
-    int64 [K]; codes: [K, 8 or 10]; boxes: [K, 7]; overlaps: [K], of the matched boxes as the matching measured it.
+    int64 [K]; codes: [K, 8 or 10]; boxes: [K, 7]; overlaps: [K], of the matched boxes as the matching measured it;
+    objects: int64 [K], the row in its frame of each matched object.
     """
 
     heatmap: Tensor
@@ -68,6 +71,7 @@ class QueryTargets:
     codes: Tensor
     boxes: Tensor
     overlaps: Tensor
+    objects: Tensor
 
 
 @HEADS.register
@@ -214,7 +218,7 @@ class TransFusionHead(nn.Module):
         center = found["center"] + at.transpose(1, 2)
         parts = [center, *(found[name] for name in ("height", "dim", "rot", "vel") if name in found)]
         iou = found["iou"][:, 0] if "iou" in found else None
-        return QueryOutput(heatmap, labels, _take(peaks, cell), found["heatmap"], torch.cat(parts, 1), iou)
+        return QueryOutput(heatmap, labels, _take(peaks, cell), found["heatmap"], torch.cat(parts, 1), iou, queries)
 
     def _peaks(self, scores: Tensor) -> Tensor:
         """Scores [B, C, rows, columns], 0 where a neighbour is higher."""
@@ -283,11 +287,17 @@ class TransFusionHead(nn.Module):
             self._draw(heatmap[frame], box, label)
             query, found, overlap = self._match(predicted[frame], output.logits[frame], box, label)
             wanted[frame, query] = label[found]
-            matches.append((torch.full_like(query, frame), query, overlap))
+            matches.append((torch.full_like(query, frame), query, overlap, usable.nonzero()[found, 0]))
             objects.append(box[found])
-        frames, queries, overlaps = (torch.cat(part) for part in zip(*matches, strict=True))
+        frames, queries, overlaps, rows = (torch.cat(part) for part in zip(*matches, strict=True))
         matched = torch.cat(objects)
-        return QueryTargets(heatmap, wanted, (frames, queries), self._encode(matched), matched[:, :7], overlaps)
+        return QueryTargets(heatmap, wanted, (frames, queries), self._encode(matched), matched[:, :7], overlaps, rows)
+
+    def matches(self, output: QueryOutput, targets: Sequence[Targets]) -> list[tuple[Tensor, Tensor]]:
+        """For each frame, the queries int64 [K] that stand for objects, and the rows int64 [K] of these objects."""
+        wanted = self.targets(output, *boxes_and_labels(targets))
+        frame, query = wanted.positive
+        return [(query[frame == i], wanted.objects[frame == i]) for i in range(len(targets))]
 
     def _draw(self, heatmap: Tensor, boxes: Tensor, labels: Tensor) -> None:
         x, y = (((boxes[:, i] - self.origin[i]) / self.cell[i]).long() for i in range(2))
@@ -350,7 +360,8 @@ class TransFusionHead(nn.Module):
                 if output.iou is None:
                     raise ValueError("iou_rectifier needs the branch 'iou'")
                 score = rectify_scores(score, output.iou[frame, chosen], self.iou_rectifier[labels[frame, chosen]])
-            detections = Detections(boxes[frame, chosen], score, labels[frame, chosen], self.classes)
+            queries = chosen.nonzero()[:, 0]
+            detections = Detections(boxes[frame, chosen], score, labels[frame, chosen], self.classes, queries=queries)
             found.append(detections.select(self._suppressed(detections)))
         return found
 

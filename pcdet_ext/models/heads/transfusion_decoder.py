@@ -28,9 +28,14 @@ class PositionEmbedding(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries attend to each other, then to the map; positions are part of queries, keys and values."""
+    """Queries attend to each other, then to the map; positions are part of queries, keys and values.
 
-    def __init__(self, channels: int, num_heads: int, ffn_channels: int, dropout: float, momentum: float) -> None:
+    placed: False for a layer without position embeddings, which is called without positions.
+    """
+
+    def __init__(
+        self, channels: int, num_heads: int, ffn_channels: int, dropout: float, momentum: float, placed: bool = True
+    ) -> None:
         super().__init__()
         self.self_attn = nn.MultiheadAttention(channels, num_heads, dropout=dropout, batch_first=True)
         self.multihead_attn = nn.MultiheadAttention(channels, num_heads, dropout=dropout, batch_first=True)
@@ -38,8 +43,8 @@ class DecoderLayer(nn.Module):
         self.linear2 = nn.Linear(ffn_channels, channels)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
-        self.self_posembed = PositionEmbedding(channels, momentum)
-        self.cross_posembed = PositionEmbedding(channels, momentum)
+        self.self_posembed = PositionEmbedding(channels, momentum) if placed else None
+        self.cross_posembed = PositionEmbedding(channels, momentum) if placed else None
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -48,8 +53,8 @@ class DecoderLayer(nn.Module):
         self,
         queries: Tensor,
         features: Tensor,
-        query_positions: Tensor,
-        positions: Tensor,
+        query_positions: Tensor | None = None,
+        positions: Tensor | None = None,
         others: Tensor | None = None,
         hidden: Tensor | None = None,
     ) -> Tensor:
@@ -58,10 +63,12 @@ class DecoderLayer(nn.Module):
         queries: [B, C, P]; features: [B, C, N]; query_positions: [B, P, 2]; positions: [N, 2]; others: bool [P, P] and
         hidden: bool [B, P, N], True where a query must not look, or numbers that are added to the logits.
         """
-        query, embedding = queries.transpose(1, 2), self.self_posembed(query_positions)
+        query, keys = queries.transpose(1, 2), features.transpose(1, 2)
+        embedding = torch.zeros_like(query) if self.self_posembed is None else self.self_posembed(query_positions)
+        if self.cross_posembed is not None and positions is not None:
+            keys = keys + self.cross_posembed(positions[None])
         placed = query + embedding
         query = self.norm1(query + self.dropout(self._attend(self.self_attn, placed, placed, others)))
-        keys = features.transpose(1, 2) + self.cross_posembed(positions[None])
         query = self.norm2(query + self.dropout(self._attend(self.multihead_attn, query + embedding, keys, hidden)))
         inner = self.linear2(self.dropout(torch.relu(self.linear1(query))))
         return self.norm3(query + self.dropout(inner)).transpose(1, 2)
