@@ -31,7 +31,7 @@ FORMAT ?= kitti
 DRIVES_nuscenes := --scenes 24 --frames 8
 DRIVES_waymo := --scenes 48 --frames 4
 
-.PHONY: demo demo-kitti demo-nuscenes demo-waymo test gpu-check mmdet3d install lint format clean system
+.PHONY: demo demo-kitti demo-nuscenes demo-waymo test gpu-check mmdet3d install docs lint format clean system
 
 # Simulated street scenes → training → test on scenes of another seed → pictures. Each step is a command that stands
 # by itself; make leaves out those whose result is there.
@@ -88,6 +88,11 @@ $(MMDET3D)/.ready: tests/plugins/mmdet3d.txt | $(VENV)/.dev
 install: $(VENV)/.run $(VENV)/.native
 	$(BIN)/python -m pcdet_ext info
 
+# The documentation as a site in build/site, which needs no network; broken links and anchors are errors.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "Open build/site/index.html in a browser."
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -118,6 +123,11 @@ $(VENV)/.run: setup.py pyproject.toml | system
 $(VENV)/.dev: $(VENV)/.run
 	@echo "Installing what the tests need: up to a minute …"
 	PCDET_EXT_CUDA=0 $(PIP) install --no-build-isolation -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	@echo "Installing what makes the documentation: up to a minute …"
+	PCDET_EXT_CUDA=0 $(PIP) install --no-build-isolation -e '.[docs]'
 	touch $@
 
 $(VENV)/.native_cpu: setup.py $(NATIVE_SOURCES) | $(VENV)/.run

@@ -419,7 +419,7 @@ class Tables:
         return np.asarray(names[self.category.rows(self.instance, "category_token")])
 
     def cameras(self) -> dict[str, tuple[str, list[list[float]]]]:
-        """File and matrix [3][3] of the front camera by sample token, of the samples that have one."""
+        """File and 3 × 3 matrix (rows) of the front camera by sample token, of the samples that have one."""
         wanted = self.calibrations(CAMERA)
         if not wanted:
             return {}

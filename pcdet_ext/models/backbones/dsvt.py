@@ -210,8 +210,11 @@ class DSVT(nn.Module):
         count_empty: see the module.
         partial_cells: see the module.
 
-    Attributes: out_channels, out_grid (Z, Y, X), stride (input cells per output cell in x and y),
-        strides (the same of z, y and x).
+    Attributes:
+        out_channels: channels of the output.
+        out_grid: its cells (Z, Y, X).
+        stride: input cells per output cell in x and y.
+        strides: the same in z, y and x.
 
     Raises:
         ValueError: for lists that do not fit each other, values out of range,

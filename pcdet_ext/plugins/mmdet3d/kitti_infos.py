@@ -1,6 +1,6 @@
 """The files by which mmdetection3d's `KittiDataset` and `KittiMetric` find the frames of a folder in KITTI's layout.
 
-python -m pcdet_ext.plugins.mmdet3d.kitti_infos ROOT [--splits train val] [--width 1242 --height 375]
+    python -m pcdet_ext.plugins.mmdet3d.kitti_infos ROOT [--splits train val] [--width 1242 --height 375]
 
 This writes kitti_infos_SPLIT.pkl (mmdetection3d's info version 1.1, in built-in types only), and the points that the
 camera sees under training/velodyne_reduced, as mmdetection3d's tools/create_data.py does. It needs neither pictures nor
