@@ -12,6 +12,7 @@ from typing import Any
 
 from pcdet_ext.config import ConfigError, Node, setting
 from pcdet_ext.data import (  # noqa: F401  (registers the formats)
+    argoverse2,
     custom,
     kitti,
     nuscenes,
@@ -30,7 +31,7 @@ from pcdet_ext.structures import Detections, Sample
 __all__ = ["BENCHMARKS", "DATASETS", "FRAME_SOURCES", "build_dataset", "point_features", "read_frame_files"]
 
 # Named in configs/datasets/, for the classes, ranges and features of models; their files cannot be read yet.
-NOT_READ_YET = ("Argoverse2Dataset", "OnceDataset")
+NOT_READ_YET = ("OnceDataset",)
 # Columns that a detector reads when its configuration names neither columns nor a format.
 USUAL_FEATURES = ("x", "y", "z", "intensity")
 

@@ -7,12 +7,12 @@ Nothing of it is needed to run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from pcdet_ext.evaluation.base import Plot
+from pcdet_ext.evaluation.base import Result
 from pcdet_ext.evaluation.quaternions import rotation_matrices, yaws
 from pcdet_ext.structures import Array
 
@@ -94,6 +94,9 @@ class Assignment:
     counts: Array
 
 
+NOBODY = Assignment(np.zeros((0, 0), bool), np.zeros((0, 3)), np.zeros(0, bool))
+
+
 @dataclass(frozen=True)
 class ClassResult:
     """Numbers of one class: evaluated boxes, matches and AP for each threshold, and the five metrics."""
@@ -116,33 +119,29 @@ class ClassResult:
         return dict(zip(METRICS, (self.ap, *self.errors, self.cds), strict=True))
 
 
-@dataclass(frozen=True)
-class Argoverse2Result:
-    """All numbers of the official tool, unrounded.
+@dataclass(frozen=True, eq=False)
+class Argoverse2Result(Result):
+    """All numbers of the official tool, unrounded; the score is the mean AP.
 
     classes: by category, all configured ones; detections, annotations: how each box fared.
     """
 
-    classes: Mapping[str, ClassResult]
-    detections: Assignment
-    annotations: Assignment
+    classes: Mapping[str, ClassResult] = field(default_factory=dict)
+    detections: Assignment = field(default_factory=lambda: NOBODY)
+    annotations: Assignment = field(default_factory=lambda: NOBODY)
+
+    @staticmethod
+    def of(classes: Mapping[str, ClassResult], detections: Assignment, annotations: Assignment) -> Argoverse2Result:
+        """The numbers of classes, and how boxes fared."""
+        result = Argoverse2Result(np.nan, {}, "", classes, detections, annotations)
+        average = {f"m{name}" if name == "AP" else name: value for name, value in result.average.items()}
+        values = average | {f"AP {name}": found.ap for name, found in classes.items()}
+        return replace(result, score=result.average["AP"], values=values)
 
     @property
     def average(self) -> dict[str, float]:
         """Means over all configured classes, absent ones with their worst values."""
         return {name: float(np.mean([c.metrics[name] for c in self.classes.values()])) for name in METRICS}
-
-    @property
-    def score(self) -> float:
-        """What "better" means: the mean AP."""
-        return self.average["AP"]
-
-    @property
-    def values(self) -> dict[str, float]:
-        """The main numbers by name."""
-        return {f"m{k}" if k == "AP" else k: v for k, v in self.average.items()} | {
-            f"AP {name}": found.ap for name, found in self.classes.items()
-        }
 
     def table(self) -> str:
         """One row for each class, and the averages."""
@@ -150,10 +149,6 @@ class Argoverse2Result:
         lines = [f"{'':<34}" + "".join(f"{name:>8}" for name in METRICS)]
         lines += [f"{name:<34}" + "".join(f"{row[metric]:>8.3f}" for metric in METRICS) for name, row in rows.items()]
         return "\n".join(lines)
-
-    def plots(self) -> Sequence[Plot]:
-        """No diagrams: the metric gives no curves."""
-        return ()
 
     def to_json(self) -> dict[str, Any]:
         """All numbers, under the official names."""
@@ -194,7 +189,7 @@ def evaluate(
     found = _assign(annotations, detections, truth_counts, found_counts, config)
     truth = _looked_at(annotations, detections, truth_counts, found_counts, config)
     classes = {name: _class_result(name, annotations, detections, truth, found, config) for name in config.categories}
-    return Argoverse2Result(classes, found, truth)
+    return Argoverse2Result.of(classes, found, truth)
 
 
 def _in_range(boxes: Cuboids, config: Config) -> Array:

@@ -19,7 +19,10 @@ from pcdet_ext.structures import Array
 POSITION = ("tx_m", "ty_m", "tz_m")
 ROTATION = ("qw", "qx", "qy", "qz")
 SIZE = ("length_m", "width_m", "height_m")
-TEXTS, WHOLE = ("log_id", "category"), ("timestamp_ns", "num_interior_pts")  # columns; the others are numbers
+TEXTS = ("log_id", "category", "track_uuid")  # columns; those of WHOLE are whole numbers, and others numbers
+WHOLE = ("timestamp_ns", "num_interior_pts", "laser_number", "offset_ns")
+OF_ANNOTATIONS = ("timestamp_ns", "category", *POSITION, *SIZE, *ROTATION, "num_interior_pts")
+POSES = "city_SE3_egovehicle.feather"  # of a log
 PIXELS_PER_METRE = 10
 DILATION = 5.0  # metres around drivable areas that belong to the region of interest
 
@@ -31,26 +34,48 @@ _log = logging.getLogger(__name__)
 def read_detections(path: str | Path) -> tuple[Cuboids, list[Sweep]]:
     """Detections of a Feather file, and the log and timestamp of each. Raises DataError that names file and column."""
     table = read_table(Path(path), ("log_id", "timestamp_ns", "category", *POSITION, *SIZE, *ROTATION, "score"))
-    return _cuboids(Path(path), table), _sweeps(table["log_id"], table["timestamp_ns"])
+    return cuboids_of(Path(path), table), _sweeps(table["log_id"], table["timestamp_ns"])
 
 
 def read_annotations(path: str | Path) -> tuple[Cuboids, list[Sweep]]:
     """Annotations of a Feather file with a column log_id, or of a split folder with one file for each log."""
     path = Path(path)
-    columns = ("timestamp_ns", "category", *POSITION, *SIZE, *ROTATION, "num_interior_pts")
     if path.is_file():
-        table = read_table(path, ("log_id", *columns))
-        return _cuboids(path, table), _sweeps(table["log_id"], table["timestamp_ns"])
+        table = read_table(path, ("log_id", *OF_ANNOTATIONS))
+        return cuboids_of(path, table), _sweeps(table["log_id"], table["timestamp_ns"])
     files = sorted(path.glob("*/annotations.feather"))
     if not files:
         raise DataError(f"{path}: no annotations (a .feather file, or a folder with LOG/annotations.feather)")
-    tables = [read_table(file, columns) for file in files]
+    return read_logs(files)
+
+
+def read_logs(files: Sequence[Path]) -> tuple[Cuboids, list[Sweep]]:
+    """Annotations of files `LOG/annotations.feather`, at least one. Raises DataError that names file and column."""
+    tables = [read_table(file, OF_ANNOTATIONS) for file in files]
     sweeps = [
         sweep
         for file, table in zip(files, tables, strict=True)
         for sweep in _sweeps([file.parent.name] * len(table["timestamp_ns"]), table["timestamp_ns"])
     ]
-    return _cuboids(path, {key: np.concatenate([table[key] for table in tables]) for key in columns}), sweeps
+    parts = [vars(cuboids_of(file, table)) for file, table in zip(files, tables, strict=True)]
+    return Cuboids(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}), sweeps
+
+
+def read_poses(path: Path) -> dict[int, tuple[Array, Array]]:
+    """By timestamp in nanoseconds the rotation [3, 3] and translation [3] from the vehicle to the city.
+
+    path: a file city_SE3_egovehicle.feather. Raises DataError for a missing or damaged file, and for a row that is no
+    pose.
+    """
+    table = read_table(path, ("timestamp_ns", *POSITION, *ROTATION))
+    rotations = np.stack([table[name] for name in ROTATION], 1).astype(np.float64)
+    translations = np.stack([table[name] for name in POSITION], 1).astype(np.float64)
+    for row in no_rotations(rotations):
+        raise DataError(f"{path}: row {row}: {why_no_rotation(rotations[row])}")
+    for row in np.flatnonzero(~np.isfinite(translations).all(1)):
+        raise DataError(f"{path}: row {row}: {', '.join(POSITION)} not finite: {translations[row].tolist()}")
+    poses = zip(rotation_matrices(rotations), translations, strict=True)
+    return dict(zip(table["timestamp_ns"].tolist(), poses, strict=True))
 
 
 def numbered(
@@ -150,7 +175,8 @@ def _sweeps(logs: Sequence[str] | Array, timestamps: Array) -> list[Sweep]:
     return [(str(log), int(time)) for log, time in zip(logs, timestamps, strict=True)]
 
 
-def _cuboids(path: Path, table: dict[str, Array]) -> Cuboids:
+def cuboids_of(path: Path, table: dict[str, Array]) -> Cuboids:
+    """Boxes of a table, all with the sweep 0. Raises DataError naming the file and the row that is no box."""
     count = len(table["category"])
 
     def stacked(names: Sequence[str]) -> Array:
@@ -212,13 +238,8 @@ def read_region(folder: Path) -> RegionOfInterest:
         raise DataError(f"{maps[0]}: damaged map ({error!r})") from error
     if not areas:
         raise DataError(f"{maps[0]}: a map without drivable areas")
-    path = folder / "city_SE3_egovehicle.feather"
-    table = read_table(path, ("timestamp_ns", *POSITION, *ROTATION))
-    rotations = rotation_matrices(np.stack([table[name] for name in ROTATION], 1))
-    translations = np.stack([table[name] for name in POSITION], 1)
-    poses = {int(t): (r, p) for t, r, p in zip(table["timestamp_ns"], rotations, translations, strict=True)}
     mask, origin = region_mask(areas)
-    return RegionOfInterest(mask, origin, poses)
+    return RegionOfInterest(mask, origin, read_poses(folder / POSES))
 
 
 def region_mask(areas: Sequence[Array]) -> tuple[Array, Array]:
@@ -254,7 +275,7 @@ class Regions:
             log, timestamp = self.sweeps[number]
             region = self._region(log)
             if timestamp not in region.poses:
-                raise DataError(f"{self.folder / log / 'city_SE3_egovehicle.feather'}: no pose at {timestamp}")
+                raise DataError(f"{self.folder / log / POSES}: no pose at {timestamp}")
             mine = boxes.sweep == number
             touching[mine] = region.touches(corners[mine], timestamp)
         return touching

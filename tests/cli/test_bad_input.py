@@ -52,7 +52,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("simulate --format waymo --scenes 99999 --frames 1 --out new", 2, "scenes must be at most 10000 for waymo"),
         ("simulate --format waymo --frames 1 --out new --side-beams 999999", 2, "pixels, got 999999 × 150"),
         ("simulate --frames 1 --out new --seed -1", 2, "seed must be at least 0, got -1"),
-        ("simulate --frames 1 --out new --scenes 2", 2, "is for nuscenes, places, semantickitti and waymo, not for"),
+        (
+            "simulate --frames 1 --out new --scenes 2",
+            2,
+            "is for argoverse2, nuscenes, places, semantickitti and waymo, not for",
+        ),
         ("simulate --format waymo --frames 1 --out new --version v1.0-mini", 2, "--version is for nuscenes, not for"),
         ("simulate --format nuscenes --frames 1 --out new --scenes 0", 2, "scenes must be at least 1, got 0"),
         ("simulate --format nuscenes --frames 1 --out new --version v2", 2, "version must be one of v1.0-mini"),

@@ -23,7 +23,9 @@ def test_every_option_has_a_meaning_and_a_default() -> None:
     assert [option.name for option in options()] == list(OPTIONS)
 
 
-@pytest.mark.parametrize(("layout", "scans"), [("kitti", 3), ("nuscenes", 42), ("waymo", 6), ("semantickitti", 6)])
+@pytest.mark.parametrize(
+    ("layout", "scans"), [("kitti", 3), ("nuscenes", 42), ("waymo", 6), ("semantickitti", 6), ("argoverse2", 6)]
+)
 def test_the_number_of_scans_is_known_before(layout: str, scans: int) -> None:
     given = {} if layout == "kitti" else {"scenes": 2}
     assert SIMULATIONS.get(layout)(3, **given).scans == scans
@@ -56,4 +58,7 @@ def test_the_command_line_knows_what_is_registered(
     common = {"frames": 1, "seed": 5, "val_fraction": 0.2, "workers": 2}
     assert strange == [{**common, "beams": 7}, {**common, "beams": 3}]
     assert main([*command, "--scenes", "2"]) == 2
-    assert "--scenes is for nuscenes, places, semantickitti and waymo, not for strange" in capsys.readouterr().err
+    assert (
+        "--scenes is for argoverse2, nuscenes, places, semantickitti and waymo, not for strange"
+        in capsys.readouterr().err
+    )

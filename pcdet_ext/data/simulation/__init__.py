@@ -3,6 +3,7 @@
 from pcdet_ext.data.simulation.drive import Drive, Track, drive
 from pcdet_ext.data.simulation.generate import (
     Made,
+    simulate_argoverse2,
     simulate_frame,
     simulate_kitti,
     simulate_nuscenes,
@@ -27,6 +28,7 @@ __all__ = [
     "Track",
     "WaymoLasers",
     "drive",
+    "simulate_argoverse2",
     "simulate_frame",
     "simulate_kitti",
     "simulate_nuscenes",

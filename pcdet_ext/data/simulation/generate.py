@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pcdet_ext.data.simulation import kitti
+from pcdet_ext.data.simulation.argoverse2 import Argoverse2Writer
 from pcdet_ext.data.simulation.manifest import Manifest, sizes
 from pcdet_ext.data.simulation.nuscenes import PARTS, NuScenesWriter, scene_names
 from pcdet_ext.data.simulation.places import PlacesWriter
@@ -30,7 +31,14 @@ COMMON = "common"  # the piece of work that is done at the end, from all others
 AHEAD = 2  # pieces per process that are begun before they are counted
 MOST_SCENES = 10_000
 # Ids of six digits; drives of 500 seconds; streets of 10 km, which is how far they are apart.
-MOST_FRAMES = {"kitti": 1_000_000, "nuscenes": 1_000, "waymo": 5_000, "places": 2_000, "semantickitti": 5_000}
+MOST_FRAMES = {
+    "kitti": 1_000_000,
+    "nuscenes": 1_000,
+    "waymo": 5_000,
+    "places": 2_000,
+    "semantickitti": 5_000,
+    "argoverse2": 5_000,
+}
 MOST_RUNS = 100
 SPACING = 5.0  # metres between frames of a run through a street
 VERSION = 3  # raise it when the same seed gives other frames
@@ -49,6 +57,7 @@ class Made:
     files: Mapping[str, int] = field(default_factory=dict)
 
 
+_SceneWriter = NuScenesWriter | WaymoWriter | SemanticKittiWriter | Argoverse2Writer
 Progress = Callable[[Iterator[Made]], Iterator[Made]]
 
 
@@ -282,13 +291,52 @@ def simulate_semantickitti(
     return work.end(writer.finish(val))
 
 
+def simulate_argoverse2(
+    out: str | Path,
+    scenes: int,
+    frames: int,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    workers: int = 2,
+    sensor: EvenLidar | None = None,
+    progress: Progress = iter,
+) -> Path:
+    """Write drives in the layout in which Argoverse 2's sensor data set is released: {train,val}/LOG/ of Feather files.
+
+    One lidar at 10 Hz, with annotations, poses, calibration and a map of the drivable area in every log. Points are
+    float16, as released.
+
+    Args:
+        out: as `simulate_kitti`.
+        scenes: drives (logs), each through a street of its own.
+        frames: sweeps per drive, a tenth of a second apart, all annotated.
+        seed: the same seed gives the same drives.
+        val_fraction: share of the drives that go to val/.
+        workers: processes; each makes one drive at a time.
+        sensor: the LiDAR; like a Velodyne HDL-32E if not given.
+        progress: as `simulate_kitti`, one `Made` per drive.
+
+    Raises:
+        ValueError, FileExistsError, ImportError: as `simulate_kitti`.
+    """
+    sensor = sensor or EvenLidar()
+    request = {"format": "argoverse2", "scenes": scenes, "frames": frames, "seed": seed}
+    request |= {"val_fraction": val_fraction, "sensor": dataclasses.asdict(sensor)}
+    work = _Work(Path(out), request, scenes, workers)
+    if work.begin():
+        return work.out
+    val = tuple(_held_out(scenes, seed, val_fraction).tolist())
+    work.run(partial(_make_scene, Argoverse2Writer(work.out, seed, frames, val, sensor)), progress)
+    return work.end([])
+
+
 def _make_kitti(out: Path, seed: int, sensor: SpinningLidar, index: int) -> Made:
     scene, scan = simulate_frame(seed, index, sensor)
     files = kitti.write_frame(out, f"{index:06d}", scene, scan, sensor)
     return Made(1, scan.seconds, sizes(out, files))
 
 
-def _make_scene(writer: NuScenesWriter | WaymoWriter | SemanticKittiWriter, index: int) -> Made:
+def _make_scene(writer: _SceneWriter, index: int) -> Made:
     scans, casting, files = writer.write_scene(index)
     return Made(scans, casting, sizes(writer.root, files))
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pcdet_ext.config import Registry
 from pcdet_ext.data.simulation.generate import (
+    simulate_argoverse2,
     simulate_kitti,
     simulate_nuscenes,
     simulate_places,
@@ -33,8 +34,8 @@ SCANS_PER_KEY = 10  # of nuScenes, from one key frame to the next
 # What each option means.
 OPTIONS: Mapping[str, str] = {
     "frames": "labelled frames: kitti: of the whole data set, each a street of its own; nuscenes: key frames per "
-    "scene, two per second with nine sweeps between them; waymo and semantickitti: frames per scene, ten per second; "
-    "places: frames per run, five metres apart",
+    "scene, two per second with nine sweeps between them; waymo, semantickitti and argoverse2: frames per scene, "
+    "ten per second; places: frames per run, five metres apart",
     "scenes": "streets, through each of which there is one drive, of places several runs",
     "runs": "passages through each street: along it and against it in turn, in two seasons, every fifth from above",
     "beams": "beams of the sensor, for waymo of the top laser",
@@ -93,6 +94,20 @@ def kitti(frames: int, beams: int = 64, azimuths: int = 2080) -> Simulation:
     """
     sensor = SpinningLidar(beams=beams, azimuths=azimuths)
     return Simulation(frames, partial(simulate_kitti, frames=frames, sensor=sensor))
+
+
+@SIMULATIONS.register
+def argoverse2(frames: int, scenes: int = 10, beams: int = 32, azimuths: int = 1085) -> Simulation:
+    """Drives in the layout in which Argoverse 2's sensor data set is released.
+
+    Args:
+        frames: sweeps per scene, ten per second.
+        scenes: how many drives.
+        beams: of the sensor.
+        azimuths: firings of each beam per turn.
+    """
+    sensor = EvenLidar(beams=beams, azimuths=azimuths)
+    return Simulation(scenes * frames, partial(simulate_argoverse2, scenes=scenes, frames=frames, sensor=sensor))
 
 
 @SIMULATIONS.register
