@@ -146,7 +146,11 @@ def native_extensions() -> list[Extension]:
 setup(
     packages=[*find_packages(include=["pcdet_ext", "pcdet_ext.*"]), "pcdet_ext.configs"],
     package_dir={"pcdet_ext.configs": "configs"},
-    package_data={"pcdet_ext": ["py.typed"], "pcdet_ext.configs": ["**/*.yaml"]},
+    package_data={
+        "pcdet_ext": ["py.typed"],
+        "pcdet_ext.visualization": ["viewer/*"],
+        "pcdet_ext.configs": ["**/*.yaml"],
+    },
     ext_modules=native_extensions(),
     cmdclass={"build_py": BuildPython, "build_ext": BuildNative, "bdist_wheel": Wheel},
 )

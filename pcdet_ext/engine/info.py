@@ -23,7 +23,6 @@ OPTIONAL = {
     "lightning": ("train", ("lightning",)),
     "tensorboard": ("train", ("tensorboard",)),
     "open3d": ("vis", ("open3d", "open3d-cpu")),
-    "plotly": ("vis", ("plotly",)),
     "matplotlib": ("vis", ("matplotlib",)),
     "shapely": ("dev", ("shapely",)),
     "faiss": ("faiss", ("faiss-cpu", "faiss-gpu")),

@@ -1,13 +1,18 @@
 """Pictures of frames: points, ground truth and detections, as a map, a page, or a 3-D view."""
 
 from pcdet_ext.visualization.bev import draw_bev
+from pcdet_ext.visualization.layers import Forecast, Layers, MapLayer, OccupancyLayer, Plan
 from pcdet_ext.visualization.page import write_page
 from pcdet_ext.visualization.plots import write_plots
 from pcdet_ext.visualization.scene import Scene, Track, box_edges, read_scene, with_detections
-from pcdet_ext.visualization.tour import write_tour
 from pcdet_ext.visualization.view import render, show_window
 
 __all__ = [
+    "Forecast",
+    "Layers",
+    "MapLayer",
+    "OccupancyLayer",
+    "Plan",
     "Scene",
     "Track",
     "box_edges",
@@ -18,5 +23,4 @@ __all__ = [
     "with_detections",
     "write_page",
     "write_plots",
-    "write_tour",
 ]

@@ -21,7 +21,6 @@ from pcdet_ext.visualization.bev import draw_bev
 from pcdet_ext.visualization.frames import Sequences, find_frames, frame_ids, frame_range, frame_scenes
 from pcdet_ext.visualization.page import write_page
 from pcdet_ext.visualization.scene import Scene, read_scene, with_detections, with_point_labels
-from pcdet_ext.visualization.tour import write_tour
 from pcdet_ext.visualization.view import render, show_window
 
 TOUR_TRACK = 10  # earlier frames that a track in a tour goes back
@@ -249,7 +248,7 @@ class Pictures:
             for scene in scenes:
                 show_window(scene.above(self.score))
         elif self.tour:
-            write_tour((scene.above(self.score) for scene in scenes), self.count, self.targets[0])
+            write_page(scenes, self.targets[0], self.score)  # all detections: the page filters by itself
         else:
             for scene, target in zip(scenes, self.targets, strict=True):
                 self._write(scene, target)

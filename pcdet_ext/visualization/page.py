@@ -1,196 +1,261 @@
-"""A self-contained HTML page with plotly: turn the scene, filter detections by score."""
+"""A picture page: one HTML file with a viewer for one frame or several, which needs no network and no package."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import gzip
+import html
+import json
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from string import Template
+from typing import Any
 
 import numpy as np
 
 from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
-from pcdet_ext.visualization.levels import levels
+from pcdet_ext.visualization.levels import point_colours
+from pcdet_ext.visualization.page_frames import (
+    Frame,
+    box_rows,
+    forecast_row,
+    map_rows,
+    names_of,
+    path_rows,
+    prepared,
+    track_rows,
+)
+from pcdet_ext.visualization.page_points import Blob, Colouring, colourings, point_bytes, point_rows
 from pcdet_ext.visualization.scene import (
+    CLASS_COLOURS,
     FOUND_TRACK_COLOUR,
     TRUTH_COLOUR,
     Scene,
-    Track,
-    box_edges,
     boxes_in,
-    velocity_arrows,
+    class_colours,
 )
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+SCRIPTS = ("data.js", "camera.js", "gl.js", "shapes.js", "panel.js", "main.js")
+PAGE_BYTES = 20_000_000
+MOST_POINTS = 120_000  # of a frame
+FEWEST_POINTS = 200  # that a frame is to keep
+MOST_DETECTIONS = 40_000  # in a page
+COLOURS = {
+    "truth": TRUTH_COLOUR,
+    "found_track": FOUND_TRACK_COLOUR,
+    "matched": "#2f9e6e",
+    "false": "#e5484d",
+    "missed": "#f59f00",
+    "plain": "#8a94a0",
+    "forecast": "#c77dff",
+    "plan": "#ff4fa3",
+}
 
-MAX_POINTS = 120_000
-SCORE_STEPS = np.round(np.arange(0.0, 1.0, 0.05), 2)
 
+def write_page(scenes: Scene | Iterable[Scene], path: str | Path, score: float = 0.3) -> None:
+    """Write one HTML file under 20 MB that shows a scene, or plays several, in any browser with WebGL 2.
 
-def write_page(scene: Scene, path: str | Path, score: float = 0.3) -> None:
-    """Write one HTML file that needs no network; see `page_figure`.
+    Points are coloured by class, age, height, range, intensity or another column, boxes by class, by track, or by what
+    was matched and missed. Detections are matched by `pairing.pair`. Each scene is shown in its own LiDAR frame.
 
     Args:
-        scene: what is shown.
+        scenes: one, or several in the order of time, with all their detections.
         path: the file.
-        score: detections below it are hidden at first.
+        score: detections that score less are hidden at first.
 
     Raises:
-        ImportError: plotly is not installed.
+        ValueError: there are so many frames that hardly a point of each could be shown.
+        OSError: the file cannot be written.
     """
-    figure = page_figure(scene, score)
+    text = page_text([scenes] if isinstance(scenes, Scene) else scenes, score)
     with atomic_write(path) as temporary:
-        figure.write_html(temporary, include_plotlyjs=True, full_html=True)
+        temporary.write_text(text, encoding="utf-8")
 
 
-def page_figure(scene: Scene, score: float = 0.3) -> Figure:
-    """Points by height (with labels by class, of several sweeps by age), boxes as lines with arrows, and tracks.
-
-    A slider for the lowest score shown stands at `score` at first. Clouds over 120,000 points are thinned evenly.
-    """
-    go, scene = plotly(), scene.finite()
-    fixed = [*_point_traces(go, scene), *_truth_traces(go, scene)]
-    start = int(np.abs(SCORE_STEPS - score).argmin())
-    levels = [_detection_traces(go, scene.above(s)) for s in SCORE_STEPS] if scene.detections is not None else []
-    for level, traces in enumerate(levels):
-        for trace in traces:
-            trace.visible = level == start
-    figure = go.Figure([*fixed, *(t for traces in levels for t in traces)])
-    eye = {"eye": {"x": -0.9, "y": 0.0, "z": 0.6}, "up": {"x": 0, "y": 0, "z": 1}}
-    figure.update_layout(
-        title=scene.title,
-        template="plotly_dark",
-        margin={"l": 0, "r": 0, "t": 40, "b": 0},
-        legend={"itemsizing": "constant", "groupclick": "toggleitem"},
-        scene={"aspectmode": "data", "camera": eye},
-        sliders=_slider(len(fixed), [len(t) for t in levels], start) if levels else [],
-    )
-    return figure
-
-
-def plotly() -> ModuleType:
-    """Plotly's figures. Raises ImportError that says how to install it."""
-    try:
-        import plotly.graph_objects
-    except ImportError as error:
-        raise ImportError("a page needs plotly: pip install 'pcdet_ext[vis]'") from error
-    return plotly.graph_objects
-
-
-def thinned(points: Array, most: int) -> Array:
-    """At most so many of the points, evenly spread over their order."""
-    return points[chosen_rows(len(points), most)]
-
-
-def chosen_rows(count: int, most: int) -> Array:
-    """int64 [K]: at most so many of `count` rows, evenly spread over their order."""
-    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
-
-
-def _point_traces(go: ModuleType, scene: Scene) -> list[Any]:
-    """One trace by height, or one for each class or age that occurs."""
-    scene = scene.select_points(chosen_rows(len(scene.points), MAX_POINTS))
-    told = levels(scene)
-    if told is None:
-        return [_point_trace(go, scene.points, _by_height(scene.points[:, 2]), "points")]
-    return [
-        _point_trace(go, scene.points[told.level == i], {"color": told.colours[i]}, told.labels[i], told.title)
-        for i in np.unique(told.level).tolist()
-    ]
-
-
-def _by_height(height: Array) -> dict[str, Any]:
-    """Colours of points between the 2nd and 98th percentile of their height."""
-    low, high = np.percentile(height, [2, 98]) if len(height) else (0.0, 1.0)
-    return {"color": height, "colorscale": "Viridis", "cmin": float(low), "cmax": float(high) + 1e-3}
-
-
-def _point_trace(go: ModuleType, points: Array, colours: Mapping[str, Any], name: str, title: str | None = None) -> Any:
-    return go.Scatter3d(
-        x=points[:, 0],
-        y=points[:, 1],
-        z=points[:, 2],
-        mode="markers",
-        marker={"size": 1.2, **colours},
-        name=name,
-        hoverinfo="skip",
-        legendgroup="points",
-        legendgrouptitle=None if title is None else {"text": title},
+def page_text(scenes: Iterable[Scene], score: float = 0.3) -> str:
+    """The HTML of a page; see `write_page`."""
+    viewer = files("pcdet_ext.visualization") / "viewer"
+    data, blob = page_data(scenes, score)
+    frames: list[dict[str, Any]] = data["frames"]
+    title = frames[0]["title"] if len(frames) == 1 else f"{frames[0]['title']} and {len(frames) - 1} more"
+    return Template((viewer / "page.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(title),
+        style=(viewer / "style.css").read_text(encoding="utf-8"),
+        script="\n".join((viewer / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        data=_json(data),
+        blob=base64.b64encode(gzip.compress(blob, 6, mtime=0)).decode(),
     )
 
 
-def _truth_traces(go: ModuleType, scene: Scene) -> list[Any]:
-    truth, traces = scene.truth, []
-    if truth is not None and len(truth):
-        boxes = boxes_in(truth)
-        traces.append(_box_trace(go, boxes, truth.names, TRUTH_COLOUR, f"ground truth ({len(truth)})"))
-        traces += _arrow_traces(go, boxes, TRUTH_COLOUR, "velocity of ground truth")
-    return traces + _track_traces(go, scene.truth_tracks, TRUTH_COLOUR, "tracks of ground truth")
+def _json(data: Any) -> str:
+    """JSON that no text in it can end the script of."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _detection_traces(go: ModuleType, scene: Scene) -> list[Any]:
-    """One trace per class, of all classes, then arrows where boxes have velocities, and tracks where there are some."""
-    found = scene.detections
-    if found is None:
-        return []
-    names = np.array(found.names, dtype=object)
-    traces = []
-    for name, colour in scene.colours().items():
-        chosen = found.select(np.flatnonzero(names == name))
-        texts = [f"{name} {s:.2f}" for s in chosen.scores]
-        traces.append(_box_trace(go, np.asarray(chosen.boxes), texts, colour, f"{name} ({len(chosen)})"))
-    traces += _arrow_traces(go, np.asarray(found.boxes), FOUND_TRACK_COLOUR, "velocity of detections")
-    return traces + _track_traces(go, scene.found_tracks, FOUND_TRACK_COLOUR, "tracks of detections")
+def page_data(scenes: Iterable[Scene], score: float = 0.3) -> tuple[dict[str, Any], bytes]:
+    """What the viewer reads: a description in plain types, and the numbers of points and cells as bytes."""
+    frames = _collected(scenes)
+    ways = colourings(frames)
+    data = _description(frames, score)
+    room = PAGE_BYTES - len(_json(data)) - 100_000 - sum(_cell_bytes(frame) for frame in frames)  # the viewer itself
+    most = int(room * 3 / 4 / point_bytes(ways) / len(frames))
+    if most < FEWEST_POINTS:
+        raise ValueError(
+            f"{len(frames)} frames are too many for one page; take every N-th of them with A:B:N, or fewer"
+        )
+    blob = Blob()
+    for frame, description in zip(frames, data["frames"], strict=True):
+        _write_points(frame.thinned(most), description, ways, blob)
+    return {**data, "colourings": [way.description for way in ways]}, blob.bytes()
 
 
-def _arrow_traces(go: ModuleType, boxes: Array, colour: str, name: str) -> list[Any]:
-    arrows = velocity_arrows(boxes)
-    lines = with_gaps(arrows.reshape(-1, 2, 3))
-    return [_line_trace(go, lines, colour, f"{name} ({len(arrows)})", width=3)] if boxes.shape[1] > 7 else []
+def _collected(scenes: Iterable[Scene]) -> list[Frame]:
+    """All frames, with fewer points the more there are, so that they need not be held whole."""
+    frames: list[Frame] = []
+    most = MOST_POINTS
+    for scene in scenes:
+        frames.append(prepared(scene).thinned(most))
+        if sum(len(frame.points) for frame in frames) * 6 > 2 * PAGE_BYTES:
+            most //= 2
+            frames = [frame.thinned(most) for frame in frames]
+    if not frames:
+        raise ValueError("a page needs at least one frame")
+    return frames
 
 
-def _track_traces(go: ModuleType, tracks: Sequence[Track], colour: str, name: str) -> list[Any]:
-    if not tracks:
-        return []
-    lines = [with_gaps(track.positions[None]) for track in tracks]
-    texts = [f"{track.name} {track.track_id}" for track in tracks]
-    hover = np.repeat(np.array(texts, dtype=object), [len(line) for line in lines])
-    return [_line_trace(go, np.concatenate(lines), colour, f"{name} ({len(tracks)})", hover, width=2)]
+def _cell_bytes(frame: Frame) -> int:
+    occupancy = frame.scene.layers.occupancy
+    return 0 if occupancy is None else len(occupancy.cells()) * 8 * 4 // 3
 
 
-def _box_trace(go: ModuleType, boxes: Array, texts: Sequence[str], colour: str, name: str) -> Any:
-    """All boxes as one line with gaps; hovering over a line shows class and score."""
-    lines = with_gaps(box_edges(boxes).reshape(-1, 2, 3))
-    hover = np.repeat(np.array(list(texts), dtype=object), 13 * 3)
-    return _line_trace(go, lines, colour, name, hover)
+def _write_points(frame: Frame, description: dict[str, Any], ways: Sequence[Colouring], blob: Blob) -> None:
+    description["points"] = point_rows(frame, ways, blob)
+    description["note"] = frame.note + description["note"]
+    occupancy = frame.scene.layers.occupancy
+    if occupancy is not None:
+        description["occupancy"]["at"] = blob.add(occupancy.cells().astype("<u2"))
 
 
-def with_gaps(lines: Array) -> Array:
-    """Lines [K, P, 3] one after the other [K * (P + 1), 3], with a row of NaN after each."""
-    gaps = np.full((len(lines), 1, 3), np.nan, np.float32)
-    return np.concatenate([lines.astype(np.float32), gaps], 1).reshape(-1, 3)
+def _description(frames: Sequence[Frame], score: float) -> dict[str, Any]:
+    """All but the points."""
+    found_names = dict.fromkeys(name for f in frames if f.scene.detections for name in f.scene.detections.class_names)
+    names = list(dict.fromkeys([*found_names, *(name for f in frames for name in names_of(f.scene.truth))]))
+    colours = class_colours(names)
+    lowest = _lowest_score(frames)
+    ground = _ground(frames)
+    map_colours = _layer_colours([name for f in frames if f.scene.layers.map for name in f.scene.layers.map.names])
+    rows = [_frame(frame, names, lowest, ground, map_colours) for frame in frames]
+    everything = [(row, box) for row in rows for box in row["boxes"]]
+    ids = any(box[13] >= 0 for _, box in everything)
+    colour_by = [*(["match"] if any(row["matched"] for row in rows) else []), "class", *(["track"] if ids else [])]
+    bounds = np.array([frame.bounds for frame in frames])
+    return {
+        "frames": rows,
+        "score": score,
+        "scores": _score_range(frames),
+        "classes": [{"name": name, "colour": colours[name]} for name in names],
+        "map_classes": [{"name": name, "colour": colour} for name, colour in map_colours.items()],
+        "occupancy_classes": _cell_classes(frames),
+        "colours": COLOURS,
+        "track_colours": CLASS_COLOURS,
+        "box_colourings": colour_by,
+        "has": {
+            "found": any(frame.scene.detections is not None for frame in frames),
+            "truth": any(len(boxes_in(frame.scene.truth)) for frame in frames),
+            "ids": ids,
+        },
+        "layers": _layers(rows),
+        "extent": [*bounds[:, 0].min(keepdims=True), bounds[:, 1].max(), bounds[:, 2].min(), bounds[:, 3].max()],
+        "ground": ground,
+        "point_size": 2,
+    }
 
 
-def _line_trace(
-    go: ModuleType, lines: Array, colour: str, name: str, hover: Array | None = None, width: int = 4
-) -> Any:
-    return go.Scatter3d(
-        x=lines[:, 0],
-        y=lines[:, 1],
-        z=lines[:, 2],
-        mode="lines",
-        line={"color": colour, "width": width},
-        name=name,
-        text=hover,
-        hoverinfo="text" if hover is not None else "skip",
-    )
+def _frame(
+    frame: Frame, names: Sequence[str], lowest: float, ground: float, map_colours: dict[str, str]
+) -> dict[str, Any]:
+    scene = frame.scene
+    boxes, matched = box_rows(frame, names, lowest)
+    layers = scene.layers
+    occupancy = layers.occupancy
+    return {
+        "title": scene.title,
+        "note": f"; detections below {lowest:.3g} are left out" if lowest > -np.inf else "",
+        "boxes": boxes,
+        "matched": matched,
+        "tracks": [
+            *track_rows(scene.truth_tracks, scene, names, found=False),
+            *track_rows(scene.found_tracks, scene, names, found=True),
+        ],
+        "forecasts": [forecast_row(forecast, names, ground) for forecast in layers.forecasts],
+        "plans": [{"found": plan.found, "path": path_rows(plan.path, ground)} for plan in layers.plans],
+        "map": map_rows(layers.map, map_colours),
+        "occupancy": None
+        if occupancy is None
+        else {
+            "low": list(occupancy.low),
+            "size": list(occupancy.cell),
+            "grid": list(occupancy.labels.shape),
+            "count": len(occupancy.cells()),
+            "classes": _coloured(occupancy.class_names),
+        },
+    }
 
 
-def _slider(fixed: int, counts: list[int], start: int) -> list[dict[str, Any]]:
-    steps = []
-    for level, score in enumerate(SCORE_STEPS):
-        visible = [True] * fixed + [i == level for i, count in enumerate(counts) for _ in range(count)]
-        steps.append({"label": f"{score:.2f}", "method": "restyle", "args": [{"visible": visible}]})
-    return [{"active": start, "currentvalue": {"prefix": "score at least "}, "pad": {"t": 10}, "steps": steps}]
+def _coloured(names: Sequence[str]) -> list[dict[str, str]]:
+    return [{"name": name, "colour": colour} for name, colour in _layer_colours(names).items()]
+
+
+def _layer_colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each class of a map or of cells."""
+    unique = list(dict.fromkeys(names))
+    return dict(zip(unique, point_colours(len(unique)), strict=False))
+
+
+def _cell_classes(frames: Sequence[Frame]) -> list[dict[str, str]]:
+    grids = [frame.scene.layers.occupancy for frame in frames]
+    return _coloured([name for grid in grids if grid is not None for name in grid.class_names])
+
+
+def _layers(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What can be switched on and off."""
+    boxes = [box for row in rows for box in row["boxes"]]
+    there = {
+        "rings": True,
+        "labels": bool(boxes),
+        "velocity": any(box[7] is not None for box in boxes),
+        "tracks": any(row["tracks"] for row in rows),
+        "forecasts": any(row["forecasts"] for row in rows),
+        "map": any(row["map"] for row in rows),
+        "occupancy": any(row["occupancy"] for row in rows),
+        "plan": any(row["plans"] for row in rows),
+    }
+    return [name for name, is_there in there.items() if is_there]
+
+
+def _all_scores(frames: Sequence[Frame]) -> Array:
+    scores = [np.asarray(f.scene.detections.scores, np.float64) for f in frames if f.scene.detections is not None]
+    return np.concatenate([np.zeros(0), *scores])
+
+
+def _lowest_score(frames: Sequence[Frame]) -> float:
+    """From which score on detections are kept: no more than a page can hold."""
+    scores = _all_scores(frames)
+    return -np.inf if len(scores) <= MOST_DETECTIONS else float(np.sort(scores)[-MOST_DETECTIONS])
+
+
+def _score_range(frames: Sequence[Frame]) -> list[float]:
+    """Between which scores the page's slider goes: 0 to 1, or wider where scores are no probabilities."""
+    scores = _all_scores(frames)
+    return [float(np.floor(min(0.0, scores.min(initial=0.0)))), float(np.ceil(max(1.0, scores.max(initial=1.0))))]
+
+
+def _ground(frames: Sequence[Frame]) -> float:
+    """About how high the ground is: the median of the labelled boxes' floors, else the lowest twentieth of points."""
+    boxes = np.concatenate([boxes_in(frame.scene.truth)[:, :7] for frame in frames])
+    if len(boxes):
+        return round(float(np.median(boxes[:, 2] - boxes[:, 5] / 2)), 2)
+    heights = np.concatenate([frame.points[:, 2] for frame in frames])
+    return round(float(np.percentile(heights, 5)), 2) if len(heights) else 0.0

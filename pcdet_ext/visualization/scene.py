@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 from pcdet_ext.data.formats import read_frame_files
 from pcdet_ext.data.points import XYZ
 from pcdet_ext.structures import Array, Detections, PointLabels, Targets
+from pcdet_ext.visualization.layers import Layers
 
 Boxes = TypeVar("Boxes", Targets, Detections)
 
@@ -52,7 +53,8 @@ class Scene:
     points: float32 [N, 3+]; truth: labelled boxes or None where unknown; detections: NumPy detections or None;
     point_features: names of the points' columns, of the first of them where others follow; truth_tracks and
     found_tracks: paths of labelled and of detected objects; point_labels: the class of each point, by which points are
-    coloured, found where something was found and labelled otherwise, or None.
+    coloured, found where something was found and labelled otherwise, or None; layers: predicted paths, a map, occupied
+    cells, planned paths.
     """
 
     points: Array
@@ -63,6 +65,7 @@ class Scene:
     truth_tracks: Sequence[Track] = ()
     found_tracks: Sequence[Track] = ()
     point_labels: PointLabels | None = None
+    layers: Layers = field(default_factory=Layers)
 
     def above(self, score: float) -> Scene:
         """The scene with only those detections that score at least `score`, and their tracks."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from page_reader import channel_in, points_in
 
 from pcdet_ext.cli.command import main
 from pcdet_ext.data import semantickitti
 from pcdet_ext.structures import PointLabels, Targets
 from pcdet_ext.visualization.frames import frame_scenes
 from pcdet_ext.visualization.levels import UNLABELLED_COLOUR, levels, point_colours
-from pcdet_ext.visualization.page import page_figure
+from pcdet_ext.visualization.page import page_data
 from pcdet_ext.visualization.scene import Scene, labelled_points, with_point_labels
-from pcdet_ext.visualization.tour import tour_figure
 from pcdet_ext.visualization.view import _point_colours, _rgb
 
 NAMES = ("road", "car", "pole")
@@ -45,22 +46,24 @@ def test_labels_stay_with_points_that_are_left_out_or_thinned(monkeypatch: pytes
     with pytest.raises(ValueError, match="3 points are finite, but 4 have labels"):
         with_point_labels(whole, whole.point_labels)
     assert labelled_points(Targets()) is None
-    monkeypatch.setattr("pcdet_ext.visualization.page.MAX_POINTS", 2)
-    traces = page_figure(scene([0, 1, 1, 2])).data
-    assert [(trace.name, trace.x.tolist(), trace.legendgrouptitle.text) for trace in traces] == [
-        ("road", [0.0], "points by class"),
-        ("pole", [3.0], "points by class"),
-    ]
+    monkeypatch.setattr("pcdet_ext.visualization.page.MOST_POINTS", 2)
+    data, blob = page_data([scene([0, 1, 1, 2])])
+    assert labels_in(data, blob) == [["road", "pole"]]
+    np.testing.assert_allclose(points_in(data["frames"][0], blob)[:, 0], [0, 3], atol=1e-4)
 
 
-def test_a_tour_shows_classes() -> None:
-    figure = tour_figure([scene([0, 1]), scene([2, -1])], 2)
-    marker = figure.data[0].marker
-    assert list(marker.colorbar.ticktext) == [*NAMES, "no label"]
-    np.testing.assert_allclose(marker.colorbar.tickvals, np.linspace(0, marker.cmax, 4))
-    shades = [np.asarray(frame.data[0].marker.color) / marker.cmax * 3 for frame in figure.frames]
-    np.testing.assert_allclose(np.concatenate(shades), [0, 1, 2, 3], atol=0.02)
-    assert [colour for _, colour in marker.colorscale] == point_colours(3)
+def labels_in(data: dict[str, Any], blob: bytes) -> list[list[str]]:
+    """The class of each point in each frame of a page."""
+    names = [entry["name"] for entry in data["colourings"][0]["classes"]]
+    return [[names[i] for i in channel_in(frame, blob, "class")] for frame in data["frames"]]
+
+
+def test_a_page_of_several_frames_shows_classes() -> None:
+    data, blob = page_data([scene([0, 1]), scene([2, -1])])
+    assert labels_in(data, blob) == [["road", "car"], ["pole", "no label"]]
+    (by, *_) = data["colourings"]
+    assert by["name"] == "class"
+    assert [entry["colour"] for entry in by["classes"]] == point_colours(3)
 
 
 def test_frames_of_a_data_set_and_results_of_any_code_base_are_drawn(tmp_path: Path) -> None:

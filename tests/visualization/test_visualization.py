@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from page_reader import read_page
 
 from pcdet_ext.cli.command import main
 from pcdet_ext.data import kitti
@@ -19,7 +20,7 @@ from pcdet_ext.files import DataError
 from pcdet_ext.structures import Detections, Targets
 from pcdet_ext.visualization import Scene, draw_bev, read_scene, render, write_plots
 from pcdet_ext.visualization.command import visualize
-from pcdet_ext.visualization.page import SCORE_STEPS, page_figure, write_page
+from pcdet_ext.visualization.page import page_data, write_page
 from pcdet_ext.visualization.scene import box_corners, box_edges
 from pcdet_ext.visualization.view import quiet
 
@@ -88,28 +89,6 @@ def test_nothing_to_see_is_no_error(tmp_path: Path, empty: Scene) -> None:
     draw_bev(empty, tmp_path / "a.png")
     write_page(empty, tmp_path / "a.html")
     assert (tmp_path / "a.png").stat().st_size > 1000
-
-
-def test_the_page_filters_by_score() -> None:
-    scores = (0.05, 0.31, 0.5, 0.77, 0.99)
-    figure = page_figure(scene(scores), 0.5)
-    steps = figure.layout.sliders[0].steps
-    assert len(steps) == len(SCORE_STEPS)
-
-    def shown(visible: list[bool]) -> int:
-        traces = [t for t, v in zip(figure.data, visible, strict=True) if v and t.name.startswith(("Car", "Cyc"))]
-        return sum(int(np.isnan(t.x).sum()) // 13 for t in traces)
-
-    for step, threshold in zip(steps, SCORE_STEPS, strict=True):
-        assert shown(step.args[0]["visible"]) == sum(s >= threshold for s in scores)
-    assert shown([t.visible is not False for t in figure.data]) == 3
-
-
-def test_the_page_stands_alone(tmp_path: Path) -> None:
-    write_page(scene(), tmp_path / "a.html")
-    text = (tmp_path / "a.html").read_text(encoding="utf-8")
-    assert "<script src=" not in text
-    assert "score at least" in text
 
 
 def test_the_view_is_drawn_without_a_screen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -234,8 +213,10 @@ def test_what_is_not_finite_is_left_out_and_counted(tmp_path: Path, bad: float) 
     np.testing.assert_allclose(
         np.median(pixels(tmp_path / "broken.png", red), 0), np.median(pixels(tmp_path / "good.png", red), 0), atol=0.05
     )
-    figure = page_figure(broken)
-    assert np.isfinite(np.asarray(figure.data[0].x, np.float32)).all()
+    (frame,) = page_data([broken])[0]["frames"]
+    assert frame["points"]["count"] == len(good.points)
+    assert np.isfinite([*frame["points"]["low"], *frame["points"]["size"]]).all()
+    assert len(frame["boxes"]) == 2  # a labelled one and a detection
 
 
 def test_what_a_failing_renderer_prints_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
@@ -272,4 +253,4 @@ def test_columns_of_headless_files_are_stated(tmp_path: Path) -> None:
 def test_several_files_are_played_in_one_page(tmp_path: Path) -> None:
     frames = [write_frame(tmp_path / name) for name in "ab"]
     assert visualize(frames, out=tmp_path / "tour.html") == [tmp_path / "tour.html"]
-    assert "play" in (tmp_path / "tour.html").read_text(encoding="utf-8")
+    assert [frame["title"] for frame in read_page(tmp_path / "tour.html")[0]["frames"]] == ["000001", "000001"]
