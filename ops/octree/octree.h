@@ -32,21 +32,30 @@ PCDET_HD bool is_outside(const float* p) {
 // The first of the eight children of a node.
 PCDET_HD int64_t eldest_child(int64_t key) { return (key & kCellMask) << 3 | (key & ~kCellMask); }
 
+PCDET_HD int64_t parent_of(int64_t key) { return (key & kCellMask) >> 3 | (key & ~kCellMask); }
+
 // The cells within one of a node's children form a cube of 4 x 4 x 4, of which the middle 2 x 2 x 2 are the children.
 // A cell at `place` 0 to 3 along an axis lies in the parent's neighbour at offset_of(place) - 1, in its half half_of(place).
 PCDET_HD int offset_of(int place) { return (place + 1) >> 1; }
 PCDET_HD int half_of(int place) { return (place + 1) & 1; }
 
-// The node at a cell of that cube, or -1. above: the parent's neighbours; children: running number of each node of their
-// depth among the occupied ones, or -1. A neighbour that is no node of the n counts as missing and sets `wrong`.
-PCDET_HD int64_t node_of_cell(const int64_t* above, const int32_t* children, int64_t n, int x, int y, int z, bool& wrong) {
-    const int64_t node = above[9 * offset_of(x) + 3 * offset_of(y) + offset_of(z)];
+// The column of the parent's neighbour in which a cell of that cube lies.
+PCDET_HD int column_of(int x, int y, int z) { return 9 * offset_of(x) + 3 * offset_of(y) + offset_of(z); }
+
+// The first child of a neighbour, or -1 where it has none. children: running number of each node of its depth among the
+// occupied ones, or -1. A neighbour that is no node of the n counts as missing and sets `wrong`.
+PCDET_HD int64_t eldest_of_neighbour(int64_t node, const int32_t* children, int64_t n, bool& wrong) {
     if (node < 0 || node >= n) {
         wrong |= node != -1;
         return -1;
     }
     const int64_t number = children[node];
-    return number < 0 ? -1 : kOctants * number + 4 * half_of(x) + 2 * half_of(y) + half_of(z);
+    return number < 0 ? -1 : kOctants * number;
+}
+
+// The node at a cell of the cube, from the first child of the neighbour in which it lies; -1 where that is -1.
+PCDET_HD int64_t node_of_cell(int64_t eldest, int x, int y, int z) {
+    return eldest | (4 * half_of(x) + 2 * half_of(y) + half_of(z));
 }
 
 }  // namespace pcdet

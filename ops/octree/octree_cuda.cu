@@ -31,12 +31,15 @@ __global__ void point_keys(const float* points, int64_t n, const int64_t* starts
     }
 }
 
-__global__ void grow(const int64_t* above, int64_t nodes, const int64_t* here, int64_t n, int64_t* keys, int32_t* children) {
+__global__ void grow(const int64_t* above, int64_t nodes, const int64_t* here, int64_t n, int64_t* keys, int32_t* children,
+                     int64_t* rows) {
     const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < nodes; i += step) {
         const int64_t key = eldest_child(above[i / kOctants]) + i % kOctants, place = lower_bound(here, 0, n, key);
+        const bool occupied = place < n && here[place] == key;
         keys[i] = key;
-        children[i] = place < n && here[place] == key ? static_cast<int32_t>(place) : -1;
+        children[i] = occupied ? static_cast<int32_t>(place) : -1;
+        if (occupied) rows[place] = i;
     }
 }
 
@@ -46,10 +49,10 @@ __global__ void neighbours(const int64_t* above, const int32_t* children, int64_
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step) {
         const int column = static_cast<int>(i % kNeighbours), octant = static_cast<int>(i / kNeighbours % kOctants);
         const int64_t parent = parents[i / (kNeighbours * kOctants)];
+        const int x = (octant >> 2) + column / 9, y = (octant >> 1 & 1) + column / 3 % 3, z = (octant & 1) + column % 3;
         bool fault = parent < 0 || parent >= n;
-        table[i] = fault ? -1
-                         : node_of_cell(above + kNeighbours * parent, children, n, (octant >> 2) + column / 9,
-                                        (octant >> 1 & 1) + column / 3 % 3, (octant & 1) + column % 3, fault);
+        const int64_t node = fault ? -1 : above[kNeighbours * parent + column_of(x, y, z)];
+        table[i] = node_of_cell(eldest_of_neighbour(node, children, n, fault), x, y, z);
         if (fault) *wrong = 1;
     }
 }
@@ -78,9 +81,9 @@ PCDET_API int pcdet_octree_keys_cuda(const float* points, int64_t n, const int64
 
 // As pcdet_octree_grow_cpu.
 PCDET_API int pcdet_octree_grow_cuda(const int64_t* above, int64_t m, const int64_t* here, int64_t n, int64_t* keys,
-                                     int32_t* children, void* stream) {
+                                     int32_t* children, int64_t* rows, void* stream) {
     if (m == 0) return 0;
     start_kernel(grow, blocks_for(m * kOctants), kThreads, 0, static_cast<cudaStream_t>(stream), above, m * kOctants, here, n,
-                 keys, children);
+                 keys, children, rows);
     return cudaGetLastError();
 }

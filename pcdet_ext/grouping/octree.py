@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -19,9 +18,9 @@ from torch import Tensor
 
 from pcdet_ext.grouping.orders import Ordering
 from pcdet_ext.grouping.partitions import octree_windows
-from pcdet_ext.ops.octree import clouds_of_keys, octree_grow, octree_leaves, octree_neighbours
+from pcdet_ext.ops.octree import clouds_of_keys, octree_grow, octree_leaves, octree_neighbours, octree_parents
 from pcdet_ext.ops.segment import segment_reduce
-from pcdet_ext.ops.serialize import BATCH_SHIFT, deserialize, octree_parent, serialize
+from pcdet_ext.ops.serialize import BATCH_SHIFT, deserialize, serialize
 from pcdet_ext.structures import Groups, SparseVoxels
 
 MAX_DEPTH = 16
@@ -44,18 +43,15 @@ class OctreeLevel:
     """The nodes of one depth.
 
     keys: int64 [n], z-order with the cloud from bit 48; children: int32 [n], running number among the occupied nodes,
-    -1 where empty; counts, occupied: int64 [B], nodes and occupied nodes of each cloud.
+    -1 where empty; occupied_rows: int64 [m], nodes that hold points; counts, occupied: int64 [B], nodes and occupied
+    nodes of each cloud.
     """
 
     keys: Tensor
     children: Tensor
+    occupied_rows: Tensor
     counts: Tensor
     occupied: Tensor
-
-    @cached_property
-    def occupied_rows(self) -> Tensor:
-        """Nodes that hold points, int64."""
-        return torch.nonzero(self.children >= 0).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -293,7 +289,7 @@ def _levels(leaves: Tensor, depth: int, full_depth: int, batch_size: int) -> tup
     """Every depth from the keys of the occupied leaves, ascending."""
     occupied = [leaves]
     for _ in range(depth - full_depth):
-        occupied.insert(0, torch.unique_consecutive(octree_parent(occupied[0])))
+        occupied.insert(0, octree_parents(occupied[0]))
     levels = []
     for d in range(full_depth + 1):
         cells = torch.arange(8**d, device=leaves.device)
@@ -301,20 +297,16 @@ def _levels(leaves: Tensor, depth: int, full_depth: int, batch_size: int) -> tup
         keys = (frames[:, None] | cells).flatten()
         levels.append(_full_level(keys, keys if d < full_depth else occupied[0], batch_size))
     for above, here in itertools.pairwise(occupied):
-        keys, children = octree_grow(above, here)
-        levels.append(_level(keys, children, here, batch_size))
+        counts = 8 * levels[-1].occupied
+        levels.append(OctreeLevel(*octree_grow(above, here), counts, clouds_of_keys(here, batch_size)))
     return tuple(levels)
 
 
 def _full_level(keys: Tensor, occupied: Tensor, batch_size: int) -> OctreeLevel:
+    rows = torch.searchsorted(keys, occupied)
     children = torch.full_like(keys, -1, dtype=torch.int32)
-    numbers = torch.arange(len(occupied), device=keys.device, dtype=torch.int32)
-    children[torch.searchsorted(keys, occupied)] = numbers
-    return _level(keys, children, occupied, batch_size)
-
-
-def _level(keys: Tensor, children: Tensor, occupied: Tensor, batch_size: int) -> OctreeLevel:
-    return OctreeLevel(keys, children, clouds_of_keys(keys, batch_size), clouds_of_keys(occupied, batch_size))
+    children[rows] = torch.arange(len(occupied), device=keys.device, dtype=torch.int32)
+    return OctreeLevel(keys, children, rows, clouds_of_keys(keys, batch_size), clouds_of_keys(occupied, batch_size))
 
 
 def input_features(octree: Octree, channels: str) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import Int32, has_kernels, launch, on_cuda
 from pcdet_ext.ops._operator import integer_operator, shapes_of
-from pcdet_ext.ops.serialize import BATCH_SHIFT, MAX_DEPTH, octree_children, serialize
+from pcdet_ext.ops.serialize import BATCH_SHIFT, MAX_DEPTH, octree_children, octree_parent, serialize
 
 
 @typed
@@ -52,20 +52,44 @@ def octree_leaves(points: Tensor, sizes: Tensor, depth: int, wrap: bool = False)
 
 
 @typed
-def octree_grow(above: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
+def octree_parents(keys: Tensor) -> Tensor:
+    """The parents of nodes, each once: keys int64 [M], ascending, for keys int64 [N], ascending; frames are kept.
+
+    Raises ValueError for keys of another type or shape.
+    """
+    _check_keys("keys", keys)
+    if not has_kernels(keys) or on_cuda(keys):
+        return torch.unique_consecutive(octree_parent(keys))
+    parents, count = _parents(keys.contiguous())
+    return parents[: int(count)].clone()
+
+
+@typed
+def octree_grow(above: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The nodes of a depth: all children of the occupied nodes of the depth above.
 
-    above: keys int64 [M] of those, ascending; here: keys int64 [N] of the occupied nodes of the depth, ascending, each
-    with its parent among `above`. Returns keys int64 [8 M], ascending, and int32 [8 M]: the number of each node among
-    the occupied ones, -1 where it is empty. Raises ValueError naming the argument that is wrong.
+    Args:
+        above: keys int64 [M] of those, ascending.
+        here: keys int64 [N] of the occupied nodes of the depth, ascending, each with its parent among `above`.
+
+    Returns:
+        Keys int64 [8 M], ascending; int32 [8 M], the number of each node among the occupied ones, -1 where it is
+        empty; int64 [N], the row of each occupied node among all.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
     """
     for name, keys in (("above", above), ("here", here)):
-        if keys.dtype != torch.int64 or keys.ndim != 1:
-            raise ValueError(f"{name} must be int64 with one dimension, got {keys.dtype} {list(keys.shape)}")
+        _check_keys(name, keys)
     if above.device != here.device:
         raise ValueError(f"above and here must be on one device, got {above.device} and {here.device}")
-    keys, children = _grow(above.contiguous(), here.contiguous())
-    return keys, children
+    keys, children, rows = _grow(above.contiguous(), here.contiguous())
+    return keys, children, rows
+
+
+def _check_keys(name: str, keys: Tensor) -> None:
+    if keys.dtype != torch.int64 or keys.ndim != 1:
+        raise ValueError(f"{name} must be int64 with one dimension, got {keys.dtype} {list(keys.shape)}")
 
 
 @typed
@@ -107,7 +131,7 @@ def _leaves(points: Tensor, sizes: Tensor, depth: int, wrap: bool) -> tuple[Tens
     if on_cuda(points):
         return _leaves_on_cuda(points, sizes, depth, wrap)
     n, clouds, kind = len(points), len(sizes), torch.int64
-    leaves, point_leaf, counts = (torch.zeros(size, dtype=kind, device="cpu") for size in (n, n, 2))
+    leaves, point_leaf, counts = (torch.empty(size, dtype=kind, device="cpu") for size in (n, n, 2))
     starts = (sizes.cumsum(0) - sizes).contiguous()
     task = (points, torch.float32, 3 * n), n, (starts, kind, clouds), clouds, Int32(depth), Int32(wrap)
     launch("octree_leaves", points.device, *task, (leaves, kind, n), (point_leaf, kind, n), (counts, kind, 2))
@@ -153,28 +177,45 @@ def _ranked(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return leaves, point_leaf, counts
 
 
+@integer_operator("octree_parents")
+def _parents(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Parents [N], of which the first are filled, and how many [1]."""
+    n, kind = len(keys), torch.int64
+    parents, count = torch.empty_like(keys), keys.new_empty(1)
+    launch("octree_parents", keys.device, (keys, kind, n), n, (parents, kind, n), (count, kind, 1))
+    return parents, count
+
+
+@shapes_of("octree_parents")
+def _(keys: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(keys), keys.new_empty(1)
+
+
 @integer_operator("octree_grow")
-def _grow(above: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
+def _grow(above: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not has_kernels(above):
         return grow_reference(above, here)
     m, n, kind = len(above), len(here), torch.int64
-    keys, children = above.new_empty(8 * m), above.new_empty(8 * m, dtype=torch.int32)
+    keys, children, rows = above.new_empty(8 * m), above.new_empty(8 * m, dtype=torch.int32), torch.zeros_like(here)
     inputs = (above, kind, m), m, (here, kind, n), n
-    launch("octree_grow", above.device, *inputs, (keys, kind, 8 * m), (children, torch.int32, 8 * m))
-    return keys, children
+    results = (keys, kind, 8 * m), (children, torch.int32, 8 * m), (rows, kind, n)
+    launch("octree_grow", above.device, *inputs, *results)
+    return keys, children, rows
 
 
 @shapes_of("octree_grow")
-def _(above: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
-    return above.new_empty(8 * len(above)), above.new_empty(8 * len(above), dtype=torch.int32)
+def _(above: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    keys = above.new_empty(8 * len(above))
+    return keys, torch.empty_like(keys, dtype=torch.int32), torch.empty_like(here)
 
 
-def grow_reference(above: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
+def grow_reference(above: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The definition in PyTorch on any device; see `octree_grow`."""
     keys = octree_children(above).flatten()
+    rows = torch.searchsorted(keys, here)
     children = keys.new_full((len(keys),), -1, dtype=torch.int32)
-    children[torch.searchsorted(keys, here)] = torch.arange(len(here), device=keys.device, dtype=torch.int32)
-    return keys, children
+    children[rows] = torch.arange(len(here), device=keys.device, dtype=torch.int32)
+    return keys, children, rows
 
 
 @integer_operator("octree_neighbours")
@@ -225,5 +266,7 @@ _NEIGHBOUR_OF_CHILD = _neighbour_of_child()
 
 def clouds_of_keys(keys: Tensor, batch_size: int) -> Tensor:
     """How many of the ascending keys int64 [n] belong to each cloud, int64 [batch_size]."""
+    if batch_size == 1:
+        return keys.new_full((1,), len(keys))
     borders = torch.arange(batch_size + 1, device=keys.device) << BATCH_SHIFT
     return torch.searchsorted(keys, borders).diff()

@@ -22,7 +22,7 @@ from pcdet_ext import ops
 from pcdet_ext.ops import _native
 from pcdet_ext.ops.equal_groups import equal_group_slots
 from pcdet_ext.ops.neighbours import gather_neighbours, neighbour_table
-from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours
+from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours, octree_parents
 
 FLAGS = ("-fsanitize=address", "-O0", "-g1")
 GRID, EXTENT, SIZE = (8, 16, 32), [0.0, 0.0, 0.0, 3.2, 3.2, 1.6], [0.1, 0.1, 0.2]
@@ -103,7 +103,7 @@ def coordinates() -> None:
     ops.rotated_sets(coords, GRID, 2, (8, 5, 5), (0, 2, 2), 7)
     ops.octree_from_tokens(ops.octree_tokens(coords, 2, 6))
     leaves, _ = octree_leaves(points[:, :3] * 0.4 - 0.6, torch.tensor([300, 0, 700], device="cpu"), 5)
-    octree_grow(torch.unique(ops.octree_parent(leaves)), leaves)
+    octree_grow(octree_parents(leaves), leaves)
     neighbour_table(torch.randperm(500)[:70], torch.tensor([-600, -20, 0, 1, 600]))
     gather_neighbours(rand(70, 5), torch.randint(-1, 70, (33, 9), dtype=torch.int32))
     order = torch.randperm(100)

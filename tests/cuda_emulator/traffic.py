@@ -26,7 +26,7 @@ from torch import Tensor
 from pcdet_ext import ops
 from pcdet_ext.ops import _native
 from pcdet_ext.ops.neighbours import neighbour_table
-from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours
+from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours, octree_parents
 
 FLAGS = ("-fsanitize=thread", "-DCUDA_EMULATOR_TRAFFIC", "-Wno-tsan")
 GRID, EXTENT, SIZE = (8, 64, 64), [0.0, 0.0, 0.0, 6.4, 6.4, 1.6], [0.1, 0.1, 0.2]
@@ -138,9 +138,9 @@ def segments() -> None:
 
 def octrees() -> None:
     leaves, _ = octree_leaves(rand(4000, 3) * 0.2, torch.tensor([4000]), 8)
-    nodes, children = octree_grow(torch.unique(ops.octree_parent(leaves)), leaves)
+    nodes, children, rows = octree_grow(octree_parents(leaves), leaves)
     table = neighbour_table(nodes, torch.arange(-13, 14))
-    octree_neighbours(table, children, torch.nonzero(children >= 0).squeeze(1))
+    octree_neighbours(table, children, rows)
 
 
 def keys() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pcdet_ext import ops
 from pcdet_ext.ops.equal_groups import equal_group_slots
 from pcdet_ext.ops.neighbours import gather_neighbours, neighbour_table
-from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours
+from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours, octree_parents
 from pcdet_ext.ops.retention import mlstm, retention
 from pcdet_ext.ops.unique_numbers import unique_numbers
 from pcdet_ext.ops.winograd_conv import winograd_conv2d, winograd_weight
@@ -123,6 +123,7 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
         "octree_from_tokens": lambda: ops.octree_from_tokens(ops.octree_tokens(voxels, 2, 5)),
         "octree_from_tokens, anisotropic": lambda: ops.octree_from_tokens(ops.octree_tokens(voxels, 2, 5, True)),
         "octree_leaves": lambda: octree_leaves(change(rand(50, 3) * 2 - 1), torch.tensor([20, 0, 30], device=CPU), 3),
+        "octree_parents": lambda: octree_parents(change(table(0, 3, 9, 60))),
         "octree_grow": lambda: octree_grow(change(table(0, 1, 7)), change(table(0, 3, 9, 60))),
         "octree_neighbours": lambda: octree_neighbours(change(root_table), table(0, dtype=torch.int32), table(0)),
         "iou_bev": lambda: ops.iou_bev(upright, upright),

@@ -17,6 +17,7 @@ from pcdet_ext.ops.octree import (
     octree_grow,
     octree_leaves,
     octree_neighbours,
+    octree_parents,
 )
 from pcdet_ext.ops.serialize import deserialize, octree_parent
 
@@ -63,17 +64,17 @@ def test_many_points_give_what_the_reference_gives_on_any_number_of_threads(coun
 @given(st.integers(0, 1000), SIZES, st.integers(2, 6))
 def test_nodes_and_tables_equal_the_references(seed: int, sizes: list[int], depth: int) -> None:
     leaves, _ = octree_leaves(random_points(seed, sizes), torch.tensor(sizes), depth)
-    above = torch.unique_consecutive(octree_parent(leaves))
-    keys, children = octree_grow(above, leaves)
-    expected = grow_reference(above, leaves)
-    assert keys.equal(expected[0])
-    assert children.equal(expected[1])
+    above = octree_parents(leaves)
+    assert above.equal(torch.unique(octree_parent(leaves)))
+    keys, children, rows = octree_grow(above, leaves)
+    for ours, theirs in zip((keys, children, rows), grow_reference(above, leaves), strict=True):
+        assert ours.equal(theirs)
+    assert keys[rows].equal(leaves)
     # any table will do: it need not be that of an octree
     generator = torch.Generator().manual_seed(seed)
     table = torch.randint(-1, max(len(keys), 1), (len(keys), 27), generator=generator)
-    parents = torch.nonzero(children >= 0).squeeze(1)
-    ours = octree_neighbours(table, children, parents)
-    assert ours.equal(neighbours_reference(table, children, parents))
+    ours = octree_neighbours(table, children, rows)
+    assert ours.equal(neighbours_reference(table, children, rows))
     assert ours.shape == (8 * len(leaves), 27)
 
 
@@ -123,14 +124,15 @@ def test_wrong_tables_are_named(arguments: tuple, message: str, native: bool, mo
 def test_wrong_keys_are_named() -> None:
     with pytest.raises(ValueError, match="here must be int64"):
         octree_grow(torch.zeros(2, dtype=torch.int64), torch.zeros(2))
+    with pytest.raises(ValueError, match="keys must be int64 with one dimension"):
+        octree_parents(torch.zeros(2, 1, dtype=torch.int64))
 
 
 def test_tables_on_cuda_equal_those_on_the_cpu(accelerator: Accelerator) -> None:
     points = random_points(0, [300, 200], 64)
     leaves, _ = octree_leaves(points, torch.tensor([300, 200]), 6)
-    keys, children = octree_grow(torch.unique_consecutive(octree_parent(leaves)), leaves)
+    keys, children, parents = octree_grow(octree_parents(leaves), leaves)
     table = torch.randint(-1, len(keys), (len(keys), 27), generator=torch.Generator().manual_seed(0))
-    parents = torch.nonzero(children >= 0).squeeze(1)
     expected = octree_neighbours(table, children, parents)
     inputs = [t.to(accelerator.device) for t in (table, children, parents)]
     with accelerator:
@@ -142,7 +144,7 @@ def test_leaves_and_nodes_on_cuda_equal_those_on_the_cpu(accelerator: Accelerato
     sizes = torch.tensor([0, 300, 0, 200, 0])
     points = random_points(1, sizes.tolist(), 32)
     expected = octree_leaves(points, sizes, depth, wrap)
-    above = torch.unique_consecutive(octree_parent(expected[0]))
+    above = octree_parents(expected[0])
     nodes = octree_grow(above, expected[0])
     there = points.to(accelerator.device)
     with accelerator:
