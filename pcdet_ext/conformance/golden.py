@@ -39,6 +39,7 @@ Values = Mapping[str, Value]
 Runner = Callable[["Case", bool], Values]
 
 OF_FILES = "case.json"  # a case whose inputs and results are files of their own in its folder
+SUMS = {"grad_rowsum.": 1, "grad_colsum.": 0}  # prefixes of sums of large gradients, and the axis they go over
 GRADIENT_NORMS = "mid.grad_l2"  # of every parameter; compared where a runner gives them
 
 _RUNNERS: dict[tuple[str, str, str | None], Runner] = {}
@@ -211,7 +212,8 @@ def compare(name: str, case: Case, values: Values, grads: bool) -> Report:
         values: computed, by the same names.
         grads: whether gradients are compared, too.
     """
-    prefixes = ("out.", "grad.") if grads else ("out.",)
+    prefixes = ("out.", "grad.", *SUMS) if grads else ("out.",)
+    values = _with_sums(case, values)
     worst, worst_key, compared = -1.0, "", 0
     for key, expected in case.arrays.items():
         if not key.startswith(prefixes) and not (key == GRADIENT_NORMS and grads and key in values):
@@ -226,7 +228,7 @@ def compare(name: str, case: Case, values: Values, grads: bool) -> Report:
         if actual.shape != expected.shape:
             message = f"{key} has shape {actual.shape}, expected {expected.shape}"
             return Report(name, case.kind, "fail", message=message)
-        is_grad = key.startswith("grad.") or key == GRADIENT_NORMS
+        is_grad = key.startswith("grad") or key == GRADIENT_NORMS
         error = _grad_error(case, actual, expected) if is_grad else _out_error(case, key, actual, expected)
         compared += 1
         if error > worst:
@@ -238,6 +240,17 @@ def compare(name: str, case: Case, values: Values, grads: bool) -> Report:
     if compared == 0:
         return Report(name, case.kind, "fail", message="the case has nothing to compare")
     return Report(name, case.kind, "pass" if worst <= 1 else "fail", worst, worst_key, compared)
+
+
+def _with_sums(case: Case, values: Values) -> dict[str, Value]:
+    """The values, and sums of the gradients that a case has the sums of only."""
+    found = dict(values)
+    for key in case.arrays:
+        for prefix, axis in SUMS.items():
+            gradient = values.get(f"grad.{key.removeprefix(prefix)}") if key.startswith(prefix) else None
+            if isinstance(gradient, torch.Tensor):
+                found[key] = gradient.flatten(1).sum(axis)
+    return found
 
 
 def _nested_errors(case: Case, values: Values) -> Iterator[tuple[str, float]]:

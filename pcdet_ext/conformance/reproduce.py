@@ -42,6 +42,7 @@ CASE_MODULES = (
     "scatterformer",
     "sequence_ops",
     "tracking",
+    "trajectory_tracking",
     "unilion",
     "unilion_heads",
     "whole_detectors",

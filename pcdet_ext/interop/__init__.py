@@ -24,6 +24,7 @@ SYSTEMS = {
     "openpcdet": "pcdet_ext.interop.openpcdet_detectors",
     "openpcdet2": "pcdet_ext.interop.openpcdet_detectors",
     "scatterformer": "pcdet_ext.interop.scatterformer",
+    "trajectoryformer": "pcdet_ext.interop.trajectoryformer",
     "unilion": "pcdet_ext.interop.unilion",
 }
 

@@ -4,5 +4,6 @@ from pcdet_ext.tracking.base import Tracker
 from pcdet_ext.tracking.graph import GraphTracker
 from pcdet_ext.tracking.greedy import GreedyTracker
 from pcdet_ext.tracking.kalman import KalmanTracker
+from pcdet_ext.tracking.trajectory import TrajectoryOptions, TrajectoryTracker
 
-__all__ = ["GraphTracker", "GreedyTracker", "KalmanTracker", "Tracker"]
+__all__ = ["GraphTracker", "GreedyTracker", "KalmanTracker", "Tracker", "TrajectoryOptions", "TrajectoryTracker"]

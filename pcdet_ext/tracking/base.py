@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from torch import Tensor
 
 from pcdet_ext.config import Registry
 from pcdet_ext.data.geometry import wrap_angle
@@ -28,13 +29,16 @@ class Tracker(Protocol):
     def reset(self) -> None:
         """Forget all tracks: the next frame is the first one of a sequence, and numbers start anew."""
 
-    def update(self, detections: Detections, pose: Array | None, timestamp: float) -> Detections:
+    def update(
+        self, detections: Detections, pose: Array | None, timestamp: float, points: Array | Tensor | None = None
+    ) -> Detections:
         """Take a frame.
 
         Args:
             detections: of the frame, boxes [M, 7] or with velocities [M, 9].
             pose: float64 [4, 4], from the frame of the boxes to one that stands still; None where they are in such.
             timestamp: of the frame, seconds.
+            points: of the frame, [P, 3 or more], in the frame of the detections; only some trackers look at them.
 
         Returns:
             The boxes of the tracks that are there in this frame, in the frame of the detections, with track_ids.
@@ -70,7 +74,7 @@ class StillBoxes:
             raise ValueError(f"boxes must be [M, 7] or [M, 9], got {list(boxes.shape)}")
         velocity = boxes[:, 7:9] if boxes.shape[1] == 9 else np.full((len(boxes), 2), np.nan)
         still = StillBoxes(boxes[:, :7], velocity, np.asarray(found.labels), np.asarray(found.scores, np.float64))
-        return still if pose is None else still.moved(_checked(pose))
+        return still if pose is None else still.moved(check_pose(pose))
 
     def moved(self, pose: Array) -> StillBoxes:
         """Boxes under a pose: headings turned by its yaw and put into [-π, π), velocities turned by its rotation."""
@@ -105,10 +109,12 @@ class BoxTracker(ABC):
     def associate(self, boxes: StillBoxes, class_names: Sequence[str], timestamp: float) -> TrackedBoxes:
         """As `update`, for boxes that stand still."""
 
-    def update(self, detections: Detections, pose: Array | None, timestamp: float) -> Detections:
-        """See `Tracker.update`; boxes of 9 numbers have the velocity of the track."""
+    def update(
+        self, detections: Detections, pose: Array | None, timestamp: float, points: Array | Tensor | None = None
+    ) -> Detections:
+        """See `Tracker.update`; boxes of 9 numbers have the velocity of the track, and points are not looked at."""
         found = self.associate(StillBoxes.of(detections, pose), detections.class_names, timestamp)
-        boxes = found.boxes if pose is None else found.boxes.moved(np.linalg.inv(_checked(pose)))
+        boxes = found.boxes if pose is None else found.boxes.moved(np.linalg.inv(check_pose(pose)))
         width = detections.boxes.shape[1]
         columns = np.concatenate([boxes.box, boxes.velocity], axis=1)[:, :width]
         return replace(
@@ -120,7 +126,8 @@ class BoxTracker(ABC):
         )
 
 
-def _checked(pose: Array) -> Array:
+def check_pose(pose: Array) -> Array:
+    """A pose as float64 [4, 4]. Raises ValueError for another shape, or one that is not finite."""
     pose = np.asarray(pose, np.float64)
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
         raise ValueError(f"pose must be finite and [4, 4], got {list(pose.shape)}")
