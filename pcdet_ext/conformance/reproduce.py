@@ -44,6 +44,7 @@ CASE_MODULES = (
     "tracking",
     "trajectory_tracking",
     "unilion",
+    "unilion_detection",
     "unilion_heads",
     "whole_detectors",
 )

@@ -8,7 +8,7 @@ from typing import Any
 from pcdet_ext.interop import openpcdet_sparse_heads as sparse_heads
 from pcdet_ext.interop.openpcdet_settings import L1, Config, check_branches, named, nms_fields
 from pcdet_ext.interop.settings import skip
-from pcdet_ext.models.heads import branches, transfusion
+from pcdet_ext.models.heads import branches, transfusion_queries
 
 
 def head(config: Config, post_processing: Config, class_names: Sequence[str]) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def transfusion_head(config: Config, class_names: Sequence[str]) -> dict[str, An
     separate, assigner, post = (config[k] for k in ("SEPARATE_HEAD_CFG", "TARGET_ASSIGNER_CONFIG", "POST_PROCESSING"))
     weights, costs = config["LOSS_CONFIG"]["LOSS_WEIGHTS"], assigner["HUNGARIAN_ASSIGNER"]
     dataset = assigner["DATASET"]
-    check_branches(separate, transfusion.CHANNELS, "height")
+    check_branches(separate, transfusion_queries.CHANNELS, "height")
     node = {
         "name": "TransFusionHead",
         "branches": {name: branch["num_conv"] for name, branch in separate["HEAD_DICT"].items()},

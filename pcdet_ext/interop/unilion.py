@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pcdet_ext.interop import lion, unilion_names, unilion_parts
+from pcdet_ext.interop import lion, unilion_detection, unilion_names, unilion_parts
 from pcdet_ext.interop.openpcdet_settings import Config, known_name
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES
 from pcdet_ext.models.encoders import ENCODERS
+from pcdet_ext.models.heads import HEADS
 
 Rename = Callable[[str], str]
 COUNTER = "num_batches_tracked"
@@ -81,7 +82,16 @@ def bev_backbone_of(config: Config) -> nn.Module:
     return BEV_BACKBONES.build(node, in_channels=unilion_parts.bev_in_channels(section))
 
 
+def detection_head_of(config: Config) -> nn.Module:
+    """The head for a section `det_head`."""
+    geometry, classes = unilion_detection.geometry(config), unilion_detection.class_names(config)
+    node = unilion_detection.head(config)
+    return HEADS.build(node, in_channels=config["in_channels"], classes=classes, **geometry)
+
+
 PARTS: dict[str, tuple[Callable[[Config], nn.Module], Rename]] = {
     "DynamicPillarVFE3D": (encoder_of, str),
     "Lion3DBackbone": (backbone_of, unilion_names.backbone_name),
+    "TransFusionHead": (detection_head_of, unilion_detection.head_name),
+    "TransFusionHeadV2": (detection_head_of, unilion_detection.head_name),
 }

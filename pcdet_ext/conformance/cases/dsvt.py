@@ -16,7 +16,7 @@ from pcdet_ext.interop import dsvt, from_official
 from pcdet_ext.models.backbones.dsvt import DSVT
 from pcdet_ext.models.backbones.dsvt_pooling import pool_plan
 from pcdet_ext.models.heads.center import CenterOutput
-from pcdet_ext.models.heads.transfusion import CHANNELS, QueryOutput
+from pcdet_ext.models.heads.transfusion_queries import CHANNELS, QueryOutput
 from pcdet_ext.structures import Detections, Groups, PointBatch, SparseVoxels
 
 

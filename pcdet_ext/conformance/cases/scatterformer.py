@@ -15,7 +15,8 @@ from pcdet_ext.conformance.golden import Case, Values, backward, runs
 from pcdet_ext.interop import from_official, scatterformer
 from pcdet_ext.models.heads.center import CenterOutput
 from pcdet_ext.models.heads.postprocess import rectify_scores
-from pcdet_ext.models.heads.transfusion import CHANNELS, TransFusionHead
+from pcdet_ext.models.heads.transfusion import TransFusionHead
+from pcdet_ext.models.heads.transfusion_queries import CHANNELS
 from pcdet_ext.structures import Detections, PointBatch, Segments, SparseVoxels
 
 

@@ -15,7 +15,7 @@ from pcdet_ext.interop.parameters import load_renamed
 from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.bev.grid_transform import BEVGridTransform
 from pcdet_ext.models.heads import HEADS, OccupancyHead, OccupancyOutput
-from pcdet_ext.models.heads.transfusion import QueryOutput
+from pcdet_ext.models.heads.transfusion_queries import QueryOutput
 from pcdet_ext.scenes import EgoPlan
 from pcdet_ext.structures import Targets
 

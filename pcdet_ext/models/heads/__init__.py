@@ -12,7 +12,8 @@ from pcdet_ext.models.heads.planning import PlanningHead, PlanOutput
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.segmentation import PointSegmentationHead
 from pcdet_ext.models.heads.sparse_center import SparseCenterHead
-from pcdet_ext.models.heads.transfusion import QueryOutput, TransFusionHead
+from pcdet_ext.models.heads.transfusion import TransFusionHead
+from pcdet_ext.models.heads.transfusion_queries import QueryOutput, QueryTargets
 from pcdet_ext.models.heads.voxelnext import VoxelNeXtHead
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "PointFeatures",
     "PointSegmentationHead",
     "QueryOutput",
+    "QueryTargets",
     "SparseCenterHead",
     "TransFusionHead",
     "VoxelNeXtHead",

@@ -1,20 +1,22 @@
 """The LiDAR head of TransFusion (Bai et al., CVPR 2022): object queries from heatmap peaks, refined by attention.
 
 The published heads have properties that one would not choose; they are named options, all off:
-  border_peaks=False   cells of the outermost ring are never peaks (OpenPCDet, DSVT, LION, ScatterFormer)
-  bottom_cost          matching takes z as the bottom of boxes when it measures overlap (all four)
-  iou_of_tops          the IoU branch learns the overlap of boxes around their tops (DSVT, LION; see `height`)
-  isolated_queries     queries do not attend to each other (DSVT, LION, ScatterFormer)
-  window_wraps         windows run over the left and right border into the neighbouring row (DSVT, LION)
+  border_peaks=False   cells at the border are never peaks (OpenPCDet, DSVT, LION, ScatterFormer, UniLION)
+  bottom_cost          matching takes z as the bottom of boxes when it measures overlap (those but UniLION)
+  iou_of_tops          the IoU branch learns the overlap of boxes around their tops (DSVT, LION; see `height`; UniLION)
+  isolated_queries     queries do not attend to each other (DSVT, LION, ScatterFormer, UniLION)
+  window_wraps         windows run over the left and right border into the neighbouring row (DSVT, LION, UniLION)
   window_repeats       windows hold the nearest cells of the map again for places outside it (ScatterFormer)
+  range_of_bottoms     `center_range` looks at the bottoms of boxes (UniLION)
+  later_of_equals      of equal scores, suppression keeps the later query instead of the earlier one (UniLION)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,66 +29,40 @@ from pcdet_ext.models.heads.losses import axis_aligned_diou, gaussian_focal_loss
 from pcdet_ext.models.heads.postprocess import per_class, rectify_scores
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.transfusion_decoder import DecoderLayer, PredictionHead, repeated_window, window_mask
+from pcdet_ext.models.heads.transfusion_queries import (
+    CHANNELS,
+    REQUIRED,
+    QueryOutput,
+    QueryTargets,
+    check_branches,
+    take,
+)
 from pcdet_ext.models.targets.box_coding import lifted, usable_boxes
 from pcdet_ext.models.targets.heatmaps import draw_gaussians, gaussian_radius
 from pcdet_ext.ops import iou_3d, iou_3d_paired, nms
+from pcdet_ext.ops.boxes import NMSKind
 from pcdet_ext.structures import Detections, Targets, tensor_of
 
 PRIOR_LOGIT = -2.19  # an untrained heatmap's: a probability of 0.1
-CHANNELS = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
-REQUIRED = ("center", "height", "dim", "rot")
-
-
-@dataclass(frozen=True)
-class QueryOutput:
-    """Predictions for P queries a frame.
-
-    heatmap: logits [B, C, rows, columns] of the dense map; labels: int64 [B, P], class of the peak that made the query;
-    peak_scores: [B, C, P], heatmap at the query's cell; logits: [B, C, P]; codes: [B, 8 or 10, P] as (centre x, y in
-    cells, z, logarithms of the sizes, sin and cos of the heading, velocity); iou: [B, P], 2 IoU - 1, or None; features:
-    [B, C, P], the queries themselves behind the decoder.
-    """
-
-    heatmap: Tensor
-    labels: Tensor
-    peak_scores: Tensor
-    logits: Tensor
-    codes: Tensor
-    iou: Tensor | None
-    features: Tensor
-
-
-@dataclass(frozen=True)
-class QueryTargets:
-    """What the queries should predict.
-
-    heatmap: [B, C, rows, columns]; labels: int64 [B, P], the number of classes for no object; positive: (frame, query)
-    int64 [K]; codes: [K, 8 or 10]; boxes: [K, 7]; overlaps: [K], of the matched boxes as the matching measured it;
-    objects: int64 [K], the row in its frame of each matched object.
-    """
-
-    heatmap: Tensor
-    labels: Tensor
-    positive: tuple[Tensor, Tensor]
-    codes: Tensor
-    boxes: Tensor
-    overlaps: Tensor
-    objects: Tensor
 
 
 @HEADS.register
 class TransFusionHead(nn.Module):
     """Detection as a set of queries, matched one to one with objects, without suppression.
 
-    stride: input cells per output cell. num_proposals: queries a frame. branches: convolutions of each branch by name
+    stride: input cells per output cell. num_proposals: queries per frame. branches: convolutions of each branch by name
     ("center", "height", "dim", "rot", and optionally "vel" and "iou"). small_classes: classes so small that each of
     their cells counts as a peak. window: queries see only so many cells to each side, None for the whole map. x_rows:
     rows of the map stand for x. height: what the height branch says, the z of the "center" or of the "top".
+    num_layers: decoder layers, each with branches of its own, which look around the centres that the one before found;
+    auxiliary_losses: whether all of them learn, and not the last one alone. conv_bias: whether convolutions in front of
+    a batch norm have a bias; heatmap_conv_bias: that of the heatmap alone, None for the same.
     class_cost, box_cost, iou_cost: weights of the matching. center_range: limits of box centres (closed).
-    box_iou_weight: of the axis-aligned distance-IoU loss, which is left out at 0. iou_rectifier: share of the predicted
-    IoU in the score (one number, or one per class). nms: IoU threshold of those classes that are suppressed, by name.
-    See the module for the remaining options. State-dict keys are those of OpenPCDet.
-    Raises ValueError for settings that contradict each other.
+    box_iou_weight: of the axis-aligned distance-IoU loss, which is left out at 0. score_threshold: lower scores and
+    equal ones are left out, None for none. iou_rectifier: share of the predicted IoU in the score (one number, or one
+    per class). nms: IoU threshold (squared distance in m² with nms_kind "circle") of those classes that are suppressed,
+    by name; nms_max: how many of such a class are kept. See the module for the remaining options. State-dict keys of
+    the first layer are those of OpenPCDet. Raises ValueError for settings that contradict each other.
     """
 
     reads: ClassVar[Reads] = "map"
@@ -126,7 +102,7 @@ class TransFusionHead(nn.Module):
         iou_weight: float = 0.5,
         box_iou_weight: float = 0.0,
         code_weights: Sequence[float] | None = None,
-        score_threshold: float = 0.0,
+        score_threshold: float | None = 0.0,
         center_range: Sequence[float] | None = None,
         iou_rectifier: float | Sequence[float] | None = None,
         nms: Mapping[str, float] | None = None,
@@ -136,17 +112,24 @@ class TransFusionHead(nn.Module):
         window_wraps: bool = False,
         window_repeats: bool = False,
         iou_of_tops: bool = False,
+        range_of_bottoms: bool = False,
+        num_layers: int = 1,
+        auxiliary_losses: bool = True,
+        heatmap_conv_bias: bool | None = None,
+        nms_kind: NMSKind = "rotated",
+        nms_max: int = 100,
+        later_of_equals: bool = False,
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
         self.branches = dict.fromkeys(REQUIRED, 2) if branches is None else dict(branches)
-        _check_branches(self.branches)
+        check_branches(self.branches)
         check_range(0, class_weight=class_weight, box_weight=box_weight, heatmap_weight=heatmap_weight)
         check_range(0, iou_weight=iou_weight, box_iou_weight=box_iou_weight)
         check_range(0, class_cost=class_cost, box_cost=box_cost, iou_cost=iou_cost, min_radius=min_radius)
         check_range(0, window=window)
         check_range(1, num_proposals=num_proposals, hidden_channels=hidden_channels, num_heads=num_heads)
-        check_range(1, ffn_channels=ffn_channels, heatmap_convs=heatmap_convs)
+        check_range(1, ffn_channels=ffn_channels, heatmap_convs=heatmap_convs, num_layers=num_layers, nms_max=nms_max)
         check_range(0, 1, norm_momentum=norm_momentum, dropout=dropout)
         check_positive(stride=stride)
         if hidden_channels % num_heads:
@@ -155,6 +138,8 @@ class TransFusionHead(nn.Module):
             raise ValueError(f"peak_size must be odd and at least 1, got {peak_size}")
         check_positive(1, gaussian_overlap=gaussian_overlap)
         check_range(-math.inf, score_threshold=score_threshold)
+        if nms_kind not in get_args(NMSKind):
+            raise ValueError(f"nms_kind must be one of {', '.join(get_args(NMSKind))}, got {nms_kind!r}")
         if center_range is not None and len(center_range) != 6:
             raise ValueError(f"center_range must be 6 numbers (x, y, z, then x, y, z), got {center_range}")
         if iou_rectifier is not None and "iou" not in self.branches:
@@ -164,6 +149,7 @@ class TransFusionHead(nn.Module):
         self.num_proposals, self.peak_size, self.border_peaks = num_proposals, peak_size, border_peaks
         self.small_classes = [_label(name, self.classes, "small_classes") for name in small_classes]
         self.nms = {_label(name, self.classes, "nms"): threshold for name, threshold in (nms or {}).items()}
+        self.nms_kind, self.nms_max, self.later_of_equals = nms_kind, nms_max, later_of_equals
         if window_wraps and window_repeats:
             raise ValueError("window_wraps and window_repeats exclude each other")
         self.window, self.window_wraps, self.window_repeats = window, window_wraps, window_repeats
@@ -177,6 +163,7 @@ class TransFusionHead(nn.Module):
         self.box_iou_weight = box_iou_weight
         self.score_threshold = score_threshold
         self.center_range = None if center_range is None else tuple(center_range)
+        self.range_of_bottoms, self.auxiliary_losses = range_of_bottoms, auxiliary_losses
         size = 10 if "vel" in self.branches else 8
         if code_weights is not None and len(code_weights) != size:
             raise ValueError(f"code_weights must have {size} numbers, got {len(code_weights)}")
@@ -188,17 +175,24 @@ class TransFusionHead(nn.Module):
         self.register_buffer("iou_rectifier", per_class("iou_rectifier", iou_rectifier, count), persistent=False)
         self.shared_conv = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
         first = nn.Sequential()
-        first.conv = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=conv_bias)
+        bias = conv_bias if heatmap_conv_bias is None else heatmap_conv_bias
+        first.conv = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=bias)
         first.bn = nn.BatchNorm2d(hidden_channels, momentum=norm_momentum)
         first.relu = nn.ReLU()
         self.heatmap_head = nn.Sequential(first, nn.Conv2d(hidden_channels, count, 3, padding=1))
         fill_bias(self.heatmap_head[1], PRIOR_LOGIT)
         self.class_encoding = nn.Conv1d(count, hidden_channels, 1)
-        self.decoder = DecoderLayer(hidden_channels, num_heads, ffn_channels, dropout, norm_momentum)
         outputs = {name: (CHANNELS[name], convs) for name, convs in self.branches.items()}
         outputs["heatmap"] = (count, heatmap_convs)
-        self.prediction_head = PredictionHead(hidden_channels, outputs, conv_bias, norm_momentum)
-        fill_bias(self.prediction_head.get_submodule("heatmap"), PRIOR_LOGIT)
+
+        def layer() -> tuple[DecoderLayer, PredictionHead]:
+            decoder = DecoderLayer(hidden_channels, num_heads, ffn_channels, dropout, norm_momentum)
+            branches = PredictionHead(hidden_channels, outputs, conv_bias, norm_momentum)
+            fill_bias(branches.get_submodule("heatmap"), PRIOR_LOGIT)
+            return decoder, branches
+
+        self.decoder, self.prediction_head = layer()
+        self.later_layers = nn.ModuleList(nn.ModuleList(layer()) for _ in range(num_layers - 1))
 
     def forward(self, bev: Tensor) -> QueryOutput:
         """Predictions from a map [B, in_channels, Y, X]."""
@@ -210,22 +204,31 @@ class TransFusionHead(nn.Module):
         labels, cell = order // cells, order % cells
         flat = features.flatten(2)
         one_hot = F.one_hot(labels, len(self.classes)).transpose(1, 2).to(flat)
-        queries = _take(flat, cell) + self.class_encoding(one_hot)
+        queries = take(flat, cell) + self.class_encoding(one_hot)
         positions = self._positions(heatmap.shape[2:], flat)
         at = positions[cell]
-        queries = self.decoder(queries, flat, at, positions, *self._masks(cell, heatmap.shape[2:]))
-        found = {name: value.float() for name, value in self.prediction_head(queries).items()}
+        masks, found = self._masks(cell, heatmap.shape[2:]), []
+        for decoder, branches in [(self.decoder, self.prediction_head), *self.later_layers]:
+            queries = decoder(queries, flat, at, positions, *masks)
+            codes, logits, iou = self._predictions(branches(queries), at)
+            found.append(QueryOutput(heatmap, labels, take(peaks, cell), logits, codes, iou, queries))
+            at = codes[:, :2].detach().transpose(1, 2).to(at)
+        return replace(found[-1], earlier=tuple(found[:-1]) if self.auxiliary_losses else ())
+
+    @staticmethod
+    def _predictions(branches: Mapping[str, Tensor], at: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes, logits and IoU, see `QueryOutput`, of queries at positions [B, P, 2] in cells."""
+        found = {name: value.float() for name, value in branches.items()}
         center = found["center"] + at.transpose(1, 2)
         parts = [center, *(found[name] for name in ("height", "dim", "rot", "vel") if name in found)]
-        iou = found["iou"][:, 0] if "iou" in found else None
-        return QueryOutput(heatmap, labels, _take(peaks, cell), found["heatmap"], torch.cat(parts, 1), iou, queries)
+        return torch.cat(parts, 1), found["heatmap"], found["iou"][:, 0] if "iou" in found else None
 
     def _peaks(self, scores: Tensor) -> Tensor:
         """Scores [B, C, rows, columns], 0 where a neighbour is higher."""
         pad = self.peak_size // 2
         highest = F.max_pool2d(scores, self.peak_size, stride=1, padding=pad)
         peak = scores == highest
-        if not self.border_peaks:
+        if not self.border_peaks and pad:
             inner = torch.zeros_like(peak)
             inner[:, :, pad:-pad, pad:-pad] = True
             peak = peak & inner
@@ -320,17 +323,29 @@ class TransFusionHead(nn.Module):
         return query, found, overlap[query, found]
 
     def loss(self, output: QueryOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Losses "heatmap", "classification", "box", "iou", "box_iou" of the frames' objects."""
-        wanted = self.targets(output, *boxes_and_labels(targets))
-        frame, query = wanted.positive
-        count = max(len(query), 1)
+        """Losses "heatmap", "classification", "box", "iou", "box_iou" of the frames' objects.
+
+        Those of earlier layers are called "layer_0_classification" and so on.
+        """
+        objects, layers = boxes_and_labels(targets), [*output.earlier, output]
+        wanted = [self.targets(layer, *objects) for layer in layers]
+        count = max(sum(len(each.codes) for each in wanted), 1)
         dense = output.heatmap.sigmoid().clamp(1e-4, 1 - 1e-4)
-        peaks = (wanted.heatmap == 1).sum().clamp_min(1)
-        heatmap = gaussian_focal_loss(dense, wanted.heatmap, eps=1e-12).sum() / peaks
+        peaks = (wanted[0].heatmap == 1).sum().clamp_min(1)
+        losses = {
+            "heatmap": self.heatmap_weight * gaussian_focal_loss(dense, wanted[0].heatmap, eps=1e-12).sum() / peaks
+        }
+        for number, (layer, each) in enumerate(zip(layers, wanted, strict=True)):
+            prefix = "" if layer is output else f"layer_{number}_"
+            losses |= {prefix + name: loss for name, loss in self._layer_losses(layer, each, count).items()}
+        return losses
+
+    def _layer_losses(self, output: QueryOutput, wanted: QueryTargets, count: int) -> dict[str, Tensor]:
+        """Losses of one layer; count: matched queries of all layers."""
+        frame, query = wanted.positive
         one_hot = F.one_hot(wanted.labels, len(self.classes) + 1)[..., :-1].transpose(1, 2).to(output.logits)
         error = smooth_l1_loss(output.codes.transpose(1, 2)[frame, query], wanted.codes, beta=0.0)
         losses = {
-            "heatmap": self.heatmap_weight * heatmap,
             "classification": self.class_weight * sigmoid_focal_loss(output.logits, one_hot).sum() / count,
             "box": self.box_weight * (error * self.code_weights).sum() / count,
         }
@@ -349,10 +364,11 @@ class TransFusionHead(nn.Module):
         own = F.one_hot(output.labels, len(self.classes)).transpose(1, 2)
         scores, labels = (output.logits.sigmoid() * output.peak_scores * own).max(1)
         boxes = self.boxes(output.codes)
-        keep = scores > self.score_threshold
+        keep = torch.ones_like(scores, dtype=torch.bool)
+        if self.score_threshold is not None:
+            keep = scores > self.score_threshold
         if self.center_range is not None:
-            low, high = boxes.new_tensor(self.center_range).view(2, 3)
-            keep = keep & ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(-1)
+            keep = keep & self._in_range(boxes)
         found = []
         for frame, chosen in enumerate(keep):
             score = scores[frame, chosen]
@@ -365,6 +381,14 @@ class TransFusionHead(nn.Module):
             found.append(detections.select(self._suppressed(detections)))
         return found
 
+    def _in_range(self, boxes: Tensor) -> Tensor:
+        """bool [B, P]: whether the centres of boxes [B, P, >= 7] are in `center_range`."""
+        low, high = boxes.new_tensor(self.center_range).view(2, 3)
+        where = boxes[..., :3]
+        if self.range_of_bottoms:
+            where = torch.cat([where[..., :2], where[..., 2:] - boxes[..., 5:6] / 2], -1)
+        return ((where >= low) & (where <= high)).all(-1)
+
     def _suppressed(self, found: Detections) -> Tensor:
         """bool [M]: which detections stay after the suppression of some classes, each alone."""
         boxes, scores, labels = (tensor_of(t) for t in (found.boxes, found.scores, found.labels))
@@ -372,7 +396,9 @@ class TransFusionHead(nn.Module):
         for label, threshold in self.nms.items():
             mine = (labels == label).nonzero()[:, 0]
             keep[mine] = False
-            keep[mine[nms(boxes[mine], scores[mine], threshold, pre_max=1000, post_max=100)]] = True
+            mine = mine.flip(0) if self.later_of_equals else mine
+            kept = nms(boxes[mine], scores[mine], threshold, self.nms_kind, pre_max=1000, post_max=self.nms_max)
+            keep[mine[kept]] = True
         return keep
 
 
@@ -383,21 +409,7 @@ def _iou_loss(expected: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
     return ((expected - (2 * iou - 1)).abs() * overlapping).sum() / overlapping.sum().clamp_min(1)
 
 
-def _take(maps: Tensor, index: Tensor) -> Tensor:
-    """Columns [B, C, P] of maps [B, C, cells] at index int64 [B, P]."""
-    return maps.gather(2, index[:, None].expand(-1, maps.shape[1], -1))
-
-
 def _label(name: str, classes: Sequence[str], argument: str) -> int:
     if name not in classes:
         raise ValueError(f"{argument} names the unknown class {name!r}{suggest(name, classes)}")
     return classes.index(name)
-
-
-def _check_branches(branches: Mapping[str, int]) -> None:
-    for name in branches:
-        if name not in CHANNELS:
-            raise ValueError(f"branches has no {name!r}{suggest(name, CHANNELS)}")
-    missing = [name for name in REQUIRED if name not in branches]
-    if missing:
-        raise ValueError(f"branches needs {', '.join(map(repr, missing))}")
