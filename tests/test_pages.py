@@ -114,7 +114,7 @@ def subcommand(words: list[str]) -> list[str] | None:
         return rest
     if name in ("python", "python3") and rest[:2] == ["-m", "pcdet_ext"]:
         return rest[2:]
-    if name in ("python", "python3") and rest and rest[0].startswith("tools/"):
+    if name in ("python", "python3") and rest and re.fullmatch(r"tools/\w+\.py", rest[0]):
         stem = Path(rest[0]).stem
         return [TOOLS.get(stem, stem), *rest[1:]]
     return None
