@@ -1,9 +1,11 @@
 """Checkpoints: one file of plain types and tensors, written atomically, read without running code.
 
     {"format": 1, "config": plain dict, "model": state_dict,
-     "optimizer": state_dict, "scaler": state_dict, "progress": plain dict, "rng": one entry per process}
+     "optimizer": state_dict, "scaler": state_dict, "progress": plain dict, "rng": one entry per process,
+     "ema": {"updates": steps averaged, "trained": state_dict}}
 
-The second line is there only to continue a training.
+The last two lines are there only to continue a training, and "ema" only where the training averages the weights:
+"model" is then the average, which is what the checkpoint is used with, "trained" what the optimiser changes.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ def require_training(content: Mapping[str, Any], path: str | Path) -> None:
             f"{path}: holds no training to continue (it has no {', '.join(missing)}); a new training starts from its "
             f"parameters with train.init_from={path}"
         )
-    _require_types(content, types, path)
+    _require_types(content, types | ({"ema": Mapping} if "ema" in content else {}), path)
 
 
 def _require_types(content: Mapping[str, Any], types: Mapping[str, type], path: str | Path) -> None:

@@ -433,11 +433,27 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if hint is None:
         return value
     if _mismatch(value, hint):
-        expected = getattr(hint, "__name__", None) if inspect.isclass(hint) and not typing.get_args(hint) else None
-        expected = expected or re.sub(r"(typing|collections\.abc|pathlib)\.", "", str(hint))
         listed = f"; write [{value}] for a list of one" if isinstance(value, str) and _fits([value], hint) else ""
-        raise ConfigError(f"{where}: expected {expected}, got {value!r}{listed}")
+        raise ConfigError(f"{where}: expected {_described(hint)}, got {value!r}{listed}")
+    for kind in _alternatives(hint):
+        if isinstance(value, Mapping) and _is_settings_class(kind):
+            return construct(kind, value)
     return _with_paths(value, hint, where)
+
+
+def _described(hint: Any) -> str:
+    """A hint in the words of messages."""
+    classes = [kind for kind in _alternatives(hint) if _is_settings_class(kind)]
+    if classes:
+        return f"a mapping of {', '.join(key for kind in classes for key in inspect.signature(kind).parameters)}"
+    if inspect.isclass(hint) and not typing.get_args(hint):
+        return hint.__name__
+    return re.sub(r"(typing|collections\.abc|pathlib)\.", "", str(hint))
+
+
+def _is_settings_class(hint: Any) -> bool:
+    """Whether a hint is a data class, which a mapping in a configuration is made into."""
+    return inspect.isclass(hint) and is_dataclass(hint)
 
 
 def _require_finite(value: Any, where: str) -> None:
@@ -507,6 +523,8 @@ def _mismatch(value: Any, hint: Any) -> bool:
         return not isinstance(value, hint)
     if hint is Path:
         return not isinstance(value, (str, Path))
+    if _is_settings_class(hint):
+        return not isinstance(value, (Mapping, hint))
     kind = origin if inspect.isclass(origin) else hint if inspect.isclass(hint) else object
     if issubclass(kind, Mapping):
         return not isinstance(value, Mapping)

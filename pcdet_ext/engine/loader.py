@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -21,8 +23,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) for one of several processes.
 
     An epoch is an order of the samples, drawn from (seed, epoch), and repeated from its start, or cut, until it fills
-    whole batches of every process: all batches have one size, and step t of all processes together reads the same
-    samples as one process with a batch `processes` times as large. `seek` says where the next pass begins.
+    whole steps of every process: all batches have one size, and step t of all processes together reads the same
+    samples as one process with a batch `processes * accumulate` times as large. `seek` says where the next pass begins.
 
     Args:
         size: samples in an epoch.
@@ -31,6 +33,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         rank: number of this process.
         processes: how many there are.
         order: draws the order of an epoch, int64 [K], from a random generator; a permutation when None.
+        accumulate: batches per step of one process, which come one after the other.
     """
 
     def __init__(
@@ -41,26 +44,28 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         processes: int = 1,
         order: Callable[[np.random.Generator], np.ndarray] | None = None,
+        accumulate: int = 1,
     ) -> None:
         if size < 1:
             raise ValueError("the data set holds no frame to train on")
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.processes, self.order = rank, processes, order
-        self.steps = -(-size // (batch_size * processes))
+        self.accumulate = accumulate
+        self.steps = -(-size // (batch_size * processes * accumulate))
         self.epoch, self.start = 0, 0
 
     def seek(self, epoch: int, start: int = 0) -> None:
-        """Begin the next pass at batch `start` of an epoch."""
+        """Begin the next pass at step `start` of an epoch."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return self.steps - self.start
+        return (self.steps - self.start) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.size) if self.order is None else self.order(rng)
-        batches = np.resize(order, (self.steps, self.processes, self.batch_size))[self.start :, self.rank]
-        for batch in batches:
+        steps = np.resize(order, (self.steps, self.accumulate, self.processes, self.batch_size))
+        for batch in steps[self.start :, :, self.rank].reshape(-1, self.batch_size):
             yield [(self.epoch, int(index)) for index in batch]
 
 
@@ -72,15 +77,36 @@ class Loader:
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
+        self._batches: Any = None
+        _OPEN.add(self)
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
+        self._batches = iter(self._loader)
+        for batch in self._batches:
             if isinstance(batch, _Failure):
                 raise batch.error
             yield batch
+
+    def close(self) -> None:
+        """End the loader processes now; the loader cannot be read any more.
+
+        torch ends them when the last reference to its iterator goes, but the traceback of an error keeps it.
+        """
+        if hasattr(self._batches, "_shutdown_workers"):  # torch has no public way
+            self._batches._shutdown_workers()
+
+
+_OPEN: weakref.WeakSet[Loader] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before multiprocessing, which was imported earlier, waits for processes that live through its SIGTERM."""
+    for loader in list(_OPEN):
+        loader.close()
 
 
 class _Failure:

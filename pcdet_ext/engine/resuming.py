@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,16 @@ def check_same_order(content: Mapping[str, Any], seed: int, path: str | Path) ->
         raise CheckpointError(
             f"{path}: stands inside an epoch whose frames are in the order of train.seed={saved}, now it is {seed}: "
             "continue with the same seed"
+        )
+
+
+def check_same_frozen(content: Mapping[str, Any], freeze: Sequence[str], path: str | Path) -> None:
+    """The optimiser's state is that of the parameters in training. Raises CheckpointError where others are frozen."""
+    saved = content["config"].get("train", {}).get("freeze", TrainConfig.freeze)
+    if sorted(saved) != sorted(freeze):
+        raise CheckpointError(
+            f"{path}: train.freeze was {list(saved)}, now {list(freeze)}: continue with the same, or start a new "
+            "training from its parameters with train.init_from"
         )
 
 

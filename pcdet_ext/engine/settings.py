@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pcdet_ext.engine.averaging import EMAConfig
 from pcdet_ext.engine.optimizer import OneCycle
+from pcdet_ext.engine.stopping import EarlyStopConfig
 
 MAX_SEED = 2**63 - 1  # torch's generators take no more than 64 bits
 
@@ -18,7 +20,9 @@ class TrainConfig(OneCycle):
 
     Args:
         epochs: passes over the training frames.
-        batch_size: frames per step in each process.
+        batch_size: frames per batch in each process.
+        accumulate: batches per step in each process, whose gradients are averaged. With losses that are means over
+            frames and without batch norm, a step is that of one batch of `accumulate * batch_size` frames.
         max_steps: end after this many steps, whatever `epochs` says; the cycle of the learning rate is as long.
         precision: "bf16" and "fp16" are mixed precision; fp16 needs CUDA.
         num_workers: loader processes.
@@ -30,6 +34,9 @@ class TrainConfig(OneCycle):
         fade_augmentations: names of augmentations in the data section.
         fade_restores: whether augmentations that `data.disable_augmentations` leaves out are back in the fading epochs,
             as in OpenPCDet, whose hook puts one list in the place of the other.
+        ema: keep a moving average of the weights, which is then what is evaluated and what checkpoints are used with.
+        freeze: patterns of the names of parameters or modules that are left as they are; see `FrozenParts`.
+        early_stop: end when the score gets no better.
         sync_batchnorm: take batch statistics over all processes; needs CUDA.
         init_from: a checkpoint whose parameters a new training starts with, as far as they fit.
 
@@ -39,6 +46,7 @@ class TrainConfig(OneCycle):
 
     epochs: int
     batch_size: int = 4
+    accumulate: int = 1
     max_steps: int | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     num_workers: int = 2
@@ -49,6 +57,9 @@ class TrainConfig(OneCycle):
     fade_epochs: int = 0
     fade_augmentations: Sequence[str] = ()
     fade_restores: bool = False
+    ema: EMAConfig | None = None
+    freeze: Sequence[str] = ()
+    early_stop: EarlyStopConfig | None = None
     sync_batchnorm: bool = False
     init_from: str | Path | None = None
 
@@ -57,6 +68,7 @@ class TrainConfig(OneCycle):
         for name, least in {
             "epochs": 1,
             "batch_size": 1,
+            "accumulate": 1,
             "num_workers": 0,
             "seed": 0,
             "evaluate_every": 0,
@@ -70,3 +82,5 @@ class TrainConfig(OneCycle):
             raise ValueError(f"seed must be at most {MAX_SEED}, got {self.seed}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        if self.early_stop and not self.evaluate_every:
+            raise ValueError("early_stop needs scores, and evaluate_every=0 never evaluates")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError
+from pcdet_ext.engine.averaging import WeightAverage
 from pcdet_ext.engine.devices import seed_everything
+from pcdet_ext.engine.freezing import FrozenParts
 from pcdet_ext.engine.interrupts import StopRequest
 from pcdet_ext.engine.loader import EpochBatches, Loader, training_loader
 from pcdet_ext.engine.loss_step import LossStep, Wrapped
@@ -102,12 +105,14 @@ class Trainer:
             fabric.global_rank,
             fabric.world_size,
             getattr(self.dataset, "epoch_order", None),
+            settings.accumulate,
         )
         self.total_steps = settings.epochs * self.batches.steps
         if settings.max_steps is not None:
             self.total_steps = min(self.total_steps, settings.max_steps)
         self.loader: Loader | None = None
         self.detector = self._synchronised(inputs.detector)
+        self.frozen = FrozenParts(self.detector, settings.freeze)
         self.module = fabric.setup_module(LossStep(self.detector))
         self.optimizer = build_optimizer(self.detector, settings)
         wrapped: Any = fabric.setup_optimizers(self.optimizer)  # one for one, which its annotations do not say
@@ -117,6 +122,7 @@ class Trainer:
         seed_everything(settings.seed + fabric.global_rank)
         if resume:
             self._restore(resume)
+        self.average = self._average(resume or {})
         self.progress.steps = self.batches.steps
 
     def fit(self) -> bool:
@@ -127,7 +133,7 @@ class Trainer:
         """
         silent = self.fabric.global_rank > 0
         with StopRequest() as self.stop, RunLog(self.out, self.total_steps, self.progress.step, silent) as self.log:
-            for note in self.inputs.notes:
+            for note in filter(None, (*self.inputs.notes, self.frozen.note)):
                 self.log.message(note)
             try:
                 while not self.finished:
@@ -139,7 +145,8 @@ class Trainer:
                         return False
                 self._close()
             finally:
-                self.loader = None  # ends its workers
+                if self.loader is not None:
+                    self.loader.close()
         return True
 
     def _close(self) -> None:
@@ -151,17 +158,25 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the last epoch, its evaluation included, is over."""
         progress = self.progress
-        return progress.epoch >= self.settings.epochs or (progress.step >= self.total_steps and progress.batch == 0)
+        ended = progress.step >= self.total_steps or self._no_better
+        return progress.epoch >= self.settings.epochs or (ended and progress.batch == 0)
+
+    @property
+    def _no_better(self) -> bool:
+        """Whether the score has not been better for as long as an early stop waits."""
+        stop = self.settings.early_stop
+        return stop is not None and self.progress.without_better >= stop.patience
 
     def _train_epoch(self) -> bool:
         """The rest of the current epoch; False when stopped."""
         progress = self.progress
-        for batch in self._batches():
+        batches = iter(self._batches())
+        for first in batches:
             if progress.step >= self.total_steps:
                 break
             if self._should_stop():
                 return False
-            self._train_step(batch)
+            self._train_step(chain([first], islice(batches, self.settings.accumulate - 1)))
             progress.batch, progress.step = progress.batch + 1, progress.step + 1
             self.log.step(f"epoch {progress.epoch + 1}/{self.settings.epochs}")
             if progress.step % self.settings.log_every == 0:
@@ -180,6 +195,10 @@ class Trainer:
                 self._save(LAST)  # an evaluation may take long: keep the epoch's work first
             if not self._evaluate(evaluate):
                 return False
+        if self._no_better and not final:
+            final = True
+            waited = f"no better score in {progress.without_better} evaluations"
+            self.log.message(f"{waited}: the training ends after epoch {done} of {settings.epochs}")
         progress.epoch, progress.batch = done, 0
         if final or done % settings.checkpoint_every == 0:
             self._save(LAST, must=final)
@@ -190,32 +209,43 @@ class Trainer:
         was_training = self.detector.training
         self.detector.eval()
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad():
+        averaged = self.average.applied(self.detector) if self.average else nullcontext()
+        with averaged, torch.random.fork_rng(devices), torch.no_grad():
             result = evaluate(self.detector, lambda: self.stop.requested)
         self.detector.train(was_training)
         if not self._agree(result is not None, every=True) or result is None:
             return False
         self.log.values("test", self.progress.step, result.values, epoch=self.progress.epoch)
         self.log.message(result.table())
-        before = self.progress.best
-        if before is None or result.score > before:
-            self.progress.best = result.score
-            if not self._save(BEST):
-                self.progress.best = before  # so that the next one as good is kept
+        before = self.progress.best, self.progress.best_epoch
+        early_stop = self.settings.early_stop
+        if self.progress.scored(result.score, early_stop.min_delta if early_stop else 0.0) and not self._save(BEST):
+            self.progress.best, self.progress.best_epoch = before  # so that the next one as good is kept
         return True
 
-    def _train_step(self, batch: Any) -> None:
+    def _train_step(self, batches: Iterable[Any]) -> None:
+        """One step of the optimiser with the mean gradient of `accumulate` batches."""
         learning_rate, momentum = self.settings.at(self.progress.step, self.total_steps)
         set_schedule(self.optimizer, learning_rate, momentum)
         self.optimizer.zero_grad()
         self.module.train()
-        losses = self.module(Wrapped(batch.to(self.fabric.device, non_blocking=True)))
-        self.fabric.backward(losses["total"])
+        self.frozen.keep()
+        seen = [self._backward(batch, last=i == self.settings.accumulate) for i, batch in enumerate(batches, 1)]
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.detector.parameters(), self.settings.grad_norm_clip)
         self._step_optimizer()
-        self._window.append({k: v.detach() for k, v in losses.items()} | {"grad_norm": norm})
+        if self.average:
+            self.average.update(self.detector)
+        means = {name: torch.stack([losses[name] for losses in seen]).mean(0) for name in seen[0]}
+        self._window.append(means | {"grad_norm": norm})
+
+    def _backward(self, batch: Any, last: bool) -> dict[str, Tensor]:
+        """Add a batch's share to the gradients, and give its losses. Processes exchange theirs at the `last` one."""
+        with self.fabric.no_backward_sync(self.module, enabled=not last):
+            losses = self.module(Wrapped(batch.to(self.fabric.device, non_blocking=True)))
+            self.fabric.backward(losses["total"] / self.settings.accumulate)
+        return {name: value.detach() for name, value in losses.items()}
 
     def _flush(self) -> None:
         """Log the means since the last time, and check that they are finite (which waits for the device)."""
@@ -276,9 +306,13 @@ class Trainer:
         if self.fabric.world_size > 1:
             states = [None] * self.fabric.world_size
             torch.distributed.all_gather_object(states, own)
+        model = {"model": self.detector.state_dict()}
+        if self.average:  # what is evaluated is what a checkpoint is used with, whoever reads it
+            ema = {"updates": self.average.updates, "trained": model["model"]}
+            model = {"model": self.average.state, "ema": ema}
         return {
             "config": dict(self.inputs.config),
-            "model": self.detector.state_dict(),
+            **model,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},
             "progress": asdict(self.progress),
@@ -304,7 +338,9 @@ class Trainer:
                 f"stands inside an epoch of {self.progress.steps} steps, now an epoch "
                 f"has {self.batches.steps}: continue with the same data, train.batch_size and number of processes"
             )
-        checkpoint.load_model(self.detector, content["model"], "the checkpoint to resume from")
+        with _restoring("moving average of the weights"):
+            trained = content["ema"]["trained"] if "ema" in content else content["model"]
+        checkpoint.load_model(self.detector, trained, "the checkpoint to resume from")
         with _restoring("state of the optimiser"):
             restore_optimizer(self.optimizer, content["optimizer"])
         if self.scaler is not None and content["scaler"]:
@@ -313,6 +349,17 @@ class Trainer:
         if len(content["rng"]) == self.fabric.world_size:
             with _restoring("state of the random numbers"):
                 checkpoint.restore_random_state(content["rng"][self.fabric.global_rank])
+
+    def _average(self, resumed: Mapping[str, Any]) -> WeightAverage | None:
+        """The moving average of the weights, continued where there was one."""
+        if self.settings.ema is None:
+            return None
+        average = WeightAverage(self.detector, self.settings.ema)
+        if "ema" in resumed:
+            with _restoring("moving average of the weights"):
+                average.load(resumed["model"])
+                average.updates = int(resumed["ema"]["updates"])
+        return average
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pcdet_ext.data.formats import build_dataset, measured_kind
 from pcdet_ext.engine import testing
 from pcdet_ext.engine.devices import make_fabric, seed_everything
 from pcdet_ext.engine.fading import training_datasets
-from pcdet_ext.engine.resuming import check_same_model, check_same_order
+from pcdet_ext.engine.resuming import check_same_frozen, check_same_model, check_same_order
 from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.engine.trainer import BEST, LAST, Trainer, TrainingError, TrainingInputs
 from pcdet_ext.evaluation.base import Result
@@ -79,6 +79,7 @@ def train(
         checkpoint.require_training(content, resume)
         check_same_model(content["config"], settings, resume)
         check_same_order(content, options.seed, resume)
+        check_same_frozen(content, options.freeze, resume)
     seed_everything(options.seed)
     with usual_defaults():
         detector = build_detector(settings)

@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from toy_detector import toy_inputs
+from toy_runs import losses, run, same_model, stop_at
 
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
@@ -27,48 +26,10 @@ from pcdet_ext.engine.interrupts import StopRequest
 from pcdet_ext.engine.loader import EpochBatches, _outlive_signals
 from pcdet_ext.engine.resuming import check_same_order
 from pcdet_ext.engine.settings import TrainConfig
-from pcdet_ext.engine.trainer import BEST, LAST, Trainer, TrainingError, TrainingInputs
+from pcdet_ext.engine.trainer import BEST, LAST, TrainingError, TrainingInputs
 from pcdet_ext.evaluation.base import Result
 
 SCRIPT = Path(__file__).with_name("toy_detector.py")
-
-
-def run(
-    out: Path, inputs: TrainingInputs | None = None, resume: Mapping[str, Any] | None = None, **settings: Any
-) -> bool:
-    """Train the toy detector in `out`; False when it was stopped."""
-    options = TrainConfig(**{"epochs": 3, "num_workers": 0, "log_every": 1, "batch_size": 4} | settings)
-    out.mkdir(parents=True, exist_ok=True)
-    fabric = make_fabric(options.precision, "cpu")
-    return Trainer(inputs or toy_inputs(), options, out, fabric, resume).fit()
-
-
-def losses(out: Path) -> dict[int, float]:
-    """The loss of each step from the log; a step written twice must not differ."""
-    result: dict[int, float] = {}
-    for line in (out / "log.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        if entry["kind"] == "train":
-            assert result.setdefault(entry["step"], entry["total"]) == entry["total"]
-    return result
-
-
-def stop_at(inputs: TrainingInputs, step: int) -> TrainingInputs:
-    """The same inputs, with a Ctrl-C in the middle of a step (from 0)."""
-    loss, count = inputs.detector.loss, iter(range(10**6))
-
-    def interrupted(batch: Any) -> dict[str, Tensor]:
-        if inputs.detector.training and next(count) == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return loss(batch)
-
-    inputs.detector.loss = interrupted
-    return inputs
-
-
-def same_model(a: Path, b: Path) -> bool:
-    first, second = checkpoint.read(a)["model"], checkpoint.read(b)["model"]
-    return all(torch.equal(first[k], second[k]) for k in first)
 
 
 def test_an_epoch_reads_every_frame_and_fills_its_batches() -> None:
@@ -292,7 +253,7 @@ def launch(*arguments: str, processes: int = 1) -> subprocess.Popen:
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     one = launch("--out", str(tmp_path / "one"), "--batch-size", "4")
-    two = launch("--out", str(tmp_path / "two"), "--batch-size", "2", processes=2)
+    two = launch("--out", str(tmp_path / "two"), "--batch-size", "1", "--accumulate", "2", processes=2)
     for process in (one, two):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -346,25 +307,39 @@ def test_workers_live_through_one_signal_of_each_kind() -> None:
         ours.recv()
 
 
-def test_an_error_ends_the_workers(tmp_path: Path) -> None:
-    """Workers hold the pipes that this test reads to their end, so it ends only when they have ended too."""
-    code = f"""
+WORKERS = """
 import sys
-sys.path[:0] = [{str(SCRIPT.parent)!r}, {str(SCRIPT.parent.parent)!r}]
+sys.path.insert(0, sys.argv[1])
 from pathlib import Path
+import torch
 from toy_detector import toy_inputs
+from toy_runs import losses, run, same_model, stop_at
 from pcdet_ext.engine.devices import make_fabric
+from pcdet_ext.engine.loader import EpochBatches, training_loader
 from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.engine.trainer import Trainer
 inputs = toy_inputs(size=100)
+"""
+AN_ERROR_IN_A_STEP = """
 def fail(batch):
     raise ValueError("no such loss")
 inputs.detector.loss = fail
-Trainer(inputs, TrainConfig(epochs=1, num_workers=2), Path({str(tmp_path)!r}), make_fabric(device="cpu")).fit()
+Trainer(inputs, TrainConfig(epochs=1, num_workers=2), Path(sys.argv[2]), make_fabric(device="cpu")).fit()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+AN_ITERATOR_UNTIL_THE_END = """
+held = iter(training_loader(inputs.dataset(0), EpochBatches(100, 4, 0), inputs.collate, 2, torch.device("cpu")))
+next(held)
+raise ValueError("no such loss")
+"""
+
+
+@pytest.mark.parametrize("code", [AN_ERROR_IN_A_STEP, AN_ITERATOR_UNTIL_THE_END], ids=["step", "iterator"])
+def test_an_error_ends_the_workers(tmp_path: Path, code: str) -> None:
+    """Workers hold the pipes that this test reads to their end, so it ends only when they have ended too."""
+    command = [sys.executable, "-c", WORKERS + code, str(SCRIPT.parent), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "no such loss" in done.stderr
+    assert done.stderr.endswith("ValueError: no such loss\n")
 
 
 def test_another_seed_is_refused_inside_an_epoch_only() -> None:

@@ -118,13 +118,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     settings = TrainConfig(
-        epochs=options.epochs, batch_size=options.batch_size, num_workers=options.workers, log_every=1
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        accumulate=options.accumulate,
+        num_workers=options.workers,
+        log_every=1,
     )
     fabric = make_fabric(device="cpu")
     fabric.launch()
