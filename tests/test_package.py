@@ -95,7 +95,9 @@ def test_the_wheel_holds_the_package_and_nothing_beside_it(root: Path, wheel: Pa
     configs = {f"pcdet_ext/{p.relative_to(root)}" for p in root.glob("configs/**/*.yaml")}
     native = {"pcdet_ext/ops/libpcdet_ext_cpu.so"} if shutil.which(os.environ.get("CXX", "g++")) else set()
     inside = {name for name in names if name.startswith("pcdet_ext/")}
-    assert inside == modules | configs | native | {"pcdet_ext/py.typed"}
+    viewer = {str(p.relative_to(root)) for p in root.glob("pcdet_ext/visualization/viewer/*")}
+    assert "pcdet_ext/visualization/viewer/page.html" in viewer
+    assert inside == modules | configs | native | viewer | {"pcdet_ext/py.typed"}
     assert (metadata["Name"], metadata["Version"]) == ("pcdet_ext", pcdet_ext.__version__)
     assert metadata["License-Expression"] == "Apache-2.0"
     assert {"vis", "spconv", "scatter", "train", "dev"} <= set(metadata.get_all("Provides-Extra"))
