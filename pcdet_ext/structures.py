@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcdet_ext import sketch
 from pcdet_ext.scenes import EgoPlan, Forecasts, MapLayers, OccupancyGrid, PlannedPath
 
 Array = np.ndarray
@@ -204,6 +205,15 @@ class Sample:
         targets = None if self.targets is None else self.targets.select_points(keep)
         rows = None if self.point_rows is None else self.point_rows[keep]
         return replace(self, points=rows_of(self.points, keep), targets=targets, point_rows=rows)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the points from above with the labelled boxes, and a table of these."""
+        targets = self.targets or Targets()
+        boxes = None if targets.boxes is None else np.asarray(targets.boxes)
+        title = (
+            f"frame {self.frame_id}: {len(self.points)} points ({', '.join(self.point_features)}), {len(targets)} boxes"
+        )
+        return sketch.frame_html(title, self.points, boxes, targets.names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -430,6 +440,13 @@ class Detections:
     def _map(self, change: Callable[[Any], Any]) -> Detections:
         columns = {name: getattr(self, name) for name in ("boxes", "scores", "labels", "track_ids", "queries")}
         return replace(self, **{name: change(column) for name, column in columns.items() if column is not None})
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the boxes from above, and a table of the best of them."""
+        found = self.numpy()
+        tracks = None if found.track_ids is None else np.asarray(found.track_ids)
+        names, classes = found.names, self.class_names
+        return sketch.found_html(np.asarray(found.boxes), np.asarray(found.scores), names, classes, tracks)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = {
+    "sketch": 1,
     "structures": 1,
     "scenes": 1,
     "config": 1,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pcdet_ext.files import atomic_write
+from pcdet_ext.sketch import CLASS_COLOURS, TRUTH_COLOUR, class_colours
 from pcdet_ext.structures import Array
 from pcdet_ext.visualization.levels import point_colours
 from pcdet_ext.visualization.page_frames import (
@@ -29,12 +30,9 @@ from pcdet_ext.visualization.page_frames import (
 )
 from pcdet_ext.visualization.page_points import Blob, Colouring, colourings, point_bytes, point_rows
 from pcdet_ext.visualization.scene import (
-    CLASS_COLOURS,
     FOUND_TRACK_COLOUR,
-    TRUTH_COLOUR,
     Scene,
     boxes_in,
-    class_colours,
 )
 
 SCRIPTS = ("data.js", "camera.js", "gl.js", "shapes.js", "panel.js", "main.js")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pcdet_ext.sketch import VIRIDIS
 from pcdet_ext.structures import Array
 from pcdet_ext.visualization.ages import age_colours, age_label
 from pcdet_ext.visualization.levels import point_colours
@@ -14,10 +15,6 @@ from pcdet_ext.visualization.page_frames import LEVELS, Frame
 
 BY_HEIGHT, BY_RANGE, BY_CHANNEL, BY_LABEL = range(4)  # as the page's shader counts them
 STEPS = 65535  # of a coordinate between the lowest and the highest of a frame
-VIRIDIS = (
-    *("#440154", "#482878", "#3e4989", "#31688e", "#26828e"),
-    *("#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"),
-)
 COORDINATE_BYTES = 6
 LABEL = "class"
 UNLABELLED = "no label"

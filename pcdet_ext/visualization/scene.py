@@ -11,17 +11,13 @@ import numpy as np
 
 from pcdet_ext.data.formats import read_frame_files
 from pcdet_ext.data.points import XYZ
+from pcdet_ext.sketch import class_colours
 from pcdet_ext.structures import Array, Detections, PointLabels, Targets
 from pcdet_ext.visualization.layers import Layers
 
 Boxes = TypeVar("Boxes", Targets, Detections)
 
-TRUTH_COLOUR = "#2ca02c"
 FOUND_TRACK_COLOUR = "#4cc9f0"
-CLASS_COLOURS = (
-    *("#d62728", "#1f77b4", "#ff7f0e", "#9467bd", "#e377c2"),
-    *("#17becf", "#bcbd22", "#8c564b", "#7f7f7f", "#aec7e8"),
-)
 # The eight corners by their signs in half-extents, and the twelve edges between them; the first four corners are
 # the bottom, the first two the front.
 CORNER_SIGNS = np.array(
@@ -107,11 +103,6 @@ class Scene:
     def colours(self) -> dict[str, str]:
         """A colour for each class that was detected, the same for the same list of classes."""
         return class_colours(self.detections.class_names if self.detections is not None else ())
-
-
-def class_colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each class of a list."""
-    return {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(names)}
 
 
 def read_scene(

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from pcdet_ext.files import atomic_write
+from pcdet_ext.sketch import TRUTH_COLOUR
 from pcdet_ext.structures import Array
 from pcdet_ext.visualization.levels import levels
 from pcdet_ext.visualization.scene import (
     FOUND_TRACK_COLOUR,
-    TRUTH_COLOUR,
     Scene,
     Track,
     box_edges,
