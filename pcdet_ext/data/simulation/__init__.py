@@ -12,8 +12,9 @@ from pcdet_ext.data.simulation.generate import (
     simulate_waymo,
 )
 from pcdet_ext.data.simulation.revisits import AerialLidar
-from pcdet_ext.data.simulation.scene import Actor, Scene, street_scene
+from pcdet_ext.data.simulation.scene import Actor, Scene
 from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
+from pcdet_ext.data.simulation.streets import street_scene
 from pcdet_ext.data.simulation.waymo import WaymoLasers
 
 __all__ = [

@@ -18,9 +18,10 @@ from pcdet_ext.data.simulation.manifest import Manifest, sizes
 from pcdet_ext.data.simulation.nuscenes import PARTS, NuScenesWriter, scene_names
 from pcdet_ext.data.simulation.places import PlacesWriter
 from pcdet_ext.data.simulation.revisits import AerialLidar
-from pcdet_ext.data.simulation.scene import Scene, street_scene
+from pcdet_ext.data.simulation.scene import Scene
 from pcdet_ext.data.simulation.semantickitti import SemanticKittiWriter, sequence_names
 from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
+from pcdet_ext.data.simulation.streets import street_scene
 from pcdet_ext.data.simulation.waymo import WaymoLasers, WaymoWriter
 from pcdet_ext.data.workers import run_in_processes
 from pcdet_ext.files import DataError, atomic_write, check_output_folder
@@ -41,7 +42,7 @@ MOST_FRAMES = {
 }
 MOST_RUNS = 100
 SPACING = 5.0  # metres between frames of a run through a street
-VERSION = 3  # raise it when the same seed gives other frames
+VERSION = 4  # raise it when the same seed gives other frames
 NUSCENES_VERSIONS = ("v1.0-mini", "v1.0-trainval")
 
 

@@ -14,6 +14,7 @@ from pcdet_ext.structures import Array
 IMAGE_SIZE = (375, 1242)
 MIN_BOX_HEIGHT = 10.0  # pixels below which nobody labels an object
 MAX_DEPTH = 80.0  # metres beyond which nobody does
+ROOM = 0.03  # metres between an object and its box at each side, as boxes are drawn around noisy points
 OCCLUSION_STEPS = (0.15, 0.5, 0.8)  # hidden share from which an object is partly, largely, hardly visible (1, 2, 3)
 
 
@@ -73,8 +74,8 @@ def _finished(labels: kitti.Labels, truncation: Array, occlusion: Array, in_view
 
 
 def _from_sensor(actor: Actor, sensor: SpinningLidar) -> Array:
-    """An actor's box with the sensor as origin."""
-    return actor.box - np.array([0, 0, sensor.height, 0, 0, 0, 0])
+    """An actor's box with the sensor as origin, and the room around the object that people leave."""
+    return actor.box + np.array([0, 0, -sensor.height, 2 * ROOM, 2 * ROOM, 0, 0])
 
 
 def _height(bbox: Array) -> Array:

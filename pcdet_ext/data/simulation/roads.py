@@ -15,15 +15,21 @@ TURN_SPEED = 4.5  # metres per second in a turn at a crossing
 
 @dataclass(frozen=True)
 class StraightStreet:
-    """A street through the origin, turned by `yaw` against the x axis."""
+    """A street turned by `yaw` against the x axis, whose middle passes the origin `shift` metres to its left."""
 
     yaw: float
+    shift: float = 0.0
 
     def at(self, along: Array | float, across: Array | float) -> tuple[Array, Array, Array]:
         """World x, y and the street's heading at places along it and to its left, in metres."""
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
-        along, across = np.asarray(along), np.asarray(across)
+        along, across = np.asarray(along), np.asarray(across) + self.shift
         return along * cos - across * sin, along * sin + across * cos, np.full(np.shape(along), self.yaw)
+
+    def coordinates(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """Places along and across the street of places in the world: the inverse of `at`."""
+        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
+        return x * cos + y * sin, y * cos - x * sin - self.shift
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pcdet_ext.data.simulation import shapes
+from pcdet_ext.data.simulation import cars, shapes
 from pcdet_ext.data.simulation.roads import StraightStreet, Street, WindingStreet
 from pcdet_ext.data.simulation.shapes import Material, Mesh
 from pcdet_ext.structures import Array
 
 CROSSING_HALF = 4.0  # half the width of a street that crosses, metres
+PAVEMENT, BANK = 2.5, 8.0  # metres: width of a pavement, and of the bank beyond it
 SIZES = {  # length, width, height: mean and spread in metres, as labelled in KITTI
-    "Car": ((3.9, 1.63, 1.53), (0.42, 0.10, 0.13)),
+    "Car": ((3.84, 1.59, 1.53), (0.42, 0.10, 0.13)),
     "Van": ((5.0, 1.9, 2.2), (0.5, 0.12, 0.25)),
     "Truck": ((9.5, 2.55, 3.2), (2.2, 0.15, 0.4)),
     "Cyclist": ((1.76, 0.6, 1.73), (0.12, 0.05, 0.08)),
@@ -73,14 +74,49 @@ class Scene:
     actors: tuple[Actor, ...]
 
 
+@dataclass(frozen=True)
+class CrossSection:
+    """A straight street as a surface: its middle higher than its edges, the kerb, and banks beyond the pavements.
+
+    crown: metres that the road falls per metre from its middle; kerb: its height; banks: rise per metre beyond the
+    right and the left pavement, up to `BANK` metres away; crossing: where along it another street crosses.
+    """
+
+    street: StraightStreet
+    half_width: float
+    crown: float
+    kerb: float
+    banks: tuple[float, float]
+    crossing: float | None = None
+
+    def height(self, x: Array, y: Array) -> Array:
+        """Height at places in the world."""
+        along, across = self.street.coordinates(x, y)
+        away = np.abs(across)
+        off_road = away > self.half_width
+        if self.crossing is not None:
+            off_road &= np.abs(along - self.crossing) > CROSSING_HALF
+        bank = np.where(across < 0, *self.banks) * np.clip(away - self.half_width - PAVEMENT, 0, BANK)
+        return np.asarray(np.where(off_road, self.kerb + bank, 0.0) - self.crown * np.minimum(away, self.half_width))
+
+
 @dataclass
 class Ground:
-    """A gently undulating surface with a slope: height in metres."""
+    """A gently undulating surface with a slope, and where there is a street its form: height in metres."""
 
     slope: Array
     waves: Array  # rows: amplitude, wave number x and y, phase
+    form: CrossSection | None = None
 
     def height(self, x: Array, y: Array) -> Array:
+        """Height at places; the sensor's own place, the origin, has the height 0."""
+        plain = self._plain(x, y)
+        if self.form is None:
+            return plain
+        origin = float(self.form.height(np.zeros(()), np.zeros(())))
+        return np.asarray(plain + self.form.height(x, y) - origin)
+
+    def _plain(self, x: Array, y: Array) -> Array:
         amplitude, kx, ky, phase = self.waves.T
         phases = x[..., None] * kx + y[..., None] * ky + phase
         rest = float((amplitude * np.sin(phase)).sum())  # the sensor's own place stays at height 0
@@ -190,10 +226,10 @@ class Builder:
     def mesh(self, name: str, size: Array) -> Mesh:
         """The shape of one object."""
         rng = self.rng
-        if name == "Car":
-            return shapes.car(rng.choice(["sedan", "hatchback", "hatchback", "estate", "suv"]), *size)
-        if name == "Van":
-            return shapes.car("van", *size)
+        if name in ("Car", "Van"):
+            profile = str(rng.choice(cars.PASSENGER)) if name == "Car" else "van"
+            length, width, height = size
+            return cars.car(profile, length, width, height, cars.Style.random(rng))
         if name == "Truck":
             return shapes.truck(*size)
         if name == "Cyclist":
@@ -206,52 +242,6 @@ class Builder:
         if name in OTHER_SHAPES:
             return OTHER_SHAPES[name](*size)
         return shapes.pedestrian(size[2], rng.uniform(0.1, 0.7), rng.uniform(0.0, 0.5))
-
-
-def street_scene(rng: np.random.Generator) -> Scene:
-    """A street with traffic, parked cars, people, buildings and plants; different with every state of `rng`."""
-    ground = Ground.random(rng)
-    yaw = rng.normal(0, 0.06) if rng.random() < 0.8 else rng.uniform(-np.pi, np.pi)
-    builder = Builder(rng, ground, StraightStreet(yaw))
-    half_width = rng.uniform(3.5, 8.0)
-    crossing = rng.uniform(14, 45) * rng.choice([-1, 1, 1]) if rng.random() < 0.5 else None
-    busy = rng.gamma(2.0, 0.5)
-    _traffic(builder, half_width, busy)
-    if crossing is not None:
-        _cross_traffic(builder, crossing, busy)
-    for side in (-1, 1):
-        parked(builder, side, half_width, crossing)
-        _people(builder, side, half_width)
-        frontage(builder, side, half_width + rng.uniform(2.5, 12), crossing)
-        roadside(builder, side, half_width, crossing)
-    builder.static.append(_surface(rng, ground, yaw, half_width, crossing))
-    return Scene(shapes.join(builder.static), tuple(b.actor() for b in builder.bodies))
-
-
-def _vehicle(rng: np.random.Generator) -> str:
-    return str(rng.choice(["Car", "Van", "Truck"], p=[0.87, 0.09, 0.04]))
-
-
-def _traffic(b: Builder, half_width: float, busy: float) -> None:
-    """Moving vehicles and cyclists, keeping right."""
-    lanes = max(1, int(half_width / 3.4))
-    for side, turn in ((-1, 0.0), (1, np.pi)):
-        for lane in range(lanes):
-            across = side * (lane + 0.5) * half_width / lanes
-            along = b.rng.uniform(-60, -30)
-            while along < 75:
-                along += b.rng.exponential(45 / busy) + 9
-                b.add(_vehicle(b.rng), along, across + b.rng.normal(0, 0.25), turn)
-        for _ in range(b.rng.poisson(0.5)):
-            b.add("Cyclist", b.rng.uniform(-40, 55), side * (half_width - 0.7), turn)
-
-
-def _cross_traffic(b: Builder, crossing: float, busy: float) -> None:
-    """Vehicles on the street that crosses ours, some of them turning."""
-    for lane, turn in ((-1.8, np.pi / 2), (1.8, -np.pi / 2)):
-        for _ in range(b.rng.poisson(1.5 * busy)):
-            skew = b.rng.normal(0, 0.5) if b.rng.random() < 0.25 else 0.0
-            b.add(_vehicle(b.rng), crossing - lane, b.rng.uniform(-40, 40), turn + skew)
 
 
 def parked(b: Builder, side: int, half_width: float, crossing: float | None, kind: str | None = None) -> None:
@@ -273,19 +263,6 @@ def parked(b: Builder, side: int, half_width: float, crossing: float | None, kin
         direction = (0.0 if side < 0 else np.pi) if kind == "kerb" else 0.0
         name = "Van" if b.rng.random() < 0.08 else "Car"
         b.add(name, along + b.rng.normal(0, 0.25), side * across + b.rng.normal(0, 0.12), turn + flip + direction)
-
-
-def _people(b: Builder, side: int, half_width: float) -> None:
-    """Pedestrians on the pavement, some in groups, some crossing."""
-    for _ in range(b.rng.poisson(1.6)):
-        along, across = b.rng.uniform(-30, 45), side * (half_width + b.rng.uniform(0.4, 3.5))
-        for member in range(1 + b.rng.poisson(0.4)):
-            turn = b.rng.choice([0, np.pi]) + b.rng.normal(0, 0.4)
-            b.add("Pedestrian", along + member * 0.8, across + b.rng.normal(0, 0.3), turn)
-    if b.rng.random() < 0.25:
-        b.add("Pedestrian", b.rng.uniform(6, 35), b.rng.uniform(-1, 1) * half_width, np.pi / 2)
-    for _ in range(b.rng.poisson(0.35)):
-        b.add("Cyclist", b.rng.uniform(-25, 45), side * (half_width + 1.2), b.rng.choice([0, np.pi]))
 
 
 def frontage(b: Builder, side: int, distance: float, crossing: float | None) -> None:
@@ -332,27 +309,6 @@ def roadside(b: Builder, side: int, half_width: float, crossing: float | None) -
         place = (b.rng.uniform(-40, 50), side * (half_width + b.rng.uniform(0.4, 3)))
         dx, dy, dz = b.rng.uniform([0.4, 0.4, 0.7], [1.2, 1.0, 1.4])
         b.place(shapes.block(dx, dy, dz, Material.BIN), *place, radius=0.8)
-
-
-def _surface(rng: np.random.Generator, ground: Ground, yaw: float, half_width: float, crossing: float | None) -> Mesh:
-    """The ground as triangles, finer near the sensor: asphalt, pavement a kerb higher, grass rough."""
-    axis = np.sign(np.linspace(-1, 1, 111)) * np.abs(np.linspace(-1, 1, 111)) ** 1.5 * 120
-    x, y = np.meshgrid(axis, axis, indexing="ij")
-    along, across = x * np.cos(yaw) + y * np.sin(yaw), y * np.cos(yaw) - x * np.sin(yaw)
-    on_road = np.abs(across) < half_width
-    if crossing is not None:
-        on_road |= np.abs(along - crossing) < 4.0
-    rough = np.where(on_road, 0.008, 0.035)
-    z = ground.height(x, y) + np.where(on_road, 0.0, rng.uniform(0.05, 0.14)) + rng.normal(0, 1, x.shape) * rough
-    n = len(axis)
-    i, j = np.meshgrid(np.arange(n - 1), np.arange(n - 1), indexing="ij")
-    a = (i * n + j).ravel()
-    triangles = np.concatenate([np.stack([a, a + n, a + n + 1], 1), np.stack([a, a + n + 1, a + 1], 1)])
-    road = on_road[:-1, :-1].ravel()
-    paved = np.abs(across[:-1, :-1]).ravel() < half_width + 3.5
-    material = np.where(road, Material.ASPHALT, np.where(paved, Material.PAVEMENT, Material.GRASS)).astype(np.uint8)
-    vertices = np.stack([x.ravel(), y.ravel(), z.ravel()], 1).astype(np.float32)
-    return Mesh(vertices, triangles.astype(np.int32), np.tile(material, 2))
 
 
 def ground_strip(

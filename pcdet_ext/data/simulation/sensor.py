@@ -9,30 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pcdet_ext.data.simulation.raycast import Beams, Hits, World
+from pcdet_ext.data.simulation.reflectance import THROUGH_GLASS, LaserResponse, intensities, returned
 from pcdet_ext.data.simulation.scene import Scene
 from pcdet_ext.data.simulation.shapes import Material, Mesh
 from pcdet_ext.structures import Array
 
-# Share of light that a surface sends back (mean) and its spread from one object to the next.
-REFLECTIVITY = {
-    Material.ASPHALT: (0.26, 0.03),
-    Material.GRASS: (0.34, 0.05),
-    Material.PAVEMENT: (0.33, 0.04),
-    Material.PAINT: (0.35, 0.22),
-    Material.GLASS: (0.08, 0.04),
-    Material.RUBBER: (0.08, 0.03),
-    Material.PLATE: (0.97, 0.02),
-    Material.FOLIAGE: (0.34, 0.07),
-    Material.BARK: (0.26, 0.05),
-    Material.WALL: (0.33, 0.10),
-    Material.METAL: (0.38, 0.15),
-    Material.CLOTH: (0.30, 0.15),
-    Material.SKIN: (0.45, 0.05),
-    Material.FENCE: (0.38, 0.15),
-    Material.MASONRY: (0.33, 0.10),
-    Material.BIN: (0.38, 0.15),
-}
-
+DIMMEST = 0.2  # of any surface: this sensor also sees dark paint, and calls it 0
 MOST_BEAMS = 10_000_000  # of a turn, a few gigabytes; fifty times what sensors have
 
 
@@ -57,7 +39,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class SpinningLidar:
-    """A sensor like the Velodyne HDL-64E: 64 beams from +2° to -24.8°, about 2080 firings a turn, 1.73 m high.
+    """A sensor like the Velodyne HDL-64E in KITTI: 64 beams from +2.4° to -23.6°, 2080 firings per turn, 1.73 m high.
 
     range_noise: standard deviation in metres; dropout: share of returns lost at random; max_range: metres.
     Raises ValueError for values outside their ranges.
@@ -66,7 +48,7 @@ class SpinningLidar:
     beams: int = 64
     azimuths: int = 2080
     height: float = 1.73
-    elevation: tuple[float, float] = (2.0, -24.8)
+    elevation: tuple[float, float] = (2.4, -23.6)
     max_range: float = 120.0
     range_noise: float = 0.02
     dropout: float = 0.04
@@ -86,7 +68,7 @@ class SpinningLidar:
         """Angle of each beam in degrees, highest first; the upper half is packed one and a half times as close."""
         top, bottom = self.elevation
         upper = self.beams // 2
-        split = top - (top - bottom) * 0.39
+        split = top - (top - bottom) * 0.415
         high = np.linspace(top, split, upper, endpoint=False)
         return np.concatenate([high, np.linspace(split, bottom, self.beams - upper)])
 
@@ -108,6 +90,23 @@ class SpinningLidar:
         vectors[..., 0], vectors[..., 1], vectors[..., 2] = flat * np.cos(turns), flat * np.sin(turns), np.sin(tilts)
         turned = vectors if np.array_equal(pose[:3, :3], np.eye(3)) else vectors @ pose[:3, :3].T.astype(np.float32)
         return Beams(pose[None, :3, 3].astype(np.float32), turned, pose, tilt, turn, (0.01, 2e-3))
+
+    def echoes(self, found: Hits, row: Array, paint: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        """The intensity that is reported of what beams meet, and which of them come back.
+
+        Args:
+            found: what N beams meet.
+            row: int32 [N], the beam of each, the highest first.
+            paint: [B + 1], how bright the world and each body is.
+            rng: what draws noise.
+
+        Returns:
+            [N] in [0, 0.99] and bool [N].
+        """
+        bright = np.maximum(intensities(found, paint, rng), DIMMEST)
+        back = returned(bright, found, self.dropout, rng)
+        back &= (found.material != Material.GLASS) | (rng.random(len(back)) >= THROUGH_GLASS)
+        return LaserResponse.random(rng, self.beams).report(found, row, paint, rng), back
 
     def scan(self, scene: Scene, rng: np.random.Generator) -> Scan:
         """One turn through a scene around a sensor that stands upright over the origin.
@@ -143,16 +142,16 @@ class SpinningLidar:
         hits = np.bincount(found.owner[found.owner >= 0], minlength=len(places))
         if paint is None:
             paint = rng.normal(0, 1, found.owner.max(initial=-1) + 2)
-        intensity = intensities(found, paint, rng)
-        kept = np.flatnonzero(returned(intensity, found, self.dropout, rng))
+        row = (met // self.azimuths).astype(np.int32)
+        intensity, back = self.echoes(found, row, paint, rng)
+        kept = np.flatnonzero(back)
         distance = found.distance + rng.normal(0, self.range_noise, len(met))
         rays = np.take(beams.directions.reshape(-1, 3), met[kept], axis=0)
         if pose is not None:
             rays = rays @ pose[:3, :3].astype(np.float32)
         points = np.empty((len(kept), 4), np.float32)
         points[:, :3], points[:, 3] = rays * distance[kept, None], intensity[kept]
-        row = (met[kept] // self.azimuths).astype(np.int32)
-        return Scan(points, found.owner[kept], row, hits, reach, world.seconds - begun, found.material[kept])
+        return Scan(points, found.owner[kept], row[kept], hits, reach, world.seconds - begun, found.material[kept])
 
 
 @dataclass(frozen=True)
@@ -169,6 +168,11 @@ class EvenLidar(SpinningLidar):
         """Angle of each beam in degrees, highest first."""
         return np.linspace(*self.elevation, self.beams)
 
+    def echoes(self, found: Hits, row: Array, paint: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        """The intensity that is reported of what beams meet, and which of them come back, as `SpinningLidar.echoes`."""
+        intensity = intensities(found, paint, rng)
+        return intensity, returned(intensity, found, self.dropout, rng)
+
 
 def world_of(standing: Mesh, bodies: Sequence[Mesh]) -> World:
     """Meshes made ready for beams; says in ImportError what to install where Open3D is missing."""
@@ -176,38 +180,3 @@ def world_of(standing: Mesh, bodies: Sequence[Mesh]) -> World:
         return World(standing, bodies)
     except (ImportError, OSError) as error:
         raise ImportError(f"simulation needs Open3D ({error}): pip install 'pcdet_ext[vis]'") from error
-
-
-def intensities(found: Hits, paint: Array, rng: np.random.Generator) -> Array:
-    """Intensity of what beams meet, by material and angle.
-
-    Args:
-        found: what they meet.
-        paint: [B + 1], how bright the world and each body is.
-        rng: what draws noise.
-
-    Returns:
-        [N] in [0, 0.99].
-    """
-    mean, spread = np.array([REFLECTIVITY[m] for m in Material])[found.material].T
-    own = np.where(found.owner >= 0, paint[found.owner + 1], rng.normal(0, 0.5, len(found.owner)))
-    base = mean + spread * own
-    angled = base * (0.55 + 0.45 * found.cosine) + rng.normal(0, 0.03, len(base))
-    return np.clip(np.round(angled, 2), 0.0, 0.99)
-
-
-def returned(intensity: Array, found: Hits, dropout: float, rng: np.random.Generator) -> Array:
-    """Which beams come back: some are lost at random, and some where the echo is weak (dark, grazing, far).
-
-    Args:
-        intensity: [N], of what the beams meet.
-        found: what they meet.
-        dropout: share that is lost at random.
-        rng: what draws.
-
-    Returns:
-        bool [N].
-    """
-    echo = (0.05 + intensity) * (0.12 + found.cosine) / (1 + (found.distance / 38) ** 2)
-    seen = 1 / (1 + np.exp(-(echo - 0.018) / 0.005))
-    return rng.random(len(echo)) < seen * (1 - dropout)

@@ -170,76 +170,6 @@ def _wheel_triangles() -> Array:
     return np.concatenate([_tube_triangles(sides), *discs])
 
 
-# Side profiles from the rear bumper over the roof to the front: (x / length, z / height), and where the windows begin.
-PROFILES = {
-    "sedan": (
-        [(-0.5, 0.30), (-0.5, 0.62), (-0.31, 0.68), (-0.17, 1.0), (0.08, 1.0), (0.24, 0.66), (0.46, 0.56), (0.5, 0.32)],
-        0.66,
-    ),
-    "hatchback": (
-        [(-0.5, 0.30), (-0.5, 0.60), (-0.43, 0.93), (-0.30, 1.0), (0.08, 1.0), (0.26, 0.64), (0.46, 0.54), (0.5, 0.30)],
-        0.62,
-    ),
-    "estate": (
-        [(-0.5, 0.30), (-0.5, 0.62), (-0.45, 0.95), (-0.36, 1.0), (0.07, 1.0), (0.22, 0.66), (0.46, 0.56), (0.5, 0.32)],
-        0.64,
-    ),
-    "suv": (
-        [(-0.5, 0.30), (-0.5, 0.62), (-0.46, 0.95), (-0.38, 1.0), (0.10, 1.0), (0.24, 0.66), (0.46, 0.60), (0.5, 0.34)],
-        0.64,
-    ),
-    "van": ([(-0.5, 0.20), (-0.5, 0.95), (-0.48, 1.0), (0.22, 1.0), (0.38, 0.62), (0.48, 0.48), (0.5, 0.24)], 0.60),
-}
-
-
-def vehicle_body(profile: str, length: float, width: float, height: float) -> Mesh:
-    """A closed body of a side profile, drawn in above the belt line; glass between belt and roof."""
-    points, triangles, material = _body_skin(profile)
-    belt = PROFILES[profile][1]
-    lift = np.clip((points[:, 1] - belt) / (1 - belt), 0, 1)
-    half = width / 2 * (1 - 0.16 * lift) * np.where(points[:, 1] < 0.35, 0.97, 1.0)
-    n = len(points)
-    vertices = np.zeros((2 * n + 2, 3))
-    vertices[:n, 0] = vertices[n:-2, 0] = points[:, 0] * length
-    vertices[:n, 2] = vertices[n:-2, 2] = points[:, 1] * height
-    vertices[:n, 1], vertices[n:-2, 1] = half, -half
-    vertices[-2:, 1], vertices[-2:, 2] = (width / 2, -width / 2), belt * height * 0.9
-    return Mesh(vertices.astype(np.float32), triangles, material)
-
-
-@cache
-def _body_skin(profile: str) -> tuple[Array, Array, Array]:
-    """Of a vehicle body: its outline (x / length, z / height), its triangles, and their material."""
-    outline, belt = PROFILES[profile]
-    points = np.array([(-0.49, 0.12), *outline, (0.49, 0.12)])
-    lift = np.clip((points[:, 1] - belt) / (1 - belt), 0, 1)
-    n = len(points)
-    i = np.arange(n)
-    j = (i + 1) % n
-    sides = np.concatenate([np.stack([i, j, np.full(n, 2 * n)], 1), np.stack([i + n, j + n, np.full(n, 2 * n + 1)], 1)])
-    skin = np.concatenate([np.stack([i, j, i + n], 1), np.stack([j, j + n, i + n], 1)])
-    middle = (lift[i] + lift[j]) / 2
-    steep = np.abs(points[i, 1] - points[j, 1]) > 0.15
-    glass = np.concatenate([np.tile(middle > 0.45, 2), np.tile((middle > 0.3) & steep, 2)])
-    material = np.where(glass, Material.GLASS, Material.PAINT).astype(np.uint8)
-    return points, np.concatenate([sides, skin]).astype(np.int32), material
-
-
-def car(profile: str, length: float, width: float, height: float) -> Mesh:
-    """A passenger car or van on its wheels, with plates and mirrors; exactly `length` × `width` × `height`."""
-    radius = 0.21 * height if profile != "van" else 0.17 * height
-    wheels = [wheel(sx * 0.31 * length, sy * (width / 2 - 0.12), radius, 0.2) for sx in (-1, 1) for sy in (-1, 1)]
-    plate = [
-        Mesh.of(
-            np.array([[x, -0.26, 0.5], [x, 0.26, 0.5], [x, 0.26, 0.62], [x, -0.26, 0.62]]),
-            [(0, 1, 2), (0, 2, 3)],
-            Material.PLATE,
-        )
-        for x in (-0.5 * length - 0.005, 0.5 * length + 0.005)
-    ]
-    return _fitted(join([vehicle_body(profile, length, width, height), *wheels, *plate]), length, width, height)
-
-
 def truck(length: float, width: float, height: float) -> Mesh:
     """A lorry: cab, cargo box, wheels."""
     cab = min(2.2, 0.3 * length)
@@ -248,7 +178,7 @@ def truck(length: float, width: float, height: float) -> Mesh:
     places = (-0.38, -0.25, 0.36)
     wheels = [wheel(sx * length, sy * (width / 2 - 0.2), 0.5, 0.3) for sx in places for sy in (-1, 1)]
     beam = block(length * 0.9, 0.9, 0.35, Material.METAL).moved(0, 0, 0.65)
-    return _fitted(join([front, cargo, beam, *wheels]), length, width, height)
+    return fitted(join([front, cargo, beam, *wheels]), length, width, height)
 
 
 def bus(length: float, width: float, height: float) -> Mesh:
@@ -257,7 +187,7 @@ def bus(length: float, width: float, height: float) -> Mesh:
     windows = block(length * 0.995, width * 0.97, 0.38 * height, Material.GLASS).moved(0, 0, 0.3 + 0.32 * height)
     roof = block(length, width, 0.3 * height - 0.3, Material.PAINT).moved(0, 0, 0.3 + 0.7 * height)
     wheels = [wheel(sx * length, sy * (width / 2 - 0.2), 0.48, 0.3) for sx in (-0.27, 0.3) for sy in (-1, 1)]
-    return _fitted(join([skirt, windows, roof, *wheels]), length, width, height)
+    return fitted(join([skirt, windows, roof, *wheels]), length, width, height)
 
 
 def trailer(length: float, width: float, height: float) -> Mesh:
@@ -266,7 +196,7 @@ def trailer(length: float, width: float, height: float) -> Mesh:
     beam = block(length * 0.92, 0.9, 0.3, Material.METAL).moved(0, 0, 0.85)
     wheels = [wheel(-x * length, y * (width / 2 - 0.2), 0.5, 0.35) for x in (0.2, 0.32, 0.44) for y in (-1, 1)]
     legs = [tube((0.25 * length, y, 0.0), (0.25 * length, y, 0.9), 0.08, Material.METAL) for y in (-0.7, 0.7)]
-    return _fitted(join([cargo, beam, *wheels, *legs]), length, width, height)
+    return fitted(join([cargo, beam, *wheels, *legs]), length, width, height)
 
 
 def excavator(length: float, width: float, height: float) -> Mesh:
@@ -280,7 +210,7 @@ def excavator(length: float, width: float, height: float) -> Mesh:
     elbow, base = (0.2 * length, -0.1 * width, height - 0.18), (0.0, -0.1 * width, 0.5 * height)
     arm = tubes([base, elbow], [elbow, (0.42 * length, -0.1 * width, 0.3 * height)], 0.18, Material.PAINT)
     bucket = block(0.16 * length, 0.4 * width, 0.26 * height, Material.METAL).moved(0.42 * length, -0.1 * width, 0)
-    return _fitted(join([*sides, engine, cab, arm, bucket]), length, width, height)
+    return fitted(join([*sides, engine, cab, arm, bucket]), length, width, height)
 
 
 def motorcycle(length: float, width: float, height: float) -> Mesh:
@@ -298,7 +228,7 @@ def motorcycle(length: float, width: float, height: float) -> Mesh:
     legs = tubes(
         [(-0.2, y, 0.78) for y in (-0.14, 0.14)], [(0.15, y, 0.3) for y in (-0.24, 0.24)], 0.09, Material.CLOTH
     )
-    return _fitted(join([*wheels, body, fork, handle, back, head, arms, legs]), length, width, height)
+    return fitted(join([*wheels, body, fork, handle, back, head, arms, legs]), length, width, height)
 
 
 def barrier(length: float, width: float, height: float) -> Mesh:
@@ -387,7 +317,25 @@ def bush(rng: np.random.Generator, width: float, height: float) -> Mesh:
     return leaves(rng, (0, 0, height / 2), (width / 2, width / 2, height / 2), int(90 * width * height) + 20, 0.1)
 
 
-def _fitted(mesh: Mesh, length: float, width: float, height: float) -> Mesh:
+def foliage_block(
+    rng: np.random.Generator, length: float, width: float, height: float, round_off: bool = False
+) -> Mesh:
+    """Dense leaves in a box on the ground, as of a hedge, most of them near its faces; or of a rounded bush."""
+    area = 2 * (length + width) * height + length * width
+    count = int(min(4000, 40 + 45 * area))
+    place = rng.uniform(-1, 1, (count, 3))
+    if round_off:
+        place /= np.maximum(np.linalg.norm(place, axis=1, keepdims=True), 1e-6)
+        place *= rng.uniform(0.6, 1.0, (count, 1)) * (1 + 0.15 * np.sin(5 * place[:, :1] + 7 * place[:, 1:2]))
+    else:
+        face = rng.integers(0, 3, count)
+        place[np.arange(count), face] = np.sign(place[np.arange(count), face]) * rng.uniform(0.75, 1.05, count)
+    centre = place * [length / 2, width / 2, height / 2] + [0, 0, height / 2]
+    corners = centre[:, None] + rng.normal(0, 0.09, (count, 3, 3))
+    return Mesh.of(corners.reshape(-1, 3), np.arange(3 * count), Material.FOLIAGE)
+
+
+def fitted(mesh: Mesh, length: float, width: float, height: float) -> Mesh:
     """Stretched so that its extent is exactly that of the box."""
     low, high = mesh.vertices.min(0), mesh.vertices.max(0)
     centred = Mesh(mesh.vertices - [*((low + high) / 2)[:2], low[2]], mesh.triangles, mesh.material)

@@ -19,7 +19,8 @@ from scipy.spatial.transform import Rotation
 from pcdet_ext.data.simulation.drive import Drive, drive
 from pcdet_ext.data.simulation.labelling import Seen, count_points, hidden_share, labelled
 from pcdet_ext.data.simulation.raycast import Beams, Hits
-from pcdet_ext.data.simulation.sensor import MOST_BEAMS, intensities, returned, world_of
+from pcdet_ext.data.simulation.reflectance import intensities, returned
+from pcdet_ext.data.simulation.sensor import MOST_BEAMS, world_of
 from pcdet_ext.data.simulation.shapes import Material
 from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
