@@ -1,4 +1,4 @@
-"""What makes simulated streets like real ones: cars that are round, intensities of an HDL-64E, streets that close in."""
+"""What makes simulated streets like real ones: rounded cars, intensities of an HDL-64E, streets that close in."""
 
 from __future__ import annotations
 
