@@ -1,4 +1,4 @@
-"""What `mkdocs` does besides pages of docs/: the API reference, and files of the project.
+"""What `mkdocs` does besides pages of docs/: the API reference, tables of models, and files of the project.
 
 Pages link to files beside docs/ (configurations, READMEs) as they do on a code host; here these become pages too.
 Links that lead nowhere stay as they are, and mkdocs ends with an error on them.
@@ -20,6 +20,7 @@ from mkdocs.structure.pages import Page
 sys.path.insert(0, str(Path(__file__).parent))
 
 import links
+import model_tables
 import reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,17 +37,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links to files beside docs/ into links to their pages."""
+    """Fill in the tables of models, and turn links to files beside docs/ into links to their pages."""
     source = links.source_of(ROOT, page.file.src_uri)
     if not source.is_file():
         return markdown
+    filled = model_tables.fill(markdown, os.path.relpath(ROOT, source.parent))
 
     def on_site(target: str) -> str:
         path, separator, anchor = target.partition("#")
         there = links.site_uri(ROOT, source.parent / path)
         return os.path.relpath(there, Path(page.file.src_uri).parent) + separator + anchor if there else target
 
-    return links.replace_targets(markdown, on_site)
+    return links.replace_targets(filled, on_site)
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
@@ -80,6 +82,7 @@ def _add_linked(files: Files, config: MkDocsConfig) -> None:
             files.append(File.generated(config, uri, content=links.page_of(ROOT, path)))
         if path.suffix == ".md":
             text = path.read_text(encoding="utf-8")
+            text = model_tables.fill(text, os.path.relpath(ROOT, path.parent))
             waiting += [(path.parent / target.partition("#")[0]).resolve() for target in links.targets(text)]
 
 
