@@ -7,6 +7,7 @@ pcdet visualize best.ckpt --frame 8,12 --out pictures                           
 pcdet visualize kitti/demo data.root=/data/kitti --frame 8 --results RESULTS --out map.png     results of any code base
 pcdet visualize best.ckpt --frames 0:40 --out tour.html                                        a page that plays them
 pcdet visualize best.ckpt --sequence scene-0061 --out tour.html                                one sequence of them
+pcdet visualize nuscenes/demo … --sequence scene-0061 --tracks tracks.json --out drive.gif     what `pcdet track` wrote
 
 files, prepared or not:
 
@@ -39,11 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sequence", metavar="ID", help="a sequence of the data set; --frames are then positions in it"
     )
     parser.add_argument("--split", help="of the data set (default: the configuration's test.split, else val)")
-    parser.add_argument("--out", type=path, help=".html or .png, or a folder for several frames; a window without it")
+    parser.add_argument(
+        "--out", type=path, help=".html, .png or .gif, or a folder for several frames; a window without it"
+    )
     parser.add_argument(
         "--style", choices=["map", "view", "page"], help="from above, Open3D, or HTML (default: by suffix)"
     )
     parser.add_argument("--results", type=path, help="results in the benchmark's own format, a file or a folder")
+    parser.add_argument("--tracks", type=path, help="results with track ids, whose paths are drawn")
     parser.add_argument("--labels", type=path, help="a KITTI label file, or a folder of them")
     parser.add_argument("--calib", type=path, help="a KITTI calibration file, or a folder of them")
     parser.add_argument(
@@ -76,6 +80,8 @@ def _draw_files(given: dict[str, Any]) -> None:
 
     if given.pop("split") is not None:
         raise UsageError("--split: name frames of it with --frame, --frames or --sequence")
+    if given.pop("tracks") is not None:
+        raise UsageError("--tracks: is for frames of a data set, named with --frame, --frames or --sequence")
     del given["frame"], given["frames"], given["sequence"]
     features = given.pop("features")
     columns = None if features is None else [name.strip() for name in features.split(",")]

@@ -11,6 +11,7 @@ import numpy as np
 from pcdet_ext.files import atomic_write
 from pcdet_ext.sketch import TRUTH_COLOUR
 from pcdet_ext.structures import Array
+from pcdet_ext.visualization.bev_layers import draw_ground, draw_paths
 from pcdet_ext.visualization.levels import Levels, levels
 from pcdet_ext.visualization.scene import (
     FOUND_TRACK_COLOUR,
@@ -23,6 +24,7 @@ from pcdet_ext.visualization.scene import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
 
@@ -42,16 +44,32 @@ def view_range(scene: Scene) -> tuple[float, float, float, float]:
 
 
 def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
-    """Write a PNG seen from above, x to the right and y up, in metres.
-
-    Points are coloured by height, by class where they have labels, or by age where they come from several sweeps.
-    Ground truth is dashed green, detections are coloured by class with their score; the short line from a box's centre
-    shows its heading, an arrow where the object is after one second, and a thin line its track.
+    """Write a PNG seen from above, x to the right and y up, in metres; see `bev_figure`.
 
     Args:
         scene: what is shown.
         path: the file.
         dpi: pixels per inch; the picture is 12 inches wide.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure = bev_figure(scene)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png")
+
+
+def bev_figure(scene: Scene, view: tuple[float, float, float, float] | None = None) -> Figure:
+    """A figure seen from above, x to the right and y up, in metres.
+
+    Points are coloured by height, by class where they have labels, or by age where they come from several sweeps.
+    Ground truth is dashed green, detections are coloured by class with their score; the short line from a box's centre
+    shows its heading, an arrow where the object is after one second, and a thin line its track. Below lie a map and
+    occupied cells, where the scene has some, above predicted and planned paths.
+
+    Args:
+        scene: what is shown.
+        view: (xmin, xmax, ymin, ymax) of the picture in metres, by default what holds all boxes and most points.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -62,19 +80,19 @@ def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
     except ImportError as error:
         raise ImportError("a map needs matplotlib: pip install 'pcdet_ext[vis]'") from error
     scene = scene.finite()
-    xmin, xmax, ymin, ymax = view_range(scene)
+    xmin, xmax, ymin, ymax = view or view_range(scene)
     width = 12.0
     height = float(np.clip(width * (ymax - ymin) / (xmax - xmin), 3.5, 16))
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot(facecolor="#10141a")
-    handles = _draw_points(axes, scene) + _draw_boxes(axes, scene)
+    handles = draw_ground(axes, scene.layers) + _draw_points(axes, scene) + _draw_boxes(axes, scene)
+    handles += draw_paths(axes, scene.layers)
     axes.set(xlim=(xmin, xmax), ylim=(ymin, ymax), aspect="equal", xlabel="x (m)", ylabel="y (m)")
     axes.set_title(scene.title)
     if handles:
         axes.legend(handles=handles, loc="upper right", framealpha=0.9)
     FigureCanvasAgg(figure)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format="png")
+    return figure
 
 
 def _draw_points(axes: Axes, scene: Scene) -> list[Line2D]:

@@ -8,19 +8,21 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from pcdet_ext import config
 from pcdet_ext.config import section
 from pcdet_ext.data.base import Dataset, collate
 from pcdet_ext.data.formats import build_dataset
 from pcdet_ext.files import DataError, check_output_file
-from pcdet_ext.inference import Detector, boxes_of, check_finds, load, part_of
-from pcdet_ext.structures import Detections, PointLabels, Sample
+from pcdet_ext.inference import Detector, check_finds, load
+from pcdet_ext.structures import Detections, Found, Predictions, Sample
+from pcdet_ext.visualization.animation import write_animation
 from pcdet_ext.visualization.bev import draw_bev
-from pcdet_ext.visualization.frames import Sequences, find_frames, frame_ids, frame_range, frame_scenes
+from pcdet_ext.visualization.frames import Results, Sequences, find_frames, frame_ids, frame_range, frame_scenes
 from pcdet_ext.visualization.page import write_page
-from pcdet_ext.visualization.scene import Scene, read_scene, with_detections, with_point_labels
+from pcdet_ext.visualization.scene import Scene, read_scene
+from pcdet_ext.visualization.seen import seen, with_seen
 from pcdet_ext.visualization.view import render, show_window
 
 TOUR_TRACK = 10  # earlier frames that a track in a tour goes back
@@ -44,8 +46,8 @@ def visualize(
 
     Args:
         files: point files or label files, and at most one checkpoint (.ckpt) whose detector is run on the points.
-        out: a .png or .html file, a folder for several frames, or None for a window. An .html file of several frames is
-            a tour that plays them.
+        out: a .png or .html file, a folder for several frames, or None for a window. An .html or .gif file of several
+            frames plays them.
         style: "map" (from above), "view" (Open3D) or "page" (HTML), by default what the suffix of `out` means.
         labels: a label file, or a folder of them.
         results: a result file, or a folder of them.
@@ -85,6 +87,7 @@ def visualize_frames(
     out: Path | None = None,
     style: str | None = None,
     results: Path | None = None,
+    tracks: Path | None = None,
     score: float = 0.3,
     device: str = "auto",
     imports: bool = False,
@@ -102,6 +105,8 @@ def visualize_frames(
         out: see `visualize`.
         style: see `visualize`.
         results: results of any code base in the benchmark's own format.
+        tracks: results with track ids, as `pcdet track` writes them: their paths are drawn, and their boxes where
+            neither a detector nor `results` says what was found.
         score: lowest score shown.
         device: see `inference.load`.
         imports: see `inference.load`.
@@ -118,13 +123,21 @@ def visualize_frames(
     split = split or str(section(settings, "test").get("split", "val") if settings.get("test") is not None else "val")
     dataset = build_dataset(section(settings, "data"), split, training=False)
     positions, ids = _chosen(dataset, frame, frames, sequence)
-    found = None if results is None else dataset.read_results(results)
-    if found is not None and not any(frame_id in found for frame_id in ids):
-        raise DataError(f"{results}: has no results for {_listed(ids)}")
+    found, tracked = (_results(dataset, path, ids) for path in (results, tracks))
     pictures = Pictures([(frame_id, re.sub(r"[^\w.+-]", "_", frame_id)) for frame_id in ids], out, style, score)
     reach = {"before": TOUR_TRACK, "after": 0} if pictures.tour else {}
     detect = None if detector is None else partial(detect_in_sample, detector)
-    return pictures.draw(frame_scenes(dataset, positions, split, detect, found, **reach))
+    return pictures.draw(frame_scenes(dataset, positions, split, detect, found, tracked, **reach))
+
+
+def _results(dataset: Dataset, path: Path | None, ids: Sequence[str]) -> Results | None:
+    """The results of a file or a folder. Raises DataError where none is of the frames that are drawn."""
+    if path is None:
+        return None
+    found: Results = dataset.read_results(path)
+    if not any(frame_id in found for frame_id in ids):
+        raise DataError(f"{path}: has no results for {_listed(ids)}")
+    return found
 
 
 def _check_one_source(checkpoints: Sequence[str | Path], results: Path | None) -> None:
@@ -156,24 +169,16 @@ def _listed(ids: Sequence[str]) -> str:
 
 def _detector(checkpoint: Path, device: str, imports: bool, overrides: Iterable[str] = ()) -> Detector:
     detector = load(checkpoint, device, overrides, imports)
-    check_finds(detector.model, _drawn_kind(detector))
+    kinds = {getattr(head, "finds", Detections) for head in detector.model.named_heads().values()}
+    if not kinds & set(get_args(Found)):
+        check_finds(detector.model, Detections)
     return detector
 
 
-def _drawn_kind(detector: Detector) -> type:
-    """What is drawn of a detector's results: boxes, or labels of points where no head finds boxes."""
-    heads = detector.model.named_heads().values()
-    points_alone = all(getattr(head, "finds", Detections) is PointLabels for head in heads)
-    return PointLabels if points_alone else Detections
-
-
-def detect_in_sample(detector: Detector, sample: Sample) -> Detections | PointLabels:
-    """What a detector finds in a sample of a data set, boxes or labels of points, as arrays."""
-    return _drawn(detector, detector.predict(collate([sample], detector.classes))[0]).numpy()
-
-
-def _drawn(detector: Detector, found: Any) -> Detections | PointLabels:
-    return boxes_of(found) if _drawn_kind(detector) is Detections else part_of(found, PointLabels)
+def detect_in_sample(detector: Detector, sample: Sample) -> Found | Predictions:
+    """What all heads of a detector find in a sample of a data set, as arrays."""
+    found: Found | Predictions = detector.predict(collate([sample], detector.classes))[0].numpy()
+    return found
 
 
 def _file_scene(
@@ -195,8 +200,7 @@ def _file_scene(
         features=features,
     )
     if detector is not None:  # it reads the file itself, as it knows what it needs
-        found = _drawn(detector, detector.detect(frame))
-        return with_point_labels(scene, found) if isinstance(found, PointLabels) else with_detections(scene, found)
+        return with_seen(scene, seen(detector.detect(frame)))
     if not scene.finite().holds_something:
         raise DataError(f"{frame}: has no finite point, nor boxes: there is nothing to draw")
     return scene
@@ -217,7 +221,7 @@ class Pictures:
 
     Args:
         names: what each frame is called in messages, and what its picture is.
-        out: a .png or .html file, a folder for several frames, or None for a window.
+        out: a .png, .html or .gif file, a folder for several frames, or None for a window.
         style: "map", "view" or "page", None for what the suffix of `out` means.
         score: lowest score shown.
 
@@ -231,7 +235,8 @@ class Pictures:
             raise ValueError(f"score must be a number, got {score}")
         self.score, self.count = score, len(names)
         self.style = style or ("page" if out is not None and out.suffix == ".html" else "map")
-        self.targets = [] if out is None else _targets(names, out, self.style)
+        self.moves = out is not None and out.suffix == ".gif" and self.style == "map"
+        self.targets = [] if out is None else _targets(names, out, self.style, self.moves)
         for target in self.targets:
             check_output_file(target)
         if out is not None and not out.suffix:
@@ -239,7 +244,7 @@ class Pictures:
 
     @property
     def tour(self) -> bool:
-        """Whether all frames go into one page."""
+        """Whether all frames go into one page or animation."""
         return self.count > len(self.targets) == 1
 
     def draw(self, scenes: Iterable[Scene]) -> list[Path]:
@@ -247,6 +252,8 @@ class Pictures:
         if not self.targets:
             for scene in scenes:
                 show_window(scene.above(self.score))
+        elif self.moves:
+            write_animation((scene.above(self.score) for scene in scenes), self.targets[0])
         elif self.tour:
             write_page(scenes, self.targets[0], self.score)  # all detections: the page filters by itself
         else:
@@ -263,15 +270,17 @@ class Pictures:
             draw_bev(scene.above(self.score), target)
 
 
-def _targets(names: Sequence[tuple[str, str]], out: Path, style: str) -> list[Path]:
-    """Where each frame's picture goes, or the one page of them all."""
+def _targets(names: Sequence[tuple[str, str]], out: Path, style: str, moves: bool) -> list[Path]:
+    """Where each frame's picture goes, or the one page or animation of them all."""
+    if moves:
+        return [out]
     suffix = ".html" if style == "page" else ".png"
     if not out.suffix:
         return _in_folder(names, out, suffix)
     if out.suffix != suffix:
         raise ValueError(f"{out}: a picture of style {style!r} is a {suffix} file")
     if len(names) > 1 and style != "page":
-        raise ValueError(f"{out}: several frames need a folder, or an .html file that plays them")
+        raise ValueError(f"{out}: several frames need a folder, or an .html or .gif file that plays them")
     return [out]
 
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from pcdet_ext.data.base import Dataset
 from pcdet_ext.data.index import FrameInfo, FrameTable
-from pcdet_ext.structures import Array, Detections, PointLabels, Sample, Targets
+from pcdet_ext.structures import Array, Detections, Found, PointLabels, Predictions, Sample, Targets
 from pcdet_ext.visualization.scene import Scene, Track, boxes_in, labelled_points
+from pcdet_ext.visualization.seen import labelled_layers, seen
 
 Tracked = Targets | Detections
-Found = Detections | PointLabels
+Results = Mapping[str, Detections | PointLabels]
 
 POSITION = re.compile(r"0|[1-9][0-9]*")  # with a leading zero it is the start of a name
 SHOWN_NAMES = 5  # of many that a message could list
@@ -146,8 +147,9 @@ def frame_scenes(
     dataset: Dataset,
     positions: Sequence[int],
     split: str,
-    detect: Callable[[Sample], Found] | None = None,
-    results: Mapping[str, Found] | None = None,
+    detect: Callable[[Sample], Found | Predictions] | None = None,
+    results: Results | None = None,
+    tracks: Results | None = None,
     before: int | None = None,
     after: int | None = None,
 ) -> Iterator[Scene]:
@@ -157,35 +159,47 @@ def frame_scenes(
         dataset: whose frames they are.
         positions: of the frames.
         split: what the titles call the data set.
-        detect: finds the objects of a sample, or the classes of its points.
+        detect: finds the objects of a sample, the classes of its points, or what else heads find.
         results: detections, or labels of all points of its file, by frame id, where nothing is to be detected; the
             title says where a frame has none.
+        tracks: detections with track ids by frame id, whose paths are drawn; shown as detections, too, where nothing
+            else says what these are.
         before: over how many earlier frames tracks go, None for the whole sequence.
         after: over how many later frames tracks go, None for the whole sequence.
     """
     frames, order = dataset.frames, Sequences(dataset.frames)
+    shows_tracks = tracks is not None and detect is None and results is None
     for position in positions:
         sample, here = dataset[position], frames[position]
         title = f"{sample.frame_id} ({split} {position})"
-        found = detect(sample) if detect is not None else None
+        found = seen(detect(sample) if detect is not None else None)
         if results is not None:
-            found = _of_sample(results.get(sample.frame_id), sample)
-            title += "" if found is not None else ", no results for this frame"
-        tracks = Tracks(here, [frames[i] for i in order.around(position, before, after)])
-        boxes = found if isinstance(found, Detections) else None
+            own = _of_sample(results.get(sample.frame_id), sample)
+            found = seen(own)
+            title += "" if own is not None else ", no results for this frame"
+        paths = Tracks(here, [frames[i] for i in order.around(position, before, after)])
+        tracked = found.boxes if tracks is None else _tracked(tracks.get(sample.frame_id), sample.frame_id)
         yield Scene(
             sample.points,
             sample.targets,
-            boxes,
+            tracked if shows_tracks else found.boxes,
             title,
             sample.point_features,
-            tracks.truth_tracks(sample),
-            tracks.found_tracks(boxes, results or {}),
-            found if isinstance(found, PointLabels) else labelled_points(sample.targets),
+            paths.truth_tracks(sample),
+            paths.found_tracks(tracked, (results if tracks is None else tracks) or {}),
+            labelled_points(sample.targets) if found.labels is None else found.labels,
+            labelled_layers(sample.targets, found.layers),
         )
 
 
-def _of_sample(found: Found | None, sample: Sample) -> Found | None:
+def _tracked(found: Detections | PointLabels | None, frame_id: str) -> Detections | None:
+    """Boxes with track ids. Raises ValueError for results that are none."""
+    if found is not None and (not isinstance(found, Detections) or (len(found) and found.track_ids is None)):
+        raise ValueError(f"frame {frame_id}: its tracks have no track ids; `pcdet track` writes results that do")
+    return found if isinstance(found, Detections) else None
+
+
+def _of_sample(found: Detections | PointLabels | None, sample: Sample) -> Detections | PointLabels | None:
     """A result for a frame; labels of points, which are of all points of the frame's file, for those of the sample."""
     if not isinstance(found, PointLabels):
         return found
@@ -216,7 +230,7 @@ class Tracks:
             return []
         return self._tracks(targets, [info.targets() for info in self.infos])
 
-    def found_tracks(self, found: Detections | None, results: Mapping[str, Found]) -> list[Track]:
+    def found_tracks(self, found: Detections | None, results: Results) -> list[Track]:
         """Paths of the objects detected in the frame; results: what was detected in others, by frame id."""
         if found is None or found.track_ids is None:
             return []

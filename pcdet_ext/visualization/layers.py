@@ -9,6 +9,8 @@ import numpy as np
 
 from pcdet_ext.structures import Array
 
+FORECAST_COLOUR, PLAN_COLOUR = "#c77dff", "#ff4fa3"
+
 
 @dataclass(frozen=True, eq=False)
 class Forecast:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,3 +42,8 @@ def levels(scene: Scene) -> Levels | None:
 def point_colours(classes: int) -> list[str]:
     """Colours "#rrggbb" of so many classes of points, and last that of points without a label."""
     return [*(POINT_COLOURS[i % len(POINT_COLOURS)] for i in range(classes)), UNLABELLED_COLOUR]
+
+
+def layer_colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour "#rrggbb" for each class of a map or of occupied cells."""
+    return {name: POINT_COLOURS[i % len(POINT_COLOURS)] for i, name in enumerate(dict.fromkeys(names))}

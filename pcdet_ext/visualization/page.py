@@ -17,7 +17,8 @@ import numpy as np
 from pcdet_ext.files import atomic_write
 from pcdet_ext.sketch import CLASS_COLOURS, TRUTH_COLOUR, class_colours
 from pcdet_ext.structures import Array
-from pcdet_ext.visualization.levels import point_colours
+from pcdet_ext.visualization.layers import FORECAST_COLOUR, PLAN_COLOUR
+from pcdet_ext.visualization.levels import layer_colours
 from pcdet_ext.visualization.page_frames import (
     Frame,
     box_rows,
@@ -47,8 +48,8 @@ COLOURS = {
     "false": "#e5484d",
     "missed": "#f59f00",
     "plain": "#8a94a0",
-    "forecast": "#c77dff",
-    "plan": "#ff4fa3",
+    "forecast": FORECAST_COLOUR,
+    "plan": PLAN_COLOUR,
 }
 
 
@@ -143,7 +144,7 @@ def _description(frames: Sequence[Frame], score: float) -> dict[str, Any]:
     colours = class_colours(names)
     lowest = _lowest_score(frames)
     ground = _ground(frames)
-    map_colours = _layer_colours([name for f in frames if f.scene.layers.map for name in f.scene.layers.map.names])
+    map_colours = layer_colours([name for f in frames if f.scene.layers.map for name in f.scene.layers.map.names])
     rows = [_frame(frame, names, lowest, ground, map_colours) for frame in frames]
     everything = [(row, box) for row in rows for box in row["boxes"]]
     ids = any(box[13] >= 0 for _, box in everything)
@@ -203,13 +204,7 @@ def _frame(
 
 
 def _coloured(names: Sequence[str]) -> list[dict[str, str]]:
-    return [{"name": name, "colour": colour} for name, colour in _layer_colours(names).items()]
-
-
-def _layer_colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each class of a map or of cells."""
-    unique = list(dict.fromkeys(names))
-    return dict(zip(unique, point_colours(len(unique)), strict=False))
+    return [{"name": name, "colour": colour} for name, colour in layer_colours(names).items()]
 
 
 def _cell_classes(frames: Sequence[Frame]) -> list[dict[str, str]]:

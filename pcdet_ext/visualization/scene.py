@@ -64,13 +64,15 @@ class Scene:
     layers: Layers = field(default_factory=Layers)
 
     def above(self, score: float) -> Scene:
-        """The scene with only those detections that score at least `score`, and their tracks."""
+        """The scene with only those detections that score at least `score`, their tracks and forecasts."""
+        forecasts = [one for one in self.layers.forecasts if one.score is None or one.score >= score]
+        layers = replace(self.layers, forecasts=forecasts)
         if self.detections is None:
-            return self
+            return replace(self, layers=layers)
         found = self.detections.above(score)
         left = set() if found.track_ids is None else {int(i) for i in found.track_ids}
         tracks = [track for track in self.found_tracks if track.track_id in left]
-        return replace(self, detections=found, found_tracks=tracks)
+        return replace(self, detections=found, found_tracks=tracks, layers=layers)
 
     def finite(self) -> Scene:
         """The scene with only those points and boxes whose numbers are all finite; the title counts the others.

@@ -202,7 +202,11 @@ def test_results_of_other_frames_are_refused(toy: Path, tmp_path: Path) -> None:
         ("toy.yaml --frame a9 --out a.png", 2, "there is no frame 'a9'; the nearest id is 'a00"),
         ("toy.yaml --frame a00 --out a.png", 2, "frame 'a00' could be a000c, a001c, a002c, a003c; name more of it"),
         ("toy.yaml --frames 0:7 --out a.html", 2, "frames 0:7: positions go from 0 to 5"),
-        ("toy.yaml --frames 0:2 --out a.png", 2, "several frames need a folder, or an .html file that plays them"),
+        (
+            "toy.yaml --frames 0:2 --out a.png",
+            2,
+            "several frames need a folder, or an .html or .gif file that plays them",
+        ),
         ("toy.yaml --sequence third --out a.html", 2, "there is no sequence 'third'; the nearest of 2 is 'first'"),
         ("toy.yaml --sequence first --frames 0:5 --out a.html", 2, "frames 0:5: positions go from 0 to 3"),
         ("toy.yaml --frame 1,a001c --out pictures", 2, "would be the picture of a001c and of a001c"),

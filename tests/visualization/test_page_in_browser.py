@@ -11,8 +11,10 @@ from browser import NO_BROWSER, Browser, browser, find_browser
 from toy_drive import FRAMES, ToyDrive
 
 from pcdet_ext.structures import Detections, Targets
-from pcdet_ext.visualization import Scene, write_page
+from pcdet_ext.visualization import Forecast, Layers, MapLayer, OccupancyLayer, Plan, Scene, write_page
 from pcdet_ext.visualization.frames import frame_scenes
+from pcdet_ext.visualization.layers import FORECAST_COLOUR, PLAN_COLOUR
+from pcdet_ext.visualization.levels import POINT_COLOURS
 from pcdet_ext.visualization.page import COLOURS
 from pcdet_ext.visualization.scene import box_corners
 
@@ -47,10 +49,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def rgb(colour: str) -> np.ndarray:
+    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+
+
 def near(picture: np.ndarray, colour: str, tolerance: int = 24) -> np.ndarray:
     """bool [height, width]: where a picture has about this colour."""
-    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-    return (np.abs(picture.astype(int) - wanted) <= tolerance).all(-1)
+    return (np.abs(picture.astype(int) - rgb(colour)) <= tolerance).all(-1)
 
 
 def pixels_of(tab: Browser, places: np.ndarray) -> np.ndarray:
@@ -208,3 +213,37 @@ def test_a_drive_is_played(tab: Browser, tmp_path: Path) -> None:
     tab.wait("viewer.state.frame === 2")
     tab.click("#play")
     assert tab.text("#play") == "play"
+
+
+def test_layers_are_seen_until_they_are_switched_off(tab: Browser, tmp_path: Path) -> None:
+    masks = np.zeros((1, 8, 8), bool)
+    masks[0, 4:, 4:] = True
+    labels = np.full((4, 4, 2), 17)
+    labels[1, 1, 0] = 1
+    layers = Layers(
+        forecasts=[Forecast("Car", np.array([[[14.0, 5], [20, 9]]]), None, 0.9)],
+        map=MapLayer(masks, (0, -16, 32, 16), ("road",)),
+        occupancy=OccupancyLayer(labels, (0, -16, -2), (4, 4, 2), ("a", "b")),
+        plans=[Plan(np.array([[0.0, 0], [10, 1], [20, 4]]))],
+    )
+    write_page(Scene(np.zeros((0, 3), np.float32), None, scene().detections, layers=layers), tmp_path / "a.html")
+    tab.open(tmp_path / "a.html", SMALL, "view=bird's eye&without=rings,labels&boxes=class")
+    ground = np.array([0x10, 0x14, 0x1A])
+    blended = "#" + "".join(f"{round(v):02x}" for v in 0.55 * ground + 0.45 * rgb(POINT_COLOURS[0]))
+    where = {  # what it is, its colour, and a place in its middle
+        "forecasts": (FORECAST_COLOUR, [17, 7, 0]),
+        "map": (blended, [18, 1.5, 0]),
+        "occupancy": (POINT_COLOURS[1], [6, -10, 0]),
+        "plan": (PLAN_COLOUR, [10, 1, 0]),
+    }
+    pictures = {"all": tab.picture()[:540, :580]}
+    for name in where:
+        tab.click(f"#show-{name}")
+        pictures[name] = tab.picture()[:540, :580]
+        tab.click(f"#show-{name}")
+    for name, (colour, place) in where.items():
+        (at,) = pixels_of(tab, np.array([place], float))
+        assert reached(near(pictures["all"], colour), at[None]) == [True], name
+        assert near(pictures[name], colour).sum() == 0, name
+    tab.slide("#score", 0.97)  # the forecast goes with its object
+    assert near(tab.picture()[:, :580], FORECAST_COLOUR).sum() == 0

@@ -168,7 +168,7 @@ def test_results_of_any_codebase_are_shown(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["missing.bin", "--out", "a.png"], 2, "missing.bin: no such file"),
-        (["FRAME", "--out", "a.gif"], 2, "a picture of style 'map' is a .png file"),
+        (["FRAME", "--out", "a.jpg"], 2, "a picture of style 'map' is a .png file"),
         (["FRAME", "FRAME", "--out", "a.png"], 2, "several frames need a folder"),
         (["alone.txt", "--out", "a.png"], 2, "alone.txt: no calibration file found"),
         (["FRAME"], 1, "no screen"),
