@@ -22,6 +22,8 @@ from pcdet_ext.data.points import is_one_scan, read_columns
 from pcdet_ext.models.detector import build_detector, usual_defaults
 from pcdet_ext.models.layers.folding import folded
 from pcdet_ext.models.places.recognizer import PlaceModel
+from pcdet_ext.models.temporal import VoxelMemory
+from pcdet_ext.streaming import Stream
 from pcdet_ext.structures import Array, Descriptor, Detections, PointBatch, PointLabels, Predictions, tensor_of
 
 Points = Array | Tensor | str | Path
@@ -199,17 +201,34 @@ class Detector:
                 raise ValueError(f"{which}: has no point in the range that the model describes")
         return torch.stack([values.to(found[0].device) for values in found]) if several else found[0]
 
-    @torch.no_grad()
     def predict(self, batch: PointBatch) -> list[Any]:
         """What is found in each frame of a batch, on the detector's device; frames without points have no detections.
 
         Points may come in any order; those of a frame keep theirs.
         """
+        return self.predict_and_memory(batch)[0]
+
+    @torch.no_grad()
+    def predict_and_memory(
+        self, batch: PointBatch, memory: VoxelMemory | None = None
+    ) -> tuple[list[Any], VoxelMemory | None]:
+        """What `predict` gives, and what a detector that remembers earlier frames needs with the next batch.
+
+        Args:
+            batch: the points, with their context where the detector remembers.
+            memory: what the batch before left, None at the beginning. A batch without points leaves it as it is.
+        """
         index = batch.batch_index.to(self.device)
         order = torch.argsort(index, stable=True)
         counts = torch.bincount(index, minlength=batch.batch_size)
-        joined = PointBatch(batch.points.to(self.device)[order], index[order], batch.batch_size)
-        found = self.model.predict(joined) if len(order) else self._nothing(batch.batch_size)
+        joined = replace(batch, points=batch.points.to(self.device)[order], batch_index=index[order], targets=None)
+        joined = replace(joined, frame_ids=())
+        if not len(order):
+            found = self._nothing(batch.batch_size)
+        elif not self.remembers:
+            found = self.model.predict(joined)
+        else:
+            found, memory = self.model.predict_and_memory(joined, memory)
         names = batch.frame_ids or ("",) * batch.batch_size
         results = []
         for result, count, name in zip(found, counts.tolist(), names, strict=True):
@@ -219,7 +238,20 @@ class Detector:
                 return replace(kept, boxes=with_headings_in_range(tensor_of(kept.boxes)), frame_id=name)
 
             results.append(_with_detections(result, finish))
-        return results
+        return results, memory
+
+    @property
+    def remembers(self) -> bool:
+        """Whether frames of a recording must come one after the other, because the model remembers those before."""
+        return getattr(self.model, "temporal", None) is not None
+
+    def stream(self) -> Stream:
+        """Detection frame by frame in recordings, with what a detector over time remembers of them."""
+        return Stream(self)
+
+    def cloud(self, points: Points) -> Tensor:
+        """The points of one cloud, given as for `detect`, float32 [N, F] on the detector's device, all finite."""
+        return self._read(points)
 
     def _nothing(self, frames: int) -> list[Any]:
         """What there is in frames without points, for a batch that has no point at all."""

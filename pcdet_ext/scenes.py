@@ -55,6 +55,34 @@ def cells_of(scope: Scope) -> int:
 
 
 @dataclass(frozen=True, eq=False)
+class FrameContext:
+    """Where and when the frames of a batch were taken, and of which sequences.
+
+    poses: float64 [B, 4, 4], of the frame of the points in the world; timestamps: float64 [B], seconds; sequence_ids:
+    of each frame, the same text for frames of one recording. Raises ValueError where these differ in number.
+    """
+
+    poses: Tensor
+    timestamps: Tensor
+    sequence_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.poses.shape[1:] != (4, 4) or not len(self.poses) == len(self.timestamps) == len(self.sequence_ids):
+            counts = f"{list(self.poses.shape)}, {len(self.timestamps)} timestamps, {len(self.sequence_ids)} sequences"
+            raise ValueError(f"poses must be [B, 4, 4], with B timestamps and sequences, got {counts}")
+
+    @staticmethod
+    def alone(frames: int) -> FrameContext:
+        """Frames of which nothing is known: each is a sequence of its own."""
+        poses = torch.eye(4, dtype=torch.float64).expand(frames, 4, 4)
+        return FrameContext(poses, torch.zeros(frames, dtype=torch.float64), tuple(map(str, range(frames))))
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.poses)
+
+
+@dataclass(frozen=True, eq=False)
 class EgoPlan:
     """Where the vehicle went after a frame, ground truth of planning.
 

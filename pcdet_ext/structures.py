@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext import sketch
-from pcdet_ext.scenes import EgoPlan, Forecasts, MapLayers, OccupancyGrid, PlannedPath
+from pcdet_ext.scenes import EgoPlan, Forecasts, FrameContext, MapLayers, OccupancyGrid, PlannedPath
 
 Array = np.ndarray
 
@@ -222,7 +222,8 @@ class PointBatch:
 
     points: float32 [P, F]; batch_index: int64 [P], frame of each point, in any order; targets: one of tensors for each
     frame, their labels being positions in the detector's classes; commands: int64 [B], what drivers are told, positions
-    in `scenes.COMMANDS`, for heads that plan.
+    in `scenes.COMMANDS`, for heads that plan; context: where and when the frames were taken, on the CPU, for detectors
+    that remember.
     """
 
     points: Tensor
@@ -231,6 +232,7 @@ class PointBatch:
     targets: tuple[Targets, ...] | None = None
     frame_ids: tuple[str, ...] = ()
     commands: Tensor | None = None
+    context: FrameContext | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PointBatch:
         """The same batch on another device."""
@@ -260,10 +262,10 @@ class PointBatch:
 class SparseVoxels:
     """Features on the occupied cells of a batch of voxel grids.
 
-    features: [N, C]; coords: int32 [N, 4] as (batch, z, y, x), each at most once; grid: (Z, Y, X) cells. point_index:
-    int64 [P], row of the voxel that each point of the batch is in, -1 for none; None where nobody asked for it.
-    `plans` caches what depends on the coordinates alone (orders, partitions, neighbour tables), so that blocks of one
-    stage share it; `with_features` keeps the cache, because the coordinates stay.
+    features: [N, C]; coords: int32 [N, 4] as (batch, z, y, x), each at most once, but for what `models.temporal` makes;
+    grid: (Z, Y, X) cells. point_index: int64 [P], row of the voxel that each point of the batch is in, -1 for none;
+    None where nobody asked for it. `plans` caches what depends on the coordinates alone (orders, partitions, neighbour
+    tables), so that blocks of one stage share it; `with_features` keeps the cache, because the coordinates stay.
     """
 
     features: Tensor

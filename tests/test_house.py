@@ -23,6 +23,7 @@ FLOORS = {
     "evaluation": 2,
     "models": 3,
     "inference": 4,
+    "streaming": 4,
     "tracking": 4,
     "places": 4,
     "registration": 4,

@@ -30,8 +30,9 @@ from pcdet_ext.engine.allocation import keep_freed_memory
 from pcdet_ext.engine.info import hardware, native_status, versions
 from pcdet_ext.files import atomic_write
 from pcdet_ext.mixers import mamba
-from pcdet_ext.models.detector import VoxelDetector, build_detector, detected
+from pcdet_ext.models.detector import VoxelDetector, build_detector
 from pcdet_ext.models.heads import CenterHead
+from pcdet_ext.models.heads.shortcuts import detected
 from pcdet_ext.models.layers.folding import folded
 from pcdet_ext.ops.selective_scan import selective_scan_reference
 from pcdet_ext.structures import PointBatch, SparseVoxels

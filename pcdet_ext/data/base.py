@@ -26,6 +26,7 @@ from pcdet_ext.data.index import FOLDER, FrameInfo, FrameTable, index_path, read
 from pcdet_ext.data.objects import database_path
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import DataError
+from pcdet_ext.scenes import FrameContext
 from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Sample, Targets
 
 DATASETS = Registry("dataset")
@@ -440,7 +441,17 @@ def collate(samples: Sequence[Sample], classes: Sequence[str]) -> PointBatch:
     batch = PointBatch.from_points([torch.from_numpy(np.ascontiguousarray(s.points)) for s in samples])
     targets = [_numbered(s.targets, classes, s.frame_id) for s in samples if s.targets is not None]
     complete = len(targets) == len(samples)
-    return replace(batch, frame_ids=tuple(s.frame_id for s in samples), targets=tuple(targets) if complete else None)
+    names, context = tuple(s.frame_id for s in samples), _context(samples)
+    return replace(batch, frame_ids=names, targets=tuple(targets) if complete else None, context=context)
+
+
+def _context(samples: Sequence[Sample]) -> FrameContext | None:
+    """Where and when the samples were taken, or None where that is not known of every one."""
+    if any(sample.pose is None or sample.timestamp is None for sample in samples):
+        return None
+    poses = torch.from_numpy(np.stack([np.asarray(sample.pose, np.float64) for sample in samples]))
+    times = torch.tensor([sample.timestamp for sample in samples], dtype=torch.float64)
+    return FrameContext(poses, times, tuple(sample.sequence_id for sample in samples))
 
 
 def _numbered(targets: Targets, classes: Sequence[str], frame_id: str) -> Targets:

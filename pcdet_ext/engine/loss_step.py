@@ -28,7 +28,10 @@ class Wrapped:
 
 
 class LossStep(nn.Module):
-    """The detector's loss as a forward pass, which is what strategies wrap."""
+    """The detector's loss as a forward pass, which is what strategies wrap.
+
+    What a detector over time remembers goes from one batch to the next; it forgets where another sequence begins.
+    """
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -36,6 +39,13 @@ class LossStep(nn.Module):
             raise TypeError(f"a {type(detector).__name__} cannot be trained: it has no loss(batch)")
         self.detector = detector
         self.loss = detector.loss
+        self.remembers = getattr(detector, "temporal", None) is not None
+        self.memory: Any = None
 
     def forward(self, wrapped: Wrapped) -> Mapping[str, Tensor]:
-        return self.loss(wrapped.batch)
+        if not self.remembers:
+            return self.loss(wrapped.batch)
+        detector: Any = self.detector
+        losses: Mapping[str, Tensor]
+        losses, self.memory = detector.loss_and_memory(wrapped.batch, self.memory)
+        return losses

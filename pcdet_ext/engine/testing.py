@@ -76,7 +76,7 @@ def predict(
         dataset: where the frames come from.
         evaluator: takes each frame and its detections.
         options: batch size, loader processes and lowest score.
-        indices: the frames, None for all.
+        indices: the frames, None for all; a detector over time gets them one after the other, in this order.
         should_stop: asked before each batch.
         silent: without a progress bar.
 
@@ -86,13 +86,16 @@ def predict(
     indices = range(len(dataset)) if indices is None else indices
     kind = getattr(dataset, "measures", Detections)
     join = partial(collate, classes=detector.classes)
-    loader = frame_loader(dataset, indices, options.batch_size, join, options.num_workers, detector.device)
+    batch_size = 1 if detector.remembers else options.batch_size
+    loader = frame_loader(dataset, indices, batch_size, join, options.num_workers, detector.device)
+    memory = None
     interval = 0.5 if sys.stderr.isatty() else 30
     with tqdm(total=len(indices), unit="frame", desc="test", leave=False, disable=silent, mininterval=interval) as bar:
         for samples, batch in loader:
             if should_stop():
                 return False
-            for sample, found in zip(samples, detector.predict(batch), strict=True):
+            results, memory = detector.predict_and_memory(batch, memory)
+            for sample, found in zip(samples, results, strict=True):
                 evaluator.add(sample, _measured_part(found, kind, options.score_threshold))
             bar.update(len(samples))
     return True

@@ -13,6 +13,7 @@ from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
+from pcdet_ext.models.temporal import TEMPORAL
 
 Rename = Callable[[str], str]
 COUNTER = "num_batches_tracked"
@@ -22,7 +23,8 @@ def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -
     """A part of UniLION with its parameters, in eval mode.
 
     Args:
-        config: the section of the part, with its `type`; of the map backbone both `bev_backbone` and `pts_neck`.
+        config: the section of the part, with its `type`; of the map backbone both `bev_backbone` and `pts_neck`; of the
+            memory over time `max_seq_time` with `lion_dim`, `pc_range`, `voxel_size` and `grid_size`.
         state_dict: parameters under their published names, without the prefix of the part but those of the map
             backbone and its neck; or a checkpoint with them under "state_dict".
 
@@ -55,6 +57,8 @@ def official_state(module: nn.Module, state_dict: Mapping[str, Tensor], rename: 
 def _part_of(config: Config) -> tuple[Callable[[Config], nn.Module], Rename]:
     if "type" not in config and "bev_backbone" in config:
         return bev_backbone_of, unilion_names.bev_name
+    if "type" not in config and "max_seq_time" in config:
+        return temporal_of, unilion_names.temporal_name
     if "type" not in config:
         raise ValueError(
             f"the configuration needs 'type', or 'bev_backbone' and 'pts_neck', it has {', '.join(config)}"
@@ -80,6 +84,13 @@ def bev_backbone_of(config: Config) -> nn.Module:
     section = config["bev_backbone"]
     node = unilion_parts.bev_backbone(section, config["pts_neck"])
     return BEV_BACKBONES.build(node, in_channels=unilion_parts.bev_in_channels(section))
+
+
+def temporal_of(config: Config) -> nn.Module:
+    """What remembers voxels, for `max_seq_time`, `lion_dim`, `pc_range`, `voxel_size` and `grid_size`."""
+    geometry = {"point_cloud_range": config["pc_range"], "voxel_size": config["voxel_size"]}
+    grid = tuple(reversed(config["grid_size"]))
+    return TEMPORAL.build(unilion_parts.temporal(config), channels=config["lion_dim"], grid=grid, **geometry)
 
 
 def detection_head_of(config: Config) -> nn.Module:

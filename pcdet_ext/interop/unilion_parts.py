@@ -135,3 +135,9 @@ def _resnet(config: Config, neck: Config) -> dict[str, Any]:
         "out_filters": neck["out_channels"],
         "out_factor": neck.get("extra_upsample", 2),
     }
+
+
+def temporal(config: Config) -> dict[str, Any]:
+    """What remembers the voxels of earlier frames, for the setting `max_seq_time`, with the published quirks."""
+    quirks = ("truncate_cells", "cell_corners", "drop_all", "zero_voxel")
+    return {"name": "VoxelFusion", "max_age": config["max_seq_time"], **dict.fromkeys(quirks, True)}

@@ -12,22 +12,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.utils import _pytree
 
 from pcdet_ext.config import ConfigError, Node, setting, suggest
 from pcdet_ext.data.formats import point_features
+from pcdet_ext.models import batch_tree  # noqa: F401  (makes batches known to torch's trees)
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
 from pcdet_ext.models.heads.base import Features, FollowingHead, Head, Reads
+from pcdet_ext.models.heads.shortcuts import detected
 from pcdet_ext.models.module_checks import check_not_exported, parameter_dtype
 from pcdet_ext.models.places import PlaceModel as _PlaceModel  # noqa: F401  (its room registers models)
 from pcdet_ext.models.registry import DETECTORS
-from pcdet_ext.structures import Detections, PointBatch, Predictions, Targets, tensor_of
+from pcdet_ext.models.temporal import TEMPORAL, VoxelMemory
+from pcdet_ext.scenes import FrameContext
+from pcdet_ext.structures import Detections, PointBatch, Predictions, SparseVoxels, Targets, tensor_of
 
 RADII = ("positive_radius", "negative_radius")  # of the data, by which models of place recognition learn
-LONG_WAY = ("forward", "decode", "candidates")  # methods of a head that `predict` stands for, the last if it has one
 ON_MAP = frozenset({"map", "scene"})  # what heads that need a map of the bird's-eye view read
 ONLY = "head"  # the name of a head that has none
 MOST_PARAMETERS = 10_000  # tensors; the published detectors have up to 1,500
@@ -48,6 +50,8 @@ class VoxelDetector(nn.Module):
             boxes may have `classes` of its own, some of the detector's: it learns from boxes of these alone.
         backbone: configuration of a 3-D backbone, or None.
         bev_backbone: configuration of a 2-D backbone, or None.
+        temporal: configuration of what remembers the voxels of earlier frames, or None; the backbone must take voxels
+            that share a cell.
 
     Attributes: stride, voxels per cell of the map that heads read.
 
@@ -66,6 +70,7 @@ class VoxelDetector(nn.Module):
         backbone: Mapping[str, Any] | None = None,
         bev_backbone: Mapping[str, Any] | None = None,
         heads: Mapping[str, Mapping[str, Any]] | None = None,
+        temporal: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
@@ -74,10 +79,15 @@ class VoxelDetector(nn.Module):
         geometry = {"point_cloud_range": tuple(point_cloud_range), "voxel_size": tuple(voxel_size)}
         self.encoder = ENCODERS.build(encoder, in_channels=num_point_features, **geometry)
         channels, grid, stride = self.encoder.out_channels, self.encoder.grid, 1
+        self.temporal = None
+        if temporal is not None:
+            self.temporal = TEMPORAL.build(temporal, channels=channels, grid=grid, **geometry)
         self.backbone = None
         if backbone is not None:
             self.backbone = BACKBONES.build(backbone, in_channels=channels, grid=grid, **geometry)
             channels, grid, stride = self.backbone.out_channels, self.backbone.out_grid, self.backbone.stride
+        if temporal is not None and not getattr(self.backbone, "takes_repeated", False):
+            raise ValueError("temporal needs a backbone that takes voxels which share a cell: LION with merge_repeated")
         widths: dict[Reads, int] = {"voxels": channels, "map": channels * grid[0]}
         widths["points"] = self.encoder.out_channels + (channels if self.backbone is not None else 0)
         self.bev_backbone = None
@@ -108,14 +118,24 @@ class VoxelDetector(nn.Module):
 
     def forward(self, batch: PointBatch) -> Any:
         """The output of the only head, or those of several by name."""
-        features = self.features(batch)
+        return self._outputs(self.features(batch))
+
+    def _outputs(self, features: Features) -> Any:
         outputs: dict[str, Any] = {}
         for name, head in self.named_heads().items():
             outputs[name] = head(replace(features, outputs=outputs).of(head.reads))
         return outputs[ONLY] if self.head is not None else outputs
 
-    def features(self, batch: PointBatch) -> Features:
-        """What the heads read. Raises ValueError for points with other columns than the detector was built for."""
+    def features(self, batch: PointBatch, memory: VoxelMemory | None = None) -> Features:
+        """What the heads read, and what a detector that remembers needs with the next batch.
+
+        Args:
+            batch: the points; without a context each frame is taken to begin a sequence.
+            memory: what the batch before left, None at the beginning.
+
+        Raises:
+            ValueError: for points with other columns than the detector was built for.
+        """
         check_not_exported()
         if batch.points.shape[1] != self.num_point_features:
             raise ValueError(
@@ -125,12 +145,25 @@ class VoxelDetector(nn.Module):
         dtype = parameter_dtype(self)
         encoded = self.encoder(batch)
         encoded = encoded if dtype is None else encoded.with_features(encoded.features.to(dtype))
-        voxels = encoded if self.backbone is None else self.backbone(encoded)
+        present, memory = self._recalled(encoded, batch, memory)
+        voxels = present if self.backbone is None else self.backbone(present)
         strides = (1, 1, 1) if self.backbone is None else _strides(self.backbone, encoded.grid)
         if not self.reads & ON_MAP:
-            return Features(batch, encoded, voxels, None, strides)
+            return Features(batch, encoded, voxels, None, strides, memory=memory)
         bev = flatten_to_bev(voxels)
-        return Features(batch, encoded, voxels, bev if self.bev_backbone is None else self.bev_backbone(bev), strides)
+        bev = bev if self.bev_backbone is None else self.bev_backbone(bev)
+        return Features(batch, encoded, voxels, bev, strides, memory=memory)
+
+    def _recalled(
+        self, encoded: SparseVoxels, batch: PointBatch, memory: VoxelMemory | None
+    ) -> tuple[SparseVoxels, VoxelMemory | None]:
+        """The voxels with those that are remembered, and what is remembered then."""
+        if self.temporal is None:
+            return encoded, None
+        if batch.context is None:
+            return self.temporal(encoded, FrameContext.alone(batch.batch_size))[0], None
+        fused, memory = self.temporal(encoded, batch.context, memory)
+        return fused, memory
 
     def bev_map(self, batch: PointBatch) -> Tensor:
         """The map [B, C, Y, X] that heads read. Raises ValueError where none reads a map."""
@@ -144,9 +177,16 @@ class VoxelDetector(nn.Module):
 
         Those of an only head have their own names, those of several heads the names "head/loss".
         """
+        return self.loss_and_memory(batch)[0]
+
+    def loss_and_memory(
+        self, batch: PointBatch, memory: VoxelMemory | None = None
+    ) -> tuple[dict[str, Tensor], VoxelMemory | None]:
+        """Losses as `loss` gives them, and what to remember; arguments are those of `features`."""
         if batch.targets is None:
             raise ValueError("the batch has no ground truth (targets) to compute a loss from")
-        output = self(batch)
+        features = self.features(batch, memory)
+        output = self._outputs(features)
         if self.head is not None:
             losses = self.head.loss(output, self._targets_of(self.head, batch.targets))
         else:
@@ -155,7 +195,7 @@ class VoxelDetector(nn.Module):
                 for name, head in self.named_heads().items()
                 for key, value in self._head_loss(name, output, batch.targets).items()
             }
-        return losses | {"total": sum(losses.values())}
+        return losses | {"total": sum(losses.values())}, features.memory
 
     def _head_loss(self, name: str, outputs: Mapping[str, Any], targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The losses of one of several heads; one that follows another also learns which of its rows are objects."""
@@ -197,20 +237,27 @@ class VoxelDetector(nn.Module):
         make: Callable[[PointBatch], PointBatch] | None = getattr(self.head, "copies", None)
         return batch if make is None else make(batch)
 
-    @torch.no_grad()
     def predict(self, batch: PointBatch) -> list[Any]:
         """The result in each frame of a batch, by a module that is in evaluation mode.
 
         Of an only head what it decodes, as `Detections`; of several `Predictions`, by their names.
         """
-        features, names = self.features(self._copies(batch)), batch.frame_ids or ("",) * batch.batch_size
-        decoded = self._decoded(features)
+        return self.predict_and_memory(batch)[0]
+
+    @torch.no_grad()
+    def predict_and_memory(
+        self, batch: PointBatch, memory: VoxelMemory | None = None
+    ) -> tuple[list[Any], VoxelMemory | None]:
+        """Results as `predict` gives them, and what to remember; arguments are those of `features`."""
+        features = self.features(self._copies(batch), memory)
+        names, decoded = batch.frame_ids or ("",) * batch.batch_size, self._decoded(features)
         if self.head is not None:
-            return [_in_frame(found, name) for found, name in zip(decoded[ONLY], names, strict=True)]
-        return [
+            return [_in_frame(found, name) for found, name in zip(decoded[ONLY], names, strict=True)], features.memory
+        frames = [
             Predictions({name: _in_frame(found[i], frame) for name, found in decoded.items()})
             for i, frame in enumerate(names)
         ]
+        return frames, features.memory
 
 
 def _followed(heads: Mapping[str, Any]) -> set[str]:
@@ -230,34 +277,6 @@ def _followed(heads: Mapping[str, Any]) -> set[str]:
         if getattr(head, "classes", None) != getattr(heads[other], "classes", None):
             raise ValueError(f"head {name!r} must have the classes of {other!r}, which it follows")
     return {head.of for head in heads.values() if hasattr(head, "of")}
-
-
-def detected(head: Any, features: Any) -> list[Any]:
-    """What a head finds in each frame, by the short way (`predict`) if it has one, evaluates, and nobody looks on."""
-    if (
-        hasattr(head, "predict")
-        and not head.training
-        and not _is_observed(head)
-        and _predicts_as_it_decodes(type(head))
-    ):
-        return cast("list[Any]", head.predict(features))
-    return cast("list[Any]", head.decode(head(features)))
-
-
-def _is_observed(head: nn.Module) -> bool:
-    """Whether forward hooks wait for what a short way would leave out."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in head.modules())
-
-
-def _predicts_as_it_decodes(kind: type) -> bool:
-    """False for a subclass with one of `LONG_WAY` of its own, of which the inherited `predict` knows nothing."""
-    place = {name: _depth(kind, name) for name in ("predict", *LONG_WAY) if hasattr(kind, name)}
-    return all(place["predict"] <= depth for depth in place.values())
-
-
-def _depth(kind: type, name: str) -> int:
-    """How far up its bases a class finds the method `name`: 0 for one of its own."""
-    return next(i for i, base in enumerate(kind.__mro__) if name in vars(base))
 
 
 def _of_some_classes(targets: Targets, classes: Sequence[str], chosen: Sequence[str]) -> Targets:
@@ -317,34 +336,6 @@ def _width(node: Mapping[str, Any], widths: Mapping[Reads, int]) -> int:
     name = str(node.get("name"))
     head: Any = HEADS.get(name) if name in HEADS else None
     return 0 if head is None else widths[head.reads]
-
-
-def _rebuilt(
-    points: Any,
-    batch_index: Any,
-    batch_size: int,
-    targets: tuple[Targets, ...] | None,
-    frame_ids: tuple[str, ...],
-    commands: Tensor | None,
-) -> PointBatch:
-    return PointBatch(points, batch_index, batch_size, targets, frame_ids, commands)
-
-
-def _context(batch: PointBatch) -> tuple[Any, ...]:
-    return batch.batch_size, batch.targets, batch.frame_ids, batch.commands
-
-
-# torch.export looks into its arguments before it calls anything: without this it would only say that it does not know
-# the type, instead of what `features` says. Functions mapped over a batch see its points; its targets stay as they are.
-_pytree.register_pytree_node(
-    PointBatch,
-    lambda batch: ([batch.points, batch.batch_index], _context(batch)),
-    lambda children, context: _rebuilt(*children, *context),
-    flatten_with_keys_fn=lambda batch: (
-        [(_pytree.GetAttrKey(name), getattr(batch, name)) for name in ("points", "batch_index")],
-        _context(batch),
-    ),
-)
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import pcdet_ext
 from pcdet_ext.models.bev.residual import ResidualBlock
 from pcdet_ext.models.bev.second import ConvUnit
-from pcdet_ext.models.detector import detected
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS, CenterHead
 from pcdet_ext.models.heads.center import Candidates, CenterOutput
+from pcdet_ext.models.heads.shortcuts import detected
 from pcdet_ext.models.layers.cells import convolve_at
 from pcdet_ext.models.layers.folding import folded
 from pcdet_ext.models.layers.norm import SparseBatchNorm

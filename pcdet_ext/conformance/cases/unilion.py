@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pcdet_ext.conformance.cases.lion import gradients
 from pcdet_ext.conformance.golden import Case, Values, runs
 from pcdet_ext.interop import from_official, unilion_names
 from pcdet_ext.models.layers.norm import MOMENTUM
+from pcdet_ext.models.temporal import VoxelMemory
+from pcdet_ext.scenes import FrameContext
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
 
@@ -75,3 +77,37 @@ def run_map_backbone(case: Case, grads: bool) -> Values:
     bev = case.tensor("in.bev").requires_grad_(grads)
     values = {"out.bev": backbone(bev)}
     return values | (gradients(case, values, backbone, {"in.bev": bev}, unilion_names.bev_name) if grads else {})
+
+
+@runs("unilion", "temporal")
+def run_memory(case: Case, grads: bool) -> Values:
+    """Frames of several sequences, one after the other, with what is remembered after each."""
+    config = {key: value for key, value in case.config.items() if key != "frames"}
+    fusion: Any = from_official("unilion", config, case.tensors("param"))
+    grid = tuple(reversed(config["grid_size"]))
+    values: dict[str, Any] = {}
+    inputs: dict[str, Tensor] = {}
+    memory = None
+    for number, frames in enumerate(case.config["frames"]):
+        given = case.tensors(f"in.{number}")
+        context = FrameContext(given["ego2global"], given["timestamp"], tuple(name for name, _ in frames))
+        features = inputs[f"in.{number}.voxel_features"] = given["voxel_features"].requires_grad_(grads)
+        before = memory
+        fused, memory = fusion(SparseVoxels(features, given["voxel_coords"], grid, len(frames)), context, memory)
+        values |= {f"out.{number}.features": fused.features, f"out.{number}.indices": fused.coords}
+        values |= _remembered(f"out.{number}", before, memory, fused)
+    return values | (gradients(case, values, fusion, inputs, unilion_names.temporal_name) if grads else {})
+
+
+def _remembered(prefix: str, before: VoxelMemory | None, memory: VoxelMemory, fused: SparseVoxels) -> dict[str, Any]:
+    """Which frames began a sequence, and the voxels that are remembered, as (sample, z, y, x) in metres."""
+    values: dict[str, Any] = {}
+    began = []
+    for number, slot in enumerate(memory.slots):
+        assert slot is not None
+        earlier = None if before is None else before.slot(number)
+        began.append(earlier is None or (earlier.sequence_id, earlier.began) != (slot.sequence_id, slot.began))
+        sample = torch.full((len(slot), 1), number, dtype=torch.float64)
+        values[f"{prefix}.memory.{number}.coords"] = torch.cat([sample, slot.positions.flip(1)], 1).float()
+        values[f"{prefix}.memory.{number}.timestamp"] = torch.tensor(slot.began, dtype=torch.float64)
+    return values | {f"{prefix}.start": torch.tensor(began)}

@@ -278,7 +278,7 @@ class LION(nn.Module):
         described: whether merges have a description, see `VoxelMerging`.
 
     Attributes: out_channels, out_grid (Z, Y, X), stride (1: x and y stay), strides (the same of
-    z, y and x).
+    z, y and x), takes_repeated (whether voxels may share a cell).
 
     Raises:
         ValueError: where entries do not fit each other, the grid does not divide, or the mixer cannot take the groups.
@@ -334,6 +334,7 @@ class LION(nn.Module):
         self.out_channels, self.stride = widths[-1], 1
         depth, height, width = grid
         self.out_grid: Triple = (depth, height, width)
+        self.takes_repeated = merge_repeated
         descriptions = [False] * merge_repeated + [described] * describe_input
         self.inputs = ModuleListOf(VoxelMerging(in_channels, (1, 1, 1), described=each) for each in descriptions)
         self.stages = nn.ModuleList()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pcdet_ext.models.layers.lookup import rows_of
+from pcdet_ext.models.temporal import VoxelMemory
 from pcdet_ext.structures import Detections, PointBatch, SparseVoxels, Targets, tensor_of
 
 Reads = Literal["map", "voxels", "points", "scene"]
@@ -99,7 +100,7 @@ class Features:
 
     batch: the points; encoded: voxels of the encoder; voxels: those of the backbone (the same without one); bev: map
     [B, C, Y, X], or None where no head reads it; strides: encoder's cells per cell of the backbone (z, y, x); outputs:
-    of the heads that came before, by name.
+    of the heads that came before, by name; memory: what a detector that remembers needs with the next batch.
     """
 
     batch: PointBatch
@@ -108,6 +109,7 @@ class Features:
     bev: Tensor | None
     strides: tuple[int, int, int] = (1, 1, 1)
     outputs: Mapping[str, Any] = field(default_factory=dict)
+    memory: VoxelMemory | None = None
 
     def of(self, reads: Reads) -> Any:
         """What a head that reads the "map", "voxels", "points" or "scene" is called with."""
