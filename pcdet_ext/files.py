@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import glob
 import math
 import os
 import re
@@ -106,6 +107,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(path: str | Path) -> None:
+    """Remove what processes that were killed while they wrote `path` with `atomic_write` have left beside it.
+
+    Nobody may be writing `path` now.
+    """
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{glob.escape(path.suffix)}"):
+        left.unlink(missing_ok=True)
 
 
 def read_arrays(path: str | Path, *names: str) -> tuple[Array, ...]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
+import os
 import signal
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pcdet_ext.config import ConfigError
 from pcdet_ext.files import DataError
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 EXPECTED = (DataError, ConfigError, OSError)  # errors whose message is all that there is to know
 
 
@@ -200,7 +204,7 @@ def _common(workers: int, device: torch.device) -> dict[str, Any]:
         "num_workers": workers,
         "generator": torch.Generator(),
         "pin_memory": device.type == "cuda",
-        "worker_init_fn": _outlive_signals,
+        "worker_init_fn": partial(_begin_worker, os.getpid()),
     }
 
 
@@ -208,7 +212,21 @@ def _keep_samples(collate: Callable[[Sequence[Any]], Any], samples: Sequence[Any
     return list(samples), collate(samples)
 
 
-def _outlive_signals(_: int) -> None:
+def _begin_worker(parent: int, _: int) -> None:
+    _end_with(parent)
+    _outlive_signals()
+
+
+def _end_with(parent: int) -> None:
+    """Let Linux kill this process when its parent ends, however that ends, instead of when it next asks for work."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _outlive_signals() -> None:
     """Ctrl-C and torchrun's SIGTERM reach the whole process group, but the main process decides what happens then: the
     workers live through Ctrl-C and one SIGTERM. A second one, as comes when the main process clears up, ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -30,6 +30,7 @@ from pcdet_ext.engine.loader import EpochBatches, Loader, training_loader
 from pcdet_ext.engine.loss_step import LossStep, Wrapped
 from pcdet_ext.engine.optimizer import build_optimizer, clip_gradients, restore_optimizer, set_schedule
 from pcdet_ext.engine.progress import Progress
+from pcdet_ext.engine.run_folder import BEST, LAST
 from pcdet_ext.engine.runlog import RunLog
 from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.evaluation.base import Result
@@ -37,7 +38,6 @@ from pcdet_ext.evaluation.base import Result
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-LAST, BEST = "last.ckpt", "best.ckpt"
 Evaluation = Callable[[nn.Module, Callable[[], bool]], Result | None]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.distributed
@@ -20,10 +21,11 @@ from pcdet_ext.engine import testing
 from pcdet_ext.engine.devices import make_fabric, seed_everything
 from pcdet_ext.engine.fading import training_datasets
 from pcdet_ext.engine.resuming import check_same_frozen, check_same_model, check_same_order
+from pcdet_ext.engine.run_folder import BEST, LAST, RunFolder
 from pcdet_ext.engine.settings import TrainConfig
-from pcdet_ext.engine.trainer import BEST, LAST, Trainer, TrainingError, TrainingInputs
+from pcdet_ext.engine.trainer import Trainer, TrainingError, TrainingInputs
 from pcdet_ext.evaluation.base import Result
-from pcdet_ext.files import atomic_write, check_output_folder
+from pcdet_ext.files import atomic_write
 from pcdet_ext.inference import Detector, check_finds
 from pcdet_ext.models.detector import VoxelDetector, build_detector, usual_defaults
 from pcdet_ext.models.heads.segmentation import PointSegmentationHead
@@ -46,7 +48,7 @@ def train(
     Args:
         settings: the whole configuration.
         out: folder for `last.ckpt`, `best.ckpt` (highest score), `config.yaml`, `log.jsonl` and TensorBoard's files.
-        resume: a checkpoint to continue from, or "last" for `last.ckpt` in `out` where there is one.
+        resume: a checkpoint to continue from, or "last" for the newest one in `out` where there is one.
         overwrite: replace an earlier run in `out` instead of refusing; it stays until the new one begins to train.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" or "mps".
         devices: processes on this machine.
@@ -60,7 +62,8 @@ def train(
         ConfigError: the configuration cannot be used.
         DataError: a file of the data is damaged, or (CheckpointError) one of the checkpoints.
         TrainingError: the training cannot go on, or is complete already.
-        FileExistsError: `out` holds a run that is neither to be continued nor replaced.
+        FileExistsError: `out` holds a run that is neither to be continued nor replaced, or another training is at
+            work there.
     """
     out = Path(out)
     require_known_sections(settings)
@@ -68,52 +71,62 @@ def train(
     options = construct(TrainConfig, section(settings, "train"))
     fabric = make_fabric(options.precision, device, devices, strategy, nodes)
     fabric.launch()
-    if resume == "last":
-        resume = out / LAST if (out / LAST).exists() else None
-    if fabric.global_rank == 0:
-        check_output_folder(out)
-        _refuse_to_mix(out, resume, overwrite)
-    content = None
-    if resume is not None:
-        content = checkpoint.read(resume)
-        checkpoint.require_training(content, resume)
-        check_same_model(content["config"], settings, resume)
-        check_same_order(content, options.seed, resume)
-        check_same_frozen(content, options.freeze, resume)
+    with RunFolder(out) as folder:
+        if fabric.global_rank == 0:
+            folder.claim()
+        if resume == "last":
+            resume = folder.newest()
+        if fabric.global_rank == 0 and resume is None:
+            folder.require_new(overwrite)
+        content = None if resume is None else _to_continue(resume, settings, options)
+        inputs = _inputs(settings, options, str(fabric.device), new=content is None)
+        try:
+            trainer = Trainer(inputs, options, out, fabric, content)
+        except CheckpointError as error:
+            raise CheckpointError(f"{resume}: {error}") from error
+        if trainer.finished:
+            raise TrainingError(
+                f"{resume}: this training is complete ({trainer.progress.epoch} epochs, {trainer.progress.step} "
+                "steps), there is nothing to do; a larger train.epochs or train.max_steps continues it"
+            )
+        if fabric.global_rank == 0:
+            folder.begin(new=resume is None)
+            with atomic_write(out / "config.yaml") as temporary:
+                temporary.write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")
+        return trainer.fit()
+
+
+def _to_continue(path: str | Path, settings: Node, options: TrainConfig) -> Mapping[str, Any]:
+    """The content of a checkpoint to continue from. Raises CheckpointError for one of another training."""
+    content = checkpoint.read(path)
+    checkpoint.require_training(content, path)
+    check_same_model(content["config"], settings, path)
+    check_same_order(content, options.seed, path)
+    check_same_frozen(content, options.freeze, path)
+    return content
+
+
+def _inputs(settings: Node, options: TrainConfig, device: str, new: bool) -> TrainingInputs:
+    """The detector and the data of a configuration. A `new` training begins with the parameters of `init_from`."""
     seed_everything(options.seed)
     with usual_defaults():
         detector = build_detector(settings)
-    if options.evaluate_every:
-        _check_can_be_evaluated(detector, measured_kind(section(settings, "data")))
-    notes = _initialised(detector, options.init_from) if options.init_from and content is None else ()
     data = section(settings, "data")
+    if options.evaluate_every:
+        _check_can_be_evaluated(detector, measured_kind(data))
+    notes = _initialised(detector, options.init_from) if options.init_from and new else ()
     dataset = training_datasets(data, options)
     _check_point_labels(detector, dataset(0))
     tested = _test_data(settings) if options.evaluate_every else None
-    inputs = TrainingInputs(
+    return TrainingInputs(
         detector=detector,
         dataset=dataset,
         collate=partial(collate, classes=tuple(setting(data, "classes", Sequence[str], ()))),
         config={**settings.plain(), "statistics": {"highest": highest_values(dataset(0))}},
-        evaluate=None if tested is None else _evaluation(settings, str(fabric.device), tested),
+        evaluate=None if tested is None else _evaluation(settings, device, tested),
         notes=(*notes, *dataset(0).notes),
         closing=partial(_closing, [dataset(0), dataset(options.epochs)], tested),
     )
-    try:
-        trainer = Trainer(inputs, options, out, fabric, content)
-    except CheckpointError as error:
-        raise CheckpointError(f"{resume}: {error}") from error
-    if trainer.finished:
-        raise TrainingError(
-            f"{resume}: this training is complete ({trainer.progress.epoch} epochs, {trainer.progress.step} steps), "
-            "there is nothing to do; a larger train.epochs or train.max_steps continues it"
-        )
-    if fabric.global_rank == 0:
-        if resume is None:
-            _clear(out)
-        with atomic_write(out / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(settings.plain(), sort_keys=False), encoding="utf-8")
-    return trainer.fit()
 
 
 def _check_can_be_evaluated(detector: VoxelDetector, kind: type) -> None:
@@ -197,19 +210,3 @@ def _evaluation(
         return evaluator.result() if finished else None
 
     return evaluate
-
-
-def _refuse_to_mix(out: Path, resume: str | Path | None, overwrite: bool) -> None:
-    """Never write over the checkpoints of another run, nor beside them, unless told so."""
-    if resume is None and not overwrite and any((out / name).exists() for name in (LAST, BEST)):
-        raise FileExistsError(
-            f"{out}: holds a run already; pass --resume to continue it, --overwrite, or another --out"
-        )
-
-
-def _clear(out: Path) -> None:
-    """Make the folder of a new run; what an earlier one left there goes, whole."""
-    out.mkdir(parents=True, exist_ok=True)
-    for pattern in (LAST, BEST, "config.yaml", "log.jsonl", "events.out.tfevents.*"):
-        for path in out.glob(pattern):
-            path.unlink()

@@ -169,9 +169,31 @@ def test_resume_refuses_overwrites_and_continues(
     assert log.read_text() == first
     assert not (tmp_path / "run" / "best.ckpt").exists()
     (tmp_path / "run" / "last.ckpt").rename(tmp_path / "run" / "best.ckpt")
-    assert main(["train", *short, "--resume"]) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert main(["train", *short, "--resume"]) != 0  # the best one, where there is no last one
+    assert "best.ckpt: this training is complete" in capsys.readouterr().err
     assert config.load(tmp_path / "run" / "config.yaml")["train"]["max_steps"] == 2
+
+
+def test_one_training_at_a_time_writes_into_a_folder(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    short = [*arguments, "train.max_steps=1", "train.evaluate_every=0", "data.augment=[]"]
+    (tmp_path / "run").mkdir()
+    for name in (".last.ckpt.abcdefgh.ckpt", ".best.ckpt.abcdefgh.ckpt", ".config.yaml.abcdefgh.yaml"):
+        (tmp_path / "run" / name).write_bytes(b"half a file, as a killed process leaves it")
+    hold = "import sys\nfrom pathlib import Path\nfrom pcdet_ext.engine.run_folder import RunFolder\n"
+    hold += "with RunFolder(Path(sys.argv[1])) as folder:\n    folder.claim()\n    print('held')\n    input()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        for extra in ([], ["--resume"], ["--overwrite"]):
+            assert main(["train", *short, *extra]) == 2
+            assert f"another training writes here (process {holder.pid} on " in capsys.readouterr().err
+        holder.kill()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock"]
+    assert main(["train", *short]) == 0
+    assert main(["train", *short, "train.max_steps=2", "--resume"]) == 0  # the lock goes with the training
 
 
 def test_damaged_checkpoints_are_named_and_nothing_is_lost(

@@ -25,8 +25,9 @@ from pcdet_ext.engine.devices import make_fabric, training_device
 from pcdet_ext.engine.interrupts import StopRequest
 from pcdet_ext.engine.loader import EpochBatches, _outlive_signals
 from pcdet_ext.engine.resuming import check_same_order
+from pcdet_ext.engine.run_folder import BEST, LAST
 from pcdet_ext.engine.settings import TrainConfig
-from pcdet_ext.engine.trainer import BEST, LAST, TrainingError, TrainingInputs
+from pcdet_ext.engine.trainer import TrainingError, TrainingInputs
 from pcdet_ext.evaluation.base import Result
 
 SCRIPT = Path(__file__).with_name("toy_detector.py")
@@ -288,7 +289,7 @@ def test_signals_end_whole_process_groups_with_a_checkpoint(tmp_path: Path, proc
 
 def test_workers_live_through_one_signal_of_each_kind() -> None:
     def worker(alive: Any) -> None:
-        _outlive_signals(0)
+        _outlive_signals()
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), number)
             alive.send(number)
@@ -316,6 +317,7 @@ from toy_detector import toy_inputs
 from toy_runs import losses, run, same_model, stop_at
 from pcdet_ext.engine.devices import make_fabric
 from pcdet_ext.engine.loader import EpochBatches, training_loader
+from pcdet_ext.engine.run_folder import BEST, LAST
 from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.engine.trainer import Trainer
 inputs = toy_inputs(size=100)

@@ -20,9 +20,10 @@ from pcdet_ext.engine.freezing import FrozenParts
 from pcdet_ext.engine.loader import EpochBatches
 from pcdet_ext.engine.progress import Progress
 from pcdet_ext.engine.resuming import check_same_frozen
+from pcdet_ext.engine.run_folder import BEST, LAST
 from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.engine.stopping import EarlyStopConfig
-from pcdet_ext.engine.trainer import BEST, LAST, TrainingInputs
+from pcdet_ext.engine.trainer import TrainingInputs
 from pcdet_ext.evaluation.base import Result
 
 
