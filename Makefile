@@ -31,7 +31,7 @@ FORMAT ?= kitti
 DRIVES_nuscenes := --scenes 24 --frames 8
 DRIVES_waymo := --scenes 48 --frames 4
 
-.PHONY: demo demo-kitti demo-nuscenes demo-waymo test gpu-check mmdet3d install docs lint format clean system
+.PHONY: demo demo-kitti demo-nuscenes demo-waymo test kills gpu-check mmdet3d install docs lint format clean system
 
 # Simulated street scenes → training → test on scenes of another seed → pictures. Each step is a command that stands
 # by itself; make leaves out those whose result is there.
@@ -69,6 +69,11 @@ runs/demo_%/best.ckpt: configs/%/demo.yaml data/demo_%/simulation.json
 test: $(VENV)/.dev $(VENV)/.native
 	-@$(MAKE) --no-print-directory mmdet3d
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile
+
+# Trainings that are killed at random moments, continued, and compared with one that was not.
+KILLS ?= 50
+kills: $(VENV)/.dev $(VENV)/.native_cpu
+	OMP_NUM_THREADS=1 $(BIN)/python tests/robustness/kills.py --kills $(KILLS)
 
 # TORCH must be a build with CUDA where .venv is made anew.
 gpu-check: $(if $(filter none,$(VENV)),,$(VENV)/.dev)

@@ -343,6 +343,7 @@ class Trainer:
         checkpoint.load_model(self.detector, trained, "the checkpoint to resume from")
         with _restoring("state of the optimiser"):
             restore_optimizer(self.optimizer, content["optimizer"])
+        set_schedule(self.optimizer, *self.settings.at(max(0, self.progress.step - 1), self.total_steps))
         if self.scaler is not None and content["scaler"]:
             with _restoring("state of the gradient scaler"):
                 self.scaler.load_state_dict(dict(content["scaler"]))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,20 @@ def test_continuing_after_ctrl_c_repeats_the_uninterrupted_run(tmp_path: Path, s
     assert run(tmp_path / "parts", resume=content)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert same_model(tmp_path / "parts" / LAST, tmp_path / "whole" / LAST)
+
+
+def test_a_continued_training_writes_the_same_best_checkpoint(tmp_path: Path) -> None:
+    """Also where it stands before the evaluation that follows the last step of an epoch."""
+    assert run(tmp_path / "whole", epochs=1)
+
+    def interrupted(model: torch.nn.Module, should_stop: Any) -> Result | None:
+        os.kill(os.getpid(), signal.SIGINT)
+        return None
+
+    assert not run(tmp_path / "parts", replace(toy_inputs(), evaluate=interrupted), epochs=1)
+    assert run(tmp_path / "parts", resume=checkpoint.read(tmp_path / "parts" / LAST), epochs=1)
+    whole, parts = (checkpoint.read(tmp_path / name / BEST) for name in ("whole", "parts"))
+    assert parts["optimizer"]["param_groups"] == whole["optimizer"]["param_groups"]
 
 
 def test_continuing_a_finished_training_does_nothing(tmp_path: Path) -> None:
