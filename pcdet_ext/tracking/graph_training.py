@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pcdet_ext import checkpoint
 from pcdet_ext.evaluation.nuscenes import CLASSES as DETECTED
 from pcdet_ext.evaluation.nuscenes_files import Submission, read_track_ground_truth
 from pcdet_ext.evaluation.nuscenes_tables import is_tables, read_tables
 from pcdet_ext.evaluation.nuscenes_tracking import Tracks
 from pcdet_ext.evaluation.nuscenes_truth import tokens_of_scenes, tracking_truth
-from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array
+from pcdet_ext.tracking import saved_networks
 from pcdet_ext.tracking.base import TRACKERS
 from pcdet_ext.tracking.graph import GraphTracker
 from pcdet_ext.tracking.graph_data import Annotations, node_features, objects_of, prepared, windows
@@ -110,10 +109,11 @@ def fit(
     rate: float = 1e-3,
     seed: int = 0,
     options: GraphOptions | None = None,
-) -> list[float]:
-    """Train a network in place, by default with the published settings (AdamW, no schedule), with one difference.
+) -> Iterator[float]:
+    """Train a network in place, by default with the published settings (AdamW, no schedule).
 
-    The last windows of an epoch, where they are fewer than a batch, are trained on; the published training drops them.
+    The last windows of an epoch are left out where they are fewer than a batch, as published; where all windows are
+    fewer, they are one batch.
 
     Args:
         network: on any device.
@@ -125,12 +125,14 @@ def fit(
         seed: of the order of windows.
         options: of the tracks between frames.
 
-    Returns:
-        The mean loss of each epoch.
+    Yields:
+        The mean loss of each epoch, NaN where there was no edge to learn from.
 
     Raises:
-        ValueError: no scene has a window of that length.
+        ValueError: no scene has a window of that length, or `epochs` is below 1.
     """
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
     starts = [
         (sequence, start)
         for sequence in sequences
@@ -138,17 +140,29 @@ def fit(
     ]
     if not starts:
         raise ValueError(f"no scene has {length} frames in a row with annotations")
+    return _epochs(network, starts, epochs, length, min(batch_size, len(starts)), rate, seed, options or GraphOptions())
+
+
+def _epochs(
+    network: GraphTrackerNetwork,
+    starts: Sequence[tuple[AnnotatedFrames, int]],
+    epochs: int,
+    length: int,
+    batch_size: int,
+    rate: float,
+    seed: int,
+    options: GraphOptions,
+) -> Iterator[float]:
     optimizer = torch.optim.AdamW(network.parameters(), rate)
     order = np.random.default_rng(seed)
-    network.train()
-    means = []
     for _ in range(epochs):
+        network.train()
         losses = []
         shuffled = order.permutation(len(starts)).tolist()
-        for first in range(0, len(shuffled), batch_size):
+        for first in range(0, len(shuffled) - batch_size + 1, batch_size):
             chosen = [starts[i] for i in shuffled[first : first + batch_size]]
             frames = [_joined([s[start + t][0] for s, start in chosen]) for t in range(length)]
-            found = sequence_losses(network, frames, options or GraphOptions(), only_with_edges=True)
+            found = sequence_losses(network, frames, options, only_with_edges=True)
             if not found:
                 continue
             total = torch.stack(found).sum()
@@ -156,9 +170,8 @@ def fit(
             total.backward()
             optimizer.step()
             losses.append(float(total.detach()) / len(found))
-        means.append(float(np.mean(losses)) if losses else float("nan"))
-    network.eval()
-    return means
+        network.eval()
+        yield float(np.mean(losses)) if losses else float("nan")
 
 
 def _joined(frames: Sequence[FrameNodes]) -> FrameNodes:
@@ -172,19 +185,14 @@ def _joined(frames: Sequence[FrameNodes]) -> FrameNodes:
     return FrameNodes(batch=batch, **columns)
 
 
-def save(path: Path, network: GraphTrackerNetwork, settings: dict[str, Any]) -> None:
+def save(path: Path, network: GraphTrackerNetwork, settings: Mapping[str, Any]) -> None:
     """Write a network with the arguments that it was made with."""
-    checkpoint.write(path, {"kind": KIND, "settings": settings, "state": network.state_dict()})
+    saved_networks.save(path, KIND, network, settings)
 
 
 def load(path: Path) -> GraphTrackerNetwork:
     """Read a network. Raises DataError where the file is missing, damaged, or of something else."""
-    content = checkpoint.load_safely(path, "only tensors and plain values are read")
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise DataError(f"{path}: no network of a graph tracker")
-    network = GraphTrackerNetwork(**content["settings"])
-    checkpoint.load_model(network, content["state"], path)
-    return network.eval()
+    return saved_networks.load(path, KIND, GraphTrackerNetwork)
 
 
 @TRACKERS.register

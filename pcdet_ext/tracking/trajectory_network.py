@@ -54,6 +54,7 @@ class TrajectoryNetwork(nn.Module):
         if hidden % heads:
             raise ValueError(f"hidden must be a multiple of heads, got {hidden} and {heads}")
         self.frames = frames
+        self.settings = {"hidden": hidden, "heads": heads, "layers": layers, "feed": feed, "frames": frames}
         self.token = nn.Parameter(torch.zeros(1, 1, hidden))
         self.seqboxembed = TrajectoryEncoder(BOX_FEATURES, hidden)
         self.velboxembed = MotionEncoder(MOTION_FEATURES, hidden, len(MOVED) * frames)

@@ -64,7 +64,7 @@ def test_sequences_know_which_object_a_detection_is(folder: Path) -> None:
 
 def test_fit_makes_the_loss_smaller_and_needs_windows(folder: Path) -> None:
     sequences = training_sequences(Submission.read(folder / "found.json"), folder / "gt.json")
-    losses = fit(GraphTrackerNetwork(**SMALL), sequences, epochs=12, length=4, batch_size=2, rate=5e-3)
+    losses = list(fit(GraphTrackerNetwork(**SMALL), sequences, epochs=12, length=4, batch_size=2, rate=5e-3))
     assert losses[-1] < 0.7 * losses[0]
     with pytest.raises(ValueError, match="no scene has 7 frames in a row"):
         fit(GraphTrackerNetwork(**SMALL), sequences, length=7)
