@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext import sketch
-from pcdet_ext.scenes import EgoPlan, Forecasts, FrameContext, MapLayers, OccupancyGrid, PlannedPath
+from pcdet_ext.scenes import EgoPlan, Forecasts, FrameContext, MapLayers, OccupancyGrid, PlannedPath, Scope
 
 Array = np.ndarray
 
@@ -59,7 +59,9 @@ class Targets:
       future_mask   bool [M, T], which of these steps are known; the others are 0
       maps          named dense maps, such as a segmentation of the bird's-eye view
       map_masks     uint8 [L, Y, X], whether a cell of the ground belongs to each layer of the map
+      map_grid      the axes x and y of its grid
       occupancy     uint8 [X, Y, Z], the class of each cell, 255 where nothing is known
+      occupancy_grid  the axes x and y of its grid
       occupancy_flow  float32 [X, Y, Z, 2], the velocity of what is in each cell
       plan          `EgoPlan`, where the vehicle went
       position      float64 [3], x, y, z in the world of where the sensor was, metres
@@ -80,7 +82,9 @@ class Targets:
     futures: Tensor | Array | None = None
     future_mask: Tensor | Array | None = None
     map_masks: Tensor | Array | None = None
+    map_grid: tuple[Scope, Scope] | None = None
     occupancy: Tensor | Array | None = None
+    occupancy_grid: tuple[Scope, Scope] | None = None
     occupancy_flow: Tensor | Array | None = None
     plan: EgoPlan | None = None
 
@@ -173,7 +177,8 @@ class Sample:
     with arrays, or None; sequence_id: the recording that the frame belongs to, empty where frames stand alone;
     calibration: the format's own object, with the size of its images where there are some; pose: float64 [4, 4],
     sensor to world; timestamp: seconds; point_rows: int64 [N], the row in the frame's file of each point, for results
-    that have a line per point of the file, or None where nobody needs it.
+    that have a line per point of the file, or None where nobody needs it; augmented: float64 [4, 4], what augmentation
+    did to the places in the frame, None for nothing; command: what the driver is told, a position in `scenes.COMMANDS`.
     Raises ValueError where columns and their names, or points and their labels, differ in number.
     """
 
@@ -186,6 +191,8 @@ class Sample:
     pose: Array | None = None
     timestamp: float | None = None
     point_rows: Array | None = None
+    augmented: Array | None = None
+    command: int | None = None
 
     def __post_init__(self) -> None:
         if self.points.ndim != 2 or self.points.shape[1] != len(self.point_features):

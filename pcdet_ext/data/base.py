@@ -441,8 +441,14 @@ def collate(samples: Sequence[Sample], classes: Sequence[str]) -> PointBatch:
     batch = PointBatch.from_points([torch.from_numpy(np.ascontiguousarray(s.points)) for s in samples])
     targets = [_numbered(s.targets, classes, s.frame_id) for s in samples if s.targets is not None]
     complete = len(targets) == len(samples)
-    names, context = tuple(s.frame_id for s in samples), _context(samples)
-    return replace(batch, frame_ids=names, targets=tuple(targets) if complete else None, context=context)
+    told = [s.command for s in samples if s.command is not None]
+    return replace(
+        batch,
+        frame_ids=tuple(s.frame_id for s in samples),
+        targets=tuple(targets) if complete else None,
+        commands=torch.tensor(told, dtype=torch.int64) if len(told) == len(samples) else None,
+        context=_context(samples),
+    )
 
 
 def _context(samples: Sequence[Sample]) -> FrameContext | None:
@@ -478,7 +484,8 @@ def _has_something(targets: Targets | None) -> bool:
         return False
     if targets.boxes is not None:
         return len(targets) > 0
-    return targets.point_labels is not None or bool(targets.maps) or targets.position is not None
+    others = (targets.point_labels, targets.position, targets.map_masks, targets.occupancy, targets.plan)
+    return bool(targets.maps) or any(part is not None for part in others)
 
 
 def with_tanh(sample: Sample, columns: Sequence[str]) -> Sample:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, overload
 
@@ -255,6 +256,16 @@ class FrameTable(Sequence[FrameInfo]):
                 break
             found.append(self[position - i])
         return found
+
+    def following(self, frame_id: str, count: int) -> list[FrameInfo]:
+        """Up to `count` frames of the same sequence that come after a frame in this table, in their order."""
+        position = self.find(frame_id)
+        last = min(len(self) - 1, position + count)
+        positions = np.arange(position, last + 1)
+        rows = positions if self.positions is None else self.positions[positions]
+        own, *later = self._sequences.take(pa.array(rows)).to_pylist()
+        same = takewhile(lambda sequence: bool(own) and sequence == own, later)
+        return [self[position + i] for i, _ in enumerate(same, 1)]
 
     def _own(self, column: Any) -> Any:
         return column if self.positions is None else column.take(pa.array(self.positions))

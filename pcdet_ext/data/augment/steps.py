@@ -36,7 +36,7 @@ def flip(sample: Sample, axis: str) -> Sample:
         boxes[:, mirrored] *= -1
         boxes[:, 6] = -boxes[:, 6] if axis == "x" else -(boxes[:, 6] + np.pi)
         boxes[:, 7 + mirrored : 8 + mirrored] *= -1
-    return _moved(sample, points, boxes)
+    return _moved(sample, points, boxes, np.diag([1.0, -1.0, 1.0] if axis == "x" else [-1.0, 1.0, 1.0]))
 
 
 def rotate(sample: Sample, angle: float) -> Sample:
@@ -48,7 +48,7 @@ def rotate(sample: Sample, angle: float) -> Sample:
         boxes[:, 6] += angle
         if boxes.shape[1] == 9:
             boxes[:, 7:] = turned(boxes[:, 7:], angle)
-    return _moved(sample, points, boxes)
+    return _moved(sample, points, boxes, np.vstack([turned(np.eye(3)[:, :2], angle).T, [0.0, 0.0, 1.0]]))
 
 
 def scale(sample: Sample, factor: float) -> Sample:
@@ -58,7 +58,7 @@ def scale(sample: Sample, factor: float) -> Sample:
     if boxes is not None:
         boxes[:, :6] *= factor
         boxes[:, 7:] *= factor
-    return _moved(sample, points, boxes)
+    return _moved(sample, points, boxes, factor * np.eye(3))
 
 
 def translate(sample: Sample, offset: Sequence[float] | Array) -> Sample:
@@ -67,7 +67,7 @@ def translate(sample: Sample, offset: Sequence[float] | Array) -> Sample:
     points[:, :3] += np.asarray(offset, np.float32)
     if boxes is not None:
         boxes[:, :3] += np.asarray(offset, np.float32)
-    return _moved(sample, points, boxes)
+    return _moved(sample, points, boxes, np.eye(3), offset)
 
 
 def keep_classes(sample: Sample, classes: Sequence[str]) -> Sample:
@@ -252,6 +252,10 @@ class GroundTruthSampling:
         """What a sample has labelled, if only an empty table of boxes with the columns of the database."""
         found = next(iter(self.objects.values()), None)
         targets = sample.targets if sample.targets is not None else Targets()
+        if targets.occupancy is not None:
+            raise ValueError(
+                "GroundTruthSampling pastes objects that the occupancy does not show: leave one of them out"
+            )
         if targets.boxes is None:
             columns = 7 if found is None else found.boxes.shape[1]
             none = Targets.of_names(np.zeros((0, columns), np.float32), ())
@@ -352,13 +356,19 @@ def _copies(sample: Sample) -> tuple[Array, Array | None]:
     return sample.points.copy(), None if boxes is None else np.array(boxes)
 
 
-def _moved(sample: Sample, points: Array, boxes: Array | None) -> Sample:
+def _moved(
+    sample: Sample, points: Array, boxes: Array | None, turn: Array, offset: Sequence[float] | Array = (0.0, 0.0, 0.0)
+) -> Sample:
+    """The sample with moved points and boxes; turn [3, 3] and offset [3]: how, for what is drawn from maps later."""
     targets = sample.targets
     if targets is not None and targets.maps:
         raise ValueError(f"a scene with dense maps ({', '.join(targets.maps)}) cannot be moved: the maps would not fit")
     if targets is not None and boxes is not None:
         targets = targets.replace(boxes=boxes)
-    return sample.replace(points=points, targets=targets, calibration=None, pose=None)
+    step = np.eye(4)
+    step[:3, :3], step[:3, 3] = turn, offset
+    augmented = step if sample.augmented is None else step @ sample.augmented
+    return sample.replace(points=points, targets=targets, calibration=None, pose=None, augmented=augmented)
 
 
 def _interval(name: str, values: Sequence[float]) -> tuple[float, float]:

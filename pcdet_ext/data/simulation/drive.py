@@ -53,7 +53,8 @@ class Drive:
     """A street over time, in metres from where the ego vehicle starts. Times in seconds from the drive's begin.
 
     ego: float64 [T, 4], x, y, z, heading every `TIME_STEP` from -`MARGIN` on; unlabelled: rectangles [Z, 4, 2] on the
-    ground inside which nothing is labelled; street, half_width, crossing: where its road runs.
+    ground inside which nothing is labelled; street, half_width, crossing: where its road runs; walkways: strips (from,
+    to) across it where people walk; lanes: of each way.
     """
 
     static: Mesh
@@ -64,6 +65,8 @@ class Drive:
     street: WindingStreet
     half_width: float
     crossing: float | None
+    walkways: tuple[tuple[float, float], ...]
+    lanes: int
 
     def ego_pose(self, time: float) -> Array:
         """From the ego vehicle's frame (on the ground, x forward) to the street's: float64 [4, 4]."""
@@ -140,7 +143,18 @@ def drive(rng: np.random.Generator, seconds: float) -> Drive:
     ]
     own = np.column_stack([record[:, 0, :2], ground.height(record[:, 0, 0], record[:, 0, 1]), record[:, 0, 2]])
     zones = _unlabelled(rng, street, half_width, end)
-    return Drive(shapes.join(static), (*moving, *resting), own, ground, zones, street, half_width, crossing)
+    return Drive(
+        shapes.join(static),
+        (*moving, *resting),
+        own,
+        ground,
+        zones,
+        street,
+        half_width,
+        crossing,
+        tuple(walkways),
+        plan.lanes,
+    )
 
 
 @dataclass(frozen=True)

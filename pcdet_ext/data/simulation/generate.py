@@ -134,6 +134,8 @@ def simulate_nuscenes(
 ) -> Path:
     """Write drives in the layout in which nuScenes is released, with LIDAR_TOP as the only sensor.
 
+    Beside the tables there are the maps of the map expansion, in maps/expansion, and Occ3D's labels in gts.
+
     Scans at 20 Hz, every tenth a key frame with annotations. Up to ten scenes (two held out) in v1.0-mini have the
     official names of its scenes, others names of their own; splits/train.txt, splits/val.txt and, for the devkit,
     <version>/splits.json list them.
@@ -156,7 +158,7 @@ def simulate_nuscenes(
     if version not in NUSCENES_VERSIONS:
         raise ValueError(f"version must be one of {', '.join(NUSCENES_VERSIONS)}, got {version}")
     request = {"format": "nuscenes", "scenes": scenes, "frames": frames, "seed": seed, "val_fraction": val_fraction}
-    request |= {"tables": version, "sensor": dataclasses.asdict(sensor)}
+    request |= {"tables": version, "sensor": dataclasses.asdict(sensor), "labels": ["boxes", "map", "occupancy"]}
     work = _Work(Path(out), request, scenes, workers)
     if work.begin():
         return work.out

@@ -1,4 +1,4 @@
-"""Simulated drives in the layout in which nuScenes is released: tables, key frames, sweeps, a map of the road."""
+"""Simulated drives in the layout in which nuScenes is released: tables, key frames, sweeps, maps, Occ3D's occupancy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pcdet_ext.data.geometry import transform
+from pcdet_ext.data.nuscenes.maps import FOLDER
 from pcdet_ext.data.nuscenes.splits import MINI, official_scenes
+from pcdet_ext.data.simulation.city_map import map_tables
 from pcdet_ext.data.simulation.drive import Drive, drive
 from pcdet_ext.data.simulation.labelling import Seen, count_points, hidden_share, labelled
+from pcdet_ext.data.simulation.occupancy import Surfaces, label_cells, seen_cells
 from pcdet_ext.data.simulation.sensor import EvenLidar, world_of
 from pcdet_ext.evaluation.nuscenes_files import ATTRIBUTES
 from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
 
+OCCUPANCY = "gts"  # folder of Occ3D's labels
 PARTS = "parts"  # folder of what the scenes leave for the tables
 PERIOD = 0.05  # seconds between scans: 20 Hz
 SCANS_PER_KEY = 10  # key frames at 2 Hz
@@ -165,6 +170,8 @@ class _Scene:
         self.calibrated = np.eye(4)  # y forward, x right: how the sensor is mounted in the official cars
         self.calibrated[:2, :2] = [[0, 1], [-1, 0]]
         self.calibrated[:3, 3] = *SENSOR_PLACE, writer.sensor.height
+        self.location = f"simulation-{writer.seed}-{index:04d}"
+        self.surfaces = Surfaces.of(street.static, street.ego)
 
     def token(self, *parts: object) -> str:
         return token(self.writer.seed, self.index, *parts)
@@ -204,7 +211,18 @@ class _Scene:
         counts = count_points(scan.points[:, :3] @ pose[:3, :3].T + pose[:3, 3], boxes)
         hidden = hidden_share(scan.hits, scan.reach)
         far = np.linalg.norm(boxes[:, :2] - ego[:2, 3], axis=1)
+        self._write_occupancy(number // SCANS_PER_KEY, boxes, scan.points, ego)
         return Seen(boxes, self.street.velocities(time), counts, hidden, far)
+
+    def _write_occupancy(self, sample: int, boxes: Array, points: Array, ego: Array) -> None:
+        """The file of a key frame that Occ3D has; there is no camera, and so no mask of cells that one sees."""
+        names = [track.name for track in self.street.tracks]
+        labels = label_cells(self.surfaces, boxes, names, ego)
+        local = transform(points, self.calibrated)
+        mask = seen_cells(local, self.calibrated[:3, 3])
+        name = f"{OCCUPANCY}/{self.writer.names[self.index]}/{self.token('sample', sample)}/labels.npz"
+        with self._file(name) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, semantics=labels, mask_lidar=mask)
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:
@@ -326,7 +344,7 @@ class _Scene:
                 "logfile": self.log,
                 "vehicle": "sim",
                 "date_captured": day,
-                "location": "simulation",
+                "location": self.location,
             }
         )
         tables["map"].append(
@@ -367,6 +385,9 @@ class _Scene:
             picture[row[there], column[there]] = 255
         with self._file(self._map_name()) as temporary:
             Image.fromarray(picture).save(temporary, format="PNG")
+        tables = map_tables(self.street, self.offset, self.extent, self.token)
+        with self._file(f"{FOLDER}/{self.location}.json") as temporary:
+            temporary.write_text(json.dumps(tables), encoding="utf-8")
 
 
 def attribute_of(name: str, parked: bool, velocity: Array) -> str:
