@@ -27,6 +27,7 @@ COMMANDS = {
     "visualize": "draw frames, labels and what a detector finds",
     "prepare": "index a data set and cut out its objects for training",
     "simulate": "make LiDAR frames of street scenes",
+    "compare": "tell how close simulated frames are to real ones",
     "export": "write a detector as an ONNX model",
     "convert": "turn an official checkpoint into one of this library",
     "benchmark": "measure operations, models and training steps",

@@ -32,21 +32,21 @@ REFLECTIVITY = {
 # What a Velodyne HDL-64E reports of a surface: the median, and the deviation of its logarithm from point to point.
 # Polished paint sends most light elsewhere, so that most points on cars have the intensity 0.
 REPORTED = {
-    Material.ASPHALT: (0.27, 0.22),
-    Material.GRASS: (0.33, 0.25),
-    Material.PAVEMENT: (0.31, 0.22),
+    Material.ASPHALT: (0.31, 0.22),
+    Material.GRASS: (0.36, 0.25),
+    Material.PAVEMENT: (0.34, 0.22),
     Material.PAINT: (0.085, 1.15),
     Material.GLASS: (0.02, 1.0),
     Material.RUBBER: (0.09, 0.8),
     Material.PLATE: (0.85, 0.5),
-    Material.FOLIAGE: (0.25, 0.55),
+    Material.FOLIAGE: (0.31, 0.45),
     Material.BARK: (0.26, 0.4),
-    Material.WALL: (0.31, 0.35),
+    Material.WALL: (0.36, 0.30),
     Material.METAL: (0.22, 0.8),
     Material.CLOTH: (0.25, 0.6),
     Material.SKIN: (0.30, 0.4),
     Material.FENCE: (0.22, 0.6),
-    Material.MASONRY: (0.30, 0.35),
+    Material.MASONRY: (0.34, 0.30),
     Material.BIN: (0.22, 0.6),
 }
 THROUGH_GLASS = 0.5  # share of the beams on windows that do not come back
@@ -118,7 +118,7 @@ class LaserResponse:
         """
         median, spread = np.array([REPORTED[m] for m in Material])[found.material].T
         body = found.material == Material.PAINT
-        own = np.where(body, 0.6, 0.15) * paint[np.where(found.owner >= 0, found.owner + 1, 0)]
+        own = np.where(body, 0.6, 0.2) * paint[np.where(found.owner >= 0, found.owner + 1, 0)]
         angled = np.where(body, 0.5 + 0.8 * found.cosine**2, 0.8 + 0.2 * found.cosine)
         light = median * np.exp(own + spread * rng.normal(0, 1, len(median))) * angled * self.gain[row]
         lost = light < self.threshold[row]

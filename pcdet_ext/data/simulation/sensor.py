@@ -68,7 +68,7 @@ class SpinningLidar:
         """Angle of each beam in degrees, highest first; the upper half is packed one and a half times as close."""
         top, bottom = self.elevation
         upper = self.beams // 2
-        split = top - (top - bottom) * 0.415
+        split = top - (top - bottom) * 0.405
         high = np.linspace(top, split, upper, endpoint=False)
         return np.concatenate([high, np.linspace(split, bottom, self.beams - upper)])
 

@@ -19,12 +19,12 @@ HALF_WIDTHS = {"town": (2.8, 7.0), "suburb": (2.6, 6.0), "country": (3.2, 9.0)} 
 def street_scene(rng: np.random.Generator) -> Scene:
     """A street with traffic, parked cars, people, buildings and plants; different with every state of `rng`."""
     character = str(rng.choice(list(CHARACTERS), p=list(CHARACTERS.values())))
-    yaw = rng.normal(0, 0.05) if rng.random() < 0.85 else rng.uniform(-np.pi, np.pi)
+    yaw = rng.normal(0, 0.05) if rng.random() < 0.9 else rng.uniform(-np.pi, np.pi)
     half_width = rng.uniform(*HALF_WIDTHS[character])
     lanes = _lanes(half_width)
     own_lane = (rng.integers(lanes) + 0.5) * half_width / lanes  # the sensor keeps right
     street = StraightStreet(yaw, float(own_lane + rng.normal(0, 0.3)))
-    crossing = rng.uniform(12, 45) * rng.choice([-1, 1, 1]) if rng.random() < 0.4 else None
+    crossing = rng.uniform(12, 45) * rng.choice([-1, 1, 1]) if rng.random() < 0.3 else None
     form = CrossSection(
         street,
         half_width,
@@ -41,11 +41,11 @@ def street_scene(rng: np.random.Generator) -> Scene:
         _cross_traffic(builder, crossing, busy)
     for side in (-1, 1):
         before = len(builder.bodies)
-        kind = str(rng.choice(["none", "kerb", "slanted", "straight"], p=[0.4, 0.46, 0.06, 0.08]))
+        kind = str(rng.choice(["none", "kerb", "slanted", "straight"], p=[0.4, 0.5, 0.05, 0.05]))
         parked(builder, side, half_width, crossing, kind)
         _people(builder, side, half_width)
         room = ROOM[kind] if len(builder.bodies) > before else 0.0
-        surroundings(builder, side, half_width + room + rng.uniform(0.6, 4.0), crossing, character)
+        surroundings(builder, side, half_width + room + rng.uniform(0.4, 2.8), crossing, character)
     builder.static.append(_surface(rng, ground, form))
     return Scene(shapes.join(builder.static), tuple(b.actor() for b in builder.bodies))
 

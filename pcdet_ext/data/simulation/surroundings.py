@@ -17,7 +17,7 @@ BEGIN, END = -55.0, 85.0  # metres along the street that are furnished
 STRETCHES = {  # how often a stretch of a street is of each kind, by the character of the street
     "town": {"facades": 0.65, "gardens": 0.2, "wall": 0.1, "wood": 0.05},
     "suburb": {"facades": 0.15, "gardens": 0.55, "wood": 0.15, "wall": 0.05, "open": 0.1},
-    "country": {"facades": 0.05, "gardens": 0.1, "wood": 0.4, "wall": 0.1, "open": 0.35},
+    "country": {"facades": 0.05, "gardens": 0.1, "wood": 0.5, "wall": 0.1, "open": 0.25},
 }
 
 
@@ -36,7 +36,7 @@ def surroundings(b: Builder, side: int, nearest: float, crossing: float | None, 
     while along < END:
         length = min(b.rng.uniform(15, 60), END - along)
         kind = str(b.rng.choice(list(kinds), p=list(kinds.values())))
-        distance = nearest + b.rng.exponential(2.0)
+        distance = nearest + b.rng.exponential(1.2)
         STRETCH[kind](b, side, along, along + length, distance, crossing)
         along += length
     clutter(b, side, nearest, b.rng.gamma(2.0, {"town": 9.0, "suburb": 9.0, "country": 4.0}[character]))
@@ -89,7 +89,7 @@ def gardens(b: Builder, side: int, start: float, end: float, distance: float, cr
         length = b.rng.uniform(8, 20)
         middle = along + length / 2
         fence = b.rng.choice(["hedge", "wall", "fence", "none"], p=[0.4, 0.25, 0.2, 0.15])
-        if b.rng.random() < 0.25:
+        if b.rng.random() < 0.15:
             b.add("Car", middle, side * (distance + b.rng.uniform(2.5, 5)), side * np.pi / 2 * b.rng.choice([-1, 1]))
         else:
             _boundary(b, str(fence), middle, side * distance, 0.9 * length, crossing)
@@ -132,7 +132,7 @@ def _plant(b: Builder, along: float, across: float, crossing: float | None) -> N
 
 def wood(b: Builder, side: int, start: float, end: float, distance: float, crossing: float | None) -> None:
     """Trunks, undergrowth and crowns."""
-    density = b.rng.uniform(0.02, 0.10)
+    density = b.rng.uniform(0.03, 0.12)
     for _ in range(b.rng.poisson(density * (end - start) * 14)):
         place = (b.rng.uniform(start, end), side * (distance + b.rng.uniform(0, 14)))
         if b.rng.random() < 0.5:
