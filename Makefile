@@ -10,6 +10,7 @@
 
 PYTHON ?= python3
 TESTS_AT_ONCE ?= 2
+FUZZ_SECONDS ?= 300
 TORCH ?= torch==2.13.0
 VENV := .venv
 MMDET3D := .venv-mmdet3d
@@ -31,7 +32,7 @@ FORMAT ?= kitti
 DRIVES_nuscenes := --scenes 24 --frames 8
 DRIVES_waymo := --scenes 48 --frames 4
 
-.PHONY: demo demo-kitti demo-nuscenes demo-waymo test kills gpu-check mmdet3d install docs lint format clean system
+.PHONY: demo demo-kitti demo-nuscenes demo-waymo test fuzz kills gpu-check mmdet3d install docs lint format clean system
 
 # Simulated street scenes → training → test on scenes of another seed → pictures. Each step is a command that stands
 # by itself; make leaves out those whose result is there.
@@ -78,6 +79,10 @@ kills: $(VENV)/.dev $(VENV)/.native_cpu
 # TORCH must be a build with CUDA where .venv is made anew.
 gpu-check: $(if $(filter none,$(VENV)),,$(VENV)/.dev)
 	$(if $(filter none,$(VENV)),$(PYTHON),$(BIN)/python) benchmarks/gpu_check.py $(if $(STEPS),--steps $(STEPS))
+
+# Damaged files for every reader, for FUZZ_SECONDS in all; tests/fuzz/campaign.py --help tells more.
+fuzz: $(VENV)/.dev $(VENV)/.native_cpu
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/campaign.py --seconds $(FUZZ_SECONDS)
 
 # mmdetection3d for the tests of the plugin: an environment that borrows torch and all else that it can from .venv.
 mmdet3d: $(MMDET3D)/.ready

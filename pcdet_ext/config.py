@@ -45,18 +45,24 @@ class Node(dict[str, Any]):
         items: what it holds.
         key_path: dotted path from the root.
         sources: "file:line" of each key.
+        origin: "file:line" of the mapping itself, which tells where one without keys was written.
     """
 
     def __init__(
-        self, items: Mapping[str, Any] | None = None, key_path: str = "", sources: Mapping[str, str] | None = None
+        self,
+        items: Mapping[str, Any] | None = None,
+        key_path: str = "",
+        sources: Mapping[str, str] | None = None,
+        origin: str | None = None,
     ) -> None:
         super().__init__(items or {})
         self.key_path = key_path
         self.sources = dict(sources or {})
+        self.origin = origin
 
     def where(self, key: str | None = None) -> str:
         """ "file:line: a.b.key" for messages; without `key`, of the mapping itself."""
-        source = self.sources.get(key) if key else next(iter(self.sources.values()), None)
+        source = self.sources.get(key) if key else next(iter(self.sources.values()), self.origin)
         path = ".".join(p for p in (self.key_path, key) if p)
         return ": ".join(p for p in (source, path) if p) or "configuration"
 
@@ -83,7 +89,7 @@ _Loader.add_implicit_resolver(
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Node:
-    result = Node()
+    result = Node(origin=f"{node.start_mark.name}:{node.start_mark.line + 1}")
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         source = f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}"
@@ -306,9 +312,9 @@ def _find_base(base: str, path: Path) -> Path:
 
 
 def _merge(old: Node, new: Node) -> Node:
-    result = Node(old, sources=old.sources)
+    result = Node(old, sources=old.sources, origin=new.origin)
     if new.pop("_replace_", False):
-        result = Node()
+        result = Node(origin=new.origin)
     for key, value in new.items():
         result[key] = _merge(_inherited(result.get(key), value), value) if isinstance(value, Node) else value
         result.sources[key] = new.sources[key]

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -147,16 +148,32 @@ def _read_member(archive: zipfile.ZipFile, name: str, available: int) -> Array:
     if info.compress_size > available or info.file_size > most:
         raise ValueError(f"{name} is said to have {info.file_size} bytes, more than the file can hold")
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{name} is of .npy version {version}; 1.0 and 2.0 are read")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        stated, there = math.prod(shape) * dtype.itemsize, info.file_size - file.tell()
-        if dtype.hasobject or min(shape, default=0) < 0 or stated != there:
-            raise ValueError(f"{name} is said to be {dtype} {list(shape)}, {stated} bytes; {there} are there")
-    with archive.open(info) as file:
-        array: Array = np.lib.format.read_array(file, allow_pickle=False)
+        return read_array(file, info.file_size, name)
+
+
+def read_array(file: IO[bytes], size: int, name: str) -> Array:
+    """The array of an open file .npy of `size` bytes, called `name` in messages. Reading runs no code.
+
+    What the header states is compared with the size before memory is taken for it. Raises one of ARCHIVE_ERRORS for a
+    damaged file, one of another version, and one with Python's objects.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"{name} is of .npy version {version}; 1.0 and 2.0 are read")
+    width = 2 if version == (1, 0) else 4
+    length = int.from_bytes(file.read(width), "little")
+    if length > size - file.tell():
+        raise ValueError(f"{name} is said to have a header of {length} bytes, more than the file has")
+    read = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
+    file.seek(-width, os.SEEK_CUR)
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds objects of Python, which are not read (allow_pickle=False)")
+    stated, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if min(shape, default=0) < 0 or stated != there:
+        raise ValueError(f"{name} is said to be {dtype} {list(shape)}, {stated} bytes; {there} are there")
+    file.seek(0)
+    array: Array = np.lib.format.read_array(file, allow_pickle=False)
     return array
 
 

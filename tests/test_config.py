@@ -368,3 +368,9 @@ def test_an_impossible_date_is_refused_with_the_line(tmp_path: Path) -> None:
 def test_a_name_of_a_component_must_be_text(name: object) -> None:
     with pytest.raises(ConfigError, match="encoder: the name must be text"):
         Registry("encoder").build({"name": name})
+
+
+def test_a_mapping_without_keys_says_where_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model:\n  head:\n    anchors:\n    - {}\n")
+    settings = config.load(tmp_path / "a.yaml")
+    assert settings["model"]["head"]["anchors"][0].where() == f"{tmp_path}/a.yaml:4: model.head.anchors.0"

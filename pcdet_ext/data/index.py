@@ -428,13 +428,14 @@ def _opened(path: Path) -> tuple[pq.ParquetFile, Mapping[str, Any]]:
     _require_file(path)
     try:
         file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+        schema = file.schema_arrow
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are no text
         raise DataError(f"{path}: damaged ({_first_line(error)}); prepare the data again") from error
     try:
         about = json.loads((file.metadata.metadata or {}).get(_KEY, b"null"))
     except ValueError:
         about = None
-    known = isinstance(about, dict) and about.get("format") == FORMAT and file.schema_arrow.equals(_SCHEMA)
+    known = isinstance(about, dict) and about.get("format") == FORMAT and schema.equals(_SCHEMA)
     if not known or file.num_row_groups != max(1, -(-file.metadata.num_rows // GROUP)):
         raise DataError(f"{path}: not of this version's format {FORMAT}; prepare the data again")
     return file, about

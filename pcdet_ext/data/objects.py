@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pcdet_ext.data.index import FORMAT, FrameInfo, read_prepared
-from pcdet_ext.files import DataError, atomic_write, check_output_folder
+from pcdet_ext.files import ARCHIVE_ERRORS, DataError, atomic_write, check_output_folder
 from pcdet_ext.structures import Array, Targets
 
 
@@ -173,7 +173,7 @@ def read_objects(folder: Path, layout: str = "") -> dict[str, Objects]:
     try:
         features = tuple(content["point_features"])
         return {name: _read_class(folder, entry, features) for name, entry in content["classes"].items()}
-    except (TypeError, KeyError, ValueError, AttributeError, EOFError, OSError, pa.ArrowException) as error:
+    except (*ARCHIVE_ERRORS, AttributeError, pa.ArrowException) as error:
         raise DataError(f"{folder}: damaged object database ({error}); prepare the data again") from error
 
 

@@ -8,6 +8,7 @@ the compressed .laz too. Columns are taken by name wherever a file names them.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pcdet_ext.config import suggest
-from pcdet_ext.files import DataError, MissingFileError
+from pcdet_ext.files import ARCHIVE_ERRORS, DataError, MissingFileError, read_array
 from pcdet_ext.structures import Array
 
 XYZ = ("x", "y", "z")
@@ -113,7 +114,7 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
         points, names = readers[suffix](path)
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
-    except (ValueError, KeyError, IndexError, TypeError, OSError, EOFError, OverflowError) as error:
+    except (*ARCHIVE_ERRORS, IndexError, OverflowError) as error:
         raise DataError(f"{path}: damaged or not a {suffix} point cloud ({error})") from error
     named = suffix != ".npy" or names != _headless(points.shape[1], HEADLESS)
     return PointFile(points, names, path, named)
@@ -193,10 +194,8 @@ def _headless(count: int, usual: Sequence[str]) -> tuple[str, ...]:
 
 
 def _read_npy(path: Path) -> tuple[Array, tuple[str, ...]]:
-    points = np.load(path, allow_pickle=False)
-    if not isinstance(points, np.ndarray):
-        points.close()
-        raise ValueError("an archive of arrays (.npz), not one array")
+    with path.open("rb") as file:
+        points = read_array(file, path.stat().st_size, path.name)
     if points.dtype.names and points.ndim == 1:
         return _ordered({name: points[name] for name in points.dtype.names if points.dtype[name].kind in "fiu"})
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
@@ -396,6 +395,7 @@ def _read_las(path: Path) -> tuple[Array, tuple[str, ...]]:
         import laspy
     except ImportError as error:
         raise ImportError(f"{path}: files of this kind need the package laspy: pip install 'pcdet_ext[las]'") from error
+    _check_las_header(path, size)
     try:
         with laspy.open(path) as reader:
             header = reader.header
@@ -411,6 +411,22 @@ def _read_las(path: Path) -> tuple[Array, tuple[str, ...]]:
     names = [name for name in las.point_format.dimension_names if name not in ("X", "Y", "Z")]
     others = {name: np.asarray(las[name]) for name in names if np.ndim(las[name]) == 1}
     return _ordered({axis: np.asarray(las[axis], np.float64) for axis in XYZ} | others)
+
+
+def _check_las_header(path: Path, size: int) -> None:
+    """Raise ValueError where a header announces records or points where the file has none, as laspy would believe."""
+    with path.open("rb") as file:
+        start = file.read(255)  # longer than the header of any version before 1.4
+    if start[:4] != b"LASF" or len(start) < 104:
+        raise ValueError("no LAS header")
+    header, points, records = struct.unpack("<HII", start[94:104])
+    fits = 104 <= header <= points <= size and records * 54 <= points - header
+    if start[25] >= 4 and fits:
+        fits = len(start) >= 247
+        first, extended = struct.unpack("<QI", start[235:247]) if fits else (0, 0)
+        fits = fits and (extended == 0 or (first <= size and extended * 60 <= size - first))
+    if not fits:
+        raise ValueError("its header announces records or points that the file does not have")
 
 
 def _ordered(fields: dict[str, Array]) -> tuple[Array, tuple[str, ...]]:

@@ -11,13 +11,17 @@ from pcdet_ext.files import DataError, MissingFileError
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a text file. Raises DataError when it is missing or no text."""
+    """The lines of a text file. Raises DataError when it is missing or no text, or has a character 0."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file ({error})") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{path}:{line}: has a character 0, which no text has")
+    return text.splitlines()
 
 
 def number(text: str) -> float:

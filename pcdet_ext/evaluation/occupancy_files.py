@@ -144,7 +144,10 @@ def _pose(where: str, entry: Any) -> Pose:
 
 def _numbers(where: str, value: Any, width: int) -> Array:
     good = isinstance(value, list) and len(value) == width and all(type(v) in (int, float) for v in value)
-    found = np.array(value if good else [np.nan] * width, np.float64)
+    try:
+        found = np.array(value if good else [np.nan] * width, np.float64)
+    except OverflowError:  # a whole number that no float holds
+        found = np.full(width, np.inf)
     if not np.isfinite(found).all():
         raise DataError(f"{where} must be {width} finite numbers, got {str(value)[:80]}")
     if width == 4 and len(no_rotations(found[None])):

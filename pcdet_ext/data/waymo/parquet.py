@@ -457,5 +457,5 @@ class _Naming:
             raise MissingFileError(f"{self.path}: no such file, the component {component} is missing")
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, ValueError)) and not isinstance(error, DataError):
+        if isinstance(error, (OSError, ValueError, NotImplementedError)) and not isinstance(error, DataError):
             raise DataError(f"{self.path}: no Parquet file, or damaged ({_one_line(error)})") from error
