@@ -13,16 +13,17 @@ from pcdet_ext.cli.arguments import path
 
 GROUND_TRUTH = """the labels. kitti: a folder of label files; nuscenes and nuscenes_tracking: a folder with the released
 tables, or a JSON file; argoverse2: a split as it is released, or a Feather file; waymo: a folder of Parquet
-components, a Parquet file, or an Objects message (.bin); semantickitti: a folder with
+components, a Parquet file, or an Objects message (.bin); once: the data folder; semantickitti: a folder with
 sequences/NN/labels/*.label; custom: a folder of one's own data; kitti_tracking: a folder with SEQUENCE.txt or
 label_02/SEQUENCE.txt, and the list of sequences evaluate_tracking.seqmap*; bev_map: a file .npz with gt, or
 a folder of such; motion: as nuscenes; planning: a file .npz with gt_ego_fut_trajs and the rest; occupancy: Occ3D's
 folder of SCENE/TOKEN/labels.npz, or a file .npz with semantics"""
 RESULTS = """the results. kitti and custom: a folder of result files, which also say which frames count; nuscenes and
 nuscenes_tracking: a submission in JSON; argoverse2: a submission in Feather; waymo: Parquet, or an
-Objects message (.bin); semantickitti: a folder with sequences/NN/predictions/*.label; kitti_tracking: a folder
-with SEQUENCE.txt or data/SEQUENCE.txt; motion: a submission whose boxes have trajs; bev_map and planning: a file
-.npz with pred, for maps also a folder; occupancy: a folder of TOKEN.npz with pred, or a file"""
+Objects message (.bin); once: a list in JSON or a pickle; semantickitti: a folder with
+sequences/NN/predictions/*.label; kitti_tracking: a folder with SEQUENCE.txt or data/SEQUENCE.txt; motion: a
+submission whose boxes have trajs; bev_map and planning: a file .npz with pred, for maps also a folder; occupancy: a
+folder of TOKEN.npz with pred, or a file"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from pcdet_ext.data import (  # noqa: F401  (registers the formats)
     custom,
     kitti,
     nuscenes,
+    once,
     places,
     semantickitti,
     waymo,
@@ -30,8 +31,6 @@ from pcdet_ext.structures import Detections, Sample
 
 __all__ = ["BENCHMARKS", "DATASETS", "FRAME_SOURCES", "build_dataset", "point_features", "read_frame_files"]
 
-# Named in configs/datasets/, for the classes, ranges and features of models; their files cannot be read yet.
-NOT_READ_YET = ("OnceDataset",)
 # Columns that a detector reads when its configuration names neither columns nor a format.
 USUAL_FEATURES = ("x", "y", "z", "intensity")
 
@@ -67,13 +66,10 @@ def build_dataset(node: Mapping[str, Any], split: str, training: bool, seed: int
         seed: of everything that is drawn at random.
 
     Raises:
-        ConfigError: keys are wrong or missing, or the format cannot be read.
+        ConfigError: keys are wrong or missing, or there is no such format.
         DataError: data is missing or damaged.
     """
     node = node if isinstance(node, Node) else Node(node)
-    if node.get("name") in NOT_READ_YET:
-        readable = ", ".join(DATASETS.names())
-        raise ConfigError(f"{node.where('name')}: files of a {node['name']} cannot be read yet, only of {readable}")
     own = ("sources",) if training else ("sources", "split", "repeat", "interval")
     section = Node({k: v for k, v in node.items() if k not in own}, node.key_path, node.sources)
     sources = node.get("sources") if training else None

@@ -55,7 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             "simulate --frames 1 --out new --scenes 2",
             2,
-            "is for argoverse2, nuscenes, places, semantickitti and waymo, not for",
+            "is for argoverse2, nuscenes, once, places, semantickitti and waymo, not for",
         ),
         ("simulate --format waymo --frames 1 --out new --version v1.0-mini", 2, "--version is for nuscenes, not for"),
         ("simulate --format nuscenes --frames 1 --out new --scenes 0", 2, "scenes must be at least 1, got 0"),

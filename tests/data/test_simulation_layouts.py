@@ -24,7 +24,8 @@ def test_every_option_has_a_meaning_and_a_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "scans"), [("kitti", 3), ("nuscenes", 42), ("waymo", 6), ("semantickitti", 6), ("argoverse2", 6)]
+    ("layout", "scans"),
+    [("kitti", 3), ("nuscenes", 42), ("waymo", 6), ("semantickitti", 6), ("argoverse2", 6), ("once", 6)],
 )
 def test_the_number_of_scans_is_known_before(layout: str, scans: int) -> None:
     given = {} if layout == "kitti" else {"scenes": 2}
@@ -59,6 +60,6 @@ def test_the_command_line_knows_what_is_registered(
     assert strange == [{**common, "beams": 7}, {**common, "beams": 3}]
     assert main([*command, "--scenes", "2"]) == 2
     assert (
-        "--scenes is for argoverse2, nuscenes, places, semantickitti and waymo, not for strange"
+        "--scenes is for argoverse2, nuscenes, once, places, semantickitti and waymo, not for strange"
         in capsys.readouterr().err
     )

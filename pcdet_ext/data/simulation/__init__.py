@@ -2,11 +2,11 @@
 
 from pcdet_ext.data.simulation.drive import Drive, Track, drive
 from pcdet_ext.data.simulation.generate import (
-    Made,
     simulate_argoverse2,
     simulate_frame,
     simulate_kitti,
     simulate_nuscenes,
+    simulate_once,
     simulate_places,
     simulate_semantickitti,
     simulate_waymo,
@@ -16,6 +16,7 @@ from pcdet_ext.data.simulation.scene import Actor, Scene
 from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
 from pcdet_ext.data.simulation.streets import street_scene
 from pcdet_ext.data.simulation.waymo import WaymoLasers
+from pcdet_ext.data.simulation.work import Made
 
 __all__ = [
     "Actor",
@@ -33,6 +34,7 @@ __all__ = [
     "simulate_frame",
     "simulate_kitti",
     "simulate_nuscenes",
+    "simulate_once",
     "simulate_places",
     "simulate_semantickitti",
     "simulate_waymo",

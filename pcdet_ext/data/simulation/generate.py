@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pcdet_ext.data.simulation import kitti
 from pcdet_ext.data.simulation.argoverse2 import Argoverse2Writer
-from pcdet_ext.data.simulation.manifest import Manifest, sizes
+from pcdet_ext.data.simulation.manifest import sizes
 from pcdet_ext.data.simulation.nuscenes import PARTS, NuScenesWriter, scene_names
+from pcdet_ext.data.simulation.once import OnceWriter
 from pcdet_ext.data.simulation.places import PlacesWriter
 from pcdet_ext.data.simulation.revisits import AerialLidar
 from pcdet_ext.data.simulation.scene import Scene
@@ -23,43 +20,14 @@ from pcdet_ext.data.simulation.semantickitti import SemanticKittiWriter, sequenc
 from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
 from pcdet_ext.data.simulation.streets import street_scene
 from pcdet_ext.data.simulation.waymo import WaymoLasers, WaymoWriter
-from pcdet_ext.data.workers import run_in_processes
-from pcdet_ext.files import DataError, atomic_write, check_output_folder
+from pcdet_ext.data.simulation.work import Made, Progress, Work
+from pcdet_ext.files import atomic_write
 
-STAMP = "simulation.json"  # written last: the folder is complete
-STARTED = "simulation.started.json"  # written first, and gone at the end: the folder is ours to write into
-COMMON = "common"  # the piece of work that is done at the end, from all others
-AHEAD = 2  # pieces per process that are begun before they are counted
-MOST_SCENES = 10_000
-# Ids of six digits; drives of 500 seconds; streets of 10 km, which is how far they are apart.
-MOST_FRAMES = {
-    "kitti": 1_000_000,
-    "nuscenes": 1_000,
-    "waymo": 5_000,
-    "places": 2_000,
-    "semantickitti": 5_000,
-    "argoverse2": 5_000,
-}
 MOST_RUNS = 100
 SPACING = 5.0  # metres between frames of a run through a street
-VERSION = 5  # raise it when the same seed gives other frames
 NUSCENES_VERSIONS = ("v1.0-mini", "v1.0-trainval")
 
-
-@dataclass(frozen=True)
-class Made:
-    """What one piece of work gave: scans written (0: it was there already), and what ray-casting took.
-
-    casting: seconds of processor time; files: bytes of each file that was written, by its path in the folder.
-    """
-
-    scans: int
-    casting: float
-    files: Mapping[str, int] = field(default_factory=dict)
-
-
-_SceneWriter = NuScenesWriter | WaymoWriter | SemanticKittiWriter | Argoverse2Writer
-Progress = Callable[[Iterator[Made]], Iterator[Made]]
+_SceneWriter = NuScenesWriter | WaymoWriter | SemanticKittiWriter | Argoverse2Writer | OnceWriter
 
 
 def simulate_frame(seed: int, index: int, sensor: SpinningLidar) -> tuple[Scene, Scan]:
@@ -104,7 +72,7 @@ def simulate_kitti(
     """
     sensor = sensor or SpinningLidar()
     request = {"format": "kitti", "frames": frames, "seed": seed, "val_fraction": val_fraction}
-    work = _Work(Path(out), request | {"sensor": dataclasses.asdict(sensor)}, frames, workers)
+    work = Work(Path(out), request | {"sensor": dataclasses.asdict(sensor)}, frames, workers)
     if work.begin():
         return work.out
     work.run(partial(_make_kitti, work.out, seed, sensor), progress)
@@ -159,7 +127,7 @@ def simulate_nuscenes(
         raise ValueError(f"version must be one of {', '.join(NUSCENES_VERSIONS)}, got {version}")
     request = {"format": "nuscenes", "scenes": scenes, "frames": frames, "seed": seed, "val_fraction": val_fraction}
     request |= {"tables": version, "sensor": dataclasses.asdict(sensor), "labels": ["boxes", "map", "occupancy"]}
-    work = _Work(Path(out), request, scenes, workers)
+    work = Work(Path(out), request, scenes, workers)
     if work.begin():
         return work.out
     val = _held_out(scenes, seed, val_fraction).tolist()
@@ -198,7 +166,7 @@ def simulate_waymo(
     """
     sensor = sensor or WaymoLasers()
     request = {"format": "waymo", "scenes": scenes, "frames": frames, "seed": seed, "val_fraction": val_fraction}
-    work = _Work(Path(out), request | {"sensor": dataclasses.asdict(sensor)}, scenes, workers)
+    work = Work(Path(out), request | {"sensor": dataclasses.asdict(sensor)}, scenes, workers)
     if work.begin():
         return work.out
     val = tuple(_held_out(scenes, seed, val_fraction).tolist())
@@ -244,7 +212,7 @@ def simulate_places(
     sensor, aerial = sensor or EvenLidar(azimuths=360), aerial or AerialLidar()
     request = {"format": "places", "scenes": scenes, "frames": frames, "runs": runs, "seed": seed}
     request |= {"val_fraction": val_fraction, "sensor": dataclasses.asdict(sensor)}
-    work = _Work(Path(out), request | {"aerial": dataclasses.asdict(aerial)}, scenes * runs, workers)
+    work = Work(Path(out), request | {"aerial": dataclasses.asdict(aerial)}, scenes * runs, workers)
     if work.begin():
         return work.out
     val = tuple(_held_out(scenes, seed, val_fraction).tolist())
@@ -285,7 +253,7 @@ def simulate_semantickitti(
     sensor = sensor or SpinningLidar()
     request = {"format": "semantickitti", "scenes": scenes, "frames": frames, "seed": seed}
     request |= {"val_fraction": val_fraction, "sensor": dataclasses.asdict(sensor)}
-    work = _Work(Path(out), request, scenes, workers)
+    work = Work(Path(out), request, scenes, workers)
     if work.begin():
         return work.out
     val = _held_out(scenes, seed, val_fraction).tolist()
@@ -325,12 +293,50 @@ def simulate_argoverse2(
     sensor = sensor or EvenLidar()
     request = {"format": "argoverse2", "scenes": scenes, "frames": frames, "seed": seed}
     request |= {"val_fraction": val_fraction, "sensor": dataclasses.asdict(sensor)}
-    work = _Work(Path(out), request, scenes, workers)
+    work = Work(Path(out), request, scenes, workers)
     if work.begin():
         return work.out
     val = tuple(_held_out(scenes, seed, val_fraction).tolist())
     work.run(partial(_make_scene, Argoverse2Writer(work.out, seed, frames, val, sensor)), progress)
     return work.end([])
+
+
+def simulate_once(
+    out: str | Path,
+    scenes: int,
+    frames: int,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    workers: int = 2,
+    sensor: EvenLidar | None = None,
+    progress: Progress = iter,
+) -> Path:
+    """Write drives in the layout in which ONCE is released: data/NNNNNN/{NNNNNN.json, lidar_roof}, and ImageSets.
+
+    One lidar and no cameras, at 2 Hz, every frame labelled.
+
+    Args:
+        out: as `simulate_kitti`.
+        scenes: drives (sequences), each through a street of its own.
+        frames: per drive, half a second apart.
+        seed: the same seed gives the same drives.
+        val_fraction: share of the drives that are held out.
+        workers: processes; each makes one drive at a time.
+        sensor: the LiDAR; with 40 beams if not given.
+        progress: as `simulate_kitti`, one `Made` per drive.
+
+    Raises:
+        ValueError, FileExistsError, ImportError: as `simulate_kitti`.
+    """
+    sensor = sensor or EvenLidar(beams=40)
+    request = {"format": "once", "scenes": scenes, "frames": frames, "seed": seed}
+    request |= {"val_fraction": val_fraction, "sensor": dataclasses.asdict(sensor)}
+    work = Work(Path(out), request, scenes, workers)
+    if work.begin():
+        return work.out
+    writer = OnceWriter(work.out, seed, frames, sensor)
+    work.run(partial(_make_scene, writer), progress)
+    return work.end(writer.finish(_held_out(scenes, seed, val_fraction).tolist()))
 
 
 def _make_kitti(out: Path, seed: int, sensor: SpinningLidar, index: int) -> Made:
@@ -356,102 +362,3 @@ def _held_out(count: int, seed: int, val_fraction: float) -> np.ndarray:
     held_out = np.zeros(count, bool)
     held_out[order[: max(round(count * val_fraction), least)]] = True
     return held_out
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A folder that a simulation is written to in independent pieces.
-
-    request: what was asked for, in JSON types. Raises as `simulate_kitti`.
-    """
-
-    out: Path
-    request: dict[str, Any]
-    pieces: int
-    workers: int
-
-    def __post_init__(self) -> None:
-        asked = self.request
-        if asked["seed"] < 0:
-            raise ValueError(f"seed must be at least 0, got {asked['seed']}")
-        if asked.get("scenes", 1) < 1:
-            raise ValueError(f"scenes must be at least 1, got {asked['scenes']}")
-        for name, most in {"scenes": MOST_SCENES, "frames": MOST_FRAMES[asked["format"]]}.items():
-            if asked.get(name, 0) > most:
-                raise ValueError(f"{name} must be at most {most} for {asked['format']}, got {asked[name]}")
-        if asked["frames"] < 1 or self.workers < 1 or not 0 <= asked["val_fraction"] <= 1:
-            raise ValueError(
-                "frames and workers must be positive and val_fraction in [0, 1]: "
-                f"{asked['frames']}, {self.workers}, {asked['val_fraction']}"
-            )
-        check_output_folder(self.out)
-
-    def begin(self) -> bool:
-        """Make the folder ours; says whether it holds exactly this already, and whole.
-
-        Data without a stamp of ours may be somebody's recordings, and are never written over.
-        """
-        done = False
-        if self.out.exists() and any(self.out.iterdir()):
-            done = self._is_stamped()
-            manifest = Manifest(self.out)
-            pieces = [*map(str, range(self.pieces)), COMMON]
-            if done and (not manifest.known or all(map(manifest.intact, pieces))):
-                return True  # without a list of its files the folder is of an earlier version, and can only be trusted
-        _write_json(self.out / STARTED, {"version": VERSION} | self.request)
-        (self.out / STAMP).unlink(missing_ok=True)
-        return False
-
-    def _is_stamped(self) -> bool:
-        """Whether a simulation of this request was finished here. Raises FileExistsError for anything else."""
-        for name, done in ((STAMP, True), (STARTED, False)):
-            if (self.out / name).exists():
-                if _read_json(self.out / name) == json.loads(json.dumps({"version": VERSION} | self.request)):
-                    return done
-                raise FileExistsError(
-                    f"{self.out}: holds another simulation (see {name}); name a new folder or remove it"
-                )
-        found = min(p.name for p in self.out.iterdir())
-        raise FileExistsError(f"{self.out}: not empty and no simulation of ours ({found} is there)")
-
-    def run(
-        self, make: Callable[[int], Made], progress: Progress, ready: Callable[[int], bool] = lambda index: True
-    ) -> None:
-        """Make the pieces that are not there, whole, and `ready`; side by side where there are several workers."""
-        for _ in progress(self._made(make, ready)):
-            pass
-
-    def _made(self, make: Callable[[int], Made], ready: Callable[[int], bool]) -> Iterator[Made]:
-        manifest = Manifest(self.out)
-        manifest.write()
-        missing = [i for i in range(self.pieces) if not (ready(i) and manifest.intact(str(i)))]
-        yield from (Made(0, 0.0) for _ in range(self.pieces - len(missing)))
-        alone = self.workers == 1
-        results = map(make, missing) if alone else run_in_processes(make, missing, self.workers, AHEAD)
-        for index, made in zip(missing, results, strict=True):
-            manifest.add(str(index), made.files)
-            yield made
-
-    def end(self, common: Iterable[Path], without: str = "") -> Path:
-        """Say that the folder is complete; returns it.
-
-        common: files that were made from all pieces; without: a folder that is gone again.
-        """
-        manifest = Manifest(self.out)
-        manifest.add(COMMON, sizes(self.out, common))
-        manifest.write(without)
-        _write_json(self.out / STAMP, {"version": VERSION} | self.request)
-        (self.out / STARTED).unlink()
-        return self.out
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
-
-
-def _write_json(path: Path, request: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(request, indent=1), encoding="utf-8")

@@ -19,6 +19,7 @@ from pcdet_ext.data.simulation.generate import (
     simulate_argoverse2,
     simulate_kitti,
     simulate_nuscenes,
+    simulate_once,
     simulate_places,
     simulate_semantickitti,
     simulate_waymo,
@@ -35,7 +36,7 @@ SCANS_PER_KEY = 10  # of nuScenes, from one key frame to the next
 OPTIONS: Mapping[str, str] = {
     "frames": "labelled frames: kitti: of the whole data set, each a street of its own; nuscenes: key frames per "
     "scene, two per second with nine sweeps between them; waymo, semantickitti and argoverse2: frames per scene, "
-    "ten per second; places: frames per run, five metres apart",
+    "ten per second; once: frames per scene, two per second; places: frames per run, five metres apart",
     "scenes": "streets, through each of which there is one drive, of places several runs",
     "runs": "passages through each street: along it and against it in turn, in two seasons, every fifth from above",
     "beams": "beams of the sensor, for waymo of the top laser",
@@ -126,6 +127,20 @@ def nuscenes(
     sensor = EvenLidar(beams=beams, azimuths=azimuths)
     write = partial(simulate_nuscenes, scenes=scenes, frames=frames, sensor=sensor, version=version)
     return Simulation(scenes * ((frames - 1) * SCANS_PER_KEY + 1), write)
+
+
+@SIMULATIONS.register
+def once(frames: int, scenes: int = 10, beams: int = 40, azimuths: int = 1085) -> Simulation:
+    """Drives in the layout in which ONCE is released.
+
+    Args:
+        frames: per scene, two per second.
+        scenes: how many drives.
+        beams: of the sensor.
+        azimuths: firings of each beam per turn.
+    """
+    sensor = EvenLidar(beams=beams, azimuths=azimuths)
+    return Simulation(scenes * frames, partial(simulate_once, scenes=scenes, frames=frames, sensor=sensor))
 
 
 @SIMULATIONS.register
