@@ -46,6 +46,7 @@ CASE_MODULES = (
     "unilion",
     "unilion_detection",
     "unilion_heads",
+    "unilion_pipeline",
     "whole_detectors",
 )
 EXPECTED = "expected.json"  # what makes a folder a case of an evaluator

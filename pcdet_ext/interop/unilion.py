@@ -1,4 +1,7 @@
-"""UniLION (happinesslz/UniLION), LiDAR and LiDAR over time: its parts with their parameters in this library."""
+"""UniLION (happinesslz/UniLION), LiDAR and LiDAR over time, and its parts, with their parameters in this library.
+
+The branch of images is not here; its parameters in checkpoints are left out.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pcdet_ext.interop import lion, unilion_detection, unilion_names, unilion_parts
+from pcdet_ext.interop import lion, unilion_detection, unilion_heads, unilion_model, unilion_names, unilion_parts
 from pcdet_ext.interop.openpcdet_settings import Config, known_name
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES
@@ -17,13 +20,15 @@ from pcdet_ext.models.temporal import TEMPORAL
 
 Rename = Callable[[str], str]
 COUNTER = "num_batches_tracked"
+IMAGES = ("img_backbone.", "img_neck.", "img_map2bev.")  # what published checkpoints have beside: see the module
 
 
 def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -> nn.Module:
-    """A part of UniLION with its parameters, in eval mode.
+    """UniLION or a part of it with its parameters, in eval mode.
 
     Args:
-        config: the section of the part, with its `type`; of the map backbone both `bev_backbone` and `pts_neck`; of the
+        config: the model, with the `type` "UniLION", or under `model` with constants of the published code beside it;
+            or the section of a part, with its `type`; of the map backbone both `bev_backbone` and `pts_neck`; of the
             memory over time `max_seq_time` with `lion_dim`, `pc_range`, `voxel_size` and `grid_size`.
         state_dict: parameters under their published names, without the prefix of the part but those of the map
             backbone and its neck; or a checkpoint with them under "state_dict".
@@ -38,7 +43,8 @@ def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -
     except KeyError as error:
         raise ValueError(f"the configuration has no {error}") from error
     if state is not None:
-        module.load_state_dict(official_state(module, state, rename))
+        own = {name: value for name, value in state.items() if not name.startswith(IMAGES)}
+        module.load_state_dict(official_state(module, own, rename))
     return module.eval()
 
 
@@ -54,7 +60,18 @@ def official_state(module: nn.Module, state_dict: Mapping[str, Tensor], rename: 
     return lion.official_state(module, {**state_dict, **missing}, lambda name: names.get(name) or rename(name))
 
 
+def load(detector: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Give a detector the parameters of a published one, every one of them but those of the branch of images.
+
+    Its heads must have the names that `from_official` gives them. Raises ValueError for what does not fit.
+    """
+    own = {name: value for name, value in state_dict.items() if not name.startswith(IMAGES)}
+    detector.load_state_dict(official_state(detector, own, unilion_model.detector_name))
+
+
 def _part_of(config: Config) -> tuple[Callable[[Config], nn.Module], Rename]:
+    if "model" in config:
+        return unilion_model.detector_of, unilion_model.detector_name
     if "type" not in config and "bev_backbone" in config:
         return bev_backbone_of, unilion_names.bev_name
     if "type" not in config and "max_seq_time" in config:
@@ -100,9 +117,16 @@ def detection_head_of(config: Config) -> nn.Module:
     return HEADS.build(node, in_channels=config["in_channels"], classes=classes, **geometry)
 
 
+def scene_head_of(config: Config) -> nn.Module:
+    """The head for a section `occ_head`, `map_head`, `motion_head` or `planning_head`."""
+    return HEADS.build(unilion_heads.head(config))
+
+
 PARTS: dict[str, tuple[Callable[[Config], nn.Module], Rename]] = {
     "DynamicPillarVFE3D": (encoder_of, str),
     "Lion3DBackbone": (backbone_of, unilion_names.backbone_name),
     "TransFusionHead": (detection_head_of, unilion_detection.head_name),
     "TransFusionHeadV2": (detection_head_of, unilion_detection.head_name),
+    "UniLION": (unilion_model.detector_of, unilion_model.detector_name),
+    **{kind: (scene_head_of, unilion_heads.our_name(kind)) for kind in unilion_heads.NAMES},
 }

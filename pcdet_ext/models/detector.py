@@ -25,6 +25,7 @@ from pcdet_ext.models.heads.shortcuts import detected
 from pcdet_ext.models.module_checks import check_not_exported, parameter_dtype
 from pcdet_ext.models.places import PlaceModel as _PlaceModel  # noqa: F401  (its room registers models)
 from pcdet_ext.models.registry import DETECTORS
+from pcdet_ext.models.task_weights import weighted_losses
 from pcdet_ext.models.temporal import TEMPORAL, VoxelMemory
 from pcdet_ext.scenes import FrameContext
 from pcdet_ext.structures import Detections, PointBatch, Predictions, SparseVoxels, Targets, tensor_of
@@ -52,6 +53,7 @@ class VoxelDetector(nn.Module):
         bev_backbone: configuration of a 2-D backbone, or None.
         temporal: configuration of what remembers the voxels of earlier frames, or None; the backbone must take voxels
             that share a cell.
+        balance: name of a head by whose loss those of the others are scaled, or None; see `weighted_losses`.
 
     Attributes: stride, voxels per cell of the map that heads read.
 
@@ -71,6 +73,7 @@ class VoxelDetector(nn.Module):
         bev_backbone: Mapping[str, Any] | None = None,
         heads: Mapping[str, Mapping[str, Any]] | None = None,
         temporal: Mapping[str, Any] | None = None,
+        balance: str | None = None,
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
@@ -107,6 +110,9 @@ class VoxelDetector(nn.Module):
         self.head = built[ONLY] if head is not None else None
         self.heads = nn.ModuleDict({} if head is not None else built)
         self.followed = _followed(built)
+        if balance is not None and balance not in self.heads:
+            raise ValueError(f"balance must be one of several heads{suggest(balance, self.heads)}, got {balance!r}")
+        self.balance = balance
         self.reads = {module.reads for module in built.values()}
         self.encoder.keep_point_index = "points" in self.reads
         if bev_backbone is not None and not self.reads & ON_MAP:
@@ -190,11 +196,8 @@ class VoxelDetector(nn.Module):
         if self.head is not None:
             losses = self.head.loss(output, self._targets_of(self.head, batch.targets))
         else:
-            losses = {
-                f"{name}/{key}": self.weights[name] * value
-                for name, head in self.named_heads().items()
-                for key, value in self._head_loss(name, output, batch.targets).items()
-            }
+            own = {name: self._head_loss(name, output, batch.targets) for name in self.heads}
+            losses = weighted_losses(own, self.weights, self.balance)
         return losses | {"total": sum(losses.values())}, features.memory
 
     def _head_loss(self, name: str, outputs: Mapping[str, Any], targets: Sequence[Targets]) -> dict[str, Tensor]:
