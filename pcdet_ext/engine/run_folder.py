@@ -9,10 +9,11 @@ import socket
 from pathlib import Path
 from typing import IO
 
+from pcdet_ext.engine.records import WANDB_ID
 from pcdet_ext.files import check_output_folder, remove_temporaries
 
 LAST, BEST = "last.ckpt", "best.ckpt"
-OWN_FILES = ("config.yaml", "log.jsonl", "events.out.tfevents.*")
+OWN_FILES = ("config.yaml", "log.jsonl", "train.csv", "test.csv", WANDB_ID, "events.out.tfevents.*")
 
 
 class RunFolder:
@@ -69,7 +70,7 @@ class RunFolder:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         self._lock = lock
-        for name in (LAST, BEST, "config.yaml"):
+        for name in (LAST, BEST, "config.yaml", "train.csv", "test.csv"):
             remove_temporaries(self.path / name)
 
     @staticmethod

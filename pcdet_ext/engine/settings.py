@@ -9,6 +9,7 @@ from typing import Literal
 
 from pcdet_ext.engine.averaging import EMAConfig
 from pcdet_ext.engine.optimizer import OneCycle
+from pcdet_ext.engine.records import WandbConfig
 from pcdet_ext.engine.stopping import EarlyStopConfig
 
 MAX_SEED = 2**63 - 1  # torch's generators take no more than 64 bits
@@ -37,6 +38,7 @@ class TrainConfig(OneCycle):
         ema: keep a moving average of the weights, which is then what is evaluated and what checkpoints are used with.
         freeze: patterns of the names of parameters or modules that are left as they are; see `FrozenParts`.
         early_stop: end when the score gets no better.
+        wandb: record with Weights & Biases too.
         sync_batchnorm: take batch statistics over all processes; needs CUDA.
         init_from: a checkpoint whose parameters a new training starts with, as far as they fit.
 
@@ -60,6 +62,7 @@ class TrainConfig(OneCycle):
     ema: EMAConfig | None = None
     freeze: Sequence[str] = ()
     early_stop: EarlyStopConfig | None = None
+    wandb: WandbConfig | None = None
     sync_batchnorm: bool = False
     init_from: str | Path | None = None
 

@@ -20,6 +20,7 @@ from pcdet_ext.data.formats import build_dataset, measured_kind
 from pcdet_ext.engine import testing
 from pcdet_ext.engine.devices import make_fabric, seed_everything
 from pcdet_ext.engine.fading import training_datasets
+from pcdet_ext.engine.records import require_wandb
 from pcdet_ext.engine.resuming import check_same_frozen, check_same_model, check_same_order
 from pcdet_ext.engine.run_folder import BEST, LAST, RunFolder
 from pcdet_ext.engine.settings import TrainConfig
@@ -47,7 +48,8 @@ def train(
 
     Args:
         settings: the whole configuration.
-        out: folder for `last.ckpt`, `best.ckpt` (highest score), `config.yaml`, `log.jsonl` and TensorBoard's files.
+        out: folder for `last.ckpt`, `best.ckpt` (highest score), `config.yaml`, the numbers (`log.jsonl`, `train.csv`,
+            `test.csv`) and TensorBoard's files.
         resume: a checkpoint to continue from, or "last" for the newest one in `out` where there is one.
         overwrite: replace an earlier run in `out` instead of refusing; it stays until the new one begins to train.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" or "mps".
@@ -69,6 +71,7 @@ def train(
     require_known_sections(settings)
     testing.eval_config(settings)  # so that a wrong one is known even where nothing is evaluated
     options = construct(TrainConfig, section(settings, "train"))
+    require_wandb(options.wandb)
     fabric = make_fabric(options.precision, device, devices, strategy, nodes)
     fabric.launch()
     with RunFolder(out) as folder:
