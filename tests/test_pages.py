@@ -211,3 +211,18 @@ def test_what_is_checked_can_fail(tmp_path: Path) -> None:
         check_command(["train", "kitti/no_such_model"])
     with pytest.raises(AssertionError):
         check_command(["no-such-command"])
+
+
+def test_changelog_and_citation_are_of_this_version(root: Path) -> None:
+    newest = re.search(r"^## (\S+)", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    assert newest is not None
+    assert newest[1] == citation["version"] == pcdet_ext.__version__
+
+
+def test_commits_are_checked_with_tools_that_are_there(root: Path) -> None:
+    hooks = yaml.safe_load((root / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    lint = (root / "Makefile").read_text(encoding="utf-8").partition("\nlint:")[2].partition("\n\n")[0]
+    for tool in ("ruff check", "ruff format", "mypy"):
+        assert f"$(BIN)/{tool}" in lint
+        assert any(hook["entry"].startswith(f".venv/bin/{tool}") for hook in hooks)
