@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.structures import Array, Detections, Targets
+from pcdet_ext.ops import points_in_boxes
+from pcdet_ext.structures import Array, Detections, Targets, tensor_of
 from pcdet_ext.visualization.ages import TIME_COLUMNS, ages, point_times
 from pcdet_ext.visualization.bev import view_range
 from pcdet_ext.visualization.layers import Forecast, MapLayer, rectangles
@@ -28,7 +29,8 @@ class Frame:
 
     scene: without its points; points: float32 [N, 3]; columns: float [N] by name, what points can be coloured by;
     labels: int64 [N], the class of each point in `label_names`, -1 for none, or None where nothing tells it; count: how
-    many points there were; far: how many others were too far off; bounds: (xmin, xmax, ymin, ymax) of what is to see.
+    many points there were; far: how many others were too far off; bounds: (xmin, xmax, ymin, ymax) of what is to see;
+    hit: bool, one per labelled box, whether there is a point in it.
     """
 
     scene: Scene
@@ -39,6 +41,7 @@ class Frame:
     count: int
     far: int
     bounds: tuple[float, float, float, float]
+    hit: Array
 
     def thinned(self, most: int) -> Frame:
         """The same with at most so many of the points, evenly spread over their order."""
@@ -75,7 +78,16 @@ def prepared(scene: Scene) -> Frame:
     names = () if told is None else told.class_names
     points = scene.points[:, :3].astype(np.float32)
     rest = replace(scene, points=scene.points[:0], point_labels=None)
-    return Frame(rest, points, _columns(scene), labels, names, len(points), far, view_range(scene))
+    hit = _hit(points, boxes_in(scene.truth))
+    return Frame(rest, points, _columns(scene), labels, names, len(points), far, view_range(scene), hit)
+
+
+def _hit(points: Array, boxes: Array) -> Array:
+    """bool [M]: whether there is a point in each box; all are taken to be hit where there is no point at all."""
+    if not len(points) or not len(boxes):
+        return np.ones(len(boxes), bool)
+    inside = points_in_boxes(tensor_of(points), tensor_of(boxes[:, :7].astype(np.float32))).numpy()
+    return np.bincount(inside[inside >= 0], minlength=len(boxes)) > 0
 
 
 def _columns(scene: Scene) -> dict[str, Array]:
@@ -92,7 +104,8 @@ def box_rows(frame: Frame, classes: Sequence[str], lowest: float) -> tuple[list[
     """The boxes of a frame, labelled ones first, as the page reads them, and whether they could be paired.
 
     A row is x, y, z, dx, dy, dz, heading, vx, vy (None where not known), score (None for labelled ones), class, 1 for
-    a detection, the row of its partner (-1 for none, -2 where it was not looked for), and the track (-1 for none).
+    a detection, the row of its partner (-1 for none, -2 for labelled boxes that nobody can be blamed for missing: of
+    classes that are not looked for, or without a point), and the track (-1 for none).
 
     Args:
         frame: with or without detections and ground truth.
@@ -110,13 +123,14 @@ def box_rows(frame: Frame, classes: Sequence[str], lowest: float) -> tuple[list[
     matched = truth is not None and truth.boxes is not None
     if matched:
         partner = pair(truth_boxes, truth_names, boxes_in(found), found.names, scores)
-        _write_partners(rows, partner, [name in found.class_names for name in truth_names])
+        counted = [name in found.class_names and hit for name, hit in zip(truth_names, frame.hit.tolist(), strict=True)]
+        _write_partners(rows, partner, counted)
     return rows, matched
 
 
-def _write_partners(rows: list[list[Any]], partner: Array, looked_for: Sequence[bool]) -> None:
-    count = len(looked_for)
-    for row, known in zip(rows, looked_for, strict=False):
+def _write_partners(rows: list[list[Any]], partner: Array, counted: Sequence[bool]) -> None:
+    count = len(counted)
+    for row, known in zip(rows, counted, strict=False):
         row[12] = NO_PARTNER if known else UNKNOWN
     for i, other in enumerate(partner.tolist()):
         rows[count + i][12] = other

@@ -131,6 +131,14 @@ def test_pairs_do_not_depend_on_what_scores_less(truths: int, founds: int, seed:
         assert all(k in partner and scores[partner.tolist().index(k)] >= scores[i] for k in free)
 
 
+def test_labelled_boxes_without_a_point_are_not_counted_as_missed() -> None:
+    truth = Targets.of_names(np.array([row(0, 0), row(10, 0), row(20, 0)]), ("Car",) * 3)
+    found = Detections(np.array([row(20, 1)]), np.array([0.9]), np.array([0]), ("Car",))
+    points = np.array([[10.5, 0.5, 0.2], [50, 0, 0]], np.float32)  # one in the second box
+    (frame,) = page_data([Scene(points, truth, found)])[0]["frames"]
+    assert [box[PARTNER] for box in frame["boxes"]] == [-2, -1, 3, 2]  # what was found counts all the same
+
+
 def test_boxes_without_a_class_are_drawn() -> None:
     data, _ = page_data([Scene(NOTHING, Targets(np.array([row(3, 4)])))])
     assert data["classes"] == [{"name": "object", "colour": "#d62728"}]

@@ -36,6 +36,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def scene() -> Scene:
     rng = np.random.default_rng(0)
     points = np.column_stack([rng.uniform(0, 40, 300), rng.uniform(-20, 20, 300), rng.normal(-1.7, 0.02, 300)])
+    points[:2] = TRUTH[:, :3]
     points = np.column_stack([points, rng.random(300)]).astype(np.float32)
     found = Detections(FOUND, SCORES, np.array([0, 0]), ("Car",))
     truth = Targets.of_names(TRUTH, ("Car", "Car"))
@@ -176,6 +177,21 @@ def test_points_are_coloured_by_what_is_chosen(tab: Browser, page: Path) -> None
     places = pixels_of(tab, points[np.argsort(away)])
     last = [p for p in places[-10:] if 0 < p[0] < 570 and 60 < p[1] < 540]
     assert all(reached(near(picture, "#fde725", 40), np.array(last)))
+
+
+def test_labels_do_not_lie_over_each_other(tab: Browser, tmp_path: Path) -> None:
+    row = np.repeat(FOUND[:1], 6, 0)
+    row[:, 0] += np.linspace(0, 0.5, 6)
+    found = Detections(row, np.full(6, 0.5, np.float32), np.zeros(6, int), ("Car",), track_ids=np.arange(6))
+    write_page(Scene(np.zeros((0, 3), np.float32), None, found), tmp_path / "a.html")
+    tab.open(tmp_path / "a.html", SMALL)
+    script = "viewer.drawLabels(), drawn"
+    tab.run("drawn = [], CanvasRenderingContext2D.prototype.fillText = (text, x, y) => drawn.push([text, x, y])")
+    drawn = tab.run(script)
+    assert 1 <= len(drawn) < 6
+    assert drawn[0][0] == "Car #0 0.50"  # the nearest
+    places = np.array([place for _, *place in drawn])
+    assert all(np.abs(a - b)[1] >= 13 for i, a in enumerate(places) for b in places[:i])
 
 
 def test_a_class_is_hidden_by_its_switch(tab: Browser, page: Path) -> None:

@@ -162,7 +162,7 @@ class Viewer {
     setValue("score", state.score);
     const count = (test) => String(this.boxes.filter(test).length);
     for (const kind of ["found", "truth"]) setText(`count-${kind}`, count((b) => b.kind === kind));
-    for (const status of ["false", "missed"]) setText(`count-${status}`, count((b) => b.status === status));
+    for (const status of ["false", "missed", "plain"]) setText(`count-${status}`, count((b) => b.status === status));
     setText("count-matched", count((b) => b.status === "matched" && b.kind === "found"));
     data.classes.forEach((_, i) => setText(`count-class-${i}`, count(({ box }) => box[BOX.label] === i)));
   }
@@ -191,13 +191,27 @@ class Viewer {
     context.textAlign = "center";
     context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--ground");
     context.lineWidth = 3;
-    for (const entry of this.boxes) {
-      const { box } = entry, place = project(this.camera, width, height, [box[BOX.x], box[BOX.y], box[BOX.z] + box[BOX.dz] / 2]);
-      if (!place || (entry.kind === "truth" && this.data.has.found && entry.status !== "missed")) continue;
+    const taken = [];
+    for (const { entry, place } of this.labelled(width, height)) {
+      const text = this.shortLabel(entry.box), half = context.measureText(text).width / 2;
+      const area = [place[0] - half, place[1] - 16, place[0] + half, place[1] - 3];
+      if (taken.some((other) => overlap(area, other))) continue;
+      taken.push(area);
       context.fillStyle = this.colourOf(entry);
-      context.strokeText(this.shortLabel(box), place[0], place[1] - 5);
-      context.fillText(this.shortLabel(box), place[0], place[1] - 5);
+      context.strokeText(text, place[0], place[1] - 5);
+      context.fillText(text, place[0], place[1] - 5);
     }
+  }
+
+  // The boxes that have a label and where it is, detections and then what is nearest first: where labels would lie over
+  // each other, the first one stays.
+  labelled(width, height) {
+    const { eye } = frameOf(this.camera), { has } = this.data;
+    const wanted = this.boxes.filter(({ kind, status }) => kind === "found" || !has.found || status === "missed");
+    const away = ({ box, kind }) => Math.hypot(box[0] - eye[0], box[1] - eye[1]) + (kind === "found" ? 0 : 1e4);
+    return wanted.sort((a, b) => away(a) - away(b))
+      .map((entry) => ({ entry, place: project(this.camera, width, height, topOf(entry.box)) }))
+      .filter(({ place }) => place);
   }
 
   shortLabel(box) {
@@ -268,6 +282,10 @@ class Viewer {
     if (name) this.look(name);
   }
 }
+
+const topOf = (box) => [box[BOX.x], box[BOX.y], box[BOX.z] + box[BOX.dz] / 2];
+
+const overlap = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
 
 function rampPalette(ramp) {
   const stops = ramp.map(rgb), palette = new Uint8Array(4 * 256);

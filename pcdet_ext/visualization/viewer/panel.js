@@ -62,7 +62,7 @@ function boxSection(viewer) {
     }
   }
   if (state.boxesBy === "match") {
-    for (const [key, name] of Object.entries({ matched: "matched", false: "false positive", missed: "missed" })) {
+    for (const [key, name] of Object.entries({ matched: "matched", false: "false positive", missed: "missed", plain: "not counted" })) {
       parts.push(legendRow(key, name, data.colours[key], !state.hidden.has(key), (on) => viewer.hide("hidden", key, !on)));
     }
   }
