@@ -118,7 +118,7 @@ class Viewer {
     if (layers.rings) addRings(shapes, rgb(data.colours.plain), data.ground, Math.max(...data.extent.map(Math.abs)));
     for (const entry of this.boxes) {
       const colour = rgb(this.colourOf(entry)), found = entry.kind === "found";
-      addBox(shapes, entry.box, colour, found ? FOUND_WIDTH : TRUTH_WIDTH, found || entry.status === "missed" ? 0.1 : 0);
+      addBox(shapes, entry.box, colour, found ? FOUND_WIDTH : TRUTH_WIDTH, found || (state.boxesBy === "match" && entry.status === "missed") ? 0.1 : 0);
       if (layers.velocity) addArrow(shapes, entry.box, colour);
     }
     if (layers.tracks) this.addTracks(shapes);
