@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -20,7 +20,7 @@ import torch.utils.data
 from pcdet_ext.config import ConfigError, Registry, suggest
 from pcdet_ext.data.augment import points as _points  # noqa: F401  (registers its steps)
 from pcdet_ext.data.augment.steps import AUGMENTATIONS, keep_classes, wrap_headings
-from pcdet_ext.data.balance import balanced_frames
+from pcdet_ext.data.balance import balanced_frames, weighted_order, weights_of
 from pcdet_ext.data.geometry import boxes_in_range, points_in_range
 from pcdet_ext.data.index import FOLDER, FrameInfo, FrameTable, index_path, read_index
 from pcdet_ext.data.objects import database_path
@@ -109,6 +109,8 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         mask_z: whether points are cropped in z too.
         interval: keeps every so many-th frame of the split, from the first on (5: a fifth of the frames).
         balanced: in training, frames are drawn so that each class has its share (CBGS, Zhu et al. 2019).
+        class_weights: in training, how often frames with objects of a class are drawn in comparison with others (1).
+        frame_weights: a file with the id and the weight of a frame in each line, by which frames are drawn as well.
         velocity: whether boxes keep their velocity, where the format has it; unknown velocities become 0.
         tanh: columns that tanh brings into (-1, 1), in the end.
         index: where the preparation of the folder lies, `<root>/pcdet_ext` when None.
@@ -139,6 +141,8 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     mask_z: bool = False
     interval: int = 1
     balanced: bool = False
+    class_weights: Mapping[str, float] = field(default_factory=dict)
+    frame_weights: Path | None = None
     velocity: bool = True
     tanh: Sequence[str] = ()
     index: str | Path | None = None
@@ -177,6 +181,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         self._check_root(folder)
         self.check_classes()
         self.frames = self._frames_in_use()
+        self.weights = self._weights()
         # One flag per frame, in shared memory too: workers that set the same flag do not disturb each other.
         self._skipped = torch.zeros(len(self.frames), dtype=torch.bool, device="cpu").share_memory_()
         context = {
@@ -228,6 +233,18 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         found, none = frames.frames_by_class(), np.zeros(0, np.int64)
         return frames.select(balanced_frames([found.get(name, none) for name in self.classes], rng))
 
+    def _weights(self) -> Array | None:
+        """How often each sample of an epoch of training is drawn, float64 [len(self)]; None for once each."""
+        if not self.training:
+            return None
+        weights = weights_of(self.frames, self.classes, self.class_weights, self.frame_weights)
+        if weights is not None and (self.balanced or self.PAIRED):
+            raise ConfigError(
+                "class_weights, frame_weights: cannot be used together with balanced, nor where neighbouring samples "
+                "belong together"
+            )
+        return None if weights is None else np.tile(weights, self.repeat)
+
     def _check_root(self, folder: Path) -> None:
         """Say so where an index that lies outside the data folder was made from another one."""
         root, made_from = Path(self.root).resolve(), self.all_frames.root
@@ -261,8 +278,8 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         return any(info.labelled for info in self.frames)
 
     def epoch_order(self, rng: np.random.Generator) -> Array:
-        """A random permutation of all samples, unless a format needs some of them side by side."""
-        return rng.permutation(len(self))
+        """The samples in random order, drawn by their weights where they have some; see `Dataset`."""
+        return rng.permutation(len(self)) if self.weights is None else weighted_order(self.weights, rng)
 
     @property
     def skipped(self) -> Sequence[str]:
@@ -403,7 +420,14 @@ class ConcatDataset(torch.utils.data.Dataset[Sample]):
         return any(part.labelled for part in self.parts)
 
     def epoch_order(self, rng: np.random.Generator) -> Array:
-        """A random permutation of all samples, except of parts that need some of theirs side by side."""
+        """The samples in random order, drawn by their weights where a part has some; see `Dataset`.
+
+        Neighbours stay together in parts that need it.
+        """
+        weights = [getattr(part, "weights", None) for part in self.parts]
+        if any(part is not None for part in weights):
+            known = [np.ones(len(part)) if own is None else own for part, own in zip(self.parts, weights, strict=True)]
+            return weighted_order(np.concatenate(known), rng)
         if not any(isinstance(part, FrameDataset) and part.PAIRED for part in self.parts):
             return rng.permutation(len(self))
         starts = [0, *self._ends[:-1]]

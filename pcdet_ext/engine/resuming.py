@@ -40,14 +40,18 @@ def check_same_model(before: Mapping[str, Any], settings: Node, resume: str | Pa
     Raises CheckpointError that names each key whose value is another one. What decides the training alone may change.
     """
     now = settings.plain()
-    pairs = [("model", before.get("model"), now.get("model"))]
-    pairs += [(f"data.{key}", before.get("data", {}).get(key), now.get("data", {}).get(key)) for key in MEANING]
-    changed = [line for key, old, new in pairs for line in differences(key, old, new)]
+    changed = [*differences("model", before.get("model"), now.get("model")), *meaning_changes(before, now)]
     if changed:
         raise CheckpointError(
             f"{resume}: holds the training of another model ({'; '.join(changed[:3])}): continue it with the same "
             "settings, or start a new one from its parameters with train.init_from"
         )
+
+
+def meaning_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What the parameters of one configuration mean otherwise in another one, as texts "data.classes was …, now …"."""
+    old, new = before.get("data") or {}, now.get("data") or {}
+    return [line for key in MEANING for line in differences(f"data.{key}", old.get(key), new.get(key))]
 
 
 def differences(key: str, old: Any, new: Any) -> list[str]:

@@ -21,7 +21,7 @@ from pcdet_ext.engine import testing
 from pcdet_ext.engine.devices import make_fabric, seed_everything
 from pcdet_ext.engine.fading import training_datasets
 from pcdet_ext.engine.records import require_wandb
-from pcdet_ext.engine.resuming import check_same_frozen, check_same_model, check_same_order
+from pcdet_ext.engine.resuming import check_same_frozen, check_same_model, check_same_order, meaning_changes
 from pcdet_ext.engine.run_folder import BEST, LAST, RunFolder
 from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.engine.trainer import Trainer, TrainingError, TrainingInputs
@@ -117,7 +117,7 @@ def _inputs(settings: Node, options: TrainConfig, device: str, new: bool) -> Tra
     data = section(settings, "data")
     if options.evaluate_every:
         _check_can_be_evaluated(detector, measured_kind(data))
-    notes = _initialised(detector, options.init_from) if options.init_from and new else ()
+    notes = _initialised(detector, options.init_from, settings) if options.init_from and new else ()
     dataset = training_datasets(data, options)
     _check_point_labels(detector, dataset(0))
     tested = _test_data(settings) if options.evaluate_every else None
@@ -166,10 +166,12 @@ def highest_values(dataset: Dataset, frames: int = 16) -> dict[str, float]:
     return {name: float(value) for name, value in zip(list(dataset.point_features or ())[3:], highest, strict=True)}
 
 
-def _initialised(detector: nn.Module, path: str | Path) -> tuple[str, ...]:
-    """Let a detector start with the parameters of a checkpoint, and say which it took."""
+def _initialised(detector: nn.Module, path: str | Path, settings: Node) -> tuple[str, ...]:
+    """Let a detector start with the parameters of a checkpoint; say which it took, and what they meant otherwise."""
     content = checkpoint.read(path)
-    return (f"{path}: {checkpoint.transfer(detector, content['model'], path)}",)
+    report = f"{path}: {checkpoint.transfer(detector, content['model'], path)}"
+    changed = meaning_changes(content["config"], settings.plain())
+    return (report, *(f"{path}: {change}" for change in changed))
 
 
 def _closing(training: Sequence[Dataset], tested: Dataset | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -341,16 +342,23 @@ def _width(node: Mapping[str, Any], widths: Mapping[Reads, int]) -> int:
     return 0 if head is None else widths[head.reads]
 
 
+_DEFAULTS = threading.RLock()
+
+
 @contextmanager
 def usual_defaults() -> Iterator[None]:
-    """With torch's defaults as they are at first: float32, on the CPU, tensors that can have gradients."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"), torch.inference_mode(False):
-            yield
-    finally:
-        torch.set_default_dtype(before)
+    """With torch's defaults as they are at first: float32, on the CPU, tensors that can have gradients.
+
+    The default type belongs to the process, so one thread at a time is in here.
+    """
+    with _DEFAULTS:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.device("cpu"), torch.inference_mode(False):
+                yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def build_detector(config: Node) -> Any:

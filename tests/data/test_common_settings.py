@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ import torch
 from pcdet_ext import config
 from pcdet_ext.config import ConfigError
 from pcdet_ext.data.balance import balanced_counts, balanced_frames
-from pcdet_ext.data.base import FrameDataset
+from pcdet_ext.data.base import ConcatDataset, FrameDataset
 from pcdet_ext.data.index import FrameInfo
 from pcdet_ext.data.objects import database_path, read_objects
 from pcdet_ext.data.prepare import RawFrame, prepare
 from pcdet_ext.evaluation.base import Evaluator
+from pcdet_ext.files import DataError
 from pcdet_ext.inference import Detector
 from pcdet_ext.structures import Sample, Targets
 
@@ -102,6 +104,52 @@ def test_class_balance_draws_frames_of_rare_classes_more_often(root: Path) -> No
     assert len(street(root, balanced=True)) == 20  # not in testing
     with pytest.raises(ValueError, match="no frame holds an object"):
         balanced_frames([np.zeros(0, np.int64)], np.random.default_rng(0))
+
+
+def test_weights_decide_how_often_a_frame_is_drawn(root: Path, tmp_path: Path) -> None:
+    """Every fifth frame holds a bus, which is drawn three times as often; frame 001 ten times, frame 002 never."""
+    file = tmp_path / "weights.txt"
+    file.write_text("001 10\n\n002  0.0\nnot of this split 4\n")
+    weighted = street(root, training=True, class_weights={"Bus": 3}, frame_weights=file, repeat=2)
+    expected = np.array([3.0 if number % 5 == 0 else 1.0 for number in range(20)])
+    expected[1:3] = 10, 0
+    np.testing.assert_array_equal(weighted.weights, np.tile(expected, 2))
+    rng = np.random.default_rng(0)
+    orders = [weighted.epoch_order(rng) for _ in range(500)]
+    assert {len(order) for order in orders} == {len(weighted)} == {40}
+    shares = np.bincount(np.concatenate(orders) % 20, minlength=20) / (500 * 40)
+    np.testing.assert_allclose(shares, expected / expected.sum(), atol=0.01)
+    assert street(root, class_weights={"Bus": 3}).weights is None  # not in testing
+    joined = ConcatDataset([weighted, street(root, training=True)])
+    share = np.mean([np.mean(joined.epoch_order(rng) < 40) for _ in range(500)])
+    assert share == pytest.approx(2 * expected.sum() / (2 * expected.sum() + 20), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_weights": {"Bsu": 2}}, "class_weights: 'Bsu' is none of the classes; did you mean 'Bus'"),
+        ({"class_weights": {"Bus": -1}}, "the weight of 'Bus' must be at least 0, got -1"),
+        ({"class_weights": {"Bus": 0, "Car": 0}}, "all frames have the weight 0"),
+        ({"class_weights": {"Bus": 2}, "balanced": True}, "cannot be used together with balanced"),
+        (
+            {"frame_weights": "001 x"},
+            "weights.txt:1: must be the id of a frame and a weight of at least 0, got",
+        ),
+        ({"frame_weights": "001 nan"}, "weights.txt:1: must be the id of a frame and a weight"),
+        ({"frame_weights": "001 1\n001 2"}, "weights.txt:2: the frame '001' has a weight already"),
+        ({"frame_weights": "901 1"}, "weights.txt: names none of the frames, as '000'"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused(
+    root: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "weights.txt"
+    if "frame_weights" in options:
+        file.write_text(options["frame_weights"])
+        options = options | {"frame_weights": file}
+    with pytest.raises((ConfigError, DataError), match=re.escape(message)):
+        street(root, training=True, **options)
 
 
 def test_velocities_that_are_not_known_are_zero_or_all_are_cut(root: Path) -> None:

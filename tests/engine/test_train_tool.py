@@ -249,6 +249,7 @@ def test_a_training_starts_from_a_checkpoint_with_other_classes(
     shown = capsys.readouterr().err
     assert "parameters and buffers taken" in shown
     assert "not taken, another shape: head." in shown
+    assert f"{source}: data.classes was ['Car'], now ['Car', 'Van']" in shown
     before, after = (checkpoint.read(path)["model"] for path in (source, tmp_path / "tuned" / "last.ckpt"))
     name = next(name for name in before if name.startswith("encoder.") and name.endswith("linear.weight"))
     assert torch.allclose(before[name], after[name])
