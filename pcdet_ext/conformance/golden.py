@@ -14,13 +14,15 @@ import math
 import operator
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass, field, replace
+from functools import reduce, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+
+from pcdet_ext.interop.settings import every_setting_counts
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,17 @@ def runs(system: str, kind: str, dataset: str | None = None) -> Callable[[Runner
         return runner
 
     return register
+
+
+def every_setting(runner: Runner) -> Runner:
+    """Decorator, below `runs`: each setting of a case must be read by the runner, or is refused by name."""
+
+    @wraps(runner)
+    def run(case: Case, grads: bool) -> Values:
+        with every_setting_counts(case.config) as config:
+            return runner(replace(case, config=cast("dict[str, Any]", config)), grads)
+
+    return run
 
 
 def is_covered(system: str, kind: str, dataset: str | None = None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from pcdet_ext.evaluation.compiled_rectangles import corners
 from pcdet_ext.structures import Array
 
 
@@ -22,22 +23,6 @@ def count_above(found: Array, truth: Array, thresholds: Array) -> Array:
                 reached += value >= threshold
             counts[c, truth[c, k], reached] += 1
     return counts
-
-
-@njit(cache=True)
-def corners(x: float, y: float, length: float, width: float, yaw: float) -> Array:
-    """Corners of a rectangle: float64 [4, 2]."""
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    found = np.empty((4, 2))
-    for i in range(4):
-        along, across = (length / 2, width / 2)
-        if i in (1, 2):
-            along = -along
-        if i > 1:
-            across = -across
-        found[i, 0] = x + along * cos - across * sin
-        found[i, 1] = y + along * sin + across * cos
-    return found
 
 
 @njit(cache=True)

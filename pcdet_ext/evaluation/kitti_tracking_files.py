@@ -14,6 +14,7 @@ from pcdet_ext.structures import Array
 
 TYPES = ("car", "van", "truck", "pedestrian", "person", "cyclist", "tram", "misc", "dontcare")
 DONT_CARE = "dontcare"
+LONGEST = 1_000_000  # frames of a sequence, a day at ten a second
 COLUMNS = 17  # frame, track id, type, truncated, occluded, alpha, box, size, place, ry; a score may follow
 TYPE_COLUMN = 2
 USED = {"frame": 0, "track id": 1, "truncated": 3, "occluded": 4, "x1": 6, "y1": 7, "x2": 8, "y2": 9}
@@ -48,7 +49,8 @@ class TrackRows:
 def read_rows(path: Path, frames: int) -> TrackRows:
     """Boxes of a label or result file (.txt, or compressed as .txt.gz).
 
-    Boxes with negative track ids are left out, except DontCare regions. A score at the end of a line is not used.
+    Boxes with negative track ids are left out, except DontCare regions. A score at the end of a line is not used, but
+    must be a number.
 
     Args:
         path: of the file.
@@ -84,9 +86,9 @@ def read_rows(path: Path, frames: int) -> TrackRows:
 
 def _values(path: Path, lines: list[tuple[int, list[str]]]) -> Array:
     """float64 [N, 17]; the column of the type is 0."""
-    rows = [[*fields[:TYPE_COLUMN], "0", *fields[TYPE_COLUMN + 1 : COLUMNS]] for _, fields in lines]
+    rows = [[*fields[:TYPE_COLUMN], "0", *fields[TYPE_COLUMN + 1 :]] for _, fields in lines]
     try:
-        return np.array([list(map(float, row)) for row in rows], np.float64).reshape(len(rows), COLUMNS)
+        return np.array([list(map(float, row))[:COLUMNS] for row in rows], np.float64).reshape(len(rows), COLUMNS)
     except ValueError:
         for (number, _), row in zip(lines, rows, strict=True):
             for column, text in enumerate(row):
@@ -121,11 +123,13 @@ def read_sequence_map(path: Path) -> dict[str, int]:
         fields = line.split()
         if not fields:
             continue
-        if len(fields) < 4 or not fields[3].isdecimal():
+        if len(fields) < 4 or not (fields[3].isascii() and fields[3].isdecimal()):
             raise DataError(f"{path}:{number}: expected 'NAME empty FIRST_FRAME FRAMES', got {line.strip()!r}")
         name = fields[0]
         if Path(name).name != name or name in found:
             raise DataError(f"{path}:{number}: {'names ' + name + ' twice' if name in found else name + ' is no name'}")
+        if len(fields[3].lstrip("0")) > len(str(LONGEST)) or int(fields[3]) > LONGEST:
+            raise DataError(f"{path}:{number}: a sequence has at most {LONGEST} frames, got {fields[3]:.40}")
         found[name] = int(fields[3])
     if not found:
         raise DataError(f"{path}: names no sequence")

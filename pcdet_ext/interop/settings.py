@@ -27,6 +27,7 @@ class Settings(Mapping[str, Any]):
         self._values, self._path = values, path
         self._read: dict[str, Any] = {}
         self._asked: set[str] = set()
+        self._skipped: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
         self._asked.add(key)
@@ -50,20 +51,17 @@ class Settings(Mapping[str, Any]):
     def given(self, defaults: Mapping[str, Any]) -> Settings:
         """The same view, with values for keys that the configuration does not have."""
         view = Settings({**defaults, **self._values}, self._path)
-        view._read, view._asked = self._read, self._asked
+        view._read, view._asked, view._skipped = self._read, self._asked, self._skipped
         return view
 
     def skip(self, keys: Iterable[str]) -> None:
         """Count these settings as read, where they are there; for parts that another setting switches off."""
-        for key in keys:
-            self._asked.add(key)
-            if key in self._values:
-                self._read.setdefault(key, None)
+        self._asked.update(keys := set(keys))
+        self._skipped.update(keys)
 
     def skip_rest(self) -> None:
         """Count every setting of this section that has not been read yet as read; for parts that are not built."""
-        for key in self._values:
-            self._read.setdefault(key, None)
+        self._skipped.update(self._values)
 
     def unread(self) -> Iterator[tuple[str, Any, str]]:
         """Path and value of every setting that nobody has read, and what may have been meant (see `config.suggest`)."""
@@ -71,7 +69,7 @@ class Settings(Mapping[str, Any]):
             if key in self._read:
                 for section in _sections(self._read[key]):
                     yield from section.unread()
-            else:
+            elif key not in self._skipped:
                 hint = suggest(str(key), sorted(self._asked - set(self._values)))
                 path = f"{self._path}.{key}" if self._path else str(key)
                 yield from ((leaf, found, hint) for leaf, found in _leaves(value, path))

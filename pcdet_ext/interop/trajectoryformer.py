@@ -16,7 +16,8 @@ from pcdet_ext.tracking.trajectory_network import TrajectoryNetwork
 UNUSED = ("token_traj", "seqboxembed.fc_s", "seqboxembed.fc_ce", "seqboxembed.fc_hr")  # published, but never called
 FIXED = {"motion_input_dim": 6, "point_dim": 30, "boxes_dim": 8, "num_hypo_pred": 1, "num_hypo_det": 1}
 FIXED |= {"num_hypo": 2}
-OF_TRAINING = ("dist_thresh", "traj_length", "device")  # settings that a network and its tracker do not need
+# Settings of training and of numeric cases, which a network and its tracker do not need.
+OF_TRAINING = ("batch_size", "device", "dist_thresh", "mode", "nms_thresh", "score_thresh", "traj_length")
 SHORT = {"car": "VEHICLE", "ped": "PEDESTRIAN", "cyc": "CYCLIST"}  # in the thresholds of scores
 CLASSES = tuple(SHORT.values())
 
@@ -31,6 +32,7 @@ def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] | 
     model = _section(config, "model")
     if "num_hypo" in model:
         network: nn.Module = motion_predictor(model, _frames(config))
+        skip(model, *OF_TRAINING)
     else:
         network = tracker_network(model)
         tracker_options(model)

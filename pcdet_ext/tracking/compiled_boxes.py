@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from pcdet_ext.evaluation.compiled_rectangles import corners as rectangle
 from pcdet_ext.structures import Array
 
 IOU, GIOU, PUBLISHED_IOU = 0, 1, 2
@@ -18,14 +19,7 @@ GUARD = 1e-5  # in the published denominator of the 3-D overlap, cubic metres
 @njit(cache=True)
 def corners(box: Array) -> Array:
     """Corners [4, 2] of a box (x, y, z, dx, dy, dz, heading) from above, counter-clockwise."""
-    cos, sin = np.cos(box[6]), np.sin(box[6])
-    found = np.empty((4, 2))
-    for i in range(4):
-        along = box[3] / 2 if i in (0, 3) else -box[3] / 2
-        across = box[4] / 2 if i < 2 else -box[4] / 2
-        found[i, 0] = box[0] + along * cos - across * sin
-        found[i, 1] = box[1] + along * sin + across * cos
-    return found
+    return rectangle(box[0], box[1], box[3], box[4], box[6])
 
 
 @njit(cache=True)
@@ -98,6 +92,7 @@ def hull_area(a: Array, b: Array) -> float:
 def overlap(a: Array, b: Array, corners_a: Array, corners_b: Array, kind: int) -> float:
     """IoU or generalised IoU (Rezatofighi et al. 2019) of two boxes in 3-D.
 
+    Boxes so small that they have no volume in float64 have no overlap: their IoU is 0, the generalised one -1.
     PUBLISHED_IOU is SimpleTrack's: the common height of two boxes of which one spans the other is too large there.
     """
     reach = (np.hypot(a[3], a[4]) + np.hypot(b[3], b[4])) / 2
@@ -113,6 +108,8 @@ def overlap(a: Array, b: Array, corners_a: Array, corners_b: Array, kind: int) -
         return common / (volumes - common + GUARD)
     union = volumes - common
     around = hull_area(corners_a, corners_b) * max(up, down, a[5], b[5])
+    if union <= 0 or around <= 0:
+        return -1.0
     return common / union - (around - union) / around
 
 
@@ -145,7 +142,8 @@ def flat_iou_of_rows(first: Array, second: Array) -> Array:
     found = np.empty(len(first))
     for i in range(len(first)):
         common = common_area(corners(first[i]), corners(second[i]))
-        found[i] = common / (first[i, 3] * first[i, 4] + second[i, 3] * second[i, 4] - common)
+        union = first[i, 3] * first[i, 4] + second[i, 3] * second[i, 4] - common
+        found[i] = common / union if union > 0 else 0.0
     return found
 
 

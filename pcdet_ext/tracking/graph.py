@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from pcdet_ext.structures import Array
-from pcdet_ext.tracking.base import BoxTracker, StillBoxes, TrackedBoxes, check_timestamp
+from pcdet_ext.tracking.base import BoxTracker, StillBoxes, TrackedBoxes, check_range, check_timestamp
 from pcdet_ext.tracking.graph_data import node_features, rows_kept
 from pcdet_ext.tracking.graph_edges import CLASSES
 from pcdet_ext.tracking.graph_network import GraphTrackerNetwork
@@ -49,7 +50,7 @@ class GraphTracker(BoxTracker):
         max_outputs: boxes of a frame at most, those with the highest scores.
 
     Raises:
-        ValueError: period or max_outputs is not positive.
+        ValueError: period or max_outputs is not positive, nms is not from 0 to 1, or score_threshold is not finite.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class GraphTracker(BoxTracker):
         period: float | None = None,
         max_outputs: int = 500,
     ) -> None:
-        if max_outputs < 1 or (period is not None and not period > 0):
+        check_range("nms", nms, 0, 1)
+        check_range("score_threshold", score_threshold)
+        if max_outputs < 1 or (period is not None and not 0 < period < math.inf):
             raise ValueError(f"period and max_outputs must be positive, got {period} and {max_outputs}")
         self.network, self.options = network.eval(), options or GraphOptions()
         self.nms, self.score_threshold = nms, score_threshold

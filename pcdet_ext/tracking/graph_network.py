@@ -9,20 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from pcdet_ext.ops.segment import segment_reduce, segment_softmax
+
 NODE_FEATURES, EDGE_FEATURES = 17, 10
-LEAST = 1e-16  # in the denominators of the soft-max
-
-
-def softmax_of_targets(values: Tensor, target: Tensor, count: int) -> Tensor:
-    """Soft-max of values [E, H] over the edges that end in the same of `count` nodes."""
-    index = target[:, None].expand_as(values)
-    largest = values.new_full((count, values.shape[1]), -math.inf).scatter_reduce(0, index, values.detach(), "amax")
-    shares = (values - largest[target]).exp()
-    total = values.new_zeros(count, values.shape[1]).index_add(0, target, shares)
-    return shares / (total[target] + LEAST)
 
 
 class GraphAttention(nn.Module):
@@ -54,9 +45,9 @@ class GraphAttention(nn.Module):
         return self.lin_value(source)[edges[0]]
 
     def _gathered(self, scores: Tensor, values: Tensor, target: Tensor, edges: Tensor) -> Tensor:
-        share = self.dropout(softmax_of_targets(scores, edges[1], len(target)))
+        share = self.dropout(segment_softmax(scores, edges[1], len(target)))
         weighted = (values.unflatten(1, (self.heads, -1)) * share[..., None]).flatten(1)
-        return torch.zeros_like(target).index_add(0, edges[1], weighted) + self.lin_skip(target)
+        return segment_reduce(weighted, edges[1], len(target), "sum") + self.lin_skip(target)
 
 
 class EdgeAttention(GraphAttention):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.tracking import graph_edges
+from pcdet_ext.tracking.base import check_range
 from pcdet_ext.tracking.graph_matching import matches
 from pcdet_ext.tracking.graph_network import Associations, GraphTrackerNetwork, association_loss
 
@@ -82,7 +83,7 @@ class GraphOptions:
     threshold: affinity above which a pair may match; max_age: frames until a track that is not found ends;
     feature_weight: share of the new features in those of a matched track; optimal: see `graph_matching.matches`;
     neighbours: metres between objects that look at each other; limits: metres between a track and a detection, by
-    class.
+    class. Raises ValueError for values out of their ranges.
     """
 
     threshold: float = 0.01
@@ -91,6 +92,16 @@ class GraphOptions:
     optimal: bool = False
     neighbours: float = graph_edges.NEIGHBOURS
     limits: tuple[float, ...] = graph_edges.LIMITS
+
+    def __post_init__(self) -> None:
+        check_range("threshold", self.threshold, 0, 1)
+        check_range("max_age", self.max_age, 0)
+        check_range("feature_weight", self.feature_weight, 0, 1)
+        check_range("neighbours", self.neighbours, 0)
+        if len(self.limits) != len(graph_edges.CLASSES):
+            raise ValueError(f"limits must be {len(graph_edges.CLASSES)} numbers, got {len(self.limits)}")
+        for name, limit in zip(graph_edges.CLASSES, self.limits, strict=True):
+            check_range(f"limits: that of {name}", limit, 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from pcdet_ext.structures import Array
-from pcdet_ext.tracking.base import TRACKERS, BoxTracker, StillBoxes, TrackedBoxes, check_timestamp
+from pcdet_ext.tracking.base import TRACKERS, BoxTracker, StillBoxes, TrackedBoxes, check_range, check_timestamp
 
 # Metres between a detection, moved back, and a track.
 NUSCENES_LIMITS = {
@@ -85,8 +85,12 @@ class GreedyTracker(BoxTracker):
     ) -> None:
         if assignment not in ("greedy", "optimal"):
             raise ValueError(f"assignment must be 'greedy' or 'optimal', got {assignment!r}")
-        if max_age < 0 or not limits or not all(limit >= 0 for limit in limits.values()):
-            raise ValueError(f"max_age and the limits must be 0 or more, got {max_age} and {dict(limits)}")
+        if not limits:
+            raise ValueError("limits must name a class at least")
+        check_range("max_age", max_age, 0)
+        check_range("birth_score", birth_score)
+        for name, limit in limits.items():
+            check_range(f"limits: that of {name}", limit, 0)
         self.limits = dict(limits)
         self.max_age, self.assignment = max_age, assignment
         self.birth_score, self.published = birth_score, published

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.structures import Array, Detections
-from pcdet_ext.tracking.base import check_pose, check_timestamp
+from pcdet_ext.tracking.base import check_pose, check_range, check_timestamp
 from pcdet_ext.tracking.trajectory_network import TrajectoryNetwork
 from pcdet_ext.tracking.trajectory_states import Found, Frame, States, StepOptions, Thresholds, first_step, step
 
@@ -63,14 +62,11 @@ class TrajectoryOptions:
             raise ValueError(f"first_class must be one of {', '.join(self.limits)}, got {self.first_class!r}")
         for name in ("kept_score", "birth_score", "limits"):
             for label, value in getattr(self, name).items():
-                if not 0 <= value < math.inf:
-                    raise ValueError(f"{name} of {label} must be 0 or more, got {value}")
+                check_range(f"{name} of {label}", value, 0)
         for name, least in (("predictions", 1), ("history", 2), ("points", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            check_range(name, getattr(self, name), least)
         for name in ("nms", "new_overlap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+            check_range(name, getattr(self, name), 0, 1)
 
 
 class TrajectoryTracker:

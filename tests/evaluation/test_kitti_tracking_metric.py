@@ -153,6 +153,7 @@ LINE = "0 1 Car 0 0 -1.5 10 20 60 80 1.5 1.6 4.0 1 2 30 0.1"
     [
         ("0 1 Car 0 0", r"0\.txt:1: expected 17 columns, and maybe a score, got 5"),
         (LINE.replace("60", "wide"), r"0\.txt:1: column 9 is 'wide'"),
+        (LINE + " good", r"0\.txt:1: column 18 is 'good'"),
         (LINE.replace("60", "nan"), r"0\.txt:1: x2 is 'nan'"),
         (LINE + "\n" + LINE.replace("0 1", "0.5 1", 1), r"0\.txt:2: frame is '0\.5'"),
         (LINE.replace("0", "7", 1), r"0\.txt:1: frame 7 is not in the sequence, which has 2 frames"),
@@ -171,7 +172,14 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "0.txt.gz").write_bytes(gzip.compress(LINE.encode())[:-9])
     with pytest.raises(DataError, match=r"0\.txt\.gz: damaged"):
         read_rows(tmp_path / "0.txt.gz", 2)
-    for text, message in (("0000 empty 0", "map:1: expected"), ("a e 0 5\na e 0 5", "twice"), ("\n", "no sequence")):
+    for text, message in (
+        ("0000 empty 0", "map:1: expected"),
+        ("a e 0 5\na e 0 5", "twice"),
+        ("\n", "no sequence"),
+        ("0000 empty 0 1000001", "map:1: a sequence has at most 1000000 frames, got 1000001"),
+        ("0000 empty 0 " + 5000 * "9", "map:1: a sequence has at most"),
+        ("0000 empty 0 \u0665", "map:1: expected"),
+    ):
         (tmp_path / "map").write_text(text)
         with pytest.raises(DataError, match=message):
             read_sequence_map(tmp_path / "map")

@@ -155,6 +155,7 @@ ENTRY = {
         ({}, "expected a list of frames, got dict"),
         ([{**ENTRY, "token": 3}], "frame 0: needs scene_name and token"),
         ([{**ENTRY, "ego2global_translation": [1, 2]}], "frame 0: ego2global_translation must be 3 finite numbers"),
+        ([{**ENTRY, "ego2global_translation": [10**400, 0, 0]}], "frame 0: ego2global_translation must be 3 finite"),
         ([{**ENTRY, "lidar2ego_rotation": [0, 0, 0, 0]}], "frame 0: lidar2ego_rotation: a rotation of zeros"),
         ([ENTRY, ENTRY], "several frames have the same token"),
     ],

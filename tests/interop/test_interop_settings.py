@@ -26,6 +26,8 @@ CASES = {
     "octree": "octree/octformer_seg",
     "openpcdet2": "openpcdet2/e2e_pillarnet_kitti",
     "scatterformer": "scatterformer/bev_ded",
+    "trajectoryformer": "tracking/trajectoryformer_motion_eval_b1",
+    "unilion": "unilion/vfe_b2",
 }
 
 

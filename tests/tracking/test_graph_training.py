@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pcdet_ext import checkpoint
 from pcdet_ext.cli.command import main
 from pcdet_ext.evaluation.nuscenes_files import Submission
 from pcdet_ext.files import DataError
+from pcdet_ext.tracking import graph_training
 from pcdet_ext.tracking.graph_network import GraphTrackerNetwork
-from pcdet_ext.tracking.graph_training import fit, load, save, training_sequences
+from pcdet_ext.tracking.graph_training import KIND, fit, load, save, training_sequences
 
 SMALL = {"dim": 16, "heads": 4, "encoders": 1, "decoders": 1, "dropout": 0.0}
 
@@ -81,6 +83,66 @@ def test_the_command_tracks_with_a_network(folder: Path, capsys: pytest.CaptureF
     assert main(arguments) == 2
     with pytest.raises(DataError, match=r"gt\.json"):
         load(folder / "gt.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"kind": KIND}, "settings of a graph tracker must be a mapping, is None"),
+        ({"kind": KIND, "settings": SMALL, "state": [1]}, "state of a graph tracker must be a mapping"),
+        ({"kind": KIND, "settings": {"width": 3}, "state": {}}, "the settings are none of a graph tracker"),
+        ({"kind": KIND, "settings": {**SMALL, "heads": 5}, "state": {}}, "dim must be a multiple of heads"),
+        ({"kind": "other"}, "no network of a graph tracker"),
+    ],
+)
+def test_damaged_networks_are_named(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    checkpoint.write(tmp_path / "net.ckpt", content)
+    with pytest.raises(DataError, match=rf"net\.ckpt: .*{message}"):
+        load(tmp_path / "net.ckpt")
+
+
+def test_a_home_folder_may_be_written_as_a_tilde(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    save(Path("~/net.ckpt"), GraphTrackerNetwork(**SMALL), SMALL)
+    assert (folder / "net.ckpt").is_file()
+    arguments = ["track", str(folder / "found.json"), "--data", str(folder / "gt.json"), "--tracker", "graph"]
+    assert main([*arguments, "--out", str(folder / "tracks.json"), "--no-metric", "network=~/net.ckpt"]) == 0
+
+
+def test_incomplete_batches_are_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six windows in batches of four: one step an epoch; of fewer windows than a batch all are one step."""
+    sequences = training_sequences(Submission.read(folder / "found.json"), folder / "gt.json")
+    sizes: list[int] = []
+    losses = graph_training.sequence_losses
+
+    def counted(network: Any, frames: Any, *more: Any, **options: Any) -> Any:
+        sizes.append(int(frames[0].batch.max()) + 1)
+        return losses(network, frames, *more, **options)
+
+    monkeypatch.setattr(graph_training, "sequence_losses", counted)
+    for batch_size, expected in ((4, [4]), (3, [3, 3]), (8, [6])):
+        sizes.clear()
+        assert len(list(fit(GraphTrackerNetwork(**SMALL), sequences, 1, length=4, batch_size=batch_size))) == 1
+        assert sizes == expected
+
+
+def test_options_are_checked_before_training_and_every_epoch_is_kept(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = folder / "new.ckpt"
+    arguments = ["track", str(folder / "found.json"), "--data", str(folder / "gt.json"), "--tracker", "graph"]
+    arguments += ["--out", str(folder / "tracks.json"), f"network={network}"]
+    assert main([*arguments, "--fit", "1", "threshold=3"]) == 2
+    assert "threshold must be from 0 to 1" in capsys.readouterr().err
+    assert not network.exists()
+
+    def broken(*_: Any, **__: Any) -> Any:
+        yield 1.0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(graph_training, "fit", broken)
+    main([*arguments, "--fit", "2"])
+    assert load(network).dim == 128
 
 
 def test_the_command_trains_a_network_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,17 @@ def polygon(box: np.ndarray) -> BaseGeometry:
     return affinity.translate(affinity.rotate(flat, box[6], (0, 0), use_radians=True), box[0], box[1])
 
 
+@pytest.mark.parametrize("measure", ["iou", "giou"])
+@pytest.mark.parametrize("size", [1e-300, 1e-120, 1e-6])
+def test_boxes_without_volume_in_floats_are_tracked(measure: str, size: float) -> None:
+    boxes = np.array([[1, 2, 3, size, size, size, 0], [9, 2, 3, 4, 2, 1, 0]], np.float64)
+    tracker = KalmanTracker(measure=measure)
+    for time in range(3):
+        found = tracker.update(Detections(boxes, np.ones(2), np.zeros(2, np.int64), NAMES), None, time)
+        assert np.isfinite(found.boxes).all()
+    assert found.boxes[np.isclose(found.boxes[:, 3], 4, atol=0.1)].shape[0] == 1
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 3.0, 20.0]))
 def test_overlaps_are_those_of_polygons(seed: int, spread: float) -> None:
@@ -168,7 +179,7 @@ def test_a_jump_of_the_pose_and_a_frame_out_of_order_end_in_new_tracks_at_worst(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"measure": "l2"}, "measure must be one of iou, giou"), ({"max_age": 0}, "max_age must be at least 1")],
+    [({"measure": "l2"}, "measure must be one of iou, giou"), ({"max_age": 0}, "max_age must be 1 or more")],
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -110,7 +110,7 @@ def test_the_command_trains_and_writes_after_every_epoch(
 def test_wrong_options_are_named_before_anything_is_trained(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = root.parent / "new.ckpt"
     for more, message in (
-        (("history=1",), "history must be at least 2"),
+        (("history=1",), "history must be 2 or more"),
         (("bogus=1",), "bogus"),
         (("limits.Vehicel=1",), "no class is named 'Vehicel'; did you mean 'Vehicle'"),
     ):

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcdet_ext.conformance.golden import Case, Values, backward, runs
+from pcdet_ext.conformance.golden import Case, Values, backward, every_setting, runs
 from pcdet_ext.evaluation.quaternions import yaws
+from pcdet_ext.interop.settings import skip
 from pcdet_ext.tracking import graph_edges
 from pcdet_ext.tracking.base import StillBoxes
 from pcdet_ext.tracking.graph import GraphTracker
@@ -28,11 +29,15 @@ UNMOVED = [0, 1, 2, 4, 3, 5, 6]  # x, y, z, width, length, height, yaw, and the 
 
 
 @runs("tracking", "motformer_inter_graph")
+@every_setting
 def edges_between(case: Case, grads: bool) -> Values:
     """Edges between tracks and detections of a batch, and their features."""
     given = case.tensors("in")
+    _check_classes(case.config)
+    skip(case.config, "batch_size")  # the rows say which sample they are of
     labels, others = given["track_class"].long(), given["det_class"].long()
-    places = graph_edges.moved(given["track_boxes"], given["track_velo"], given["track_age"] * graph_edges.PERIOD)
+    elapsed = given["track_age"] * case.config["frame_time"]
+    places = graph_edges.moved(given["track_boxes"], given["track_velo"], elapsed)
     limits = places.new_tensor(case.config["max_distance"])
     near = graph_edges.may_be(places, labels, given["det_boxes"], others, limits)
     edges = (near & (given["track_batch"][:, None] == given["det_batch"][None])).nonzero().T
@@ -42,6 +47,7 @@ def edges_between(case: Case, grads: bool) -> Values:
 
 
 @runs("tracking", "motformer_layers")
+@every_setting
 def layers(case: Case, grads: bool) -> Values:
     """One encoder layer on the tracks, and one decoder layer on the detections."""
     config, given = case.config, case.tensors("in")
@@ -64,10 +70,12 @@ def layers(case: Case, grads: bool) -> Values:
 
 
 @runs("tracking", "motformer_model")
+@every_setting
 def model(case: Case, grads: bool) -> Values:
     """The whole network on one frame, and its loss."""
     config, given = case.config, case.tensors("in")
     network = _network(case)
+    skip(config, "batch_size")  # the network does not know of samples
     names = ("dets", "tracks", "edge_attr_inter")
     inputs = {name: given[name].requires_grad_(grads) for name in names}
     found = network(
@@ -90,10 +98,14 @@ def model(case: Case, grads: bool) -> Values:
 
 
 @runs("tracking", "motformer_matching")
+@every_setting
 def matching(case: Case, grads: bool) -> Values:
     """Pairs and what is left over, greedy and optimal."""
     values = {}
-    for number in sorted({key.split(".")[1] for key in case.arrays if key.startswith("in.")}):
+    numbers = {key.split(".")[1] for key in case.arrays if key.startswith("in.")}
+    if case.config["cases"] != len(numbers):
+        raise ValueError(f"cases is {case.config['cases']}, but {len(numbers)} are there")
+    for number in sorted(numbers):
         given = {key.split(".")[2]: a for key, a in case.arrays.items() if key.startswith(f"in.{number}.")}
         found = matches(given["affinity"], given["adjacency"], float(given["active_thresh"]), bool(given["hungarian"]))
         for name, value in zip(("matches", "unmatched_tracks", "unmatched_dets"), found, strict=True):
@@ -102,9 +114,11 @@ def matching(case: Case, grads: bool) -> Values:
 
 
 @runs("tracking", "motformer_train_sequence")
+@every_setting
 def training(case: Case, grads: bool) -> Values:
     """Losses of a batch of short sequences, with gradients through the features of the tracks."""
     config, network = case.config, _network(case)
+    skip(config, "batch_size")  # the rows say which sample they are of
     frames = [_training_frame(case, i) for i in range(config["sample_length"])]
     weights = (config["gamma"], config["velo_loss_weight"], config["normalize_by_positive"])
     losses = torch.stack(sequence_losses(network, frames, _options(config), *weights))
@@ -121,15 +135,18 @@ def _training_frame(case: Case, number: int) -> FrameNodes:
 
 
 @runs("tracking", "motformer_track")
+@every_setting
 def tracks(case: Case, grads: bool) -> Values:
     """Whole sequences of prepared detections: every box that is written."""
     x = case.arrays["in.x"]
+    skip(case.config, "class_names", "apply_nms", "nms_iou_threshold")  # of the preparation, which is done
     label = x[:, 9:16].argmax(1)
     boxes = StillBoxes(x[:, :7][:, UNMOVED].astype(np.float64), x[:, 7:9], label, x[:, 16].astype(np.float64))
     return _tracked(case, boxes, graph_edges.CLASSES, None)
 
 
 @runs("tracking", "motformer_track_raw")
+@every_setting
 def tracks_of_detections(case: Case, grads: bool) -> Values:
     """Whole sequences of detections as they come, of all classes, suppressed first where asked for."""
     arrays, config = case.arrays, case.config
@@ -159,6 +176,8 @@ def _tracked(case: Case, boxes: StillBoxes, names: Any, nms: float | None) -> Va
 
 def _tracker(case: Case, nms: float | None) -> GraphTracker:
     config = case.config
+    _check_classes(config)
+    skip(config, "gamma", "velo_loss_weight", "normalize_by_positive", "nms_iou_threshold")  # of training, and above
     return GraphTracker(
         _network(case),
         _options(config),
@@ -180,6 +199,11 @@ def _columns(boxes: StillBoxes, names: Any) -> dict[str, np.ndarray]:
         "rotation": np.stack([np.cos(half), 0 * half, 0 * half, np.sin(half)], axis=1),
         "velocity": boxes.velocity,
     }
+
+
+def _check_classes(config: Mapping[str, Any]) -> None:
+    if tuple(config["class_order"]) != graph_edges.CLASSES:
+        raise ValueError(f"class_order must be {', '.join(graph_edges.CLASSES)}, got {list(config['class_order'])}")
 
 
 def _network(case: Case) -> GraphTrackerNetwork:
@@ -215,10 +239,13 @@ def _gradients(case: Case, total: Tensor, inputs: Mapping[str, Tensor]) -> dict[
 
 
 @runs("tracking", "motformer_preprocess")
+@every_setting
 def preparation(case: Case, grads: bool) -> Values:
     """Features, objects and velocities of detections, edges between them, and the windows of training."""
     config, arrays = case.config, case.arrays
     names = tuple(config["class_names"])
+    _check_classes(config)
+    skip(config, "nms_iou_threshold")  # counts where suppression is asked for
     parts: dict[str, list[np.ndarray]] = {}
     for scene, frame in _frames_of(arrays, "det"):
         nms = config["nms_iou_threshold"] if config["apply_nms"] else None

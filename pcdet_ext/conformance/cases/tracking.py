@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.golden import Case, Values, every_setting, runs
 from pcdet_ext.evaluation.nuscenes_files import Submission
 from pcdet_ext.evaluation.quaternions import yaws
+from pcdet_ext.interop.settings import skip
 from pcdet_ext.tracking.base import StillBoxes
 from pcdet_ext.tracking.greedy import GreedyTracker, Tracks
 from pcdet_ext.tracking.kalman import ClassTracks, KalmanTracker
@@ -20,10 +21,7 @@ HEADING_LAST = [0, 1, 2, 4, 5, 6, 3]  # of x, y, z, yaw, l, w, h
 YAW_FOURTH = [0, 1, 2, 6, 3, 4, 5]  # the other way round
 UNUSED = {"covariance": "default", "match_type": "bipartite", "motion_model": "kf"}  # settings with one known value
 
-# has_velo is not used: no filter measures velocities.
-RUNNING = {"asso", "asso_thres", "has_velo", "max_age_since_update", "min_hits_to_birth", "nms_thres", *UNUSED}
-RUNNING |= {"score_threshold"}
-REDUNDANCY = {"mode", "det_score_threshold", "det_dist_threshold"}
+MEASURES = ("iou", "giou", "m_dis")  # whose thresholds a configuration may have; one of them is used
 
 
 def _frames(case: Case) -> Iterator[tuple[int, int, bool, np.ndarray]]:
@@ -46,15 +44,20 @@ def _boxes(case: Case, rows: np.ndarray) -> StillBoxes:
 
 
 @runs("tracking", "greedy_velocity_tracker")
+@every_setting
 def greedy(case: Case, grads: bool) -> Values:
     """The nuScenes form: tracks that are there, and those kept without being found."""
     config = case.config
+    scenes = len(set(case.arrays["in.frame_scene"].tolist()))
+    if config.get("n_scenes", scenes) != scenes:
+        raise ValueError(f"n_scenes is {config['n_scenes']}, but {scenes} are there")
     limits = {name: limit for name, limit in config["max_distance"].items() if name in config["tracking_names"]}
     assignment = "optimal" if config["hungarian"] else "greedy"
     return _run(case, GreedyTracker(limits, config["max_age"], assignment, published=True), MICROSECOND)
 
 
 @runs("tracking", "greedy_velocity_tracker_waymo")
+@every_setting
 def greedy_waymo(case: Case, grads: bool) -> Values:
     """The Waymo form, with a score for births."""
     config = case.config
@@ -93,6 +96,7 @@ def _columns(frames: list[tuple[int, int, Tracks]]) -> dict[str, np.ndarray]:
 
 
 @runs("tracking", "greedy_velocity_tracker_json")
+@every_setting
 def greedy_files(case: Case, grads: bool) -> Values:
     """Result files in and out: every field of every box."""
     folder = case.path.parent
@@ -105,6 +109,7 @@ def greedy_files(case: Case, grads: bool) -> Values:
 
 
 @runs("tracking", "simpletrack_iou")
+@every_setting
 def kalman_overlaps(case: Case, grads: bool) -> Values:
     """Overlaps of pairs of boxes."""
     from pcdet_ext.tracking.compiled_boxes import GIOU, PUBLISHED_IOU, flat_iou_of_rows, overlap_of_rows
@@ -118,6 +123,7 @@ def kalman_overlaps(case: Case, grads: bool) -> Values:
 
 
 @runs("tracking", "simpletrack_sequence")
+@every_setting
 def kalman(case: Case, grads: bool) -> Values:
     """Whole sequences: every track after every frame, with its life cycle."""
     tracker, names = _kalman(case.config), case.config["class_names"]
@@ -150,10 +156,9 @@ def _whole_boxes(case: Case, rows: np.ndarray) -> StillBoxes:
 
 def _kalman(config: Mapping[str, Any]) -> KalmanTracker:
     running, redundancy = config["running"], config["redundancy"]
-    unknown = [f"running.{name}" for name in running if name not in RUNNING]
-    unknown += [f"redundancy.{name}" for name in redundancy if name not in REDUNDANCY]
-    if unknown:
-        raise ValueError(f"settings that are not known here: {', '.join(unknown)}")
+    skip(running, "has_velo")  # no filter measures velocities
+    for thresholds in (running["asso_thres"], redundancy["det_score_threshold"], redundancy["det_dist_threshold"]):
+        skip(thresholds, *MEASURES)
     if running.get("nms_thres", config["nms_iou"]) != config["nms_iou"]:
         raise ValueError(f"running.nms_thres and nms_iou differ: {running['nms_thres']!r} and {config['nms_iou']!r}")
     for name, value in UNUSED.items():

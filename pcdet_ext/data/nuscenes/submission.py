@@ -14,7 +14,7 @@ from pcdet_ext.data.nuscenes.frames import local_boxes
 from pcdet_ext.data.nuscenes.poses import Pose, product
 from pcdet_ext.evaluation.nuscenes import Boxes
 from pcdet_ext.evaluation.nuscenes_files import MAX_BOXES
-from pcdet_ext.files import atomic_write
+from pcdet_ext.files import DataError, atomic_write
 from pcdet_ext.structures import Array, Detections
 
 META = {"use_camera": False, "use_lidar": True, "use_radar": False, "use_map": False, "use_external": False}
@@ -52,6 +52,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.score)
+
+    def is_finite(self) -> bool:
+        """Whether all numbers are, but for velocities that are not known (NaN)."""
+        known = np.where(np.isnan(self.velocity), 0.0, self.velocity)
+        return all(bool(np.isfinite(v).all()) for v in (self.translation, self.size, self.rotation, known, self.score))
 
     def to_json(self, token: str) -> list[dict[str, Any]]:
         """The entries of a submission."""
@@ -117,7 +122,14 @@ def write_submission(path: Path, samples: Mapping[str, Rows], tokens: Iterable[s
         path: the JSON file.
         samples: rows by the token of their sample.
         tokens: all samples of the split; those without rows have an empty list.
+
+    Raises:
+        DataError: a number is not finite, except a velocity that is not known, which the official tools read as NaN;
+            nothing is written.
     """
+    wrong = [token for token, rows in samples.items() if not rows.is_finite()]
+    if wrong:
+        raise DataError(f"{path}: not written: sample {wrong[0]} has numbers that are not finite")
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(submission(samples, tokens)), encoding="utf-8")
 
