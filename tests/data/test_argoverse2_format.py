@@ -136,12 +136,15 @@ def test_what_is_labelled_has_the_best_score(root: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"region": False}, {"max_range": 12.0}, {"recall_samples": 100}])
-def test_the_metric_is_that_of_the_written_submission(root: Path, tmp_path: Path, options: dict[str, object]) -> None:
+def test_the_metric_is_that_of_the_written_submission(
+    root: Path, tmp_path: Path, options: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
     found = dataset(prepared(root))
     metric = found.evaluator(options)
     for sample, detections in truth_as_detections(found, shift=0.7):
         metric.add(sample, detections)
     (path,) = metric.write(tmp_path / "out")
+    assert "8 detections whose numbers are not finite, or that have no size, are left out" in caplog.text
     categories = [name.upper() for name in CLASSES]
     official = argoverse2(root / "val", path, classes=categories, **options)
     assert metric.result().to_json() == official.to_json()

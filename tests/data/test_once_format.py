@@ -90,12 +90,15 @@ def detections(found: OnceDataset, shift: float = 0.0) -> list[tuple[object, Det
 
 
 @pytest.mark.parametrize("options", [{}, {"heading": False}, {"superclass": False}, {"published": True}])
-def test_the_metric_is_that_of_the_written_results(root: Path, tmp_path: Path, options: dict[str, bool]) -> None:
+def test_the_metric_is_that_of_the_written_results(
+    root: Path, tmp_path: Path, options: dict[str, bool], caplog: pytest.LogCaptureFixture
+) -> None:
     found = dataset(prepared(root))
     metric = found.evaluator(options)
     for sample, predictions in detections(found, shift=0.1):
         metric.add(sample, predictions)
     (path,) = metric.write(tmp_path / "out")
+    assert "4 detections whose numbers are not finite, or that have no size, are left out" in caplog.text
     assert metric.result().to_json() == once(root, path, **options).to_json()
     out = tmp_path / "out.json"
     more = [f"{name}={str(value).lower()}" for name, value in options.items()]

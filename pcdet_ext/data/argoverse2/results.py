@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from pcdet_ext.files import DataError, atomic_write
 from pcdet_ext.structures import Array, Detections, Sample
 
 FILE_NAME = "detections.feather"
+_log = logging.getLogger(__name__)
+
 Truth = Callable[[Collection[Sweep]], tuple[Cuboids, list[Sweep]] | None]
 
 
@@ -71,14 +74,15 @@ class Argoverse2Evaluator:
         self._config = Config(tuple(map(category_name, classes)), max_range=max_range, recall_samples=recall_samples)
         self._only_present = only_present
         self._sweep_of, self._truth_of, self._region_of = sweep_of, truth_of, region_of
-        self._frames: dict[Hashable, tuple[Sweep, Cuboids]] = {}
+        self._frames: dict[Hashable, tuple[Sweep, Cuboids, int]] = {}
 
     def add(self, sample: Sample, predictions: Detections) -> None:
         """Take the detections in one frame; those whose numbers are not finite, or that have no size, are left out."""
-        self._frames[sample.frame_id] = self._sweep_of(sample.frame_id), cuboids_of(predictions.numpy())
+        boxes = cuboids_of(predictions.numpy())
+        self._frames[sample.frame_id] = self._sweep_of(sample.frame_id), boxes, len(predictions) - len(boxes)
 
     def state(self) -> Mapping[Hashable, Any]:
-        """Sweep and boxes of each frame."""
+        """Sweep and boxes of each frame, and how many detections are not among them."""
         return dict(self._frames)
 
     def merge(self, state: Mapping[Hashable, Any]) -> None:
@@ -87,7 +91,7 @@ class Argoverse2Evaluator:
 
     def result(self) -> Argoverse2Result | None:
         """The metric over the frames added, or None where these have no annotations."""
-        truth = self._truth_of({sweep for sweep, _ in self._frames.values()}) if self._frames else None
+        truth = self._truth_of({sweep for sweep, *_ in self._frames.values()}) if self._frames else None
         if truth is None:
             return None
         annotations, detections, sweeps = numbered(truth, self._joined())
@@ -103,6 +107,9 @@ class Argoverse2Evaluator:
 
     def write(self, folder: str | Path) -> list[Path]:
         """A submission, `detections.feather`, of all frames added."""
+        left_out = sum(count for *_, count in self._frames.values())
+        if left_out:
+            _log.warning("%d detections whose numbers are not finite, or that have no size, are left out", left_out)
         path = Path(folder) / FILE_NAME
         write_detections(path, *self._joined())
         return [path]
@@ -110,8 +117,8 @@ class Argoverse2Evaluator:
     def _joined(self) -> tuple[Cuboids, list[Sweep]]:
         """The detections of all frames, by log and time, and the sweep of each."""
         frames = sorted(self._frames.values(), key=lambda frame: frame[0])
-        sweeps = [sweep for sweep, boxes in frames for _ in range(len(boxes))]
-        parts = [vars(boxes) for _, boxes in frames] or [vars(_cuboids(np.zeros((0, 7)), np.zeros(0), ()))]
+        sweeps = [sweep for sweep, boxes, _ in frames for _ in range(len(boxes))]
+        parts = [vars(boxes) for _, boxes, _ in frames] or [vars(_cuboids(np.zeros((0, 7)), np.zeros(0), ()))]
         return Cuboids(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}), sweeps
 
 

@@ -8,6 +8,7 @@ which other tools leave out.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from pcdet_ext.files import DataError, MissingFileError, atomic_write
 from pcdet_ext.structures import Detections, Sample, Targets
 
 FILE_NAME = "results.json"
+
+_log = logging.getLogger(__name__)
 
 
 class OnceEvaluator:
@@ -36,17 +39,17 @@ class OnceEvaluator:
         self, config: Config, truth_of: Callable[[str], Targets | None], frame_of: Callable[[str], Frame]
     ) -> None:
         self._config, self._truth_of, self._frame_of = config, truth_of, frame_of
-        self._frames: dict[Hashable, Detections] = {}
+        self._frames: dict[Hashable, tuple[Detections, int]] = {}
 
     def add(self, sample: Sample, predictions: Detections) -> None:
         """Take the detections in one frame; those whose numbers are not finite, or that have no size, are left out."""
         found = predictions.numpy()
         boxes = np.asarray(found.boxes)[:, :7]
         usable = np.isfinite(boxes).all(axis=1) & np.isfinite(found.scores) & (boxes[:, 3:6] > 0).all(axis=1)
-        self._frames[sample.frame_id] = found.select(usable)
+        self._frames[sample.frame_id] = found.select(usable), int((~usable).sum())
 
     def state(self) -> Mapping[Hashable, Any]:
-        """The detections of each frame."""
+        """The detections of each frame, and how many are left out."""
         return dict(self._frames)
 
     def merge(self, state: Mapping[Hashable, Any]) -> None:
@@ -56,7 +59,7 @@ class OnceEvaluator:
     def result(self) -> OnceResult | None:
         """The metric over the labelled frames, or None where there are none."""
         frames = sorted(self._frames.items(), key=lambda pair: str(pair[0]))
-        pairs = [(self._truth_of(str(frame_id)), found) for frame_id, found in frames]
+        pairs = [(self._truth_of(str(frame_id)), found) for frame_id, (found, _) in frames]
         labelled = [(truth, found) for truth, found in pairs if truth is not None]
         if not labelled:
             return None
@@ -67,8 +70,11 @@ class OnceEvaluator:
 
     def write(self, folder: str | Path) -> list[Path]:
         """A file `results.json` with the frames added."""
+        left_out = sum(count for _, count in self._frames.values())
+        if left_out:
+            _log.warning("%d detections whose numbers are not finite, or that have no size, are left out", left_out)
         path = Path(folder) / FILE_NAME
-        entries = [_entry(self._frame_of(str(frame_id)), found) for frame_id, found in self._frames.items()]
+        entries = [_entry(self._frame_of(str(frame_id)), found) for frame_id, (found, _) in self._frames.items()]
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(entries), encoding="utf-8")
         return [path]
