@@ -42,8 +42,8 @@ def corner_and_roof(profile: str, style: cars.Style) -> tuple[float, float]:
 
 
 def test_style_rounds_corners_and_draws_the_roof_in() -> None:
-    square = corner_and_roof("sedan", cars.Style(corner=0.0, tumble=0.0, bulge=0.0))
-    round_ = corner_and_roof("sedan", cars.Style(corner=0.2, tumble=0.25, bulge=0.0))
+    square = corner_and_roof("sedan", cars.Style(corner=0.0, nose=0.0, tumble=0.0, bulge=0.0))
+    round_ = corner_and_roof("sedan", cars.Style(corner=0.2, nose=0.1, tumble=0.25, bulge=0.0))
     assert square[0] == pytest.approx(0.5, abs=1e-6)
     assert round_[0] == pytest.approx(0.4, abs=1e-6)
     assert round_[1] < 0.78 * 0.5 <= square[1]

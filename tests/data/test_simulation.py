@@ -102,7 +102,7 @@ def test_a_car_in_the_open_is_fully_visible() -> None:
     assert labels.occlusion.tolist() == [0]
     assert labels.truncation.tolist() == [0]
     box = kitti.labels_to_boxes(labels, calibration()).boxes[0]
-    np.testing.assert_allclose(box, [15, 0, 0.75 - EXACT.height, 4.06, 1.76, 1.5, 0], atol=1e-3)
+    np.testing.assert_allclose(box, [15, 0, 0.75 - EXACT.height, 4.09, 1.79, 1.5, 0], atol=1e-3)
 
 
 def test_a_wall_hides_a_car_or_half_of_it() -> None:

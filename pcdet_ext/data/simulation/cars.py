@@ -86,24 +86,26 @@ PASSENGER = ("sedan", "hatchback", "hatchback", "hatchback", "estate", "suv", "m
 class Style:
     """How a body departs from its profile.
 
-    corner: how far the front and rear are rounded as seen from above, as a share of the width; tumble: by how much
-    roof and windows lean inwards, as a share of half the width; bulge: the same of the sill; stretch: exponent that
-    moves the outline up (below 1) or down.
+    corner: how far the front and rear are rounded as seen from above, as a share of the width; nose: the same as seen
+    from the side, as a share of the height; tumble: by how much roof and windows lean inwards, as a share of half the
+    width; bulge: the same of the sill; stretch: exponent that moves the outline up (below 1) or down.
     """
 
-    corner: float = 0.16
-    tumble: float = 0.20
-    bulge: float = 0.06
+    corner: float = 0.45
+    nose: float = 0.22
+    tumble: float = 0.22
+    bulge: float = 0.09
     stretch: float = 1.0
 
     @staticmethod
     def random(rng: np.random.Generator) -> Style:
         """A style within what is seen on the road."""
-        corner, tumble, bulge, stretch = rng.uniform([0.08, 0.12, 0.02, 0.9], [0.26, 0.28, 0.10, 1.12])
-        return Style(float(corner), float(tumble), float(bulge), float(stretch))
+        low, high = (0.3, 0.12, 0.14, 0.04, 0.9), (0.8, 0.45, 0.30, 0.16, 1.12)
+        return Style(*rng.uniform(low, high).tolist())
 
 
 LOWER, UPPER, ACROSS = 5, 4, 3  # corners of a cross-section: sill to belt, belt to roof, half of the roof
+ROUNDED = 0.37  # distance from the middle at which the ends begin to be rounded, as a share of the length
 SILL = 0.13  # height of the underbody, as a share of the height
 
 
@@ -126,7 +128,7 @@ def car(profile: str, length: float, width: float, height: float, style: Style |
 
 def _body(shape: Profile, style: Style) -> Mesh:
     """A closed body of unit length, width and height: cross-sections along x, joined by quadrilaterals."""
-    ends = 0.5 - np.array([0.0, 0.008, 0.022, 0.045])
+    ends = 0.5 - np.array([0.0, 0.004, 0.012, 0.024, 0.042])
     stations = np.unique(np.concatenate([np.linspace(-0.44, 0.44, 23), ends, -ends, [x for x, _ in shape.top[1:-1]]]))
     sections = _sections(shape, style, stations)
     rows, corners = sections.shape[:2]
@@ -145,8 +147,10 @@ def _body(shape: Profile, style: Style) -> Mesh:
 
 def _sections(shape: Profile, style: Style, x: Array) -> Array:
     """The corners [S, N, 3] of cross-sections at `x` [S], each from the left sill over the roof to the right one."""
-    top = np.interp(x, *np.array(shape.top).T) ** style.stretch
-    bottom = np.full(len(x), SILL)
+    into = np.clip((np.abs(x) - ROUNDED) / (0.5 - ROUNDED), 0, 1)  # the rounded ends
+    tip = np.clip((np.abs(x) - 0.45) / 0.05, 0, 1) ** 2
+    top = np.interp(x, *np.array(shape.top).T) ** style.stretch * (1 - style.nose * tip)
+    bottom = SILL + 0.6 * style.nose * tip
     for axle in (-shape.axle, shape.axle):  # the arches over the wheels
         reach = 1 - ((x - axle) / 0.085) ** 2
         bottom = np.maximum(bottom, 2.1 * shape.wheel * np.sqrt(np.clip(reach, 0, 1)))
@@ -156,7 +160,7 @@ def _sections(shape: Profile, style: Style, x: Array) -> Array:
     heights = np.concatenate([bottom + (belt - bottom) * lower, belt + (top - belt) * upper]).T
     lift = np.clip((heights - shape.belt) / (1 - shape.belt), 0, 1)
     low = np.clip((0.45 - heights) / 0.45, 0, 1)
-    plan = 1 - style.corner * np.clip((np.abs(x) - 0.40) / 0.10, 0, 1) ** 2.5
+    plan = 1 - style.corner * into**2.2
     half = 0.5 * plan[:, None] * (1 - style.tumble * lift) * (1 - style.bulge * low**2)
     half[:, -1] *= 0.93  # the edge of the roof is rounded
     across = np.linspace(1, 0, ACROSS + 1)[1:]
@@ -185,7 +189,7 @@ def _fittings(length: float, width: float, height: float) -> list[Mesh]:
         low = 0.33 * height if end > 0 else 0.42 * height
         parts.append(_face(end * 0.5 * length, 0.0, low, 0.52, 0.11))
         lamp = 0.42 * height if end > 0 else 0.50 * height
-        parts += [_face(end * (0.5 * length - 0.06), side * 0.37 * width, lamp, 0.2, 0.12) for side in (-1, 1)]
+        parts += [_face(end * (0.5 * length - 0.14), side * 0.33 * width, lamp, 0.2, 0.12) for side in (-1, 1)]
     return parts
 
 

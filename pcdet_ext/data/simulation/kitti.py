@@ -14,7 +14,7 @@ from pcdet_ext.structures import Array
 IMAGE_SIZE = (375, 1242)
 MIN_BOX_HEIGHT = 10.0  # pixels below which nobody labels an object
 MAX_DEPTH = 80.0  # metres beyond which nobody does
-ROOM = 0.03  # metres between an object and its box at each side, as boxes are drawn around noisy points
+ROOM = 0.045  # metres between an object and its box at each side, as boxes are drawn around noisy points
 OCCLUSION_STEPS = (0.15, 0.5, 0.8)  # hidden share from which an object is partly, largely, hardly visible (1, 2, 3)
 
 
