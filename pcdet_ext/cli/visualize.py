@@ -7,6 +7,7 @@ pcdet visualize best.ckpt --frame 8,12 --out pictures                           
 pcdet visualize kitti/demo data.root=/data/kitti --frame 8 --results RESULTS --out map.png     results of any code base
 pcdet visualize best.ckpt --frames 0:40 --out tour.html                                        a page that plays them
 pcdet visualize best.ckpt --sequence scene-0061 --out tour.html                                one sequence of them
+pcdet visualize best.ckpt --frames 0:40 --rrd drive.rrd                                        for the viewer of Rerun
 pcdet visualize nuscenes/demo … --sequence scene-0061 --tracks tracks.json --out drive.gif     what `pcdet track` wrote
 
 files, prepared or not:
@@ -41,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", help="of the data set (default: the configuration's test.split, else val)")
     parser.add_argument(
-        "--out", type=path, help=".html, .png or .gif, or a folder for several frames; a window without it"
+        "--out", type=path, help=".html, .png, .gif, .rrd, or a folder for several frames; a window without it"
     )
+    parser.add_argument("--rrd", type=path, metavar="OUT", help="a recording for the viewer of Rerun, instead of --out")
     parser.add_argument(
         "--style", choices=["map", "view", "page"], help="from above, Open3D, or HTML (default: by suffix)"
     )
@@ -62,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     from pcdet_ext.files import DataError
 
     given: dict[str, Any] = dict(vars(options))
+    _take_recording(given)
     try:
         with wrong_use():
             if options.frame is None and options.frames is None and options.sequence is None:
@@ -73,6 +76,18 @@ def run(options: argparse.Namespace) -> int:
     except RuntimeError as error:  # Open3D without a screen
         raise FailureError(str(error)) from error
     return 0
+
+
+def _take_recording(given: dict[str, Any]) -> None:
+    """Let --rrd be another name of --out."""
+    recording = given.pop("rrd")
+    if recording is None:
+        return
+    if given["out"] is not None or given["style"] is not None:
+        raise UsageError("--rrd: takes the place of --out and --style")
+    if recording.suffix != ".rrd":
+        raise UsageError(f"--rrd: a recording is an .rrd file, got {recording}")
+    given["out"] = recording
 
 
 def _draw_files(given: dict[str, Any]) -> None:

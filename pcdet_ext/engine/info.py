@@ -24,6 +24,7 @@ OPTIONAL = {
     "tensorboard": ("train", ("tensorboard",)),
     "open3d": ("vis", ("open3d", "open3d-cpu")),
     "matplotlib": ("vis", ("matplotlib",)),
+    "rerun": ("rerun", ("rerun-sdk",)),
     "shapely": ("dev", ("shapely",)),
     "faiss": ("faiss", ("faiss-cpu", "faiss-gpu")),
     "onnx": ("onnx", ("onnx",)),

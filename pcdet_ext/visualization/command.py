@@ -21,10 +21,13 @@ from pcdet_ext.visualization.animation import write_animation
 from pcdet_ext.visualization.bev import draw_bev
 from pcdet_ext.visualization.frames import Results, Sequences, find_frames, frame_ids, frame_range, frame_scenes
 from pcdet_ext.visualization.page import write_page
+from pcdet_ext.visualization.rerun_recording import write_recording
 from pcdet_ext.visualization.scene import Scene, read_scene
 from pcdet_ext.visualization.seen import seen, with_seen
 from pcdet_ext.visualization.view import render, show_window
 
+# Files that hold several frames, and what draws them.
+PLAYERS = {".html": "page", ".gif": "animation", ".rrd": "recording"}
 TOUR_TRACK = 10  # earlier frames that a track in a tour goes back
 
 _log = logging.getLogger(__name__)
@@ -46,8 +49,8 @@ def visualize(
 
     Args:
         files: point files or label files, and at most one checkpoint (.ckpt) whose detector is run on the points.
-        out: a .png or .html file, a folder for several frames, or None for a window. An .html or .gif file of several
-            frames plays them.
+        out: a .png, .html, .gif or .rrd file, a folder for several frames, or None for a window. All but a .png file
+            can hold several frames.
         style: "map" (from above), "view" (Open3D) or "page" (HTML), by default what the suffix of `out` means.
         labels: a label file, or a folder of them.
         results: a result file, or a folder of them.
@@ -221,7 +224,7 @@ class Pictures:
 
     Args:
         names: what each frame is called in messages, and what its picture is.
-        out: a .png, .html or .gif file, a folder for several frames, or None for a window.
+        out: a .png, .html, .gif or .rrd file, a folder for several frames, or None for a window.
         style: "map", "view" or "page", None for what the suffix of `out` means.
         score: lowest score shown.
 
@@ -234,9 +237,8 @@ class Pictures:
         if not score <= math.inf:
             raise ValueError(f"score must be a number, got {score}")
         self.score, self.count = score, len(names)
-        self.style = style or ("page" if out is not None and out.suffix == ".html" else "map")
-        self.moves = out is not None and out.suffix == ".gif" and self.style == "map"
-        self.targets = [] if out is None else _targets(names, out, self.style, self.moves)
+        self.style = style or PLAYERS.get("" if out is None else out.suffix, "map")
+        self.targets = [] if out is None else _targets(names, out, self.style)
         for target in self.targets:
             check_output_file(target)
         if out is not None and not out.suffix:
@@ -244,7 +246,7 @@ class Pictures:
 
     @property
     def tour(self) -> bool:
-        """Whether all frames go into one page or animation."""
+        """Whether all frames go into one file that plays them."""
         return self.count > len(self.targets) == 1
 
     def draw(self, scenes: Iterable[Scene]) -> list[Path]:
@@ -252,8 +254,10 @@ class Pictures:
         if not self.targets:
             for scene in scenes:
                 show_window(scene.above(self.score))
-        elif self.moves:
+        elif self.style == "animation":
             write_animation((scene.above(self.score) for scene in scenes), self.targets[0])
+        elif self.style == "recording":
+            write_recording((scene.above(self.score) for scene in scenes), self.targets[0])
         elif self.tour:
             write_page(scenes, self.targets[0], self.score)  # all detections: the page filters by itself
         else:
@@ -270,17 +274,15 @@ class Pictures:
             draw_bev(scene.above(self.score), target)
 
 
-def _targets(names: Sequence[tuple[str, str]], out: Path, style: str, moves: bool) -> list[Path]:
-    """Where each frame's picture goes, or the one page or animation of them all."""
-    if moves:
-        return [out]
-    suffix = ".html" if style == "page" else ".png"
+def _targets(names: Sequence[tuple[str, str]], out: Path, style: str) -> list[Path]:
+    """Where each frame's picture goes, or the one file that plays them all."""
+    suffix = next((suffix for suffix, player in PLAYERS.items() if player == style), ".png")
     if not out.suffix:
         return _in_folder(names, out, suffix)
     if out.suffix != suffix:
         raise ValueError(f"{out}: a picture of style {style!r} is a {suffix} file")
-    if len(names) > 1 and style != "page":
-        raise ValueError(f"{out}: several frames need a folder, or an .html or .gif file that plays them")
+    if len(names) > 1 and out.suffix not in PLAYERS:
+        raise ValueError(f"{out}: several frames need a folder, or an .html, .gif or .rrd file that plays them")
     return [out]
 
 

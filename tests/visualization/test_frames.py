@@ -205,7 +205,7 @@ def test_results_of_other_frames_are_refused(toy: Path, tmp_path: Path) -> None:
         (
             "toy.yaml --frames 0:2 --out a.png",
             2,
-            "several frames need a folder, or an .html or .gif file that plays them",
+            "several frames need a folder, or an .html, .gif or .rrd file that plays them",
         ),
         ("toy.yaml --sequence third --out a.html", 2, "there is no sequence 'third'; the nearest of 2 is 'first'"),
         ("toy.yaml --sequence first --frames 0:5 --out a.html", 2, "frames 0:5: positions go from 0 to 3"),
