@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from test_house import FLOORS
 
 import pcdet_ext
 from pcdet_ext import config
@@ -83,6 +84,13 @@ def test_links_are_found_and_code_is_none(links: ModuleType) -> None:
     assert links.targets(text) == ["b.md#c-d", "p.png", "g.md"]
     assert links.anchors(text) == {"c-d"}
     assert links.replace_targets(text, lambda target: "z").count("](z)") == 4  # that in a line of code too
+
+
+def test_pages_of_the_site_stand_for_their_files(root: Path, links: ModuleType) -> None:
+    for name in ("docs/idea.md", "CONTRIBUTING.md", "ops/README.md", "configs/kitti/demo.yaml", "README.md"):
+        assert links.source_of(root, links.site_uri(root, root / name)) == root / name
+    assert links.site_uri(root, root / "no_such_file.md") is None
+    assert links.site_uri(root, root / "docs" / ".." / ".." / "elsewhere") is None
 
 
 def command_lines(page: str) -> Iterator[list[str]]:
@@ -211,6 +219,13 @@ def test_what_is_checked_can_fail(tmp_path: Path) -> None:
         check_command(["train", "kitti/no_such_model"])
     with pytest.raises(AssertionError):
         check_command(["no-such-command"])
+
+
+def test_every_room_stands_in_the_architecture(root: Path) -> None:
+    page = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\d) \| (.+?) \|", page, re.MULTILINE))
+    stated = {name: int(floor) for floor, names in rows.items() for name in re.findall(r"`(\w+)`", names)}
+    assert stated == {name: floor for name, floor in FLOORS.items() if name != "__main__"}
 
 
 def test_changelog_and_citation_are_of_this_version(root: Path) -> None:

@@ -100,7 +100,9 @@ def _entries(nav: list[Any]) -> list[str]:
 def _navigation(nav: list[Any], files: Files) -> list[Any]:
     """The navigation of mkdocs.yml with its placeholders filled, and with the pages that it does not list."""
     pages = {file.src_uri for file in files.documentation_pages()}
-    models = sorted(uri for uri in pages if uri.startswith("models/"))
+    models = sorted(
+        (uri for uri in pages if uri.startswith("models/")), key=lambda uri: (uri != "models/index.md", uri)
+    )
     filled = [_fill(entry, pages, {"models": models, "reference": reference.navigation(pages)}) for entry in nav]
     known = {*_entries(filled), *(uri for uri in pages if uri.startswith(f"{links.FOLDER}/"))}
     rest = sorted(pages - known)

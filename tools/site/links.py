@@ -65,6 +65,8 @@ def site_uri(root: Path, path: Path) -> str | None:
     inside = path.relative_to(root)
     if inside.parts[0] == "docs":
         return inside.relative_to("docs").as_posix()
+    if inside.name == "README.md" and inside != Path(inside.name):  # else the site takes it for its folder's index
+        return f"{FOLDER}/{inside.parent.as_posix()}.md"
     return f"{FOLDER}/{inside.as_posix()}" + ("" if path.suffix == ".md" else ".md")
 
 
@@ -73,7 +75,10 @@ def source_of(root: Path, uri: str) -> Path:
     if not uri.startswith(f"{FOLDER}/"):
         return root / "docs" / uri
     inside = root / uri.removeprefix(f"{FOLDER}/")
-    return inside if inside.is_file() else inside.with_suffix("")
+    if inside.is_file():
+        return inside
+    inside = inside.with_suffix("")
+    return inside / "README.md" if inside.is_dir() else inside
 
 
 def page_of(root: Path, path: Path) -> str:

@@ -16,7 +16,7 @@ import pcdet_ext
 from pcdet_ext import config
 
 MARKER = re.compile(r"^<!-- (configurations|details): (.+?) -->$", re.MULTILINE)
-HEAD = "| configuration | data | encoder | backbone | on the map | head | parameters | published |"
+HEAD = "| configuration | published | parameters | data | encoder | backbone | on the map | head |"
 RULE = "|" + "---|" * 8
 
 
@@ -100,8 +100,8 @@ def about(text: str) -> str:
 def rows(models: Iterable[Model], folder: str) -> str:
     """A table with a row for each model."""
     lines = [
-        f"| [{m.name}]({folder}/{m.file}) | {m.data} | {_code(m.encoder)} | {_code(m.backbone)} | {_code(m.bev)} "
-        f"| {_code(m.head)} | {m.parameters / 1e6:.2f} M | {m.published or '–'} |"
+        f"| [{m.name}]({folder}/{m.file}) | {m.published or '–'} | {m.parameters / 1e6:.2f} M | {m.data} "
+        f"| {_code(m.encoder)} | {_code(m.backbone)} | {_code(m.bev)} | {_code(m.head)} |"
         for m in models
     ]
     return "\n".join([HEAD, RULE, *lines])
