@@ -383,8 +383,13 @@ def part_of(found: Any, kind: type[T]) -> T:
 
 
 def check_finds(model: Any, kind: type) -> None:
-    """Raises ConfigError for a detector of which no head gives results of a kind, to be measured or drawn."""
-    if not any(getattr(head, "finds", Detections) is kind for head in model.named_heads().values()):
+    """Raises ConfigError for a detector of which no head gives results of a kind, to be measured or drawn.
+
+    `Predictions` are the results of whatever heads there are.
+    """
+    if kind is not Predictions and not any(
+        getattr(head, "finds", Detections) is kind for head in model.named_heads().values()
+    ):
         raise ConfigError(_nothing_of(kind))
 
 

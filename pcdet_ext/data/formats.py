@@ -47,7 +47,8 @@ def point_features(data: Mapping[str, Any]) -> tuple[str, ...]:
 def measured_kind(data: Mapping[str, Any]) -> type:
     """What the metric of a configuration's data takes of a detector's results; `Detections` without a format."""
     name = str(data.get("name"))
-    kind: type = getattr(DATASETS.get(name), "measures", Detections) if name in DATASETS else Detections
+    known: Any = DATASETS.get(name) if name in DATASETS else None
+    kind: type = known.measured(data) if hasattr(known, "measured") else getattr(known, "measures", Detections)
     return kind
 
 

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from pcdet_ext.data import kitti
+from pcdet_ext.data.nuscenes.prepare import NuScenesFrames
+from pcdet_ext.data.prepare import prepare
+from pcdet_ext.data.simulation import EvenLidar, simulate_nuscenes
 
 CALIBRATION = kitti.Calibration(
     p2=[[721.5, 0.0, 609.6, 44.9], [0.0, 721.5, 172.9, 0.2], [0.0, 0.0, 1.0, 0.0027]],
@@ -56,3 +59,13 @@ def kitti_root(tmp_path: Path) -> Path:
     (root / "ImageSets" / "train.txt").write_text("000000\n000001\n000002\n000003\n")
     (root / "ImageSets" / "val.txt").write_text("000004\n000005\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def scene_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder of two simulated nuScenes drives of four key frames, with maps and occupancy."""
+    out = tmp_path_factory.mktemp("scene")
+    sensor = EvenLidar(beams=16, azimuths=180, range_noise=0.0, dropout=0.0)
+    simulate_nuscenes(out, scenes=2, frames=4, seed=3, val_fraction=0.5, workers=1, sensor=sensor)
+    prepare(NuScenesFrames(out, max_sweeps=1), progress=False)
+    return out

@@ -16,10 +16,7 @@ from pcdet_ext.data.futures import command, ego_plan
 from pcdet_ext.data.nuscenes.dataset import NuScenesDataset
 from pcdet_ext.data.nuscenes.maps import CityMap
 from pcdet_ext.data.nuscenes.occupancy import read_labels, resampled
-from pcdet_ext.data.nuscenes.prepare import NuScenesFrames
-from pcdet_ext.data.prepare import prepare
 from pcdet_ext.data.raster import cell_centres
-from pcdet_ext.data.simulation import EvenLidar, simulate_nuscenes
 from pcdet_ext.files import DataError
 from pcdet_ext.scenes import COMMANDS, EgoPlan
 from pcdet_ext.structures import Detections, Sample, Targets
@@ -29,13 +26,9 @@ SCENE: dict[str, Any] = {"map_layers": "all", "occupancy": "gts", "futures": 4, 
 FRAMES = 4
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("scene")
-    sensor = EvenLidar(beams=16, azimuths=180, range_noise=0.0, dropout=0.0)
-    simulate_nuscenes(out, scenes=2, frames=FRAMES, seed=3, val_fraction=0.5, workers=1, sensor=sensor)
-    prepare(NuScenesFrames(out, max_sweeps=1), progress=False)
-    return out
+@pytest.fixture
+def root(scene_root: Path) -> Path:
+    return scene_root
 
 
 def dataset(root: Path, **settings: Any) -> NuScenesDataset:
@@ -225,7 +218,7 @@ def test_results_in_the_frame_of_the_vehicle_are_written_in_the_world(root: Path
         assert result is not None
         values.append(result.values)
     for found in values:  # classes that are there are found whole, and have no error; others count as 0 and 1
-        assert found["mAP"] > 0.4
+        assert found["mAP"] > 0.2
         assert found["mAP"] + found["mATE"] == pytest.approx(1, abs=0.01)
         assert found["mAP"] == values[0]["mAP"]
 

@@ -16,7 +16,7 @@ from pcdet_ext.models.bev.grid_transform import BEVGridTransform
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.models.heads import MapSegmentationHead, MotionHead, MotionOutput, OccupancyHead, PlanningHead
 from pcdet_ext.models.heads.lovasz import lovasz_softmax
-from pcdet_ext.models.heads.occupancy_losses import distance_weighted_focal, geometric_affinity, scene_class_affinity
+from pcdet_ext.models.heads.occupancy_losses import geometric_affinity, scene_class_affinity, weighted_focal
 from pcdet_ext.models.heads.paths import fan_of_paths, sine_embedding
 from pcdet_ext.models.heads.planning import PlanOutput
 from pcdet_ext.scenes import EgoPlan, Forecasts, MapLayers, OccupancyGrid, PlannedPath, cells_of
@@ -118,11 +118,11 @@ def test_gradients_of_the_occupancy_losses() -> None:
     labels = torch.tensor([0, 2, 3, 3, 255, 1, 0, 2, 3, 3, 2, 255]).view(1, 3, 2, 2)
     counted = labels != 255
 
-    weights = torch.rand(3, 2)
+    weights = torch.rand(3, 2, 2, dtype=torch.float64)[counted[0]]
 
     def steady(x: Tensor) -> Tensor:
         p = x.softmax(-1)[counted]
-        focal = distance_weighted_focal(x, labels, torch.arange(1.0, 5), weights, counted)
+        focal = weighted_focal(x[counted], labels[counted], torch.arange(1.0, 5), weights)
         return torch.stack(
             [scene_class_affinity(p, labels[counted], 3), geometric_affinity(p, labels[counted], 3), focal]
         )

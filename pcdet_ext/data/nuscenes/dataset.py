@@ -17,11 +17,12 @@ from pcdet_ext.data.nuscenes.frames import Sweep, padded
 from pcdet_ext.data.nuscenes.points import POINT_FEATURES, read_joined, read_scan
 from pcdet_ext.data.nuscenes.poses import Pose
 from pcdet_ext.data.nuscenes.results import NuScenesEvaluator, NuScenesResults
+from pcdet_ext.data.nuscenes.scene_results import SceneEvaluator
 from pcdet_ext.data.nuscenes.scene_targets import SceneOptions, SceneTargets, to_ego
 from pcdet_ext.evaluation.nuscenes import Boxes, Samples
 from pcdet_ext.evaluation.nuscenes_tables import Tables
 from pcdet_ext.evaluation.nuscenes_truth import detection_truth
-from pcdet_ext.structures import Array, Detections, Sample, Targets
+from pcdet_ext.structures import Array, Detections, Predictions, Sample, Targets
 
 NOWHERE = (0, 0, 0, 1, 0, 0, 0)  # a place that is the origin itself
 
@@ -104,8 +105,13 @@ class NuScenesDataset(FrameDataset):
         sensor, ego = self._frame_places(info)
         return ego.matrix @ sensor.matrix
 
-    def evaluator(self, options: Mapping[str, Any] | None = None) -> NuScenesEvaluator:
-        """The nuScenes detection metric of the frames. It has no options.
+    @staticmethod
+    def measured(data: Mapping[str, Any]) -> type:
+        """What the metric of a data section takes of a detector: with `scene` everything that its heads find."""
+        return Predictions if data.get("scene") is not None else Detections
+
+    def evaluator(self, options: Mapping[str, Any] | None = None) -> NuScenesEvaluator | SceneEvaluator:
+        """The nuScenes detection metric of the frames, with `scene` beside those of what is labelled. No options.
 
         Raises ConfigError for options, and for classes that nuScenes does not measure.
         """
@@ -114,7 +120,22 @@ class NuScenesDataset(FrameDataset):
             return NuScenesEvaluator(self.classes, self._places, self._truth, self.all_frames.frame_ids)
 
         options = options if isinstance(options, Node) else Node(options or {}, "test.metric")
-        return construct(nuscenes_metric, options)
+        boxes = construct(nuscenes_metric, options)
+        scene = self._scene
+        if scene is None:
+            return boxes
+        table = self.all_frames
+
+        def frame(token: str) -> FrameInfo:
+            return table[table.find(token)]
+
+        return SceneEvaluator(
+            boxes,
+            scene.options.layers,
+            self._places,
+            lambda token: scene.future_boxes(frame(token)),
+            lambda token: frame(token).sequence_id,
+        )
 
     def read_results(self, path: str | Path) -> Mapping[str, Detections]:
         """A submission (.json or .json.gz) to the detection or the tracking benchmark; see `Dataset`."""

@@ -11,9 +11,11 @@ from typing import Literal
 import numpy as np
 
 from pcdet_ext.data.futures import at_steps, command, ego_plan, object_futures
+from pcdet_ext.data.geometry import transform
 from pcdet_ext.data.index import FrameInfo, FrameTable
 from pcdet_ext.data.nuscenes import maps, occupancy
 from pcdet_ext.data.nuscenes.poses import Pose, inverse
+from pcdet_ext.evaluation.planning import STEPS
 from pcdet_ext.files import DataError
 from pcdet_ext.scenes import MAP_LAYERS, EgoPlan, Scope, cells_of
 from pcdet_ext.structures import Array, Sample, Targets
@@ -134,6 +136,26 @@ class SceneTargets:
             return sample.replace(targets=targets)
         plan = self._plan(info, moved)
         return sample.replace(targets=targets.replace(plan=plan), command=command(plan))
+
+    def future_boxes(self, info: FrameInfo) -> tuple[Array, Array]:
+        """Boxes with points in the half seconds after a frame, in its own frame, for the metric of plans.
+
+        Returns:
+            float64 [K, 7], one step after the other, and int64 [6], how many each step has.
+        """
+        later = at_steps(info, self._frames.following(info.frame_id, 2 * STEPS), STEPS)
+        back = np.linalg.inv(self._pose(info))
+        found, counts = [np.zeros((0, 7))], np.zeros(STEPS, np.int64)
+        for step, frame in enumerate(later):
+            if frame is None or frame.boxes is None or frame.pose is None:
+                continue
+            move = back @ frame.pose
+            boxes = frame.boxes[frame.points_in_box > 0, :7].astype(np.float64)
+            boxes[:, :3] = transform(boxes, move)
+            boxes[:, 6] += np.arctan2(move[1, 0], move[0, 0])
+            found.append(boxes)
+            counts[step] = len(boxes)
+        return np.concatenate(found), counts
 
     def _with_map(self, targets: Targets, info: FrameInfo, moved: Array) -> Targets:
         if not self.options.layers:

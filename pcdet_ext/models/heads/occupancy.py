@@ -21,10 +21,10 @@ from pcdet_ext.models.heads.lovasz import lovasz_softmax
 from pcdet_ext.models.heads.map_segmentation import scope_of, sides
 from pcdet_ext.models.heads.occupancy_losses import (
     counted_cells,
-    distance_weighted_focal,
     flow_loss,
     geometric_affinity,
     scene_class_affinity,
+    weighted_focal,
 )
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.scenes import OCCUPANCY_CLASSES, OccupancyGrid, Scope, cells_of
@@ -145,10 +145,13 @@ class OccupancyHead(nn.Module):
         """
         labels = torch.stack([self._labels(frame, target) for frame, target in enumerate(targets)])
         counted = counted_cells(labels)
-        probabilities, free = output.logits.softmax(-1), len(self.class_names) - 1
-        known, named = probabilities[counted], labels[counted]
-        everything = (probabilities.flatten(0, -2), labels.flatten()) if self.lovasz_of_unknown else (known, named)
-        focal = distance_weighted_focal(output.logits, labels, self.class_weights, self.cell_weights, counted)
+        free, logits, named = len(self.class_names) - 1, output.logits[counted], labels[counted]
+        known = logits.softmax(-1)
+        everything = known, named
+        if self.lovasz_of_unknown:
+            everything = output.logits.softmax(-1).flatten(0, -2), labels.flatten()
+        weights = self.cell_weights[..., None].expand(labels.shape)[counted]
+        focal = weighted_focal(logits, named, self.class_weights, weights)
         losses = {
             "semantic": scene_class_affinity(known, named, free),
             "geometric": geometric_affinity(known, named, free),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pcdet_ext.models.heads.losses import sigmoid_focal_loss
@@ -61,23 +62,18 @@ def _minus_log(share: Tensor) -> Tensor:
     return -share.log()
 
 
-def distance_weighted_focal(
-    logits: Tensor, labels: Tensor, class_weights: Tensor, cell_weights: Tensor, counted: Tensor
-) -> Tensor:
-    """Sigmoid focal loss (γ 2, α 0.25), weighted by class and by distance; the mean over the cells that count.
+def weighted_focal(logits: Tensor, labels: Tensor, class_weights: Tensor, cell_weights: Tensor) -> Tensor:
+    """Sigmoid focal loss (γ 2, α 0.25) of cells, weighted by class and by cell; the mean over the cells.
 
     Args:
-        logits: [B, X, Y, Z, C].
-        labels: int64 [B, X, Y, Z], what is not counted having any value.
+        logits: [N, C].
+        labels: int64 [N], in [0, C).
         class_weights: [C].
-        cell_weights: [X, Y].
-        counted: bool [B, X, Y, Z].
+        cell_weights: [N].
     """
-    one_hot = torch.zeros_like(logits)
-    known = torch.where(counted, labels, 0)
-    one_hot.scatter_(-1, known[..., None], 1.0)
-    each = (sigmoid_focal_loss(logits, one_hot) * class_weights).sum(-1) * cell_weights[..., None]
-    return each[counted].sum() / counted.sum().clamp_min(1)
+    one_hot = F.one_hot(labels, logits.shape[1]).to(logits)
+    each = (sigmoid_focal_loss(logits, one_hot) * class_weights).sum(-1) * cell_weights
+    return each.sum() / max(len(each), 1)
 
 
 def flow_loss(flow: Tensor, target: Tensor, moving: Tensor) -> Tensor:
