@@ -11,7 +11,9 @@ import torch
 
 from pcdet_ext import config
 from pcdet_ext.models.detector import VoxelDetector, build_detector
+from pcdet_ext.models.heads import MapSegmentationHead, OccupancyHead
 from pcdet_ext.models.registry import DETECTORS
+from pcdet_ext.scenes import EgoPlan
 from pcdet_ext.structures import PointBatch, Targets
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -56,11 +58,33 @@ def simulated(settings: config.Node, detector: VoxelDetector) -> PointBatch:
     labels = torch.tensor([0, len(detector.classes) - 1])
     of_points = torch.arange(POINTS) % len(detector.classes)
     things = torch.arange(POINTS) // 10  # instances, for heads that tell objects apart
-    frames = (
-        Targets(boxes, labels, point_labels=of_points, point_instances=things),
-        Targets(boxes[:0], labels[:0], point_labels=of_points, point_instances=things),
+    futures = torch.ones(2, 12, 2)
+    known = torch.ones(2, 12, dtype=torch.bool)
+    scene = scene_labels(detector)
+    frames = tuple(
+        Targets(
+            boxes[:count],
+            labels[:count],
+            point_labels=of_points,
+            point_instances=things,
+            futures=futures[:count],
+            future_mask=known[:count],
+            **scene,
+        )
+        for count in (2, 0)
     )
-    return PointBatch(points, torch.arange(2 * POINTS) // POINTS, 2, frames)
+    return PointBatch(points, torch.arange(2 * POINTS) // POINTS, 2, frames, commands=torch.tensor([0, 2]))
+
+
+def scene_labels(detector: VoxelDetector) -> dict[str, Any]:
+    """What the heads of a detector want to know of a scene: a map, occupancy, and the vehicle's own path."""
+    labels: dict[str, Any] = {"plan": EgoPlan(torch.ones(6, 2), torch.ones(6, dtype=torch.bool), torch.zeros(10))}
+    for head in detector.named_heads().values():
+        if isinstance(head, MapSegmentationHead):
+            labels["map_masks"] = torch.randint(0, 2, (len(head.layers), *head.size), dtype=torch.uint8)
+        if isinstance(head, OccupancyHead):
+            labels["occupancy"] = torch.randint(0, len(head.class_names), head.size, dtype=torch.uint8)
+    return labels
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: f"{path.parent.name}/{path.stem}")
