@@ -9,8 +9,9 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -127,10 +128,7 @@ def _byte(file: io.BufferedRandom, position: int) -> bytes:
 
 
 class TensorBoard:
-    """Files for TensorBoard, which hides what was recorded beyond the step that a training is continued at.
-
-    Raises ImportError where the package is missing.
-    """
+    """Files for TensorBoard, which hides what was recorded beyond the step that a training is continued at."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -209,8 +207,10 @@ class Wandb:
         self._run.finish()
 
 
-def all_records(folder: Path, step: int, wandb: WandbConfig | None, config: Mapping[str, Any]) -> list[Record]:
-    """The records of a training; with a warning where the package for TensorBoard is missing.
+def all_records(
+    folder: Path, step: int, wandb: WandbConfig | None, config: Mapping[str, Any]
+) -> list[Callable[[], Record]]:
+    """What makes the records of a training; with a warning where the package for TensorBoard is missing.
 
     Args:
         folder: where the files are.
@@ -218,9 +218,9 @@ def all_records(folder: Path, step: int, wandb: WandbConfig | None, config: Mapp
         wandb: settings of Weights & Biases, where it is used.
         config: the whole configuration in plain types, for Weights & Biases.
     """
-    records: list[Record] = [JsonLines(folder / "log.jsonl"), CsvTables(folder)]
-    try:
-        records.append(TensorBoard(folder, step))
-    except ImportError:
+    makers: list[Callable[[], Record]] = [partial(JsonLines, folder / "log.jsonl"), partial(CsvTables, folder)]
+    if importlib.util.find_spec("tensorboard") is None:
         warnings.warn("no TensorBoard log: pip install pcdet_ext[train]", stacklevel=2)
-    return records if wandb is None else [*records, Wandb(folder, wandb, config)]
+    else:
+        makers.append(partial(TensorBoard, folder, step))
+    return makers if wandb is None else [*makers, partial(Wandb, folder, wandb, config)]

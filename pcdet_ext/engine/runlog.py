@@ -16,21 +16,21 @@ from pcdet_ext.engine.records import Record
 class RunLog:
     """Progress of a training: a bar, and records of its numbers.
 
-    A record that cannot be written (disk full) is reported once and then left; it never ends a training.
+    A record that cannot be begun or written (disk full) is reported once and then left; it never ends a training.
 
     Args:
         folder: where the records are, for messages.
         total_steps: of the whole training.
         step: number of steps so far.
-        records: gives what takes the numbers; None in processes other than the first, where nothing is shown.
+        records: make what takes the numbers; None in processes other than the first, where nothing is shown.
     """
 
     def __init__(
-        self, folder: Path, total_steps: int, step: int, records: Callable[[], Sequence[Record]] | None
+        self, folder: Path, total_steps: int, step: int, records: Sequence[Callable[[], Record]] | None
     ) -> None:
         self.silent = records is None
         self._folder = folder
-        self._records: list[Record] = list(records()) if records else []
+        self._records: list[Record] = []
         self._bar = tqdm(
             total=total_steps,
             initial=step,
@@ -39,6 +39,11 @@ class RunLog:
             disable=self.silent,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
+        for make in records or ():
+            try:
+                self._records.append(make())
+            except OSError as error:
+                self._left(error)
 
     def __enter__(self) -> RunLog:
         return self
@@ -78,4 +83,7 @@ class RunLog:
                 action(record)
             except OSError as error:
                 self._records.remove(record)
-                self.message(f"{self._folder}: cannot write the log, going on without it: {error}")
+                self._left(error)
+
+    def _left(self, error: OSError) -> None:
+        self.message(f"{self._folder}: cannot write a log, going on without it: {error}")

@@ -30,7 +30,7 @@ from pcdet_ext.engine.loader import EpochBatches, Loader, training_loader
 from pcdet_ext.engine.loss_step import LossStep, Wrapped
 from pcdet_ext.engine.optimizer import build_optimizer, clip_gradients, restore_optimizer, set_schedule
 from pcdet_ext.engine.progress import Progress
-from pcdet_ext.engine.records import Record, all_records
+from pcdet_ext.engine.records import all_records
 from pcdet_ext.engine.run_folder import BEST, LAST
 from pcdet_ext.engine.runlog import RunLog
 from pcdet_ext.engine.settings import TrainConfig
@@ -133,7 +133,8 @@ class Trainer:
         Raises TrainingError when a loss or gradient is not finite, CheckpointError when the checkpoint that ends the
         training cannot be written.
         """
-        records = self._records if self.fabric.global_rank == 0 else None
+        first = self.fabric.global_rank == 0
+        records = all_records(self.out, self.progress.step, self.settings.wandb, self.inputs.config) if first else None
         with StopRequest() as self.stop, RunLog(self.out, self.total_steps, self.progress.step, records) as self.log:
             for note in filter(None, (*self.inputs.notes, self.frozen.note)):
                 self.log.message(note)
@@ -151,9 +152,6 @@ class Trainer:
                 if self.loader is not None:
                     self.loader.close()
         return True
-
-    def _records(self) -> list[Record]:
-        return all_records(self.out, self.progress.step, self.settings.wandb, self.inputs.config)
 
     def _close(self) -> None:
         """Log what is to be said at the end."""

@@ -50,6 +50,8 @@ SMALL = (
     "data.point_cloud_range=[-6.4, -6.4, -3, 6.4, 6.4, 2]",
     "model.voxel_size=[0.4, 0.4, 5]",
     "model.bev_backbone.layer_nums=[1, 1, 1]",
+    "model.bev_backbone.num_filters=[16, 16, 32]",
+    "model.bev_backbone.num_upsample_filters=[16, 16, 16]",
     "train={epochs: 4, batch_size: 2, log_every: 1, ema: {decay: 0.9}, early_stop: {patience: 9}}",
     "test.num_workers=0",
 )
