@@ -17,13 +17,14 @@ import numpy as np
 import torch
 import torch.utils.data
 
-from pcdet_ext.config import ConfigError, Registry, suggest
+from pcdet_ext.config import ConfigError, Node, Registry, construct, suggest
 from pcdet_ext.data.augment import points as _points  # noqa: F401  (registers its steps)
 from pcdet_ext.data.augment.steps import AUGMENTATIONS, keep_classes, wrap_headings
 from pcdet_ext.data.balance import balanced_frames, weighted_order, weights_of
 from pcdet_ext.data.geometry import boxes_in_range, points_in_range
 from pcdet_ext.data.index import FOLDER, FrameInfo, FrameTable, index_path, read_index
 from pcdet_ext.data.objects import database_path
+from pcdet_ext.data.sequences import SequenceOptions, SequenceParts
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import DataError
 from pcdet_ext.scenes import FrameContext
@@ -115,6 +116,8 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         tanh: columns that tanh brings into (-1, 1), in the end.
         index: where the preparation of the folder lies, `<root>/pcdet_ext` when None.
         repeat: how often an epoch goes through the frames.
+        sequences: in training, recordings are gone through frame by frame, with the settings of `SequenceOptions`; all
+            frames of a part are augmented in one way, and frames without boxes stay. None takes frames at random.
         seed: of the augmentation.
         on_error: with "skip" a damaged frame is logged and counted, and replaced (in training by another frame, else by
             an empty cloud).
@@ -147,6 +150,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
     tanh: Sequence[str] = ()
     index: str | Path | None = None
     repeat: int = 1
+    sequences: Mapping[str, Any] | None = None
     seed: int = 0
     on_error: Literal["raise", "skip"] = "raise"
 
@@ -184,6 +188,7 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         self.weights = self._weights()
         # One flag per frame, in shared memory too: workers that set the same flag do not disturb each other.
         self._skipped = torch.zeros(len(self.frames), dtype=torch.bool, device="cpu").share_memory_()
+        self.sequence_parts = self._sequence_parts()
         context = {
             "classes": self.classes,
             "database": database_path(folder, self.split),
@@ -245,6 +250,21 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
             )
         return None if weights is None else np.tile(weights, self.repeat)
 
+    def _sequence_parts(self) -> SequenceParts | None:
+        if self.sequences is None:
+            return None
+        node = self.sequences if isinstance(self.sequences, Node) else Node(self.sequences, "data.sequences")
+        options = construct(SequenceOptions, node)
+        if self.balanced or self.weights is not None:
+            raise ConfigError(
+                "data.sequences: frames that are drawn one by one (data.balanced, class_weights, frame_weights) are no "
+                "sequences"
+            )
+        steps = active_steps(self.augment, self.disable_augmentations)
+        if any(step.get("name") == "GroundTruthSampling" for step in steps):
+            raise ConfigError("data.sequences: GroundTruthSampling pastes objects that are in one frame alone")
+        return SequenceParts(self.frames.sequence_ids, options) if self.training else None
+
     def _check_root(self, folder: Path) -> None:
         """Say so where an index that lies outside the data folder was made from another one."""
         root, made_from = Path(self.root).resolve(), self.all_frames.root
@@ -281,6 +301,14 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         """The samples in random order, drawn by their weights where they have some; see `Dataset`."""
         return rng.permutation(len(self)) if self.weights is None else weighted_order(self.weights, rng)
 
+    def walk_order(self, rng: np.random.Generator, lanes: int) -> Array:
+        """The order of an epoch that goes through recordings; see `SequenceParts.order`."""
+        if self.sequence_parts is None:
+            raise ValueError("the data set is not gone through in sequences")
+        return np.concatenate(
+            [self.sequence_parts.order(rng, lanes) + len(self.frames) * i for i in range(self.repeat)]
+        )
+
     @property
     def skipped(self) -> Sequence[str]:
         """Ids of the damaged frames that were left out so far; see `Dataset`."""
@@ -306,10 +334,10 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
             sample = self._read_or_skip(index)
             damaged += sample is None
             if sample is not None and len(sample.points):
-                for step in self.augmentations:
-                    sample = step(sample, rng)
+                for number, step in enumerate(self.augmentations):
+                    sample = step(sample, self._of_part(index, number) or rng)
                 sample = self._finish(sample, rng)
-                if _has_something(sample.targets):
+                if self.sequence_parts is not None or _has_something(sample.targets):
                     return sample
                 self.counts["samples without boxes"] += 1
             index = int(rng.integers(len(self)))
@@ -320,6 +348,13 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
             f"{where} have no box of {', '.join(self.classes)} inside point_cloud_range {list(self.point_cloud_range)}"
             + (f", or are damaged ({damaged})" if damaged else "")
         )
+
+    def _of_part(self, index: int, step: int) -> np.random.Generator | None:
+        """What draws one augmentation step in all frames of a part alike, or None where frames are taken alone."""
+        if self.sequence_parts is None:
+            return None
+        part = int(self.sequence_parts.part_of[index % len(self.frames)])
+        return np.random.default_rng((self.seed, int(self._epoch), part, step))
 
     def _info(self, index: int) -> FrameInfo:
         return self.frames[index % len(self.frames)]
@@ -393,6 +428,8 @@ class ConcatDataset(torch.utils.data.Dataset[Sample]):
         self.parts = list(parts)
         self.classes, self.point_features = self.parts[0].classes, self.parts[0].point_features
         for part in self.parts:
+            if getattr(part, "sequence_parts", None) is not None:
+                raise ValueError("sequences of sources cannot be gone through together: train on one data set")
             for name in ("classes", "point_features"):
                 if tuple(getattr(part, name)) != tuple(getattr(self, name)):
                     raise ValueError(f"{name} differ: {list(getattr(self, name))} and {list(getattr(part, name))}")

@@ -11,10 +11,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor, nn
@@ -106,7 +108,7 @@ class Trainer:
             settings.seed,
             fabric.global_rank,
             fabric.world_size,
-            getattr(self.dataset, "epoch_order", None),
+            _order(self.dataset, settings.batch_size * fabric.world_size),
             settings.accumulate,
         )
         self.total_steps = settings.epochs * self.batches.steps
@@ -374,3 +376,11 @@ def _restoring(what: str) -> Iterator[None]:
         yield
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"the {what} does not fit ({type(error).__name__}: {error})") from error
+
+
+def _order(dataset: Any, lanes: int) -> Callable[[np.random.Generator], np.ndarray] | None:
+    """What draws the order of an epoch: through sequences side by side where the data set has some."""
+    if getattr(dataset, "sequence_parts", None) is not None:
+        return partial(dataset.walk_order, lanes=lanes)
+    order: Callable[[np.random.Generator], np.ndarray] | None = getattr(dataset, "epoch_order", None)
+    return order

@@ -1,7 +1,8 @@
 """Augmentation of training samples: each one a deterministic core that takes the drawn numbers, and a random shell.
 
 A shell is called with a sample and a `numpy.random.Generator` and returns a new sample; it keeps no state, so the same
-generator gives the same sample in any process. What moves the scene drops calibration and pose, which no longer fit.
+generator gives the same sample in any process. What moves the scene moves its pose along, and drops the calibration,
+which no longer fits.
 """
 
 from __future__ import annotations
@@ -368,7 +369,8 @@ def _moved(
     step = np.eye(4)
     step[:3, :3], step[:3, 3] = turn, offset
     augmented = step if sample.augmented is None else step @ sample.augmented
-    return sample.replace(points=points, targets=targets, calibration=None, pose=None, augmented=augmented)
+    pose = None if sample.pose is None else np.asarray(sample.pose) @ np.linalg.inv(step)
+    return sample.replace(points=points, targets=targets, calibration=None, pose=pose, augmented=augmented)
 
 
 def _interval(name: str, values: Sequence[float]) -> tuple[float, float]:
