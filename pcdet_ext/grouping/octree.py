@@ -116,7 +116,17 @@ class Octree:
     ) -> list[tuple[Tensor, Tensor]]:
         """The entries of `table`: for each of its columns the rows that are read and the outputs that read them. Kept.
 
-        Both int64 [n], the outputs ascending. Arguments and errors as for `table`.
+        Args:
+            depth: see `table`.
+            kernel: see `table`.
+            stride: see `table`.
+            nempty: see `table`.
+
+        Returns:
+            For each column rows int64 [n] and outputs int64 [n], the outputs ascending.
+
+        Raises:
+            ValueError: as `table`.
         """
         key = (depth, kernel, stride, nempty)
         if key not in self._pairs:
@@ -180,10 +190,23 @@ class Octree:
         straddle: bool = False,
         padding: int | None = None,
     ) -> Groups:
-        """Windows of `size` rows of a depth, which know the cells of the rows; kept. Arguments as `octree_windows`.
+        """Windows of rows of a depth, which know the cells of the rows; kept.
 
         Above `full_depth` every node counts as occupied, also those that hold no point, and has a row.
-        Raises ValueError for depths that the octree does not have.
+
+        Args:
+            depth: of the nodes.
+            size: slots of a window.
+            dilation: distance in the sequence between two slots of a window.
+            nempty: whether rows are those of occupied nodes alone.
+            straddle: cut windows from the joined sequence of all clouds, see `octree_windows`.
+            padding: the sequence is filled up to a multiple of it, see `octree_windows`.
+
+        Returns:
+            The windows as groups.
+
+        Raises:
+            ValueError: for a depth that the octree does not have, and as `octree_windows`.
         """
         if not 0 <= depth <= self.depth:
             raise ValueError(f"windows are cut at the depths 0 to {self.depth}, not at {depth}")

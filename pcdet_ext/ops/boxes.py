@@ -170,9 +170,18 @@ def points_in_boxes(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tenso
 
 @typed
 def points_in_each_box(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:
-    """Whether each box holds each point, bool [M, P]; a point may be in several boxes.
+    """Whether each box holds each point; a point may be in several boxes.
 
-    Arguments, borders and errors as for `points_in_boxes`.
+    Args:
+        points: float [P, 3 or more], columns x, y, z, … in metres.
+        boxes: [M, 7 or more].
+        margin: see `points_in_boxes`, whose borders boxes have here, too.
+
+    Returns:
+        bool [M, P].
+
+    Raises:
+        ValueError: as `points_in_boxes`.
     """
     flags = [points_in_boxes(points, boxes[i : i + 1], margin) == 0 for i in range(len(boxes))]
     if not flags:

@@ -24,13 +24,24 @@ MaybeTensor = Tensor | None
 def causal_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, reverse: bool = False
 ) -> Tensor:
-    """y_t = bias + Σ_k weight_k x_{t−K+1+k}, zeros before the first step; then SiLU where asked. [batch, dim, L].
+    """Causal depth-wise convolution along time: y_t = bias + Σ_k weight_k x_{t−K+1+k}, zeros before the first step.
 
-    x: [batch, dim, L] of any strides, which the result has too, so that transposed views of [batch, L, dim] cost no
-    copy; weight: [dim, K]; bias: [dim]; activation: None or "silu"; reverse: look at later steps instead, as if x and
-    the result were flipped. float32 or float64; float16 and bfloat16 are summed in float32, with weight and bias in
-    float32. Differentiable; sums run in a fixed order, so results repeat.
-    Raises ValueError naming the argument that is wrong.
+    float16 and bfloat16 are summed in float32, with weight and bias in float32. Differentiable; sums run in a fixed
+    order, so results repeat.
+
+    Args:
+        x: [batch, dim, L] of any strides, which the result has too, so that transposed views of [batch, L, dim] cost no
+            copy.
+        weight: [dim, K].
+        bias: [dim], or None.
+        activation: "silu", which is applied to the result, or None.
+        reverse: look at later steps instead of earlier ones, as if x and the result were flipped.
+
+    Returns:
+        [batch, dim, L], of the type of x.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
     """
     _check(x, weight, bias, activation)
     kind = x.dtype

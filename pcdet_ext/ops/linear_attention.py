@@ -17,12 +17,23 @@ CUDA_DIMS = (8, 16, 32, 64)  # head dimensions that the CUDA kernel is compiled 
 
 @typed
 def scattered_linear_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float = 1e-6) -> Tensor:
-    """y_i = qᵢᵀ S / (qᵢ · s + eps) with S = Σ k vᵀ and s = Σ k over the rows of i's segment [N, H, D].
+    """Linear attention inside segments: y_i = qᵢᵀ S / (qᵢ · s + eps), S = Σ k vᵀ and s = Σ k over the segment of row i.
 
-    q, k, v: [N, H, D], rows sorted by segment, non-negative q and k (a kernel feature map was applied); float32 or
-    float64, on CUDA also float16 and bfloat16 with float32 accumulation. offsets: int64 [W + 1], segment w is rows
-    offsets[w] to offsets[w + 1], from 0 to N. Differentiable in q, k, v; sums run in a fixed order, so results repeat.
-    Raises ValueError naming the argument that is wrong.
+    Differentiable in q, k and v; sums run in a fixed order, so results repeat.
+
+    Args:
+        q: [N, H, D], queries of the rows, which are sorted by segment; not negative (a feature map was applied).
+            float32 or float64, on CUDA also float16 and bfloat16, which are accumulated in float32.
+        k: keys, of the same shape and type, not negative.
+        v: values, of the same shape and type.
+        offsets: int64 [W + 1]; segment w is rows offsets[w] to offsets[w + 1], from 0 to N.
+        eps: added to the denominator.
+
+    Returns:
+        [N, H, D].
+
+    Raises:
+        ValueError: naming the argument that is wrong.
     """
     if q.ndim != 3 or q.shape != k.shape or q.shape != v.shape:
         shapes = [list(t.shape) for t in (q, k, v)]

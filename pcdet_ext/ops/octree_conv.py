@@ -16,11 +16,21 @@ _NATIVE = (torch.float32, torch.float64)
 
 @typed
 def octree_depthwise_conv(features: Tensor, weights: Tensor, neighbours: Tensor) -> Tensor:
-    """out[m, c] = Σ_k weights[k, c] · features[neighbours[m, k], c], a neighbour of -1 being 0 (OctFormer, Wang 2023).
+    """Depth-wise convolution over a table of neighbours (OctFormer, Wang 2023).
 
-    features: [N, C]; weights: [K, C]; neighbours: int64 [M, K], rows of features or -1, no row twice in a column.
-    float32 or float64; float16 and bfloat16 are accumulated in float32. Differentiable in features and weights; sums
-    run in a fixed order, so results repeat. Raises ValueError naming the argument that is wrong.
+    out[m, c] = Σ_k weights[k, c] · features[neighbours[m, k], c], where a neighbour of -1 counts as 0. Differentiable
+    in features and weights; sums run in a fixed order, so results repeat.
+
+    Args:
+        features: [N, C], float32 or float64; float16 and bfloat16 are accumulated in float32.
+        weights: [K, C].
+        neighbours: int64 [M, K], rows of features or -1, no row twice in a column.
+
+    Returns:
+        [M, C], of the type of the features.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
     """
     if features.ndim != 2 or features.dtype not in (*_NATIVE, torch.float16, torch.bfloat16):
         raise ValueError(f"features must be floating point [N, C], got {features.dtype} {list(features.shape)}")

@@ -54,7 +54,16 @@ def published_iou_axis_aligned(a: Tensor, b: Tensor) -> Tensor:
 
 
 def published_removals(boxes: Tensor, threshold: float, rotated: bool) -> Tensor:
-    """Pairs int64 [K, 2] of boxes [N, 7] (best score first) where the first removes the second; see `nms`."""
+    """Pairs of boxes of which the first removes the second, as the published suppression finds them; see `nms`.
+
+    Args:
+        boxes: [N, 7], the best score first.
+        threshold: overlap above which a box is removed.
+        rotated: whether boxes overlap with their headings, or without.
+
+    Returns:
+        int64 [K, 2], rows of the boxes.
+    """
     centre, radius = boxes[:, :2], boxes[:, 3:5].norm(dim=1) / 2 + 2 * MARGIN
     apart = torch.cdist(centre, centre) > radius[:, None] + radius[None]  # never for NaN
     pairs = (~apart).triu(1).nonzero()

@@ -27,11 +27,24 @@ def retention(
 ) -> Tensor:
     """Retention y_i = scale Σ_{j≤i} γ^(i−j) (q_i·k_j) v_j (RetNet, Sun et al., 2023, eq. 5), in chunks (eq. 7).
 
-    q, k: [G, L, H, D]; v: [G, L, H, E]; decay: [H], γ in (0, 1]; result [G, L, H, E]. within "symmetric": inside a
-    chunk every j is seen, with γ^|i−j|, as in the chunked kernel that LION (Liu et al., NeurIPS 2024) was trained with;
-    then `chunk` is part of the definition, otherwise results do not depend on it. float16 and bfloat16 are computed in
-    float32. Differentiable.
-    Raises ValueError naming the argument that is wrong.
+    float16 and bfloat16 are computed in float32. Differentiable.
+
+    Args:
+        q: queries [G, L, H, D].
+        k: keys [G, L, H, D].
+        v: values [G, L, H, E].
+        decay: [H], γ of each head, in (0, 1].
+        scale: of the result.
+        within: what a step sees inside its chunk: "causal", itself and earlier steps; "symmetric", every step j, with
+            γ^|i−j|, as in the chunked kernel that LION (Liu et al., NeurIPS 2024) was trained with.
+        chunk: steps that are computed at once. With "symmetric" it is part of the definition, otherwise results do not
+            depend on it.
+
+    Returns:
+        [G, L, H, E].
+
+    Raises:
+        ValueError: naming the argument that is wrong.
     """
     _check(q, k, v, chunk)
     if decay.shape != q.shape[2:3]:
@@ -87,11 +100,24 @@ def mlstm(
 ) -> Tensor:
     """The matrix LSTM of xLSTM (Beck et al., NeurIPS 2024, eq. 19-27) in its stabilised form.
 
-    q, k, v: [G, L, H, D]; input_gate, forget_gate: pre-activations [G, L, H], the first exponential, the second
-    sigmoid; result [G, L, H, D]. With log D_ij = Σ_{j<t≤i} log σ(f_t) + i_j for j ≤ i and its row maximum M_i:
+    With log D_ij = Σ_{j<t≤i} log σ(f_t) + i_j for j ≤ i and its row maximum M_i:
     w_ij = (q_i·k_j / √D) exp(log D_ij − M_i), y_i = Σ_j w_ij v_j / (max(|Σ_j w_ij|, exp(−M_i)) + eps).
     float16 and bfloat16 are computed in float32. Differentiable.
-    Raises ValueError naming the argument that is wrong.
+
+    Args:
+        q: queries [G, L, H, D].
+        k: keys [G, L, H, D].
+        v: values [G, L, H, D].
+        input_gate: [G, L, H], i before its exponential.
+        forget_gate: [G, L, H], f before its sigmoid.
+        eps: added to the denominator.
+        chunk: steps that are computed at once; results do not depend on it.
+
+    Returns:
+        [G, L, H, D].
+
+    Raises:
+        ValueError: naming the argument that is wrong.
     """
     _check(q, k, v, chunk)
     for name, gate in (("input_gate", input_gate), ("forget_gate", forget_gate)):

@@ -41,9 +41,21 @@ def rotated_sets(
     """Cut every window into ⌈n / set_size⌉ sets that share out its n voxels evenly (DSVT section 3.2).
 
     Slot k of set j of a window with S sets holds the voxel of rank ⌊(j · set_size + k) · n / (S · set_size)⌋, so every
-    voxel is in exactly one set a direction, in one slot or in several adjacent ones.
-    coords: int32 [N, 4] as (batch, z, y, x), each at most once, inside the grid (Z, Y, X); window and shift: cells,
-    (Z, Y, X), the shift is added to the coordinates. Raises ValueError naming the argument that is wrong.
+    voxel is in exactly one set per direction, in one slot or in several adjacent ones.
+
+    Args:
+        coords: int32 [N, 4] as (batch, z, y, x), each at most once, inside the grid.
+        grid: (Z, Y, X) cells.
+        batch_size: number of frames.
+        window: cells (Z, Y, X) of a window.
+        shift: cells (Z, Y, X) that are added to the coordinates before windows are counted.
+        set_size: slots of a set.
+
+    Returns:
+        The sets in both directions.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
     """
     check_coords(coords, grid)
     for name, value, low, high in (("batch_size", batch_size, 0, 1 << 15), ("set_size", set_size, 1, LARGEST_SET)):

@@ -44,9 +44,18 @@ def segment_reduce(values: Tensor, index: Tensor, num_segments: int, reduce: Red
 
 @typed
 def segment_argmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
-    """The row int64 [S, C] from which `segment_reduce` takes each maximum, the lowest of equal ones; -1 for none.
+    """The row from which `segment_reduce` takes each maximum; of equal rows the lowest.
 
-    Arguments, types and errors as for `segment_reduce`.
+    Args:
+        values: [P, C], see `segment_reduce`.
+        index: int64 [P], the segment of each row; rows with a negative index are left out.
+        num_segments: the number of segments S.
+
+    Returns:
+        int64 [S, C], -1 for a segment without rows.
+
+    Raises:
+        ValueError: as `segment_reduce`.
     """
     _check_segments(values, index, num_segments)
     values = values.detach()
@@ -68,10 +77,20 @@ def _check_segments(values: Tensor, index: Tensor, num_segments: int) -> None:
 
 @typed
 def segment_softmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
-    """exp(v) / Σ exp over the rows of `values` [P, C] that share a number in `index` int64 [P], for each column.
+    """Softmax inside segments: exp(v) / Σ exp over the rows that belong to one segment, for each column.
 
-    Rows with a negative index are 0, and so are rows of a segment whose values are all -inf. Differentiable; types and
-    errors as in `segment_reduce`, on which it stands.
+    Differentiable; it stands on `segment_reduce`.
+
+    Args:
+        values: [P, C], float32 or float64; float16 and bfloat16 are computed in float32.
+        index: int64 [P], the segment of each row; rows with a negative index are 0.
+        num_segments: the number of segments S.
+
+    Returns:
+        [P, C], of the type of the values. Rows of a segment whose values are all -inf are 0.
+
+    Raises:
+        ValueError: as `segment_reduce`.
     """
     wide = values.float() if values.dtype in _WIDENED else values
     highest = segment_reduce(wide.detach(), index, num_segments, "max")

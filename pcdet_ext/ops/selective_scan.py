@@ -46,15 +46,31 @@ def selective_scan(
     delta_softplus: bool = False,
     reverse: bool = False,
 ) -> Tensor:
-    """h ← exp(Δ A) h + Δ u B, y = C·h + D u, times SiLU(z): a scan along time, from a state of zeros [batch, dim, L].
+    """The selective scan of Mamba (Gu and Dao, 2023): h ← exp(Δ A) h + Δ u B, y = (C·h + D u) · SiLU(z), along time.
 
-    u, delta, z: [batch, dim, L]; A: [dim, state]; B, C: [batch, state, L]; D, delta_bias: [dim]. Any strides, so that
-    transposed views of [batch, L, dim] cost no copy; the result has the strides of u. delta_softplus:
-    Δ = softplus(delta + delta_bias). reverse: from the last step to the first, nothing is flipped in memory.
-    float32 or float64; of float16 and bfloat16 (of any of u, delta, B, C, z) the widest type is read, the state and A,
-    D, delta_bias are float32, and the result is of u's type. Differentiable in all tensors; the backward pass makes the
-    states again from one in 32. Sums run in a fixed order, so results repeat. On the CPU, float32
-    exponentials are exact to about 3e-7. Raises ValueError naming the argument that is wrong.
+    The state h starts at zero. Tensors may have any strides, so that transposed views of [batch, L, dim] cost no copy;
+    the result has the strides of u. Of float16 and bfloat16 (of any of u, delta, B, C, z) the widest type is read; the
+    state and A, D, delta_bias are then float32. Differentiable in all tensors; the backward pass makes the states again
+    from one in 32. Sums run in a fixed order, so results repeat. On the CPU, float32 exponentials are exact to about
+    3e-7.
+
+    Args:
+        u: [batch, dim, L], float32, float64, float16 or bfloat16.
+        delta: [batch, dim, L], Δ, or what it is made from.
+        A: [dim, state].
+        B: [batch, state, L].
+        C: [batch, state, L].
+        D: [dim], or None for 0.
+        z: [batch, dim, L], or None for a result without this gate.
+        delta_bias: [dim], added to delta, or None.
+        delta_softplus: Δ = softplus(delta + delta_bias) instead of delta + delta_bias.
+        reverse: from the last step to the first; nothing is flipped in memory.
+
+    Returns:
+        [batch, dim, L], of the type of u.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
     kind = u.dtype

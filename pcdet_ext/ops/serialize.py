@@ -40,11 +40,11 @@ class _WindowOrder(ctypes.Structure):
 
 @typed
 def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: object) -> Tensor:
-    """Keys int64 [N] of voxels, distinct for distinct voxels (but for "lsh", where a key is a bucket).
+    """Keys of voxels whose ascending order is a curve through the grid, distinct for distinct voxels except for "lsh".
 
-    coords: int32 [N, 4] as (batch, z, y, x); grid: (Z, Y, X) cells. Orders and their options:
+    Orders and their options:
 
-    - "zorder": Morton code (Morton 1966). `lowest="z"` as in octrees (ocnn), or `"x"`; `depth` bits an axis.
+    - "zorder": Morton code (Morton 1966). `lowest="z"` as in octrees (ocnn), or `"x"`; `depth` bits per axis.
     - "hilbert": Hilbert curve, Skilling's transform (AIP Conf. Proc. 707, 2004); `depth`.
     - "window_x", "window_y": voxels window by window, lines of windows and of cells along x or y. `window` (Z, Y, X)
       cells, `shift` (Z, Y, X) cells added first, `path="rows"` (LION, three axes) or `"snake"` (FlatFormer, back and
@@ -52,8 +52,18 @@ def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: object
     - "lsh": buckets of random projections (Datar et al., SCG 2004): `projections` directions drawn with `seed`, each
       quantised in steps of `width` cells; `border_shift`, from 0 to below 1, moves the borders by that share of a step.
 
-    Raises ValueError naming the argument that is wrong; coordinates outside the grid, or a batch index outside
-    [0, 32768), are an error.
+    Args:
+        coords: int32 [N, 4] as (batch, z, y, x).
+        grid: (Z, Y, X) cells.
+        order: one of the names above.
+        options: of the order.
+
+    Returns:
+        int64 [N]; with "lsh" a key is that of a bucket.
+
+    Raises:
+        ValueError: naming the argument that is wrong; coordinates must lie inside the grid, batch indices in
+            [0, 32768).
     """
     check_coords(coords, grid)
     if order not in _FUNCTIONS:
@@ -66,7 +76,20 @@ def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: object
 
 @typed
 def deserialize(keys: Tensor, order: Literal["zorder", "hilbert"], depth: int, lowest: str = "z") -> Tensor:
-    """Coordinates int32 [N, 4] as (batch, z, y, x) of keys int64 [N] made with the same `depth` and `lowest`."""
+    """The coordinates of keys, the inverse of `serialize` for its two curves.
+
+    Args:
+        keys: int64 [N].
+        order: the curve that made them.
+        depth: the bits per axis that they were made with.
+        lowest: the axis of the lowest bit of "zorder" that they were made with.
+
+    Returns:
+        int32 [N, 4] as (batch, z, y, x).
+
+    Raises:
+        ValueError: naming the argument that is wrong.
+    """
     if keys.dtype != torch.int64 or keys.ndim != 1:
         raise ValueError(f"keys must be int64 [N], got {keys.dtype} {list(keys.shape)}")
     if order not in ("zorder", "hilbert"):

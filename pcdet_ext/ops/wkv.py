@@ -22,13 +22,26 @@ MaybeTensor = Tensor | None
 
 @typed
 def wkv(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None = None, reverse: bool = False) -> Tensor:
-    """y_t = r_tᵀ (S + diag(u) k_t v_tᵀ), then S ← diag(e_t) S + k_t v_tᵀ with e_t = exp(−exp(w_t)); [batch, L, H, D].
+    """The recurrence of RWKV-6 (Peng et al., 2024) along time.
 
-    r, k, v, w: [batch, L, heads, D]; u: [heads, D], or None where a step does not see itself. The state S [D, D] of a
-    head starts at zero; its rows (key channels) decay each at their own rate. reverse: from the last step to the first.
-    float32 or float64; of float16 and bfloat16 the widest type of r, k, v, w is read, the state and u are float32, and
-    the result is of r's type. Differentiable in all tensors; the backward pass makes the states again from one in 32.
-    Sums run in a fixed order, so results repeat. Raises ValueError naming the argument that is wrong.
+    y_t = r_tᵀ (S + diag(u) k_t v_tᵀ), then S ← diag(e_t) S + k_t v_tᵀ with e_t = exp(−exp(w_t)). The state S [D, D] of
+    a head starts at zero; its rows (key channels) decay each at their own rate. Of float16 and bfloat16 the widest type
+    of r, k, v, w is read; the state and u are then float32. Differentiable in all tensors; the backward pass makes the
+    states again from one in 32. Sums run in a fixed order, so results repeat.
+
+    Args:
+        r: receptances [batch, L, heads, D].
+        k: keys [batch, L, heads, D].
+        v: values [batch, L, heads, D].
+        w: decays [batch, L, heads, D] before the two exponentials.
+        u: [heads, D], the weight of a step for itself, or None where it does not see itself.
+        reverse: from the last step to the first.
+
+    Returns:
+        [batch, L, heads, D], of the type of r.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
     """
     _check(r, k, v, w, u)
     kind = r.dtype

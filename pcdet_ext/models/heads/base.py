@@ -147,10 +147,15 @@ def rows_or_zeros(values: Tensor, index: Tensor) -> Tensor:
 
 
 def coarse_cells(voxels: SparseVoxels, grid: tuple[int, int, int], strides: tuple[int, int, int]) -> Tensor:
-    """Cells int64 [N, 4] (batch, z, y, x) of a coarser grid that voxels lie in.
+    """Cells of a coarser grid that voxels lie in.
 
-    grid: its cells (Z, Y, X); the last ones also take what strides leave over. strides: cells of the voxels' grid per
-    coarse cell (z, y, x).
+    Args:
+        voxels: on the fine grid.
+        grid: (Z, Y, X) cells of the coarse one; its last cells also take what strides leave over.
+        strides: cells of the voxels' grid per coarse cell (z, y, x).
+
+    Returns:
+        int64 [N, 4] as (batch, z, y, x).
     """
     step, last = torch.tensor([strides, [n - 1 for n in grid]], device=voxels.coords.device)
     coarse = torch.div(voxels.coords[:, 1:].long(), step, rounding_mode="floor")

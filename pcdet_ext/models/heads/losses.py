@@ -14,9 +14,16 @@ from pcdet_ext.ops import iou_3d_paired
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss on logits (RetinaNet, Lin et al. 2017, eq. 5): an element for each of logits [...].
+    """Focal loss on logits (RetinaNet, Lin et al. 2017, eq. 5).
 
-    targets: same shape, in [0, 1].
+    Args:
+        logits: of any shape.
+        targets: of the same shape, in [0, 1].
+        alpha: weight of positive targets; negative ones have 1 - alpha.
+        gamma: how much what is right already counts less.
+
+    Returns:
+        A loss for each element.
     """
     p = logits.sigmoid()
     missed = targets * (1 - p) + (1 - targets) * p
@@ -27,9 +34,16 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gam
 def smooth_l1_loss(
     prediction: Tensor, target: Tensor, beta: float = 1 / 9, code_weights: Tensor | None = None
 ) -> Tensor:
-    """Huber-like loss [..., C]: quadratic below `beta`, linear above; beta 0 is the absolute difference.
+    """Huber-like loss: quadratic below `beta`, linear above. A NaN target counts as no error.
 
-    code_weights: [C], multiplies the difference (not the loss). A NaN target counts as no error.
+    Args:
+        prediction: [..., C].
+        target: [..., C].
+        beta: where the quadratic part ends; 0 gives the absolute difference.
+        code_weights: [C], multiplies the difference (not the loss), or None.
+
+    Returns:
+        A loss for each element [..., C].
     """
     difference = prediction - torch.where(target.isnan(), prediction, target)
     if code_weights is not None:
@@ -41,7 +55,16 @@ def smooth_l1_loss(
 
 
 def with_sine_difference(prediction: Tensor, target: Tensor, column: int = 6) -> tuple[Tensor, Tensor]:
-    """Both with the angle `column` replaced so that their difference there is sin(prediction - target) (SECOND)."""
+    """Both with an angle replaced so that their difference there is sin(prediction - target) (SECOND, Yan et al. 2018).
+
+    Args:
+        prediction: [..., C].
+        target: [..., C].
+        column: of the angle, in radians.
+
+    Returns:
+        Prediction and target [..., C].
+    """
     p, t = prediction[..., column : column + 1], target[..., column : column + 1]
     pairs = ((prediction, p.sin() * t.cos()), (target, p.cos() * t.sin()))
     first, second = (torch.cat([x[..., :column], angle, x[..., column + 1 :]], -1) for x, angle in pairs)
@@ -51,9 +74,17 @@ def with_sine_difference(prediction: Tensor, target: Tensor, column: int = 6) ->
 def gaussian_focal_loss(
     probability: Tensor, heatmap: Tensor, alpha: float = 2.0, gamma: float = 4.0, eps: float = 0.0
 ) -> Tensor:
-    """Focal loss against a heatmap of Gaussians with peaks of exactly 1 (CornerNet, Law & Deng 2018, eq. 1), [...].
+    """Focal loss against a heatmap of Gaussians with peaks of exactly 1 (CornerNet, Law & Deng 2018, eq. 1).
 
-    probability: in (0, 1), clamp it away from the ends or give `eps`, which is added inside the logarithms.
+    Args:
+        probability: in (0, 1); clamp it away from the ends, or give `eps`.
+        heatmap: of the same shape.
+        alpha: how much what is right already counts less.
+        gamma: how much less cells near a peak count.
+        eps: added inside the logarithms.
+
+    Returns:
+        A loss for each element.
     """
     p = probability
     peak = heatmap == 1
@@ -63,9 +94,15 @@ def gaussian_focal_loss(
 
 
 def center_focal_loss(probability: Tensor, heatmap: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Gaussian focal loss [B, C, H, W] summed and divided by the number of peaks (at least 1); a scalar.
+    """Gaussian focal loss, summed and divided by the number of peaks, at least 1 (CenterPoint, Yin et al. 2021).
 
-    mask: [B, H, W], 0 where a cell does not count (CenterPoint).
+    Args:
+        probability: [B, C, H, W], in (0, 1).
+        heatmap: [B, C, H, W].
+        mask: [B, H, W], 0 where a cell does not count, or None.
+
+    Returns:
+        A scalar.
     """
     loss = gaussian_focal_loss(probability, heatmap)
     peaks = (heatmap == 1).to(loss.dtype)
@@ -75,9 +112,16 @@ def center_focal_loss(probability: Tensor, heatmap: Tensor, mask: Tensor | None 
 
 
 def masked_l1_loss(prediction: Tensor, target: Tensor, mask: Tensor, ignore_nan: bool = True) -> Tensor:
-    """Absolute differences [..., C] summed over the rows where `mask` [...] holds, / max(1, rows); one number a column.
+    """Absolute differences, summed over the rows that count and divided by their number, at least 1.
 
-    A NaN target (a velocity that nobody measured) counts as no error; without `ignore_nan` it makes its column NaN.
+    Args:
+        prediction: [..., C].
+        target: [..., C]; NaN (a velocity that nobody measured) counts as no error.
+        mask: [...], which rows count.
+        ignore_nan: False lets a NaN target make its column NaN.
+
+    Returns:
+        [C], one number per column.
     """
     known = torch.where(target.isnan(), prediction, target) if ignore_nan else target
     chosen = torch.where(mask.bool()[..., None], (prediction - known).abs(), 0.0)
@@ -111,7 +155,15 @@ def corner_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def iou_prediction_loss(expected: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
-    """Mean distance of predictions [M] from 2 IoU - 1, the 3-D overlap of boxes [M, >= 7] with objects [M, >= 7]
-    row by row; 0 for none."""
+    """Mean distance of predicted overlaps from 2 IoU - 1, row by row.
+
+    Args:
+        expected: [M], the predictions.
+        boxes: [M, 7 or more].
+        objects: [M, 7 or more], what the boxes are compared with, in 3-D.
+
+    Returns:
+        A scalar, 0 for no row.
+    """
     iou = iou_3d_paired(boxes, objects)
     return (expected - (2 * iou - 1)).abs().sum() / max(len(expected), 1)

@@ -59,9 +59,17 @@ class NMSConfig:
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: NMSConfig, num_classes: int) -> Tensor:
-    """Indices int64 [K] of the boxes [M, >= 7] to keep, best first (with `per_class`: class by class).
+    """Suppress boxes that overlap better ones.
 
-    scores: [M]; labels: int64 [M], 0-based.
+    Args:
+        boxes: [M, 7 or more].
+        scores: [M].
+        labels: int64 [M], 0-based.
+        config: the settings.
+        num_classes: number of classes.
+
+    Returns:
+        Rows int64 [K] of the boxes to keep, best first (with `config.per_class` class by class).
     """
     if not config.per_class:
         return _suppress_all(boxes, scores, config, 0)
@@ -102,9 +110,18 @@ def every_class(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tenso
 
 
 def per_class(name: str, values: float | Sequence[float] | None, count: int) -> Tensor | None:
-    """A setting as float32 [count]: one number for all classes, or one per class; None stays None.
+    """A setting that is one number for all classes, or one per class.
 
-    Raises ValueError, with the name of the setting, for another number of values.
+    Args:
+        name: of the setting, for the message.
+        values: the setting.
+        count: number of classes.
+
+    Returns:
+        float32 [count], or None for None.
+
+    Raises:
+        ValueError: with the name of the setting, for another number of values.
     """
     if values is None:
         return None
@@ -114,6 +131,14 @@ def per_class(name: str, values: float | Sequence[float] | None, count: int) -> 
 
 
 def rectify_scores(scores: Tensor, iou: Tensor, share: Tensor) -> Tensor:
-    """Scores [M] mixed with the predicted overlap `iou` [M] in [-1, 1]: score^(1 - share) * ((iou + 1) / 2)^share
-    (CIA-SSD, Zheng et al. 2021)."""
+    """Scores mixed with predicted overlaps: score^(1 - share) · ((iou + 1) / 2)^share (CIA-SSD, Zheng et al. 2021).
+
+    Args:
+        scores: [M].
+        iou: [M], predicted overlaps in [-1, 1].
+        share: [M] or a scalar, in [0, 1].
+
+    Returns:
+        [M].
+    """
     return scores.pow(1 - share) * ((iou + 1) / 2).clamp(0, 1).pow(share)
