@@ -21,7 +21,7 @@ from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
-from pcdet_ext.models.heads.base import Features, FollowingHead, Head, Reads
+from pcdet_ext.models.heads.base import Features, FollowingHead, Head, Reads, followed_heads
 from pcdet_ext.models.heads.shortcuts import detected
 from pcdet_ext.models.module_checks import check_not_exported, parameter_dtype
 from pcdet_ext.models.places import PlaceModel as _PlaceModel  # noqa: F401  (its room registers models)
@@ -110,7 +110,7 @@ class VoxelDetector(nn.Module):
             _check_head_classes(name, self._classes_of(module), self.classes)
         self.head = built[ONLY] if head is not None else None
         self.heads = nn.ModuleDict({} if head is not None else built)
-        self.followed = _followed(built)
+        self.followed = followed_heads(built)
         if balance is not None and balance not in self.heads:
             raise ValueError(f"balance must be one of several heads{suggest(balance, self.heads)}, got {balance!r}")
         self.balance = balance
@@ -262,25 +262,6 @@ class VoxelDetector(nn.Module):
             for i, frame in enumerate(names)
         ]
         return frames, features.memory
-
-
-def _followed(heads: Mapping[str, Any]) -> set[str]:
-    """Names of the heads whose results others tell more about.
-
-    Raises ValueError for a head that follows one that is not there, comes later, or cannot be followed.
-    """
-    names = list(heads)
-    for name, head in heads.items():
-        other = getattr(head, "of", None)
-        if other is None:
-            continue
-        if other not in names[: names.index(name)]:
-            raise ValueError(f"head {name!r} follows {other!r}, which is no head before it{suggest(other, names)}")
-        if not hasattr(heads[other], "matches"):
-            raise ValueError(f"head {name!r} follows {other!r}, a {type(heads[other]).__name__}, which has no queries")
-        if getattr(head, "classes", None) != getattr(heads[other], "classes", None):
-            raise ValueError(f"head {name!r} must have the classes of {other!r}, which it follows")
-    return {head.of for head in heads.values() if hasattr(head, "of")}
 
 
 def _of_some_classes(targets: Targets, classes: Sequence[str], chosen: Sequence[str]) -> Targets:

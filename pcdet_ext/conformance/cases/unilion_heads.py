@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from pcdet_ext.models.heads.transfusion_queries import QueryOutput
 from pcdet_ext.scenes import EgoPlan
 from pcdet_ext.structures import Targets
 
+# A gradient of which the case keeps so many-th rows, and columns as its notes say.
+THINNED = re.compile(r"grad\.in\.occ_pred_rows_0_\d+_step_(\d+)")
+THINNED_COLUMNS = 11
 UNUSED = "num_batches_tracked"  # by batch norms with a momentum; cases leave it out
 OCCUPANCY_LOSSES = {
     "semantic": "occ_loss_voxel_sem_scal",
@@ -97,8 +101,9 @@ def run_occupancy_losses(case: Case, grads: bool) -> Values:
     values = _with_losses({}, case, loss, OCCUPANCY_LOSSES, nn.Module(), {"in.occ_pred": logits}, grads)
     if grads:
         (gradient,) = torch.autograd.grad(with_total(loss)["total"], [logits], retain_graph=True)
-        thinned = "grad.in.occ_pred_rows_0_199_step_7"  # the case keeps these rows, and every 11th column
-        values = {**values, thinned: gradient[:, ::7, ::11]}
+        thinned = {key: THINNED.fullmatch(key) for key in case.arrays}
+        rows = {key: gradient[:, :: int(found[1]), ::THINNED_COLUMNS] for key, found in thinned.items() if found}
+        values = {**values, **rows}
     return values
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from pcdet_ext.config import suggest
 from pcdet_ext.models.layers.lookup import rows_of
 from pcdet_ext.models.temporal import VoxelMemory
 from pcdet_ext.structures import Detections, PointBatch, SparseVoxels, Targets, tensor_of
@@ -62,6 +63,25 @@ class FollowingHead(Protocol):
     def decode(self, output: Any, found: Sequence[Detections]) -> list[Any]:
         """As that of a `Head`; found: what the other head decoded."""
         ...
+
+
+def followed_heads(heads: Mapping[str, Any]) -> set[str]:
+    """Names of the heads whose results others tell more about.
+
+    Raises ValueError for a head that follows one that is not there, comes later, or cannot be followed.
+    """
+    names = list(heads)
+    for name, head in heads.items():
+        other = getattr(head, "of", None)
+        if other is None:
+            continue
+        if other not in names[: names.index(name)]:
+            raise ValueError(f"head {name!r} follows {other!r}, which is no head before it{suggest(other, names)}")
+        if not hasattr(heads[other], "matches"):
+            raise ValueError(f"head {name!r} follows {other!r}, a {type(heads[other]).__name__}, which has no queries")
+        if getattr(head, "classes", None) != getattr(heads[other], "classes", None):
+            raise ValueError(f"head {name!r} must have the classes of {other!r}, which it follows")
+    return {head.of for head in heads.values() if hasattr(head, "of")}
 
 
 def check_range(low: float, high: float = math.inf, **values: float | None) -> None:
