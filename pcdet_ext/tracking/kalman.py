@@ -66,14 +66,16 @@ class ClassTracks:
 
     def select(self, keep: Array) -> ClassTracks:
         """The tracks that `keep` (bool [T] or int64 [K]) picks."""
-        columns = {f.name: getattr(self, f.name)[keep] for f in fields(self) if f.name != "filters"}
+        columns = {name: getattr(self, name)[keep] for name in COLUMNS}
         return ClassTracks(filters=self.filters.select(keep), **columns)
 
     def joined(self, other: ClassTracks) -> ClassTracks:
         """These, and then others."""
-        names = [f.name for f in fields(self) if f.name != "filters"]
-        columns = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in names}
+        columns = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in COLUMNS}
         return ClassTracks(filters=self.filters.joined(other.filters), **columns)
+
+
+COLUMNS = tuple(f.name for f in fields(ClassTracks) if f.name != "filters")
 
 
 @TRACKERS.register
@@ -177,9 +179,10 @@ class KalmanTracker(BoxTracker):
         return PUBLISHED_IOU if self.published else IOU
 
     def _step_class(self, label: int, boxes: StillBoxes, rows: Array, time: float) -> None:
-        tracks = self.tracks.get(label, ClassTracks.none())
-        if not len(tracks) and not len(boxes):
+        tracks = self.tracks.get(label)
+        if not len(boxes) and (tracks is None or not len(tracks)):
             return
+        tracks = ClassTracks.none() if tracks is None else tracks
         predicted = tracks.filters.predicted(time)
         tracks = replace(  # columns of its own, which are filled in below
             tracks,
@@ -200,6 +203,9 @@ class KalmanTracker(BoxTracker):
             kept = alone[self._surrounded(boxes, predicted[alone, :MEASURED])]
             tracks = self._updated(tracks, kept, predicted[kept, :MEASURED], time, KEPT)
         tracks = self._living(tracks)
+        if not len(new):
+            self.tracks[label] = tracks
+            return
         first = self._counts.get(label, 0)
         self._counts[label] = first + len(new)
         alive = self._frame <= self.min_hits or self.min_hits == 0
@@ -238,4 +244,5 @@ class KalmanTracker(BoxTracker):
         """Tracks that go on, some of which have become alive."""
         born = ~tracks.alive & ((tracks.hits >= self.min_hits) | (self._frame <= self.min_hits))
         ended = ~born & (tracks.missed >= self.max_age)
-        return replace(tracks, alive=tracks.alive | born).select(~ended)
+        tracks = replace(tracks, alive=tracks.alive | born)
+        return tracks.select(~ended) if ended.any() else tracks
