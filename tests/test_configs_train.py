@@ -22,6 +22,10 @@ MODELS = [path for path, settings in ALL.items() if DETECTORS.get(settings["mode
 CELLS = 16  # of the small grid along x and y
 POINTS = 60  # of a frame
 LION_STAGES = range(4)
+NARROW: dict[str, dict[str, Any]] = {  # wide heads on maps of a fixed size
+    "MapSegmentationHead": {"hidden_channels": 8, "encoder_channels": 8, "encoder_blocks": [0, 0, 0]},
+    "OccupancyHead": {"hidden_channels": 8, "heights": 2, "x": [-2.4, 2.4, 0.4], "y": [-2.4, 2.4, 0.4]},
+}
 
 
 def small(path: Path) -> config.Node:
@@ -40,6 +44,9 @@ def small(path: Path) -> config.Node:
         changes += ["model.backbone.bev_group_sizes=[16, 16, 16]"] if "bev_windows" in backbone else []
     if backbone.get("name") == "VoxelResBackBone8xVoxelNeXt":
         changes += ["model.backbone.channels=[4, 8, 8, 16, 16]", "model.backbone.out_channels=16"]
+    for name, head in (model.get("heads") or {}).items():
+        kind = head["name"]
+        changes += [f"model.heads.{name}.{key}={value}" for key, value in NARROW.get(kind, {}).items()]
     for i, layer in enumerate(backbone.get("layers", ())):
         if layer["partition"].get("group_size", 0) > 256:
             changes.append(f"model.backbone.layers.{i}.partition.group_size=256")

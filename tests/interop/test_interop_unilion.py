@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from pcdet_ext import config
 from pcdet_ext.interop import from_official
 from pcdet_ext.interop.checkpoints import load_official
+from pcdet_ext.models.detector import build_detector
 from pcdet_ext.models.task_weights import weighted_losses
 
 
@@ -43,9 +45,9 @@ def test_every_name_and_shape_of_the_published_models_has_its_place(manifest: di
 
 
 def small(shared: Path) -> dict[str, Any]:
-    config = json.loads((shared / "golden" / "unilion" / "pipeline_lt_e2e.json").read_text())["config"]
-    del config["frames"]
-    return config
+    found = json.loads((shared / "golden" / "unilion" / "pipeline_lt_e2e.json").read_text())["config"]
+    del found["frames"]
+    return found
 
 
 def test_checkpoints_with_images_load(shared: Path) -> None:
@@ -61,14 +63,14 @@ def test_checkpoints_with_images_load(shared: Path) -> None:
     assert own["heads.detection.shared_conv.bias"].equal(published["det_head.shared_conv.bias"])
 
 
-def changed(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    config = copy.deepcopy(config)
+def changed(published: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    found = copy.deepcopy(published)
     *sections, key = path.split(".")
-    inner = config
+    inner = found
     for section in sections:
         inner = inner[section]
     inner[key] = value
-    return config
+    return found
 
 
 @pytest.mark.parametrize(
@@ -104,17 +106,17 @@ def test_settings_that_are_not_known_or_contradict_are_refused(
 
 
 def test_operators_widths_and_merges_of_the_published_backbone(shared: Path) -> None:
-    config = small(shared)["model"]["pts_backbone"]
+    section = small(shared)["model"]["pts_backbone"]
     rwkv = {"type": "RWKV", "cfg": {"n_head": 4, "drop_path": 0.2, "hidden_rate": 4}}
-    backbone = from_official("unilion", config | {"linear_operator": rwkv, "layer_dim": [12, 12, 12, 16]})
+    backbone = from_official("unilion", section | {"linear_operator": rwkv, "layer_dim": [12, 12, 12, 16]})
     assert backbone.out_channels == 16
     assert backbone.out_layer.passes[0][0].feed.module.in_proj.out_features == 64
-    plain = from_official("unilion", config | {"sfd": False})
+    plain = from_official("unilion", section | {"sfd": False})
     assert not any("describe" in name for name in plain.state_dict())
-    assert not from_official("unilion", config | {"diffusion": False}).stages[0].merge.generation
+    assert not from_official("unilion", section | {"diffusion": False}).stages[0].merge.generation
     wide = {"type": "RWKV", "cfg": {"n_head": 4, "hidden_rate": 2}}
     with pytest.raises(ValueError, match="hidden_rate other than 4"):
-        from_official("unilion", config | {"linear_operator": wide, "layer_dim": [12, 12, 12, 16]})
+        from_official("unilion", section | {"linear_operator": wide, "layer_dim": [12, 12, 12, 16]})
 
 
 def test_other_heads_are_balanced_by_one() -> None:
@@ -128,3 +130,43 @@ def test_other_heads_are_balanced_by_one() -> None:
     assert [leaves[h][n].grad.item() for h, n in (("box", "a"), ("map", "d"))] == pytest.approx([0.5, scale])
     plain = weighted_losses(leaves, {"box": 0.5, "map": 0.1, "plan": 1.0})
     assert plain["map/d"].item() == pytest.approx(0.15)
+
+
+def settings_of(module: torch.nn.Module) -> dict[str, Any]:
+    """All plain settings of a module and those inside it, by name."""
+    own = (bool, int, float, str, tuple, list, type(None))
+    hidden = {"training", "floor_keys", "pooling", "reads", "keep_point_index"}  # see the test that uses this
+    return {
+        f"{name}.{key}": value
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if isinstance(value, own) and not key.startswith("_") and key not in hidden
+    }
+
+
+@pytest.mark.parametrize("name", ["l_det", "l_det_map", "l", "lt", "lt_e2e"])
+def test_configurations_hold_the_published_values(root: Path, manifest: dict[str, Any], name: str) -> None:
+    """But how cells of grids that do not divide are counted, and a pooling window that is the whole map."""
+    stages = {"l": "L_perception", "lt": "LT_seq_perception", "lt_e2e": "LT_seq_e2e", "l_det": "L_det"}
+    entry = manifest[f"unilion_{stages.get(name, 'L_det_map')}"]
+    settings = config.load(root / "configs" / "unilion" / f"{name}.yaml")
+    with torch.device("meta"):
+        ours, published = build_detector(settings), from_official("unilion", entry["config"])
+    shapes = [{key: value.shape for key, value in d.state_dict().items()} for d in (ours, published)]
+    assert shapes[0] == shapes[1]
+    assert settings_of(ours) == settings_of(published)
+    assert ours.weights == published.weights
+    training, own = entry["training"], settings["train"]
+    assert (own["epochs"], own["batch_size"]) == (training["epochs"], training["samples_per_gpu"])
+    up, down = training["lr_config"]["target_ratio"]
+    assert own["learning_rate"] == pytest.approx(training["optimizer"]["lr"] * up)
+    assert (own["div_factor"], down) == (up, 1e-4)
+    assert own["weight_decay"] == training["optimizer"]["weight_decay"]
+    assert own["momentum"] == pytest.approx([0.9, 0.9 * training["momentum_config"]["target_ratio"][0]], rel=1e-4)
+    moves = training["bda_aug_conf"]
+    names = {step["name"] for step in settings["data"]["augment"]}
+    wanted = {"RandomRotation": any(moves["rot_lim"]), "RandomFlip": moves["flip_dx_ratio"] > 0}
+    wanted |= {"RandomScaling": moves["scale_lim"] != [1.0, 1.0], "RandomTranslation": any(moves["tran_lim"])}
+    assert names == {step for step, on in wanted.items() if on}
+    assert ("sequences" in settings["data"]) == entry["config"].get("seq", False)
+    assert settings["data"]["point_cloud_range"] == entry["config"]["pc_range"]

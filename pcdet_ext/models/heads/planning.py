@@ -111,9 +111,9 @@ class PlanningHead(nn.Module):
         width, self.modes, self.steps = hidden_channels, modes, steps
         self.weights, self.focal = (classification_weight, regression_weight), (alpha, gamma)
         self.mask_tiled, self.pooling = mask_tiled, pooling
-        if anchors is None:
-            anchors = torch.stack([fan_of_paths(modes, steps, turns) for turns in TURNS])
-        self.register_buffer("anchors", anchors_of(anchors, (len(COMMANDS), modes, steps, 2), "anchors"))
+        fan = torch.stack([fan_of_paths(modes, steps, turns) for turns in TURNS])
+        shape = (len(COMMANDS), modes, steps, 2)
+        self.register_buffer("anchors", fan if anchors is None else anchors_of(anchors, shape, "anchors"))
         self.register_buffer("ego_anchor", torch.tensor([EGO_ANCHOR]))
         self.fusion = MapFusion(in_channels, width)
         self.ego_feature_encoder = nn.Sequential(
