@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+
+LEGEND_ROWS = 4.5  # per inch of the picture's height
 
 
 def view_range(scene: Scene) -> tuple[float, float, float, float]:
@@ -90,7 +94,9 @@ def bev_figure(scene: Scene, view: tuple[float, float, float, float] | None = No
     axes.set(xlim=(xmin, xmax), ylim=(ymin, ymax), aspect="equal", xlabel="x (m)", ylabel="y (m)")
     axes.set_title(scene.title)
     if handles:
-        axes.legend(handles=handles, loc="upper right", framealpha=0.9)
+        columns = math.ceil(len(handles) / (height * LEGEND_ROWS))
+        legend = axes.legend(handles=handles, loc="upper right", framealpha=0.9, ncols=columns, fontsize=8)
+        legend.set_in_layout(False)  # a long one does not push the picture together
     FigureCanvasAgg(figure)
     return figure
 

@@ -57,7 +57,14 @@ def _draw_map(axes: Axes, layer: MapLayer) -> list[Line2D]:
     for name, lines in layer.lines.items():
         for line in lines:
             axes.plot(line[:, 0], line[:, 1], color=colours[name], linewidth=1)
-    return _handles(colours)
+    return _handles({name: colour for name, colour in colours.items() if name in _seen(layer)})
+
+
+def _seen(layer: MapLayer) -> set[str]:
+    """The classes of a map that are somewhere."""
+    masks = np.zeros((0, 1, 1), bool) if layer.masks is None else layer.masks
+    covering = {name for name, mask in zip(layer.class_names, masks, strict=False) if mask.any()}
+    return covering | {name for name, lines in layer.lines.items() if lines}
 
 
 def _draw_cells(axes: Axes, layer: OccupancyLayer) -> list[Line2D]:

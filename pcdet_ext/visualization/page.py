@@ -166,6 +166,7 @@ def _description(frames: Sequence[Frame], score: float) -> dict[str, Any]:
             "ids": ids,
         },
         "layers": _layers(rows),
+        "off": _off(frames, ids),
         "extent": [*bounds[:, 0].min(keepdims=True), bounds[:, 1].max(), bounds[:, 2].min(), bounds[:, 3].max()],
         "ground": ground,
         "point_size": 2,
@@ -226,6 +227,12 @@ def _layers(rows: Sequence[dict[str, Any]]) -> list[str]:
         "plan": any(row["plans"] for row in rows),
     }
     return [name for name, is_there in there.items() if is_there]
+
+
+def _off(frames: Sequence[Frame], ids: bool) -> list[str]:
+    """What is not shown until it is switched on: cells that would hide the points, and labels that tell no track."""
+    has_points = any(len(frame.points) for frame in frames)
+    return [*(["occupancy"] if has_points else []), *([] if ids else ["labels"])]
 
 
 def _all_scores(frames: Sequence[Frame]) -> Array:

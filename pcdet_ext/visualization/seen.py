@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pcdet_ext.scenes import MAP_LAYERS, OCCUPANCY_CLASSES, Forecasts, MapLayers, OccupancyGrid, PlannedPath
+from pcdet_ext.scenes import MAP_LAYERS, OCCUPANCY_CLASSES, Forecasts, MapLayers, OccupancyGrid, PlannedPath, Scope
 from pcdet_ext.structures import Array, Detections, Found, PointLabels, Predictions, Targets
 from pcdet_ext.visualization.layers import Forecast, Layers, MapLayer, OccupancyLayer, Plan
 from pcdet_ext.visualization.scene import Scene, with_detections, with_point_labels
+
+Grid = tuple[Scope, Scope]  # its axes x and y
 
 SURE = 0.5  # from which probability a cell is said to belong to a layer of the map
 OCCUPANCY_HEIGHTS = (-1.0, 5.4)  # metres, of the published grids
@@ -30,8 +32,7 @@ class Seen:
 def seen(found: Found | Predictions | None) -> Seen:
     """What all heads found in one frame; of two heads that tell the same, the first.
 
-    Forecasts are of the boxes of all heads in their order; where these differ in number, they cannot be told whose they
-    are. Raises ValueError for such.
+    Forecasts are of the boxes of the first head that found as many, in their order. Raises ValueError where none did.
     """
     if found is None:
         return Seen()
@@ -41,7 +42,7 @@ def seen(found: Found | Predictions | None) -> Seen:
     if isinstance(found, Predictions) and boxes is not None:
         boxes = found.detections.numpy()
     labels = next((part for part in parts if isinstance(part, PointLabels)), None)
-    return Seen(boxes, labels, _layers(parts, boxes))
+    return Seen(boxes, labels, _layers(parts))
 
 
 def with_seen(scene: Scene, found: Seen) -> Scene:
@@ -51,10 +52,10 @@ def with_seen(scene: Scene, found: Seen) -> Scene:
     return replace(scene, layers=found.layers)
 
 
-def _layers(parts: Sequence[Found], boxes: Detections | None) -> Layers:
+def _layers(parts: Sequence[Found]) -> Layers:
     maps = [_map_layer(part) for part in parts if isinstance(part, MapLayers)]
     grids = [_occupancy_layer(part) for part in parts if isinstance(part, OccupancyGrid)]
-    forecasts = [one for part in parts if isinstance(part, Forecasts) for one in _forecasts(part, boxes)]
+    forecasts = [one for part in parts if isinstance(part, Forecasts) for one in _forecasts(part, parts)]
     plans = [Plan(_from_here(np.asarray(part.path))) for part in parts if isinstance(part, PlannedPath)]
     return Layers(forecasts, maps[0] if maps else None, grids[0] if grids else None, plans)
 
@@ -72,14 +73,14 @@ def _occupancy_layer(found: OccupancyGrid) -> OccupancyLayer:
     return OccupancyLayer(labels, (found.x[0], found.y[0], low), cell, found.class_names[:-1])
 
 
-def _forecasts(found: Forecasts, boxes: Detections | None) -> list[Forecast]:
-    count = 0 if boxes is None else len(boxes)
-    if len(found) != count or boxes is None:
-        raise ValueError(f"{len(found)} forecasts, but {count} boxes: it is not known whose they are")
+def _forecasts(found: Forecasts, parts: Sequence[Found]) -> list[Forecast]:
+    boxes = next((part for part in parts if isinstance(part, Detections) and len(part) == len(found)), None)
+    if boxes is None:
+        raise ValueError(f"no head found as many boxes as there are forecasts, {len(found)}: whose are they?")
     logits = np.asarray(found.scores, np.float64)
     weights = np.exp(logits - logits.max(1, keepdims=True, initial=-np.inf))
     weights /= weights.sum(1, keepdims=True)
-    tracks = np.full(count, -1) if boxes.track_ids is None else np.asarray(boxes.track_ids)
+    tracks = np.full(len(boxes), -1) if boxes.track_ids is None else np.asarray(boxes.track_ids)
     starts = np.asarray(boxes.boxes)[:, :2]
     return [
         Forecast(name, _from(start, paths), weight, float(score), int(track))
@@ -103,17 +104,17 @@ def labelled_layers(targets: Targets | None, found: Layers) -> Layers:
     """What is labelled, beside or instead of what was found.
 
     Labelled futures and the way that was driven are shown beside what was found; a labelled map and labelled cells only
-    where none were found, as one would hide the other. Labelled grids reach 40 m to each side, as Occ3D does, and
-    labelled maps 50 m.
+    where none were found, as one would hide the other. Labels that do not say where their cells are reach 40 m to each
+    side, as those of Occ3D do, and maps 50 m.
     """
     if targets is None:
         return found
     plans = [*_labelled_plan(targets), *found.plans]
     layers = replace(found, forecasts=[*_labelled_futures(targets), *found.forecasts], plans=plans)
     if found.occupancy is None and targets.occupancy is not None:
-        layers = replace(layers, occupancy=_labelled_cells(np.asarray(targets.occupancy)))
+        layers = replace(layers, occupancy=_labelled_cells(np.asarray(targets.occupancy), targets.occupancy_grid))
     if found.map is None and targets.map_masks is not None:
-        layers = replace(layers, map=_labelled_map(np.asarray(targets.map_masks)))
+        layers = replace(layers, map=_labelled_map(np.asarray(targets.map_masks), targets.map_grid))
     return layers
 
 
@@ -139,13 +140,20 @@ def _labelled_plan(targets: Targets) -> list[Plan]:
     return [Plan(_from_here(path), found=False)] if known else []
 
 
-def _labelled_cells(labels: Array) -> OccupancyLayer:
+def _labelled_cells(labels: Array, grid: Grid | None) -> OccupancyLayer:
+    x, y = grid or _around(OCCUPANCY_SIDE, labels.shape[:2])
     low, high = OCCUPANCY_HEIGHTS
-    side = OCCUPANCY_SIDE
-    cell = (2 * side / labels.shape[0], 2 * side / labels.shape[1], (high - low) / labels.shape[2])
-    return OccupancyLayer(labels.astype(np.int64), (-side, -side, low), cell, OCCUPANCY_CLASSES[:-1])
+    cell = (x[2], y[2], (high - low) / labels.shape[2])
+    return OccupancyLayer(labels.astype(np.int64), (x[0], y[0], low), cell, OCCUPANCY_CLASSES[:-1])
 
 
-def _labelled_map(masks: Array) -> MapLayer:
+def _labelled_map(masks: Array, grid: Grid | None) -> MapLayer:
+    x, y = grid or _around(MAP_SIDE, masks.shape[:0:-1])
     names = MAP_LAYERS if len(masks) == len(MAP_LAYERS) else tuple(f"layer {i}" for i in range(len(masks)))
-    return MapLayer(masks.astype(bool), (-MAP_SIDE, -MAP_SIDE, MAP_SIDE, MAP_SIDE), names)
+    return MapLayer(masks.astype(bool), (x[0], y[0], x[1], y[1]), names)
+
+
+def _around(side: float, cells: tuple[int, ...]) -> Grid:
+    """The axes x and y of a grid of so many cells that reaches so far to each side."""
+    x, y = ((-side, side, 2 * side / count) for count in cells)
+    return x, y

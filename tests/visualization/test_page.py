@@ -231,6 +231,9 @@ def test_layers_are_written_in_metres() -> None:
     data, blob = page_data([Scene(NOTHING, truth, layers=layers)])
     (frame,) = data["frames"]
     assert data["layers"] == ["rings", "labels", "forecasts", "map", "occupancy", "plan"]
+    assert data["off"] == ["labels"]
+    with_points = Scene(np.zeros((1, 3), np.float32), truth, layers=layers)
+    assert page_data([with_points])[0]["off"] == ["occupancy", "labels"]  # cells would hide the points
     road, border = frame["map"]
     assert (road["name"], road["cells"], border["lines"]) == ("road", [[-4, -1, 2, 0]], [[[0, 1], [2, 3]]])
     (forecast,) = frame["forecasts"]

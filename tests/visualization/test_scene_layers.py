@@ -68,7 +68,7 @@ def test_one_head_alone_is_shown() -> None:
     labels = PointLabels(np.zeros(3, int), np.ones(3), ("road",))
     assert seen(labels).labels is not None
     assert seen(labels).boxes is None
-    with pytest.raises(ValueError, match="1 forecasts, but 0 boxes: it is not known whose they are"):
+    with pytest.raises(ValueError, match="no head found as many boxes as there are forecasts, 1"):
         seen(Forecasts(np.zeros((1, 2, 3, 2)), np.zeros((1, 2))))
 
 
@@ -94,6 +94,11 @@ def test_what_is_labelled_is_shown_beside_what_was_found() -> None:
     assert layers.occupancy.class_names[4] == "car"
     np.testing.assert_allclose(layers.occupancy.cell, (20, 20, 3.2))
     assert (layers.map.class_names[0], layers.map.extent) == ("drivable_area", (-50, -50, 50, 50))
+    scopes = (-10.0, 10.0, 5.0), (-20.0, 20.0, 10.0)
+    placed = labelled_layers(targets.replace(map_grid=scopes, occupancy_grid=scopes), Layers())
+    assert placed.map.extent == (-10, -20, 10, 20)
+    assert placed.occupancy.low == (-10, -20, -1)
+    np.testing.assert_allclose(placed.occupancy.cell, (5, 10, 3.2))
     both = labelled_layers(targets, seen(predictions()).layers)
     assert both.occupancy.class_names == ("car",)  # found ones hide labelled ones
     assert both.map.class_names == ("road",)

@@ -1,6 +1,7 @@
 """Screenshots of a picture page with a headless Chromium, as docs/pictures.md shows them.
 
-python tools/site/screenshots.py PAGE.html FOLDER [wishes of the address, as frame=5]
+python tools/site/screenshots.py PAGE.html FOLDER [what the address asks for, as frame=5]
+python tools/site/screenshots.py PAGE.html PICTURE.png [the same]: one wide picture
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ def shoot(page: Path, target: Path, width: int, height: int, wishes: str) -> Non
 
 
 def main(page: str, folder: str, wishes: str = "") -> None:
-    """Write all pictures of a page."""
+    """Write all pictures of a page, or one."""
+    if folder.endswith(".png"):
+        shoot(Path(page), Path(folder).resolve(), *SHOTS["wide_dark"][:2], wishes)
+        return
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, (width, height, own) in SHOTS.items():
         target = Path(folder) / f"{name}.png"

@@ -53,8 +53,8 @@ class Renderer {
     this.points = this.program(POINT_VERTEX, POINT_FRAGMENT);
     this.lines = this.program(LINE_VERTEX, PLAIN_FRAGMENT);
     this.faces = this.program(FACE_VERTEX, PLAIN_FRAGMENT);
-    this.buffers = { place: gl.createBuffer(), level: gl.createBuffer(), lines: gl.createBuffer(), faces: gl.createBuffer() };
-    this.counts = { points: 0, lines: 0, faces: 0 };
+    this.buffers = { place: gl.createBuffer(), level: gl.createBuffer(), lines: gl.createBuffer(), faces: gl.createBuffer(), walls: gl.createBuffer() };
+    this.counts = { points: 0, lines: 0, faces: 0, walls: 0 };
     this.palette = gl.createTexture();
     gl.bindTexture(gl.TEXTURE_2D, this.palette);
     for (const filter of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D, filter, gl.NEAREST);
@@ -99,7 +99,8 @@ class Renderer {
 
   setLines(numbers) { this.counts.lines = numbers.length / LINE_FLOATS; this.fill("lines", new Float32Array(numbers)); }
 
-  setFaces(numbers) { this.counts.faces = numbers.length / FACE_FLOATS; this.fill("faces", new Float32Array(numbers)); }
+  // kind: "walls", or "faces" that can be seen through.
+  setFaces(kind, numbers) { this.counts[kind] = numbers.length / FACE_FLOATS; this.fill(kind, new Float32Array(numbers)); }
 
   fit() {
     const scale = window.devicePixelRatio || 1;
@@ -115,10 +116,11 @@ class Renderer {
     gl.clearColor(...ground, 1);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
     this.drawPoints(matrix, shading, scale);
+    this.drawFaces(matrix, "walls");
     gl.enable(gl.BLEND);
     this.drawLines(matrix, scale);
     gl.depthMask(false);
-    this.drawFaces(matrix);
+    this.drawFaces(matrix, "faces");
     gl.depthMask(true);
     gl.disable(gl.BLEND);
   }
@@ -167,13 +169,13 @@ class Renderer {
     gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.counts.lines);
   }
 
-  drawFaces(matrix) {
-    if (!this.counts.faces) return;
+  drawFaces(matrix, kind) {
+    if (!this.counts[kind]) return;
     const gl = this.gl;
     this.use(this.faces, matrix);
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.buffers.faces);
+    gl.bindBuffer(gl.ARRAY_BUFFER, this.buffers[kind]);
     this.attribute(this.faces, "place", 3, gl.FLOAT, false, 4 * FACE_FLOATS, 0, 0);
     this.attribute(this.faces, "tint", 4, gl.FLOAT, false, 4 * FACE_FLOATS, 12, 0);
-    gl.drawArrays(gl.TRIANGLES, 0, this.counts.faces);
+    gl.drawArrays(gl.TRIANGLES, 0, this.counts[kind]);
   }
 }

@@ -11,7 +11,7 @@ class Viewer {
     this.renderer = new Renderer(this.canvas);
     this.state = {
       frame: 0, score: data.score, colouring: 0, boxesBy: data.box_colourings[0], pointSize: data.point_size, preset: "behind the car",
-      layers: Object.fromEntries(data.layers.map((name) => [name, name !== "labels" || data.has.ids])),
+      layers: Object.fromEntries(data.layers.map((name) => [name, !data.off.includes(name)])),
       ...Object.fromEntries(SETS.map((name) => [name, new Set()])),
     };
     this.readWish();
@@ -31,7 +31,9 @@ class Viewer {
     state.colouring = Math.max(0, data.colourings.findIndex((c) => c.name === wish.get("points")));
     if (wish.get("view") in presets([0, 1, 0, 1], 1)) state.preset = wish.get("view");
     if (["light", "dark"].includes(wish.get("theme"))) document.documentElement.dataset.theme = wish.get("theme");
-    for (const name of (wish.get("without") || "").split(",")) if (name in state.layers) state.layers[name] = false;
+    for (const key of ["with", "without"]) {
+      for (const name of (wish.get(key) || "").split(",")) if (name in state.layers) state.layers[name] = key === "with";
+    }
   }
 
   set(changes, panel = false) {
@@ -125,7 +127,8 @@ class Viewer {
     if (layers.forecasts) this.addForecasts(shapes);
     if (layers.plan) for (const plan of frame.plans) shapes.path(plan.path, rgb(plan.found ? data.colours.plan : data.colours.truth), plan.found ? 5 : 3);
     renderer.setLines(shapes.lines);
-    renderer.setFaces(shapes.faces);
+    renderer.setFaces("faces", shapes.faces);
+    renderer.setFaces("walls", shapes.walls);
     this.write();
     this.redraw();
   }

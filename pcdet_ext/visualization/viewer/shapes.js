@@ -6,7 +6,7 @@ const SLOWEST_ARROW = 0.2, BARB = 0.25, RING_STEP = 20;
 const FOUND_WIDTH = 2.4, TRUTH_WIDTH = 1.6;
 
 class Shapes {
-  constructor() { this.lines = []; this.faces = []; }
+  constructor() { this.lines = []; this.faces = []; this.walls = []; }
 
   line(a, b, colour, width, alpha = 1) { this.lines.push(...a, ...b, ...colour, alpha, width); }
 
@@ -14,8 +14,10 @@ class Shapes {
     for (let i = 1; i < points.length; i++) this.line(points[i - 1], points[i], colour, width, alpha(i / (points.length - 1)));
   }
 
+  // One that can be seen through is a face, another a wall.
   quad(corners, colour, alpha) {
-    for (const i of [0, 1, 2, 0, 2, 3]) this.faces.push(...corners[i], ...colour, alpha);
+    const kind = alpha < 1 ? this.faces : this.walls;
+    for (const i of [0, 1, 2, 0, 2, 3]) kind.push(...corners[i], ...colour, alpha);
   }
 }
 
