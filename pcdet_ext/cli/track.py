@@ -20,8 +20,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from typing import Any
 
 from pcdet_ext.cli.arguments import path
+from pcdet_ext.cli.errors import UsageError
 
 TRACKERS = {
     "greedy": "GreedyTracker",
@@ -60,20 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pcdet_ext.cli.track_formats import on_kitti, on_nuscenes, on_waymo
     from pcdet_ext.config import from_plain
     from pcdet_ext.files import atomic_write, check_output_file
-    from pcdet_ext.tracking import kitti_files, waymo_files
 
     if options.json:
         check_output_file(options.json, [options.results, options.data, options.out])
     by_class: dict[str, dict[str, float]] = {name: {} for name in BY_CLASS[options.tracker]}
     node = from_plain({"name": TRACKERS[options.tracker], **by_class}, "command line", options.options)
-    if waymo_files.is_prepared(options.data, options.split):
-        on_waymo(options, node)
-        return 0
-    on_data = on_kitti if kitti_files.is_tracking_folder(options.data) else on_nuscenes
-    result = on_data(options, node)
+    result = _on_data(options)(options, node)
     if result is None:
         return 0
     if options.json:
@@ -81,3 +78,22 @@ def run(options: argparse.Namespace) -> int:
             temporary.write_text(json.dumps(result.to_json()), encoding="utf-8")
     print(result.table())
     return 0
+
+
+def _on_data(options: argparse.Namespace) -> Callable[..., Any]:
+    """What tracks results of this kind of data."""
+    from pcdet_ext.cli import track_formats
+    from pcdet_ext.evaluation.nuscenes_tables import is_tables
+    from pcdet_ext.tracking import kitti_files, waymo_files
+
+    data = options.data
+    if kitti_files.is_tracking_folder(data):
+        return track_formats.on_kitti
+    if not data.is_dir() or is_tables(data):
+        return track_formats.on_nuscenes
+    if waymo_files.is_prepared(data, options.split):
+        return track_formats.on_waymo
+    raise UsageError(
+        f"{data}: has neither the released tables of nuScenes, nor evaluate_tracking.seqmap* of KITTI, nor Waymo data "
+        f"that were prepared with the split {options.split!r}"
+    )

@@ -64,6 +64,8 @@ def on_waymo(options: argparse.Namespace, node: Node) -> None:
     _check_tracker(options, "Waymo data", ("greedy", "kalman", "trajectory"))
     defaults = TRAJECTORY_LIMITS if options.tracker == "trajectory" else WAYMO_LIMITS
     node = _with_limits(options, node, defaults, waymo_files.CLASSES)
+    if options.json:
+        raise UsageError("--json: tracks of Waymo data are not measured here, so there are no numbers to write")
     check_output_file(options.out, [options.results, options.data])
     waymo_files.check_output(options.out)
     drives = waymo_files.WaymoDrives.read(options.data, options.split, options.results)

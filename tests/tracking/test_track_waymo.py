@@ -117,6 +117,10 @@ def test_wrong_options_are_named_before_anything_is_trained(root: Path, capsys: 
         assert main(arguments(root, "trajectory", "--fit", "1", f"network={network}", *more)) == 2
         assert message in capsys.readouterr().err
     assert not network.exists()
+    assert main([*arguments(root, "greedy"), "--json", str(root.parent / "out.json")]) == 2
+    assert "--json: tracks of Waymo data are not measured" in capsys.readouterr().err
+    assert main([*arguments(root, "greedy"), "--split", "other"]) == 2
+    assert "prepared with the split 'other'" in capsys.readouterr().err
     assert main(arguments(root, "graph", f"network={network}")) == 2
     assert "does not work on Waymo data" in capsys.readouterr().err
     assert main(arguments(root, "kalman", "--fit", "1")) == 2
