@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -46,8 +45,9 @@ def near_line(line: Array, distance: float, x: Scope, y: Scope) -> Array:
     """Which cells have their centre at most so far from a line float64 [N, 2], bool [Y, X]."""
     rows, columns = cell_centres(y), cell_centres(x)
     near = np.zeros((len(rows), len(columns)), bool)
-    for start, end in pairwise(line):
-        low, high = np.minimum(start, end) - distance, np.maximum(start, end) + distance
+    lows, highs = np.minimum(line[:-1], line[1:]) - distance, np.maximum(line[:-1], line[1:]) + distance
+    reaches = ((highs >= (x[0], y[0])) & (lows <= (x[1], y[1]))).all(axis=1)
+    for start, end, low, high in zip(line[:-1][reaches], line[1:][reaches], lows[reaches], highs[reaches], strict=True):
         i, j = (
             slice(*np.searchsorted(axis, ends))
             for axis, ends in ((rows, (low[1], high[1])), (columns, (low[0], high[0])))

@@ -264,5 +264,11 @@ def test_labels_are_taken_as_they_are_where_grids_agree() -> None:
     labels = np.random.default_rng(0).integers(0, 18, (200, 200, 16)).astype(np.uint8)
     grid = (-40.0, 40.0, 0.4)
     np.testing.assert_array_equal(resampled(labels, np.eye(4), grid, grid), labels)
+    shifted = np.eye(4)
+    shifted[:3, 3] = 0.8, -1.2, 0.4
+    slightly = shifted.copy()
+    slightly[0, 1] = 1e-9  # the way of matrices that turn
+    np.testing.assert_array_equal(resampled(labels, shifted, grid, grid), resampled(labels, slightly, grid, grid))
+    assert resampled(labels, shifted, grid, grid).dtype == np.uint8
     turned = np.diag([-1.0, -1, 1, 1])
     np.testing.assert_array_equal(resampled(labels, turned, grid, grid), labels[::-1, ::-1])

@@ -33,6 +33,12 @@ def test_a_map_on_another_grid_is_a_linear_function_where_it_was_one() -> None:
     torch.testing.assert_close(transform(plane)[0, 0], 2 * y[:, None] + 3 * x)
 
 
+def test_places_on_a_map_do_not_suffer_from_half_precision() -> None:
+    columns = torch.arange(-89.5, 90).expand(4, 180)[None, None]
+    transform = BEVGridTransform([[-2, 2, 1], [-90, 90, 1]], [[-2, 2, 1], [-90, 90, 1]]).bfloat16()
+    torch.testing.assert_close(transform(columns.bfloat16()), columns.bfloat16())
+
+
 def test_nothing_is_read_from_outside_of_a_map() -> None:
     transform = BEVGridTransform([[0, 4, 1], [0, 4, 1]], [[-4, 0, 1], [0, 4, 1]])
     assert bool((transform(torch.ones(1, 1, 4, 4))[0, 0, :3] == 0).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -52,11 +53,24 @@ def resampled(labels: Array, back: Array, x: Scope, y: Scope) -> Array:
     """
     heights = (LOWER[2], LOWER[2] + SHAPE[2] * VOXEL_SIZE, VOXEL_SIZE)
     axes = [cell_centres(scope) for scope in (x, y, heights)]
+    if not (back[:3, :3] - np.diag(np.diag(back[:3, :3]))).any():  # nothing is turned: each axis goes by itself
+        return _by_axes(labels, back, axes)
     places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     index = np.floor((places @ back[:3, :3].T + back[:3, 3] - np.array(LOWER)) / VOXEL_SIZE).astype(np.int64)
     inside = ((index >= 0) & (index < np.array(SHAPE))).all(axis=-1)
     found = labels[tuple(np.moveaxis(np.where(inside[..., None], index, 0), -1, 0))]
     return np.where(inside, found, np.uint8(NOT_COUNTED))
+
+
+def _by_axes(labels: Array, back: Array, axes: Sequence[Array]) -> Array:
+    """As `resampled` for cells float64 [N] along each axis, of a matrix that mixes no axes."""
+    index = [
+        np.floor((back[i, i] * axis + back[i, 3] - LOWER[i]) / VOXEL_SIZE).astype(np.int64)
+        for i, axis in enumerate(axes)
+    ]
+    inside = [(own >= 0) & (own < size) for own, size in zip(index, SHAPE, strict=True)]
+    found = labels[np.ix_(*(np.where(good, own, 0) for good, own in zip(inside, index, strict=True)))]
+    return np.where(np.logical_and.outer(np.logical_and.outer(inside[0], inside[1]), inside[2]), found, NOT_COUNTED)
 
 
 def check_cells(x: Scope, y: Scope) -> None:

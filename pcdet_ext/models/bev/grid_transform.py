@@ -21,8 +21,6 @@ class BEVGridTransform(nn.Module):
         ValueError: a scope is empty.
     """
 
-    grid: Tensor
-
     def __init__(
         self,
         input_scope: Sequence[Sequence[float]],
@@ -32,23 +30,33 @@ class BEVGridTransform(nn.Module):
         super().__init__()
         if len(input_scope) != 2 or len(output_scope) != 2:
             raise ValueError("input_scope and output_scope need two axes each, rows and columns")
-        rows, columns = (_normalised(i, o) for i, o in zip(input_scope, output_scope, strict=True))
-        row, column = torch.meshgrid(rows, columns, indexing="ij")
+        for read, wanted in zip(input_scope, output_scope, strict=True):
+            _check_scope(read, wanted)
+        self.scopes = list(zip(input_scope, output_scope, strict=True))
         self.prescale_factor = prescale_factor
-        self.register_buffer("grid", torch.stack([column, row], -1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, rows, columns] to [B, C, new rows, new columns]."""
         if self.prescale_factor != 1:
             x = F.interpolate(x, scale_factor=self.prescale_factor, mode="bilinear", align_corners=False)
-        grid = self.grid.to(x.dtype).expand(len(x), -1, -1, -1)
-        return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        dtype = torch.promote_types(x.dtype, torch.float32)  # places in half precision are too coarse
+        rows, columns = (_normalised(*scopes).to(x.device, dtype) for scopes in self.scopes)
+        row, column = torch.meshgrid(rows, columns, indexing="ij")
+        grid = torch.stack([column, row], -1).expand(len(x), -1, -1, -1)
+        found = F.grid_sample(x.to(dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return found.to(x.dtype)
 
 
 def _normalised(read: Sequence[float], wanted: Sequence[float]) -> Tensor:
     """Centres of the wanted cells along one axis, -1 and 1 being the ends of the map that is read."""
     low, high, step = wanted
-    if not (step > 0 and high > low and read[1] > read[0]):
-        raise ValueError(f"a scope needs a minimum below its maximum and a positive step, got {read} and {wanted}")
-    centres = torch.arange(low + step / 2, high, step)
+    centres = torch.arange(low + step / 2, high, step, dtype=torch.float32, device="cpu")
     return (centres - read[0]) / (read[1] - read[0]) * 2 - 1
+
+
+def _check_scope(read: Sequence[float], wanted: Sequence[float]) -> None:
+    if len(wanted) != 3 or len(read) < 2 or not (wanted[2] > 0 and wanted[1] > wanted[0] and read[1] > read[0]):
+        raise ValueError(
+            "a scope needs a minimum below its maximum, and a wanted one a positive step, got "
+            f"{list(read)} and {list(wanted)}"
+        )

@@ -124,8 +124,8 @@ class MotionHead(nn.Module):
         query = found.features.transpose(1, 2)  # [B, P, C]
         if query.shape[2] != self.anchor_encoder[-1].out_features:
             raise ValueError(f"queries have {query.shape[2]} channels, not hidden_channels")
-        ends = sine_embedding(self.anchors[..., -1, :].to(query), query.shape[2])
-        anchors = self.anchor_encoder(ends)[_classes(found)]  # [B, P, K, C]
+        ends = sine_embedding(self.anchors[..., -1, :], query.shape[2])
+        anchors = self.anchor_encoder(ends.to(query))[_classes(found)]  # [B, P, K, C]
         queries = (query[:, :, None] + anchors).flatten(1, 2)
         turned = bev.transpose(2, 3)  # rows of the published maps stand for x
         keys = self.fusion(turned, turned).flatten(2)

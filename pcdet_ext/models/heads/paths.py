@@ -57,6 +57,7 @@ def sine_embedding(points: Tensor, width: int) -> Tensor:
     width: an even number; each coordinate gets half of it.
     """
     half = width // 2
+    points = points.to(torch.promote_types(points.dtype, torch.float32))
     number = torch.arange(half, device=points.device)
     scale = TEMPERATURE ** (2 * (number // 2) / half)
     angles = points.flip(-1)[..., None] * (2 * math.pi) / scale.to(points)

@@ -150,7 +150,8 @@ class PlanningHead(nn.Module):
         for layer in self.decoder:
             query = layer(query.transpose(1, 2), keys).transpose(1, 2)
         status = self.status(query + self.ego_anchor_encoder(self.ego_anchor.to(query)))
-        anchors = self.anchor_encoder(sine_embedding(self.anchors[..., -1, :].to(query), query.shape[2])).flatten(0, 1)
+        ends = sine_embedding(self.anchors[..., -1, :], query.shape[2])
+        anchors = self.anchor_encoder(ends.to(query)).flatten(0, 1)
         told = F.one_hot(commands, len(COMMANDS)).to(query)
         queries = self.command(query + anchors + self.status_encoder(status), told[:, None])
         hidden = self.layers(queries)
