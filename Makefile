@@ -32,7 +32,7 @@ FORMAT ?= kitti
 DRIVES_nuscenes := --scenes 24 --frames 8
 DRIVES_waymo := --scenes 48 --frames 4
 
-.PHONY: demo demo-kitti demo-nuscenes demo-waymo test fuzz kills gpu-check mmdet3d install docs lint format clean system
+.PHONY: demo demo-kitti demo-nuscenes demo-waymo test asan fuzz kills gpu-check mmdet3d install docs lint format clean system
 
 # Simulated street scenes → training → test on scenes of another seed → pictures. Each step is a command that stands
 # by itself; make leaves out those whose result is there.
@@ -83,6 +83,10 @@ gpu-check: $(if $(filter none,$(VENV)),,$(VENV)/.dev)
 # Damaged files for every reader, for FUZZ_SECONDS in all; tests/fuzz/campaign.py --help tells more.
 fuzz: $(VENV)/.dev $(VENV)/.native_cpu
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/campaign.py --seconds $(FUZZ_SECONDS)
+
+# The operations' tests with native code that watches its own memory.
+asan: $(VENV)/.dev
+	OMP_NUM_THREADS=2 $(BIN)/python tests/asan/run.py
 
 # mmdetection3d for the tests of the plugin: an environment that borrows torch and all else that it can from .venv.
 mmdet3d: $(MMDET3D)/.ready

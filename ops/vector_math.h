@@ -55,7 +55,8 @@ PCDET_HD Vector<double> for_each(Vector<double> x, const Function& function) {
 template <typename Float, typename Int>
 PCDET_HD Float exp2_by_bits(Float x) {
     constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
-    constexpr int32_t kLeast = 0x4B400000 - 125, kMost = 0x4B400000 + 126;  // its bits, and the exponents that there are
+    constexpr int32_t kZero = 0x4B400000;  // its bits
+    constexpr int32_t kLeast = kZero - 125, kMost = kZero + 126;  // for the exponents that there are
     const Float shifted = x + kShift;
     const Float f = x - (shifted - kShift);
     // The polynomial of degree 5 of least relative error to 2^f on [-0.5, 0.5].
@@ -67,7 +68,7 @@ PCDET_HD Float exp2_by_bits(Float x) {
     std::memcpy(&bits, &p, sizeof(Float));
     exponent = exponent > kLeast ? exponent : kLeast;  // as integers, and so written: one instruction each
     exponent = exponent > kMost ? kMost : exponent;
-    bits += exponent << 23;
+    bits += (exponent - kZero) * (1 << 23);  // a shift; as a product it is defined for negative exponents too
     Float y;
     std::memcpy(&y, &bits, sizeof(Float));
     return y;

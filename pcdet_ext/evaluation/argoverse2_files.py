@@ -147,13 +147,15 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, Array]:
         raise ImportError("Feather files need pyarrow: pip install pyarrow") from error
     try:
         table = feather.read_table(path)
+        table.validate(full=True)
+        there = table.column_names
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
     except (ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: damaged or no Feather file ({error})") from error
-    missing = [name for name in columns if name not in table.column_names]
+    missing = [name for name in columns if name not in there]
     if missing:
-        raise DataError(f"{path}: no column {missing[0]!r}; there are {', '.join(table.column_names)}")
+        raise DataError(f"{path}: no column {missing[0]!r}; there are {', '.join(there)}")
     found = {name: table[name].to_numpy(zero_copy_only=False) for name in columns}
     for name, values in found.items():
         if len(values) and not _is_of_kind(name, values):

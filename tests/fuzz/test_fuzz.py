@@ -11,7 +11,9 @@ from fuzz.campaign import fuzz
 from fuzz.readers import READERS, Reader
 
 from pcdet_ext.data.points import read_point_file
+from pcdet_ext.data.semantickitti.sequences import read_calibration
 from pcdet_ext.data.text import read_lines
+from pcdet_ext.evaluation.argoverse2_files import read_table
 from pcdet_ext.evaluation.occupancy_files import read_poses
 from pcdet_ext.files import DataError
 
@@ -73,3 +75,20 @@ def test_whole_numbers_beyond_all_floats_are_no_places(tmp_path: Path) -> None:
     (tmp_path / "poses.json").write_text(f"[{text}]".replace("'", '"'))
     with pytest.raises(DataError, match=r"poses\.json: frame 0: lidar2ego_translation must be 3 finite numbers"):
         read_poses(tmp_path / "poses.json")
+
+
+def test_a_calibration_that_is_no_rotation_is_refused_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "calib.txt").write_text("P0: 1 0 0 0 0 1 0 0 0 0 1 0\nTr: 1 0 0 0 0 0 0 0 0 0 1 0\n")
+    with pytest.raises(DataError, match=r"calib\.txt:2: Tr must begin with a rotation"):
+        read_calibration(tmp_path / "calib.txt")
+
+
+def test_a_feather_file_whose_texts_are_no_texts_is_refused(tmp_path: Path) -> None:
+    feather = pytest.importorskip("pyarrow.feather")
+    import pyarrow as pa
+
+    feather.write_feather(pa.table({"category": ["WXYZ"]}), tmp_path / "a.feather", compression="uncompressed")
+    data = (tmp_path / "a.feather").read_bytes()
+    (tmp_path / "a.feather").write_bytes(data.replace(b"WXYZ", b"\xff\xfe\xfd\xfc"))
+    with pytest.raises(DataError, match=r"a\.feather: damaged"):
+        read_table(tmp_path / "a.feather", ["category"])

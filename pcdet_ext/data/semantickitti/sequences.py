@@ -22,6 +22,7 @@ from pcdet_ext.structures import Array
 POINT_FEATURES = ("x", "y", "z", "intensity")  # columns of the velodyne files
 SEQUENCES = "sequences"
 PREDICTIONS = "predictions"  # the folder of a sequence that has results instead of labels
+ROTATION_TOLERANCE = 0.01
 LISTS = "splits"  # folder of the data, with a file <split>.txt of sequences for each split of its own
 PUBLISHED_SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10"),
@@ -155,7 +156,10 @@ def read_calibration(path: Path) -> Array:
     for number, line in enumerate(read_lines(path), 1):
         name, _, values = line.partition(":")
         if name.strip() == "Tr":
-            return _matrices(_numbers(values, 12, path, number)[None])[0]
+            matrix = _matrices(_numbers(values, 12, path, number)[None])[0]
+            if not np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=ROTATION_TOLERANCE):
+                raise DataError(f"{path}:{number}: Tr must begin with a rotation, got {values.strip()}")
+            return matrix
     raise DataError(f"{path}: has no line 'Tr:', the transform from the LiDAR to the camera")
 
 
