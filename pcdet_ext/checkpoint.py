@@ -2,10 +2,11 @@
 
     {"format": 1, "config": plain dict, "model": state_dict,
      "optimizer": state_dict, "scaler": state_dict, "progress": plain dict, "rng": one entry per process,
-     "ema": {"updates": steps averaged, "trained": state_dict}}
+     "ema": {"updates": steps averaged, "trained": state_dict}, "memory": one entry per process}
 
-The last two lines are there only to continue a training, and "ema" only where the training averages the weights:
-"model" is then the average, which is what the checkpoint is used with, "trained" what the optimiser changes.
+The last two lines are there only to continue a training, "ema" only where the training averages the weights ("model" is
+then the average, which is what the checkpoint is used with, "trained" what the optimiser changes), and "memory" only of
+a detector over time: what it remembers of the frames before.
 """
 
 from __future__ import annotations

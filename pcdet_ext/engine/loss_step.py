@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from pcdet_ext.models.temporal import VoxelMemory
+
 
 @runtime_checkable
 class HasLoss(Protocol):
@@ -40,7 +42,7 @@ class LossStep(nn.Module):
         self.detector = detector
         self.loss = detector.loss
         self.remembers = getattr(detector, "temporal", None) is not None
-        self.memory: Any = None
+        self.memory: VoxelMemory | None = None
 
     def forward(self, wrapped: Wrapped) -> Mapping[str, Tensor]:
         if not self.remembers:

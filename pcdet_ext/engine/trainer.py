@@ -38,6 +38,7 @@ from pcdet_ext.engine.runlog import RunLog
 from pcdet_ext.engine.settings import TrainConfig
 from pcdet_ext.engine.summary import summary
 from pcdet_ext.evaluation.base import Result
+from pcdet_ext.models.temporal import VoxelMemory
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -117,7 +118,8 @@ class Trainer:
         self.loader: Loader | None = None
         self.detector = self._synchronised(inputs.detector)
         self.frozen = FrozenParts(self.detector, settings.freeze)
-        self.module = fabric.setup_module(LossStep(self.detector))
+        self.loss_step = LossStep(self.detector)
+        self.module = fabric.setup_module(self.loss_step)
         self.optimizer = build_optimizer(self.detector, settings)
         wrapped: Any = fabric.setup_optimizers(self.optimizer)  # one for one, which its annotations do not say
         self._step_optimizer = wrapped.step
@@ -307,7 +309,8 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """The content of a checkpoint; every process takes part."""
-        own = checkpoint.random_state()
+        memory = self.loss_step.memory
+        own = checkpoint.random_state(), None if memory is None else memory.plain()
         states: list[Any] = [own]
         if self.fabric.world_size > 1:
             states = [None] * self.fabric.world_size
@@ -322,7 +325,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},
             "progress": asdict(self.progress),
-            "rng": states,
+            "rng": [random for random, _ in states],
+            **({"memory": [remembered for _, remembered in states]} if self.loss_step.remembers else {}),
         }
 
     def _save(self, name: str, must: bool = False) -> bool:
@@ -356,6 +360,11 @@ class Trainer:
         if len(content["rng"]) == self.fabric.world_size:
             with _restoring("state of the random numbers"):
                 checkpoint.restore_random_state(content["rng"][self.fabric.global_rank])
+        if self.loss_step.remembers and len(content.get("memory", ())) == self.fabric.world_size:
+            with _restoring("memory of earlier frames"):
+                remembered = content["memory"][self.fabric.global_rank]
+                memory = None if remembered is None else VoxelMemory.of_plain(remembered).to(self.fabric.device)
+            self.loss_step.memory = memory
 
     def _average(self, resumed: Mapping[str, Any]) -> WeightAverage | None:
         """The moving average of the weights, continued where there was one."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,3 +63,13 @@ class VoxelMemory:
     def to(self, device: torch.device | str) -> VoxelMemory:
         """The same on another device."""
         return VoxelMemory(tuple(slot if slot is None else slot.to(device) for slot in self.slots))
+
+    def plain(self) -> list[dict[str, Any] | None]:
+        """The same as plain types and tensors on the CPU, for a checkpoint."""
+        slots = [slot if slot is None else slot.to("cpu") for slot in self.slots]
+        return [None if slot is None else {f.name: getattr(slot, f.name) for f in fields(slot)} for slot in slots]
+
+    @staticmethod
+    def of_plain(slots: Sequence[Mapping[str, Any] | None]) -> VoxelMemory:
+        """The memory that `plain` gave. Raises TypeError or ValueError for anything else."""
+        return VoxelMemory(tuple(None if slot is None else SequenceMemory(**slot) for slot in slots))
