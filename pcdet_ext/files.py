@@ -152,10 +152,18 @@ def _read_member(archive: zipfile.ZipFile, name: str, available: int) -> Array:
 
 
 def read_array(file: IO[bytes], size: int, name: str) -> Array:
-    """The array of an open file .npy of `size` bytes, called `name` in messages. Reading runs no code.
+    """The array of an open file .npy. Reading runs no code.
 
-    What the header states is compared with the size before memory is taken for it. Raises one of ARCHIVE_ERRORS for a
-    damaged file, one of another version, and one with Python's objects.
+    What the header states is compared with the size before memory is taken for it.
+
+    Args:
+        file: at its beginning.
+        size: bytes that it has.
+        name: what messages call it.
+
+    Raises:
+        ValueError: or another of ARCHIVE_ERRORS, for a damaged file, one of another version, and one with Python's
+            objects.
     """
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):

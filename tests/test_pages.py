@@ -87,7 +87,14 @@ def test_links_are_found_and_code_is_none(links: ModuleType) -> None:
 
 
 def test_pages_of_the_site_stand_for_their_files(root: Path, links: ModuleType) -> None:
-    for name in ("docs/idea.md", "CONTRIBUTING.md", "ops/README.md", "configs/kitti/demo.yaml", "README.md"):
+    for name in (
+        "docs/idea.md",
+        "CONTRIBUTING.md",
+        "ops/README.md",
+        "configs/kitti/demo.yaml",
+        "README.md",
+        "docs/detections.png",
+    ):
         assert links.source_of(root, links.site_uri(root, root / name)) == root / name
     assert links.site_uri(root, root / "no_such_file.md") is None
     assert links.site_uri(root, root / "docs" / ".." / ".." / "elsewhere") is None

@@ -107,10 +107,21 @@ def register(source: Array, target: Array, describe: Describer, distance: float)
 
 
 def pose_of_matches(source: Array, target: Array, distance: float, seed: int = 0) -> Array:
-    """The pose float64 [4, 4] that brings most points [K, 3] to within `distance` of their partners [K, 3].
+    """The pose that brings most points near their partners.
 
-    RANSAC over samples of three pairs whose edges are of similar length, refined on all pairs that fit (Open3D). The
-    identity for fewer than three pairs. Raises ImportError without Open3D.
+    RANSAC over samples of three pairs whose edges are of similar length, refined on all pairs that fit (Open3D).
+
+    Args:
+        source: [K, 3], points in metres.
+        target: [K, 3], their partners.
+        distance: metres within which a pair fits.
+        seed: of the samples.
+
+    Returns:
+        float64 [4, 4], source to target; the identity for fewer than three pairs.
+
+    Raises:
+        ImportError: Open3D is not installed.
     """
     o3d = open3d()
     if len(source) < SMALLEST_SAMPLE:

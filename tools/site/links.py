@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 FOLDER = "project"  # of the site, for files that are not in docs/
+PICTURES = {".png", ".jpg", ".gif", ".svg"}
 LANGUAGES = {".yaml": "yaml", ".yml": "yaml", ".py": "python", ".toml": "toml", ".sh": "sh", ".h": "cpp", ".cpp": "cpp"}
 _FENCE = re.compile(r"(^```.*?^```[^\n]*$|^(?: {4}|\t)[^\n]*$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\[\]]*\])*\]\()([^()\s]+)((?:\s+\"[^\"]*\")?\))")
@@ -67,7 +68,7 @@ def site_uri(root: Path, path: Path) -> str | None:
         return inside.relative_to("docs").as_posix()
     if inside.name == "README.md" and inside != Path(inside.name):  # else the site takes it for its folder's index
         return f"{FOLDER}/{inside.parent.as_posix()}.md"
-    return f"{FOLDER}/{inside.as_posix()}" + ("" if path.suffix == ".md" else ".md")
+    return f"{FOLDER}/{inside.as_posix()}" + ("" if path.suffix in {".md", *PICTURES} else ".md")
 
 
 def source_of(root: Path, uri: str) -> Path:
@@ -81,8 +82,10 @@ def source_of(root: Path, uri: str) -> Path:
     return inside / "README.md" if inside.is_dir() else inside
 
 
-def page_of(root: Path, path: Path) -> str:
-    """The page of a file: a Markdown file as it is, any other text in a code block."""
+def page_of(root: Path, path: Path) -> str | bytes:
+    """The page of a file: a Markdown file and a picture as they are, any other text in a code block."""
+    if path.suffix in PICTURES:
+        return path.read_bytes()
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return text

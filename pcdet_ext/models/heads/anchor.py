@@ -154,9 +154,14 @@ class AnchorHead(nn.Module):
 
     @torch.no_grad()
     def targets(self, output: AnchorOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> AnchorTargets:
-        """What the anchors should predict for objects boxes [G, >= 7] with labels int64 [G] in each frame.
+        """What the anchors should predict for the objects of each frame.
 
-        Objects with a non-finite number or a size that is not positive are left out.
+        Objects with a number that is not finite or a size that is not positive are left out.
+
+        Args:
+            output: of `forward`.
+            boxes: [G, 7 or more] of each frame.
+            labels: int64 [G] of each frame.
         """
         matched = [self._match(output, b, k) for b, k in zip(boxes, labels, strict=True)]
         label = torch.stack([m[0] for m in matched])
@@ -216,7 +221,16 @@ class AnchorHead(nn.Module):
         return self.class_weight * (sigmoid_focal_loss(output.logits, wanted) * weight[..., None]).sum()
 
     def boxes(self, output: AnchorOutput, frame: int, anchor: Tensor | slice = slice(None)) -> Tensor:
-        """Predicted boxes [K, 7] of chosen anchors of one frame."""
+        """Predicted boxes of some anchors of one frame.
+
+        Args:
+            output: of `forward`.
+            frame: its number in the batch.
+            anchor: int64 [K], which anchors; all by default.
+
+        Returns:
+            [K, 7].
+        """
         boxes = self.coder.decode(output.codes[frame, anchor], output.anchors[anchor])
         if output.directions is None:
             return boxes

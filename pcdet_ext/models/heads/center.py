@@ -234,9 +234,15 @@ class CenterHead(nn.Module):
     def targets(
         self, output: CenterOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> tuple[CenterTargets, ...]:
-        """What each task should predict for objects boxes [G, 7 or 9] with labels int64 [G] in each frame.
+        """What each task should predict for the objects of each frame.
 
-        Raises ValueError where velocities are wanted and the boxes have none.
+        Args:
+            output: of `forward`.
+            boxes: [G, 7 or 9] of each frame.
+            labels: int64 [G] of each frame.
+
+        Raises:
+            ValueError: velocities are wanted and the boxes have none.
         """
         columns = 9 if "vel" in self.branches else 7
         if any(b.shape[1] < columns for b in boxes):

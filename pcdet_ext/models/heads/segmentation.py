@@ -142,9 +142,19 @@ class PointSegmentationHead(nn.Module):
 
 
 def per_point(points: PointFeatures, targets: Sequence[Targets], name: str, fill: int) -> Tensor:
-    """A column of the targets, "point_labels" or "point_instances", for all points of a batch, int64 [P].
+    """A column of the targets for all points of a batch.
 
-    Raises ValueError for a frame that lacks it, or has another number of them than points.
+    Args:
+        points: of the batch.
+        targets: one for each frame.
+        name: "point_labels" or "point_instances".
+        fill: value of points without a frame.
+
+    Returns:
+        int64 [P].
+
+    Raises:
+        ValueError: a frame lacks it, or has another number of them than points.
     """
     column, what = torch.full_like(points.batch_index, fill), name.replace("_", " ")
     for frame, target in enumerate(targets):

@@ -103,11 +103,18 @@ class PredictionHead(nn.Module):
 
 
 def window_mask(cell: Tensor, size: Sequence[int], radius: int, wraps: bool) -> Tensor:
-    """bool [B, P, rows * columns]: which cells lie outside a query's window of 2 * radius + 1 cells a side.
+    """Which cells lie outside a query's window of 2 * radius + 1 cells per side.
 
-    cell: flat int64 [B, P]. wraps: a window that leaves the map on the left or right goes on in the neighbouring row.
-    If it is wider than the map, it holds cells several times; then the result are numbers to add to the logits, log n
-    for a cell that the window holds n times, as if it were n keys, and minus infinity outside.
+    Args:
+        cell: flat int64 [B, P], the cell of each query.
+        size: rows and columns of the map.
+        radius: cells from the middle of a window to its border.
+        wraps: a window that leaves the map on the left or right goes on in the neighbouring row. If it is wider than
+            the map, it holds cells several times; then the result are numbers to add to the logits, log n for a cell
+            that the window holds n times, as if it were n keys, and minus infinity outside.
+
+    Returns:
+        bool [B, P, rows * columns], or in that last case float32.
     """
     rows, columns = size
     steps = torch.arange(-radius, radius + 1, device=cell.device)
@@ -125,10 +132,18 @@ def window_mask(cell: Tensor, size: Sequence[int], radius: int, wraps: bool) -> 
 
 
 def repeated_window(cell: Tensor, size: Sequence[int], radius: int) -> Tensor:
-    """[B, P, rows * columns]: what to add to the logits of a window of 2 * radius + 1 cells a side around each query.
+    """What to add to the logits of a window of 2 * radius + 1 cells per side around each query.
 
-    cell: flat int64 [B, P]. Places outside the map are its nearest cells again: a cell that the window holds n times
-    gets log n, as if it were n keys, and one that it does not hold minus infinity.
+    Places outside the map are its nearest cells again: a cell that the window holds n times gets log n, as if it were n
+    keys, and one that it does not hold minus infinity.
+
+    Args:
+        cell: flat int64 [B, P], the cell of each query.
+        size: rows and columns of the map.
+        radius: cells from the middle of a window to its border.
+
+    Returns:
+        float32 [B, P, rows * columns].
     """
     rows, columns = size
     steps = torch.arange(-radius, radius + 1, device=cell.device)

@@ -52,7 +52,15 @@ def submanifold_gather(voxels: SparseVoxels, neighbours: Tensor) -> GatherTable:
 def strided_gather(
     voxels: SparseVoxels, kernel: Triple, stride: Triple, padding: Triple, out_grid: Triple
 ) -> GatherTable:
-    """The table of a convolution whose outputs ascend by (batch, z, y, x)."""
+    """The table of a convolution whose outputs ascend by (batch, z, y, x).
+
+    Args:
+        voxels: the input.
+        kernel: cells (Z, Y, X).
+        stride: cells (Z, Y, X).
+        padding: cells (Z, Y, X).
+        out_grid: cells (Z, Y, X) of the output.
+    """
     n, cells, device = len(voxels), math.prod(kernel), voxels.coords.device
     keys = voxels.coords[:, 0].long().view(n, 1, 1, 1)
     there = torch.ones_like(keys, dtype=torch.bool)
@@ -82,9 +90,15 @@ def _coords(numbers: Tensor, grid: Triple) -> Tensor:
 
 
 def convolve_gathered(features: Tensor, weight: Tensor, table: GatherTable) -> Tensor:
-    """Rows [M, Cout] of a convolution. Sums run in a fixed order, so results and gradients repeat.
+    """A convolution over gathered neighbours. Sums run in a fixed order, so results and gradients repeat.
 
-    features: [N, Cin]; weight: [Cout, kz, ky, kx, Cin], in whose type it is computed.
+    Args:
+        features: [N, Cin].
+        weight: [Cout, kz, ky, kx, Cin], in whose type it is computed.
+        table: which rows each output reads.
+
+    Returns:
+        [M, Cout].
     """
     apply: Callable[..., Tensor] = _GatheredConvolution.apply
     return apply(features.to(weight.dtype), weight, table)

@@ -8,9 +8,15 @@ from torch import Tensor
 
 @torch.no_grad()
 def mutual_nearest(source: Tensor, target: Tensor, distance: float = torch.inf) -> tuple[Tensor, Tensor]:
-    """Rows int64 [K] of two sets [N, D] and [M, D], each of which is the nearest of the other, by L2 distance.
+    """Rows of two sets each of which is the nearest of the other, by L2 distance.
 
-    Pairs that are more than `distance` apart are left out; sources are ascending.
+    Args:
+        source: [N, D].
+        target: [M, D].
+        distance: pairs that are further apart are left out.
+
+    Returns:
+        Rows int64 [K] of the source, ascending, and their partners int64 [K] in the target.
     """
     if not len(source) or not len(target):
         none = torch.zeros(0, dtype=torch.int64, device=source.device)
