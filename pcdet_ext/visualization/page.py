@@ -29,7 +29,7 @@ from pcdet_ext.visualization.page_frames import (
     prepared,
     track_rows,
 )
-from pcdet_ext.visualization.page_points import Blob, Colouring, colourings, point_bytes, point_rows
+from pcdet_ext.visualization.page_points import COORDINATE_BYTES, Blob, Colouring, colourings, point_bytes, point_rows
 from pcdet_ext.visualization.scene import (
     FOUND_TRACK_COLOUR,
     Scene,
@@ -38,6 +38,7 @@ from pcdet_ext.visualization.scene import (
 
 SCRIPTS = ("data.js", "camera.js", "gl.js", "shapes.js", "panel.js", "main.js")
 PAGE_BYTES = 20_000_000
+VIEWER_BYTES = 100_000  # all but what it shows
 MOST_POINTS = 120_000  # of a frame
 FEWEST_POINTS = 200  # that a frame is to keep
 MOST_DETECTIONS = 40_000  # in a page
@@ -98,7 +99,7 @@ def page_data(scenes: Iterable[Scene], score: float = 0.3) -> tuple[dict[str, An
     frames = _collected(scenes)
     ways = colourings(frames)
     data = _description(frames, score)
-    room = PAGE_BYTES - len(_json(data)) - 100_000 - sum(_cell_bytes(frame) for frame in frames)  # the viewer itself
+    room = PAGE_BYTES - len(_json(data)) - VIEWER_BYTES - sum(_cell_bytes(frame) for frame in frames)
     most = int(room * 3 / 4 / point_bytes(ways) / len(frames))
     if most < FEWEST_POINTS:
         raise ValueError(
@@ -116,7 +117,7 @@ def _collected(scenes: Iterable[Scene]) -> list[Frame]:
     most = MOST_POINTS
     for scene in scenes:
         frames.append(prepared(scene).thinned(most))
-        if sum(len(frame.points) for frame in frames) * 6 > 2 * PAGE_BYTES:
+        if sum(len(frame.points) for frame in frames) * COORDINATE_BYTES > 2 * PAGE_BYTES:
             most //= 2
             frames = [frame.thinned(most) for frame in frames]
     if not frames:

@@ -263,3 +263,17 @@ def test_layers_are_seen_until_they_are_switched_off(tab: Browser, tmp_path: Pat
         assert near(pictures[name], colour).sum() == 0, name
     tab.slide("#score", 0.97)  # the forecast goes with its object
     assert near(tab.picture()[:, :580], FORECAST_COLOUR).sum() == 0
+
+
+def test_labelled_objects_leave_trails(tab: Browser, tmp_path: Path) -> None:
+    (third,) = frame_scenes(ToyDrive(), [3], "val", before=10, after=0)
+    write_page(third, tmp_path / "a.html")
+    tab.open(tmp_path / "a.html", SMALL, "view=bird's eye&without=rings,labels,velocity")
+    shown = tab.picture()[:540, :580].astype(int)
+    tab.click("#show-tracks")
+    trails = np.abs(shown - tab.picture()[:540, :580]).max(-1) > 8
+    for track in third.truth_tracks:
+        if np.ptp(track.positions, axis=0).max() > 1:  # one that stands still has none to see
+            middles = (track.positions[1:] + track.positions[:-1]) / 2
+            assert all(reached(trails, pixels_of(tab, middles)))
+    assert max(np.ptp(track.positions, axis=0).max() for track in third.truth_tracks) > 5

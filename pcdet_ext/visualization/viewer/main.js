@@ -136,7 +136,8 @@ class Viewer {
   // Whether what belongs to an object is shown: by its class, its kind and its score.
   belongs(part) {
     const { hidden, score } = this.state;
-    return !hidden.has(part.found ? "found" : "truth") && !hidden.has(part.label) && !(part.score < score);
+    const scores = part.score === null || part.score >= score;
+    return scores && !hidden.has(part.found ? "found" : "truth") && !hidden.has(part.label);
   }
 
   addTracks(shapes) {
