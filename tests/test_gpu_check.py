@@ -76,10 +76,11 @@ def test_every_published_model_is_a_configuration(gpu_check: ModuleType) -> None
 
 
 def test_failures_and_missing_time_are_outcomes(gpu_check: ModuleType, tmp_path: Path) -> None:
-    check = gpu_check.Check(tmp_path, [], time.monotonic() + 1.0)
+    check = gpu_check.Check(tmp_path, [], time.monotonic() + 600)
     assert check.call("good", sys.executable, "-c", "print('said')") == 0
     assert check.log("good") == "said\n"
     assert check.call("bad", sys.executable, "-c", "raise SystemExit(3)") == 3
+    check.end = time.monotonic() + 0.5
     assert check.call("slow", sys.executable, "-c", "import time; time.sleep(60)") == 124
     assert (gpu_check._outcome(3, "see bad.log").status, gpu_check._outcome(124, "").why[:16]) == (
         "failed",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from pcdet_ext.config import ConfigError
+from pcdet_ext.engine.interrupts import signal_with_parent
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -41,6 +43,8 @@ def make_fabric(
     for name, value in {"devices": 1 if devices is None else devices, "nodes": nodes}.items():
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a killed torchrun would leave its processes: they save and end
+        signal_with_parent(os.getppid(), signal.SIGTERM)
     kind, index = training_device(device)
     if precision == "fp16" and kind != "cuda":
         raise ConfigError("train.precision: fp16 needs a CUDA device; use bf16 or fp32 on the CPU")

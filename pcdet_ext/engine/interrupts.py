@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -10,6 +11,22 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import torch.distributed
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+def signal_with_parent(parent: int, number: int) -> None:
+    """Let Linux send this process a signal when its parent ends, however that ends; on other systems nothing happens.
+
+    Args:
+        parent: process number of the parent, which may have ended already.
+        number: the signal.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
 
 
 class StopRequest:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import signal
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pcdet_ext.config import ConfigError
+from pcdet_ext.engine.interrupts import signal_with_parent
 from pcdet_ext.files import DataError
 
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 EXPECTED = (DataError, ConfigError, OSError)  # errors whose message is all that there is to know
 
 
@@ -213,17 +211,8 @@ def _keep_samples(collate: Callable[[Sequence[Any]], Any], samples: Sequence[Any
 
 
 def _begin_worker(parent: int, _: int) -> None:
-    _end_with(parent)
+    signal_with_parent(parent, signal.SIGKILL)  # instead of when the worker next asks for work
     _outlive_signals()
-
-
-def _end_with(parent: int) -> None:
-    """Let Linux kill this process when its parent ends, however that ends, instead of when it next asks for work."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _outlive_signals() -> None:

@@ -123,8 +123,10 @@ def others():
     return sum(t for name, t in ticks.items() if name != str(os.getpid()))
 
 points, pose = np.ones((200_000, 4), np.float32), np.eye(4)
-time.sleep(0.5)  # threads that were started with the libraries wait for work a while
-before = others()
+before = -1
+while before != others():  # threads that were started with the libraries wait for work a while
+    before = others()
+    time.sleep(0.5)
 for _ in range(20):
     geometry.transform(points, pose)
     geometry.turned(points[:, :2], 0.3)

@@ -219,7 +219,7 @@ def test_ctrl_c_while_the_processes_begin_is_one_line(tmp_path: Path) -> None:
         assert process.poll() is None, process.stdout.read().decode()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 130
     bar, _, line = output.decode().strip().rpartition("\n")
     assert line == "pcdet simulate: interrupted"

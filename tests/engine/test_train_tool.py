@@ -380,7 +380,7 @@ def test_ctrl_c_in_the_first_step_leaves_a_checkpoint(root: Path, arguments: lis
         assert character, seen.decode()
         seen += character
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
+    _, rest = process.communicate(timeout=600)
     assert process.returncode == 130, rest.decode()
     assert b"continues from here" in rest
     assert b"Traceback" not in rest

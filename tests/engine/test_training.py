@@ -23,7 +23,7 @@ from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError, Node, construct
 from pcdet_ext.engine import trainer
 from pcdet_ext.engine.devices import make_fabric, training_device
-from pcdet_ext.engine.interrupts import StopRequest
+from pcdet_ext.engine.interrupts import StopRequest, signal_with_parent
 from pcdet_ext.engine.loader import EpochBatches, _outlive_signals
 from pcdet_ext.engine.resuming import check_same_order
 from pcdet_ext.engine.run_folder import BEST, LAST
@@ -271,7 +271,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     one = launch("--out", str(tmp_path / "one"), "--batch-size", "4")
     two = launch("--out", str(tmp_path / "two"), "--batch-size", "1", "--accumulate", "2", processes=2)
     for process in (one, two):
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert together == pytest.approx(alone, rel=1e-5)
@@ -294,7 +294,7 @@ def test_signals_end_whole_process_groups_with_a_checkpoint(tmp_path: Path, proc
     while process.poll() is None and not (log.exists() and log.read_text()):  # the first step, which all take together
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM if processes > 1 else signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "continues from here" in errors
     assert "Traceback" not in errors or processes > 1  # torchrun tells of its own end
@@ -321,6 +321,34 @@ def test_workers_live_through_one_signal_of_each_kind() -> None:
     assert [ours.recv() for _ in range(3)] == [signal.SIGINT, signal.SIGINT, signal.SIGTERM]
     with pytest.raises(EOFError):
         ours.recv()
+
+
+def test_a_process_learns_of_the_end_of_its_parent() -> None:
+    """However the parent ends, here by SIGKILL, and also where it has ended before."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if not parent:
+        own = os.getpid()
+        if not os.fork():
+            signal.signal(signal.SIGTERM, lambda number, frame: (os.write(write, b"told"), os._exit(0)))
+            signal_with_parent(own, signal.SIGTERM)
+            os.write(write, b"ready ")
+            while True:
+                signal.pause()
+        os.close(write)
+        while True:
+            signal.pause()
+    os.close(write)
+    assert os.read(read, 100) == b"ready "
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert os.read(read, 100) == b"told"
+    os.close(read)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
+    received: list[int] = []
+    signal_with_parent(os.getppid() + 1, signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+    assert received == [signal.SIGUSR1]
 
 
 WORKERS = """
