@@ -33,6 +33,10 @@ class DetectionBlocks:
     score: Tensor
     label: Tensor
 
+    def to(self, device: torch.device) -> DetectionBlocks:
+        """The same on a device."""
+        return DetectionBlocks(*(column.to(device) for column in vars(self).values()))
+
 
 def organised(
     samples: Sequence[DetectionBlocks], threshold: float, score_threshold: float, published: bool = False

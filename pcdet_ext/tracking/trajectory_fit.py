@@ -48,17 +48,17 @@ def fit_motion(
         The mean loss of each epoch, NaN where no detection is an annotated object.
 
     Raises:
-        ValueError: no drive has two frames, or `epochs` is below 1.
+        ValueError: no frame follows one with detections, or `epochs` is below 1.
     """
-    predictor = MotionPredictor(1, network.frames)
-    predictor.velboxembed = network.velboxembed
+    predictor = MotionPredictor(encoder=network.velboxembed)
 
     def loss(chosen: Sequence[tuple[Drive, int]], _: np.random.Generator) -> Tensor:
-        blocks = organised([blocks_at(drive, place, length) for drive, place in chosen], 0.1, 0.0)
-        true = [drive[place].annotations for drive, place in chosen]
-        return motion_loss(
-            predictor(blocks), true, [futures_at(drive, place, network.frames) for drive, place in chosen]
-        )
+        device = network.token.device
+        kind = TrainingOptions()
+        found = [blocks_at(drive, place, length).to(device) for drive, place in chosen]
+        true = [drive[place].annotations.to(device) for drive, place in chosen]
+        futures = [futures_at(drive, place, network.frames).to(device) for drive, place in chosen]
+        return motion_loss(predictor(organised(found, kind.nms, kind.score_threshold)), true, futures)
 
     return _trained(predictor, drives, epochs, batch_size, seed, loss)
 
@@ -79,8 +79,11 @@ def fit(
     """
 
     def loss(chosen: Sequence[tuple[Drive, int]], random: np.random.Generator) -> Tensor:
-        frames = [(blocks_at(drive, place, length), drive[place]) for drive, place in chosen]
-        samples = [TrainingSample(blocks, frame.points(), frame.annotations) for blocks, frame in frames]
+        device = network.token.device
+        frames = [(blocks_at(drive, place, length).to(device), drive[place]) for drive, place in chosen]
+        samples = [
+            TrainingSample(blocks, frame.points().to(device), frame.annotations.to(device)) for blocks, frame in frames
+        ]
         network.velboxembed.eval()
         step = training_step(network, samples, options or TrainingOptions(), random)
         return torch.stack([step.classification, step.correction]).nansum()
@@ -96,10 +99,10 @@ def _trained(
     seed: int,
     loss: Callable[[Sequence[tuple[Drive, int]], np.random.Generator], Tensor],
 ) -> Iterator[float]:
-    places = [(drive, place) for drive in drives for place in range(1, len(drive))]
+    places = [(drive, i) for drive in drives for i in range(1, len(drive)) if len(drive[i - 1].boxes)]
     if not places or epochs < 1:
         raise ValueError(
-            f"training needs a drive of two frames and an epoch, got {len(places)} places, {epochs} epochs"
+            f"training needs frames that follow one with detections, and an epoch; got {len(places)} and {epochs}"
         )
     return _epochs(module, places, epochs, batch_size, np.random.default_rng(seed), loss)
 
@@ -127,8 +130,8 @@ def _epochs(
                 value.backward()
                 nn.utils.clip_grad_norm_(module.parameters(), CLIP)
                 optimizer.step()
+                schedule.step()
                 values.append(float(value.detach()))
-            schedule.step()
         module.eval()
         yield float(np.mean(values)) if values else float("nan")
 

@@ -66,12 +66,15 @@ class MotionPredictor(nn.Module):
         hidden: width.
         frames: how many are predicted.
         distance: metres within which a detection is a hypothesis of a track.
+        encoder: one with three outputs for each frame, which is trained in its place; then `hidden` counts for nothing.
     """
 
-    def __init__(self, hidden: int = 256, frames: int = 10, distance: float = 2.0) -> None:
+    def __init__(
+        self, hidden: int = 256, frames: int = 10, distance: float = 2.0, encoder: MotionEncoder | None = None
+    ) -> None:
         super().__init__()
         self.distance = distance
-        self.velboxembed = MotionEncoder(FEATURES, hidden, len(MOVED) * frames)
+        self.velboxembed = encoder or MotionEncoder(FEATURES, hidden, len(MOVED) * frames)
 
     def forward(self, blocks: DetectionBlocks) -> Motion:
         """Predict from the detections of the frames t, t - 1, …; two hypotheses for each box of the frame t - 1: where
