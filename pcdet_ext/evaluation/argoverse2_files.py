@@ -24,6 +24,7 @@ WHOLE = ("timestamp_ns", "num_interior_pts", "laser_number", "offset_ns")
 OF_ANNOTATIONS = ("timestamp_ns", "category", *POSITION, *SIZE, *ROTATION, "num_interior_pts")
 POSES = "city_SE3_egovehicle.feather"  # of a log
 PIXELS_PER_METRE = 10
+LARGEST_MAP = 4000.0  # metres along x and y; a log lasts 15 seconds
 DILATION = 5.0  # metres around drivable areas that belong to the region of interest
 
 Sweep = tuple[str, int]  # log and timestamp in nanoseconds
@@ -156,7 +157,10 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, Array]:
     missing = [name for name in columns if name not in there]
     if missing:
         raise DataError(f"{path}: no column {missing[0]!r}; there are {', '.join(there)}")
-    found = {name: table[name].to_numpy(zero_copy_only=False) for name in columns}
+    try:
+        found = {name: table[name].to_numpy(zero_copy_only=False) for name in columns}
+    except (ArrowException, ValueError) as error:  # as text that is no UTF-8
+        raise DataError(f"{path}: damaged ({error})") from error
     for name, values in found.items():
         if len(values) and not _is_of_kind(name, values):
             expected = "texts" if name in TEXTS else "whole numbers" if name in WHOLE else "numbers"
@@ -236,12 +240,26 @@ def read_region(folder: Path) -> RegionOfInterest:
             np.array([[vertex["x"], vertex["y"]] for vertex in area["area_boundary"]], np.float64)
             for area in content["drivable_areas"].values()
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{maps[0]}: damaged map ({error!r})") from error
-    if not areas:
-        raise DataError(f"{maps[0]}: a map without drivable areas")
+    _check_areas(maps[0], areas)
     mask, origin = region_mask(areas)
     return RegionOfInterest(mask, origin, read_poses(folder / POSES))
+
+
+def _check_areas(path: Path, areas: Sequence[Array]) -> None:
+    """Raises DataError for drivable areas that make no map."""
+    if not areas:
+        raise DataError(f"{path}: a map without drivable areas")
+    for number, area in enumerate(areas):
+        if not len(area) or not np.isfinite(area).all():
+            raise DataError(f"{path}: drivable area {number} must have corners at finite places")
+    extent = np.ptp(np.concatenate(list(areas)), axis=0)
+    if (extent > LARGEST_MAP).any():
+        raise DataError(
+            f"{path}: the drivable areas of one log extend over {extent[0]:.4g} m × {extent[1]:.4g} m, more than "
+            f"{LARGEST_MAP:.0f} m"
+        )
 
 
 def region_mask(areas: Sequence[Array]) -> tuple[Array, Array]:

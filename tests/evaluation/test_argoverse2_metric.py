@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 from pyarrow import feather
 
 from pcdet_ext.evaluation.argoverse2 import Config, Cuboids, categories_present, evaluate
-from pcdet_ext.evaluation.argoverse2_files import numbered, read_annotations, read_detections, region_mask
+from pcdet_ext.evaluation.argoverse2_files import (
+    numbered,
+    read_annotations,
+    read_detections,
+    read_region,
+    read_table,
+    region_mask,
+)
 from pcdet_ext.evaluation.benchmarks import argoverse2
 from pcdet_ext.files import DataError
 
@@ -142,3 +150,30 @@ def test_damaged_and_missing_tables_are_named(tmp_path: Path) -> None:
             read_detections(tmp_path / name)
     with pytest.raises(DataError, match="no annotations"):
         read_annotations(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("corners", "message"),
+    [
+        ([], "drivable area 0 must have corners at finite places"),
+        ([(0, 0), (float("nan"), 0)], "drivable area 0 must have corners at finite places"),
+        ([(0, 0), (9000, 10)], "extend over 9000 m × 10 m, more than 4000 m"),
+        ([(0, 0), (10**400, 10)], "damaged map"),
+    ],
+)
+def test_maps_that_make_no_sense_are_refused(tmp_path: Path, corners: list[tuple[float, float]], message: str) -> None:
+    area = {"area_boundary": [{"x": x, "y": y} for x, y in corners]}
+    path = tmp_path / "map" / "log_map_archive_a.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"drivable_areas": {"0": area}}))
+    with pytest.raises(DataError, match=rf"log_map_archive_a\.json: .*{message}"):
+        read_region(tmp_path)
+
+
+def test_texts_that_are_no_utf_8_are_refused(tmp_path: Path) -> None:
+    texts = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(np.array([0, 2], np.int32).tobytes()), pa.py_buffer(b"\xff\xfe")]
+    )
+    feather.write_feather(pa.table({"category": texts}), str(tmp_path / "a.feather"))
+    with pytest.raises(DataError, match=r"a\.feather: damaged "):
+        read_table(tmp_path / "a.feather", ("category",))

@@ -29,6 +29,7 @@ for _folder in (TESTS, TESTS / "data"):  # where those who make small data sets 
 import argoverse2_release  # noqa: E402
 import custom_folder  # noqa: E402
 import nuscenes_release  # noqa: E402
+import once_release  # noqa: E402
 import semantickitti_folder  # noqa: E402
 import waymo_folders  # noqa: E402
 from fuzz.mutations import BINARY, HEADED, JSON, TEXT, YAML, Damage, change_yaml  # noqa: E402
@@ -40,6 +41,8 @@ from pcdet_ext.data.custom.prepare import custom  # noqa: E402
 from pcdet_ext.data.kitti.prepare import kitti as kitti_frames  # noqa: E402
 from pcdet_ext.data.nuscenes.prepare import nuscenes  # noqa: E402
 from pcdet_ext.data.objects import read_objects  # noqa: E402
+from pcdet_ext.data.once import prepare as once_data  # noqa: E402
+from pcdet_ext.data.once import results_by_frame  # noqa: E402
 from pcdet_ext.data.points import read_point_file  # noqa: E402
 from pcdet_ext.data.prepare import FrameSource, prepare  # noqa: E402
 from pcdet_ext.data.semantickitti.prepare import semantickitti as semantickitti_frames  # noqa: E402
@@ -243,9 +246,30 @@ DATA_SETS = (
     Reader(
         "Argoverse 2",
         lambda folder: argoverse2_release.make_log(folder / "train" / "log", sweeps=2),
-        ("train/log/**/*.feather", "train/log/map/*"),
+        ("train/log/**/*.feather",),
         partial(_read_frames, argoverse2),
         BINARY,
+    ),
+    Reader(
+        "Argoverse 2, maps",
+        lambda folder: argoverse2_release.make_log(folder / "log", sweeps=1),
+        ("log/map/*",),
+        _of(argoverse2_files.read_region, "log"),
+        JSON,
+    ),
+    Reader(
+        "ONCE",
+        once_release.make_release,
+        ("data/00000*/*.json",),
+        partial(_read_frames, partial(once_data.once, unlabelled=True)),
+        JSON,
+    ),
+    Reader(
+        "ONCE, points and lists",
+        once_release.make_release,
+        ("data/00000*/lidar_roof/*", "ImageSets/train.txt"),
+        partial(_read_frames, partial(once_data.once, unlabelled=True)),
+        (*BINARY, *TEXT),
     ),
 )
 
@@ -280,7 +304,30 @@ def _argoverse2(folder: Path) -> None:
     argoverse2_files.read_annotations(folder / "annotations.feather")
 
 
+def _make_once_results(folder: Path) -> None:
+    once_release.make_release(folder)
+    rows = np.array(list(once_release.BOXES.values()))
+    entries = [
+        {
+            "frame_id": frame.name,
+            "name": list(once_release.BOXES),
+            "score": [0.5] * len(rows),
+            "boxes_3d": rows.tolist(),
+        }
+        for frame in once_data.OnceFrames(folder, unlabelled=True).find("train")
+    ]
+    (folder / "results.json").write_text(json.dumps(entries))
+    (folder / "results.pkl").write_bytes(pickle.dumps([entry | {"boxes_3d": rows} for entry in entries]))
+
+
+def _once(folder: Path) -> None:
+    frames = once_data.OnceFrames(folder, unlabelled=True).find("train")
+    for name in ("results.json", "results.pkl"):
+        results_by_frame(folder / name, ("Car",), frames)
+
+
 RESULTS = (
+    Reader("results of ONCE", _make_once_results, ("results.json",), _once, JSON),
     Reader(
         "results of nuScenes tracking",
         _copy("eval_nuscenes_tracking", "constant_score"),
@@ -367,6 +414,7 @@ def _make_configuration(folder: Path) -> None:
 
 
 OTHERS = (
+    Reader("results of ONCE, pickles", _make_once_results, ("results.pkl",), _once, (*BINARY, hostile)),
     Reader("checkpoints", _make_checkpoint, ("model.ckpt",), _of(checkpoint.read, "model.ckpt"), (*BINARY, hostile)),
     Reader(
         "Waymo, hostile pickles",

@@ -147,7 +147,7 @@ def _detections(entry: Any, classes: Sequence[str], where: str) -> tuple[str | N
     try:
         scores = np.array(entry["score"], np.float64).reshape(-1)
         boxes, texts = boxes_of(names if len(scores) else [], entry["boxes_3d"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: {error}") from None
     if len(scores) != len(texts) or not np.isfinite(scores).all():
         raise DataError(f"{where}: score must be a finite number for each of {len(texts)} names")

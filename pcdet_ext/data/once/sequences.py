@@ -150,7 +150,7 @@ def boxes_of(names: Any, rows: Any) -> tuple[Array, tuple[str, ...]]:
 def _numbers(values: Any, what: str) -> Array:
     try:
         numbers = np.array(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{what} must be numbers") from None
     if not np.isfinite(numbers).all():
         raise ValueError(f"{what} must be finite numbers")
