@@ -147,7 +147,7 @@ setup(
     packages=[*find_packages(include=["pcdet_ext", "pcdet_ext.*"]), "pcdet_ext.configs"],
     package_dir={"pcdet_ext.configs": "configs"},
     package_data={
-        "pcdet_ext": ["py.typed"],
+        "pcdet_ext": ["py.typed", "weights/**/*.ckpt"],
         "pcdet_ext.visualization": ["viewer/*"],
         "pcdet_ext.configs": ["**/*.yaml"],
     },

@@ -11,6 +11,7 @@ a detector over time: what it remembers of the frames before.
 
 from __future__ import annotations
 
+import difflib
 import io
 import pickle
 import random
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from pcdet_ext.files import DataError, MissingFileError, atomic_write
 
 FORMAT = 1
+WEIGHTS = Path(__file__).resolve().parent / "weights"
 NO_CHECKPOINT = "damaged or no checkpoint: not a file as torch.save writes it"
 
 
@@ -54,8 +56,56 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path}: cannot write the checkpoint: {error.strerror or error}{kept}") from error
 
 
+def packaged() -> dict[str, Path]:
+    """The checkpoints that come with the library, by name ("kitti/demo_sim"), sorted."""
+    return {path.relative_to(WEIGHTS).with_suffix("").as_posix(): path for path in sorted(WEIGHTS.rglob("*.ckpt"))}
+
+
+def find(path: str | Path) -> Path:
+    """The file of a checkpoint: a path, or the name of one that comes with the library, with or without ".ckpt".
+
+    A file that exists wins. Raises MissingCheckpointError, with the nearest name, when there is neither.
+    """
+    file, known = Path(path), packaged()
+    if file.exists():
+        return file
+    name = file.as_posix().removesuffix(".ckpt")
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]!r}, which comes with the library?" if close else ""
+    raise MissingCheckpointError(f"{path}: no such checkpoint{hint}")
+
+
+def compact(content: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a checkpoint is used with, for passing it on: parameters in half precision, nothing to train on with.
+
+    Args:
+        content: a checkpoint, as `read` gives it.
+        changes: values of the configuration's section `data` to replace, as the folder that the data lay in.
+
+    Raises:
+        ValueError: a parameter is too large for half precision.
+    """
+    model = {name: value.half() if value.is_floating_point() else value for name, value in content["model"].items()}
+    large = [name for name, value in model.items() if not bool(torch.isfinite(value).all())]
+    if large:
+        raise ValueError(f"too large for half precision: {', '.join(large[:3])}")
+    settings = dict(content["config"])
+    settings["data"] = {**settings.get("data", {}), **(changes or {})}
+    return {"config": settings, "model": model}
+
+
 def read(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU. Raises CheckpointError when it is missing, damaged or of another program."""
+    """Read a checkpoint to the CPU.
+
+    Args:
+        path: the file, or the name of a checkpoint that comes with the library (see `find`).
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another program.
+    """
+    path = find(path)
     content = load_safely(path, "not a checkpoint that is safe to load")
     if not isinstance(content, dict) or not {"format", "config", "model"} <= set(content):
         raise CheckpointError(f"{path}: not a checkpoint of this library (it has no format, config and model)")

@@ -47,7 +47,7 @@ def load(
     """The detector of a checkpoint, ready to detect. Reading the file runs no code.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or the name of one that comes with the library, as "kitti/demo_sim"; a file wins.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ….
         overrides: changes "a.b=value" of the checkpoint's configuration.
         imports: import the modules that the configuration lists as `imports`. That runs their code, so it is only for

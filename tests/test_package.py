@@ -97,7 +97,9 @@ def test_the_wheel_holds_the_package_and_nothing_beside_it(root: Path, wheel: Pa
     inside = {name for name in names if name.startswith("pcdet_ext/")}
     viewer = {str(p.relative_to(root)) for p in root.glob("pcdet_ext/visualization/viewer/*")}
     assert "pcdet_ext/visualization/viewer/page.html" in viewer
-    assert inside == modules | configs | native | viewer | {"pcdet_ext/py.typed"}
+    weights = {str(p.relative_to(root)) for p in root.glob("pcdet_ext/weights/**/*.ckpt")}
+    assert inside == modules | configs | native | viewer | weights | {"pcdet_ext/py.typed"}
+    assert "pcdet_ext/weights/kitti/demo_sim.ckpt" in weights
     assert (metadata["Name"], metadata["Version"]) == ("pcdet_ext", pcdet_ext.__version__)
     assert metadata["License-Expression"] == "Apache-2.0"
     assert {"vis", "spconv", "scatter", "train", "dev"} <= set(metadata.get_all("Provides-Extra"))

@@ -14,7 +14,11 @@ from pcdet_ext.cli.arguments import add_imports, add_overrides, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=path, help="a file that a training wrote")
+    parser.add_argument(
+        "checkpoint",
+        type=path,
+        help="a file that a training wrote, or a name as kitti/demo_sim",
+    )
     parser.add_argument("out", type=path, metavar="OUT.onnx", help="the file to write")
     add_overrides(parser, "the checkpoint's configuration")
     parser.add_argument("--opset", type=int, default=18, help="version of the standard operators (default 18)")

@@ -13,7 +13,11 @@ from pcdet_ext.cli.arguments import add_device, add_imports, add_overrides, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=path, help="a file that a training wrote")
+    parser.add_argument(
+        "checkpoint",
+        type=path,
+        help="a file that a training wrote, or a name as kitti/demo_sim",
+    )
     add_overrides(parser, "the checkpoint's configuration")
     parser.add_argument("--split", help="frames to test on (default: the configuration's test.split, else val)")
     parser.add_argument("--out", type=path, help="folder for the result files")

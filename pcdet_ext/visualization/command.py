@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from pcdet_ext import config
+from pcdet_ext import checkpoint, config
 from pcdet_ext.config import section
 from pcdet_ext.data.base import Dataset, collate
 from pcdet_ext.data.formats import build_dataset
@@ -48,7 +48,8 @@ def visualize(
     """Draw each frame that `files` names; returns the pictures written (none for a window).
 
     Args:
-        files: point files or label files, and at most one checkpoint (.ckpt) whose detector is run on the points.
+        files: point files or label files, and at most one checkpoint (.ckpt, or the name of one that comes with the
+            library) whose detector is run on the points.
         out: a .png, .html, .gif or .rrd file, a folder for several frames, or None for a window. All but a .png file
             can hold several frames.
         style: "map" (from above), "view" (Open3D) or "page" (HTML), by default what the suffix of `out` means.
@@ -63,11 +64,11 @@ def visualize(
     Raises:
         ValueError, OSError, RuntimeError, ImportError: with a message that names the file or the missing part.
     """
-    checkpoints = [f for f in files if f.suffix == ".ckpt"]
-    frames = [f for f in files if f.suffix != ".ckpt"]
+    checkpoints = [f for f in files if _is_checkpoint(f)]
+    frames = [f for f in files if not _is_checkpoint(f)]
     if len(checkpoints) > 1 or not frames:
         raise ValueError("give at least one frame (points or labels) and at most one checkpoint")
-    for path in files:
+    for path in frames:
         if not path.exists():
             raise ValueError(f"{path}: no such file")
     if checkpoints and features is not None:
@@ -119,9 +120,9 @@ def visualize_frames(
         DataError: for a damaged file.
         OSError, RuntimeError, ImportError: the pictures cannot be drawn or written.
     """
-    checkpoint = Path(source).suffix == ".ckpt"
-    _check_one_source([source] if checkpoint else [], results)
-    detector = _detector(Path(source), device, imports, overrides) if checkpoint else None
+    trained = Path(source).suffix == ".ckpt"
+    _check_one_source([source] if trained else [], results)
+    detector = _detector(Path(source), device, imports, overrides) if trained else None
     settings = config.load(source, overrides) if detector is None else detector.config
     split = split or str(section(settings, "test").get("split", "val") if settings.get("test") is not None else "val")
     dataset = build_dataset(section(settings, "data"), split, training=False)
@@ -141,6 +142,11 @@ def _results(dataset: Dataset, path: Path | None, ids: Sequence[str]) -> Results
     if not any(frame_id in found for frame_id in ids):
         raise DataError(f"{path}: has no results for {_listed(ids)}")
     return found
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a path is a checkpoint's, or the name of one that comes with the library."""
+    return path.suffix == ".ckpt" or (path.as_posix() in checkpoint.packaged() and not path.exists())
 
 
 def _check_one_source(checkpoints: Sequence[str | Path], results: Path | None) -> None:
@@ -170,8 +176,8 @@ def _listed(ids: Sequence[str]) -> str:
     return f"frame {ids[0]}" if len(ids) == 1 else f"any of the {len(ids)} frames {ids[0]}, …"
 
 
-def _detector(checkpoint: Path, device: str, imports: bool, overrides: Iterable[str] = ()) -> Detector:
-    detector = load(checkpoint, device, overrides, imports)
+def _detector(path: Path, device: str, imports: bool, overrides: Iterable[str] = ()) -> Detector:
+    detector = load(path, device, overrides, imports)
     kinds = {getattr(head, "finds", Detections) for head in detector.model.named_heads().values()}
     if not kinds & set(get_args(Found)):
         check_finds(detector.model, Detections)

@@ -14,6 +14,7 @@ from pcdet_ext.config import ConfigError, Node
 from pcdet_ext.data.augment.points import (
     FAR,
     BlockDropout,
+    IntensityDropout,
     NewestSweeps,
     PointDropout,
     PointJitter,
@@ -115,12 +116,36 @@ def test_block_dropout_leaves_out_all_points_of_a_rectangle_and_no_others() -> N
     assert 0.02 < min(areas) < max(areas) < 0.21
 
 
+def test_intensity_is_lost_in_whole_cells() -> None:
+    rng = np.random.default_rng(0)
+    points = np.column_stack([rng.uniform(-20, 20, (4000, 2)), rng.uniform(-2, 1, 4000), rng.uniform(0.1, 1, 4000)])
+    before = Sample(points.astype(np.float32), ("x", "y", "z", "intensity"), "a")
+    shares = []
+    for seed in range(30):
+        after = IntensityDropout(share=0.6, cell=5.0)(before, np.random.default_rng(seed)).points
+        lost = after[:, 3] == 0
+        np.testing.assert_array_equal(after[:, :3], before.points[:, :3])
+        np.testing.assert_array_equal(after[~lost], before.points[~lost])
+        shares.append(lost.mean())
+        # The nearest neighbour of a point is in its cell or at its edge: hardly ever is one lost and the other not.
+        mixed = [
+            lost[np.argsort(np.hypot(*(points[:, :2] - points[k, :2]).T))[1]] != lost[k] for k in range(0, 4000, 40)
+        ]
+        assert np.mean(mixed) < 0.2
+    assert min(shares) < 0.15
+    assert 0.4 < max(shares) < 0.75
+    bare = Sample(points[:, :3].astype(np.float32), ("x", "y", "z"), "a")
+    assert IntensityDropout()(bare, rng) is bare
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: PointJitter(sigma=-1), "sigma and clip"),
         (lambda: PointDropout(1.0), "most must lie"),
         (lambda: BlockDropout(probability=2.0), "probability"),
+        (lambda: IntensityDropout(share=1.5), "share must lie"),
+        (lambda: IntensityDropout(cell=0.0), "cell be above 0"),
         (lambda: BlockDropout(share=(0.5, 0.1)), "share must be"),
     ],
 )

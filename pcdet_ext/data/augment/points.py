@@ -134,3 +134,34 @@ class BlockDropout:
         corner = low + rng.random(2) * (1 - part) * size
         inside = ((xy >= corner) & (xy <= corner + part * size)).all(axis=1)
         return sample.select_points(~inside)
+
+
+@AUGMENTATIONS.register
+class IntensityDropout:
+    """Set the intensity of the points in some cells of a grid in x and y to 0, as on dark surfaces and on wet ones.
+
+    A detector that is trained on these does not rely on the intensity alone.
+
+    Args:
+        share: of the cells whose intensity is lost; drawn for each frame between 0 and this.
+        cell: edge of a cell in metres.
+
+    Raises:
+        ValueError: a number is outside its range.
+    """
+
+    def __init__(self, share: float = 0.5, cell: float = 4.0) -> None:
+        if not 0 <= share <= 1 or not 0 < cell < np.inf:
+            raise ValueError(f"share must lie in [0, 1] and cell be above 0 and finite, got {share} and {cell}")
+        self.share, self.cell = share, cell
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if "intensity" not in sample.point_features or not len(sample.points):
+            return sample
+        places = np.floor((sample.points[:, :2] + rng.uniform(0, self.cell, 2)) / self.cell).astype(np.int64)
+        places -= places.min(0)
+        cell = places[:, 0] * (places[:, 1].max() + 1) + places[:, 1]
+        lost = rng.random(cell.max() + 1) < rng.uniform(0, self.share)
+        points = sample.points.copy()
+        points[lost[cell], sample.point_features.index("intensity")] = 0
+        return sample.replace(points=points)
