@@ -90,7 +90,8 @@ def train(
         if trainer.finished:
             raise TrainingError(
                 f"{resume}: this training is complete ({trainer.progress.epoch} epochs, {trainer.progress.step} "
-                "steps), there is nothing to do; a larger train.epochs or train.max_steps continues it"
+                "steps), there is nothing to do; a larger train.epochs, train.max_steps or train.early_stop.patience "
+                "continues it"
             )
         if fabric.global_rank == 0:
             folder.begin(new=resume is None)
