@@ -143,7 +143,7 @@ def _description(frames: Sequence[Frame], score: float) -> dict[str, Any]:
     found_names = dict.fromkeys(name for f in frames if f.scene.detections for name in f.scene.detections.class_names)
     names = list(dict.fromkeys([*found_names, *(name for f in frames for name in names_of(f.scene.truth))]))
     colours = class_colours(names)
-    lowest = _lowest_score(frames)
+    lowest, scores = _lowest_score(frames), _score_range(frames)
     ground = _ground(frames)
     map_colours = layer_colours([name for f in frames if f.scene.layers.map for name in f.scene.layers.map.names])
     rows = [_frame(frame, names, lowest, ground, map_colours) for frame in frames]
@@ -153,8 +153,8 @@ def _description(frames: Sequence[Frame], score: float) -> dict[str, Any]:
     bounds = np.array([frame.bounds for frame in frames])
     return {
         "frames": rows,
-        "score": score,
-        "scores": _score_range(frames),
+        "score": min(max(score, scores[0]), scores[1]),
+        "scores": scores,
         "classes": [{"name": name, "colour": colours[name]} for name in names],
         "map_classes": [{"name": name, "colour": colour} for name, colour in map_colours.items()],
         "occupancy_classes": _cell_classes(frames),

@@ -14,7 +14,7 @@ from pcdet_ext.sketch import TRUTH_COLOUR, VIRIDIS, class_colours
 from pcdet_ext.structures import Array, Detections, Targets
 from pcdet_ext.visualization.layers import FORECAST_COLOUR, PLAN_COLOUR, Layers, OccupancyLayer, rectangles
 from pcdet_ext.visualization.levels import layer_colours, levels
-from pcdet_ext.visualization.page_frames import UNNAMED, names_of
+from pcdet_ext.visualization.page_frames import names_of
 from pcdet_ext.visualization.scene import FOUND_TRACK_COLOUR, Scene, Track, boxes_in, velocity_arrows
 
 APPLICATION = "pcdet_ext"
@@ -119,8 +119,7 @@ def _labels(held: Targets | Detections | None) -> list[str]:
         return []
     tracks = [""] * len(held) if held.track_ids is None else [f" {int(i)}" for i in held.track_ids]
     scores = [f" {score:.2f}" for score in held.scores] if isinstance(held, Detections) else [""] * len(held)
-    names = names_of(held) or (UNNAMED,) * len(held)
-    return [name + track + score for name, track, score in zip(names, tracks, scores, strict=True)]
+    return [name + track + score for name, track, score in zip(names_of(held), tracks, scores, strict=True)]
 
 
 def _boxes(rerun: ModuleType, boxes: Array, labels: Sequence[str], colours: Sequence[str]) -> Any:

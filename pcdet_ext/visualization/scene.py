@@ -147,10 +147,12 @@ def boxes_in(holder: Targets | Detections | None) -> Array:
 
 
 def _finite_boxes(labelled: Boxes | None) -> tuple[Boxes | None, int]:
-    """Only those boxes whose place and size are finite, and how many others there are."""
+    """Only those boxes whose place, size and score are finite, and how many others there are."""
     if labelled is None or labelled.boxes is None:
         return labelled, 0
     finite = np.isfinite(np.asarray(labelled.boxes)[:, :7]).all(1)
+    if isinstance(labelled, Detections):
+        finite &= np.isfinite(np.asarray(labelled.scores))
     return labelled.select(finite), int(np.sum(~finite))
 
 

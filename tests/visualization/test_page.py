@@ -146,7 +146,17 @@ def test_boxes_without_a_class_are_drawn() -> None:
 
 def test_scores_that_are_no_probabilities_have_their_own_slider() -> None:
     found = Detections(np.array([row(0, 0)] * 2), np.array([-1.5, 3.2]), np.array([0, 0]), ("Car",))
-    assert page_data([Scene(NOTHING, None, found)])[0]["scores"] == [-2, 4]
+    scene = Scene(NOTHING, None, found)
+    assert page_data([scene])[0]["scores"] == [-2, 4]
+    assert [page_data([scene], score)[0]["score"] for score in (-np.inf, 0.5, np.inf)] == [-2, 0.5, 4]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_detections_without_a_score_are_left_out_and_counted(bad: float) -> None:
+    found = Detections(np.array([row(0, 0)] * 2), np.array([0.5, bad]), np.array([0, 0]), ("Car",))
+    (frame,) = page_data([Scene(NOTHING, None, found, "a")])[0]["frames"]
+    assert [box[SCORE] for box in frame["boxes"]] == [0.5]
+    assert frame["title"] == "a (not finite, left out: 1 boxes)"
 
 
 def test_of_too_many_detections_the_best_are_kept() -> None:
