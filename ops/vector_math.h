@@ -9,7 +9,7 @@
 
 // As PCDET_CLONES, with fused multiplication and addition, for sources that begin with
 //     #pragma GCC optimize("fp-contract=fast")
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__) && !defined(__SANITIZE_ADDRESS__)
 #define PCDET_FUSED_CLONES __attribute__((target_clones("avx512f", "arch=x86-64-v3", "default")))
 #else
 #define PCDET_FUSED_CLONES
@@ -50,9 +50,10 @@ PCDET_HD Vector<double> for_each(Vector<double> x, const Function& function) {
 
 #endif
 
-// Below, Float is float or a vector of floats, whose bits are those of Int, and Real is any of float, double and vectors.
+// Below, Float is float or a vector of floats, whose bits are those of Int and of Bits (without a
+// sign, whose sums may run over), and Real is any of float, double and vectors.
 
-template <typename Float, typename Int>
+template <typename Float, typename Int, typename Bits>
 PCDET_HD Float exp2_by_bits(Float x) {
     constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
     constexpr int32_t kZero = 0x4B400000;  // its bits
@@ -63,12 +64,13 @@ PCDET_HD Float exp2_by_bits(Float x) {
     const Float p =
         1.0f +
         f * (0.693147004f + f * (0.240222424f + f * (0.0555073358f + f * (0.00967151299f + f * 0.00132647273f))));
-    Int exponent, bits;
+    Int exponent;
+    Bits bits;
     std::memcpy(&exponent, &shifted, sizeof(Float));
     std::memcpy(&bits, &p, sizeof(Float));
     exponent = exponent > kLeast ? exponent : kLeast;  // as integers, and so written: one instruction each
     exponent = exponent > kMost ? kMost : exponent;
-    bits += (exponent - kZero) * (1 << 23);  // a shift; as a product it is defined for negative exponents too
+    bits += (Bits)(exponent - kZero) << 23;
     Float y;
     std::memcpy(&y, &bits, sizeof(Float));
     return y;
@@ -79,13 +81,13 @@ PCDET_HD float exp2_of(float x) {
 #if defined(__CUDA_ARCH__)
     return exp2f(x);
 #else
-    return exp2_by_bits<float, int32_t>(x);
+    return exp2_by_bits<float, int32_t, uint32_t>(x);
 #endif
 }
 PCDET_HD double exp2_of(double x) { return exp2(x); }
 
 #if !defined(__CUDACC__)
-PCDET_HD Vector<float> exp2_of(Vector<float> x) { return exp2_by_bits<Vector<float>, Vector<int32_t>>(x); }
+PCDET_HD Vector<float> exp2_of(Vector<float> x) { return exp2_by_bits<Vector<float>, Vector<int32_t>, Vector<uint32_t>>(x); }
 PCDET_HD Vector<double> exp2_of(Vector<double> x) {
     return for_each(x, [](double number) { return exp2(number); });
 }
