@@ -30,7 +30,7 @@ class SceneOptions:
     Occupancy and plan are labelled in the frame of the vehicle, and so need `frame: ego`.
 
     Args:
-        map_layers: layers of the map to be drawn, none by default; "all" of `scenes.MAP_LAYERS` is a short way.
+        map_layers: layers of the map to be drawn, none by default; "all" stands for those of `scenes.MAP_LAYERS`.
         map_x: minimum, maximum and cell size of the drawn grid along x, metres.
         map_y: the same along y.
         occupancy: folder of Occ3D's labels below the data folder, as "gts"; None for no occupancy.
