@@ -218,11 +218,10 @@ class Detector:
             batch: the points, with their context where the detector remembers.
             memory: what the batch before left, None at the beginning. A batch without points leaves it as it is.
         """
-        index = batch.batch_index.to(self.device)
-        order = torch.argsort(index, stable=True)
-        counts = torch.bincount(index, minlength=batch.batch_size)
-        joined = replace(batch, points=batch.points.to(self.device)[order], batch_index=index[order], targets=None)
-        joined = replace(joined, frame_ids=())
+        own = replace(batch, targets=None, frame_ids=()).to(self.device)
+        order = torch.argsort(own.batch_index, stable=True)
+        counts = torch.bincount(own.batch_index, minlength=batch.batch_size)
+        joined = replace(own, points=own.points[order], batch_index=own.batch_index[order])
         if not len(order):
             found = self._nothing(batch.batch_size)
         elif not self.remembers:
