@@ -8,7 +8,8 @@ namespace {
 
 using namespace pcdet;
 
-constexpr int64_t kCellMask = (int64_t(1) << kBatchShift) - 1;
+constexpr int64_t kFrameStep = int64_t(1) << kBatchShift;  // also of frames below 0, which are found only afterwards
+constexpr int64_t kCellMask = kFrameStep - 1;
 constexpr int64_t kBlock = 512;  // rows handled together, so that the transform runs on vectors from the first cache
 
 bool inside(const int32_t* row, const int32_t* grid) {  // negative numbers are large ones here
@@ -101,7 +102,7 @@ int64_t window_keys(const int32_t* coords, int64_t n, const WindowOrder& o, int6
     for (int64_t i = 0; i < n; ++i) {
         const int32_t* row = coords + 4 * i;
         if (inside(row, o.grid)) {
-            keys[i] = static_cast<int64_t>(row[0]) << kBatchShift | table.key(row);
+            keys[i] = static_cast<int64_t>(row[0]) * kFrameStep | table.key(row);
         } else {
             ++outside;
         }
@@ -133,7 +134,7 @@ PCDET_CLONES void morton_block(const uint32_t* high, const uint32_t* middle, con
                                int64_t n, int64_t* keys) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-        keys[i] = static_cast<int64_t>(coords[4 * i]) << kBatchShift | morton_encode(high[i], middle[i], low[i]);
+        keys[i] = static_cast<int64_t>(coords[4 * i]) * kFrameStep | morton_encode(high[i], middle[i], low[i]);
     }
 }
 

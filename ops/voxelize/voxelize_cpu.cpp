@@ -2,7 +2,7 @@
 // joins depends on the points before it, and is one pass through a hash table.
 #include "point_cells.h"
 
-#include <cstring>
+#include <algorithm>
 #include <vector>
 
 namespace {
@@ -99,7 +99,7 @@ PCDET_API int pcdet_voxelize_fill_cpu(const float* points, int64_t n, int64_t c,
 #pragma omp for schedule(static)
         for (int t = 0; t < team; ++t) {
             const int64_t first = m * t / team, last = m * (t + 1) / team, width = max_points * c;
-            std::memset(voxels + first * width, 0, (last - first) * width * sizeof(float));
+            std::fill_n(voxels + first * width, (last - first) * width, 0.0f);
             for (int64_t v = first; v < last; ++v) decode.inside(cells[v], coords + 3 * v);
         }
 #pragma omp for schedule(static)
