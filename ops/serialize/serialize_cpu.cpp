@@ -8,8 +8,13 @@ namespace {
 
 using namespace pcdet;
 
-constexpr int64_t kFrameStep = int64_t(1) << kBatchShift;  // also of frames below 0, which are found only afterwards
-constexpr int64_t kCellMask = kFrameStep - 1;
+constexpr int64_t kCellMask = (int64_t(1) << kBatchShift) - 1;
+
+// The upper bits of a key. Frames that no key holds are found only afterwards: they give some number.
+inline int64_t frame_bits(int32_t frame) {
+    return static_cast<int64_t>(static_cast<uint64_t>(static_cast<int64_t>(frame)) << kBatchShift);
+}
+
 constexpr int64_t kBlock = 512;  // rows handled together, so that the transform runs on vectors from the first cache
 
 bool inside(const int32_t* row, const int32_t* grid) {  // negative numbers are large ones here
@@ -102,7 +107,7 @@ int64_t window_keys(const int32_t* coords, int64_t n, const WindowOrder& o, int6
     for (int64_t i = 0; i < n; ++i) {
         const int32_t* row = coords + 4 * i;
         if (inside(row, o.grid)) {
-            keys[i] = static_cast<int64_t>(row[0]) * kFrameStep | table.key(row);
+            keys[i] = frame_bits(row[0]) | table.key(row);
         } else {
             ++outside;
         }
@@ -134,7 +139,7 @@ PCDET_CLONES void morton_block(const uint32_t* high, const uint32_t* middle, con
                                int64_t n, int64_t* keys) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-        keys[i] = static_cast<int64_t>(coords[4 * i]) * kFrameStep | morton_encode(high[i], middle[i], low[i]);
+        keys[i] = frame_bits(coords[4 * i]) | morton_encode(high[i], middle[i], low[i]);
     }
 }
 
