@@ -118,6 +118,15 @@ def test_affinity_losses_are_precision_recall_and_specificity() -> None:
     )
 
 
+def test_without_free_cells_their_specificity_still_counts_in_the_geometric_loss() -> None:
+    p, labels = torch.tensor([[0.7, 0.1, 0.2], [0.5, 0.2, 0.3]], dtype=torch.float64), torch.tensor([0, 1])
+    precision, recall = 1.5 / (1.5 + 1e-5), 1.5 / (2 + 1e-5)
+    wanted = -math.log(precision) - math.log(recall) - math.log(1e-5)
+    assert float(geometric_affinity(p, labels, free=2)) == pytest.approx(wanted, abs=2e-5)
+    of_all = -math.log(0.7 / (1.2 + 1e-5)) - math.log(0.7 / (1 + 1e-5)) - math.log(0.5 / (1 + 1e-5))
+    assert float(scene_class_affinity(p, torch.tensor([0, 2]), free=2)) == pytest.approx(of_all, rel=1e-4)
+
+
 def test_gradients_of_the_occupancy_losses() -> None:
     torch.manual_seed(2)
     logits = torch.randn(1, 3, 2, 2, 4, dtype=torch.float64, requires_grad=True)
@@ -189,6 +198,14 @@ def test_wrong_occupancy_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             head.loss(output, [Targets(occupancy=labels)])
+
+
+def test_flow_of_another_size_is_refused() -> None:
+    head = small_occupancy_head(flow=True)
+    labels, output = torch.zeros(8, 6, 2), head(torch.zeros(1, 3, 16, 16))
+    for size in ((8, 6, 2), (6, 8, 2, 2), (8, 6, 2, 3)):
+        with pytest.raises(ValueError, match="occupancy_flow of frame 0"):
+            head.loss(output, [Targets(occupancy=labels, occupancy_flow=torch.zeros(size))])
 
 
 def test_weights_grow_with_the_distance_from_the_sensor() -> None:

@@ -141,7 +141,8 @@ class OccupancyHead(nn.Module):
     def loss(self, output: OccupancyOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Losses "semantic", "geometric", "lovasz", "focal" and, with flow, "flow".
 
-        Raises ValueError for a frame without occupancy, with one of another size, or with labels that are no class.
+        Raises ValueError for a frame without occupancy, with occupancy or flow of another size, or with labels that
+        are no class.
         """
         labels = torch.stack([self._labels(frame, target) for frame, target in enumerate(targets)])
         counted = counted_cells(labels)
@@ -182,7 +183,10 @@ class OccupancyHead(nn.Module):
     def _flow(self, frame: int, target: Targets) -> Tensor:
         if target.occupancy_flow is None:
             raise ValueError(f"frame {frame} of the batch has no occupancy_flow to learn from")
-        return tensor_of(target.occupancy_flow)
+        flow = tensor_of(target.occupancy_flow)
+        if tuple(flow.shape) != (*self.size, 2):
+            raise ValueError(f"the occupancy_flow of frame {frame} is {tuple(flow.shape)}, not {(*self.size, 2)}")
+        return flow
 
     @torch.no_grad()
     def decode(self, output: OccupancyOutput) -> list[OccupancyGrid]:

@@ -37,8 +37,13 @@ def scene_class_affinity(probabilities: Tensor, labels: Tensor, free: int) -> Te
 
 
 def geometric_affinity(probabilities: Tensor, labels: Tensor, free: int) -> Tensor:
-    """Scene-class affinity loss of occupied against free cells (MonoScene, as above); arguments likewise."""
-    return _affinity(1 - probabilities[:, free], labels != free)
+    """Scene-class affinity loss of occupied against free cells (MonoScene, as above); arguments likewise.
+
+    Unlike that of a class, it always has its three terms: without any free cell, that of specificity is -ln 1e-5.
+    """
+    occupied, own = 1 - probabilities[:, free], labels != free
+    loss = _affinity(occupied, own)
+    return loss if bool((~own).any()) else loss + _minus_log(occupied.new_zeros(()))
 
 
 def _affinity(p: Tensor, own: Tensor) -> Tensor:
