@@ -119,6 +119,7 @@ def head(config: Config) -> dict[str, Any]:
         "range_of_bottoms": True,
     }
     layers = _layers(config, local)
+    _check_iou_of_layers(node, layers)
     return node | _costs(train["assigner"]) | _suppression(config["test_cfg"], names) | layers
 
 
@@ -134,6 +135,17 @@ def _layers(config: Config, local: bool) -> dict[str, Any]:
     skip(config, "auxiliary")  # there are no other layers that could learn
     window = config.get("query_radius", WINDOW)
     return {"conv_bias": True, "window": window, "window_wraps": True, "isolated_queries": True}
+
+
+def _check_iou_of_layers(node: Config, layers: Config) -> None:
+    """Raise ValueError where the published loss of the IoU branch reads the rows of other queries than it learns."""
+    several = layers.get("num_layers", 1) > 1 and layers["auxiliary_losses"]
+    if several and "iou" in node["branches"] and node["iou_weight"]:
+        raise ValueError(
+            "num_decoder_layers: with the branch 'iou' and several learning layers, the published loss of that branch "
+            "reads the predictions of other rows, which is not known here; known: one layer, auxiliary False, no "
+            "branch 'iou', or iou_rescore_weight 0"
+        )
 
 
 def _branches(config: Config, code_size: int) -> dict[str, int]:

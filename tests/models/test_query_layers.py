@@ -8,6 +8,7 @@ import torch
 from pcdet_ext.config import ConfigError
 from pcdet_ext.interop import from_official
 from pcdet_ext.models.heads import HEADS, TransFusionHead
+from pcdet_ext.models.heads.transfusion_queries import CHANNELS
 from pcdet_ext.structures import Targets
 
 BRANCHES = {"center": 2, "height": 2, "dim": 2, "rot": 2, "iou": 2}
@@ -181,6 +182,15 @@ def test_published_heads_of_several_layers_load() -> None:
     loaded = from_official("unilion", official(), state).state_dict()
     for name, value in head.state_dict().items():
         assert loaded[name].equal(value + 1)
+
+
+def test_overlaps_learnt_by_several_published_layers_are_refused() -> None:
+    """Their published loss reads predictions of the wrong rows; where it cannot, or does not count, they load."""
+    with_iou = official() | {"common_heads": {name: [count, 2] for name, count in CHANNELS.items() if name != "vel"}}
+    with pytest.raises(ValueError, match="num_decoder_layers: with the branch 'iou'"):
+        from_official("unilion", with_iou)
+    for change in ({"num_decoder_layers": 1}, {"auxiliary": False}, {"iou_rescore_weight": 0.0}):
+        assert "iou" in from_official("unilion", with_iou | change).branches
 
 
 @pytest.mark.parametrize(
