@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,24 @@ def test_without_annotations_there_is_nothing_to_measure_but_a_submission(root: 
     assert metric.result() is None
     boxes, sweeps = read_detections(metric.write(tmp_path)[0])
     assert len(boxes) == len(sweeps) == 0
+
+
+@pytest.mark.parametrize("region", [False, True])
+def test_logs_without_annotations_are_not_measured(root: Path, tmp_path: Path, region: bool) -> None:
+    pairs = truth_as_detections(dataset(prepared(root)))
+    make_log(root / "val" / "9999", labelled=False)
+    found = dataset(prepared(root))
+    alone, together = (found.evaluator({"region": region}) for _ in range(2))
+    for sample, detections in pairs:
+        alone.add(sample, detections)
+        together.add(sample, detections)
+    for number, (_, detections) in enumerate(pairs, len(pairs)):  # surer than all that is true
+        assert found[number].targets is None
+        together.add(found[number], replace(detections, scores=detections.scores + 0.5))
+    assert alone.result().classes["PEDESTRIAN"].ap == pytest.approx(1)
+    assert together.result().to_json() == alone.result().to_json()
+    written = {log for log, _ in read_detections(together.write(tmp_path / "out")[0])[1]}
+    assert written == {"7c30", "9999"}
 
 
 def test_results_of_any_code_base_are_read(root: Path, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ class Argoverse2Dataset(FrameDataset):
             return Argoverse2Evaluator(
                 self.classes,
                 self._sweep,
+                lambda log: self._annotations(log).is_file(),
                 self._truth,
                 lambda sweeps: self._region(sweeps, region),
                 max_range,
@@ -134,13 +135,12 @@ class Argoverse2Dataset(FrameDataset):
         """Of the split's logs."""
         return Path(self.root) / self.all_frames[0].extra["folder"]
 
-    def _truth(self, sweeps: Collection[Sweep]) -> tuple[Cuboids, list[Sweep]] | None:
-        """The annotations of some sweeps as the files have them, None where their logs have none."""
-        logs = sorted({log for log, _ in sweeps})
-        files = [path for log in logs if (path := self._folder() / log / ANNOTATIONS).is_file()]
-        if not files:
-            return None
-        boxes, times = read_logs(files)
+    def _annotations(self, log: str) -> Path:
+        return self._folder() / log / ANNOTATIONS
+
+    def _truth(self, sweeps: Collection[Sweep]) -> tuple[Cuboids, list[Sweep]]:
+        """The annotations of some sweeps of labelled logs as the files have them."""
+        boxes, times = read_logs([self._annotations(log) for log in sorted({log for log, _ in sweeps})])
         wanted = set(sweeps)
         kept = [i for i, sweep in enumerate(times) if sweep in wanted]
         return boxes.select(np.array(kept, np.int64)), [times[i] for i in kept]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ from pcdet_ext.structures import Array, Detections, Sample
 FILE_NAME = "detections.feather"
 _log = logging.getLogger(__name__)
 
-Truth = Callable[[Collection[Sweep]], tuple[Cuboids, list[Sweep]] | None]
+Truth = Callable[[Collection[Sweep]], tuple[Cuboids, list[Sweep]]]
+Entry = tuple[Sweep, Cuboids, int]  # of a frame: its sweep, its detections, and how many are not among them
 
 
 class Argoverse2Evaluator:
@@ -45,7 +46,8 @@ class Argoverse2Evaluator:
     Args:
         classes: what is measured, as Regular_vehicle.
         sweep_of: log and timestamp of a frame, by its id.
-        truth_of: annotations of sweeps and the sweep of each, or None where there are none.
+        labelled: whether a log has annotations, by its id; detections in other logs are not measured.
+        truth_of: annotations of sweeps of labelled logs, and the sweep of each.
         region_of: where boxes count, for sweeps in the order of their numbers; None for everywhere.
         max_range: metres from the vehicle below which boxes count.
         recall_samples: points of the precision-recall curve.
@@ -59,6 +61,7 @@ class Argoverse2Evaluator:
         self,
         classes: Sequence[str],
         sweep_of: Callable[[str], Sweep],
+        labelled: Callable[[str], bool],
         truth_of: Truth,
         region_of: Callable[[list[Sweep]], Region | None],
         max_range: float = 150.0,
@@ -73,8 +76,9 @@ class Argoverse2Evaluator:
             raise ValueError(f"max_range must be above 0 and recall_samples at least 2: {max_range}, {recall_samples}")
         self._config = Config(tuple(map(category_name, classes)), max_range=max_range, recall_samples=recall_samples)
         self._only_present = only_present
-        self._sweep_of, self._truth_of, self._region_of = sweep_of, truth_of, region_of
-        self._frames: dict[Hashable, tuple[Sweep, Cuboids, int]] = {}
+        self._sweep_of, self._labelled = sweep_of, labelled
+        self._truth_of, self._region_of = truth_of, region_of
+        self._frames: dict[Hashable, Entry] = {}
 
     def add(self, sample: Sample, predictions: Detections) -> None:
         """Take the detections in one frame; those whose numbers are not finite, or that have no size, are left out."""
@@ -90,11 +94,14 @@ class Argoverse2Evaluator:
         self._frames.update(state)
 
     def result(self) -> Argoverse2Result | None:
-        """The metric over the frames added, or None where these have no annotations."""
-        truth = self._truth_of({sweep for sweep, *_ in self._frames.values()}) if self._frames else None
-        if truth is None:
+        """The metric over the frames added that are of logs with annotations, or None where there are none."""
+        logs = {log for (log, _), *_ in self._frames.values()}
+        labelled = {log for log in logs if self._labelled(log)}
+        frames = [entry for entry in self._frames.values() if entry[0][0] in labelled]
+        if not frames:
             return None
-        annotations, detections, sweeps = numbered(truth, self._joined())
+        truth = self._truth_of({sweep for sweep, *_ in frames})
+        annotations, detections, sweeps = numbered(truth, _joined(frames))
         config = self._config
         if self._only_present:
             config = replace(config, categories=categories_present(annotations, config.categories))
@@ -111,15 +118,16 @@ class Argoverse2Evaluator:
         if left_out:
             _log.warning("%d detections whose numbers are not finite, or that have no size, are left out", left_out)
         path = Path(folder) / FILE_NAME
-        write_detections(path, *self._joined())
+        write_detections(path, *_joined(self._frames.values()))
         return [path]
 
-    def _joined(self) -> tuple[Cuboids, list[Sweep]]:
-        """The detections of all frames, by log and time, and the sweep of each."""
-        frames = sorted(self._frames.values(), key=lambda frame: frame[0])
-        sweeps = [sweep for sweep, boxes, _ in frames for _ in range(len(boxes))]
-        parts = [vars(boxes) for _, boxes, _ in frames] or [vars(_cuboids(np.zeros((0, 7)), np.zeros(0), ()))]
-        return Cuboids(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}), sweeps
+
+def _joined(entries: Iterable[Entry]) -> tuple[Cuboids, list[Sweep]]:
+    """The detections of all frames, by log and time, and the sweep of each."""
+    frames = sorted(entries, key=lambda entry: entry[0])
+    sweeps = [sweep for sweep, boxes, _ in frames for _ in range(len(boxes))]
+    parts = [vars(boxes) for _, boxes, _ in frames] or [vars(_cuboids(np.zeros((0, 7)), np.zeros(0), ()))]
+    return Cuboids(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}), sweeps
 
 
 def cuboids_of(found: Detections) -> Cuboids:
