@@ -107,6 +107,16 @@ def test_voxels_grow_old_one_by_one_or_all_together() -> None:
         assert counts == expected
 
 
+def test_a_sequence_that_goes_back_in_time_keeps_everything_only_as_published() -> None:
+    here = pose(0.0, 0.0, 0.0)
+    for drop_all, expected in ((False, [3, 6, 6, 3]), (True, [3, 6, 9, 12])):
+        fuse, memory, counts = fusion(drop_all=drop_all), None, []
+        for time in (10.0, 11.5, 9.0, 0.0):  # 11.5 s is more than 2 s ahead of 9 s, and all is of 0 s
+            fused, memory = fuse(voxels(0, (3,)), context((here, time, "a")), memory)
+            counts.append(len(fused))
+        assert counts == expected
+
+
 def test_published_quirks() -> None:
     here, beside = pose(0.0, 0.0, 0.0), pose(0.0, 0.4, 0.0)
     one = SparseVoxels(torch.ones(1, 3), torch.tensor([[0, 1, 2, 0]]).int(), GRID, 1)

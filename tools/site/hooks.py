@@ -58,7 +58,7 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
         PluginError: naming the page and what it would fetch.
     """
     local = os.path.relpath(SEARCH_FROM_FILES, Path(page.file.dest_uri).parent)
-    output = output.replace("https://unpkg.com/iframe-worker/shim", local)
+    output = re.sub(r"https?://[^\s\"'<>]+/iframe-worker/shim\b", local, output)
     fetched = re.findall(
         r'<(?:script|img|iframe|link rel="(?:stylesheet|preconnect|icon)")[^>]*"(https?:[^"]+)"', output
     )

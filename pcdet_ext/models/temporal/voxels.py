@@ -3,7 +3,8 @@
 The published form has properties that one would not choose; they are named options, all off:
   truncate_cells    a position up to one cell below the grid falls into its first cell
   cell_corners      voxels are remembered at the lower corners of their cells instead of the centres
-  drop_all          everything is forgotten once the sequence is older than `max_age`, instead of each voxel when it is
+  drop_all          everything is forgotten once the sequence is older than `max_age`, instead of each voxel when it
+                    is; a sequence that goes back in time keeps all that it has
   zero_voxel        where all frames of a batch begin a sequence, the first gets a voxel without features at cell 0
 """
 
@@ -31,7 +32,8 @@ class VoxelFusion(nn.Module):
         point_cloud_range: x, y and z minimum, then their maximum, in metres.
         voxel_size: along x, y and z, in metres.
         grid: cells (Z, Y, X).
-        max_age: seconds that a voxel is remembered; a sequence that goes back in time further than this begins anew.
+        max_age: seconds that a voxel is remembered. Where a sequence goes back in time, voxels that are further ahead
+            than this are forgotten as well, unless `drop_all` is set.
         truncate_cells, cell_corners, drop_all, zero_voxel: see the module.
 
     Raises:
