@@ -72,14 +72,14 @@ def on_waymo(options: argparse.Namespace, node: Node) -> None:
 
     def train(epochs: int) -> Iterator[str]:
         frames, model = drives.training_drives(), TrajectoryNetwork()
-        kind = TrainingOptions(points=node.get("points", TrainingOptions.points))
+        names = ("points", "published")
+        kind = TrainingOptions(**{name: node[name] for name in names if name in node})
         stages = (
-            ("motion", trajectory_fit.fit_motion(model, frames, trajectory_fit.MOTION_EPOCHS * epochs)),
+            ("motion", trajectory_fit.fit_motion(model, frames, trajectory_fit.MOTION_EPOCHS * epochs, options=kind)),
             ("hypotheses", trajectory_fit.fit(model, frames, epochs, options=kind)),
         )
         for stage, losses in stages:
-            for epoch, loss in enumerate(losses, 1):
-                _check_loss(loss, options.results)
+            for epoch, loss in enumerate(_finite(losses, options.results), 1):
                 trajectory_fit.save(_network(node), model)
                 yield f"{stage}: epoch {epoch}: loss {loss:.4f}"
 
@@ -162,6 +162,16 @@ def _tracker(
 
 def _network(node: Node) -> Path:
     return expand_path(str(node["network"]))
+
+
+def _finite(losses: Iterator[float], results: Path) -> Iterator[float]:
+    """Losses of epochs. Raises FailureError where there was nothing to learn from, or training became unusable."""
+    try:
+        for loss in losses:
+            _check_loss(loss, results)
+            yield loss
+    except FloatingPointError as error:
+        raise FailureError(f"{results}: {error}") from error
 
 
 def _check_loss(loss: float, results: Path) -> None:

@@ -66,7 +66,7 @@ def tracker_network(model: Mapping[str, Any]) -> TrajectoryNetwork:
 def motion_predictor(model: Mapping[str, Any], frames: int) -> MotionPredictor:
     """The motion predictor of a section `model` that sees so many frames ahead; raises as `tracker_network`."""
     _only_fixed(model)
-    return MotionPredictor(model["hidden_dim"], frames, model["dist_thresh"])
+    return MotionPredictor(model["hidden_dim"], frames, model["dist_thresh"], published=True)
 
 
 def tracker_options(model: Mapping[str, Any]) -> TrajectoryOptions:

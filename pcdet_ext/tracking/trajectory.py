@@ -35,9 +35,11 @@ class TrajectoryOptions:
         new_overlap: 3-D IoU with a track above which a detection starts no new one.
         separate: whether each class is tracked by itself, instead of all together.
         first_class: the class whose birth score counts for all detections of a first frame; None takes their own.
-        published: what the published code does where that is a mistake: numbers start anew when all tracks have ended,
-            after which no detection is matched for a frame; a predicted track keeps its velocity in the axes of a
-            vehicle that has turned since; and a track may be lost to a hypothesis that is no box.
+        published: what the published code does where that is a mistake: a number is left out in the first frame and
+            wherever tracks begin; numbers start anew when all tracks have ended, after which no detection is matched
+            for a frame; a predicted track keeps its velocity in the axes of a vehicle that has turned since; a track
+            may be lost to a hypothesis that is no box; and overlaps are found with a kernel that counts corners up to
+            1 cm outside of a box as inside it.
 
     Raises:
         ValueError: an option is out of its range, or the classes of the first three differ.
@@ -72,7 +74,7 @@ class TrajectoryOptions:
 class TrajectoryTracker:
     """Predicts each track, and lets a network choose among predictions and detections by the points around them.
 
-    The frames are a tenth of a second apart. Tracks are numbered from 0 in each sequence; numbers may be left out. The
+    The frames are a tenth of a second apart. Tracks are numbered from 0 in each sequence. The
     boxes of a frame are those of all tracks: where the network puts them, with its confidence; those of new tracks are
     the detections.
 

@@ -47,11 +47,13 @@ def organised(
         samples: one batch element each ([1, F, N, …]), with the same number F of blocks.
         threshold: overlap from above that removes the box with the lower score.
         score_threshold: lowest score that is kept; padding, whose score is 0, is kept where this is 0.
-        published: pad the samples behind their last block instead of within each block, so that the blocks of samples
-            with fewer boxes than the largest begin in wrong places, as the published code does.
+        published: do what the published code does where that is a mistake: pad the samples behind their last block
+            instead of within each block, so that the blocks of samples with fewer boxes than the largest begin in wrong
+            places; and find overlaps with its kernel, see `trajectory_geometry.iou_3d`.
     """
     kept = [
-        [_suppressed(sample, i, threshold, score_threshold) for i in range(sample.boxes.shape[1])] for sample in samples
+        [_suppressed(sample, i, threshold, score_threshold, published) for i in range(sample.boxes.shape[1])]
+        for sample in samples
     ]
     blocks = len(kept[0])
     own = [max(len(block) for block in sample) for sample in kept]
@@ -65,19 +67,25 @@ def organised(
     return DetectionBlocks(table[..., :7], table[..., 7:9], table[..., 9], table[..., 10])
 
 
-def _suppressed(sample: DetectionBlocks, block: int, threshold: float, score_threshold: float) -> Tensor:
+def _suppressed(
+    sample: DetectionBlocks, block: int, threshold: float, score_threshold: float, published: bool
+) -> Tensor:
     """Rows [K, 11] of one block: box, velocity, score, label."""
     columns = (sample.boxes, sample.velocity, sample.score[..., None], sample.label[..., None])
     rows = torch.cat([column[0, block].float() for column in columns], 1)
     rows = rows[rows[:, 9] >= score_threshold]
-    return rows[nms(rows[:, :7], rows[:, 9], threshold, pre_max=MOST_COMPARED, post_max=MOST_KEPT, published=True)]
+    return rows[nms(rows[:, :7], rows[:, 9], threshold, pre_max=MOST_COMPARED, post_max=MOST_KEPT, published=published)]
 
 
-def trajectories(blocks: DetectionBlocks) -> tuple[Tensor, Tensor]:
+def trajectories(blocks: DetectionBlocks, published: bool = False) -> tuple[Tensor, Tensor]:
     """The boxes that each box of block 1 was before.
 
     A box, moved back by its velocity, continues as the box of the next block that overlaps it most, if by half; where
     none does, the trajectory is empty from there on.
+
+    Args:
+        blocks: at least two of each sample.
+        published: see `trajectory_geometry.iou_3d`.
 
     Returns:
         Boxes [B, F - 1, N, 8], the last column being the time; their velocities [B, F - 1, N, 2].
@@ -86,7 +94,7 @@ def trajectories(blocks: DetectionBlocks) -> tuple[Tensor, Tensor]:
     for i in range(2, blocks.boxes.shape[1]):
         back = boxes[-1].clone()
         back[..., :2] -= PERIOD * velocity[-1]
-        pairs = [_continued(back[b], blocks.boxes[b, i], blocks.velocity[b, i]) for b in range(len(back))]
+        pairs = [_continued(back[b], blocks.boxes[b, i], blocks.velocity[b, i], published) for b in range(len(back))]
         boxes.append(torch.stack([box for box, _ in pairs]))
         velocity.append(torch.stack([speed for _, speed in pairs]))
     rows = torch.stack(boxes, 1)
@@ -94,10 +102,10 @@ def trajectories(blocks: DetectionBlocks) -> tuple[Tensor, Tensor]:
     return with_time(rows, time[None, :, None].expand(rows.shape[:3])), torch.stack(velocity, 1)
 
 
-def _continued(back: Tensor, boxes: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+def _continued(back: Tensor, boxes: Tensor, velocity: Tensor, published: bool) -> tuple[Tensor, Tensor]:
     if not len(boxes):
         return torch.zeros_like(back), torch.zeros_like(back[:, :2])
-    overlap, place = iou_3d(back, boxes).max(1)
+    overlap, place = iou_3d(back, boxes, published).max(1)
     found = (overlap >= SAME_OBJECT)[:, None]
     return torch.where(found, boxes[place], 0.0), torch.where(found, velocity[place], 0.0)
 
@@ -108,23 +116,24 @@ def with_time(boxes: Tensor, time: Tensor | float) -> Tensor:
     return torch.cat([boxes[..., :7], column[..., None]], -1)
 
 
-def nearest_detection(tracks: Tensor, detections: Tensor, distance: float) -> tuple[Tensor, Tensor]:
-    """The detection that is nearest to each track from above, an empty box where none is near.
+def nearest_detection(tracks: Tensor, detections: Tensor, distance: float) -> Tensor:
+    """The detection that is nearest to each track from above, int64 [B, N], -1 where none is near.
 
     Args:
         tracks: [B, N, 7 or more].
         detections: [B, M, 7].
         distance: metres, which the nearest one must be closer than.
-
-    Returns:
-        Boxes [B, N, 7], and whether there is one, bool [B, N].
     """
     if not detections.shape[1]:
-        return torch.zeros_like(tracks[..., :7]), torch.zeros_like(tracks[..., 0], dtype=torch.bool)
+        return torch.full(tracks.shape[:2], -1, device=tracks.device)
     gaps, place = (tracks[:, :, None, :2] - detections[:, None, :, :2]).norm(dim=-1).min(2)
-    found = gaps < distance
-    chosen = detections.gather(1, place[..., None].expand(-1, -1, 7))
-    return torch.where(found[..., None], chosen, 0.0), found
+    return torch.where(gaps < distance, place, -1)
+
+
+def rows_at(values: Tensor, places: Tensor) -> Tensor:
+    """Rows [B, N, C] of values [B, M, C] at places int64 [B, N], zeros where a place is -1."""
+    padded = torch.cat([values.new_zeros(len(values), 1, values.shape[2]), values], 1)
+    return padded.gather(1, (places + 1)[..., None].expand(-1, -1, values.shape[2]))
 
 
 def with_hypotheses(hypotheses: Tensor, history: Tensor) -> Tensor:

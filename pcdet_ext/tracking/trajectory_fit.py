@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def fit_motion(
     length: int = MOTION_LENGTH,
     batch_size: int = MOTION_BATCH,
     seed: int = 0,
+    options: TrainingOptions | None = None,
 ) -> Iterator[float]:
     """Train the motion predictor of a network in place.
 
@@ -43,22 +45,25 @@ def fit_motion(
         length: frames that trajectories go back.
         batch_size: frames of a step.
         seed: of the order of frames.
+        options: of the detections and of the hypotheses; those of points count for nothing.
 
     Yields:
         The mean loss of each epoch, NaN where no detection is an annotated object.
 
     Raises:
         ValueError: no frame follows one with detections, or `epochs` is below 1.
+        FloatingPointError: a loss or a gradient was not finite.
     """
-    predictor = MotionPredictor(encoder=network.velboxembed)
+    kind = options or TrainingOptions()
+    predictor = MotionPredictor(encoder=network.velboxembed, distance=kind.distance, published=kind.published)
 
-    def loss(chosen: Sequence[tuple[Drive, int]], _: np.random.Generator) -> Tensor:
+    def loss(chosen: Sequence[tuple[Drive, int]], _: np.random.Generator) -> Tensor | None:
         device = network.token.device
-        kind = TrainingOptions()
         found = [blocks_at(drive, place, length).to(device) for drive, place in chosen]
         true = [drive[place].annotations.to(device) for drive, place in chosen]
         futures = [futures_at(drive, place, network.frames).to(device) for drive, place in chosen]
-        return motion_loss(predictor(organised(found, kind.nms, kind.score_threshold)), true, futures)
+        blocks = organised(found, kind.nms, kind.score_threshold, kind.published)
+        return motion_loss(predictor(blocks), true, futures, kind.published)
 
     return _trained(predictor, drives, epochs, batch_size, seed, loss)
 
@@ -74,11 +79,11 @@ def fit(
 ) -> Iterator[float]:
     """Train all of a network but its motion predictor, which `fit_motion` has trained, in place.
 
-    Args and errors are those of `fit_motion`; options: of the hypotheses. The published training turns, flips and
-    scales its frames, too, which is not done here.
+    Args and errors are those of `fit_motion`. The published training turns, flips and scales its frames, too, which is
+    not done here.
     """
 
-    def loss(chosen: Sequence[tuple[Drive, int]], random: np.random.Generator) -> Tensor:
+    def loss(chosen: Sequence[tuple[Drive, int]], random: np.random.Generator) -> Tensor | None:
         device = network.token.device
         frames = [(blocks_at(drive, place, length).to(device), drive[place]) for drive, place in chosen]
         samples = [
@@ -86,7 +91,7 @@ def fit(
         ]
         network.velboxembed.eval()
         step = training_step(network, samples, options or TrainingOptions(), random)
-        return torch.stack([step.classification, step.correction]).nansum()
+        return torch.stack([*step.losses.values()]).sum() if step.losses else None
 
     return _trained(network, drives, epochs, batch_size, seed, loss)
 
@@ -97,7 +102,7 @@ def _trained(
     epochs: int,
     batch_size: int,
     seed: int,
-    loss: Callable[[Sequence[tuple[Drive, int]], np.random.Generator], Tensor],
+    loss: Callable[[Sequence[tuple[Drive, int]], np.random.Generator], Tensor | None],
 ) -> Iterator[float]:
     places = [(drive, i) for drive in drives for i in range(1, len(drive)) if len(drive[i - 1].boxes)]
     if not places or epochs < 1:
@@ -113,7 +118,7 @@ def _epochs(
     epochs: int,
     batch_size: int,
     random: np.random.Generator,
-    loss: Callable[[Sequence[tuple[Drive, int]], np.random.Generator], Tensor],
+    loss: Callable[[Sequence[tuple[Drive, int]], np.random.Generator], Tensor | None],
 ) -> Iterator[float]:
     optimizer = torch.optim.AdamW(module.parameters(), RATE, betas=(0.9, 0.99), eps=1e-9, weight_decay=0.01)
     steps = epochs * -(-len(places) // batch_size)
@@ -125,15 +130,26 @@ def _epochs(
         values, order = [], random.permutation(len(places)).tolist()
         for first in range(0, len(order), batch_size):
             value = loss([places[i] for i in order[first : first + batch_size]], random)
-            if value.isfinite():
-                optimizer.zero_grad()
-                value.backward()
-                nn.utils.clip_grad_norm_(module.parameters(), CLIP)
-                optimizer.step()
-                schedule.step()
-                values.append(float(value.detach()))
+            if value is None:
+                continue
+            optimizer.zero_grad()
+            value.backward()
+            norm = nn.utils.clip_grad_norm_(module.parameters(), CLIP)
+            _check_finite(float(value.detach()), float(norm))
+            optimizer.step()
+            schedule.step()
+            values.append(float(value.detach()))
         module.eval()
         yield float(np.mean(values)) if values else float("nan")
+
+
+def _check_finite(loss: float, norm: float) -> None:
+    """Raises FloatingPointError before a step that would spoil the network."""
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise FloatingPointError(
+            f"training became unusable: the loss is {loss:g}, and the gradient's norm {norm:g}, where both must be "
+            "finite; look for boxes, velocities, points or parameters that are not finite"
+        )
 
 
 def save(path: Path, network: TrajectoryNetwork) -> None:

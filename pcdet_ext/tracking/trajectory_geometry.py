@@ -1,4 +1,4 @@
-"""Boxes seen from their own tracks: local coordinates, features of points around a box, overlaps as published.
+"""Boxes seen from their own tracks: local coordinates, features of points around a box, and overlaps.
 
 Boxes are [..., 7 or more] (x, y, z, dx, dy, dz, heading, then other columns such as time), metres and radians. A box
 whose sizes sum to zero is *empty*: it stands for "nothing there".
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pcdet_ext.ops.boxes import iou_3d as exact_iou_3d
 from pcdet_ext.ops.published_boxes import published_shared_area
 
 PERIOD = 0.1  # seconds between frames
@@ -123,13 +124,16 @@ def _posed(boxes: Tensor, velocity: Tensor, pose: Tensor, turn: Tensor) -> tuple
     return torch.cat([place, boxes[..., 3:6], boxes[..., 6:7] + turn], -1), velocity @ pose[:2, :2].T
 
 
-def iou_3d(first: Tensor, second: Tensor) -> Tensor:
-    """Overlaps [N, M] of the volumes of boxes, as published: corners 1 cm outside a footprint count as inside it.
+def iou_3d(first: Tensor, second: Tensor, published: bool = False) -> Tensor:
+    """Overlaps [N, M] of the volumes of boxes (intersection over union).
 
     Args:
         first: [N, 7 or more].
         second: [M, 7 or more].
+        published: count corners up to 1 cm outside of a footprint as inside it, as the published kernel does.
     """
+    if not published:
+        return exact_iou_3d(first[:, :7], second[:, :7])
     reach = [boxes[:, 3:5].norm(dim=1) / 2 + 0.02 for boxes in (first, second)]
     apart = (first[:, None, :2] - second[None, :, :2]).norm(dim=-1) > reach[0][:, None] + reach[1][None]
     pairs = (~apart).nonzero()

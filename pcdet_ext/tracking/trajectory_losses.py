@@ -21,7 +21,7 @@ BETA = 1 / 9  # of the smooth L1 loss
 
 
 @dataclass(frozen=True, eq=False)
-class Targets:
+class HypothesisTargets:
     """Targets of M = B * N * H hypotheses.
 
     quality: [M], from 0 (wrong) to 1 (right); real: bool [B * N], tracks whose predicted box is an annotated object;
@@ -35,7 +35,7 @@ class Targets:
     codes: Tensor
 
 
-def targets(hypotheses: Tensor, annotations: Sequence[Tensor]) -> Targets:
+def targets(hypotheses: Tensor, annotations: Sequence[Tensor], published: bool = False) -> HypothesisTargets:
     """What the network should say.
 
     A hypothesis is as good as it overlaps the object that the first hypothesis of its track overlaps most.
@@ -43,19 +43,20 @@ def targets(hypotheses: Tensor, annotations: Sequence[Tensor]) -> Targets:
     Args:
         hypotheses: [B, N, H, 7 or more], boxes, the predicted one first.
         annotations: of each sample, [G, 7].
+        published: see `trajectory_geometry.iou_3d`.
     """
-    parts = [_matched(own, true) for own, true in zip(hypotheses, annotations, strict=True)]
+    parts = [_matched(own, true, published) for own, true in zip(hypotheses, annotations, strict=True)]
     quality, real, best, boxes = (torch.cat(column) for column in zip(*parts, strict=True))
     codes = _codes(hypotheses.flatten(0, 2)[:, :7], boxes)
-    return Targets(quality.clamp(0, 1), real, best > REAL, boxes, codes)
+    return HypothesisTargets(quality.clamp(0, 1), real, best > REAL, boxes, codes)
 
 
-def _matched(own: Tensor, annotations: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _matched(own: Tensor, annotations: Tensor, published: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tracks, count = own.shape[:2]
     if not len(annotations):
         none = own.new_zeros(tracks * count)
         return none, none.new_zeros(tracks, dtype=torch.bool), none, own.new_zeros(tracks * count, 7)
-    overlap = iou_3d(own.flatten(0, 1), annotations).view(tracks, count, -1)
+    overlap = iou_3d(own.flatten(0, 1), annotations, published).view(tracks, count, -1)
     first, place = overlap[:, 0].max(1)
     quality = overlap.gather(2, place[:, None, None].expand(-1, count, 1))[..., 0]
     best, nearest = overlap.flatten(0, 1).max(1)
@@ -85,27 +86,35 @@ def corrected(hypotheses: Tensor, codes: Tensor) -> Tensor:
     return torch.cat([moved[:, :2], moved[:, 2:3] + own[:, 2:3], moved[:, 3:]], 1)
 
 
-def losses(judged: Judged, hypotheses: Tensor, wanted: Targets) -> tuple[Tensor, Tensor]:
-    """Losses of the classification and of the corrections, in which all layers count alike.
+def losses(judged: Judged, hypotheses: Tensor, wanted: HypothesisTargets) -> dict[str, Tensor]:
+    """Losses by name, in which all layers count alike.
+
+    "points" is of every hypothesis; "boxes" and "joint" are of tracks that are real objects; "codes" and "corners" are
+    of hypotheses that are corrected. A loss of which there is nothing in the batch is left out.
 
     Args:
         judged: of the network.
         hypotheses: [M, 7 or more], boxes.
         wanted: see `targets`.
-
-    Returns:
-        Two numbers; NaN where no track is real, or no hypothesis is corrected.
     """
     layers, count = len(judged.point_logits), judged.box_logits.shape[1]
-    quality = wanted.quality.view(-1, count)
+    quality = wanted.quality.view(-1, count)[wanted.real]
     entropy = functional.binary_cross_entropy_with_logits
-    by_points = entropy(judged.point_logits, wanted.quality.expand(layers, -1))
-    by_boxes = entropy(judged.box_logits[wanted.real], quality[wanted.real])
-    jointly = entropy(judged.joint_logits[:, wanted.real], quality[wanted.real].expand(layers, -1, -1))
-    chosen = wanted.corrected
+    found = {}
+    if len(wanted.quality):
+        found["points"] = entropy(judged.point_logits, wanted.quality.expand(layers, -1))
+    if len(quality):
+        found["boxes"] = entropy(judged.box_logits[wanted.real], quality)
+        found["joint"] = entropy(judged.joint_logits[:, wanted.real], quality.expand(layers, -1, -1))
+    if bool(wanted.corrected.any()):
+        found |= _correction_losses(judged, hypotheses, wanted)
+    return found
+
+
+def _correction_losses(judged: Judged, hypotheses: Tensor, wanted: HypothesisTargets) -> dict[str, Tensor]:
+    layers, chosen = len(judged.point_logits), wanted.corrected
     codes = judged.corrections[:, chosen]
     wrong = functional.smooth_l1_loss(codes, wanted.codes[chosen].expand(layers, -1, -1), reduction="sum", beta=BETA)
-    number = layers * int(chosen.sum())
     boxes = corrected(hypotheses[chosen].repeat(layers, 1), codes.flatten(0, 1))
     corners = corner_loss(boxes, wanted.boxes[chosen].repeat(layers, 1)).mean()
-    return by_points + by_boxes + jointly, wrong / max(number, 1) + corners
+    return {"codes": wrong / (layers * int(chosen.sum())), "corners": corners}

@@ -11,6 +11,7 @@ from torch.nn import functional
 from pcdet_ext.tracking.trajectory_data import (
     DetectionBlocks,
     nearest_detection,
+    rows_at,
     trajectories,
     with_hypotheses,
     with_time,
@@ -67,52 +68,65 @@ class MotionPredictor(nn.Module):
         frames: how many are predicted.
         distance: metres within which a detection is a hypothesis of a track.
         encoder: one with three outputs for each frame, which is trained in its place; then `hidden` counts for nothing.
+        published: what the published code does where that is a mistake: a nearest detection gets the velocity of the
+            detection that has the number of the track, which is another one; and overlaps are found with its kernel,
+            see `trajectory_geometry.iou_3d`.
     """
 
     def __init__(
-        self, hidden: int = 256, frames: int = 10, distance: float = 2.0, encoder: MotionEncoder | None = None
+        self,
+        hidden: int = 256,
+        frames: int = 10,
+        distance: float = 2.0,
+        encoder: MotionEncoder | None = None,
+        published: bool = False,
     ) -> None:
         super().__init__()
-        self.distance = distance
+        self.distance, self.published = distance, published
         self.velboxembed = encoder or MotionEncoder(FEATURES, hidden, len(MOVED) * frames)
 
     def forward(self, blocks: DetectionBlocks) -> Motion:
         """Predict from the detections of the frames t, t - 1, …; two hypotheses for each box of the frame t - 1: where
-        its velocity moved it, and the nearest detection.
-
-        The velocity of the second is that of the detection with the number of the track, as published.
-        """
-        boxes, velocity = trajectories(blocks)
-        found, _ = nearest_detection(boxes[:, 0], blocks.boxes[:, 0], self.distance)
+        its velocity moved it, and the nearest detection."""
+        boxes, velocity = trajectories(blocks, self.published)
+        place = nearest_detection(boxes[:, 0], blocks.boxes[:, 0], self.distance)
+        found = rows_at(blocks.boxes[:, 0], place)
         hypotheses = with_hypotheses(torch.stack([boxes[:, 0, :, :7], found], 2), boxes[:, 1:])
-        speed = torch.stack([blocks.velocity[:, 1], blocks.velocity[:, 0]], 2)
+        own = blocks.velocity[:, 0] if self.published else rows_at(blocks.velocity[:, 0], place)
+        speed = torch.stack([blocks.velocity[:, 1], own], 2)
         initial = velocity[:, 0, :, None].expand_as(speed)
         return Motion(predicted(self.velboxembed, hypotheses, speed, initial), hypotheses)
 
 
-def motion_loss(motion: Motion, annotations: list[Tensor], futures: list[Tensor]) -> Tensor:
+def motion_loss(
+    motion: Motion, annotations: list[Tensor], futures: list[Tensor], published: bool = False
+) -> Tensor | None:
     """Smooth L1 of places and headings, for hypotheses that are an annotated object.
 
     Args:
         motion: of the predictor.
         annotations: of each sample [G, 7], at the time 0.
         futures: of each sample [frames, G, 7], empty where the object is not annotated.
+        published: see `trajectory_geometry.iou_3d`.
 
     Returns:
-        Its mean over hypotheses and frames that have a target; NaN where none has.
+        Its mean over hypotheses and frames that have a target; None where none has.
     """
-    parts = [_targets(motion.hypotheses[b, 0], *pair) for b, pair in enumerate(zip(annotations, futures, strict=True))]
+    pairs = zip(annotations, futures, strict=True)
+    parts = [_targets(motion.hypotheses[b, 0], *pair, published) for b, pair in enumerate(pairs)]
     target, valid = (torch.stack(column) for column in zip(*parts, strict=True))
+    if not bool(valid.any()):
+        return None
     wrong = functional.smooth_l1_loss(motion.future[..., MOVED], target[..., MOVED], reduction="none", beta=BETA)
-    return (wrong.sum(-1) * valid).sum() / valid.sum()
+    return wrong.sum(-1)[valid].sum() / valid.sum()
 
 
-def _targets(now: Tensor, annotations: Tensor, futures: Tensor) -> tuple[Tensor, Tensor]:
+def _targets(now: Tensor, annotations: Tensor, futures: Tensor, published: bool) -> tuple[Tensor, Tensor]:
     """Boxes [frames, N, H, 7] in the coordinates of the annotated box now, and where they count [frames, N, H]."""
     shape = (len(futures), *now.shape[:2])
     if not len(annotations):
         return now.new_zeros(*shape, 7), torch.zeros(shape, dtype=torch.bool, device=now.device)
-    overlap, place = iou_3d(now.flatten(0, 1), annotations).max(1)
+    overlap, place = iou_3d(now.flatten(0, 1), annotations, published).max(1)
     own = place.view(now.shape[:2])[:, 0]
     local = to_local(futures[:, own], annotations[own])
     there = ~is_empty(futures[:, own])

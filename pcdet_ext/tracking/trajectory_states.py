@@ -103,9 +103,9 @@ class Frame:
     number: Tensor
 
 
-def suppressed(found: Found, threshold: float) -> Found:
+def suppressed(found: Found, threshold: float, published: bool) -> Found:
     """Detections, best first, without those that a better one overlaps."""
-    return found.select(nms(found.boxes, found.score, threshold, pre_max=4096, post_max=500, published=True))
+    return found.select(nms(found.boxes, found.score, threshold, pre_max=4096, post_max=500, published=published))
 
 
 def first_step(found: Found, pose: Tensor, options: StepOptions, before: States | None = None) -> tuple[States, Frame]:
@@ -114,12 +114,12 @@ def first_step(found: Found, pose: Tensor, options: StepOptions, before: States 
     Args:
         found: all detections.
         pose: float64 [4, 4], of the vehicle.
-        options: where it asks for the published behaviour and there were tracks before, numbers start anew, and no
-            detection is matched in the next frame.
+        options: where it asks for the published behaviour, a number is left out; where there were tracks before, too,
+            numbers start anew, and no detection is matched in the next frame.
         before: the tracks of the sequence, where all of them have ended.
     """
     birth = options.thresholds.birth[found.label] if options.first_birth is None else options.first_birth
-    own = suppressed(found.select(found.score >= birth), options.nms)
+    own = suppressed(found.select(found.score >= birth), options.nms, options.published)
     first = 0 if before is None or options.published else before.next
     number = first + torch.arange(len(own), device=own.label.device)
     boxes, velocity = to_global(own.boxes, own.velocity, pose)
@@ -130,7 +130,7 @@ def first_step(found: Found, pose: Tensor, options: StepOptions, before: States 
         velocity=velocity[:, None],
         last_velocity=own.velocity,
         length=torch.ones_like(number),
-        next=first + len(own) + 1,  # one number is left out, as published
+        next=first + len(own) + int(options.published),
         frames=1,
         associated=before is None or not options.published,
     )
@@ -150,13 +150,14 @@ def step(
         pose: float64 [4, 4], of the vehicle.
         options: see there.
     """
-    found = suppressed(found, options.nms)
+    found = suppressed(found, options.nms, options.published)
     own = _associated(states, found, pose, options) if states.associated else torch.full_like(states.number, -1)
     kept, stored, written = _chosen(network, states, found, own, points, pose, options)
     born = _born(stored, found, options)
     every = stored.joined(born)
     boxes, velocity = to_global(every.boxes, every.velocity, pose)
     count = len(born)
+    left_out = int(options.published and count > 0)
     number = states.next + torch.arange(count, device=own.device)
     new = States(
         number=torch.cat([states.number[kept], number]),
@@ -165,7 +166,7 @@ def step(
         velocity=_longer(velocity, states.velocity[kept], options),
         last_velocity=every.velocity,
         length=torch.cat([states.length[kept] + 1, torch.ones_like(number)]),
-        next=states.next + (count + 1 if count else 0),
+        next=states.next + count + left_out,
         frames=states.frames + 1,
     )
     return new, Frame(written.joined(born), new.number)
@@ -257,6 +258,6 @@ def _born(stored: Found, found: Found, options: StepOptions) -> Found:
     """Detections that become tracks: good ones that no track is at."""
     score = found.score
     if len(stored) and len(found):
-        taken = iou_3d(found.boxes, stored.boxes).amax(1) > options.new_overlap
+        taken = iou_3d(found.boxes, stored.boxes, options.published).amax(1) > options.new_overlap
         score = score.masked_fill(taken, 0.0)
     return found.select(score > options.thresholds.birth[found.label])

@@ -39,6 +39,8 @@ def test_every_name_and_shape_has_its_place(manifest: dict[str, Any], name: str,
     network = from_official("trajectoryformer", entry["config"], state)
     assert type(network) is kind
     own = network.state_dict()
+    if isinstance(network, MotionPredictor):
+        assert network.published  # the velocities of nearest detections, and overlaps
     assert {key for key in state if not trajectoryformer.is_unused(key)} == set(own)
     assert all(torch.equal(own[key], state[key].to(own[key].dtype)) for key in own)
 

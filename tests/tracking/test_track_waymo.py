@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pcdet_ext.evaluation.waymo_boxes import Boxes, read_boxes, write_boxes
 from pcdet_ext.tracking import trajectory_fit
 from pcdet_ext.tracking.trajectory_drives import blocks_at, futures_at
 from pcdet_ext.tracking.trajectory_network import TrajectoryNetwork
+from pcdet_ext.tracking.trajectory_training import TrainingOptions
 from pcdet_ext.tracking.waymo_files import CLASSES, WaymoDrives
 
 SMALL = Path(__file__).resolve().parents[1] / "data" / "golden" / "waymo_v2"
@@ -107,6 +109,38 @@ def test_the_command_trains_and_writes_after_every_epoch(
     assert out.count("hypotheses: epoch") == 1
     assert saved.count(network) == 2
     assert trajectory_fit.load(network).settings["hidden"] == 8
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_both_trainings_have_the_options_of_the_command(
+    root: Path, monkeypatch: pytest.MonkeyPatch, published: bool
+) -> None:
+    given: list[TrainingOptions] = []
+
+    def trained(*_: object, options: TrainingOptions) -> Iterator[float]:
+        given.append(options)
+        return iter((0.5,))
+
+    monkeypatch.setattr("pcdet_ext.cli.track_formats.TrajectoryNetwork", lambda: TrajectoryNetwork(**TINY))
+    monkeypatch.setattr(trajectory_fit, "fit_motion", trained)
+    monkeypatch.setattr(trajectory_fit, "fit", trained)
+    more = ("--fit", "1", f"network={root.parent / 'new.ckpt'}", "points=8", f"published={str(published).lower()}")
+    assert main(arguments(root, "trajectory", *more)) == 0
+    assert [(options.points, options.published) for options in given] == [(8, published)] * 2
+
+
+def test_a_training_that_is_no_longer_finite_ends_the_command(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> TrajectoryNetwork:
+        network = TrajectoryNetwork(**TINY)
+        torch.nn.init.constant_(network.velboxembed.out_mlps[-1].bias, 3e38)
+        return network
+
+    monkeypatch.setattr("pcdet_ext.cli.track_formats.TrajectoryNetwork", broken)
+    network = root.parent / "new.ckpt"
+    assert main(arguments(root, "trajectory", "--fit", "1", f"network={network}", "points=8")) == 1
+    assert "training became unusable: the loss is" in capsys.readouterr().err
 
 
 def test_wrong_options_are_named_before_anything_is_trained(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

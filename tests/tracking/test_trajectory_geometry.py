@@ -55,9 +55,17 @@ def test_empty_boxes_and_origins_at_zero_give_zeros() -> None:
 
 def test_overlaps_are_those_of_exact_polygons_but_for_the_margin() -> None:
     first, second = boxes(2, 40), boxes(3, 30)
-    found, exact = geometry.iou_3d(first, second), exact_iou_3d(first, second)
+    found, exact = geometry.iou_3d(first, second, published=True), exact_iou_3d(first, second)
     assert float((found - exact).abs().max()) < 0.02
     assert float((found > 0.05).sum()) > 20
+    torch.testing.assert_close(geometry.iou_3d(first, second), exact)
+
+
+def test_only_the_published_overlap_sees_boxes_that_are_5_mm_apart() -> None:
+    first = torch.tensor([[0.0, 0, 0, 4, 2, 1, 0]])
+    second = torch.tensor([[0.0, 2.005, 0, 4, 2, 1, 0]])
+    assert float(geometry.iou_3d(first, second)) == 0
+    assert float(geometry.iou_3d(first, second, published=True)) > 0
 
 
 def test_points_of_a_box_are_those_of_a_loop_in_their_order() -> None:

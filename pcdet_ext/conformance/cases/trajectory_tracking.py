@@ -20,7 +20,7 @@ from pcdet_ext.tracking.trajectory_attention import HypothesisTransformer, Point
 from pcdet_ext.tracking.trajectory_data import DetectionBlocks, organised
 from pcdet_ext.tracking.trajectory_encoders import MotionEncoder
 from pcdet_ext.tracking.trajectory_motion import motion_loss
-from pcdet_ext.tracking.trajectory_training import TrainingOptions, TrainingSample, training_step
+from pcdet_ext.tracking.trajectory_training import TrainingOptions, TrainingSample, TrainingStep, training_step
 
 BOX, VELOCITY = [0, 1, 2, 3, 4, 5, 8], slice(6, 8)  # columns of a published box
 SCALE = 0.2  # of the codes that a case decodes
@@ -104,9 +104,10 @@ def motion(case: Case, grads: bool) -> Values:
     count = range(len(found.future))
     true = [case.tensor(f"in.{i}.gt_boxes")[:, BOX] for i in count]
     futures = [case.tensor(f"in.{i}.future_gt_boxes").unflatten(0, (frames + 1, -1))[1:, :, BOX] for i in count]
-    loss = motion_loss(found, true, futures)
-    values: dict[str, Tensor] = {"out.future_traj_local": found.future, "out.loss": loss}
-    return {**values, **_gradients(loss, network)} if grads else values
+    loss = motion_loss(found, true, futures, published=True)
+    values: dict[str, Tensor] = {"out.future_traj_local": found.future}
+    values["out.loss"] = found.future.sum() * torch.nan if loss is None else loss
+    return {**values, **_gradients(values["out.loss"], network)} if grads else values
 
 
 def _is_training(config: Mapping[str, Any], name: str) -> bool:
@@ -149,15 +150,22 @@ def training(case: Case, grads: bool) -> Values:
     inputs = [(case.tensor(f"in.{i}.points"), case.tensor(f"in.{i}.gt_boxes")[:, BOX]) for i in range(len(blocks))]
     samples = [TrainingSample(own, *pair) for own, pair in zip(blocks, inputs, strict=True)]
     step = training_step(network, samples, options, drawn=case.tensor("in.hypotheses_aug"))
+    classification, correction = _sum(step, "points", "boxes", "joint"), _sum(step, "codes", "corners")
     values: dict[str, Tensor] = {
         "out.point_cls": step.judged.point_logits.reshape(-1, 1),
         "out.point_reg": step.judged.corrections.reshape(1, -1, 7),
         "out.boxes_cls": step.judged.box_logits,
         "out.joint_cls": step.judged.joint_logits.flatten(0, 1),
-        "out.loss_cls": step.classification,
-        "out.loss_reg": step.correction,
+        "out.loss_cls": classification,
+        "out.loss_reg": correction,
     }
-    return {**values, **_gradients(step.classification + step.correction, network)} if grads else values
+    return {**values, **_gradients(classification + correction, network)} if grads else values
+
+
+def _sum(step: TrainingStep, *names: str) -> Tensor:
+    """The sum of some losses; NaN where one has nothing to learn from, which the published code takes a mean of."""
+    none = step.judged.point_logits.sum() * torch.nan
+    return torch.stack([step.losses.get(name, none) for name in names]).sum()
 
 
 def _gradients(total: Tensor, network: nn.Module) -> dict[str, Tensor]:
