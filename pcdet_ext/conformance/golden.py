@@ -95,6 +95,41 @@ class Case:
         start = prefix + "."
         return {k[len(start) :]: self.tensor(k) for k in self.arrays if k.startswith(start)}
 
+    def inputs(self, prefix: str) -> Mapping[str, torch.Tensor]:
+        """The same, each read only when it is asked for, so that `every_input` knows which were."""
+        return _Inputs(self, prefix + ".")
+
+
+class _Inputs(Mapping[str, torch.Tensor]):
+    """The arrays of a case whose keys begin so, as tensors, without the beginning."""
+
+    def __init__(self, case: Case, start: str) -> None:
+        self._case, self._start = case, start
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self._case.tensor(self._start + key)
+
+    def __contains__(self, key: object) -> bool:
+        return f"{self._start}{key}" in self._case.arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return (key.removeprefix(self._start) for key in self._case.arrays if key.startswith(self._start))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class _Noted(dict[str, np.ndarray]):
+    """Arrays by name that note which were read."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        super().__init__(arrays)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        self.read.add(key)
+        return super().__getitem__(key)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -140,6 +175,21 @@ def every_setting(runner: Runner) -> Runner:
     def run(case: Case, grads: bool) -> Values:
         with every_setting_counts(case.config) as config:
             return runner(replace(case, config=cast("dict[str, Any]", config)), grads)
+
+    return run
+
+
+def every_input(runner: Runner) -> Runner:
+    """Decorator, below `runs`: each array `in.*` of a case must be read by the runner, or is refused by name."""
+
+    @wraps(runner)
+    def run(case: Case, grads: bool) -> Values:
+        arrays = _Noted(case.arrays)
+        values = runner(replace(case, arrays=arrays), grads)
+        unread = [key for key in arrays if key.startswith("in.") and key not in arrays.read]
+        if unread:
+            raise ValueError(f"{', '.join(unread)}: of no use to cases of the kind {case.kind!r} here")
+        return values
 
     return run
 

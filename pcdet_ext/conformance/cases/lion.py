@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from pcdet_ext.conformance.golden import Case, Values, backward, runs
+from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.gradients import probe_gradients
 from pcdet_ext.interop import lion, lion_names
 from pcdet_ext.structures import SparseVoxels
-
-Rename = Callable[[str], str]
 
 
 def _voxels(case: Case, grads: bool) -> SparseVoxels:
@@ -20,16 +17,6 @@ def _voxels(case: Case, grads: bool) -> SparseVoxels:
     grid = config["sparse_shape_zyx"] if "sparse_shape_zyx" in config else reversed(config["grid_size_xyz"])
     features = case.tensor("in.voxel_features").requires_grad_(grads)
     return SparseVoxels(features, case.tensor("in.voxel_coords"), tuple(grid), config["batch_size"])
-
-
-def gradients(
-    case: Case, values: Values, module: nn.Module, inputs: dict[str, Tensor], rename: Rename
-) -> dict[str, Tensor]:
-    """Gradients under the published names, in the published shapes."""
-    ours = dict(module.named_parameters())
-    leaves = {f"param.{name}": ours[rename(name)] for name in case.tensors("param") if rename(name) in ours}
-    found = backward(values, case, inputs | leaves)
-    return {key: value.reshape(case.arrays[key].shape) for key, value in found.items()}
 
 
 @runs("lion", "backbone")
@@ -46,11 +33,8 @@ def run_backbone(case: Case, grads: bool) -> Values:
     }
     for i, scale in enumerate(scales, 1):
         values |= {f"mid.x_conv{i}.features": scale.features, f"mid.x_conv{i}.indices": scale.coords}
-    return (
-        values | gradients(case, values, backbone, {"in.voxel_features": voxels.features}, lion_names.backbone_name)
-        if grads
-        else values
-    )
+    inputs = {"in.voxel_features": voxels.features}
+    return values | (probe_gradients(case, values, backbone, inputs, lion_names.backbone_name) if grads else {})
 
 
 @runs("lion", "block")
@@ -61,7 +45,7 @@ def run_block(case: Case, grads: bool) -> Values:
     out = block(voxels)
     values = {"out.features": out.features, "out.indices": out.coords}
     return (
-        values | gradients(case, values, block, {"in.voxel_features": voxels.features}, lion_names.block_name)
+        values | probe_gradients(case, values, block, {"in.voxel_features": voxels.features}, lion_names.block_name)
         if grads
         else values
     )
@@ -80,7 +64,7 @@ def run_merging(case: Case, grads: bool) -> Values:
         "out.spatial_shape": torch.tensor(out.grid),
     }
     return (
-        values | gradients(case, values, merging, {"in.voxel_features": voxels.features}, lion_names.merge_name)
+        values | probe_gradients(case, values, merging, {"in.voxel_features": voxels.features}, lion_names.merge_name)
         if grads
         else values
     )
@@ -94,6 +78,6 @@ def run_operator(case: Case, grads: bool) -> Values:
     values = {"out.x": operator(x)}
     if not grads:
         return values
-    return values | gradients(
+    return values | probe_gradients(
         case, values, operator, {"in.x": x}, lambda name: f"blocks.{lion_names.operator_name(name)}"
     )

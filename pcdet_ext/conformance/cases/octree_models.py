@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pcdet_ext.conformance.cases.octree import listed
-from pcdet_ext.conformance.golden import Case, Values, backward, runs
+from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.gradients import probe_gradients
 from pcdet_ext.grouping.octree import Octree, build_octree
 from pcdet_ext.interop import hotformerloc, octformer
 from pcdet_ext.interop.settings import every_setting_counts
@@ -106,6 +107,4 @@ def _with_gradients(
 ) -> Values:
     if not grads:
         return values
-    ours = dict(module.named_parameters())
-    leaves = {f"param.{name}": ours[key] for name in case.tensors("param") if (key := rename(name)) in ours}
-    return values | backward(values, case, {**inputs, **leaves})
+    return values | probe_gradients(case, values, module, inputs, rename)

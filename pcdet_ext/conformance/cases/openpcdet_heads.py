@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcdet_ext.conformance.golden import Case, Value, Values, runs
+from pcdet_ext.conformance.gradients import loss_gradients
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.interop import from_official, openpcdet_boxes, openpcdet_heads
 from pcdet_ext.interop.settings import every_setting_counts
@@ -93,7 +94,7 @@ def run_anchor_head(case: Case, grads: bool) -> Values:
     counted = config["model_cfg"]["TARGET_ASSIGNER_CONFIG"].get("NORM_BY_NUM_EXAMPLES", False)
     values |= _anchor_targets(head, head.targets(output, boxes, labels), counted)
     values |= detections(head.decode(output))
-    return values | (gradients(case, loss["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
+    return values | (loss_gradients(case, loss["total"], head, {"in.spatial_features_2d": bev}, str) if grads else {})
 
 
 def _anchor_targets(head: AnchorHead, targets: AnchorTargets, counted: bool) -> dict[str, Tensor]:
@@ -144,7 +145,7 @@ def run_center_head(case: Case, grads: bool) -> Values:
         values |= {f"out.loss.{p}_head_{t}": loss[f"{o}_{t}"] for o, p in published.items() if f"{o}_{t}" in loss}
         values |= _center_targets(target, case, f"out.target.{t}.")
     values |= detections(head.decode(output))
-    return values | (gradients(case, loss["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
+    return values | (loss_gradients(case, loss["total"], head, {"in.spatial_features_2d": bev}, str) if grads else {})
 
 
 def _center_targets(target: CenterTargets, case: Case, prefix: str) -> dict[str, Tensor]:
@@ -185,7 +186,7 @@ def run_transfusion_head(case: Case, grads: bool) -> Values:
         "out.loss.matched_ious": values["out.target.matched_ious"],
     }
     values |= detections(head.decode(output))
-    return values | (gradients(case, loss["total"], {"in.spatial_features_2d": bev}, head) if grads else {})
+    return values | (loss_gradients(case, loss["total"], head, {"in.spatial_features_2d": bev}, str) if grads else {})
 
 
 def _queries(head: TransFusionHead, output: QueryOutput) -> dict[str, Tensor]:
@@ -366,11 +367,3 @@ def detections(found: list[Detections]) -> dict[str, Tensor]:
         values[f"out.det.{frame}.pred_scores"] = torch.as_tensor(result.scores)
         values[f"out.det.{frame}.pred_labels"] = torch.as_tensor(result.labels) + 1
     return values
-
-
-def gradients(case: Case, loss: Tensor, inputs: dict[str, Tensor], module: torch.nn.Module) -> dict[str, Tensor]:
-    """Gradients of a loss with respect to those inputs and parameters that the case has gradients for."""
-    named = inputs | {f"param.{k}": p for k, p in module.named_parameters()}
-    wanted = {k: t for k, t in named.items() if f"grad.{k}" in case.arrays}
-    found = torch.autograd.grad(loss, list(wanted.values()))
-    return {f"grad.{k}": g for k, g in zip(wanted, found, strict=True)}

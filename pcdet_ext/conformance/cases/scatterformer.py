@@ -11,7 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
-from pcdet_ext.conformance.golden import Case, Values, backward, runs
+from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.gradients import probe_gradients
 from pcdet_ext.interop import from_official, scatterformer
 from pcdet_ext.models.heads.center import CenterOutput
 from pcdet_ext.models.heads.postprocess import rectify_scores
@@ -159,6 +160,4 @@ def _with_gradients(
 ) -> Values:
     if not grads:
         return values
-    ours, rename = dict(module.named_parameters()), scatterformer.build(case.config)[1]
-    leaves = {f"param.{name}": ours[key] for name in case.tensors("param") if (key := rename(name)) in ours}
-    return values | backward(values, case, {**inputs, **leaves})
+    return values | probe_gradients(case, values, module, inputs, scatterformer.build(case.config)[1])

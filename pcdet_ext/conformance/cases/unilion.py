@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pcdet_ext.conformance.cases.lion import gradients
-from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.golden import Case, Values, every_input, runs
+from pcdet_ext.conformance.gradients import probe_gradients
 from pcdet_ext.interop import from_official, unilion_names
 from pcdet_ext.models.layers.norm import MOMENTUM
 from pcdet_ext.models.temporal import VoxelMemory
@@ -17,6 +18,7 @@ from pcdet_ext.structures import PointBatch, SparseVoxels
 
 
 @runs("unilion", "vfe")
+@every_input
 def run_encoder(case: Case, grads: bool) -> Values:
     """Points of several samples to voxels, in evaluation and training mode."""
     encoder: Any = from_official("unilion", case.config, case.tensors("param"))
@@ -29,7 +31,7 @@ def run_encoder(case: Case, grads: bool) -> Values:
     values: dict[str, Any] = {"out.voxel_features": voxels.features, "out.voxel_coords": voxels.coords}
     if grads:
         inputs = {f"in.points.{number}": cloud for number, cloud in enumerate(clouds)}
-        values |= gradients(case, values, encoder, inputs, str)
+        values |= probe_gradients(case, values, encoder, inputs, str)
     if trained:
         values["out.train_mode_features"] = encoder.train()(batch).features
         values |= {f"out.train_mode.{name}": value for name, value in encoder.named_buffers()}
@@ -58,6 +60,7 @@ def _undo_training_step(encoder: nn.Module, batch: PointBatch) -> None:
 
 
 @runs("unilion", "lion3d_backbone")
+@every_input
 def run_backbone(case: Case, grads: bool) -> Values:
     """Voxels, some of which share a cell, through a 3-D backbone."""
     backbone: Any = from_official("unilion", case.config, case.tensors("param"))
@@ -67,19 +70,21 @@ def run_backbone(case: Case, grads: bool) -> Values:
     out = backbone(SparseVoxels(features, coords, tuple(reversed(case.config["grid_size"])), frames))
     values = {"out.features": out.features, "out.indices": out.coords, "out.spatial_shape": torch.tensor(out.grid)}
     inputs = {"in.voxel_features": features}
-    return values | (gradients(case, values, backbone, inputs, unilion_names.backbone_name) if grads else {})
+    return values | (probe_gradients(case, values, backbone, inputs, unilion_names.backbone_name) if grads else {})
 
 
 @runs("unilion", "bev_backbone_neck")
+@every_input
 def run_map_backbone(case: Case, grads: bool) -> Values:
     """A map through a 2-D backbone and its neck."""
     backbone: Any = from_official("unilion", case.config, case.tensors("param"))
     bev = case.tensor("in.bev").requires_grad_(grads)
     values = {"out.bev": backbone(bev)}
-    return values | (gradients(case, values, backbone, {"in.bev": bev}, unilion_names.bev_name) if grads else {})
+    return values | (probe_gradients(case, values, backbone, {"in.bev": bev}, unilion_names.bev_name) if grads else {})
 
 
 @runs("unilion", "temporal")
+@every_input
 def run_memory(case: Case, grads: bool) -> Values:
     """Frames of several sequences, one after the other, with what is remembered after each."""
     config = {key: value for key, value in case.config.items() if key != "frames"}
@@ -89,14 +94,30 @@ def run_memory(case: Case, grads: bool) -> Values:
     inputs: dict[str, Tensor] = {}
     memory = None
     for number, frames in enumerate(case.config["frames"]):
-        given = case.tensors(f"in.{number}")
-        context = FrameContext(given["ego2global"], given["timestamp"], tuple(name for name, _ in frames))
+        given = case.inputs(f"in.{number}")
+        context = context_of(given, frames)
         features = inputs[f"in.{number}.voxel_features"] = given["voxel_features"].requires_grad_(grads)
         before = memory
         fused, memory = fusion(SparseVoxels(features, given["voxel_coords"], grid, len(frames)), context, memory)
         values |= {f"out.{number}.features": fused.features, f"out.{number}.indices": fused.coords}
         values |= _remembered(f"out.{number}", before, memory, fused)
-    return values | (gradients(case, values, fusion, inputs, unilion_names.temporal_name) if grads else {})
+    return values | (probe_gradients(case, values, fusion, inputs, unilion_names.temporal_name) if grads else {})
+
+
+def context_of(given: Mapping[str, Tensor], frames: Sequence[tuple[str, float]]) -> FrameContext:
+    """Poses, times and sequences of the frames of one step.
+
+    Args:
+        given: arrays of the step: "ego2global", and "timestamp" where times are given there, too.
+        frames: sequence and time in seconds of each frame, as the settings have them.
+
+    Raises:
+        ValueError: the times of the arrays are not those of the settings.
+    """
+    times = torch.tensor([time for _, time in frames], dtype=torch.float64)
+    if "timestamp" in given and given["timestamp"].tolist() != times.to(given["timestamp"].dtype).tolist():
+        raise ValueError(f"frames: times {times.tolist()}, but timestamp says {given['timestamp'].tolist()}")
+    return FrameContext(given["ego2global"], times, tuple(name for name, _ in frames))
 
 
 def _remembered(prefix: str, before: VoxelMemory | None, memory: VoxelMemory, fused: SparseVoxels) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdet_ext.conformance.cases.openpcdet_heads import as_targets, with_total
-from pcdet_ext.conformance.golden import Case, Value, Values, runs
+from pcdet_ext.conformance.golden import Case, Value, Values, every_input, runs
+from pcdet_ext.conformance.gradients import loss_gradients
 from pcdet_ext.interop import from_official, unilion_detection
 from pcdet_ext.models.heads import QueryOutput, TransFusionHead
 from pcdet_ext.models.heads.transfusion_queries import CHANNELS, QueryTargets
@@ -20,6 +21,7 @@ LOSSES = {"classification": "loss_cls", "box": "loss_bbox", "iou": "loss_iou"}
 
 @runs("unilion", "transfusion_head")
 @runs("unilion", "transfusion_head_v2")
+@every_input
 def run_head(case: Case, grads: bool) -> Values:
     """Predictions, targets, losses, detections and gradients of a head."""
     head: Any = from_official("unilion", case.config, case.tensors("param"))
@@ -104,32 +106,12 @@ def published_detections(found: Detections) -> dict[str, Tensor]:
     return {"boxes": boxes, "scores": tensor_of(found.scores), "labels": tensor_of(found.labels).int()}
 
 
-def loss_gradients(
-    case: Case, loss: Tensor, module: nn.Module, inputs: dict[str, Tensor], rename: Callable[[str], str]
-) -> dict[str, Tensor]:
-    """Gradients of a loss with respect to inputs and to parameters under their published names.
-
-    Only those that the case has gradients for; those that the loss does not reach are zero.
-    """
-    own = dict(module.named_parameters())
-    named = inputs | {f"param.{name}": own[rename(name)] for name in case.tensors("param") if rename(name) in own}
-    wanted = {key: leaf for key, leaf in named.items() if f"grad.{key}" in case.arrays}
-    found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True, materialize_grads=True)
-    return {
-        f"grad.{key}": value.reshape(case.arrays[f"grad.{key}"].shape) for key, value in zip(wanted, found, strict=True)
-    }
-
-
 @runs("unilion", "transfusion_decode")
+@every_input
 def run_decoding(case: Case, grads: bool) -> Values:
     """Detections from given predictions, with the paths that a motion head predicts for their queries."""
     head: Any = from_official("unilion", case.config)
-    given = _before_decoding(case.tensors("in.pred"), head)
-    codes = torch.cat([given[name] for name in ("center", "height", "dim", "rot", "vel") if name in given], 1)
-    scores, labels = given["query_heatmap_score"], case.tensor("in.query_labels")
-    unused = torch.zeros(len(codes), 0, codes.shape[2])
-    iou = given["iou"][:, 0] if "iou" in given else None
-    (found,) = head.decode(QueryOutput(unused, labels, scores, given["heatmap"], codes, iou, unused))
+    (found,) = head.decode(_before_decoding(case.inputs("in.pred"), case.tensor("in.query_labels"), head))
     values = {f"out.{name}": value for name, value in published_detections(found).items()}
     if "in.agent_fut_preds" in case.arrays:
         query = tensor_of(found.queries)
@@ -139,13 +121,17 @@ def run_decoding(case: Case, grads: bool) -> Values:
     return values
 
 
-def _before_decoding(given: dict[str, Tensor], head: TransFusionHead) -> dict[str, Tensor]:
-    """Predictions as a head makes them: centres in cells and logarithms of sizes.
+def _before_decoding(given: Mapping[str, Tensor], labels: Tensor, head: TransFusionHead) -> QueryOutput:
+    """What a head would have told, from predictions of which the published decoding has written over two.
 
-    The published decoding writes metres into what it is given, and a case may hold that: then no size is negative, as
-    logarithms of some are in any raw prediction with objects of less than a metre.
+    It writes metres into the centres and the sizes that it is given, and cases of this kind hold them as it left them.
+    Raises ValueError for sizes that are not positive, which are not in metres.
     """
     if not bool((given["dim"] > 0).all()):
-        return given
+        raise ValueError("in.pred.dim: sizes must be positive metres, as the published decoding leaves them")
     origin, cell = (torch.tensor(pair).view(1, 2, 1) for pair in (head.origin, head.cell))
-    return given | {"center": (given["center"] - origin) / cell, "dim": given["dim"].log()}
+    parts = [(given["center"] - origin) / cell, given["height"], given["dim"].log(), given["rot"]]
+    codes = torch.cat([*parts, *([given["vel"]] if "vel" in head.branches else [])], 1)
+    iou = given["iou"][:, 0] if "iou" in head.branches else None
+    unused = torch.zeros(len(codes), 0, codes.shape[2])
+    return QueryOutput(unused, labels, given["query_heatmap_score"], given["heatmap"], codes, iou, unused)

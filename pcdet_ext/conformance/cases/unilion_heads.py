@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pcdet_ext.conformance.cases.openpcdet_heads import with_total
-from pcdet_ext.conformance.golden import Case, Value, Values, backward, runs
+from pcdet_ext.conformance.golden import Case, Value, Values, backward, every_input, runs
+from pcdet_ext.conformance.gradients import loss_gradients
 from pcdet_ext.interop import unilion_heads
 from pcdet_ext.interop.parameters import load_renamed
 from pcdet_ext.interop.settings import every_setting_counts
@@ -40,6 +41,7 @@ PLANNING_LOSSES = {
 
 
 @runs("unilion", "bev_grid_transform")
+@every_input
 def run_grid_transform(case: Case, grads: bool) -> Values:
     """A map on another grid."""
     with every_setting_counts(case.config) as config:
@@ -50,6 +52,7 @@ def run_grid_transform(case: Case, grads: bool) -> Values:
 
 
 @runs("unilion", "seg_map_head")
+@every_input
 def run_map_head(case: Case, grads: bool) -> Values:
     """Logits, losses and probabilities of the map's layers."""
     head, bev = _head(case), case.tensor("in.feats").requires_grad_()
@@ -64,6 +67,7 @@ def run_map_head(case: Case, grads: bool) -> Values:
 
 
 @runs("unilion", "bev_occ_head")
+@every_input
 def run_occupancy_head(case: Case, grads: bool) -> Values:
     """Logits, losses and the class of each cell."""
     head, bev = _head(case), case.tensor("in.feats").requires_grad_()
@@ -80,6 +84,7 @@ def run_occupancy_head(case: Case, grads: bool) -> Values:
 
 
 @runs("unilion", "occ_losses")
+@every_input
 def run_occupancy_losses(case: Case, grads: bool) -> Values:
     """Losses of given logits."""
     logits = case.tensor("in.occ_pred").requires_grad_()
@@ -115,6 +120,7 @@ def _occupancies(case: Case) -> list[Targets]:
 
 
 @runs("unilion", "naive_motion_head")
+@every_input
 def run_motion_head(case: Case, grads: bool) -> Values:
     """Paths of given queries, and their losses for given matches."""
     head, bev = _head(case), case.tensor("in.feats").requires_grad_()
@@ -138,6 +144,7 @@ def run_motion_head(case: Case, grads: bool) -> Values:
 
 
 @runs("unilion", "anchor_planner_head")
+@every_input
 def run_planning_head(case: Case, grads: bool) -> Values:
     """Paths of the vehicle, their losses, and the chosen one."""
     head, bev = _head(case), case.tensor("in.feats").requires_grad_()
@@ -184,11 +191,4 @@ def _with_losses(
     if not grads:
         return found
     kind = unilion_heads.KINDS.get(case.kind)
-    ours = dict(module.named_parameters())
-    rename = unilion_heads.our_name(kind) if kind else str
-    leaves = {f"param.{n}": ours[key] for n in case.tensors("param") if (key := rename(n)) in ours} | dict(inputs)
-    wanted = {key: leaf for key, leaf in leaves.items() if f"grad.{key}" in case.arrays}
-    gradients = (
-        torch.autograd.grad(total, list(wanted.values()), retain_graph=True, materialize_grads=True) if wanted else ()
-    )
-    return found | {f"grad.{key}": value for key, value in zip(wanted, gradients, strict=True)}
+    return found | loss_gradients(case, total, module, inputs, unilion_heads.our_name(kind) if kind else str)

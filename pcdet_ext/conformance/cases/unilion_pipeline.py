@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from pcdet_ext.conformance.cases.unilion import context_of
 from pcdet_ext.conformance.cases.unilion_detection import (
     LOSSES,
-    loss_gradients,
     published_detections,
     standing,
 )
 from pcdet_ext.conformance.cases.unilion_heads import MOTION_LOSSES, OCCUPANCY_LOSSES, PLANNING_LOSSES
-from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.golden import Case, Values, every_input, runs
+from pcdet_ext.conformance.gradients import loss_gradients
 from pcdet_ext.interop import from_official, unilion_model
 from pcdet_ext.models.temporal import VoxelMemory
-from pcdet_ext.scenes import EgoPlan, FrameContext
+from pcdet_ext.scenes import EgoPlan
 from pcdet_ext.structures import PointBatch, Predictions, Targets
 
 NAMES = {
@@ -30,6 +31,7 @@ NAMES = {
 
 
 @runs("unilion", "pipeline")
+@every_input
 def run_pipeline(case: Case, grads: bool) -> Values:
     """Results of each frame, and where it has ground truth, losses; gradients are those of the last total."""
     config = {key: value for key, value in case.config.items() if key != "frames"}
@@ -38,7 +40,7 @@ def run_pipeline(case: Case, grads: bool) -> Values:
     memory: VoxelMemory | None = None
     total: Tensor | None = None
     for number, frames in enumerate(case.config["frames"]):
-        batch = _batch(case.tensors(f"in.{number}"), tuple(name for name, _ in frames))
+        batch = _batch(case.inputs(f"in.{number}"), frames)
         before = memory
         found, memory = detector.predict_and_memory(batch, before)
         values |= {f"out.{number}.{name}": value for name, value in _results(found).items()}
@@ -51,23 +53,27 @@ def run_pipeline(case: Case, grads: bool) -> Values:
     return values
 
 
-def _batch(given: Mapping[str, Tensor], sequences: tuple[str, ...]) -> PointBatch:
-    """The frames of one step, with ground truth where the case has some."""
-    frames = range(len(sequences))
-    batch = PointBatch.from_points([given[f"points.{frame}"] for frame in frames])
-    context = FrameContext(given["ego2global"], given["timestamp"], sequences)
+def _batch(given: Mapping[str, Tensor], frames: Sequence[tuple[str, float]]) -> PointBatch:
+    """The frames of one step, (sequence, time) each, with ground truth where the case has their boxes."""
+    batch = PointBatch.from_points([given[f"points.{frame}"] for frame in range(len(frames))])
     commands = given["gt_ego_fut_cmd"].argmax(1) if "gt_ego_fut_cmd" in given else None
-    labelled = all(f"gt_boxes.{frame}" in given for frame in frames)
-    targets = tuple(_targets(given, frame) for frame in frames) if labelled else None
-    return replace(batch, context=context, commands=commands, targets=targets)
+    plans = _plans(given, len(frames))
+    targets = None
+    if all(f"gt_boxes.{frame}" in given for frame in range(len(frames))):
+        targets = tuple(_targets(given, frame, plan) for frame, plan in enumerate(plans))
+    return replace(batch, context=context_of(given, frames), commands=commands, targets=targets)
 
 
-def _targets(given: Mapping[str, Tensor], frame: int) -> Targets:
+def _plans(given: Mapping[str, Tensor], frames: int) -> list[EgoPlan | None]:
+    """What the vehicle did; cases have it of frames without other ground truth, too."""
+    if "gt_ego_fut_trajs" not in given:
+        return [None] * frames
+    parts = [given[name] for name in ("gt_ego_fut_trajs", "gt_ego_fut_masks", "ego_status")]
+    return [EgoPlan(*(part[frame] for part in parts)) for frame in range(frames)]
+
+
+def _targets(given: Mapping[str, Tensor], frame: int, plan: EgoPlan | None) -> Targets:
     masks = given.get(f"gt_agent_fut_masks.{frame}")
-    plan = None
-    if "gt_ego_fut_trajs" in given:
-        parts = (given[name][frame] for name in ("gt_ego_fut_trajs", "gt_ego_fut_masks", "ego_status"))
-        plan = EgoPlan(*parts)
     return Targets(
         standing(given[f"gt_boxes.{frame}"]),
         given[f"gt_labels.{frame}"],
