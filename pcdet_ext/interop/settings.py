@@ -134,6 +134,13 @@ def _is_of(path: str, pattern: str) -> bool:
     return fnmatch(f".{path}", f"*.{pattern}")
 
 
+def only_known(section: str, config: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the name of the section, where a setting has another than the only value known here."""
+    for key, value in known.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{section}.{key}: {config[key]!r} is not known here; known: {value!r}")
+
+
 def given(config: Mapping[str, Any], **defaults: Any) -> Mapping[str, Any]:
     """A configuration with values for keys that it does not have; a view stays one."""
     return config.given(defaults) if isinstance(config, Settings) else {**defaults, **config}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pcdet_ext.interop.openpcdet_heads import SMALL_CLASSES, SUPPRESSED
 from pcdet_ext.interop.openpcdet_settings import Config, known_name
-from pcdet_ext.interop.settings import skip
+from pcdet_ext.interop.settings import only_known, skip
 from pcdet_ext.models.heads.transfusion_queries import CHANNELS
 
 CLASSES = {
@@ -86,7 +86,9 @@ def head(config: Config) -> dict[str, Any]:
     names, train, coder = class_names(config), config["train_cfg"], config["bbox_coder"]
     known_name("bbox_coder", coder["type"], {"TransFusionBBoxCoder": None})
     branches = _branches(config["common_heads"], coder["code_size"])
-    weights = {key: _only(f"{key}", config[key], only)["loss_weight"] for key, only in LOSSES.items()}
+    for key, only in LOSSES.items():
+        only_known(key, config[key], only)
+    weights = {key: config[key]["loss_weight"] for key in LOSSES}
     if config.get("nms_kernel_size", 3) == 1:
         raise ValueError("nms_kernel_size: 1 crashes in the published code and is not known here")
     if train.get("pos_weight", -1) > 0:
@@ -162,9 +164,10 @@ def _branches(config: Config, code_size: int) -> dict[str, int]:
 
 def _costs(config: Config) -> dict[str, float]:
     known_name("assigner", config["type"], {"HungarianAssigner3D": None})
-    parts = {key: _only(f"assigner.{key}", config[key], only) for key, only in ASSIGNER.items()}
+    for key, only in ASSIGNER.items():
+        only_known(f"assigner.{key}", config[key], only)
     published = {"class_cost": "cls_cost", "box_cost": "reg_cost", "iou_cost": "iou_cost"}
-    return {ours: parts[theirs]["weight"] for ours, theirs in published.items()}
+    return {ours: config[theirs]["weight"] for ours, theirs in published.items()}
 
 
 def _suppression(config: Config, names: Sequence[str]) -> dict[str, Any]:
@@ -180,14 +183,6 @@ def _suppression(config: Config, names: Sequence[str]) -> dict[str, Any]:
 
 def _chosen(names: Sequence[str], labels: Sequence[int]) -> list[str]:
     return [names[label] for label in labels]
-
-
-def _only(section: str, config: Config, only: Mapping[str, Any]) -> Config:
-    """The section, whose other settings than weights must have the only values that are known."""
-    for key, value in only.items():
-        if config.get(key, value) != value:
-            raise ValueError(f"{section}.{key}: {config[key]!r} is not known here; known: {value!r}")
-    return config
 
 
 def head_name(name: str) -> str:

@@ -6,12 +6,12 @@ on, and each published parameter name one of ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from pcdet_ext.interop.openpcdet_settings import Config, known_name
 from pcdet_ext.interop.parameters import first_prefix
-from pcdet_ext.interop.settings import given, skip
+from pcdet_ext.interop.settings import given, only_known, skip
 
 # Published names of parameters, of which only the beginning differs from ours.
 NAMES: dict[str, dict[str, str]] = {
@@ -45,6 +45,10 @@ KINDS = {
 }
 EGO_POOL = 90  # cells, as it stands in the published code
 ENCODER_CHANNELS, ENCODER_BLOCKS = 256, (5, 5, 5)  # likewise
+# What losses have of which this library has one value only.
+L1 = {"type": "L1Loss", "reduction": "mean"}
+FOCAL = {"type": "FocalLoss", "use_sigmoid": True, "reduction": "mean", "activated": False}
+OCCUPANCY_FOCAL = FOCAL | {"type": "CustomFocalLoss", "gamma": 2.0, "alpha": 0.25}
 HEIGHT = (-1.0, 1.0)  # of the range; no head here reads it
 
 
@@ -105,7 +109,7 @@ def _occupancy_head(config: Config) -> dict[str, Any]:
         "flow": settings["flow"],
         **occupancy_losses(settings),
     }
-    _only(settings["loss_occ_flow"], type="L1Loss", reduction="mean")
+    only_known("loss_occ_flow", settings["loss_occ_flow"], L1)
     weight = given(settings["loss_occ_flow"], loss_weight=1.0)["loss_weight"]
     return node | {"flow_weight": weight}
 
@@ -114,7 +118,7 @@ def occupancy_losses(config: Config) -> dict[str, Any]:
     """Those arguments of our occupancy head that concern its losses."""
     settings = given(config, class_balance=False, loss_occ={})
     focal = settings["loss_occ"]
-    _only(focal, type="CustomFocalLoss", use_sigmoid=True, reduction="mean", gamma=2.0, alpha=0.25, activated=False)
+    only_known("loss_occ", focal, OCCUPANCY_FOCAL)
     return {
         "occupancy_classes": config["class_names"],
         "class_balance": settings["class_balance"],
@@ -131,7 +135,7 @@ def _motion_head(config: Config) -> dict[str, Any]:
         "in_channels": config["in_channels"],
         "classes": [f"class {number}" for number in range(config["num_classes"])],
         **_attention(config),
-        **_path_losses(config["loss_motion_cls"], config["loss_motion_reg"]),
+        **_path_losses(config, "motion"),
         "choice_of_unknown": True,
         "masks_in_object_order": True,
     }
@@ -145,7 +149,7 @@ def _planning_head(config: Config) -> dict[str, Any]:
         "num_layers": given(config, num_decoder_layers=1)["num_decoder_layers"],
         "pooling": given(config, ego_pool=EGO_POOL)["ego_pool"],
         **_attention(config),
-        **_path_losses(config["loss_plan_cls"], config["loss_plan_reg"]),
+        **_path_losses(config, "plan"),
         "mask_tiled": True,
     }
 
@@ -159,9 +163,10 @@ def _attention(config: Config) -> dict[str, Any]:
     }
 
 
-def _path_losses(choice: Config, places: Config) -> dict[str, Any]:
-    _only(choice, type="FocalLoss", use_sigmoid=True, reduction="mean", activated=False)
-    _only(places, type="L1Loss", reduction="mean")
+def _path_losses(config: Config, task: str) -> dict[str, Any]:
+    choice, places = config[f"loss_{task}_cls"], config[f"loss_{task}_reg"]
+    only_known(f"loss_{task}_cls", choice, FOCAL)
+    only_known(f"loss_{task}_reg", places, L1)
     focal = given(choice, alpha=0.25, gamma=2.0, loss_weight=1.0)
     return {
         "classification_weight": focal["loss_weight"],
@@ -180,13 +185,6 @@ def _grid(section: Config) -> dict[str, Any]:
         "x": [float(value) for value in x],
         "y": [float(value) for value in y],
     }
-
-
-def _only(section: Mapping[str, Any], **known: Any) -> None:
-    """Raise ValueError for a setting that has another value than the known one."""
-    for key, value in known.items():
-        if key in section and section[key] != value:
-            raise ValueError(f"{key}: {section[key]!r} is not known here; known: {value!r}")
 
 
 BUILDERS: dict[str, Callable[[Config], dict[str, Any]]] = {

@@ -13,7 +13,7 @@ import torch
 
 from pcdet_ext.conformance.cases.unilion import run_memory
 from pcdet_ext.conformance.cases.unilion_detection import run_decoding
-from pcdet_ext.conformance.cases.unilion_heads import run_grid_transform, run_motion_head
+from pcdet_ext.conformance.cases.unilion_heads import run_grid_transform, run_motion_head, run_planning_head
 from pcdet_ext.conformance.golden import Case, Runner, Values, compare
 from pcdet_ext.conformance.gradients import loss_gradients
 
@@ -34,6 +34,14 @@ def test_arrays_that_nobody_reads_are_refused(runner: Runner, name: str, key: st
     case.arrays[key] = np.ones(3)
     with pytest.raises(ValueError, match=f"^{key}: of no use"):
         runner(case, False)
+
+
+@pytest.mark.parametrize(("loss", "key", "value"), [("plan_cls", "activated", True), ("plan_reg", "type", "MSELoss")])
+def test_losses_of_other_kinds_are_refused_with_their_section(loss: str, key: str, value: object) -> None:
+    case = Case.read(UNILION / "planner_head_b3.json")
+    config = case.config | {f"loss_{loss}": case.config[f"loss_{loss}"] | {key: value}}
+    with pytest.raises(ValueError, match=rf"loss_{loss}\.{key}: {value!r} is not known here"):
+        run_planning_head(replace(case, config=config), False)
 
 
 def with_times(case: Case, shift: float) -> Case:
