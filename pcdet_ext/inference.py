@@ -170,7 +170,7 @@ class Detector:
         if dropped := self.dropped_points - dropped_before:
             warnings.warn(f"{dropped} points are NaN or infinite and were dropped", stacklevel=2)
         if score_threshold is not None:
-            results = [_with_detections(r, lambda d: d.above(score_threshold)) for r in results]
+            results = [r.above(score_threshold) if isinstance(r, (Detections, Predictions)) else r for r in results]
         return results if several else results[0]
 
     def describe(self, points: Points | Sequence[Points], batch_size: int = 4) -> Tensor:
@@ -232,11 +232,10 @@ class Detector:
         results = []
         for result, count, name in zip(found, counts.tolist(), names, strict=True):
 
-            def finish(detections: Detections, count: int = count, name: str = name) -> Detections:
-                kept = detections if count else detections.select(slice(0, 0))
-                return replace(kept, boxes=with_headings_in_range(tensor_of(kept.boxes)), frame_id=name)
+            def finish(detections: Detections, name: str = name) -> Detections:
+                return replace(detections, boxes=with_headings_in_range(tensor_of(detections.boxes)), frame_id=name)
 
-            results.append(_with_detections(result, finish))
+            results.append(_with_detections(result if count else _without_boxes(result), finish))
         return results, memory
 
     @property
@@ -415,6 +414,13 @@ def with_headings_in_range(boxes: Tensor) -> Tensor:
     wrapped = torch.where(wrapped >= math.pi, -math.pi, wrapped)
     inside = (heading >= -math.pi) & (heading < math.pi)
     return torch.cat([boxes[:, :6], torch.where(inside, heading, wrapped)[:, None], boxes[:, 7:]], 1)
+
+
+def _without_boxes(found: Any) -> Any:
+    """A result without its boxes and their forecasts; everything else in it stays."""
+    if isinstance(found, Predictions):
+        return found.select(lambda boxes: slice(0, 0))
+    return found.select(slice(0, 0)) if isinstance(found, Detections) else found
 
 
 def _with_detections(found: Any, change: Callable[[Detections], Detections]) -> Any:

@@ -157,12 +157,18 @@ class OccupancyGrid(_Found):
 class Forecasts(_Found):
     """Possible paths of the objects that another head found, in its order.
 
-    paths: float32 [M, K, T, 2], x and y after each half second; scores: float32 [M, K], logits.
+    paths: float32 [M, K, T, 2], x and y after each half second; scores: float32 [M, K], logits; of: name of the head
+    that found the objects.
     """
 
     paths: Tensor | Array
     scores: Tensor | Array
+    of: str
     columns = ("paths", "scores")
+
+    def select(self, keep: Tensor | Array | slice) -> Forecasts:
+        """The paths of the objects that `keep` (bool [M], int64 [K] or a slice) picks."""
+        return Forecasts(self.paths[keep], self.scores[keep], self.of)
 
     def __len__(self) -> int:
         """Number of objects."""

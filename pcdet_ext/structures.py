@@ -537,6 +537,34 @@ class Predictions:
             raise ValueError(f"none of the heads {', '.join(self.heads)} finds boxes")
         return found[0] if len(found) == 1 else _joined(found)
 
+    def followed_by(self, forecasts: Forecasts) -> Detections:
+        """The boxes whose paths are forecast, one for each row of the forecasts.
+
+        Raises ValueError where the head that the forecasts name found no boxes, or another number of them.
+        """
+        boxes = self.heads.get(forecasts.of)
+        if not isinstance(boxes, Detections):
+            raise ValueError(f"forecasts follow the boxes of the head {forecasts.of!r}, which found none that are here")
+        if len(boxes) != len(forecasts):
+            raise ValueError(f"{len(forecasts)} forecasts for the {len(boxes)} boxes of the head {forecasts.of!r}")
+        return boxes
+
+    def select(self, which: Callable[[Detections], Tensor | Array | slice]) -> Predictions:
+        """The same with those boxes of each head that `which` picks (bool [M], int64 [K] or a slice), and with the
+        forecasts of these."""
+        picked = {name: which(part) for name, part in self.heads.items() if isinstance(part, Detections)}
+
+        def own(name: str, part: Found) -> Found:
+            if isinstance(part, Detections):
+                return part.select(picked[name])
+            return part.select(picked[part.of]) if isinstance(part, Forecasts) and part.of in picked else part
+
+        return Predictions({name: own(name, part) for name, part in self.heads.items()})
+
+    def above(self, score: float) -> Predictions:
+        """The same with the boxes that have a score of at least `score`, and the forecasts of these."""
+        return self.select(lambda boxes: boxes.scores >= score)
+
     def __getitem__(self, name: str) -> Found:
         return self.heads[name]
 

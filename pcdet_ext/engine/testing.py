@@ -14,14 +14,13 @@ from typing import Any
 import torch.distributed
 from tqdm import tqdm
 
-from pcdet_ext.config import ConfigError, Node, construct, require_known_sections, section
+from pcdet_ext.config import Node, construct, require_known_sections, section
 from pcdet_ext.data.base import ConcatDataset, Dataset, collate
 from pcdet_ext.data.formats import build_dataset, measured_kind
 from pcdet_ext.engine.loader import frame_loader
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import DataError, atomic_write, check_output_folder
 from pcdet_ext.inference import Detector, boxes_of, check_finds, load, part_of
-from pcdet_ext.scenes import Forecasts
 from pcdet_ext.structures import Detections, Predictions
 from pcdet_ext.visualization.plots import write_plots
 
@@ -107,18 +106,9 @@ def _measured_part(found: Any, kind: type, score_threshold: float) -> Any:
     if kind is Detections:
         return boxes_of(found).above(score_threshold).numpy()
     if kind is Predictions:
-        return _above(found, score_threshold).numpy()
+        whole = found if isinstance(found, Predictions) else Predictions({"head": found})
+        return whole.above(score_threshold).numpy()
     return part_of(found, kind).numpy()
-
-
-def _above(found: Any, score_threshold: float) -> Predictions:
-    """All parts of a result, its boxes of a score. Raises ConfigError where paths belong to boxes left out."""
-    heads: Mapping[str, Any] = found.heads if isinstance(found, Predictions) else {"head": found}
-    if score_threshold > 0 and any(isinstance(part, Forecasts) for part in heads.values()):
-        raise ConfigError("test.score_threshold: paths are those of all boxes; set it to 0")
-    return Predictions(
-        {name: p.above(score_threshold) if isinstance(p, Detections) else p for name, p in heads.items()}
-    )
 
 
 def measure(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,17 +31,15 @@ class Seen:
 def seen(found: Found | Predictions | None) -> Seen:
     """What all heads found in one frame; of two heads that tell the same, the first.
 
-    Forecasts are of the boxes of the first head that found as many, in their order. Raises ValueError where none did.
+    Raises ValueError for forecasts without the boxes that they follow.
     """
     if found is None:
         return Seen()
-    parts: Sequence[Found] = list(found.heads.values()) if isinstance(found, Predictions) else [found]
-    parts = [part.numpy() for part in parts]
-    boxes = next((part for part in parts if isinstance(part, Detections)), None)
-    if isinstance(found, Predictions) and boxes is not None:
-        boxes = found.detections.numpy()
+    whole = (found if isinstance(found, Predictions) else Predictions({"head": found})).numpy()
+    parts = list(whole.heads.values())
+    boxes = whole.detections if any(isinstance(part, Detections) for part in parts) else None
     labels = next((part for part in parts if isinstance(part, PointLabels)), None)
-    return Seen(boxes, labels, _layers(parts))
+    return Seen(boxes, labels, _layers(whole))
 
 
 def with_seen(scene: Scene, found: Seen) -> Scene:
@@ -52,10 +49,11 @@ def with_seen(scene: Scene, found: Seen) -> Scene:
     return replace(scene, layers=found.layers)
 
 
-def _layers(parts: Sequence[Found]) -> Layers:
+def _layers(found: Predictions) -> Layers:
+    parts = list(found.heads.values())
     maps = [_map_layer(part) for part in parts if isinstance(part, MapLayers)]
     grids = [_occupancy_layer(part) for part in parts if isinstance(part, OccupancyGrid)]
-    forecasts = [one for part in parts if isinstance(part, Forecasts) for one in _forecasts(part, parts)]
+    forecasts = [one for part in parts if isinstance(part, Forecasts) for one in _forecasts(part, found)]
     plans = [Plan(_from_here(np.asarray(part.path))) for part in parts if isinstance(part, PlannedPath)]
     return Layers(forecasts, maps[0] if maps else None, grids[0] if grids else None, plans)
 
@@ -73,10 +71,8 @@ def _occupancy_layer(found: OccupancyGrid) -> OccupancyLayer:
     return OccupancyLayer(labels, (found.x[0], found.y[0], low), cell, found.class_names[:-1])
 
 
-def _forecasts(found: Forecasts, parts: Sequence[Found]) -> list[Forecast]:
-    boxes = next((part for part in parts if isinstance(part, Detections) and len(part) == len(found)), None)
-    if boxes is None:
-        raise ValueError(f"no head found as many boxes as there are forecasts, {len(found)}: whose are they?")
+def _forecasts(found: Forecasts, whole: Predictions) -> list[Forecast]:
+    boxes = whole.followed_by(found)
     logits = np.asarray(found.scores, np.float64)
     weights = np.exp(logits - logits.max(1, keepdims=True, initial=-np.inf))
     weights /= weights.sum(1, keepdims=True)

@@ -41,7 +41,7 @@ def true_answer(sample: Sample) -> Predictions:
             "map": MapLayers(t.map_masks.astype(np.float32), MAP_LAYERS, *t.map_grid),
             "occupancy": OccupancyGrid(t.occupancy, OCCUPANCY_CLASSES, *t.occupancy_grid),
             "motion": Forecasts(
-                np.concatenate([other, paths], 1).astype(np.float32), np.zeros((len(t), 2), np.float32)
+                np.concatenate([other, paths], 1).astype(np.float32), np.zeros((len(t), 2), np.float32), "detection"
             ),
             "planning": PlannedPath(t.plan.steps.cumsum(0) + [0.3, 0.4]),
         }
@@ -84,6 +84,21 @@ def test_errors_show_in_the_task_they_are_of(data: NuScenesDataset) -> None:
     assert wrong.parts["occupancy"].iou()[OCCUPANCY_CLASSES.index("car")] == 0
     for name in ("detection", "bev_map", "motion"):
         assert wrong.parts[name].score == right.parts[name].score
+
+
+def test_paths_are_measured_with_the_boxes_that_they_follow(data: NuScenesDataset) -> None:
+    """Beside another head that finds as many boxes, and comes before."""
+
+    def beside(sample: Sample) -> Predictions:
+        answer = true_answer(sample)
+        boxes: Any = answer["detection"]
+        wrong = replace(boxes, boxes=boxes.boxes + np.float32([25, 25, 0, 0, 0, 0, 0, 0, 0]), scores=boxes.scores * 0)
+        return Predictions({"elsewhere": wrong, **answer.heads})
+
+    right, found = evaluated(data).result(), evaluated(data, beside).result()
+    assert right is not None
+    assert found is not None
+    assert found.parts["motion"].values == pytest.approx(right.parts["motion"].values, nan_ok=True)
 
 
 def test_files_give_the_same_numbers(data: NuScenesDataset, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.config import ConfigError, Node, from_plain
+from pcdet_ext.inference import Detector
 from pcdet_ext.models.bev.grid_transform import BEVGridTransform
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.models.heads import MapSegmentationHead, MotionHead, MotionOutput, OccupancyHead, PlanningHead
@@ -366,6 +367,22 @@ def test_one_detector_learns_and_tells_everything() -> None:
     first = motion.paths[:, :, 0] - boxes.boxes[:, None, :2]
     output = detector(batch)["motion"].steps[1, boxes.queries]
     torch.testing.assert_close(torch.cat([first[:, :, None], steps], 2), output, atol=1e-4, rtol=1e-4)
+
+
+def test_forecasts_keep_to_the_boxes_that_are_left() -> None:
+    torch.manual_seed(0)
+    detector = Detector(settings(HEADS), "cpu")
+    batch = scene(torch.tensor([0, 2]))
+    there = batch.batch_index == 0
+    empty = replace(batch, points=batch.points[there], batch_index=batch.batch_index[there])  # in frame 1 is no point
+    first, second = detector.predict(empty)
+    assert len(first.followed_by(first["motion"])) > 1
+    assert len(second.followed_by(second["motion"])) == 0
+    scores = first["detection"].scores
+    kept = first.above(float(scores.max()))
+    best = scores == scores.max()
+    torch.testing.assert_close(kept.followed_by(kept["motion"]).boxes, first["detection"].boxes[best])
+    torch.testing.assert_close(kept["motion"].paths, first["motion"].paths[best])
 
 
 def test_a_command_is_needed_to_plan_and_it_matters() -> None:

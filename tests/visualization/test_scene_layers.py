@@ -36,7 +36,7 @@ def predictions() -> Predictions:
     return Predictions(
         {
             "boxes": found,
-            "motion": Forecasts(paths, torch.log(torch.tensor([[3.0, 1.0]]))),
+            "motion": Forecasts(paths, torch.log(torch.tensor([[3.0, 1.0]])), "boxes"),
             "map": MapLayers(probabilities, ("road",), (-4.0, 4.0, 1.0), (-2.0, 2.0, 1.0)),
             "occupancy": OccupancyGrid(labels, ("car", "free"), (-40.0, 40.0, 20.0), (-40.0, 40.0, 20.0)),
             "plan": PlannedPath(torch.tensor([[2.0, 0], [4, 1]])),
@@ -68,8 +68,23 @@ def test_one_head_alone_is_shown() -> None:
     labels = PointLabels(np.zeros(3, int), np.ones(3), ("road",))
     assert seen(labels).labels is not None
     assert seen(labels).boxes is None
-    with pytest.raises(ValueError, match="no head found as many boxes as there are forecasts, 1"):
-        seen(Forecasts(np.zeros((1, 2, 3, 2)), np.zeros((1, 2))))
+    with pytest.raises(ValueError, match="the boxes of the head 'boxes', which found none"):
+        seen(Forecasts(np.zeros((1, 2, 3, 2)), np.zeros((1, 2)), "boxes"))
+
+
+def test_forecasts_are_of_the_head_that_they_name() -> None:
+    """Two heads find as many boxes; with another number of boxes left, the forecasts belong to nothing."""
+    given = predictions()
+    other = Detections(torch.tensor([[-7.0, 1, 0, 1, 1, 2, 0]]), torch.tensor([0.3]), torch.tensor([0]), ("Walker",))
+    both = Predictions({"walkers": other, **given.heads})
+    (forecast,) = seen(both).layers.forecasts
+    assert (forecast.name, forecast.paths[0, 0].tolist()) == ("Car", [10, 4])
+    kept = both.above(0.5)
+    assert [len(kept[name]) for name in ("walkers", "boxes", "motion")] == [0, 1, 1]
+    assert [len(both.above(0.9)[name]) for name in ("boxes", "motion")] == [0, 0]
+    assert both.above(0.9)["plan"] is both["plan"]
+    with pytest.raises(ValueError, match="1 forecasts for the 0 boxes of the head 'boxes'"):
+        seen(Predictions({**both.heads, "boxes": given["boxes"].above(0.9)}))
 
 
 def test_what_is_labelled_is_shown_beside_what_was_found() -> None:

@@ -163,7 +163,7 @@ class SceneEvaluator:
         self, token: str, targets: Targets, predictions: Predictions, found: Forecasts
     ) -> tuple[tuple[Rows, Array, Array], tuple[Rows, Array]] | None:
         """Objects and detections with their paths, in the frame of the sample; None for paths of another length."""
-        detections = next(p for p in predictions.heads.values() if isinstance(p, Detections) and len(p) == len(found))
+        detections = predictions.followed_by(found)
         steps = np.asarray(targets.futures)
         if steps.shape[1] != motion.STEPS or np.asarray(found.paths).shape[2] != motion.STEPS:
             return None

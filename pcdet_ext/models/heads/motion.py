@@ -188,7 +188,7 @@ class MotionHead(nn.Module):
             raise ValueError(f"the detections of {self.of!r} do not say which query each is of")
         query = tensor_of(found.queries)
         paths = output.steps[frame, query].cumsum(2) + tensor_of(found.boxes)[:, None, None, :2]
-        return Forecasts(paths, output.logits[frame, query])
+        return Forecasts(paths, output.logits[frame, query], self.of)
 
 
 def _classes(found: QueryOutput) -> Tensor:
