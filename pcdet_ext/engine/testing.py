@@ -76,7 +76,8 @@ def predict(
         dataset: where the frames come from.
         evaluator: takes each frame and its detections.
         options: batch size, loader processes and lowest score.
-        indices: the frames, None for all; a detector over time gets them one after the other, in this order.
+        indices: the frames, None for all; a detector over time gets them one after the other, in this order, and
+            forgets the frames before where some are left out in between.
         should_stop: asked before each batch.
         silent: without a progress bar.
 
@@ -91,9 +92,11 @@ def predict(
     memory = None
     interval = 0.5 if sys.stderr.isatty() else 30
     with tqdm(total=len(indices), unit="frame", desc="test", leave=False, disable=silent, mininterval=interval) as bar:
-        for samples, batch in loader:
+        for number, (samples, batch) in enumerate(loader):
             if should_stop():
                 return False
+            if detector.remembers and number and indices[number] != indices[number - 1] + 1:
+                memory = None
             results, memory = detector.predict_and_memory(batch, memory)
             for sample, found in zip(samples, results, strict=True):
                 evaluator.add(sample, _measured_part(found, kind, options.score_threshold))

@@ -24,6 +24,7 @@ from pcdet_ext.engine.records import require_wandb
 from pcdet_ext.engine.resuming import check_same_frozen, check_same_model, check_same_order, meaning_changes
 from pcdet_ext.engine.run_folder import BEST, LAST, RunFolder
 from pcdet_ext.engine.settings import TrainConfig
+from pcdet_ext.engine.sharing import share_of_frames
 from pcdet_ext.engine.trainer import Trainer, TrainingError, TrainingInputs
 from pcdet_ext.evaluation.base import Result
 from pcdet_ext.files import atomic_write
@@ -200,7 +201,7 @@ def _test_data(settings: Node) -> Dataset:
 def _evaluation(
     settings: Node, device: str, dataset: Dataset
 ) -> Callable[[nn.Module, Callable[[], bool]], Result | None]:
-    """The evaluation by the metric of a data set, its frames shared out over the processes."""
+    """The evaluation by the metric of a data set, its frames (or whole recordings) shared out over the processes."""
     options = testing.eval_config(settings)
 
     def evaluate(model: nn.Module, should_stop: Callable[[], bool]) -> Result | None:
@@ -209,7 +210,7 @@ def _evaluation(
             rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
         detector = Detector(settings, device, model)
         evaluator = dataset.evaluator(options.metric)
-        indices = range(rank, len(dataset), processes)
+        indices = share_of_frames(dataset, detector.remembers, rank, processes)
         finished = testing.predict(detector, dataset, evaluator, options, indices, should_stop, silent=rank > 0)
         if processes > 1:
             finished = testing.gather(evaluator, finished)
