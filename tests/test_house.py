@@ -15,6 +15,7 @@ FLOORS = {
     "scenes": 1,
     "config": 1,
     "files": 1,
+    "ranges": 1,
     "checkpoint": 1,
     "ops": 1,
     "grouping": 2,

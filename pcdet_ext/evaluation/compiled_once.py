@@ -46,11 +46,11 @@ def counts(
     found_state: Array,
     score: Array,
     threshold: float,
-) -> tuple[int, int, int]:
-    """True detections, false ones and missed boxes, where each labelled box takes the free detection of at least this
-    score that overlaps it most, and an ignored one only where there is no valid one."""
+) -> tuple[int, int]:
+    """True detections and false ones, where each labelled box takes the free detection of at least this score that
+    overlaps it most, and an ignored one only where there is no valid one."""
     taken = np.zeros(len(score), np.bool_)
-    true, missed = 0, 0
+    true = 0
     for t in range(len(starts) - 1):
         if truth_state[t] == OTHER:
             continue
@@ -63,12 +63,10 @@ def counts(
                 best, most = d, overlap[p]
             elif found_state[d] == IGNORED and best < 0:
                 best = d
-        if best < 0:
-            missed += truth_state[t] == VALID
-        else:
+        if best >= 0:
             taken[best] = True
             true += truth_state[t] == VALID and found_state[best] == VALID
     false = 0
     for d in range(len(score)):
         false += found_state[d] == VALID and not taken[d] and score[d] >= threshold
-    return true, false, missed
+    return true, false

@@ -236,7 +236,7 @@ def _curve(near: tuple[Array, Array, Array], truth_state: Array, found_state: Ar
     true = compiled.true_scores(starts, found, truth_state, found_state, scores)
     precision = np.zeros(RECALLS + 1)
     for i, threshold in enumerate(pick_thresholds(true, truths)):
-        hits, false, _ = compiled.counts(starts, found, overlap, truth_state, found_state, scores, threshold)
+        hits, false = compiled.counts(starts, found, overlap, truth_state, found_state, scores, threshold)
         precision[i] = hits / max(hits + false, 1)  # other boxes may have taken all detections of this score
     falling = np.maximum.accumulate(precision[::-1])[::-1]
     return Curve(falling, truths, int((found_state == VALID).sum()))

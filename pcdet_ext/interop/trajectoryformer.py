@@ -98,8 +98,3 @@ def load(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load published parameters, without those of layers that are never called. Raises ValueError as `renamed`."""
     used = {name: value for name, value in state_dict.items() if not name.startswith(UNUSED)}
     load_renamed(network, used, lambda name: name)
-
-
-def is_unused(name: str) -> bool:
-    """Whether a published parameter belongs to a layer that is never called, so that its gradient is zero."""
-    return name.startswith(UNUSED)

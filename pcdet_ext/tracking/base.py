@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -140,17 +139,3 @@ def check_timestamp(timestamp: float) -> float:
     if not np.isfinite(timestamp):
         raise ValueError(f"timestamp must be finite, got {timestamp}")
     return float(timestamp)
-
-
-def check_range(name: str, value: float | None, least: float = -math.inf, most: float = math.inf) -> None:
-    """Raises ValueError for an option that is not finite or out of its range; None, where an option has it, is right.
-
-    Args:
-        name: of the option.
-        value: of the option.
-        least: what it must reach.
-        most: what it must not exceed.
-    """
-    if value is not None and not (math.isfinite(value) and least <= value <= most):
-        between = f"{least:g} or more" if math.isinf(most) else f"from {least:g} to {most:g}"
-        raise ValueError(f"{name} must be {'finite' if math.isinf(least) else between}, got {value}")

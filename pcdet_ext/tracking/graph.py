@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pcdet_ext.ranges import check_range
 from pcdet_ext.structures import Array
-from pcdet_ext.tracking.base import BoxTracker, StillBoxes, TrackedBoxes, check_range, check_timestamp
+from pcdet_ext.tracking.base import BoxTracker, StillBoxes, TrackedBoxes, check_timestamp
 from pcdet_ext.tracking.graph_data import node_features, rows_kept
 from pcdet_ext.tracking.graph_edges import CLASSES
 from pcdet_ext.tracking.graph_network import GraphTrackerNetwork
@@ -62,8 +63,8 @@ class GraphTracker(BoxTracker):
         period: float | None = None,
         max_outputs: int = 500,
     ) -> None:
-        check_range("nms", nms, 0, 1)
-        check_range("score_threshold", score_threshold)
+        check_range(0, 1, nms=nms)
+        check_range(-math.inf, score_threshold=score_threshold)
         if max_outputs < 1 or (period is not None and not 0 < period < math.inf):
             raise ValueError(f"period and max_outputs must be positive, got {period} and {max_outputs}")
         self.network, self.options = network.eval(), options or GraphOptions()

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pcdet_ext.ranges import check_range
 from pcdet_ext.tracking import graph_edges
-from pcdet_ext.tracking.base import check_range
 from pcdet_ext.tracking.graph_matching import matches
 from pcdet_ext.tracking.graph_network import Associations, GraphTrackerNetwork, association_loss
 
@@ -94,14 +94,14 @@ class GraphOptions:
     limits: tuple[float, ...] = graph_edges.LIMITS
 
     def __post_init__(self) -> None:
-        check_range("threshold", self.threshold, 0, 1)
-        check_range("max_age", self.max_age, 0)
-        check_range("feature_weight", self.feature_weight, 0, 1)
-        check_range("neighbours", self.neighbours, 0)
+        check_range(0, 1, threshold=self.threshold)
+        check_range(0, max_age=self.max_age)
+        check_range(0, 1, feature_weight=self.feature_weight)
+        check_range(0, neighbours=self.neighbours)
         if len(self.limits) != len(graph_edges.CLASSES):
             raise ValueError(f"limits must be {len(graph_edges.CLASSES)} numbers, got {len(self.limits)}")
         for name, limit in zip(graph_edges.CLASSES, self.limits, strict=True):
-            check_range(f"limits: that of {name}", limit, 0)
+            check_range(0, **{f"limits: that of {name}": limit})
 
 
 @dataclass(frozen=True, eq=False)

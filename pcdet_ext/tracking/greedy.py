@@ -5,14 +5,16 @@ Yin et al., "Center-based 3D Object Detection and Tracking", CVPR 2021.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from pcdet_ext.ranges import check_range
 from pcdet_ext.structures import Array
-from pcdet_ext.tracking.base import TRACKERS, BoxTracker, StillBoxes, TrackedBoxes, check_range, check_timestamp
+from pcdet_ext.tracking.base import TRACKERS, BoxTracker, StillBoxes, TrackedBoxes, check_timestamp
 
 # Metres between a detection, moved back, and a track.
 NUSCENES_LIMITS = {
@@ -87,10 +89,10 @@ class GreedyTracker(BoxTracker):
             raise ValueError(f"assignment must be 'greedy' or 'optimal', got {assignment!r}")
         if not limits:
             raise ValueError("limits must name a class at least")
-        check_range("max_age", max_age, 0)
-        check_range("birth_score", birth_score)
+        check_range(0, max_age=max_age)
+        check_range(-math.inf, birth_score=birth_score)
         for name, limit in limits.items():
-            check_range(f"limits: that of {name}", limit, 0)
+            check_range(0, **{f"limits: that of {name}": limit})
         self.limits = dict(limits)
         self.max_age, self.assignment = max_age, assignment
         self.birth_score, self.published = birth_score, published

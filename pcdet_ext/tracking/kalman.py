@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -9,8 +10,9 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from pcdet_ext.data.geometry import wrap_angle
+from pcdet_ext.ranges import check_range
 from pcdet_ext.structures import Array
-from pcdet_ext.tracking.base import TRACKERS, BoxTracker, StillBoxes, TrackedBoxes, check_range, check_timestamp
+from pcdet_ext.tracking.base import TRACKERS, BoxTracker, StillBoxes, TrackedBoxes, check_timestamp
 from pcdet_ext.tracking.kalman_filter import HEADING, MEASURED, Filters
 
 MEASURES = ("iou", "giou")
@@ -116,13 +118,13 @@ class KalmanTracker(BoxTracker):
     ) -> None:
         if measure not in MEASURES:
             raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
-        check_range("max_age", max_age, 1)
-        check_range("min_hits", min_hits, 0)
-        check_range("farthest", farthest, 0, 2)
-        check_range("redundant", redundant, -1, 1)
-        check_range("nms", nms, 0, 1)
-        check_range("score_threshold", score_threshold)
-        check_range("low_score", low_score)
+        check_range(1, max_age=max_age)
+        check_range(0, min_hits=min_hits)
+        check_range(0, 2, farthest=farthest)
+        check_range(-1, 1, redundant=redundant)
+        check_range(0, 1, nms=nms)
+        check_range(-math.inf, score_threshold=score_threshold)
+        check_range(-math.inf, low_score=low_score)
         self.measure, self.published = measure, published
         self.farthest = FARTHEST[measure] if farthest is None else farthest
         self.score_threshold, self.max_age, self.min_hits = score_threshold, max_age, min_hits

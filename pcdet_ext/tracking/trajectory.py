@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcdet_ext.ranges import check_range
 from pcdet_ext.structures import Array, Detections
-from pcdet_ext.tracking.base import check_pose, check_range, check_timestamp
+from pcdet_ext.tracking.base import check_pose, check_timestamp
 from pcdet_ext.tracking.trajectory_network import TrajectoryNetwork
 from pcdet_ext.tracking.trajectory_states import Found, Frame, States, StepOptions, Thresholds, first_step, step
 
@@ -64,11 +65,11 @@ class TrajectoryOptions:
             raise ValueError(f"first_class must be one of {', '.join(self.limits)}, got {self.first_class!r}")
         for name in ("kept_score", "birth_score", "limits"):
             for label, value in getattr(self, name).items():
-                check_range(f"{name} of {label}", value, 0)
+                check_range(0, **{f"{name} of {label}": value})
         for name, least in (("predictions", 1), ("history", 2), ("points", 1)):
-            check_range(name, getattr(self, name), least)
+            check_range(least, **{name: getattr(self, name)})
         for name in ("nms", "new_overlap"):
-            check_range(name, getattr(self, name), 0, 1)
+            check_range(0, 1, **{name: getattr(self, name)})
 
 
 class TrajectoryTracker:

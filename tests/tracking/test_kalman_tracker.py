@@ -179,7 +179,7 @@ def test_a_jump_of_the_pose_and_a_frame_out_of_order_end_in_new_tracks_at_worst(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"measure": "l2"}, "measure must be one of iou, giou"), ({"max_age": 0}, "max_age must be 1 or more")],
+    [({"measure": "l2"}, "measure must be one of iou, giou"), ({"max_age": 0}, "max_age must be at least 1")],
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

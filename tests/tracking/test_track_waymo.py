@@ -146,7 +146,7 @@ def test_a_training_that_is_no_longer_finite_ends_the_command(
 def test_wrong_options_are_named_before_anything_is_trained(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = root.parent / "new.ckpt"
     for more, message in (
-        (("history=1",), "history must be 2 or more"),
+        (("history=1",), "history must be at least 2"),
         (("bogus=1",), "bogus"),
         (("limits.Vehicel=1",), "no class is named 'Vehicel'; did you mean 'Vehicle'"),
     ):

@@ -150,7 +150,7 @@ def test_what_cannot_be_is_refused() -> None:
     for options, message in (
         ({"limits": {"Car": 2.0}}, "must name the same classes"),
         ({"nms": 1.5}, "nms must be from 0 to 1"),
-        ({"history": 1}, "history must be 2 or more"),
+        ({"history": 1}, "history must be at least 2"),
         ({"kept_score": {"Vehicle": math.nan, "Pedestrian": 0.1, "Cyclist": 0.1}}, "kept_score of Vehicle"),
         ({"first_class": "Car"}, "first_class must be one of"),
     ):

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct, suggest
-from pcdet_ext.models.heads.base import Reads, boxes_and_labels, check_range, fill_bias
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
 from pcdet_ext.models.heads.losses import sigmoid_focal_loss, smooth_l1_loss, with_sine_difference
 from pcdet_ext.models.heads.postprocess import NMSConfig, best_class, every_class, suppress
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED, AnchorSpec, assign, make_anchors
 from pcdet_ext.models.targets.box_coding import ResidualCoder, apply_direction_bin, direction_bin, usable_boxes
+from pcdet_ext.ranges import check_range
 from pcdet_ext.structures import Detections, Targets
 
 PRIOR = 0.01  # probability of an object that an untrained head starts with (RetinaNet)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pcdet_ext.config import construct
 from pcdet_ext.models.heads.anchor import PRIOR, AnchorTargets, check_specs
-from pcdet_ext.models.heads.base import Reads, boxes_and_labels, check_range, fill_bias
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
 from pcdet_ext.models.heads.branches import task_labels
 from pcdet_ext.models.heads.losses import sigmoid_focal_loss, smooth_l1_loss, with_sine_difference
 from pcdet_ext.models.heads.postprocess import NMSConfig, suppress
@@ -21,6 +21,7 @@ from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.layers.norm import EPS, MOMENTUM
 from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED, AnchorSpec, assign, make_anchors
 from pcdet_ext.models.targets.box_coding import ResidualCoder, apply_direction_bin, direction_bin, usable_boxes
+from pcdet_ext.ranges import check_range
 from pcdet_ext.structures import Detections, Targets
 
 

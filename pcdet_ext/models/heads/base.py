@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -82,21 +81,6 @@ def followed_heads(heads: Mapping[str, Any]) -> set[str]:
         if getattr(head, "classes", None) != getattr(heads[other], "classes", None):
             raise ValueError(f"head {name!r} must have the classes of {other!r}, which it follows")
     return {head.of for head in heads.values() if hasattr(head, "of")}
-
-
-def check_range(low: float, high: float = math.inf, **values: float | None) -> None:
-    """Raise ValueError, with the name, for a value that is not in [low, high], as NaN is not; None is not checked."""
-    for name, value in values.items():
-        if value is not None and not low <= value <= high:
-            bounds = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
-            raise ValueError(f"{name} must be {bounds}, got {value}")
-
-
-def check_positive(below: float = math.inf, **values: float | None) -> None:
-    """Raise ValueError, with the name, for a value that is not above 0 and under `below`; None is not checked."""
-    for name, value in values.items():
-        if value is not None and not 0 < value < below:
-            raise ValueError(f"{name} must be above 0" + f" and below {below}" * (below < math.inf) + f", got {value}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct
-from pcdet_ext.models.heads.base import Reads, boxes_and_labels, check_positive, check_range, fill_bias
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
 from pcdet_ext.models.heads.branches import CHANNELS, CODE, PRIOR_LOGIT, REQUIRED, check_branches, task_labels
 from pcdet_ext.models.heads.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
 from pcdet_ext.models.heads.postprocess import NMSConfig, per_class, rectify_scores, suppress
@@ -20,6 +20,7 @@ from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.layers.cells import convolve_at
 from pcdet_ext.models.targets.box_coding import lifted
 from pcdet_ext.models.targets.heatmaps import CenterTargets, center_targets
+from pcdet_ext.ranges import check_positive, check_range
 from pcdet_ext.structures import Detections, Targets
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from pcdet_ext.models.bev.grid_transform import BEVGridTransform
 from pcdet_ext.models.bev.residual import BaseBEVResBackbone
-from pcdet_ext.models.heads.base import Reads, check_range
+from pcdet_ext.models.heads.base import Reads
 from pcdet_ext.models.heads.losses import sigmoid_focal_loss
 from pcdet_ext.models.heads.registry import HEADS
+from pcdet_ext.ranges import check_range
 from pcdet_ext.scenes import MAP_LAYERS, MapLayers, Scope, cells_of
 from pcdet_ext.structures import Targets, tensor_of
 

@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pcdet_ext.models.heads.base import Features, Reads, check_range
+from pcdet_ext.models.heads.base import Features, Reads
 from pcdet_ext.models.heads.paths import MapFusion, anchors_of, best_mode, mlp, mode_loss, sine_embedding, two_layers
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.transfusion_decoder import DecoderLayer
 from pcdet_ext.models.heads.transfusion_queries import QueryOutput
+from pcdet_ext.ranges import check_range
 from pcdet_ext.scenes import Forecasts
 from pcdet_ext.structures import Detections, Targets, tensor_of
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.models.bev.grid_transform import BEVGridTransform
-from pcdet_ext.models.heads.base import Reads, check_range
+from pcdet_ext.models.heads.base import Reads
 from pcdet_ext.models.heads.lovasz import lovasz_softmax
 from pcdet_ext.models.heads.map_segmentation import scope_of, sides
 from pcdet_ext.models.heads.occupancy_losses import (
@@ -27,6 +27,7 @@ from pcdet_ext.models.heads.occupancy_losses import (
     weighted_focal,
 )
 from pcdet_ext.models.heads.registry import HEADS
+from pcdet_ext.ranges import check_range
 from pcdet_ext.scenes import OCCUPANCY_CLASSES, OccupancyGrid, Scope, cells_of
 from pcdet_ext.structures import Targets, tensor_of
 

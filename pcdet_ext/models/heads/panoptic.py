@@ -12,9 +12,10 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from pcdet_ext.config import suggest
-from pcdet_ext.models.heads.base import PointFeatures, check_positive, check_range
+from pcdet_ext.models.heads.base import PointFeatures
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.segmentation import PointOutput, PointSegmentationHead, per_point
+from pcdet_ext.ranges import check_positive, check_range
 from pcdet_ext.structures import Array, PointLabels, Targets, tensor_of
 
 NEIGHBOURS = ((0, 1), (1, -1), (1, 0), (1, 1))  # half of the eight cells around one: each pair is looked at once

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcdet_ext.models.heads.base import Features, Reads, check_range
+from pcdet_ext.models.heads.base import Features, Reads
 from pcdet_ext.models.heads.paths import (
     FAN,
     MapFusion,
@@ -29,6 +29,7 @@ from pcdet_ext.models.heads.paths import (
 )
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.transfusion_decoder import DecoderLayer
+from pcdet_ext.ranges import check_range
 from pcdet_ext.scenes import COMMANDS, EgoPlan, PlannedPath
 from pcdet_ext.structures import Targets
 

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcdet_ext.models.heads.base import PointFeatures, Reads, check_range
+from pcdet_ext.models.heads.base import PointFeatures, Reads
 from pcdet_ext.models.heads.lovasz import lovasz_softmax
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.layers.norm import SparseBatchNorm
+from pcdet_ext.ranges import check_range
 from pcdet_ext.structures import PointLabels, Targets, tensor_of
 
 UNLABELLED = -1

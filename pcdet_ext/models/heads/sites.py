@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct
-from pcdet_ext.models.heads.base import Reads, boxes_and_labels, check_positive, check_range
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels
 from pcdet_ext.models.heads.branches import CHANNELS, CODE, PRIOR_LOGIT, REQUIRED, check_branches, task_labels
 from pcdet_ext.models.heads.losses import center_focal_loss, iou_prediction_loss, masked_l1_loss
 from pcdet_ext.models.heads.postprocess import NMSConfig, per_class, rectify_scores, suppress
 from pcdet_ext.models.layers.sparse_blocks import SparseSequential, conv_block
 from pcdet_ext.models.layers.sparse_conv import Engine, SparseConv3d, SubMConv3d
 from pcdet_ext.models.targets.sites import SiteAssigner, Sites, SiteTargets
+from pcdet_ext.ranges import check_positive, check_range
 from pcdet_ext.structures import Detections, SparseVoxels, Targets
 
 LARGEST_LOG = 5.0  # logarithms of sizes are held within ± this where an overlap is learnt

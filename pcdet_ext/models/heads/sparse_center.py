@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pcdet_ext.models.heads.base import check_positive, check_range
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.sites import Layers, SiteHead
 from pcdet_ext.models.layers.sparse_conv import Engine
 from pcdet_ext.models.targets.sites import SiteAssigner
+from pcdet_ext.ranges import check_positive, check_range
 
 
 @HEADS.register

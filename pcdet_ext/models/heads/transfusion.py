@@ -24,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from pcdet_ext.config import suggest
-from pcdet_ext.models.heads.base import Reads, boxes_and_labels, check_positive, check_range, fill_bias
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
 from pcdet_ext.models.heads.losses import axis_aligned_diou, gaussian_focal_loss, sigmoid_focal_loss, smooth_l1_loss
 from pcdet_ext.models.heads.postprocess import per_class, rectify_scores
 from pcdet_ext.models.heads.registry import HEADS
@@ -41,6 +41,7 @@ from pcdet_ext.models.targets.box_coding import lifted, usable_boxes
 from pcdet_ext.models.targets.heatmaps import draw_gaussians, gaussian_radius
 from pcdet_ext.ops import iou_3d, iou_3d_paired, nms
 from pcdet_ext.ops.boxes import NMSKind
+from pcdet_ext.ranges import check_positive, check_range
 from pcdet_ext.structures import Detections, Targets, tensor_of
 
 PRIOR_LOGIT = -2.19  # an untrained heatmap's: a probability of 0.1

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcdet_ext.models.heads.base import check_positive, check_range
 from pcdet_ext.models.heads.losses import axis_aligned_diou
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.heads.sites import Layers, Scored, SiteHead, SiteOutput
 from pcdet_ext.models.layers.sparse_conv import Engine
 from pcdet_ext.models.targets.sites import Around, SiteAssigner
 from pcdet_ext.ops import iou_3d_paired, segment_reduce
+from pcdet_ext.ranges import check_positive, check_range
 from pcdet_ext.structures import Detections, PointBatch
 
 COPIES = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # signs of x and y in the copies of a frame that are merged

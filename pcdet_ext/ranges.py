@@ -1,0 +1,42 @@
+"""Checks of numbers that an option may have, with errors that name the option."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_range(low: float, high: float = math.inf, /, **values: float | None) -> None:
+    """Check that numbers are finite and in a closed range.
+
+    Args:
+        low: the smallest number that is right; -inf where every finite one is.
+        high: the largest one.
+        values: by the names of the options; None, an option that is not set, is not checked.
+
+    Raises:
+        ValueError: a number is NaN, infinite, or out of the range.
+    """
+    for name, value in values.items():
+        if value is not None and not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"{name} must be {_range(low, high)}, got {value}")
+
+
+def _range(low: float, high: float) -> str:
+    if math.isinf(high):
+        return "finite" if math.isinf(low) else f"at least {low:g}"
+    return f"from {low:g} to {high:g}"
+
+
+def check_positive(below: float = math.inf, /, **values: float | None) -> None:
+    """Check that numbers are above 0 and under a bound.
+
+    Args:
+        below: the bound, which is not allowed itself.
+        values: as those of `check_range`.
+
+    Raises:
+        ValueError: a number is NaN, or out of the range.
+    """
+    for name, value in values.items():
+        if value is not None and not 0 < value < below:
+            raise ValueError(f"{name} must be above 0" + f" and below {below}" * (below < math.inf) + f", got {value}")

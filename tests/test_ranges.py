@@ -1,0 +1,36 @@
+"""Numbers out of their ranges are named."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pcdet_ext.ranges import check_positive, check_range
+
+
+def test_numbers_in_their_ranges_are_right() -> None:
+    check_range(0, 1, first=0, last=1.0, none=None)
+    check_range(-math.inf, any_finite=-1e30)
+    check_positive(2.0, small=1e-30, none=None)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "value", "message"),
+    [
+        ((0, 1), 1.5, r"share must be from 0 to 1, got 1\.5"),
+        ((0, 1), math.nan, "share must be from 0 to 1, got nan"),
+        ((1,), 0, "share must be at least 1, got 0"),
+        ((1,), math.inf, "share must be at least 1, got inf"),
+        ((-math.inf,), -math.inf, "share must be finite, got -inf"),
+    ],
+)
+def test_numbers_out_of_a_closed_range_are_named(bounds: tuple[float, ...], value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_range(*bounds, good=1, share=value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, math.nan])
+def test_numbers_that_are_not_positive_or_too_large_are_named(value: float) -> None:
+    with pytest.raises(ValueError, match=r"radius must be above 0 and below 2\.0"):
+        check_positive(2.0, radius=value)
