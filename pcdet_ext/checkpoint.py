@@ -72,9 +72,14 @@ def find(path: str | Path) -> Path:
     name = file.as_posix().removesuffix(".ckpt")
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"; did you mean {close[0]!r}, which comes with the library?" if close else ""
-    raise MissingCheckpointError(f"{path}: no such checkpoint{hint}")
+    raise MissingCheckpointError(f"{path}: no such checkpoint{suggestion(path)}")
+
+
+def suggestion(path: str | Path) -> str:
+    """The checkpoint that comes with the library and may be meant by a path where there is none, as a question."""
+    name = Path(path).as_posix().removesuffix(".ckpt")
+    close = difflib.get_close_matches(name, packaged(), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}, which comes with the library?" if close else ""
 
 
 def compact(content: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> dict[str, Any]:

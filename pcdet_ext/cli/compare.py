@@ -37,8 +37,11 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--names: the two sets need different names, both are {names[0]!r}")
     if options.out and options.out.suffix.lower() != ".png":
         raise UsageError(f"--out: {options.out}: the picture is a .png file")
-    for target in filter(None, (options.out, options.json)):
-        check_output_file(target, [options.simulated, options.real])
+    if "differences" in names:
+        raise UsageError("--names: 'differences' is what the table of the file is called; take another name")
+    for target, other in ((options.out, options.json), (options.json, options.out)):
+        if target:
+            check_output_file(target, filter(None, [options.simulated, options.real, other]))
     sets = {
         names[0]: measure(options.simulated, options.split),
         names[1]: measure(options.real, options.real_split),

@@ -41,8 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from pcdet_ext.config import from_plain
     from pcdet_ext.data.formats import BENCHMARKS
-    from pcdet_ext.files import atomic_write
+    from pcdet_ext.files import atomic_write, check_output_file, check_output_folder
 
+    if options.json:
+        check_output_file(options.json, [options.ground_truth, options.results])
+    if options.plots:
+        check_output_folder(options.plots)
     given = {"name": options.benchmark, "ground_truth": str(options.ground_truth), "results": str(options.results)}
     given |= {"classes": options.classes} if options.classes else {}
     result = BENCHMARKS.build(from_plain(given, "command line", options.options))

@@ -37,9 +37,11 @@ def run(options: argparse.Namespace) -> int:
     from pcdet_ext.files import check_output_file
     from pcdet_ext.inference import load
 
-    check_output_file(options.out, [options.checkpoint, *options.check])
-    detector = load(options.checkpoint, "cpu", options.overrides, options.imports)
-    for frame in options.check:  # what cannot be read is said before the export takes its time
+    changes = [str(frame) for frame in options.check if "=" in str(frame) and not frame.exists()]  # a.b=c behind frames
+    frames = [frame for frame in options.check if str(frame) not in changes]
+    check_output_file(options.out, [options.checkpoint, *frames])
+    detector = load(options.checkpoint, "cpu", [*options.overrides, *changes], options.imports)
+    for frame in frames:  # what cannot be read is said before the export takes its time
         read_columns(frame, detector.point_features)
     try:
         model = export(detector, options.opset)
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         raise FailureError(f"{options.checkpoint}: {error}") from error
     save(model, options.out)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
-    compared = compare_frames(detector, options.out, options.check) if options.check else []
+    compared = compare_frames(detector, options.out, frames) if frames else []
     print(*compared, sep="\n", end="\n" if compared else "")
     if different := [one.frame for one in compared if not one.agrees]:
         raise FailureError(f"{options.out}: onnxruntime finds something else than PyTorch in {', '.join(different)}")

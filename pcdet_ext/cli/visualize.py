@@ -27,8 +27,8 @@ from typing import Any
 from pcdet_ext.cli.arguments import add_device, add_imports, path
 from pcdet_ext.cli.errors import FailureError, UsageError, wrong_use
 
-FILES = """[CHECKPOINT.ckpt] and point files, or label files (.txt); with --frame, --frames or --sequence: a
-configuration or CHECKPOINT.ckpt, and changes a.b=c of its configuration"""
+FILES = """[CHECKPOINT.ckpt, or a name as kitti/demo_sim] and point files, or label files (.txt); with --frame,
+--frames or --sequence: a configuration or CHECKPOINT.ckpt, and changes a.b=c of its configuration"""
 FRAME = "frames of the data set, by id, the start of an id, or position; several with commas"
 ONLY_FILES = ("labels", "calib", "features")  # what a data set itself knows of its frames
 

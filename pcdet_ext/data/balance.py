@@ -126,4 +126,5 @@ def _number(text: str) -> float:
 
 def weighted_order(weights: Array, rng: np.random.Generator) -> Array:
     """As many draws as there are samples, with replacement, each with the probability of its weight: int64 [N]."""
-    return rng.choice(len(weights), len(weights), p=weights / weights.sum())
+    shares = weights / weights.max()  # the sum of large weights may be no number
+    return rng.choice(len(weights), len(weights), p=shares / shares.sum())

@@ -50,6 +50,11 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         if size < 1:
             raise ValueError("the data set holds no frame to train on")
+        if accumulate > 1 and accumulate * batch_size * processes > size:
+            raise ValueError(
+                f"train.accumulate {accumulate}: a step would take {accumulate * batch_size * processes} frames, "
+                f"the data set has {size}"
+            )
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.processes, self.order = rank, processes, order
         self.accumulate = accumulate

@@ -70,7 +70,7 @@ def visualize(
         raise ValueError("give at least one frame (points or labels) and at most one checkpoint")
     for path in frames:
         if not path.exists():
-            raise ValueError(f"{path}: no such file")
+            raise ValueError(f"{path}: no such file{checkpoint.suggestion(path)}")
     if checkpoints and features is not None:
         raise ValueError("the columns of the points are those that the detector reads; leave out --features")
     _check_one_source(checkpoints, results)

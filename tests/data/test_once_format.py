@@ -151,6 +151,7 @@ NOTHING = {"name": [], "score": [], "boxes_3d": []}
         ({"a": 1}, r"r\.json: must be a list with an entry for each frame"),
         ([{"frame_id": "1"}], r"r\.json: entry 0: must have frame_id, name, score and boxes_3d; 'name' is not there"),
         ([row(boxes_3d=[[1] * 6])], r"entry 0: boxes_3d must be 7 numbers for each of 1"),
+        ([row(boxes_3d=5)], r"entry 0: boxes_3d must be 7 numbers for each of 1"),
         ([row(score=[1, 2])], r"score must be a finite number for each of 1"),
         ([row(boxes_3d=[[1, 1, 1, 0, 1, 1, 1]])], r"must have positive sizes"),
         ([row(score=["x"])], r"entry 0: could not convert"),
@@ -210,6 +211,7 @@ def annotated(names: object, boxes: object) -> dict[str, object]:
         ({"pose": ["a"] * 7}, r"frame 1616000200500: pose must be numbers"),
         ({"annos": []}, r"frame 1616000200500: annos must have 'names' and 'boxes_3d'"),
         (annotated(["Car"], []), r"frame 1616000200500: boxes_3d must be 7 numbers for each of 1 names, is \[0, 7\]"),
+        (annotated([], 5), r"frame 1616000200500: boxes_3d must be 7 numbers for each of 0 names, is \[\]"),
         (annotated([1], [[1] * 7]), r"frame 1616000200500: names must be a list of texts"),
         (annotated(["Car"], [[10**400] * 7]), r"frame 1616000200500: boxes_3d must be numbers"),
         (annotated(["Car"], [[float("nan")] * 7]), r"frame 1616000200500: boxes_3d must be finite numbers"),
@@ -267,3 +269,12 @@ def test_options_that_do_not_fit_are_refused(root: Path) -> None:
     with pytest.raises(ConfigError, match="Bus is not one of the classes; superclass=false measures each alone"):
         found.evaluator()
     assert found.evaluator({"superclass": False}).result() is None
+
+
+def test_deeply_nested_json_is_refused(root: Path, tmp_path: Path) -> None:
+    (root / "data/000001/000001.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"000001\.json: damaged or no JSON"):
+        prepared(root, "train")
+    (tmp_path / "r.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"r\.json: damaged or no JSON"):
+        results_by_frame(tmp_path / "r.json", CLASSES, [])

@@ -39,6 +39,8 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path: Path) -> N
 def test_batches_of_a_step_share_the_samples_of_the_large_batch() -> None:
     large = list(EpochBatches(11, 4, seed=0))
     parts = [EpochBatches(11, 1, 0, rank, processes=2, accumulate=2) for rank in range(2)]
+    with pytest.raises(ValueError, match=r"train\.accumulate 6: a step would take 12 frames, the data set has 11"):
+        EpochBatches(11, 1, 0, processes=2, accumulate=6)
     first, second = (list(part) for part in parts)
     assert [len(part) for part in parts] == [6, 6]
     steps = [first[i] + second[i] + first[i + 1] + second[i + 1] for i in range(0, 6, 2)]

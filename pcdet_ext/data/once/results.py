@@ -128,7 +128,7 @@ def _read(path: Path) -> list[Any]:
         content = read_pickle(path) if path.suffix == ".pkl" else json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged or no JSON ({error})") from error
     if not isinstance(content, list):
         raise DataError(f"{path}: must be a list with an entry for each frame")

@@ -93,7 +93,7 @@ def read_sequence(root: Path, name: str) -> list[Frame]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged or no JSON ({error})") from error
     entries = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(entries, list):
@@ -103,7 +103,7 @@ def read_sequence(root: Path, name: str) -> list[Frame]:
 
 def _frame(root: Path, sequence: str, path: Path, number: int, entry: Any) -> Frame:
     name = entry.get("frame_id") if isinstance(entry, dict) else None
-    if not isinstance(name, str | int) or not str(name) or "/" in str(name):
+    if not isinstance(name, str | int) or not str(name) or set(str(name)) & set("/\0"):
         raise DataError(f"{path}: frames[{number}]: frame_id must be the name of its files, is {name!r}")
     frame = str(name)
     try:
@@ -141,7 +141,9 @@ def boxes_of(names: Any, rows: Any) -> tuple[Array, tuple[str, ...]]:
     """Boxes float64 [M, 7] and their names, out of lists. Raises ValueError that says what is wrong with them."""
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"names must be a list of texts, is {names!r}")
-    boxes = _numbers(rows, "boxes_3d").reshape((len(rows), -1) if len(rows) else (0, 7))
+    boxes = _numbers(rows, "boxes_3d")
+    if not boxes.size and boxes.ndim == 1:
+        boxes = boxes.reshape(0, 7)
     if boxes.shape != (len(names), 7):
         raise ValueError(f"boxes_3d must be 7 numbers for each of {len(names)} names, is {list(boxes.shape)}")
     return boxes, tuple(names)
