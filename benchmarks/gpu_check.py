@@ -34,7 +34,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "tests" / "cuda_emulator" / "sanitized.py"  # calls every CUDA kernel
 MODELS = ("kitti", "nuscenes", "waymo", "lion")  # folders of configs/
-UNPUBLISHED = ("demo", "sim_to_real")
+UNPUBLISHED = ("demo", "demo_sim", "sim_to_real")
 NOT_SIMULATED = ("argoverse2", "once")  # data sets without a simulation: a dense frame stands for theirs
 LONGEST = 20  # kernels of each detector that are listed
 

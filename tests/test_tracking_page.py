@@ -13,7 +13,7 @@ import pytest
 
 from pcdet_ext.cli.track import TRACKERS as NAMES
 from pcdet_ext.data.formats import BENCHMARKS
-from pcdet_ext.tracking import graph_training  # noqa: F401  (registers the graph tracker)
+from pcdet_ext.tracking import graph_training, trajectory_fit  # noqa: F401  (registers these trackers)
 from pcdet_ext.tracking.base import TRACKERS
 
 
@@ -24,7 +24,7 @@ def page(root: Path) -> str:
 
 def test_its_commands_can_be_parsed(page: str) -> None:
     lines = [line for block in re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S) for line in block.splitlines()]
-    assert len(lines) == 4
+    assert len(lines) == 8
     for program, command, *words in map(shlex.split, lines):
         assert program == "pcdet"
         parser = argparse.ArgumentParser()

@@ -55,4 +55,4 @@ def test_what_is_labelled_has_the_best_score(found: OnceDataset) -> None:
     result = metric.result()
     for (name, distance), curve in result.curves.items():
         assert curve.ap == pytest.approx(100 if curve.truths else 0), (name, distance)
-    assert result.curves["Vehicle", "0-30m"].truths > 5
+    assert result.curves["Vehicle", "0-30m"].truths >= 5

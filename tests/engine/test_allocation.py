@@ -27,4 +27,4 @@ def test_the_pages_of_a_freed_tensor_are_those_of_the_next() -> None:
     for how in ("keep", "leave"):
         command = [sys.executable, "-c", ROUNDS, how]
         faults[how] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert faults["keep"] < 100 < faults["leave"]
+    assert faults["keep"] < 2000 < 10_000 < faults["leave"]  # the system may take some pages back where memory is short

@@ -262,7 +262,7 @@ def write_labels(path: str | Path, boxes: Array, names: Sequence[str], scores: A
     if boxes.ndim != 2 or boxes.shape[1] != NUMBERS or len(names) != len(boxes):
         raise ValueError(f"boxes must be [M, 7] with one name per box, got {list(boxes.shape)} and {len(names)} names")
     for name in set(names):
-        if not name or name != name.strip() or name.splitlines() != [name]:
+        if not name or name != name.strip() or name.splitlines() != [name] or "\0" in name:
             raise ValueError(f"{name!r} is no class name: it must be one line without spaces around it")
     rows = [(*map(_short, box), name) for box, name in zip(boxes, names, strict=True)]
     if scores is not None:

@@ -19,7 +19,7 @@ from pcdet_ext.files import DataError
 from pcdet_ext.structures import Detections
 
 GOOD = "1 2 3 4 5 6 0.5 Car"
-NAMES = st.text(min_size=1, max_size=12).filter(lambda t: t == t.strip() and t.splitlines() == [t])
+NAMES = st.text(min_size=1, max_size=12).filter(lambda t: t == t.strip() and t.splitlines() == [t] and "\0" not in t)
 SCORES = st.floats(0, 1, width=32)
 
 
