@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pcdet_ext.files import ARCHIVE_ERRORS, read_array
 from pcdet_ext.models.heads.losses import sigmoid_focal_loss
 from pcdet_ext.scenes import STEP
 
@@ -79,8 +80,9 @@ def anchors_of(given: Any, shape: Sequence[int], name: str) -> Tensor:
         return fan_of_paths(shape[-3], shape[-2]).expand(tuple(shape)).clone()
     if isinstance(given, (str, Path)):
         try:
-            given = np.load(given, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            with Path(given).open("rb") as file:
+                given = read_array(file, Path(given).stat().st_size, Path(given).name)
+        except ARCHIVE_ERRORS as error:
             raise ValueError(f"{name}: {given} cannot be read as a .npy file: {error}") from error
     anchors = torch.as_tensor(np.asarray(given, np.float32))
     if tuple(anchors.shape) != tuple(shape) or not bool(anchors.isfinite().all()):
