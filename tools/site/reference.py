@@ -44,12 +44,16 @@ def _level(uris: list[str], folder: str) -> list[Any]:
 
 
 def _page(path: Path, module: str) -> str | None:
-    """The page of a module, None for one that defines nothing with a docstring."""
+    """The page of a module, None for one without a docstring.
+
+    What a package takes from its modules stands on their pages; its own page says what it is for.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documented = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and _public(node)]
-    if not documented and (path.name == "__init__.py" or ast.get_docstring(tree) is None):
+    if not documented and ast.get_docstring(tree) is None:
         return None
-    return f"# `{module}`\n\n::: {module}\n"
+    options = "" if documented or path.name != "__init__.py" else "    options:\n      members: false\n"
+    return f"# `{module}`\n\n::: {module}\n{options}"
 
 
 def _public(node: ast.FunctionDef | ast.ClassDef) -> bool:
