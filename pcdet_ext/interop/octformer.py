@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -79,6 +79,7 @@ def _block(config: Config) -> OctreeBlock:
         block.get("mlp_ratio", 4.0),
         nempty=block["nempty"],
         straddle=True,
+        position=_position(block),
     )
     if octree["patch_size"] != block["patch_size"]:
         raise ValueError(f"octree_t.patch_size is {octree['patch_size']}, block.patch_size {block['patch_size']}")
@@ -106,7 +107,7 @@ def _stages(config: Config, model: Config) -> OctFormerStages:
         model["dilation"],
         nempty=model["nempty"],
         straddle=True,
-        position="depth-wise" if model.get("use_dwconv", True) else "groups",
+        position=_position(model),
     )
     given = model.get("in_channels")
     channels = sum(CHANNELS[letter] for letter in _features(config))
@@ -121,6 +122,10 @@ def _stages(config: Config, model: Config) -> OctFormerStages:
         model.get("drop_path", DROP_PATH),
         options,
     )
+
+
+def _position(config: Config) -> Literal["depth-wise", "groups"]:
+    return "depth-wise" if config.get("use_dwconv", True) else "groups"
 
 
 def _features(config: Config) -> str:

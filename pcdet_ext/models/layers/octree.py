@@ -230,8 +230,9 @@ def octree_interpolate(
     size = 1 << depth
     place = (points + 1.0) * (size / 2)
     if not linear:
-        cells = place.floor().long()
-        cells = cells % size if wrap else torch.where(place == size, size - 1, cells)
+        # Published keys cut coordinates off towards zero before they wrap: the cell below the cube is its first.
+        inside = torch.where(place == size, size - 1, place.floor().long())
+        cells = place.trunc().long() % size if wrap else inside
         return _rows_or_zero(features, octree.search(_with_batch(batch_index, cells), depth, nempty))
     corner = (place - 0.5).floor()
     share = place - 0.5 - corner
