@@ -10,7 +10,7 @@ from pcdet_ext.structures.groups import Groups, Segments
 from pcdet_ext.structures.results import Descriptor, Detections, Found, PointLabels, Predictions
 from pcdet_ext.structures.samples import PointBatch, Sample
 from pcdet_ext.structures.targets import Targets
-from pcdet_ext.structures.voxels import SparseVoxels
+from pcdet_ext.structures.voxels import SparseVoxels, VoxelPyramid
 
 __all__ = [
     "Array",
@@ -25,6 +25,7 @@ __all__ = [
     "Segments",
     "SparseVoxels",
     "Targets",
+    "VoxelPyramid",
     "rows_of",
     "tensor_of",
     "untraced",

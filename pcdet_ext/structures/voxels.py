@@ -56,3 +56,18 @@ class SparseVoxels:
         cells = self.features.new_zeros(self.batch_size * depth * height * width, self.features.shape[1])
         cells = cells.index_copy(0, flat, self.features)
         return cells.view(self.batch_size, depth, height, width, -1).permute(0, 4, 1, 2, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class VoxelPyramid(SparseVoxels):
+    """The finest level of features at several scales, with the coarser ones.
+
+    coarser: the other levels, each on a grid of half as many cells along each axis as the one before it.
+    """
+
+    coarser: tuple[SparseVoxels, ...] = ()
+
+    @property
+    def levels(self) -> tuple[SparseVoxels, ...]:
+        """All levels, the finest first."""
+        return (self, *self.coarser)

@@ -72,7 +72,7 @@ def test_pruning_keeps_the_best_cells_of_each_frame_in_their_order() -> None:
 
 
 def interpolated(scores: dict[tuple[int, ...], float], cell: list[int]) -> float:
-    """Trilinear interpolation between the lower corners of coarse cells, in the unit of fine cells; absent ones are 0."""
+    """Trilinear interpolation between the lower corners of coarse cells, absent ones being 0."""
     total = 0.0
     for corner in itertools.product(*({c // 2, c // 2 + 1} for c in cell[1:])):
         weight = 1.0

@@ -338,7 +338,7 @@ class HOTFormer(OctreeBackbone):
         norm: after convolutions, "layer" or "batch".
         straddle: let windows go across the borders of frames, as published.
         relay: settings of `RelayOptions`.
-        out_channels: of the pyramid.
+        out_channels: of the pyramid; None for the stages as they are, for heads that read several scales.
         recompute: compute blocks again in the backward pass instead of keeping their activations.
 
     Attributes: out_channels; out_grid, stride and strides: cells of the finest hierarchical depth,
@@ -365,7 +365,7 @@ class HOTFormer(OctreeBackbone):
         norm: Literal["batch", "layer"] = "layer",
         straddle: bool = False,
         relay: Mapping[str, Any] | None = None,
-        out_channels: int = 128,
+        out_channels: int | None = 128,
         recompute: bool = False,
     ) -> None:
         options = OctreeOptions(group_size, dilation, mlp_ratio, norm, straddle=straddle)

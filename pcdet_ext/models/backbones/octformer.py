@@ -113,7 +113,7 @@ class OctFormer(OctreeBackbone):
         mlp_ratio: inner width of the feed-forward parts per channel.
         norm: after convolutions, "batch" or "layer".
         straddle: let windows go across the borders of frames, as published.
-        out_channels: of the pyramid.
+        out_channels: of the pyramid; None for the stages as they are, for heads that read several scales.
 
     Attributes: out_channels; out_grid, stride and strides: cells of the first stage, 2^stem_down of the input's.
 
@@ -135,7 +135,7 @@ class OctFormer(OctreeBackbone):
         mlp_ratio: float = 4.0,
         norm: Literal["batch", "layer"] = "batch",
         straddle: bool = False,
-        out_channels: int = 128,
+        out_channels: int | None = 128,
     ) -> None:
         options = OctreeOptions(group_size, dilation, mlp_ratio, norm, straddle=straddle)
         stages = OctFormerStages(in_channels, channels, num_blocks, num_heads, stem_down, drop_path, options)

@@ -4,6 +4,7 @@ from pcdet_ext.models.heads.anchor import AnchorHead, AnchorOutput
 from pcdet_ext.models.heads.anchor_groups import AnchorGroupsOutput, AnchorHeadMulti
 from pcdet_ext.models.heads.base import Features, Head, PointFeatures
 from pcdet_ext.models.heads.center import CenterHead, CenterOutput
+from pcdet_ext.models.heads.fcaf3d import FCAF3DHead, LocationOutput
 from pcdet_ext.models.heads.map_segmentation import MapOutput, MapSegmentationHead
 from pcdet_ext.models.heads.motion import MotionHead, MotionOutput
 from pcdet_ext.models.heads.occupancy import OccupancyHead, OccupancyOutput
@@ -24,8 +25,10 @@ __all__ = [
     "AnchorOutput",
     "CenterHead",
     "CenterOutput",
+    "FCAF3DHead",
     "Features",
     "Head",
+    "LocationOutput",
     "MapOutput",
     "MapSegmentationHead",
     "MotionHead",
