@@ -19,32 +19,59 @@ from pcdet_ext.structures import Array, Detections
 
 BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4  # metres (radians, metres per second), and scores
 OTHER_LABEL = 1e6  # difference, in metres, by which boxes of different classes do not match
+FURTHEST = 1.0  # metres from centre to centre of two boxes that are one
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How the boxes that two runs find in one frame differ.
+
+    box, score: largest differences of boxes that both found (m, rad, m/s), and of their scores; alone: how many only
+    the one and only the other found; best_alone: the highest score of those.
+    """
+
+    box: float
+    score: float
+    alone: tuple[int, int] = (0, 0)
+    best_alone: float = 0.0
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One frame in PyTorch and in onnxruntime.
 
-    points: how many it has; found: boxes of either, (PyTorch, onnxruntime); box, score: largest differences of matched
-    boxes and of their scores; seconds: (PyTorch, onnxruntime), each the second run.
+    points: how many it has; found: boxes of either, (PyTorch, onnxruntime); apart: how they differ; seconds: (PyTorch,
+    onnxruntime), each the second run.
     """
 
     frame: str
     points: int
     found: tuple[int, int]
-    box: float
-    score: float
+    apart: Differences
     seconds: tuple[float, float]
 
     @property
     def agrees(self) -> bool:
-        """As many boxes on both sides, and none further apart than the tolerances."""
-        return self.found[0] == self.found[1] and self.box <= BOX_TOLERANCE and self.score <= SCORE_TOLERANCE
+        """Both found the same boxes, and none further apart than rounding in float32 explains."""
+        return self.apart.alone == (0, 0) and self.within(BOX_TOLERANCE, SCORE_TOLERANCE)
+
+    def within(self, box: float, score: float, lowest: float = 0.0) -> bool:
+        """Whether no box differs by more than `box`, no score by more than `score`.
+
+        lowest: the score from which on boxes are told at all. A box that only one side found differs by what its score
+        is above that.
+        """
+        apart = self.apart
+        unmatched = apart.best_alone - lowest if any(apart.alone) else 0.0
+        return apart.box <= box and max(apart.score, unmatched) <= score
 
     def __str__(self) -> str:
         mine, theirs = self.found
         times = "{:.3f} s in PyTorch, {:.3f} s in onnxruntime".format(*self.seconds)
-        apart = f"boxes differ by {self.box:.1e}, scores by {self.score:.1e}"
+        apart = f"boxes differ by {self.apart.box:.1e}, scores by {self.apart.score:.1e}"
+        if any(self.apart.alone):
+            apart += "; {} only in PyTorch, {} only in onnxruntime".format(*self.apart.alone)
+            apart += f", of scores up to {self.apart.best_alone:.2f}"
         if not mine and not theirs:
             apart = "nothing found, so nothing was compared (a lower model.head.score_threshold finds more)"
         return f"{self.frame}: {self.points} points, {mine} boxes, onnxruntime {theirs}; {apart}; {times}"
@@ -68,8 +95,15 @@ def compare_frames(detector: Detector, model: Any, frames: Sequence[str | Path])
     Raises DataError for a file that cannot be read.
     """
     running = session(model)
-    clouds = {str(path): read_columns(path, detector.point_features) for path in frames}
-    return [compare(detector, running, points, name) for name, points in clouds.items()]
+    return [compare(detector, running, points, name) for name, points in read_clouds(detector, frames).items()]
+
+
+def read_clouds(detector: Detector, frames: Sequence[str | Path]) -> dict[str, Array]:
+    """Points float32 [N, F] as a detector takes them, by the names of the files they are read from.
+
+    Raises DataError for a file that cannot be read.
+    """
+    return {str(path): read_columns(path, detector.point_features) for path in frames}
 
 
 def compare(detector: Detector, running: Any, points: Array, frame: str = "points") -> Comparison:
@@ -82,21 +116,53 @@ def compare(detector: Detector, running: Any, points: Array, frame: str = "point
         boxes, scores, labels = running.run(None, {"points": points})
         end = time.perf_counter()
     theirs = Detections(boxes, scores, labels, mine.class_names)
-    box, score = differences(mine, theirs)
-    return Comparison(frame, len(points), (len(mine), len(theirs)), box, score, (between - start, end - between))
+    found, seconds = (len(mine), len(theirs)), (between - start, end - between)
+    return Comparison(frame, len(points), found, differences(mine, theirs), seconds)
 
 
-def differences(a: Detections, b: Detections) -> tuple[float, float]:
-    """The largest differences of boxes and of scores between detections that are matched, arrays; NaN counts as much.
+def disagreement(
+    compared: Sequence[Comparison], precision: str, tolerance: Sequence[float] | None = None, lowest: float = 0.0
+) -> str:
+    """What is wrong with a model by comparisons of some frames, in words; empty for nothing.
 
-    Matched are boxes of one class, so that the sum of their differences is smallest.
+    Args:
+        compared: of each frame.
+        precision: of the model. "fp32" must agree with PyTorch, others must find something where PyTorch does.
+        tolerance: largest differences of boxes and of scores to ask for instead.
+        lowest: see `Comparison.within`.
     """
-    if not len(a) or not len(b):
-        return 0.0, 0.0
+    if tolerance is not None:
+        box, score = tolerance
+        different = [one.frame for one in compared if not one.within(box, score, lowest)]
+        fault = f"onnxruntime differs from PyTorch by more than the tolerance ({box:g}, {score:g})"
+    elif precision == "fp32":
+        different = [one.frame for one in compared if not one.agrees]
+        fault = "onnxruntime finds something else than PyTorch"
+    else:
+        lost = not any(one.found[1] for one in compared)
+        different = [one.frame for one in compared if one.found[0] and lost]
+        fault = f"nothing is found any more in {precision}, which PyTorch does"
+    return f"{fault}, in {', '.join(different)}" if different else ""
+
+
+def differences(a: Detections, b: Detections) -> Differences:
+    """How detections differ, arrays; NaN counts as much.
+
+    Matched are boxes of one class whose centres are at most `FURTHEST` apart, so that the sum of differences is
+    smallest.
+    """
     apart = np.abs(np.asarray(a.boxes)[:, None] - np.asarray(b.boxes)[None])
     apart[..., 6] = np.abs((apart[..., 6] + math.pi) % (2 * math.pi) - math.pi)
-    apart = np.nan_to_num(apart.max(2), nan=OTHER_LABEL, posinf=OTHER_LABEL)
-    apart = apart + OTHER_LABEL * (np.asarray(a.labels)[:, None] != np.asarray(b.labels)[None])
-    rows, columns = linear_sum_assignment(apart)
-    score = np.abs(np.asarray(a.scores)[rows] - np.asarray(b.scores)[columns])
-    return float(apart[rows, columns].max()), float(score.max())
+    apart = np.nan_to_num(apart, nan=OTHER_LABEL, posinf=OTHER_LABEL)
+    near = np.hypot(apart[..., 0], apart[..., 1]) <= FURTHEST
+    near &= np.asarray(a.labels)[:, None] == np.asarray(b.labels)[None]
+    largest = apart.max(2)
+    rows, columns = linear_sum_assignment(np.where(near, largest, OTHER_LABEL))
+    matched = near[rows, columns]
+    rows, columns = rows[matched], columns[matched]
+    mine, theirs = np.asarray(a.scores), np.asarray(b.scores)
+    score = np.nan_to_num(np.abs(mine[rows] - theirs[columns]), nan=1.0)
+    rest = np.concatenate([np.delete(mine, rows), np.delete(theirs, columns)])
+    alone = len(mine) - len(rows), len(theirs) - len(columns)
+    box = float(largest[rows, columns].max(initial=0.0))
+    return Differences(box, float(score.max(initial=0.0)), alone, float(np.nan_to_num(rest, nan=1.0).max(initial=0.0)))

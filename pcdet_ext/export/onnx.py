@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,18 @@ from torch.onnx.errors import UnsupportedOperatorError
 
 from pcdet_ext.config import ConfigError
 from pcdet_ext.export import operators
+from pcdet_ext.export.half import to_half
+from pcdet_ext.export.layers import tidy
 from pcdet_ext.export.packages import import_package
+from pcdet_ext.export.quantization import to_int8
 from pcdet_ext.export.recording import RecordingError, recording
 from pcdet_ext.files import atomic_write
 from pcdet_ext.inference import Detector, with_headings_in_range
 from pcdet_ext.models.detector import VoxelDetector
-from pcdet_ext.structures import Detections, PointBatch
+from pcdet_ext.structures import Array, Detections, PointBatch
 
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 INPUT, OUTPUTS = "points", ("boxes", "scores", "labels")
 SMALLEST_OPSET, LARGEST_OPSET = 18, 20  # ScatterND with a maximum; what torch's tracer writes
 _SITES = "it searches among occupied cells, whose number depends on the points, which is not written yet"
@@ -59,7 +65,12 @@ class WholeDetector(nn.Module):
         return torch.stack(columns, 1)
 
 
-def export(detector: Detector, opset: int = SMALLEST_OPSET) -> Any:
+def export(
+    detector: Detector,
+    opset: int = SMALLEST_OPSET,
+    precision: Precision = "fp32",
+    calibration: Sequence[Array] = (),
+) -> Any:
     """The ONNX model of a detector on the CPU, for one cloud with any number of points.
 
     Its input "points" is float32 [P, C], as `Detector.detect` takes them; its outputs are "boxes" float32 [M, 7 or 9],
@@ -69,23 +80,32 @@ def export(detector: Detector, opset: int = SMALLEST_OPSET) -> Any:
     Args:
         detector: as `pcdet_ext.load` gives it.
         opset: of the standard operators.
+        precision: "fp32"; "fp16" and "int8" for inner layers in 16-bit floats or 8-bit integers (see `layers`).
+        calibration: for int8, points float32 [P, C] of some frames, whose values tell the ranges of integers.
 
     Raises:
-        ConfigError: the opset is not supported, the detector is not on the CPU, or it does something else than finding
-            boxes with one head.
+        ConfigError: the opset or the precision is not supported, int8 has nothing to calibrate on, the detector is not
+            on the CPU, or it does something else than finding boxes with one head.
         RecordingError: a part of the model cannot be written as a graph.
         ImportError: the package onnx is not installed.
     """
     if not SMALLEST_OPSET <= opset <= LARGEST_OPSET:
         raise ConfigError(f"opset must be from {SMALLEST_OPSET} to {LARGEST_OPSET}, got {opset}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     _check(detector)
     onnx = import_package("onnx")
     with TemporaryDirectory() as folder:
         path = str(Path(folder, "recorded.onnx"))
-        _record(detector, path, opset)
+        _record(detector if precision == "fp32" else detector.optimize(), path, opset)
         model = operators.inline(onnx.load(path), opset)
     del model.graph.value_info[:]  # shapes as the trace saw them, which a runtime infers better
-    onnx.helper.set_model_props(model, metadata(detector))
+    tidy(model)
+    if precision == "fp16":
+        model = to_half(model)
+    elif precision == "int8":
+        model = to_int8(model, calibration)
+    onnx.helper.set_model_props(model, metadata(detector) | {"precision": json.dumps(precision)})
     onnx.checker.check_model(model, full_check=True)
     return model
 

@@ -23,7 +23,7 @@ from pcdet_ext.structures import PointBatch
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from pcdet_ext.export.check import Comparison, compare, session  # noqa: E402
+from pcdet_ext.export.check import Comparison, Differences, compare, session  # noqa: E402
 from pcdet_ext.export.onnx import export  # noqa: E402
 from pcdet_ext.export.recording import RecordingError, recording  # noqa: E402
 
@@ -173,9 +173,9 @@ def test_no_input_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_comparison_of_nothing_says_so() -> None:
-    nothing = Comparison("a.bin", 9, (0, 0), 0.0, 0.0, (0.1, 0.2))
+    nothing = Comparison("a.bin", 9, (0, 0), Differences(0.0, 0.0), (0.1, 0.2))
     assert "9 points, 0 boxes, onnxruntime 0; nothing found, so nothing was compared" in str(nothing)
-    assert "differ by 1.0e-04" in str(replace(nothing, found=(1, 1), box=1e-4))
+    assert "differ by 1.0e-04" in str(replace(nothing, found=(1, 1), apart=Differences(1e-4, 0.0)))
 
 
 def test_a_choice_by_values_is_an_error() -> None:
