@@ -28,7 +28,9 @@ from pcdet.datasets.kitti.kitti_object_eval_python.eval import get_official_eval
 from pcdet_ext.conformance.cases.evaluators import kitti_frames
 from pcdet_ext.data.kitti import Labels
 from pcdet_ext.engine.info import hardware, versions
-from pcdet_ext.evaluation.kitti import DIFFICULTIES, STRICT, KittiResult, evaluate
+from pcdet_ext.evaluation.kitti import evaluate
+from pcdet_ext.evaluation.kitti_labels import DIFFICULTIES
+from pcdet_ext.evaluation.kitti_result import STRICT, KittiResult
 from pcdet_ext.files import atomic_write
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")

@@ -117,6 +117,12 @@ def test_tools_are_thin(root: Path) -> None:
         assert lines <= 15, f"{path.name} has {lines} lines: logic belongs into the package"
 
 
+def test_files_are_short(root: Path) -> None:
+    lengths = {path: path.read_text(encoding="utf-8").count("\n") for path in (root / "pcdet_ext").rglob("*.py")}
+    long = {str(path.relative_to(root)): lines for path, lines in lengths.items() if lines > 450}
+    assert not long, f"split by topic: {long}"
+
+
 @pytest.mark.parametrize("heavy", ["lightning", "open3d", "matplotlib", "PIL", "spconv", "numba", "tensorboard"])
 def test_import_is_light(heavy: str) -> None:
     code = f"import sys, pcdet_ext; sys.exit({heavy!r} in sys.modules)"

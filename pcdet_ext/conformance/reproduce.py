@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from pcdet_ext.conformance.cases.data_waymo import EXPECTED_POINTS, run_point_case
 from pcdet_ext.conformance.cases.evaluators import run_evaluator_case
+from pcdet_ext.conformance.cases.waymo_points import EXPECTED_POINTS, run_point_case
 from pcdet_ext.conformance.golden import Report, find_cases, run_case
 from pcdet_ext.files import atomic_write
 

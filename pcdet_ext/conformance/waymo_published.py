@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pcdet_ext.data.waymo.parquet import Kind, Segment, read_columns
+from pcdet_ext.data.waymo.parquet import Segment
+from pcdet_ext.data.waymo.row_files import Kind, read_columns
 from pcdet_ext.data.waymo.sequences import SECONDS_PER_FRAME, moved
 from pcdet_ext.structures import Array
 

@@ -21,6 +21,8 @@ from pcdet_ext.evaluation import nuscenes as nus
 from pcdet_ext.evaluation import nuscenes_tracking as nus_tracking
 from pcdet_ext.evaluation import waymo as wod
 from pcdet_ext.evaluation.base import BENCHMARKS
+from pcdet_ext.evaluation.waymo_objects import Breakdown, Config
+from pcdet_ext.evaluation.waymo_result import WaymoResult
 from pcdet_ext.files import DataError
 
 R = TypeVar("R")
@@ -110,8 +112,8 @@ def waymo(
     ground_truth: Path,
     results: Path,
     classes: Sequence[str] | None = None,
-    breakdowns: Sequence[wod.Breakdown] = ("OBJECT_TYPE", "RANGE"),
-) -> wod.WaymoResult:
+    breakdowns: Sequence[Breakdown] = ("OBJECT_TYPE", "RANGE"),
+) -> WaymoResult:
     """Waymo Open Dataset, 3-D detection: AP and APH at levels 1 and 2.
 
     Args:
@@ -128,7 +130,7 @@ def waymo(
     usual = {1, 2, 4, *(found.type.tolist() if len(found) else ())} - {0}
     types = [waymo_boxes.type_number(name, "classes") for name in classes] if classes else sorted(usual)
     sides = waymo_boxes.sides(truth, found)
-    return measured(results, lambda: wod.evaluate(*sides, wod.Config(tuple(breakdowns)))).of_types(types)
+    return measured(results, lambda: wod.evaluate(*sides, Config(tuple(breakdowns)))).of_types(types)
 
 
 def no_scenes(scenes: Sequence[str] | None) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 
 from pcdet_ext.evaluation.motion import STEPS, Futures
 from pcdet_ext.evaluation.nuscenes import Samples
+from pcdet_ext.evaluation.nuscenes_columns import LARGEST, NONE, Table, read_table
 from pcdet_ext.evaluation.nuscenes_files import Submission, boxes_of_rows, read_truth_rows
-from pcdet_ext.evaluation.nuscenes_tables import CAMERA, LARGEST, NONE, Table, Tables, read_table
+from pcdet_ext.evaluation.nuscenes_tables import CAMERA, Tables
 from pcdet_ext.evaluation.nuscenes_truth import detection_truth_rows, rotations
 from pcdet_ext.evaluation.quaternions import rotation_matrices, yaws
 from pcdet_ext.files import DataError, paused_collection

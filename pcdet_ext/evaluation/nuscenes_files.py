@@ -19,7 +19,7 @@ import numpy as np
 
 from pcdet_ext.config import suggest
 from pcdet_ext.evaluation.nuscenes import CLASSES, Boxes, Samples
-from pcdet_ext.evaluation.nuscenes_tables import LARGEST, LARGEST_WHOLE
+from pcdet_ext.evaluation.nuscenes_columns import LARGEST, LARGEST_WHOLE
 from pcdet_ext.evaluation.nuscenes_tracking import CLASSES as TRACKED_CLASSES
 from pcdet_ext.evaluation.nuscenes_tracking import Sequences, Tracks
 from pcdet_ext.evaluation.quaternions import no_rotations, why_no_rotation

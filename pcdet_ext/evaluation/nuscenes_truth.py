@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from pcdet_ext.evaluation.nuscenes import Boxes, Samples
-from pcdet_ext.evaluation.nuscenes_tables import LARGEST, NONE, UNKNOWN, Table, Tables
+from pcdet_ext.evaluation.nuscenes_columns import LARGEST, NONE, UNKNOWN, Table
+from pcdet_ext.evaluation.nuscenes_tables import Tables
 from pcdet_ext.evaluation.nuscenes_tracking import CLASSES as TRACKED_CLASSES
 from pcdet_ext.evaluation.nuscenes_tracking import Sequences, Tracks
 from pcdet_ext.evaluation.quaternions import no_rotations, why_no_rotation

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from pcdet_ext.config import suggest
-from pcdet_ext.evaluation.waymo import LARGEST_SIDE, TYPES, Objects
+from pcdet_ext.evaluation.waymo import LARGEST_SIDE
+from pcdet_ext.evaluation.waymo_objects import TYPES, Objects
 from pcdet_ext.files import DataError, MissingFileError, atomic_write
 from pcdet_ext.structures import Array
 

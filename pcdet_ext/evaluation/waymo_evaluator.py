@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.evaluation.waymo import Breakdown, Config, WaymoResult, evaluate
+from pcdet_ext.evaluation.waymo import evaluate
 from pcdet_ext.evaluation.waymo_boxes import Boxes, joined, sides, type_number, usable, write_boxes
 from pcdet_ext.evaluation.waymo_messages import has_protobuf, write_objects
+from pcdet_ext.evaluation.waymo_objects import Breakdown, Config
+from pcdet_ext.evaluation.waymo_result import WaymoResult
 from pcdet_ext.structures import Detections, Sample
 
 RESULTS = "results.parquet", "results.bin"  # what is written: a table, and an Objects message for the server

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.evaluation.waymo import TYPES
 from pcdet_ext.evaluation.waymo_boxes import Boxes, check_boxes, check_truth, joined
+from pcdet_ext.evaluation.waymo_objects import TYPES
 from pcdet_ext.files import DataError, MissingFileError, atomic_write
 from pcdet_ext.structures import Array
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pcdet_ext.conformance.cases.data_waymo import EXPECTED_POINTS
+from pcdet_ext.conformance.cases.waymo_points import EXPECTED_POINTS
 from pcdet_ext.conformance.reproduce import reproduce
 
 SMALL = Path(__file__).resolve().parents[1] / "data" / "golden" / "waymo_v2"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from waymo_folders import PROCESSED, SEGMENT, SMALL, change, component, copy_release, set_value, write_processed
 
-from pcdet_ext.data.waymo import Frame, Layout, ParquetLayout, ProcessedLayout, open_layout
+from pcdet_ext.data.waymo import Frame, Layout, ParquetLayout, ProcessedLayout, open_layout, row_files
 from pcdet_ext.data.waymo.parquet import open_segment
 from pcdet_ext.data.waymo.processed import candidates, read_infos
 from pcdet_ext.evaluation.waymo_truth import read_truth
@@ -55,8 +55,8 @@ def test_a_frame_is_read_alone(tmp_path: Path, rows: int | None, monkeypatch: py
     layout = ParquetLayout(root)
     frames = layout.find("train")
     read: list[int] = []
-    values = open_segment.__wrapped__.__globals__["_values"]
-    monkeypatch.setattr("pcdet_ext.data.waymo.parquet._values", lambda b, i: read.append(i) or values(b, i))
+    values = row_files._values
+    monkeypatch.setattr(row_files, "_values", lambda b, i: read.append(i) or values(b, i))
     for frame in frames:
         layout.points(frame)
     assert len(read) == 18  # every row of lidar and lidar_pose once, since they are read forward

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pcdet_ext.conformance.cases.evaluators import find_evaluator_cases, run_evaluator_case
 from pcdet_ext.data.kitti import Labels, evaluate_folders, write_labels
 from pcdet_ext.evaluation.base import Evaluator
-from pcdet_ext.evaluation.kitti import CLASSES, KittiEvaluator, evaluate
+from pcdet_ext.evaluation.kitti import KittiEvaluator, evaluate
+from pcdet_ext.evaluation.kitti_result import CLASSES
 from pcdet_ext.evaluation.matching import Pairs, match, match_reference, pick_thresholds
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Detections, Sample

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdet_ext.evaluation import nuscenes_tables
+from pcdet_ext.evaluation import nuscenes_columns
+from pcdet_ext.evaluation.nuscenes_columns import NONE, UNKNOWN, read_table, stream
 from pcdet_ext.evaluation.nuscenes_files import read_json
-from pcdet_ext.evaluation.nuscenes_tables import NONE, UNKNOWN, Tables, find_tables, read_table, stream
+from pcdet_ext.evaluation.nuscenes_tables import Tables, find_tables
 from pcdet_ext.evaluation.nuscenes_truth import _boxes, check_categories, samples_of_annotations, velocities
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array
@@ -30,7 +31,7 @@ def test_rows_come_as_they_were_written(
     path.write_text(json.dumps(content, indent=indent))
     longest = max([1, *(len(json.dumps([row], indent=indent)) + 20 for row in content)])  # indented as in the file
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nuscenes_tables, "_PIECE", max(piece, longest))
+        patch.setattr(nuscenes_columns, "_PIECE", max(piece, longest))
         assert list(stream(path)) == content
 
 

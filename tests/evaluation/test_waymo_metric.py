@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from pcdet_ext.evaluation.compiled import assign
-from pcdet_ext.evaluation.waymo import Config, Objects, average_precision, benchmark_cutoffs, evaluate
+from pcdet_ext.evaluation.waymo import evaluate
+from pcdet_ext.evaluation.waymo_objects import Config, Objects, benchmark_cutoffs
+from pcdet_ext.evaluation.waymo_result import average_precision
 from pcdet_ext.ops import iou_3d
 
 

@@ -294,3 +294,22 @@ def _collated(case: Case, size: int) -> dict[str, Value]:
 
 def _arrays(case: Case, prefix: str) -> dict[str, Array]:
     return {key.removeprefix(prefix): value for key, value in case.arrays.items() if key.startswith(prefix)}
+
+
+class Draws(np.random.Generator):
+    """What a published program has drawn, in its order, whoever asks next."""
+
+    def __init__(self, draws: Sequence[Array]) -> None:
+        super().__init__(np.random.PCG64(0))
+        self._draws = deque(draws)
+
+    def next(self) -> Array:
+        """The next draw."""
+        return self._draws.popleft()
+
+    def permutation(self, x: Any, axis: int = 0) -> Any:
+        """The next draw, which must be a permutation of range(x)."""
+        drawn = self.next()
+        if not np.array_equal(np.sort(drawn), np.arange(x)):
+            raise ValueError(f"the next draw is no permutation of {x} numbers")
+        return drawn

@@ -13,7 +13,8 @@ import numpy as np
 from pcdet_ext.conformance.cases import official_metrics, scene_metrics
 from pcdet_ext.conformance.golden import Report
 from pcdet_ext.data.kitti import Labels, read_labels
-from pcdet_ext.evaluation.kitti import CLASSES, KittiResult, evaluate
+from pcdet_ext.evaluation.kitti import evaluate
+from pcdet_ext.evaluation.kitti_result import CLASSES, KittiResult
 
 KITTI_TOLERANCE = 1e-6  # percent
 DEVKIT_CLASSES = ("car", "pedestrian", "cyclist")

@@ -12,6 +12,8 @@ import numpy as np
 from pcdet_ext.evaluation import argoverse2, nuscenes, nuscenes_tracking, waymo
 from pcdet_ext.evaluation import argoverse2_files as av2_files
 from pcdet_ext.evaluation import nuscenes_files as nus_files
+from pcdet_ext.evaluation.waymo_objects import Config, Objects
+from pcdet_ext.evaluation.waymo_result import WaymoResult
 
 TOLERANCE = 1e-9
 Numbers = Iterator[tuple[str, float, float]]  # key, ours, theirs
@@ -102,7 +104,7 @@ MATCHERS: dict[str, Literal["hungarian", "score_first"]] = {
 WAYMO_TYPES = {"Vehicle": 1, "Pedestrian": 2, "Sign": 3, "Cyclist": 4}
 
 
-def waymo_result(path: Path) -> waymo.WaymoResult:
+def waymo_result(path: Path) -> WaymoResult:
     """The metric on the arrays of a case."""
     data = _waymo_arrays(path)
     return waymo.evaluate(*_waymo_objects(data), waymo_config(_expected(path)["config"]))
@@ -113,14 +115,12 @@ def _waymo_arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(archive.items())
 
 
-def _waymo_objects(data: Mapping[str, np.ndarray]) -> tuple[waymo.Objects, waymo.Objects]:
+def _waymo_objects(data: Mapping[str, np.ndarray]) -> tuple[Objects, Objects]:
     """Ground truth and predictions."""
     zones = data.get("pd_nlz")
-    found = waymo.Objects.predictions(data["pd_frame"], _types(data, "pd"), data["pd_box"], data["pd_score"], zones)
+    found = Objects.predictions(data["pd_frame"], _types(data, "pd"), data["pd_box"], data["pd_score"], zones)
     difficulty = data["gt_difficulty"].astype(np.int64)
-    truth = waymo.Objects.ground_truth(
-        data["gt_frame"], _types(data, "gt"), data["gt_box"], difficulty, data.get("gt_speed")
-    )
+    truth = Objects.ground_truth(data["gt_frame"], _types(data, "gt"), data["gt_box"], difficulty, data.get("gt_speed"))
     return truth, found
 
 
@@ -131,7 +131,7 @@ def waymo_numbers(path: Path) -> Numbers:
     if "evaluated_classes" in expected:
         types = [WAYMO_TYPES[name] for name in expected["evaluated_classes"]]
         sides = waymo.openpcdet_objects(truth, found, data["gt_num_points"], types, expected["distance_threshold"])
-        values = waymo.evaluate(*sides, waymo.Config(breakdowns=("OBJECT_TYPE",))).values
+        values = waymo.evaluate(*sides, Config(breakdowns=("OBJECT_TYPE",))).values
         for key, value in expected["results"].items():
             # With an overlap in 3-D as the metric, the longitudinal AP is the plain one.
             yield key, values[key.replace("/APL", "/AP")], float(value)
@@ -146,7 +146,7 @@ def waymo_numbers(path: Path) -> Numbers:
         yield from _waymo_curves(path / "expected_curves.npz", names, result)
 
 
-def waymo_config(settings: Mapping[str, Any]) -> waymo.Config:
+def waymo_config(settings: Mapping[str, Any]) -> Config:
     """Our configuration for the published one; its levels must be the same in every breakdown."""
     levels = {tuple(entry) for entry in settings["levels"]}
     if len(levels) != 1:
@@ -154,7 +154,7 @@ def waymo_config(settings: Mapping[str, Any]) -> waymo.Config:
     if settings["box_type"] != "TYPE_3D":
         raise ValueError(f"box_type must be TYPE_3D, got {settings['box_type']}")
     cutoffs = settings["score_cutoffs"]
-    return waymo.Config(
+    return Config(
         breakdowns=tuple(settings["breakdowns"]),
         levels=levels.pop(),
         matcher=MATCHERS[settings["matcher"]],
@@ -171,7 +171,7 @@ def _types(data: Mapping[str, np.ndarray], side: str) -> np.ndarray:
     return data[f"{side}_type"].astype(np.int64)
 
 
-def _waymo_curves(path: Path, names: list[str], result: waymo.WaymoResult) -> Numbers:
+def _waymo_curves(path: Path, names: list[str], result: WaymoResult) -> Numbers:
     """Counts must be exact: a difference of one is far beyond the tolerance."""
     with np.load(path, allow_pickle=False) as archive:
         for i, name in enumerate(names):

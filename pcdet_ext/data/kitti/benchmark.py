@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pcdet_ext.data.kitti.labels import read_labels
 from pcdet_ext.evaluation.base import BENCHMARKS
-from pcdet_ext.evaluation.kitti import CLASSES, DEFAULT_OVERLAP, KittiResult, evaluate, is_measured
+from pcdet_ext.evaluation.kitti import DEFAULT_OVERLAP, evaluate
 from pcdet_ext.evaluation.kitti_labels import Labels
+from pcdet_ext.evaluation.kitti_result import CLASSES, KittiResult, is_measured
 from pcdet_ext.files import MissingFileError
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pcdet_ext.data.nuscenes.poses import Pose, inverse
-from pcdet_ext.evaluation.nuscenes_tables import NONE, UNKNOWN, Table, Tables
+from pcdet_ext.evaluation.nuscenes_columns import NONE, UNKNOWN, Table
+from pcdet_ext.evaluation.nuscenes_tables import Tables
 from pcdet_ext.evaluation.nuscenes_truth import (
     DETECTION_CLASSES,
     SECONDS,

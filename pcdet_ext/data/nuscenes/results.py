@@ -14,8 +14,8 @@ from pcdet_ext.config import suggest
 from pcdet_ext.data.nuscenes.poses import Pose
 from pcdet_ext.data.nuscenes.submission import Rows, best, boxes_of, local_detections, world_rows, write_submission
 from pcdet_ext.evaluation.nuscenes import CLASSES, Boxes, NuScenesResult, Samples, evaluate
+from pcdet_ext.evaluation.nuscenes_columns import LARGEST
 from pcdet_ext.evaluation.nuscenes_files import MAX_BOXES, Submission
-from pcdet_ext.evaluation.nuscenes_tables import LARGEST
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array, Detections, Sample
 

@@ -15,7 +15,7 @@ from pcdet_ext.data.simulation.revisits import AerialLidar
 from pcdet_ext.data.simulation.scene import Actor, Scene
 from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
 from pcdet_ext.data.simulation.streets import street_scene
-from pcdet_ext.data.simulation.waymo import WaymoLasers
+from pcdet_ext.data.simulation.waymo_lasers import WaymoLasers
 from pcdet_ext.data.simulation.work import Made
 
 __all__ = [

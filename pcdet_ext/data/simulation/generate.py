@@ -19,7 +19,8 @@ from pcdet_ext.data.simulation.scene import Scene
 from pcdet_ext.data.simulation.semantickitti import SemanticKittiWriter, sequence_names
 from pcdet_ext.data.simulation.sensor import EvenLidar, Scan, SpinningLidar
 from pcdet_ext.data.simulation.streets import street_scene
-from pcdet_ext.data.simulation.waymo import WaymoLasers, WaymoWriter
+from pcdet_ext.data.simulation.waymo import WaymoWriter
+from pcdet_ext.data.simulation.waymo_lasers import WaymoLasers
 from pcdet_ext.data.simulation.work import Made, Progress, Work
 from pcdet_ext.files import atomic_write
 

@@ -25,7 +25,7 @@ from pcdet_ext.data.simulation.generate import (
     simulate_waymo,
 )
 from pcdet_ext.data.simulation.sensor import EvenLidar, SpinningLidar
-from pcdet_ext.data.simulation.waymo import WaymoLasers
+from pcdet_ext.data.simulation.waymo_lasers import WaymoLasers
 
 # Functions (frames, …) -> Simulation by the name of a layout.
 SIMULATIONS = Registry("format")

@@ -20,113 +20,18 @@ from pcdet_ext.data.simulation.drive import Drive, drive
 from pcdet_ext.data.simulation.labelling import Seen, count_points, hidden_share, labelled
 from pcdet_ext.data.simulation.raycast import Beams, Hits
 from pcdet_ext.data.simulation.reflectance import intensities, returned
-from pcdet_ext.data.simulation.sensor import MOST_BEAMS, world_of
+from pcdet_ext.data.simulation.sensor import world_of
 from pcdet_ext.data.simulation.shapes import Material
+from pcdet_ext.data.simulation.waymo_lasers import MAX_RANGE, TOP, Laser, WaymoLasers, lasers
+from pcdet_ext.data.simulation.waymo_schemas import SCHEMAS, image_columns, table_of
 from pcdet_ext.files import atomic_write
 from pcdet_ext.structures import Array
 
 PERIOD = 0.1  # seconds between frames, and for a turn of the sensors
-MAX_RANGE = 75.0  # metres beyond which the top laser sees nothing, and nothing is labelled
-TOP, FRONT, SIDE_LEFT, SIDE_RIGHT, REAR = 1, 2, 3, 4, 5
-PLACES = {  # of the lasers on the vehicle: x, y, z in metres, and which way they look, in degrees
-    TOP: (1.43, 0.0, 2.184, 148.0),
-    FRONT: (4.07, 0.0, 0.691, 0.0),
-    SIDE_LEFT: (3.245, 1.025, 0.981, 90.0),
-    SIDE_RIGHT: (3.245, -1.025, 0.981, -90.0),
-    REAR: (-1.154, 0.0, 0.466, 180.0),
-}
 TYPES = {"Pedestrian": 2, "Sign": 3, "Cyclist": 4, "Barrier": 0, "Cone": 0}  # the others are vehicles, 1; 0: no label
 CAMERAS = {1: 0.0, 2: 45.0, 3: -45.0, 4: 95.0, 5: -95.0}  # where the cameras of the official cars look, degrees
 WORLD = np.array([1200.0, -800.0, 20.0])  # where a drive begins in the world's frame, metres
 HARD_POINTS = 5  # boxes with so many points or fewer are of level 2
-
-
-@dataclass(frozen=True)
-class WaymoLasers:
-    """Five lasers like those of the data set: one for the surroundings, four for what is near.
-
-    rows, columns: of the top laser's range image (the official one has 64 × 2650 pixels); side_rows, side_columns: of
-    the four others' (200 × 600); side_range: how far these see, metres; range_noise: standard deviation in metres;
-    dropout: share of returns lost at random. Raises ValueError for values outside their ranges.
-    """
-
-    rows: int = 64
-    columns: int = 1325
-    side_rows: int = 50
-    side_columns: int = 150
-    side_range: float = 20.0
-    range_noise: float = 0.02
-    dropout: float = 0.04
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "columns", "side_rows", "side_columns"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for rows, columns in ((self.rows, self.columns), (self.side_rows, self.side_columns)):
-            if rows * columns > MOST_BEAMS:
-                raise ValueError(f"an image must have at most {MOST_BEAMS} pixels, got {rows} × {columns}")
-        if not 0 < self.side_range < np.inf or not 0 <= self.range_noise < np.inf or not 0 <= self.dropout <= 1:
-            raise ValueError("side_range must be above 0, range_noise at least 0, both finite, and dropout in [0, 1]")
-
-
-@dataclass(frozen=True)
-class Laser:
-    """One laser. extrinsic: float64 [4, 4], to the vehicle's frame; inclinations: [H] in radians, rising.
-
-    even: whether the inclinations are evenly spaced between `low` and `high`, the borders of the lowest and the highest
-    row; seen: which columns look away from the vehicle.
-    """
-
-    name: int
-    extrinsic: Array
-    inclinations: Array
-    low: float
-    high: float
-    even: bool
-    columns: int
-    seen: Array
-    max_range: float
-
-    @property
-    def azimuths(self) -> Array:
-        """Of the columns, in the sensor's frame: float64 [W], falling from one turn to the next."""
-        turn = ((self.columns - np.arange(self.columns) - 0.5) / self.columns * 2 - 1) * np.pi
-        return turn - np.arctan2(self.extrinsic[1, 0], self.extrinsic[0, 0])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of its range image."""
-        return len(self.inclinations), self.columns
-
-    def directions(self) -> Array:
-        """Unit vectors in the vehicle's frame, float64 [H, W, 3], the highest row first."""
-        tilt, turn = self.inclinations[::-1, None], self.azimuths[None]
-        vectors = [np.cos(tilt) * np.cos(turn), np.cos(tilt) * np.sin(turn), np.broadcast_to(np.sin(tilt), self.shape)]
-        return np.stack(vectors, -1) @ self.extrinsic[:3, :3].T
-
-
-def lasers(kind: WaymoLasers, rng: np.random.Generator) -> list[Laser]:
-    """The lasers of one car: no two are mounted quite alike."""
-    made = []
-    for name, (x, y, z, yaw) in PLACES.items():
-        extrinsic = np.eye(4)
-        angles = [np.deg2rad(yaw), *rng.normal(0, 0.004, 2)]
-        extrinsic[:3, :3] = Rotation.from_euler("ZYX", angles).as_matrix()
-        extrinsic[:3, 3] = x, y, z
-        top = name == TOP
-        low, high = (-0.31, 0.042) if top else (-np.pi / 2, np.pi / 6)
-        rows, columns = (kind.rows, kind.columns) if top else (kind.side_rows, kind.side_columns)
-        edges = (np.arange(rows) + 0.5) / rows
-        tilt = low + (high - low) * (1 - (1 - edges) ** 1.6 if top else edges)  # the top one looks closely ahead
-        laser = Laser(name, extrinsic, tilt, low, high, not top, columns, np.ones(columns, bool), MAX_RANGE)
-        if not top:
-            away = (laser.azimuths + np.arctan2(extrinsic[1, 0], extrinsic[0, 0]) - np.deg2rad(yaw) + np.pi) % (
-                2 * np.pi
-            )
-            seen = np.abs(away - np.pi) < np.deg2rad(95)
-            laser = Laser(name, extrinsic, tilt, low, high, True, columns, seen, kind.side_range)
-        made.append(laser)
-    return made
 
 
 def segment_name(seed: int, index: int) -> str:
@@ -294,12 +199,12 @@ class _Frame:
             pixels = self._pixel_poses(laser) if laser.name == TOP else None
             first, second = self._images(laser, pixels)
             row = self.scene.key(self.number) | {"key.laser_name": laser.name}
-            rows.append(row | _image_columns("LiDARComponent", 1, first) | _image_columns("LiDARComponent", 2, second))
+            rows.append(row | image_columns("LiDARComponent", 1, first) | image_columns("LiDARComponent", 2, second))
             if pixels is not None:
                 spread = np.broadcast_to(pixels[None], (laser.shape[0], *pixels.shape))
-                table = [row | _image_columns("LiDARPoseComponent", 1, spread)]
-                pixel_poses.write_table(_table(table, SCHEMAS["lidar_pose"]))
-        images.write_table(_table(rows, SCHEMAS["lidar"]))
+                table = [row | image_columns("LiDARPoseComponent", 1, spread)]
+                pixel_poses.write_table(table_of(table, SCHEMAS["lidar_pose"]))
+        images.write_table(table_of(rows, SCHEMAS["lidar"]))
         boxes = self.scene.street.boxes(self.time)
         local = vehicle_boxes(boxes, self.pose)
         counts = {name: count_points(self._to_vehicle(points), local) for name, points in self.points.items()}
@@ -425,92 +330,3 @@ def _camera_row(box: dict[str, Any]) -> dict[str, Any]:
     off = {camera: abs((angle - middle + 180) % 360 - 180) for camera, middle in CAMERAS.items()}
     nearest = min(off, key=lambda camera: off[camera])
     return row | {f"{prefix}most_visible_camera_name": nearest if off[nearest] <= 30 else 0}
-
-
-def _image_columns(component: str, number: int, image: Array) -> dict[str, Any]:
-    name = f"[{component}].range_image_return{number}"
-    return {f"{name}.values": image.ravel(), f"{name}.shape": list(image.shape)}
-
-
-def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows with arrays as a table; much quicker than from Python lists."""
-    columns = []
-    for field in schema:
-        values = [row[field.name] for row in rows]
-        if pa.types.is_list(field.type):
-            offsets = np.concatenate([[0], np.cumsum([len(v) for v in values])]).astype(np.int32)
-            columns.append(pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values)), type=field.type))
-        else:
-            columns.append(pa.array(values, field.type))
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _schemas() -> dict[str, pa.Schema]:
-    """The official columns and types of each component."""
-    frame = [("key.segment_context_name", pa.string()), ("key.frame_timestamp_micros", pa.int64())]
-    laser = ("key.laser_name", pa.int8())
-    box = [(c, pa.float64()) for c in ("center.x", "center.y", "center.z", "size.x", "size.y", "size.z", "heading")]
-    vector = [(c, pa.float64()) for c in "xyz"]
-
-    def element(kind: pa.DataType) -> pa.DataType:
-        return pa.list_(pa.field("element", kind))
-
-    def fixed(kind: pa.DataType, size: int) -> pa.DataType:
-        return pa.list_(pa.field("element", kind), size)
-
-    def image(number: int) -> list[tuple[str, pa.DataType]]:
-        name = f"range_image_return{number}"
-        return [(f"{name}.values", element(pa.float32())), (f"{name}.shape", fixed(pa.int32(), 3))]
-
-    columns: dict[str, tuple[str, list[Any], list[Any]]] = {
-        "lidar": ("LiDARComponent", [*frame, laser], [*image(1), *image(2)]),
-        "lidar_pose": ("LiDARPoseComponent", [*frame, laser], image(1)),
-        "lidar_calibration": (
-            "LiDARCalibrationComponent",
-            [frame[0], laser],
-            [
-                ("extrinsic.transform", fixed(pa.float64(), 16)),
-                ("beam_inclination.min", pa.float64()),
-                ("beam_inclination.max", pa.float64()),
-                ("beam_inclination.values", element(pa.float64())),
-            ],
-        ),
-        "vehicle_pose": ("VehiclePoseComponent", frame, [("world_from_vehicle.transform", fixed(pa.float64(), 16))]),
-        "lidar_box": (
-            "LiDARBoxComponent",
-            [*frame, ("key.laser_object_id", pa.string())],
-            [
-                *((f"box.{c}", t) for c, t in box),
-                ("type", pa.int8()),
-                ("num_lidar_points_in_box", pa.int64()),
-                ("num_top_lidar_points_in_box", pa.int64()),
-                *((f"speed.{c}", t) for c, t in vector),
-                *((f"acceleration.{c}", t) for c, t in vector),
-                ("difficulty_level.detection", pa.int8()),
-                ("difficulty_level.tracking", pa.int8()),
-            ],
-        ),
-        "lidar_camera_synced_box": (
-            "LiDARCameraSyncedBoxComponent",
-            [*frame, ("key.laser_object_id", pa.string())],
-            [("most_visible_camera_name", pa.int8()), *((f"camera_synced_box.{c}", t) for c, t in box)],
-        ),
-        "stats": (
-            "StatsComponent",
-            frame,
-            [
-                *((c, pa.string()) for c in ("time_of_day", "location", "weather")),
-                ("lidar_object_counts.types", element(pa.int8())),
-                ("lidar_object_counts.counts", element(pa.int32())),
-                ("camera_object_counts.types", element(pa.int8())),
-                ("camera_object_counts.counts", element(pa.int32())),
-            ],
-        ),
-    }
-    return {
-        name: pa.schema([*keys, *((f"[{component}].{c}", t) for c, t in values)])
-        for name, (component, keys, values) in columns.items()
-    }
-
-
-SCHEMAS = _schemas()

@@ -17,9 +17,9 @@ from pcdet_ext.data.waymo.frames import STORED_FEATURES, Frame
 from pcdet_ext.data.waymo.layouts import open_layout
 from pcdet_ext.data.waymo.results import detections_by_frame
 from pcdet_ext.data.waymo.sequences import NEAR, SECONDS_PER_FRAME, EarlierFrame, join
-from pcdet_ext.evaluation.waymo import Breakdown
 from pcdet_ext.evaluation.waymo_boxes import Boxes, Name, type_number
 from pcdet_ext.evaluation.waymo_evaluator import RESULTS, WaymoEvaluator
+from pcdet_ext.evaluation.waymo_objects import Breakdown
 from pcdet_ext.evaluation.waymo_truth import read_side
 from pcdet_ext.structures import Array, Detections, Sample
 

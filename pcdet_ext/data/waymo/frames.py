@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pcdet_ext.evaluation.waymo import TYPES as OFFICIAL_TYPES
+from pcdet_ext.evaluation.waymo_objects import TYPES as OFFICIAL_TYPES
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array, Targets
 

@@ -1,89 +1,35 @@
-"""What all data sets have in common: frames as samples, augmented in training, and samples joined to batches."""
+"""The common part of all formats: frames of a prepared folder as samples, augmented in training."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 from abc import ABC, abstractmethod
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.utils.data
 
-from pcdet_ext.config import ConfigError, Node, Registry, construct, suggest
-from pcdet_ext.data.augment import points as _points  # noqa: F401  (registers its steps)
+from pcdet_ext.config import ConfigError, Node, construct, suggest
 from pcdet_ext.data.augment.steps import AUGMENTATIONS, keep_classes, wrap_headings
 from pcdet_ext.data.balance import balanced_frames, weighted_order, weights_of
+from pcdet_ext.data.base.columns import check_point_features, check_tanh, with_tanh, with_velocity
+from pcdet_ext.data.base.settings import check_classes, check_geometry
 from pcdet_ext.data.geometry import boxes_in_range, points_in_range
 from pcdet_ext.data.index import FOLDER, FrameInfo, FrameTable, index_path, read_index
 from pcdet_ext.data.objects import database_path
 from pcdet_ext.data.sequences import SequenceOptions, SequenceParts
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import DataError
-from pcdet_ext.scenes import FrameContext
-from pcdet_ext.structures import Array, Detections, PointBatch, PointLabels, Sample, Targets
+from pcdet_ext.structures import Array, Detections, Sample, Targets
 
-DATASETS = Registry("dataset")
 MAX_REPLACEMENTS = 200  # frames tried for one sample before giving up
 
 _log = logging.getLogger(__name__)
-
-
-class Dataset(Protocol):
-    """Frames to train on or to test.
-
-    classes: what is to be found; point_features: names of the columns that samples have; notes: what is worth knowing
-    before one trains, as how many objects of each class there are to draw from; measures: what its evaluator takes of
-    a detector's results, `Detections` or another type.
-    """
-
-    classes: Sequence[str]
-    point_features: Sequence[str] | None
-    notes: Sequence[str]
-    measures: ClassVar[type]
-
-    @property
-    def frames(self) -> Sequence[FrameInfo]:
-        """The index."""
-
-    @property
-    def labelled(self) -> bool:
-        """Whether there is something to measure against in any frame."""
-
-    def __len__(self) -> int:
-        """Samples in an epoch."""
-
-    @property
-    def skipped(self) -> Sequence[str]:
-        """Ids of the frames met so far that are damaged and were left out, by any loader process of this data set."""
-
-    def __getitem__(self, index: int) -> Sample:
-        """A sample; its labels are positions in `classes`. Raises DataError naming a damaged file."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the augmentation of this epoch from now on."""
-
-    def epoch_order(self, rng: np.random.Generator) -> Array:
-        """The order in which an epoch of training goes through the samples, drawn with `rng`: int64 [K]."""
-
-    def evaluator(self, options: Mapping[str, Any] | None = None) -> Evaluator:
-        """The data set's own metric, with options of `test.metric`. Raises ConfigError for options that do not fit."""
-
-    def read_results(self, path: str | Path) -> Mapping[str, Detections | PointLabels]:
-        """Results of any code base for frames of this data set, by frame id, to be shown.
-
-        path: a file or folder in the benchmark's own format. Boxes are NumPy arrays in the LiDAR frame of their frame,
-        labels of points are those of all points of the frame's file; frames that the file does not name are missing.
-        The mapping may read a frame when it is asked for.
-        Raises DataError naming what is missing or damaged, ConfigError where results of the format cannot be read.
-        """
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -174,8 +120,8 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         self.counts: Counter[str] = Counter()
         # Shared memory: workers that live on see the epoch that the main process sets.
         self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
-        _check_point_features(self.point_features, self.available_features())
-        _check_geometry(self.point_cloud_range)
+        check_point_features(self.point_features, self.available_features())
+        check_geometry(self.point_cloud_range)
         check_tanh(self.tanh, self.point_features)
         for name, least in {"repeat": 1, "interval": 1, "min_points": 0, "seed": 0}.items():
             if getattr(self, name) < least:
@@ -411,123 +357,10 @@ class FrameDataset(torch.utils.data.Dataset[Sample], ABC):
         if self.training and targets is not None and targets.boxes is not None:
             inside = boxes_in_range(np.asarray(targets.boxes), self.point_cloud_range, self.min_box_corners)
             sample = sample.replace(targets=targets.select(inside))
-        sample = wrap_headings(_with_velocity(with_tanh(sample, self.tanh), self.velocity))
+        sample = wrap_headings(with_velocity(with_tanh(sample, self.tanh), self.velocity))
         for step in self._processors:
             sample = step(sample, rng)
         return sample
-
-
-class ConcatDataset(torch.utils.data.Dataset[Sample]):
-    """Several data sets of the same classes and columns one after the other, with a common epoch, to train on."""
-
-    measures: ClassVar[type] = Detections  # which is nothing here: see `evaluator`
-
-    def __init__(self, parts: Sequence[Dataset]) -> None:
-        if not parts:
-            raise ValueError("parts must hold at least one data set")
-        self.parts = list(parts)
-        self.classes, self.point_features = self.parts[0].classes, self.parts[0].point_features
-        for part in self.parts:
-            if getattr(part, "sequence_parts", None) is not None:
-                raise ValueError("sequences of sources cannot be gone through together: train on one data set")
-            for name in ("classes", "point_features"):
-                if tuple(getattr(part, name)) != tuple(getattr(self, name)):
-                    raise ValueError(f"{name} differ: {list(getattr(self, name))} and {list(getattr(part, name))}")
-        self.notes: Sequence[str] = [f"source {i}: {note}" for i, part in enumerate(self.parts) for note in part.notes]
-        self._ends = list(accumulate(len(part) for part in self.parts))
-
-    @property
-    def frames(self) -> list[FrameInfo]:
-        """The frames of all parts."""
-        return [info for part in self.parts for info in part.frames]
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: int) -> Sample:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        index %= len(self)
-        part = bisect_right(self._ends, index)
-        return self.parts[part][index - (self._ends[part - 1] if part else 0)]
-
-    @property
-    def labelled(self) -> bool:
-        """Whether there is something to measure against in any frame of any part."""
-        return any(part.labelled for part in self.parts)
-
-    def epoch_order(self, rng: np.random.Generator) -> Array:
-        """The samples in random order, drawn by their weights where a part has some; see `Dataset`.
-
-        Neighbours stay together in parts that need it.
-        """
-        weights = [getattr(part, "weights", None) for part in self.parts]
-        if any(part is not None for part in weights):
-            known = [np.ones(len(part)) if own is None else own for part, own in zip(self.parts, weights, strict=True)]
-            return weighted_order(np.concatenate(known), rng)
-        if not any(isinstance(part, FrameDataset) and part.PAIRED for part in self.parts):
-            return rng.permutation(len(self))
-        starts = [0, *self._ends[:-1]]
-        orders = [part.epoch_order(rng) + start for part, start in zip(self.parts, starts, strict=True)]
-        whole = [order[: len(order) // 2 * 2].reshape(-1, 2) for order in orders]  # a sample left over waits an epoch
-        return rng.permutation(np.concatenate(whole)).reshape(-1)
-
-    @property
-    def skipped(self) -> Sequence[str]:
-        """Ids of the damaged frames that were left out so far, with the number of their source."""
-        return [f"source {i}: {frame_id}" for i, part in enumerate(self.parts) for frame_id in part.skipped]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of every part."""
-        for part in self.parts:
-            part.set_epoch(epoch)
-
-    def evaluator(self, options: Mapping[str, Any] | None = None) -> Evaluator:
-        """Raises ConfigError: several data sets have no common metric."""
-        raise ConfigError("data.sources: several sources have no common metric; test on the data set of data.root")
-
-    def read_results(self, path: str | Path) -> Mapping[str, Any]:
-        """Raises ConfigError: several data sets have no common format of results."""
-        raise ConfigError(f"{path}: several sources have no common results; show those of the data set of data.root")
-
-
-def collate(samples: Sequence[Sample], classes: Sequence[str]) -> PointBatch:
-    """Join samples to a batch; labels are positions in `classes`. Ground truth only where every sample has some.
-
-    Raises ValueError for samples with different columns, and for boxes of a class that is not in `classes`.
-    """
-    features = {sample.point_features for sample in samples}
-    if len(features) > 1:
-        raise ValueError(f"samples with different columns in one batch: {sorted(features)}")
-    batch = PointBatch.from_points([torch.from_numpy(np.ascontiguousarray(s.points)) for s in samples])
-    targets = [_numbered(s.targets, classes, s.frame_id) for s in samples if s.targets is not None]
-    complete = len(targets) == len(samples)
-    told = [s.command for s in samples if s.command is not None]
-    return replace(
-        batch,
-        frame_ids=tuple(s.frame_id for s in samples),
-        targets=tuple(targets) if complete else None,
-        commands=torch.tensor(told, dtype=torch.int64) if len(told) == len(samples) else None,
-        context=_context(samples),
-    )
-
-
-def _context(samples: Sequence[Sample]) -> FrameContext | None:
-    """Where and when the samples were taken, or None where that is not known of every one."""
-    if any(sample.pose is None or sample.timestamp is None for sample in samples):
-        return None
-    poses = torch.from_numpy(np.stack([np.asarray(sample.pose, np.float64) for sample in samples]))
-    times = torch.tensor([sample.timestamp for sample in samples], dtype=torch.float64)
-    return FrameContext(poses, times, tuple(sample.sequence_id for sample in samples))
-
-
-def _numbered(targets: Targets, classes: Sequence[str], frame_id: str) -> Targets:
-    """Targets with tensors, their labels being positions in `classes`."""
-    numbered = targets.of_classes(classes)
-    if len(numbered) < len(targets):
-        others = sorted(set(targets.names) - set(classes))
-        raise ValueError(f"frame {frame_id!r} has boxes of {', '.join(others)}, not one of {', '.join(classes)}")
-    return numbered.tensors()
 
 
 def active_steps(steps: Sequence[Mapping[str, Any]], disabled: Sequence[str]) -> list[Mapping[str, Any]]:
@@ -547,77 +380,3 @@ def _has_something(targets: Targets | None) -> bool:
         return len(targets) > 0
     others = (targets.point_labels, targets.position, targets.map_masks, targets.occupancy, targets.plan)
     return bool(targets.maps) or any(part is not None for part in others)
-
-
-def with_tanh(sample: Sample, columns: Sequence[str]) -> Sample:
-    """The sample with tanh of some columns of its points, by name."""
-    if not columns:
-        return sample
-    points = sample.points.copy()
-    for name in columns:
-        column = sample.point_features.index(name)
-        points[:, column] = np.tanh(points[:, column])
-    return sample.replace(points=points)
-
-
-def check_tanh(columns: Sequence[str], point_features: Sequence[str]) -> None:
-    """Raises ValueError where tanh is asked for of a column that is not among the points' others than x, y, z."""
-    for name in columns:
-        if name not in point_features[3:]:
-            raise ValueError(
-                f"tanh: {name!r} is none of {', '.join(point_features[3:])}{suggest(name, point_features)}"
-            )
-
-
-def _with_velocity(sample: Sample, wanted: bool) -> Sample:
-    """The sample with velocities that are all known, those that were not labelled being 0; or without any."""
-    targets = sample.targets
-    if targets is None or targets.boxes is None or targets.boxes.shape[1] == 7:
-        return sample
-    boxes = np.asarray(targets.boxes)
-    boxes = np.concatenate([boxes[:, :7], np.nan_to_num(boxes[:, 7:])], axis=1) if wanted else boxes[:, :7]
-    return sample.replace(targets=targets.replace(boxes=boxes))
-
-
-def check_classes(classes: Sequence[str], counts: Mapping[str, int], where: str, strict: bool) -> None:
-    """Hold the configured classes against the labels of an index. A class that never occurs is logged as a warning.
-
-    Args:
-        classes: the configured names.
-        counts: number of labelled objects of each class in the index.
-        where: what messages call the data.
-        strict: whether mistakes are errors.
-
-    Raises:
-        ConfigError: with `strict`, a class that never occurs looks like a misspelling of one that does, or no class
-            occurs at all.
-    """
-    known = {name for name, count in counts.items() if count}
-    absent = [name for name in classes if name not in known]
-    if not absent or (not known and not strict):
-        return
-    spare = {name.lower(): name for name in known if name not in classes}
-    for name in absent:
-        close = difflib.get_close_matches(name.lower(), spare, n=1, cutoff=0.6)
-        if close and strict:
-            raise ConfigError(f"classes: {name!r} never occurs in {where}; did you mean {spare[close[0]]!r}?")
-        _log.warning("class %r never occurs in %s; it has: %s", name, where, ", ".join(sorted(known)) or "no labels")
-    if strict and len(absent) == len(classes):
-        raise ConfigError(
-            f"classes: none of {', '.join(classes)} occurs in {where}; it has: {', '.join(sorted(known))}"
-        )
-
-
-def _check_point_features(wanted: Sequence[str], available: Sequence[str]) -> None:
-    unknown = [name for name in wanted if name not in available]
-    if unknown:
-        hint = suggest(unknown[0], available)
-        raise ValueError(f"point_features must be among the columns of the points, {unknown[0]!r} is not{hint}")
-    if list(wanted[:3]) != ["x", "y", "z"] or len(set(wanted)) < len(wanted):
-        raise ValueError(f"point_features must be x, y, z and then different other columns, got {list(wanted)}")
-
-
-def _check_geometry(point_cloud_range: Sequence[float]) -> None:
-    low, high = point_cloud_range[:3], point_cloud_range[3:]
-    if len(point_cloud_range) != 6 or any(a >= b for a, b in zip(low, high, strict=True)):
-        raise ValueError(f"point_cloud_range must be x, y, z minimum then maximum, got {list(point_cloud_range)}")
