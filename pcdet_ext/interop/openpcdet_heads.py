@@ -67,9 +67,7 @@ def anchor_head(config: Config, post_processing: Config) -> dict[str, Any]:
         "raw_scores": bool(post_processing.get("OUTPUT_RAW_SCORE", False)),
         "multi_label": bool(post_processing["NMS_CONFIG"].get("MULTI_CLASSES_NMS")),
     }
-    if config.get("USE_DIRECTION_CLASSIFIER"):
-        return node | _directions(config)
-    return node | _no_directions(config)
+    return node | _directions(config)
 
 
 def anchor_head_multi(config: Config, post_processing: Config, class_names: Sequence[str]) -> dict[str, Any]:
@@ -108,10 +106,7 @@ def anchor_head_multi(config: Config, post_processing: Config, class_names: Sequ
             "middle_convs": parts["NUM_MIDDLE_CONV"],
             "middle_channels": parts["NUM_MIDDLE_FILTER"],
         }
-    if "USE_DIRECTION_CLASSIFIER" in config:  # there with any value
-        skip(config, "USE_DIRECTION_CLASSIFIER")
-        return node | _directions(config)
-    return node | _no_directions(config)
+    return node | _directions(config) | {"idle_directions": config.get("USE_DIRECTION_CLASSIFIER") is False}
 
 
 def _anchor_settings(config: Config, post_processing: Config) -> dict[str, Any]:
@@ -133,18 +128,17 @@ def _anchor_settings(config: Config, post_processing: Config) -> dict[str, Any]:
 
 
 def _directions(config: Config) -> dict[str, Any]:
+    """Settings of the direction classifier, which published heads have wherever its switch stands, False or True."""
+    if config.get("USE_DIRECTION_CLASSIFIER") is None:
+        skip(config, "USE_DIRECTION_CLASSIFIER", "NUM_DIR_BINS", "DIR_OFFSET", "DIR_LIMIT_OFFSET")
+        skip(config["LOSS_CONFIG"]["LOSS_WEIGHTS"], "dir_weight")
+        return {"direction_bins": 0}
     return {
         "direction_bins": config["NUM_DIR_BINS"],
         "direction_offset": config["DIR_OFFSET"],
         "direction_limit_offset": config["DIR_LIMIT_OFFSET"],
         "direction_weight": config["LOSS_CONFIG"]["LOSS_WEIGHTS"]["dir_weight"],
     }
-
-
-def _no_directions(config: Config) -> dict[str, Any]:
-    skip(config, "NUM_DIR_BINS", "DIR_OFFSET", "DIR_LIMIT_OFFSET")
-    skip(config["LOSS_CONFIG"]["LOSS_WEIGHTS"], "dir_weight")
-    return {"direction_bins": 0}
 
 
 def center_head(config: Config) -> dict[str, Any]:

@@ -14,6 +14,7 @@ EVALUATION = "how detections were scored"
 SHAPES = "sizes of the input of a numeric case"
 MADE = "how the parameters and inputs of a numeric case were made, which it gives"
 IN_CODE = "published heads of queries do not read it: their suppression stands in the code"
+UNREAD = "published encoders do not read it: which features points get stands in their code"
 
 # Settings without effect here whatever their value is, and why.
 WITHOUT_EFFECT: dict[str, str] = {
@@ -37,6 +38,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "point_features*": DATA,
     "EVAL_METRIC": EVALUATION,
     "RECALL_THRESH_LIST": EVALUATION,
+    "VFE.USE_CLUSTER_XYZ": UNREAD,
     # what other settings say already
     "grid_size*": DERIVED,
     "GRID_XYZ": DERIVED,
@@ -130,7 +132,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "ct_size": (1,),
     "CLASS_AGNOSTIC": (False,),
     "USE_MULTIHEAD": (False,),
-    "VFE.USE_CLUSTER_XYZ": (False,),
     "DENSE_HEAD.ACTIVATION": ("relu",),
     "model_cfg.ACTIVATION": ("relu",),
     "LOSS_CONFIG.LOSS_CLS.use_sigmoid": (True,),

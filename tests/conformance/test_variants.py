@@ -12,8 +12,10 @@ import torch
 
 from pcdet_ext.conformance.cases.openpcdet_boxes import inside, overlaps, rotated_suppression, suppression
 from pcdet_ext.conformance.cases.openpcdet_heads import run_anchor_head, run_box_codec, run_losses
-from pcdet_ext.conformance.cases.openpcdet_models import run_map_to_bev, run_vfe
+from pcdet_ext.conformance.cases.openpcdet_models import run_bev_backbone, run_map_to_bev, run_vfe
 from pcdet_ext.conformance.golden import Case, Masked, Runner
+from pcdet_ext.interop import openpcdet_backbones
+from pcdet_ext.models.bev import BEV_BACKBONES
 
 OPENPCDET = Path(__file__).resolve().parents[1] / "data" / "golden" / "openpcdet"
 
@@ -210,3 +212,25 @@ def test_no_voxels_have_no_features() -> None:
     for key in ("in.voxels", "in.voxel_coords", "in.voxel_num_points"):
         case.arrays[key] = case.arrays[key][:0]
     assert run_vfe(case, False)["out.pillar_features"].shape == (0, case.arrays["out.pillar_features"].shape[1])
+
+
+@pytest.mark.parametrize(("name", "counted"), [("BaseBEVBackbone", 0), ("BaseBEVResBackbone", 5)])
+def test_levels_without_deconvolutions_are_joined(name: str, counted: int) -> None:
+    """The published plain backbone then says that it gives no channels."""
+    settings = {"LAYER_NUMS": [0, 0], "LAYER_STRIDES": [2, 1], "NUM_FILTERS": [2, 3]}
+    backbone = BEV_BACKBONES.build(openpcdet_backbones.bev_backbone({"NAME": name, **settings}), in_channels=4)
+    arrays = {f"param.{key}": value.numpy() for key, value in backbone.state_dict().items()}
+    arrays |= {"in.spatial_features": np.random.default_rng(0).normal(size=(1, 4, 6, 8)).astype(np.float32)}
+    config = {"NAME": name, "model_cfg": settings, "input_channels": 4}
+    case = Case(Path("bev.json"), "openpcdet", "bev_backbone", config, {}, arrays)
+    found = run_bev_backbone(case, False)
+    assert found["out.num_bev_features"] == counted
+    assert found["out.spatial_features_2d"].shape == (1, 5, 3, 4)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_encoders_do_not_read_whether_to_use_offsets_from_the_mean(given: bool) -> None:
+    case = Case.read(OPENPCDET / "vfe_pillar_dist_nonorm.json")
+    before = run_vfe(case, False)["out.pillar_features"]
+    case.config["model_cfg"]["USE_CLUSTER_XYZ"] = given
+    assert run_vfe(case, False)["out.pillar_features"].equal(before)

@@ -158,14 +158,18 @@ def anchor_config() -> dict:
     return copy.deepcopy({key: config[key] for key in ("model_cfg", "post_processing")})
 
 
-def test_a_head_of_anchors_without_directions_may_keep_their_settings() -> None:
+@pytest.mark.parametrize(("switch", "bins"), [(None, 0), (False, 2), (True, 2)])
+def test_a_head_of_anchors_without_directions_may_keep_their_settings(switch: bool | None, bins: int) -> None:
+    """Published heads look whether the switch is there, and not what it says."""
     config = anchor_config()
     assert {"NUM_DIR_BINS", "DIR_OFFSET", "DIR_LIMIT_OFFSET"} <= set(config["model_cfg"])
-    config["model_cfg"]["USE_DIRECTION_CLASSIFIER"] = False
+    config["model_cfg"]["USE_DIRECTION_CLASSIFIER"] = switch
+    if switch is None:
+        del config["model_cfg"]["USE_DIRECTION_CLASSIFIER"]
     with every_setting_counts(config) as read:
         node = openpcdet_heads.anchor_head(read["model_cfg"], read["post_processing"])
         openpcdet_heads.stride(read["model_cfg"])
-    assert node["direction_bins"] == 0
+    assert node["direction_bins"] == bins
 
 
 @pytest.mark.parametrize("raw", [False, True])

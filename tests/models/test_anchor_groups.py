@@ -53,6 +53,22 @@ def test_one_group_of_all_classes_is_the_plain_anchor_head() -> None:
         assert one.labels.equal(other.labels)
 
 
+def test_a_direction_classifier_that_is_switched_off_changes_nothing() -> None:
+    """Published heads keep its parameters, and neither learn from it nor correct headings by it."""
+    options = {"score_threshold": 0.0, "nms": {"iou_threshold": 0.2}}
+    plain, idle = build(**options).eval(), build(direction_bins=2, idle_directions=True, **options).eval()
+    found = idle.load_state_dict(plain.state_dict(), strict=False)
+    assert found.missing_keys == [f"rpn_heads.{i}.conv_dir_cls.{name}" for i in (0, 1) for name in ("weight", "bias")]
+    bev = torch.randn(2, 6, 4, 5)
+    frames = [Targets(frame.boxes[:, :7], frame.labels) for frame in FRAMES]
+    losses, expected = idle.loss(idle(bev), frames), plain.loss(plain(bev), frames)
+    assert losses == expected
+    assert "direction" not in losses
+    for one, other in zip(idle.decode(idle(bev)), plain.decode(plain(bev)), strict=True):
+        assert len(other) > 3
+        assert one.boxes.equal(other.boxes)
+
+
 def test_joined_maps_of_parts_are_cut_into_anchors() -> None:
     """As published: of two kinds, the first takes the first half of the joined channels, whatever their names."""
     head = build(groups=[["Car"], ["Walker"], ["Rider"]], **NUSCENES).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -92,6 +93,20 @@ def test_assignment_equals_naive_one(seed, count, centered):
     label[matches.close] = IGNORED
     label[matches.positive] = matches.objects
     assert label.tolist() == naive_assignment(anchors, boxes, spec.matched, spec.unmatched)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize(("low", "high", "count"), [(0, 69.12, 216), (-39.68, 39.68, 248), (-75.2, 75.2, 188)])
+def test_positions_of_anchors_are_published_ones_to_the_bit(low, high, count, centered):
+    """Neighbours that both lie inside an object are told apart by the last bit of their overlap."""
+    low, high = np.float32(low), np.float32(high)
+    step = float(high - low) / (count if centered else count - 1)
+    first = float(low) + (step / 2 if centered else 0)
+    expected = torch.arange(first, float(high) + 1e-5, step=step, dtype=torch.float32)
+    spec = AnchorSpec("Car", [[4, 2, 1.5]], -1, 0.6, 0.45, align_center=centered)
+    anchors = make_anchors(spec, [float(low), float(low), -3, float(high), float(high), 1], (count, count))
+    assert anchors[0, :, 0, 0].tolist() == expected.tolist()
+    assert anchors[:, 0, 0, 1].tolist() == expected.tolist()
 
 
 def test_anchors_lie_in_rows_columns_sizes_rotations():

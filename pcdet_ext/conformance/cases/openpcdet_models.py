@@ -17,10 +17,10 @@ from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.structures import PointBatch, SparseVoxels
 
 
-def _described(make: Callable[..., Any], config: Mapping[str, Any], *more: Any) -> dict[str, Any]:
-    """Our configuration of a component, every setting of whose published section counts."""
-    with every_setting_counts({"NAME": config["NAME"], **config["model_cfg"]}) as section:
-        return make(section, *more)
+def _described(section: str, make: Callable[..., Any], config: Mapping[str, Any], *more: Any) -> dict[str, Any]:
+    """Our configuration of a component, every setting of whose published section (its name) counts."""
+    with every_setting_counts({section: {"NAME": config["NAME"], **config["model_cfg"]}}) as settings:
+        return make(settings[section], *more)
 
 
 def load(module: nn.Module, case: Case) -> Any:
@@ -35,7 +35,7 @@ def run_vfe(case: Case, grads: bool) -> Values:
     config = case.config
     hard = "in.voxels" in case.arrays
     caps = tuple(max(size, 1) for size in case.arrays["in.voxels"].shape[1::-1]) if hard else (None, None)
-    node = _described(openpcdet.encoder, config, *caps) | ({} if hard else {"x_major": True})
+    node = _described("VFE", openpcdet.encoder, config, *caps) | ({} if hard else {"x_major": True})
     encoder = ENCODERS.build(
         node,
         in_channels=config["num_point_features"],
@@ -96,10 +96,12 @@ def run_map_to_bev(case: Case, grads: bool) -> Values:
 @runs("openpcdet", "bev_backbone")
 def run_bev_backbone(case: Case, grads: bool) -> Values:
     """A map through a 2-D backbone."""
-    node = _described(openpcdet_backbones.bev_backbone, case.config)
+    node = _described("BACKBONE_2D", openpcdet_backbones.bev_backbone, case.config)
     backbone = load(BEV_BACKBONES.build(node, in_channels=case.config["input_channels"]), case)
     bev = case.tensor("in.spatial_features").requires_grad_(grads)
-    values = {"out.spatial_features_2d": backbone(bev), "out.num_bev_features": backbone.out_channels}
+    uncounted = case.config["NAME"] == "BaseBEVBackbone" and not case.config["model_cfg"].get("UPSAMPLE_STRIDES")
+    channels = 0 if uncounted else backbone.out_channels  # that backbone counts those of its deconvolutions alone
+    values = {"out.spatial_features_2d": backbone(bev), "out.num_bev_features": channels}
     if grads:
         values |= backward(values, case, _leaves(backbone, {"spatial_features": bev}))
     return values
@@ -110,7 +112,7 @@ def run_sparse_backbone(case: Case, grads: bool) -> Values:
     """Voxels through a 3-D backbone and onto the map."""
     config = case.config
     grid = tuple(config["grid_size"][::-1])
-    node = _described(openpcdet_backbones.backbone, config, config.get("channel_div", 1))
+    node = _described("BACKBONE_3D", openpcdet_backbones.backbone, config, config.get("channel_div", 1))
     backbone = load(BACKBONES.build(node, in_channels=config["input_channels"], grid=grid), case)
     features = case.tensor("in.voxel_features").requires_grad_(grads)
     voxels = backbone(SparseVoxels(features, case.tensor("in.voxel_coords"), grid, config["batch_size"]))

@@ -130,6 +130,7 @@ class AnchorHeadMulti(nn.Module):
         sincos: headings are learnt by cosine and sine, which tell the direction, too.
         match_3d: anchors match by 3-D overlap instead of that of axis-aligned footprints.
         direction_bins: sectors distinguished by the direction classifier, 0 for none.
+        idle_directions: the groups have the classifier, but nothing reads it, as published where its switch is off.
         direction_offset: where the first of them starts, in radians.
         direction_limit_offset: see `apply_direction_bin`.
         box_loss: "smooth_l1" or "l1".
@@ -166,6 +167,7 @@ class AnchorHeadMulti(nn.Module):
         sincos: bool = False,
         match_3d: bool = False,
         direction_bins: int = 0,
+        idle_directions: bool = False,
         direction_offset: float = 0.78539,
         direction_limit_offset: float = 0.0,
         box_loss: Literal["smooth_l1", "l1"] = "smooth_l1",
@@ -185,6 +187,7 @@ class AnchorHeadMulti(nn.Module):
         self.groups = task_labels(self.classes, groups)
         self.specs = {self.classes.index(spec.class_name): spec for spec in specs}
         self.separate, self.match_3d, self.direction_bins = separate, match_3d, direction_bins
+        self.has_directions = direction_bins > 0 and not idle_directions
         self.direction_offset, self.direction_limit_offset = direction_offset, direction_limit_offset
         check_range(0, direction_bins=direction_bins, middle_convs=middle_convs, class_weight=class_weight)
         check_range(0, box_weight=box_weight, direction_weight=direction_weight)
@@ -245,7 +248,7 @@ class AnchorHeadMulti(nn.Module):
         return AnchorGroupsOutput(
             logits=logits,
             codes=torch.cat(codes, 1),
-            directions=torch.cat(directions, 1) if self.direction_bins else None,
+            directions=torch.cat(directions, 1) if self.has_directions else None,
             anchors=F.pad(torch.cat(kinds_first), (0, self.coder.extra)),
             map_size=map_size,
         )

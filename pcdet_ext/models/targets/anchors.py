@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,10 +89,15 @@ def make_anchors(
 
 
 def _positions(low: float, high: float, count: int, centered: bool, device: torch.device | None) -> Tensor:
-    cells = torch.arange(count, dtype=torch.float32, device=device)
-    if centered:
-        return low + (cells + 0.5) * ((high - low) / count)
-    return low + cells * ((high - low) / max(count - 1, 1))
+    """Positions of the cells along an axis, rounded as published.
+
+    Where an anchor lies inside an object, its neighbour may too, and which of them overlaps it most is a question of
+    the last bit: published labels depend on these positions to the bit.
+    """
+    start, stop = np.float32(low), np.float32(high)
+    step = float(stop - start) / (count if centered else max(count - 1, 1))
+    first = float(start) + (step / 2 if centered else 0.0)
+    return torch.arange(first, first + (count - 0.5) * step, step, dtype=torch.float32).to(device)
 
 
 @dataclass(frozen=True)
