@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from pcdet_ext import checkpoint, config
 from pcdet_ext.checkpoint import CheckpointError
-from pcdet_ext.interop import dsvt, flatformer, from_official, lion, openpcdet, scatterformer, unilion
+from pcdet_ext.interop import (
+    dsvt,
+    flatformer,
+    from_official,
+    lion,
+    octformer_detection,
+    openpcdet,
+    scatterformer,
+    unilion,
+)
 from pcdet_ext.models.backbones import DSVT, LION, ScatterFormer
 from pcdet_ext.models.detector import VoxelDetector, build_detector
 
@@ -25,6 +34,7 @@ RENAMES: dict[type, Callable[[str], str]] = {DSVT: dsvt.detector_name, ScatterFo
 LOADERS: dict[str, Callable[[VoxelDetector, Mapping[str, Tensor]], None]] = {
     "vfe.": lambda detector, state: _load_openpcdet(detector, state),
     "dense_head.": lambda detector, state: _load_openpcdet(detector, state),
+    "backbone.patch_embed.": octformer_detection.load_official,
     "pts_voxel_encoder.": unilion.load,
     "voxel_encoder.": lambda detector, state: flatformer.load_official(detector, state, flatformer.detector_name),
 }

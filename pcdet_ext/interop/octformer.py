@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from pcdet_ext.interop import octformer_detection
 from pcdet_ext.interop.octree_names import block_name, conv_name, our_value, stages_name
 from pcdet_ext.interop.parameters import first_prefix, load_renamed
 from pcdet_ext.interop.settings import skip
@@ -25,13 +26,19 @@ CHANNELS = {"N": 3, "D": 1, "L": 3, "P": 3, "F": 3}  # of each letter of the inp
 def from_official(config: Config, state_dict: Mapping[str, Any] | None = None) -> nn.Module:
     """A published OctFormer with its parameters, in eval mode.
 
-    config: of a network, `octree` (depth, full_depth), `feature` and `model`, or the same settings side by side; with
-    head_up it is an `OctreeSegmenter`, otherwise an `OctreeClassifier`, and without out_channels its stages alone. Of a
-    block: `block` and `octree_t`.
-    state_dict: parameters, or a checkpoint with them under "model_state_dict" or "model".
-    Windows straddle clouds and coordinates of +1 wrap, as published. Raises ValueError for what this library does not
-    have or that does not fit.
+    Args:
+        config: of a detector, with `head`, see `octformer_detection`. Of a network, `octree` (depth, full_depth),
+            `feature` and `model`, or the same settings side by side; with head_up it is an `OctreeSegmenter`, otherwise
+            an `OctreeClassifier`, and without out_channels its stages alone. Of a block: `block` and `octree_t`.
+        state_dict: parameters, or a checkpoint with them under "model_state_dict" or "model".
+
+    Windows straddle clouds and coordinates of +1 wrap, as published.
+
+    Raises:
+        ValueError: for what this library does not have, or that does not fit.
     """
+    if "head" in config:
+        return octformer_detection.from_official(config, state_dict)
     module, rename = build(config)
     if state_dict is not None:
         load_official(module, state_dict, rename)
@@ -59,11 +66,6 @@ def build(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
     """The untrained module, and how its published parameter names become ours."""
     if "block" in config:
         return _block(config), block_name
-    if "head" in config:
-        raise ValueError(
-            f"head: {str(config['head']).split(maxsplit=1)[0]} is not in this library; a configuration without `head`, "
-            "and parameters without it, are those of the backbone alone"
-        )
     if "out_channels" not in config.get("model", config):
         skip(config, "octree", "octree_depth", "full_depth", "voxel_size", "scale_factor", "head_shapes")
         return _stages(config, config.get("model", config)), lambda name: backbone_name(name.removeprefix("backbone."))

@@ -50,10 +50,8 @@ def test_every_name_and_shape_of_octformer_has_its_place(manifest, name):
     assert type(check_every_name("octformer", manifest[name])) is OCTFORMER[name]
 
 
-def test_the_backbone_of_the_published_detector_has_its_place_and_its_head_is_refused(manifest):
+def test_the_backbone_of_the_published_detector_has_its_place_without_the_head(manifest):
     entry = manifest["configs/det_sunrgbd.py"]
-    with pytest.raises(ValueError, match="head: FCAF3DHead is not in this library"):
-        from_official("octformer", entry["config"])
     config = {key: value for key, value in entry["config"].items() if key != "head"}
     with torch.device("meta"):
         state = {name: torch.empty(shape) for name, shape in entry["params"] if name.startswith("backbone.")}
