@@ -43,10 +43,11 @@ def head(config: Config, post_processing: Config, class_names: Sequence[str]) ->
 def stride(config: Config) -> int:
     """Voxels per cell of the map that a head is set to.
 
+    FEATURE_MAP_STRIDE is that of the predictions, whose cells are smaller where the head enlarges its map (UPSAMPLE).
     Raises ValueError for anchors of several strides.
     """
     if "ANCHOR_GENERATOR_CONFIG" not in config:
-        return config["TARGET_ASSIGNER_CONFIG"]["FEATURE_MAP_STRIDE"]
+        return config["TARGET_ASSIGNER_CONFIG"]["FEATURE_MAP_STRIDE"] * config.get("UPSAMPLE", 1)
     strides = {entry["feature_map_stride"] for entry in config["ANCHOR_GENERATOR_CONFIG"]}
     if len(strides) > 1:
         raise ValueError(f"anchors of different feature_map_stride {sorted(strides)} are not known here")

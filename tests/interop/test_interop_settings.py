@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given as generate
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from pcdet_ext.interop import SYSTEMS, from_official, openpcdet_backbones, openp
 from pcdet_ext.interop.settings import Settings, every_setting_counts, given, skip, skip_rest
 from pcdet_ext.interop.without_effect import ONLY, WITHOUT_EFFECT
 from pcdet_ext.models.backbones import BACKBONES
+from pcdet_ext.models.heads import HEADS
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
 CASES = {
@@ -213,3 +215,24 @@ def test_how_a_numeric_case_was_made_changes_nothing() -> None:
     made += " grad_params grad_ins save_features variant"  # as the published cases say
     with every_setting_counts(dict.fromkeys(made.split(), 1)):
         pass
+
+
+@pytest.mark.parametrize("upsample", [1, 2, 4])
+def test_strides_of_center_heads_are_those_of_the_enlarged_map(upsample: int) -> None:
+    """A published cell is FEATURE_MAP_STRIDE voxels wide, however much the head has enlarged its map."""
+    config = Case.read(GOLDEN / "openpcdet" / "center_head_iou_b2.json").config
+    section = config["model_cfg"] | {"UPSAMPLE": upsample}
+    section["TARGET_ASSIGNER_CONFIG"] = section["TARGET_ASSIGNER_CONFIG"] | {"FEATURE_MAP_STRIDE": 2}
+    head = HEADS.build(
+        openpcdet_heads.center_head(section),
+        in_channels=config["input_channels"],
+        classes=config["class_names"],
+        point_cloud_range=config["point_cloud_range"],
+        voxel_size=[0.5, 0.25, 6.0],
+        stride=openpcdet_heads.stride(section),
+    )
+    assert head.cell == (1.0, 0.5)
+    assert head(torch.zeros(1, config["input_channels"], 3, 4)).tasks[0].heatmap.shape[2:] == (
+        3 * upsample,
+        4 * upsample,
+    )
