@@ -120,7 +120,14 @@ def _outline(places: Array, colour: str, text: str) -> str:
 
 
 def box_table(boxes: Array, names: Sequence[str], scores: Array | None, track_ids: Array | None) -> str:
-    """An HTML table of boxes: class, score and track where there are some, place, size, heading in degrees."""
+    """An HTML table of boxes: class, score and track where there are some, place, size, heading in degrees.
+
+    Args:
+        boxes: [M, 7 or 9].
+        names: class of each.
+        scores: [M], or None.
+        track_ids: int64 [M], or None.
+    """
     columns = ["class", *(["score"] if scores is not None else []), *(["track"] if track_ids is not None else [])]
     rows = []
     for i, (box, name) in enumerate(zip(boxes.tolist(), names, strict=True)):
@@ -132,7 +139,14 @@ def box_table(boxes: Array, names: Sequence[str], scores: Array | None, track_id
 
 
 def frame_html(title: str, points: Array, boxes: Array | None, names: Sequence[str]) -> str:
-    """A frame with its labelled boxes as HTML: title, picture from above, table."""
+    """A frame with its labelled boxes as HTML: title, picture from above, table.
+
+    Args:
+        title: any text.
+        points: [N, 3 or more].
+        boxes: [M, 7 or 9], or None.
+        names: class of each box; boxes without names are called objects.
+    """
     boxes = np.zeros((0, 7)) if boxes is None else boxes
     names = names if len(names) == len(boxes) else ["object"] * len(boxes)
     drawn = picture(points, boxes, [TRUTH_COLOUR] * len(boxes), names)
@@ -140,7 +154,15 @@ def frame_html(title: str, points: Array, boxes: Array | None, names: Sequence[s
 
 
 def found_html(boxes: Array, scores: Array, names: Sequence[str], classes: Sequence[str], tracks: Array | None) -> str:
-    """Detections as HTML: how many, picture from above, and a table of the best."""
+    """Detections as HTML: how many, picture from above, and a table of the best.
+
+    Args:
+        boxes: [M, 7 or 9].
+        scores: [M].
+        names: class of each box.
+        classes: all class names, whose order gives the colours.
+        tracks: int64 [M], or None.
+    """
     colours = class_colours(classes)
     best = np.argsort(-scores, kind="stable")
     boxes, scores, names = boxes[best], scores[best], [names[i] for i in best]

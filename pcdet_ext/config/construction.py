@@ -95,7 +95,16 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
 
 
 def checked(value: Any, hint: Any, where: str) -> Any:
-    """A YAML value that fits a hint, its paths expanded. Raises ConfigError, beginning with `where`, for others."""
+    """A YAML value that fits a hint, its paths expanded.
+
+    Args:
+        value: what was read.
+        hint: the type hint; None fits everything.
+        where: what messages begin with, as "file:line: a.b.key".
+
+    Raises:
+        ConfigError: the value does not fit, or is not finite.
+    """
     _require_finite(value, where)
     if hint is None:
         return value

@@ -31,7 +31,16 @@ def is_settings_class(hint: Any) -> bool:
 
 
 def with_paths(value: Any, hint: Any, where: str) -> Any:
-    """A value with `~` and `$NAME` replaced in each text for which the hint names `Path`."""
+    """A value with `~` and `$NAME` replaced in each text for which the hint names `Path`.
+
+    Args:
+        value: a YAML value that fits the hint.
+        hint: the type hint.
+        where: what messages begin with.
+
+    Raises:
+        ConfigError: a name is not set.
+    """
     options = alternatives(hint)
     if isinstance(value, str):
         return expanded(value, where) if Path in options else value

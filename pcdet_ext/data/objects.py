@@ -64,7 +64,7 @@ def database_path(folder: str | Path, split: str) -> Path:
 
 
 class ObjectWriter:
-    """Writes the objects of frame after frame; see `object_writer`."""
+    """Writes the objects of frame after frame. Arguments as in `object_writer`."""
 
     def __init__(self, folder: Path, point_features: Sequence[str], layout: str = "") -> None:
         self._folder, self._features, self._layout = folder, tuple(point_features), layout

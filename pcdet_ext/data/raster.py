@@ -42,7 +42,16 @@ def fill_polygon(rings: Sequence[Array], x: Scope, y: Scope) -> Array:
 
 
 def near_line(line: Array, distance: float, x: Scope, y: Scope) -> Array:
-    """Which cells have their centre at most so far from a line float64 [N, 2], bool [Y, X]."""
+    """The cells whose centres are near a line.
+
+    Args:
+        line: float64 [N, 2], its points.
+        distance: in metres, up to which a centre is near.
+        x, y: the axes of the grid.
+
+    Returns:
+        bool [Y, X].
+    """
     rows, columns = cell_centres(y), cell_centres(x)
     near = np.zeros((len(rows), len(columns)), bool)
     lows, highs = np.minimum(line[:-1], line[1:]) - distance, np.maximum(line[:-1], line[1:]) + distance

@@ -25,7 +25,14 @@ class Record(Protocol):
     """A place for numbers. A record that cannot be written raises OSError."""
 
     def add(self, kind: str, step: int, values: Mapping[str, float], more: Mapping[str, Any]) -> None:
-        """Numbers of a kind ("train" or "test") after so many steps, with what else is known of them."""
+        """Write the numbers of one step.
+
+        Args:
+            kind: "train" or "test".
+            step: optimiser steps so far.
+            values: the numbers by name.
+            more: what else is known of them, as the epoch, for records that have a place for it.
+        """
         ...
 
     def close(self) -> None:
@@ -41,7 +48,7 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, kind: str, step: int, values: Mapping[str, float], more: Mapping[str, Any]) -> None:
-        """See `Record`."""
+        """One line of JSON. Arguments as in `Record.add`."""
         self._file.write(json.dumps({"kind": kind, "step": step, **more, **values}) + "\n")
         self._file.flush()
 
@@ -61,7 +68,7 @@ class CsvTables:
         self._tables: dict[str, _Table] = {}
 
     def add(self, kind: str, step: int, values: Mapping[str, float], more: Mapping[str, Any]) -> None:
-        """See `Record`."""
+        """One row of the table of this kind. Arguments as in `Record.add`."""
         if kind not in self._tables:
             self._tables[kind] = _Table(self._folder / f"{kind}.csv")
         self._tables[kind].add({"step": step, **more, **values})
@@ -136,7 +143,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step)
 
     def add(self, kind: str, step: int, values: Mapping[str, float], more: Mapping[str, Any]) -> None:
-        """See `Record`."""
+        """One point of the curve of each number. Arguments as in `Record.add`."""
         for name, value in values.items():
             self._writer.add_scalar(f"{kind}/{name}", value, step)
 
@@ -173,7 +180,16 @@ def require_wandb(settings: WandbConfig | None) -> None:
 
 
 class Wandb:
-    """A run of Weights & Biases, continued where the folder has one. Raises ConfigError where it cannot be begun."""
+    """A run of Weights & Biases, continued where the folder has one.
+
+    Args:
+        folder: of the training, which keeps the run's id.
+        settings: project and names of the run.
+        config: the training's configuration, which the run shows.
+
+    Raises:
+        ConfigError: the run cannot be begun.
+    """
 
     def __init__(self, folder: Path, settings: WandbConfig, config: Mapping[str, Any]) -> None:
         import wandb
@@ -199,7 +215,7 @@ class Wandb:
             raise ConfigError(f"train.wandb: {error}") from error
 
     def add(self, kind: str, step: int, values: Mapping[str, float], more: Mapping[str, Any]) -> None:
-        """See `Record`."""
+        """One step of the run. Arguments as in `Record.add`."""
         self._run.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
     def close(self) -> None:

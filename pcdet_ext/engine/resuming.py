@@ -15,7 +15,16 @@ MEANING = ("classes", "point_cloud_range", "point_features")
 
 
 def check_same_order(content: Mapping[str, Any], seed: int, path: str | Path) -> None:
-    """Inside an epoch the frames that are left follow from the seed. Raises CheckpointError for another one."""
+    """Inside an epoch the frames that are left follow from the seed, so it must be the same.
+
+    Args:
+        content: of the checkpoint.
+        seed: train.seed now.
+        path: the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: the checkpoint stands inside an epoch, and the seed is another one.
+    """
     saved = content["config"].get("train", {}).get("seed", TrainConfig.seed)
     if content["progress"].get("batch") and saved != seed:
         raise CheckpointError(
@@ -25,7 +34,16 @@ def check_same_order(content: Mapping[str, Any], seed: int, path: str | Path) ->
 
 
 def check_same_frozen(content: Mapping[str, Any], freeze: Sequence[str], path: str | Path) -> None:
-    """The optimiser's state is that of the parameters in training. Raises CheckpointError where others are frozen."""
+    """The optimiser's state is that of the parameters in training, so these must be the same.
+
+    Args:
+        content: of the checkpoint.
+        freeze: train.freeze now.
+        path: the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: other parameters are frozen.
+    """
     saved = content["config"].get("train", {}).get("freeze", TrainConfig.freeze)
     if sorted(saved) != sorted(freeze):
         raise CheckpointError(
@@ -37,7 +55,15 @@ def check_same_frozen(content: Mapping[str, Any], freeze: Sequence[str], path: s
 def check_same_model(before: Mapping[str, Any], settings: Node, resume: str | Path) -> None:
     """Refuse to continue the training of another model, or of the same parameters with another meaning.
 
-    Raises CheckpointError that names each key whose value is another one. What decides the training alone may change.
+    What decides the training alone may change.
+
+    Args:
+        before: the configuration in the checkpoint.
+        settings: the one now.
+        resume: the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: naming each key whose value is another one.
     """
     now = settings.plain()
     changed = [*differences("model", before.get("model"), now.get("model")), *meaning_changes(before, now)]
@@ -55,7 +81,13 @@ def meaning_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 
 
 def differences(key: str, old: Any, new: Any) -> list[str]:
-    """Where two plain values differ, as texts "a.b was 1, now 2"."""
+    """Where two plain values differ, as texts "a.b was 1, now 2".
+
+    Args:
+        key: what the values are called.
+        old: the one before; mappings are compared key by key.
+        new: the one now.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(k for k in new if k not in old)]
         return [line for k in keys for line in differences(f"{key}.{k}", old.get(k), new.get(k))]

@@ -132,7 +132,13 @@ class Argoverse2Result(Result):
 
     @staticmethod
     def of(classes: Mapping[str, ClassResult], detections: Assignment, annotations: Assignment) -> Argoverse2Result:
-        """The numbers of classes, and how boxes fared."""
+        """The result that the numbers of classes make.
+
+        Args:
+            classes: numbers by category, of all configured ones.
+            detections: how each detection fared.
+            annotations: how each labelled box fared.
+        """
         result = Argoverse2Result(np.nan, {}, "", classes, detections, annotations)
         average = {f"m{name}" if name == "AP" else name: value for name, value in result.average.items()}
         values = average | {f"AP {name}": found.ap for name, found in classes.items()}

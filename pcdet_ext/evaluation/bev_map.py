@@ -31,7 +31,13 @@ class BevMapResult(Result):
 
     @staticmethod
     def of(classes: Sequence[str], thresholds: Sequence[float], counts: Array) -> BevMapResult:
-        """The result of counts over all samples."""
+        """The result of counts over all samples.
+
+        Args:
+            classes: names of the C layers.
+            thresholds: the T probabilities, ascending.
+            counts: int64 [C, T, 3], cells that are in both, in the prediction alone, and in the truth alone.
+        """
         iou = _iou(counts)
         values: dict[str, float] = {}
         for name, row in zip(classes, iou, strict=True):
@@ -119,7 +125,16 @@ def evaluate(
     classes: Sequence[str] = CLASSES,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> BevMapResult:
-    """The metric over samples (probabilities, truth); see `BevMapCounts`."""
+    """The metric over samples.
+
+    Args:
+        pairs: probabilities float [C, H, W] and truth [C, H, W] of each sample, see `BevMapCounts.add`.
+        classes: names of the layers.
+        thresholds: probabilities from which a cell counts as predicted, ascending.
+
+    Raises:
+        ValueError: the shapes do not fit, or a truth is neither 0 nor 1.
+    """
     counts = BevMapCounts(tuple(classes), tuple(thresholds))
     for found, truth in pairs:
         counts.add(found, truth)

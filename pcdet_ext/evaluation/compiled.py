@@ -172,24 +172,42 @@ def greedy(weights: Array, edges: Array) -> Array:
 
 @njit(cache=True)
 def waymo_counts(
-    found: Array,  # int64 [E], prediction of each edge
-    truth: Array,  # int64 [E], its ground truth
-    weight: Array,  # float64 [E]
-    heading: Array,  # float32 [E]
-    active: Array,  # int64 [N], at the first so many cutoffs (ascending) a prediction is there
-    score: Array,  # float32 [N]
-    alone: Array,  # bool [N], whether a prediction without a match is a false positive
-    counted: Array,  # bool [M]
-    level: Array,  # int64 [M], number of the first level at which a ground truth is one
+    found: Array,
+    truth: Array,
+    weight: Array,
+    heading: Array,
+    active: Array,
+    score: Array,
+    alone: Array,
+    counted: Array,
+    level: Array,
     levels: int,
     cutoffs: int,
     hungarian: bool,
     min_heading: float,
 ) -> tuple[Array, Array, Array, Array]:
-    """True positives, false positives, summed heading accuracy [K], and misses [levels, K] at every cutoff.
+    """What is found, wrongly found and missed at every cutoff of the score.
 
     Boxes that no chain of overlaps joins are matched apart, and a cluster anew only where a cutoff changes which of its
     predictions are there.
+
+    Args:
+        found: int64 [E], the prediction of each edge.
+        truth: int64 [E], its ground truth.
+        weight: float64 [E], what a match along it is worth.
+        heading: float32 [E], accuracy of the heading, 0 to 1.
+        active: int64 [N], at the first so many cutoffs (ascending) a prediction is there.
+        score: float32 [N].
+        alone: bool [N], whether a prediction without a match is a false positive.
+        counted: bool [M], whether a ground truth counts.
+        level: int64 [M], number of the first level at which a ground truth is one.
+        levels: how many there are.
+        cutoffs: how many there are, K.
+        hungarian: whether matches are those of the largest total weight, instead of going by falling score.
+        min_heading: pairs of a lower accuracy of the heading are left out of all counts.
+
+    Returns:
+        True positives, false positives and summed heading accuracy [K], and misses [levels, K].
     """
     true, false, accuracy = np.zeros(cutoffs + 1), np.zeros(cutoffs + 1), np.zeros(cutoffs + 1)
     missed = np.zeros((levels + 1, cutoffs + 1))
@@ -276,22 +294,35 @@ IMPOSSIBLE = 1e6  # metres, more than any distance
 
 @njit(cache=True)
 def pair_tracks(
-    gt_starts: Array,  # int64 [F + 1], rows of each frame's objects
-    objects: Array,  # int64 [G], track of each object, unique over all scenes
-    gt_xy: Array,  # float64 [G, 2]
-    starts: Array,  # int64 [F + 1], rows of each frame's predictions
-    hypotheses: Array,  # int64 [P], track of each prediction, unique over all scenes
-    xy: Array,  # float64 [P, 2]
-    there: Array,  # bool [P], predictions that take part
+    gt_starts: Array,
+    objects: Array,
+    gt_xy: Array,
+    starts: Array,
+    hypotheses: Array,
+    xy: Array,
+    there: Array,
     tracks: int,
     limit: float,
 ) -> tuple[Array, Array, Array, Array, int, int]:
     """Pair objects with predictions frame by frame (CLEAR MOT, Bernardin and Stiefelhagen 2008).
 
     An object keeps the track that it was last paired with while that is near enough; the others are paired so that as
-    many as possible are, at the smallest total distance. Returns, for each object: what became of it (miss, match,
-    switch), the row of its prediction or -1, the distance, and the number of its frame, frames without anything left
-    out; then the false positives and the number of frames.
+    many as possible are, at the smallest total distance.
+
+    Args:
+        gt_starts: int64 [F + 1], rows of each frame's objects.
+        objects: int64 [G], track of each object, unique over all scenes.
+        gt_xy: float64 [G, 2], metres.
+        starts: int64 [F + 1], rows of each frame's predictions.
+        hypotheses: int64 [P], track of each prediction, unique over all scenes.
+        xy: float64 [P, 2], metres.
+        there: bool [P], predictions that take part.
+        tracks: how many tracks the objects have.
+        limit: metres up to which an object and a prediction may be paired.
+
+    Returns:
+        For each object: what became of it (miss, match, switch), the row of its prediction or -1, the distance, and the
+        number of its frame, frames without anything left out; then the false positives and the number of frames.
     """
     count = len(objects)
     state, partner = np.zeros(count, np.int64), np.full(count, -1, np.int64)

@@ -16,7 +16,18 @@ from pcdet_ext.structures import Array
 
 @njit(cache=True)
 def true_scores(starts: Array, near: Array, truth_state: Array, found_state: Array, score: Array) -> Array:
-    """float64 [K]: scores of the true detections, where each labelled box takes the free one of the highest score."""
+    """Scores of the true detections, where each labelled box takes the free one of the highest score.
+
+    Args:
+        starts: int64 [M + 1], where the pairs of each labelled box begin, and the last ones end.
+        near: int64 [P], detections of the pairs.
+        truth_state: int8 [M].
+        found_state: int8 [N].
+        score: [N], of the detections.
+
+    Returns:
+        float64 [K].
+    """
     taken = np.zeros(len(score), np.bool_)
     scores = np.empty(len(starts) - 1)
     count = 0
@@ -47,8 +58,20 @@ def counts(
     score: Array,
     threshold: float,
 ) -> tuple[int, int]:
-    """True detections and false ones, where each labelled box takes the free detection of at least this score that
-    overlaps it most, and an ignored one only where there is no valid one."""
+    """How many detections are true and how many false at a score.
+
+    Each labelled box takes the free detection of at least this score that overlaps it most, and an ignored one only
+    where there is no valid one.
+
+    Args:
+        starts: int64 [M + 1], where the pairs of each labelled box begin, and the last ones end.
+        near: int64 [P], detections of the pairs.
+        overlap: [P], of the pairs.
+        truth_state: int8 [M].
+        found_state: int8 [N].
+        score: [N], of the detections.
+        threshold: detections with a lower score are not there.
+    """
     taken = np.zeros(len(score), np.bool_)
     true = 0
     for t in range(len(starts) - 1):

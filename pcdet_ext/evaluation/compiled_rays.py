@@ -13,11 +13,11 @@ OUTSIDE = -1.0  # distance, in voxels, of a ray that never enters the grid
 
 @njit(cache=True)
 def cast_rays(
-    labels: Array,  # uint8 [X, Y, Z]
-    free: int,  # the label of empty voxels
-    starts: Array,  # float32 [O, 3], in voxels from the grid's lower corner
-    ends: Array,  # float32 [O, R, 3]
-    wanted: Array,  # bool [O, R], rays to cast
+    labels: Array,
+    free: int,
+    starts: Array,
+    ends: Array,
+    wanted: Array,
 ) -> tuple[Array, Array]:
     """The voxel in which each ray ends, and how far along the ray leaves it.
 
@@ -25,7 +25,15 @@ def cast_rays(
     outside the grid is in the voxel that truncation gives; the ray may enter the grid later. The walk is that of
     Amanatides and Woo, "A Fast Voxel Traversal Algorithm for Ray Tracing", 1987.
 
-    Returns: voxel int64 [O, R], row-major number, and distance float32 [O, R] in voxels.
+    Args:
+        labels: uint8 [X, Y, Z].
+        free: the label of empty voxels.
+        starts: float32 [O, 3], in voxels from the grid's lower corner.
+        ends: float32 [O, R, 3].
+        wanted: bool [O, R], rays to cast.
+
+    Returns:
+        Voxels int64 [O, R], row-major numbers, and distances float32 [O, R] in voxels.
     """
     size_x, size_y, size_z = labels.shape
     flat = labels.reshape(-1)
@@ -85,9 +93,14 @@ def cast_rays(
 
 @njit(cache=True)
 def count_voxels(truth: Array, found: Array, lidar: Array, camera: Array, classes: int) -> Array:
-    """Confusion matrices int64 [3, C, C] (truth, found) of all voxels, those of the LiDAR mask, and of the camera's.
+    """Confusion matrices int64 [3, C, C] (truth, found) of all voxels, those of the LiDAR's mask, and of the cameras'.
 
-    truth, found, lidar, camera: uint8 [N]; voxels whose truth is not below `classes` do not count.
+    Args:
+        truth: uint8 [N], classes; voxels of a class that is not below `classes` do not count.
+        found: uint8 [N], predicted classes, all below `classes`.
+        lidar: uint8 [N], not 0 for voxels that the LiDAR sees.
+        camera: uint8 [N], the same for the cameras.
+        classes: C.
     """
     counts = np.zeros((3, classes, classes), np.int64)
     for i in range(len(truth)):

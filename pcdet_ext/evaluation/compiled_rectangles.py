@@ -10,7 +10,14 @@ from pcdet_ext.structures import Array
 
 @njit(cache=True)
 def corners(x: float, y: float, length: float, width: float, yaw: float) -> Array:
-    """Corners float64 [4, 2] of a rectangle, counter-clockwise, the front left one first."""
+    """Corners float64 [4, 2] of a rectangle, counter-clockwise, the front left one first.
+
+    Args:
+        x, y: its centre in metres.
+        length: along its heading.
+        width: across.
+        yaw: its heading, counter-clockwise from +x in radians.
+    """
     cos, sin = np.cos(yaw), np.sin(yaw)
     found = np.empty((4, 2))
     for i in range(4):

@@ -11,9 +11,15 @@ from pcdet_ext.structures import Array
 
 @njit(cache=True)
 def count_above(found: Array, truth: Array, thresholds: Array) -> Array:
-    """How many cells, true or not, reach how many thresholds: int64 [C, 2, T + 1].
+    """How many cells reach how many thresholds.
 
-    found: float32 [C, K]; truth: uint8 [C, K], 0 or 1; thresholds: float32 [T], ascending. NaN reaches none.
+    Args:
+        found: float32 [C, K], probabilities; NaN reaches no threshold.
+        truth: uint8 [C, K], 0 or 1.
+        thresholds: float32 [T], ascending.
+
+    Returns:
+        int64 [C, 2, T + 1], by class, truth, and number of thresholds reached.
     """
     counts = np.zeros((found.shape[0], 2, len(thresholds) + 1), np.int64)
     for c in range(found.shape[0]):
@@ -27,7 +33,13 @@ def count_above(found: Array, truth: Array, thresholds: Array) -> Array:
 
 @njit(cache=True)
 def touch(a: Array, b: Array, yaw_a: float, yaw_b: float) -> bool:
-    """Whether two rectangles, corners [4, 2] each, have a point in common, on their borders too (separating axes)."""
+    """Whether two rectangles have a point in common, on their borders too (by the theorem of separating axes).
+
+    Args:
+        a: corners float64 [4, 2] of the one.
+        b: corners float64 [4, 2] of the other.
+        yaw_a, yaw_b: their headings in radians.
+    """
     for axis in range(4):
         yaw = yaw_a if axis < 2 else yaw_b
         x, y = (np.cos(yaw), np.sin(yaw)) if axis % 2 == 0 else (-np.sin(yaw), np.cos(yaw))
@@ -44,10 +56,16 @@ def touch(a: Array, b: Array, yaw_a: float, yaw_b: float) -> bool:
 
 @njit(cache=True)
 def collisions(egos: Array, size: Array, starts: Array, boxes: Array) -> Array:
-    """Whether each vehicle's rectangle touches a box of its own list: bool [K].
+    """Whether each vehicle's rectangle touches a box of its own list.
 
-    egos: float64 [K, 3], centre and heading; size: float64 [2], length and width; starts: int64 [K + 1], rows of each
-    one's boxes; boxes: float64 [B, 5] (x, y, length, width, yaw).
+    Args:
+        egos: float64 [K, 3], centre and heading.
+        size: float64 [2], length and width.
+        starts: int64 [K + 1], rows of each one's boxes.
+        boxes: float64 [B, 5] (x, y, length, width, yaw).
+
+    Returns:
+        bool [K].
     """
     found = np.zeros(len(egos), np.bool_)
     reach = np.hypot(size[0], size[1]) / 2
@@ -66,18 +84,28 @@ def collisions(egos: Array, size: Array, starts: Array, boxes: Array) -> Array:
 
 @njit(cache=True)
 def forecast_hits(
-    sample: Array,  # int64 [D], detections, the best first
-    centers: Array,  # float64 [D, 2]
-    modes: Array,  # float32 [D, M, T, 2], forecast places
-    starts: Array,  # int64 [S + 1], rows of each sample's objects
-    objects: Array,  # float64 [G, 2]
-    paths: Array,  # float64 [G, T, 2], true places
-    lengths: Array,  # int64 [G], how many of them are known
-    limit: float,  # metres, for the centre and for the last place
+    sample: Array,
+    centers: Array,
+    modes: Array,
+    starts: Array,
+    objects: Array,
+    paths: Array,
+    lengths: Array,
+    limit: float,
 ) -> int:
     """How many detections find the nearest free object of their sample, and where it ends up.
 
     Only a detection for which both are near enough takes the object; an object without a future is never found.
+
+    Args:
+        sample: int64 [D], sample of each detection, the best detection first.
+        centers: float64 [D, 2], metres.
+        modes: float32 [D, M, T, 2], forecast places.
+        starts: int64 [S + 1], rows of each sample's objects.
+        objects: float64 [G, 2], centres.
+        paths: float64 [G, T, 2], true places.
+        lengths: int64 [G], how many of them are known.
+        limit: metres, for the centre and for the last place.
     """
     free = np.ones(len(objects), np.bool_)
     hits = 0

@@ -191,4 +191,13 @@ class KittiResult(Result):
 
 
 def average_precision(results: Mapping[str, Any], name: str, metric: str, difficulty: str, overlap_set: str) -> float:
+    """R40 average precision in percent.
+
+    Args:
+        results: overlap set → class → metric → precision.
+        name: of the class.
+        metric: "bbox", "bev", "3d" or "aos".
+        difficulty: "easy", "moderate" or "hard".
+        overlap_set: which of the two sets of least overlaps.
+    """
     return float(results[overlap_set][name][metric].r40[DIFFICULTIES.index(difficulty)])

@@ -68,7 +68,14 @@ class Tables:
         return not bool((self.found.alpha == -10).any())
 
     def curves(self, overlap_set: str, name: str, metric: str, chosen: Mapping[str, float]) -> list[Curve]:
-        """Curves of the three difficulties; chosen: see `min_overlap`."""
+        """Curves of the three difficulties.
+
+        Args:
+            overlap_set: which of the two sets of least overlaps.
+            name: of the class.
+            metric: "bbox", "bev" or "3d".
+            chosen: least overlaps of classes that KITTI does not measure, see `min_overlap`.
+        """
         scores = self.found.scores if self.found.scores is not None else np.zeros(0)
         least = min_overlap(name, metric, overlap_set, chosen)
         states = [(self._truth_state(name.lower(), d), self._found_state(name.lower(), d)) for d in range(3)]

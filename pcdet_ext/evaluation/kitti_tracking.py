@@ -148,6 +148,12 @@ def counted(truth: TrackRows, found: TrackRows, name: str, frames: int) -> Track
 
     A prediction that was assigned to an object of the neighbouring class, or to one that is hidden or truncated, does
     not count, nor one without object that is low or lies in a DontCare region for more than half.
+
+    Args:
+        truth: labelled boxes of a sequence, of all classes.
+        found: predicted boxes.
+        name: the class, one of `NEIGHBOURS`.
+        frames: of the sequence.
     """
     regions = truth.select(truth.kind == DONT_CARE)
     truth = _by_frame(truth.select(np.isin(truth.kind, (name, NEIGHBOURS[name]))))

@@ -109,7 +109,7 @@ def match_reference(
     found_alpha: Array,
     min_overlap: float,
 ) -> Curve:
-    """The definition in plain Python; see `match`."""
+    """The definition in plain Python. Arguments as in `match`."""
     frames = _split(pairs, truth_state, found_state, score, truth_alpha, found_alpha)
     scores = [s for frame in frames for s in frame.true_scores(min_overlap)]
     picked = pick_thresholds(scores, max(int((np.asarray(truth_state) == VALID).sum()), 1))

@@ -154,9 +154,15 @@ def headings(path: Array) -> Array:
 
 
 def collide(path: Array, boxes: Array, counts: Array) -> Array:
-    """Whether the vehicle on paths float32 [N, 6, 2] touches a box of the same step: bool [N, 6].
+    """Whether the vehicle touches a box of the same step. Touching borders count; heights do not matter.
 
-    boxes, counts: as in `Plans`. Touching borders count; heights do not matter.
+    Args:
+        path: float32 [N, 6, 2], places of the vehicle.
+        boxes: float64 [K, 7], as in `Plans`.
+        counts: int64 [N, 6], as in `Plans`.
+
+    Returns:
+        bool [N, 6].
     """
     from pcdet_ext.evaluation.compiled_scenes import collisions
 

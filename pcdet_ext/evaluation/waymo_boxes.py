@@ -78,7 +78,15 @@ class Boxes:
 
     @staticmethod
     def of(frames: Sequence[Name], type: Array, boxes: Array, **columns: Any) -> Boxes:  # noqa: A002
-        """Boxes with what is known of them; the rest has its default."""
+        """Boxes with what is known of them; the rest has its default.
+
+        Args:
+            frames: name of each box's frame.
+            type: int64 [N], position in `TYPES`.
+            boxes: float64 [N, 7].
+            columns: further fields; by default the score is 1, no box is in a zone or has a difficulty, speed or object
+                id, and the numbers of points are not known.
+        """
         count = len(frames)
         defaults = {
             "score": np.ones(count, np.float32),

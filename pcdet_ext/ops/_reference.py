@@ -18,9 +18,15 @@ def own_precision(tensor: Tensor) -> AbstractContextManager[None]:
 def reference_gradients(
     reference: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad: Tensor
 ) -> list[Tensor | None]:
-    """Gradients of the tensors among `inputs` for that of reference(*inputs), and None in the other places.
+    """Gradients by autograd, so not for the body of a custom operator, where autograd is off.
 
-    By autograd, so not for the body of a custom operator, where autograd is off.
+    Args:
+        reference: the function.
+        inputs: what it takes in this order; None for an optional tensor that is not given.
+        grad: gradient of its result, of the same shape.
+
+    Returns:
+        Gradients of the tensors among the inputs, and None in the other places.
     """
     with torch.enable_grad():
         leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]

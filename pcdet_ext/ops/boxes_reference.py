@@ -24,7 +24,16 @@ def have_heights(boxes: Tensor) -> Tensor:
 
 
 def iou_matrix_reference(a: Tensor, b: Tensor, kind: int) -> Tensor:
-    """Overlaps [N, M] of boxes [N, 7] and [M, 7]; see `iou_bev` and `iou_3d`."""
+    """Overlaps of all pairs of boxes; see `iou_bev` and `iou_3d`.
+
+    Args:
+        a: boxes [N, 7], float32 or float64.
+        b: boxes [M, 7] of the same type.
+        kind: `BEV`, `VOLUME` or `AREA`.
+
+    Returns:
+        [N, M], intersection over union, or for `AREA` the shared area in m².
+    """
     rows, columns = torch.meshgrid(
         torch.arange(len(a), device=a.device), torch.arange(len(b), device=a.device), indexing="ij"
     )
@@ -32,7 +41,16 @@ def iou_matrix_reference(a: Tensor, b: Tensor, kind: int) -> Tensor:
 
 
 def iou_paired_reference(a: Tensor, b: Tensor, kind: int) -> Tensor:
-    """Overlaps [N] of boxes [N, 7] and [N, 7]; see `iou_bev_paired`."""
+    """Overlaps of the boxes in equal rows; see `iou_bev_paired`.
+
+    Args:
+        a: boxes [N, 7], float32 or float64.
+        b: boxes [N, 7] of the same type.
+        kind: `BEV`, `VOLUME` or `AREA`.
+
+    Returns:
+        [N], intersection over union, or for `AREA` the shared area in m².
+    """
     if len(a) == 0:
         return a.new_zeros(0)
     parts = zip(a.double().split(CHUNK), b.double().split(CHUNK), strict=True)
@@ -101,7 +119,19 @@ def _clip(polygon: Tensor, size: Tensor, axis: int, sign: int, limit: Tensor) ->
 
 
 def nms_reference(boxes: Tensor, threshold: float, kind: int, most: int) -> Tensor:
-    """Rows int64 [K] that stay of boxes [N, 7], best score first; see `nms`. kind: as in `NMS_KINDS`."""
+    """The boxes that stay when each removes later ones too near to it; see `nms`.
+
+    Args:
+        boxes: [N, 7], the best score first.
+        threshold: overlap in the plane above which a box is removed, or for circles the squared distance in m² up to
+            which it is.
+        kind: 0 for the overlap of rotated boxes, 1 for that of boxes without their heading, 2 for distances of centres
+            (`NMS_KINDS`).
+        most: how many rows are returned at most.
+
+    Returns:
+        Rows int64 [K], ascending.
+    """
     if kind == 0:
         removes = iou_matrix_reference(boxes, boxes, BEV) > threshold
     elif kind == 1:
@@ -126,7 +156,16 @@ def keep_greedily(pairs: Tensor, count: int) -> Tensor:
 
 
 def points_in_boxes_reference(points: Tensor, boxes: Tensor, margin: float) -> Tensor:
-    """Lowest index int64 [P] of a box [M, 7] that holds each point [P, 3+], or -1; see `points_in_boxes`."""
+    """The box that each point is in; see `points_in_boxes`.
+
+    Args:
+        points: [P, 3 or more].
+        boxes: [M, 7] of the same type.
+        margin: metres by which boxes are longer and wider at each side.
+
+    Returns:
+        int64 [P], the lowest row of a box that holds the point, -1 where none does.
+    """
     found = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
     usable = (boxes.double().abs() < LIMIT).all(1) & (boxes[:, 3:6] >= 0).all(1)
     boxes = torch.where(usable[:, None], boxes, torch.nan)  # NaN holds nothing

@@ -55,7 +55,7 @@ def causal_conv1d(
 def causal_conv1d_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, reverse: bool = False
 ) -> Tensor:
-    """The definition in PyTorch on any device; see `causal_conv1d`."""
+    """The definition in PyTorch on any device. Arguments as in `causal_conv1d`."""
     kind, before = x.dtype, weight.shape[1] - 1
     x = x.to(torch.promote_types(kind, torch.float32))
     padded = F.pad(x, (0, before) if reverse else (before, 0))

@@ -77,7 +77,7 @@ def _(order: Tensor, inverse: Tensor, counts: list[int], size: int) -> tuple[Ten
 def equal_group_slots_reference(
     order: Tensor, inverse: Tensor, counts: Tensor, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition in PyTorch on any device; see `equal_group_slots`."""
+    """The definition in PyTorch on any device. Arguments as in `equal_group_slots`."""
     padded = (counts + size - 1) // size * size
     frame = torch.repeat_interleave(padded)
     slot = torch.arange(frame.shape[0], device=order.device) - starts_of(padded)[frame]

@@ -108,7 +108,7 @@ def group_attention_reference(
     cells: Tensor | None = None,
     table: Tensor | None = None,
 ) -> Tensor:
-    """The definition in PyTorch on any device; see `group_attention`."""
+    """The definition in PyTorch on any device. Arguments as in `group_attention`."""
     groups, slots = index.shape
     parts = qkv[index].view(groups, slots, 3, num_heads, qkv.shape[1] // (3 * num_heads))
     q, k, v = parts.permute(2, 0, 3, 1, 4)

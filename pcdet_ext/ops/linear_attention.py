@@ -48,7 +48,7 @@ def scattered_linear_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor,
 
 
 def scattered_linear_attention_reference(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float = 1e-6) -> Tensor:
-    """The definition in PyTorch on any device; see `scattered_linear_attention`."""
+    """The definition in PyTorch on any device. Arguments as in `scattered_linear_attention`."""
     _check_offsets(offsets, len(q))
     kind = q.dtype
     q, k, v = (_widened(t) for t in (q, k, v))
@@ -63,10 +63,11 @@ def scattered_linear_attention_reference(q: Tensor, k: Tensor, v: Tensor, offset
 def scattered_linear_attention_backward_reference(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v for that of the output, written out: autograd does not reach inside of an operation.
+    """Gradients of q, k and v, written out: autograd does not reach inside of an operation.
 
     With n = qᵀ S and z = q · s + eps: dn = dy / z, dz = -(dy · n) / z²; dq = S dn + s dz; dk = dS v + ds, dv = dSᵀ k
-    with dS = Σ q dnᵀ and ds = Σ q dz.
+    with dS = Σ q dnᵀ and ds = Σ q dz. Arguments as in `scattered_linear_attention`, and dy: the gradient of its result,
+    of the shape of v.
     """
     kind = q.dtype
     q, k, v, dy = (_widened(t) for t in (q, k, v, dy))

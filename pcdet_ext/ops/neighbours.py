@@ -32,7 +32,16 @@ def neighbour_table(keys: Tensor, shifts: Tensor) -> Tensor:
 
 
 def neighbour_table_reference(ascending: Tensor, order: Tensor, shifts: Tensor) -> Tensor:
-    """The definition in PyTorch on any device, from sorted keys and the rows they belong to."""
+    """The definition of `neighbour_table` in PyTorch on any device.
+
+    Args:
+        ascending: the keys int64 [N], sorted.
+        order: int64 [N], the row of each of these keys before they were sorted.
+        shifts: int64 [K].
+
+    Returns:
+        int64 [N, K], in the order of the rows before they were sorted.
+    """
     if not len(ascending):
         return order.new_empty(0, len(shifts))
     wanted = ascending[:, None] + shifts

@@ -145,7 +145,12 @@ def _(points: Tensor, sizes: Tensor, depth: int, wrap: bool) -> tuple[Tensor, Te
 
 
 def leaves_reference(points: Tensor, sizes: Tensor, depth: int, wrap: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition in PyTorch on any device; see `octree_leaves`."""
+    """The definition in PyTorch on any device. Arguments as in `octree_leaves`.
+
+    Returns:
+        Leaves int64 [P], of which the first are filled; the leaf of each point int64 [P]; int64 [2], how many leaves
+        are filled, and how many points lie outside (where any does, nothing else is computed).
+    """
     leaves, counts = points.new_zeros(len(points), dtype=torch.int64), points.new_zeros(2, dtype=torch.int64)
     outside = ~(points.abs() <= 1).all(1)
     counts[1] = outside.sum()
@@ -240,7 +245,7 @@ def _neighbours_by_kernel(above: Tensor, children: Tensor, parents: Tensor) -> T
 
 
 def neighbours_reference(above: Tensor, children: Tensor, parents: Tensor) -> Tensor:
-    """The definition in PyTorch on any device; see `octree_neighbours`."""
+    """The definition in PyTorch on any device. Arguments as in `octree_neighbours`."""
     n = len(above)
     rows = above[parents.clamp(0, max(n - 1, 0))]  # [M, 27]
     if bool(((parents < 0) | (parents >= n)).any()) or bool(((rows < -1) | (rows >= n)).any()):

@@ -49,7 +49,7 @@ def octree_depthwise_conv(features: Tensor, weights: Tensor, neighbours: Tensor)
 
 
 def octree_depthwise_conv_reference(features: Tensor, weights: Tensor, neighbours: Tensor) -> Tensor:
-    """The definition in PyTorch on any device; see `octree_depthwise_conv`."""
+    """The definition in PyTorch on any device. Arguments as in `octree_depthwise_conv`."""
     _check_rows(neighbours, len(features))
     padded = torch.cat([features, features.new_zeros(1, features.shape[1])])
     return (padded[neighbours] * weights).sum(1)

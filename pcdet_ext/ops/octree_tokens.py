@@ -149,7 +149,16 @@ def _(keys: Tensor, depth: int, batch_size: int) -> tuple[Tensor, Tensor]:
 
 
 def encode_reference(keys: Tensor, depth: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """The definition in PyTorch on any device, from ascending keys; see `octree_tokens`."""
+    """The definition of `octree_tokens` in PyTorch on any device.
+
+    Args:
+        keys: int64 [N], the leaves in z-order, ascending, no two the same.
+        depth: of the leaves, from 1.
+        batch_size: clouds B; one without a leaf has an empty root.
+
+    Returns:
+        Tokens uint8 [T], depth after depth, and how many there are at each depth, int64 [depth].
+    """
     levels: list[Tensor] = []
     while len(levels) < depth:
         parents, owner = torch.unique_consecutive(octree_parent(keys), return_inverse=True)
@@ -179,7 +188,16 @@ def _(tokens: Tensor, depth: int, batch_size: int) -> Tensor:
 
 
 def check_reference(tokens: Tensor, depth: int, batch_size: int) -> Tensor:
-    """The definition in PyTorch on any device."""
+    """Whether tokens make octrees, in PyTorch on any device.
+
+    Args:
+        tokens: uint8 [T], depth after depth.
+        depth: of the leaves.
+        batch_size: clouds B, the number of roots.
+
+    Returns:
+        int64 [4]: how many leaves there are; what is wrong, 0 for nothing; the token where it was found; its depth.
+    """
     place, nodes, n = 0, batch_size, len(tokens)
     report = (0, _ENDS_EARLY, n, 0)
     for d in range(depth):
@@ -220,7 +238,17 @@ def _(tokens: Tensor, depth: int, batch_size: int, cells: int) -> Tensor:
 
 
 def decode_reference(tokens: Tensor, depth: int, batch_size: int, cells: int) -> Tensor:
-    """The definition in PyTorch on any device, of tokens that are checked: keys [cells], ascending."""
+    """The leaves of tokens that are checked, in PyTorch on any device.
+
+    Args:
+        tokens: uint8 [T], depth after depth.
+        depth: of the leaves.
+        batch_size: clouds B, the number of roots.
+        cells: how many leaves there are, which a kernel must know before it runs.
+
+    Returns:
+        Keys int64 [cells], ascending.
+    """
     keys, place = torch.arange(batch_size, device=tokens.device) << BATCH_SHIFT, 0
     for _ in range(depth):
         parent, octant = _children(tokens[place : place + len(keys)])

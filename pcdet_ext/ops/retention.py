@@ -80,7 +80,7 @@ def _carry(log_decay: Tensor, states: Tensor) -> Tensor:
 def retention_reference(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, scale: float = 1.0, within: Within = "causal", chunk: int = 64
 ) -> Tensor:
-    """The definition token by token; see `retention`."""
+    """The definition token by token. Arguments as in `retention`."""
     length, rows = q.shape[1], []
     state = torch.einsum("ghd,ghe->ghde", k[:, 0], v[:, 0]) * 0 if length else q.new_zeros(())
     for i in range(length):
@@ -166,7 +166,7 @@ def _mlstm_states(k: Tensor, v: Tensor, gate: Tensor, since: Tensor) -> tuple[Te
 def mlstm_reference(
     q: Tensor, k: Tensor, v: Tensor, input_gate: Tensor, forget_gate: Tensor, eps: float = 1e-6, chunk: int = 64
 ) -> Tensor:
-    """The recurrence token by token (xLSTM, eq. 19-27); `chunk` is not used. See `mlstm`."""
+    """The recurrence token by token (xLSTM, eq. 19-27). Arguments as in `mlstm`; `chunk` is not used."""
     rows: list[Tensor] = []
     state = torch.einsum("ghd,ghe->ghde", k[:, :1].sum(1), v[:, :1].sum(1)) * 0
     total, level = k[:, :1].sum(1) * 0, input_gate[:, :1].sum(1) * 0 - torch.inf

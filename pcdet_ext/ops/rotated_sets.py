@@ -175,7 +175,10 @@ def rotated_sets_reference(
     count: Sequence[int],
     set_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The definition in PyTorch on any device; see `rotated_sets`. count: windows along each axis, (Z, Y, X)."""
+    """The definition in PyTorch on any device.
+
+    Arguments as in `rotated_sets`, and count: windows along each axis, (Z, Y, X).
+    """
     limit = torch.tensor([batch_size, *grid], device=coords.device)
     raise_outside(int(((coords < 0) | (coords >= limit)).any(1).sum()), grid)
     shifted = coords[:, 1:].long() + torch.tensor(shift, device=coords.device)

@@ -201,10 +201,17 @@ def _check_highest(highest: int, num_segments: int) -> None:
 def segment_reduce_reference(
     values: Tensor, index: Tensor, num_segments: int, kind: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition in PyTorch on any device; see `segment_reduce`.
+    """The definition of `segment_reduce` in PyTorch on any device.
 
-    Returns the result, the row that each maximum or minimum came from (-1: none) int32 [S, C], and the rows a segment
-    int64 [S].
+    Args:
+        values: [N, C], floating point.
+        index: int64 [N], segment of each row, below 0 for rows that do not count.
+        num_segments: S.
+        kind: a value of `KINDS`.
+
+    Returns:
+        The result [S, C]; the row that each maximum or minimum came from (-1: none), int32 [S, C]; the number of rows
+        in each segment, int64 [S].
     """
     kept = index >= 0
     rows, values, index = torch.nonzero(kept), values[kept], index[kept]
@@ -231,7 +238,18 @@ def segment_reduce_reference(
 
 
 def segment_spread_reference(grad: Tensor, index: Tensor, chosen: Tensor, count: Tensor, kind: int) -> Tensor:
-    """The definition in PyTorch of the gradient of `segment_reduce_reference`."""
+    """The gradient of `segment_reduce_reference` in PyTorch on any device.
+
+    Args:
+        grad: gradient of the result, [S, C].
+        index: int64 [N], segment of each row.
+        chosen: int32 [S, C], the row that each maximum or minimum came from.
+        count: int64 [S], rows in each segment.
+        kind: a value of `KINDS`.
+
+    Returns:
+        [N, C], the gradient of the values.
+    """
     if kind == KINDS["mean"]:
         grad = grad / count.clamp(min=1)[:, None]
     padded = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])

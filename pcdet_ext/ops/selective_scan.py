@@ -131,7 +131,7 @@ def selective_scan_reference(
     delta_softplus: bool = False,
     reverse: bool = False,
 ) -> Tensor:
-    """The definition in PyTorch on any device, step by step; see `selective_scan`."""
+    """The definition in PyTorch on any device, step by step. Arguments as in `selective_scan`."""
     wide = torch.promote_types(u.dtype, torch.float32)
     kind, length = u.dtype, u.shape[2]
     u, delta, B, C = (t.to(wide) for t in (u, delta, B, C))

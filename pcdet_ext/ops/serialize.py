@@ -324,7 +324,17 @@ def _interleave(high: Tensor, middle: Tensor, low: Tensor, depth: int) -> Tensor
 
 
 def curve_encode_reference(coords: Tensor, grid: Sequence[int], curve: int, depth: int) -> Tensor:
-    """The definition of the curve keys, in PyTorch on any device; see `serialize`."""
+    """Keys along a space-filling curve, in PyTorch on any device; see `serialize`.
+
+    Args:
+        coords: int32 [N, 4] as (batch, z, y, x).
+        grid: cells (Z, Y, X); coordinates outside are refused with ValueError.
+        curve: a value of `CURVES`.
+        depth: bits of each axis, see `curve_depth`.
+
+    Returns:
+        int64 [N], the frame in the high bits.
+    """
     _check_inside(coords, grid)
     batch, z, y, x = coords.long().unbind(1)
     if curve == CURVES["hilbert"]:
@@ -334,7 +344,16 @@ def curve_encode_reference(coords: Tensor, grid: Sequence[int], curve: int, dept
 
 
 def curve_decode_reference(keys: Tensor, curve: int, depth: int) -> Tensor:
-    """The inverse of `curve_encode_reference`."""
+    """The inverse of `curve_encode_reference`.
+
+    Args:
+        keys: int64 [N].
+        curve: a value of `CURVES`.
+        depth: bits of each axis.
+
+    Returns:
+        int32 [N, 4] as (batch, z, y, x).
+    """
     axes = [torch.zeros_like(keys) for _ in range(3)]
     for bit in range(depth):
         for axis in range(3):
@@ -384,7 +403,19 @@ def _hilbert_level(axes: list[Tensor], level: int, turns: tuple[int, ...]) -> li
 def window_keys_reference(
     coords: Tensor, grid: Sequence[int], window: Sequence[int], shift: Sequence[int], along_y: bool, snake: bool
 ) -> Tensor:
-    """The definition of the window orders, in PyTorch on any device; see `serialize`."""
+    """Keys of the window orders, in PyTorch on any device; see `serialize`.
+
+    Args:
+        coords: int32 [N, 4] as (batch, z, y, x).
+        grid: cells (Z, Y, X); coordinates outside are refused with ValueError.
+        window: cells of a window (Z, Y, X).
+        shift: cells by which the windows are moved (Z, Y, X).
+        along_y: True for the order "window_y", False for "window_x".
+        snake: True for the path "snake", False for "rows".
+
+    Returns:
+        int64 [N], the frame in the high bits.
+    """
     _check_inside(coords, grid)
     return coords[:, 0].long() << BATCH_SHIFT | window_places(coords, grid, window, shift, along_y, snake)
 
@@ -392,7 +423,10 @@ def window_keys_reference(
 def window_places(
     coords: Tensor, grid: Sequence[int], window: Sequence[int], shift: Sequence[int], along_y: bool, snake: bool
 ) -> Tensor:
-    """The part int64 [N] of the keys of the window orders that tells the place in a frame."""
+    """The part int64 [N] of the keys of the window orders that tells the place in a frame.
+
+    Arguments as in `window_keys_reference`.
+    """
     cells = coords[:, 1:].long().unbind(1)
     shifted = [c + s for c, s in zip(cells, shift, strict=True)]
     w = [c // size for c, size in zip(shifted, window, strict=True)]

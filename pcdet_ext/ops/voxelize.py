@@ -332,7 +332,16 @@ def _coords(cells: Tensor, grid: _VoxelGrid) -> Tensor:
 
 
 def cells_reference(points: Tensor, batch_index: Tensor | None, grid: _VoxelGrid) -> Tensor:
-    """The definition of cell numbers in PyTorch on any device; float32 as the kernels compute them."""
+    """The number of the cell that each point is in, in PyTorch on any device; float32 as the kernels compute it.
+
+    Args:
+        points: float32 [P, 3 or more].
+        batch_index: int64 [P], frame of each point, None for a single one.
+        grid: as `_grid` makes it.
+
+    Returns:
+        int64 [P], -1 for points outside the grid.
+    """
     low, size = (points.new_tensor(list(t), dtype=torch.float32) for t in (grid.low, grid.size))
     place = ((points[:, :3] - low) / size).floor()
     inside = ((place >= 0) & (place < torch.tensor(list(grid.cells), device=points.device))).all(1)
@@ -376,7 +385,11 @@ def _voxelize_cells(
 def voxelize_reference(
     points: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The definition in PyTorch; see `voxelize`. Fourth, the place of each point: voxel · max_points + slot, or -1."""
+    """The definition in PyTorch. Arguments as in `voxelize`.
+
+    Returns:
+        What `voxelize` returns, and fourth, the place int64 [P] of each point: voxel · max_points + slot, or -1.
+    """
     grid = _grid(point_cloud_range, voxel_size)
     return _voxelize_cells(points, cells_reference(points, None, grid), grid, max_points, max_voxels)
 
@@ -389,7 +402,7 @@ def dynamic_voxelize_reference(
     x_major: bool = False,
     pillars: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The definition in PyTorch; see `dynamic_voxelize`."""
+    """The definition in PyTorch. Arguments as in `dynamic_voxelize`; x_major: whether voxels are ordered by x first."""
     grid = _grid(point_cloud_range, voxel_size, x_major, pillars)
     cells, voxel = unique_numbers_reference(cells_reference(points, batch_index, grid))
     return coords_reference(cells, grid), voxel

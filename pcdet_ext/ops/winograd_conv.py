@@ -91,7 +91,7 @@ def winograd_conv2d(
 def winograd_conv2d_reference(
     x: Tensor, weight: Tensor, bias: Tensor, addend: Tensor | None = None, relu: bool = False
 ) -> Tensor:
-    """The definition of `winograd_conv2d`, on any device."""
+    """The definition on any device. Arguments as in `winograd_conv2d`, which also takes the transformed weights."""
     out = conv2d(x, weight, bias, padding=1)
     out = out if addend is None else out + addend
     return torch.relu(out) if relu else out

@@ -84,7 +84,7 @@ def _scan_parts(rows: Sequence[Tensor], u: Tensor | None, reverse: bool) -> Tens
 
 
 def wkv_reference(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None = None, reverse: bool = False) -> Tensor:
-    """The definition in PyTorch on any device, step by step; see `wkv`."""
+    """The definition in PyTorch on any device, step by step. Arguments as in `wkv`."""
     kind, length = r.dtype, r.shape[1]
     r, k, v, w = (t.to(torch.promote_types(kind, torch.float32)) for t in (r, k, v, w))
     decay = torch.exp(-torch.exp(w))

@@ -117,7 +117,13 @@ class RegistrationTrainer:
 
 
 def loss_of(network: RegistrationNetwork, pairs: list[CloudPair], generator: torch.Generator | None = None) -> Tensor:
-    """The mean loss of pairs: partners are within one voxel, points within three do not count against each other."""
+    """The mean loss of pairs: partners are within one voxel, points within three do not count against each other.
+
+    Args:
+        network: what is trained.
+        pairs: of clouds, with the pose that moves the source onto the target.
+        generator: of what the loss draws; torch's own when None.
+    """
     device = network.embed.weight.device
     clouds = [torch.from_numpy(np.ascontiguousarray(c[:, :3])) for pair in pairs for c in (pair.source, pair.target)]
     found = network(PointBatch.from_points([cloud.to(device) for cloud in clouds]))

@@ -174,7 +174,14 @@ def _tracks_of(holder: Targets | Detections | None) -> Array:
 
 
 def track_rows(tracks: Sequence[Track], scene: Scene, classes: Sequence[str], found: bool) -> list[dict[str, Any]]:
-    """Tracks as the page reads them, those of detections with the score in this frame."""
+    """Tracks as the page reads them, those of detections with the score in this frame.
+
+    Args:
+        tracks: of the frame's sequence.
+        scene: the frame.
+        classes: class names, whose positions the page knows.
+        found: whether the tracks are of detections, and not labelled.
+    """
     held = scene.detections
     scores: dict[int, float] = {}
     if found and held is not None and held.track_ids is not None:
@@ -192,7 +199,13 @@ def track_rows(tracks: Sequence[Track], scene: Scene, classes: Sequence[str], fo
 
 
 def forecast_row(forecast: Forecast, classes: Sequence[str], ground: float) -> dict[str, Any]:
-    """A forecast as the page reads it; paths without a height lie on the ground."""
+    """A forecast as the page reads it.
+
+    Args:
+        forecast: of one object.
+        classes: class names, whose positions the page knows.
+        ground: z in metres of paths without a height.
+    """
     return {
         "label": classes.index(forecast.name) if forecast.name in classes else -1,
         "found": forecast.score is not None,

@@ -63,7 +63,13 @@ def point_bytes(ways: Sequence[Colouring]) -> int:
 
 
 def point_rows(frame: Frame, ways: Sequence[Colouring], blob: Blob) -> dict[str, Any]:
-    """The points of a frame as the page reads them: 16 bits per coordinate, a byte per column."""
+    """The points of a frame as the page reads them: 16 bits per coordinate, a byte per column.
+
+    Args:
+        frame: the frame.
+        ways: in which points can be coloured, of which some need a column.
+        blob: takes the bytes.
+    """
     points = frame.points.astype(np.float64)
     low, high = (points.min(0), points.max(0)) if len(points) else (np.zeros(3), np.ones(3))
     size = np.maximum(high - low, 1e-3)

@@ -114,7 +114,7 @@ def read_scene(
     results: Path | None = None,
     features: Sequence[str] | None = None,
 ) -> Scene:
-    """The scene of a frame's files; see `data.formats.read_frame_files` for arguments and errors."""
+    """The scene of a frame's files. Arguments as in `data.formats.read_frame_files`, and the same errors."""
     sample, found = read_frame_files(points, labels, calibration, results, features)
     return Scene(sample.points, sample.targets, found, sample.frame_id, sample.point_features)
 

@@ -13,7 +13,8 @@ import pcdet_ext.conformance.cases.openpcdet_heads  # noqa: F401  (registers the
 from pcdet_ext.config import ConfigError
 from pcdet_ext.conformance.golden import run_case
 from pcdet_ext.models.heads import HEADS, CenterHead
-from pcdet_ext.models.heads.center import CenterOutput, TaskMaps
+from pcdet_ext.models.heads.center import CenterOutput
+from pcdet_ext.models.heads.center_branches import TaskMaps
 from pcdet_ext.models.heads.postprocess import NMSConfig
 from pcdet_ext.models.targets.heatmaps import draw_gaussians, gaussian, gaussian_radius
 from pcdet_ext.structures import Targets

@@ -24,7 +24,8 @@ from pcdet_ext.models.backbones import BACKBONES, FlatFormer
 from pcdet_ext.models.bev import BEV_BACKBONES
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.models.encoders import DynamicPillarVFE
-from pcdet_ext.models.heads.center import CenterHead, CenterOutput, TaskMaps
+from pcdet_ext.models.heads.center import CenterHead, CenterOutput
+from pcdet_ext.models.heads.center_branches import TaskMaps
 from pcdet_ext.structures import PointBatch, SparseVoxels, Targets
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

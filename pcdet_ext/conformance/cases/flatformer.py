@@ -18,7 +18,8 @@ from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.backbones.flatformer import FlatFormer
 from pcdet_ext.models.bev import flatten_to_bev
 from pcdet_ext.models.heads import CenterOutput
-from pcdet_ext.models.heads.center import Candidates, TaskMaps, gather_cells
+from pcdet_ext.models.heads.center import Candidates
+from pcdet_ext.models.heads.center_branches import TaskMaps, gather_cells
 from pcdet_ext.models.targets.heatmaps import CenterTargets
 from pcdet_ext.structures import Groups, PointBatch, SparseVoxels
 

@@ -21,7 +21,7 @@ from pcdet_ext.interop import from_official, openpcdet_boxes, openpcdet_heads
 from pcdet_ext.interop.settings import every_setting_counts
 from pcdet_ext.models.heads import HEADS, AnchorHead, QueryOutput, TransFusionHead, losses
 from pcdet_ext.models.heads.anchor import AnchorTargets
-from pcdet_ext.models.heads.center import gather_cells
+from pcdet_ext.models.heads.center_branches import gather_cells
 from pcdet_ext.models.heads.transfusion_queries import CHANNELS, QueryTargets
 from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED
 from pcdet_ext.models.targets.box_coding import (

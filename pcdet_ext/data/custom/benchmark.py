@@ -21,7 +21,7 @@ def custom(
     classes: Sequence[str] = (),
     overlap: Mapping[str, float] | None = None,
 ) -> RotatedResult:
-    """Rotated AP40 in bird's-eye view and 3-D of one's own data; see `evaluate_folders`."""
+    """Rotated AP40 in bird's-eye view and 3-D of one's own data. Arguments as in `evaluate_folders`."""
     return evaluate_folders(ground_truth, results, classes, overlap)
 
 

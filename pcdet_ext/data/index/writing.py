@@ -17,7 +17,7 @@ from pcdet_ext.files import atomic_write
 
 
 class IndexWriter:
-    """Writes the entries of an index one after the other; see `index_writer`."""
+    """Writes the entries of an index one after the other. Arguments as in `index_writer`."""
 
     def __init__(self, path: Path, root: Path | None = None, layout: str = "") -> None:
         self._path, self._root, self._layout = path, root, layout

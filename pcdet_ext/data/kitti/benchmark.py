@@ -24,7 +24,7 @@ def kitti(
     classes: Sequence[str] = CLASSES[:3],
     overlap: Mapping[str, float] | None = None,
 ) -> KittiResult:
-    """KITTI object detection: bbox, aos, bev, 3d; see `evaluate_folders`."""
+    """KITTI object detection: bbox, aos, bev, 3d. Arguments as in `evaluate_folders`."""
     return evaluate_folders(ground_truth, results, classes, overlap)
 
 

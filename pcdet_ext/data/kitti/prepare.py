@@ -60,7 +60,10 @@ def prepare_kitti(
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = True,
 ) -> list[Summary]:
-    """Prepare a folder in the KITTI layout; see `pcdet_ext.data.prepare.prepare`."""
+    """Prepare a folder in the KITTI layout.
+
+    root: the data folder; the other arguments as in `pcdet_ext.data.prepare.prepare`.
+    """
     return prepare(KittiFrames(root), splits, database, out, workers, on_error, progress)
 
 

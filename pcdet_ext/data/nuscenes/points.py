@@ -85,9 +85,20 @@ def joined_scans(key: Array, sweeps: Sequence[tuple[Sweep, Array]]) -> Array:
 
 
 def read_joined(data: Path, key: Sweep, points: Array, sweeps: Sequence[Sweep]) -> Array:
-    """`joined_scans` of files; one that occurs several times, at the start of a scene, is read once.
+    """The scans of files, joined by `joined_scans`; one that occurs several times, at the start of a scene, is read
+    once.
 
-    points: of the key frame, as read. Raises DataError for a file that has another number of points than its sweep.
+    Args:
+        data: the folder that the files are in.
+        key: of the key frame.
+        points: its points float32 [N, 5], as read.
+        sweeps: whose files are read and joined.
+
+    Returns:
+        float32 [N, 6] with the columns POINT_FEATURES.
+
+    Raises:
+        DataError: a file is damaged, or has another number of points than its sweep.
     """
     read: dict[str, Array] = {key.file: points}
 

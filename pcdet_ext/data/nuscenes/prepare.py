@@ -152,7 +152,10 @@ class NuScenesFrames:
 
 @FRAME_SOURCES.register
 def nuscenes(root: str, version: str | None = None, max_sweeps: int = 10) -> NuScenesFrames:
-    """nuScenes as released (v1.0-trainval, v1.0-test, v1.0-mini), or in OpenPCDet's folders."""
+    """nuScenes as released (v1.0-trainval, v1.0-test, v1.0-mini), or in OpenPCDet's folders.
+
+    Arguments as in `NuScenesFrames`.
+    """
     return NuScenesFrames(root, version, max_sweeps)
 
 

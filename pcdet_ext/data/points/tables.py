@@ -24,9 +24,15 @@ def next_line(data: bytes, start: int) -> tuple[str, int]:
 
 
 def ascii_table(text: bytes, dtype: np.dtype, number: int) -> Array:
-    """The first `number` lines that are neither blank nor comments, as a table with the fields of `dtype`.
+    """Lines of numbers as a table.
 
-    Raises ValueError where they do not hold one number for each.
+    Args:
+        text: the lines; blank ones and comments (#) do not count.
+        dtype: the fields of a row, each with a shape [K].
+        number: how many lines there must be at least; the others are left out.
+
+    Raises:
+        ValueError: they do not hold one number for each entry of a row.
     """
     width = sum(dtype[name].shape[0] for name in dtype.names or ())
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(b"#")]

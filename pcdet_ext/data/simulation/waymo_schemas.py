@@ -11,6 +11,13 @@ from pcdet_ext.structures import Array
 
 
 def image_columns(component: str, number: int, image: Array) -> dict[str, Any]:
+    """A range image as the columns of a row.
+
+    Args:
+        component: whose columns these are, as "LiDARComponent".
+        number: of the return, from 1.
+        image: float32 [H, W, C].
+    """
     name = f"[{component}].range_image_return{number}"
     return {f"{name}.values": image.ravel(), f"{name}.shape": list(image.shape)}
 

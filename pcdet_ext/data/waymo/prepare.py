@@ -119,7 +119,10 @@ def prepare_waymo(
     progress: bool = True,
     max_sweeps: int = 1,
 ) -> list[Summary]:
-    """Prepare a folder with Waymo data; see `pcdet_ext.data.prepare.prepare` and `WaymoFrames`."""
+    """Prepare a folder with Waymo data.
+
+    root, max_sweeps: see `WaymoFrames`; the other arguments as in `pcdet_ext.data.prepare.prepare`.
+    """
     return prepare(WaymoFrames(root, max_sweeps), splits, database, out, workers, on_error, progress)
 
 

@@ -109,7 +109,16 @@ def read_columns(path: Path, columns: Mapping[str, Kind], may_be_empty: bool = F
 
 
 def check_columns(path: Path, schema: Any, wanted: Mapping[str, Kind]) -> None:
-    """Raises DataError where a column is missing or holds something else."""
+    """Hold the columns of a file against those that are wanted.
+
+    Args:
+        path: the file, for messages.
+        schema: of pyarrow.
+        wanted: what each column must hold, by name.
+
+    Raises:
+        DataError: a column is missing or holds something else.
+    """
     for name, kind in wanted.items():
         if name not in schema.names:
             raise DataError(f"{path}: no column {name!r}{suggest(name, schema.names)}")

@@ -16,7 +16,7 @@ from pcdet_ext.structures import PointBatch, SparseVoxels
 
 @ENCODERS.register
 class MeanVFE(VoxelGeometry, HardVoxels):
-    """The mean of the points of each hard voxel, no parameters. Arguments as those of PillarVFE."""
+    """The mean of the points of each hard voxel, without parameters. Arguments as those of `PillarVFE`."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class MeanVFE(VoxelGeometry, HardVoxels):
 
 @ENCODERS.register
 class DynamicMeanVFE(VoxelGeometry, DynamicVoxels):
-    """The mean of the points of each dynamic voxel, no parameters. Arguments as those of DynamicVoxelVFE."""
+    """The mean of the points of each dynamic voxel, without parameters. Arguments as those of `DynamicVoxelVFE`."""
 
     def __init__(
         self,

@@ -57,16 +57,30 @@ class AnchorTargets:
 class AnchorHead(nn.Module):
     """One convolution each for classes, boxes and directions of the anchors (SECOND, Yan et al. 2018).
 
-    anchors: one mapping per class with the fields of `AnchorSpec`, in channel order. match_3d: anchors match
-    by 3-D overlap instead of that of axis-aligned footprints. direction_bins: sectors distinguished by the direction
-    classifier, 0 for none; the first starts at direction_offset (radians). code_weights: 7 factors on the differences
-    of codes.
-    multi_label: a box may be reported once for each of its classes instead of for the best one. raw_scores: detections
-    carry the logit of their class instead of its probability, which the threshold and the order still go by.
-    max_candidates: anchors of a frame that are looked at, those of the best score in any class, None for all;
-    max_detections: boxes of a frame that are kept after the suppression, the best of all classes, None for all.
-    nms: fields of `NMSConfig`. State-dict keys are those of OpenPCDet's AnchorHeadSingle.
-    Raises ValueError for anchors that do not fit the classes and for weights of a wrong number.
+    State-dict keys are those of OpenPCDet's AnchorHeadSingle.
+
+    Args:
+        in_channels: of the map.
+        classes: what is detected.
+        point_cloud_range: x, y, z minimum, then maximum, in metres; the map covers it.
+        anchors: one mapping per class with the fields of `AnchorSpec`, in channel order.
+        match_3d: anchors match by 3-D overlap instead of that of axis-aligned footprints.
+        direction_bins: sectors distinguished by the direction classifier, 0 for none.
+        direction_offset: where the first sector starts, radians.
+        direction_limit_offset: where in a sector decoded headings are put, see `apply_direction_bin`.
+        box_loss: of the differences of codes.
+        class_weight, box_weight, direction_weight: factors on the losses.
+        code_weights: 7 factors on the differences of codes.
+        score_threshold: detections of lower scores are left out.
+        multi_label: a box may be reported once for each of its classes instead of for the best one.
+        raw_scores: detections carry the logit of their class instead of its probability, which the threshold and the
+            order still go by.
+        nms: fields of `NMSConfig`.
+        max_candidates: anchors of a frame that are looked at, those of the best score in any class, None for all.
+        max_detections: boxes of a frame that are kept after the suppression, the best of all classes, None for all.
+
+    Raises:
+        ValueError: the anchors do not fit the classes, or there are not 7 code weights.
     """
 
     reads: ClassVar[Reads] = "map"

@@ -41,9 +41,20 @@ class AnchorGroupsOutput:
 
 
 class AnchorGroup(nn.Module):
-    """The convolutions of one group: plain ones of one cell, or `middle` 3x3 ones first and one set per part of a code.
+    """The convolutions of one group of anchors: of one cell, or 3x3 ones with one set per part of a code.
 
     State-dict keys are those of OpenPCDet, whose labels are 1-based.
+
+    Args:
+        in_channels: of the map.
+        labels: positions of the group's classes among all classes of the head.
+        kinds: anchors of the group in each cell.
+        classes: logits of each anchor.
+        code_size: numbers of a box code.
+        bins: sectors of the direction classifier, 0 for none.
+        parts: how many numbers of a code each convolution of its own predicts, by name; None for a single convolution.
+        middle: 3x3 convolutions in front of each output, where there are parts.
+        middle_channels: channels of these.
     """
 
     head_label_indices: Tensor
@@ -255,10 +266,17 @@ class AnchorHeadMulti(nn.Module):
 
     @torch.no_grad()
     def targets(self, output: AnchorGroupsOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> AnchorTargets:
-        """What the anchors should predict for objects boxes [G, 7 or 9] with labels int64 [G] in each frame.
+        """What the anchors should predict.
 
-        Objects with a non-finite number or a size that is not positive are left out. Raises ValueError where velocities
-        are learnt and the boxes have none.
+        Objects with a non-finite number or a size that is not positive are left out.
+
+        Args:
+            output: of `forward`.
+            boxes: of the objects in each frame, [G, 7 or 9].
+            labels: int64 [G] in each frame, positions in the head's classes.
+
+        Raises:
+            ValueError: velocities are learnt and the boxes have none.
         """
         columns = 7 + self.coder.extra
         if any(box.shape[1] < columns for box in boxes):
@@ -352,7 +370,16 @@ class AnchorHeadMulti(nn.Module):
         return boxes[kept], scores[kept], labels[kept]
 
     def boxes(self, output: AnchorGroupsOutput, frame: int, anchor: Tensor) -> Tensor:
-        """Predicted boxes [K, 7 or 9] of chosen anchors of one frame."""
+        """Predicted boxes of chosen anchors.
+
+        Args:
+            output: of `forward`.
+            frame: which frame of the batch.
+            anchor: int64 [K], rows of the anchors.
+
+        Returns:
+            [K, 7 or 9], headings in the sector that the direction classifier says.
+        """
         boxes = self.coder.decode(output.codes[frame, anchor], output.anchors[anchor])
         if output.directions is None:
             return boxes

@@ -56,7 +56,14 @@ class FollowingHead(Protocol):
     def loss(
         self, output: Any, targets: Sequence[Targets], matches: Sequence[tuple[Tensor, Tensor]]
     ) -> dict[str, Tensor]:
-        """As that of a `Head`; matches: rows of the other head int64 [K], and the objects int64 [K] they stand for."""
+        """Losses by name, as those of a `Head`.
+
+        Args:
+            output: of `forward`.
+            targets: of each frame.
+            matches: of each frame, rows int64 [K] of the other head's queries, and the objects int64 [K] that they
+                stand for.
+        """
         ...
 
     def decode(self, output: Any, found: Sequence[Detections]) -> list[Any]:

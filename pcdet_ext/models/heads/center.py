@@ -12,87 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct
-from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
-from pcdet_ext.models.heads.branches import CHANNELS, CODE, PRIOR_LOGIT, REQUIRED, check_branches, task_labels
+from pcdet_ext.models.heads.base import Reads, boxes_and_labels
+from pcdet_ext.models.heads.branches import CODE, REQUIRED, check_branches, task_labels
+from pcdet_ext.models.heads.center_branches import Convolution, SeparateHead, SparseMaps, TaskMaps, gather_cells
 from pcdet_ext.models.heads.losses import axis_aligned_diou, center_focal_loss, iou_prediction_loss, masked_l1_loss
 from pcdet_ext.models.heads.postprocess import NMSConfig, per_class, rectify_scores, suppress
 from pcdet_ext.models.heads.registry import HEADS
-from pcdet_ext.models.layers.cells import convolve_at
 from pcdet_ext.models.targets.box_coding import lifted
 from pcdet_ext.models.targets.heatmaps import CenterTargets, center_targets
 from pcdet_ext.ranges import check_positive, check_range
 from pcdet_ext.structures import Detections, Targets
-
-
-@dataclass(frozen=True)
-class TaskMaps:
-    """Predictions of one task (a group of classes) for every cell, each [B, channels, Y, X].
-
-    heatmap: logits, one channel per class; center: offset (x, y) of the box centre from the cell's corner, in cells;
-    center_z: metres; dim: logarithms of (dx, dy, dz); rot: (cos, sin) of the heading; vel: (vx, vy) in m/s or None;
-    iou: expected overlap of the box with the object, 2 IoU - 1, or None.
-    """
-
-    heatmap: Tensor
-    center: Tensor
-    center_z: Tensor
-    dim: Tensor
-    rot: Tensor
-    vel: Tensor | None = None
-    iou: Tensor | None = None
-
-    def codes(self) -> Tensor:
-        """The box code [B, 8 or 10, Y, X] of each cell."""
-        return torch.cat([getattr(self, name) for name in CODE if getattr(self, name) is not None], 1)
-
-    def names(self) -> tuple[str, ...]:
-        """The branches there are."""
-        return tuple(name for name in CHANNELS if getattr(self, name) is not None)
-
-    def at(self, names: Sequence[str], cells: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-        """Values [B, K, channels] of branches at flat cells int64 [B, K]; `wanted`: see `SparseMaps.at`."""
-        return {name: gather_cells(getattr(self, name).float(), cells) for name in names}
-
-    def overlap(self, wanted: Tensor) -> Tensor:
-        """The branch "iou" [B, 1, Y, X]; `wanted`: see `SparseMaps.overlap`."""
-        if self.iou is None:
-            raise ValueError("iou_power needs the branch 'iou'")
-        return self.iou.float()
-
-
-@dataclass(frozen=True, eq=False)
-class SparseMaps:
-    """The heatmap of one task as in `TaskMaps`, whose other branches are computed where somebody asks for values.
-
-    shared: what the branches of `head` read, [B, C, Y, X].
-    """
-
-    heatmap: Tensor
-    shared: Tensor
-    head: SeparateHead
-
-    def names(self) -> tuple[str, ...]:
-        """The branches there are."""
-        return self.head.names
-
-    def at(self, names: Sequence[str], cells: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-        """Values [B, K, channels] of branches at flat cells int64 [B, K]; 0 where not `wanted`, bool [B, K]."""
-        frame = torch.arange(len(cells), device=cells.device)[:, None]
-        flat = cells + frame * (self.shared.shape[2] * self.shared.shape[3])
-        found = convolve_at([self.head.branch(name) for name in names], self.shared, flat[wanted])
-        values = {}
-        for name, rows in zip(names, found, strict=True):
-            values[name] = rows.new_zeros(*cells.shape, rows.shape[1], dtype=torch.float32)
-            values[name][wanted] = rows.float()
-        return values
-
-    def overlap(self, wanted: Tensor) -> Tensor:
-        """The branch "iou" [B, 1, Y, X] in cells that are `wanted`, bool [B, Y, X], others being 0."""
-        cells = wanted.flatten().nonzero()[:, 0]
-        (rows,) = convolve_at([self.head.branch("iou")], self.shared, cells)
-        found = rows.new_zeros(wanted.numel(), dtype=torch.float32)
-        found[cells] = rows[:, 0].float()
-        return found.view(len(wanted), 1, *wanted.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -121,21 +50,42 @@ class Candidates:
 class CenterHead(nn.Module):
     """Objects as peaks of a heatmap, their boxes read off at the peaks.
 
-    stride: input cells per output cell, before `upsample`. tasks: groups of class names with a branch set each;
-    default: one group of all classes. branches: convolutions of each branch by name ("center", "center_z", "dim",
-    "rot", and optionally "vel" and "iou"). upsample: factor by which the map is enlarged first. code_weights: factors
-    on the losses of the 8 numbers of a box code (10 with velocity). box_iou_loss: adds the axis-aligned distance-IoU
-    loss. gaussian_overlap, min_radius: size of the Gaussians drawn around objects. max_candidates: cells looked at in
-    each task. center_range: limits of box centres (x, y, z minimum, then maximum; closed). iou_rectifier: share of the
-    predicted IoU in the score (one number, or one per class). nms: fields of `NMSConfig`, one suppression per task.
+    State-dict keys are those of OpenPCDet's CenterHead.
 
-    Variants of FlatFormer's published head: branch_channels, branch_norm_eps, branch_norm_momentum: width and norm of
-    the branches where they differ from the shared convolution's; outside: objects whose centre is outside of the map
-    are drawn at its border, or skipped; iou_power: instead of `iou_rectifier`, the predicted IoU changes the score of
-    every cell before the best cells are chosen: one number p gives score * IoU^p, one number per class gives
-    score^(1 - p) * IoU^p with the p of the class; iou_of_tops: the IoU branch learns the overlap of
-    boxes around their tops. Velocities that have no weight in `code_weights` need not be known.
-    State-dict keys are those of OpenPCDet's CenterHead. Raises ValueError for settings that contradict each other.
+    Args:
+        in_channels: of the map.
+        classes: what is detected.
+        point_cloud_range: x, y, z minimum, then maximum, in metres.
+        voxel_size: x, y, z in metres.
+        stride: input cells per output cell, before `upsample`.
+        tasks: groups of class names with a branch set each; None for one group of all classes.
+        branches: convolutions of each branch by name ("center", "center_z", "dim", "rot", and optionally "vel" and
+            "iou"); None for two each of the first four.
+        heatmap_convs: convolutions of the heatmap.
+        shared_channels: of the map that all branches read.
+        upsample: factor by which the map is enlarged first.
+        conv_bias: whether convolutions in front of a norm have a bias.
+        norm_eps, norm_momentum: of the batch norms.
+        gaussian_overlap, min_radius: size of the Gaussians drawn around objects, see `gaussian_radius`.
+        class_weight, box_weight, iou_weight: factors on the losses.
+        code_weights: factors on the losses of the 8 numbers of a box code (10 with velocity). Velocities without weight
+            need not be known.
+        box_iou_loss: adds the axis-aligned distance-IoU loss.
+        score_threshold: detections score more than this.
+        max_candidates: cells looked at in each task.
+        center_range: limits of box centres (x, y, z minimum, then maximum; closed).
+        iou_rectifier: share of the predicted IoU in the score (one number, or one per class).
+        nms: fields of `NMSConfig`, one suppression per task.
+        branch_channels, branch_norm_eps, branch_norm_momentum: width and norm of the branches where they differ from
+            the shared convolution's (FlatFormer).
+        outside: objects whose centre is outside of the map are drawn at its border, or skipped (FlatFormer).
+        iou_power: instead of `iou_rectifier`, the predicted IoU changes the score of every cell before the best cells
+            are chosen: one number p gives score * IoU^p, one number per class gives score^(1 - p) * IoU^p with the p of
+            the class (FlatFormer).
+        iou_of_tops: the IoU branch learns the overlap of boxes around their tops (FlatFormer).
+
+    Raises:
+        ValueError: settings contradict each other.
     """
 
     reads: ClassVar[Reads] = "map"
@@ -214,9 +164,9 @@ class CenterHead(nn.Module):
             self.register_buffer(name, per_class(name, value, len(self.classes)), persistent=False)
         self.shared_power = isinstance(iou_power, Sequence)
 
-        convolution = _Convolution(shared_channels, conv_bias, norm_eps, norm_momentum)
+        convolution = Convolution(shared_channels, conv_bias, norm_eps, norm_momentum)
         self.shared_conv = convolution.shared(in_channels, upsample)
-        branch = _Convolution(
+        branch = Convolution(
             shared_channels if branch_channels is None else branch_channels,
             conv_bias,
             norm_eps if branch_norm_eps is None else branch_norm_eps,
@@ -373,72 +323,3 @@ class CenterHead(nn.Module):
             scores = rectify_scores(scores, found.iou, self.iou_rectifier[found.labels])
         kept = suppress(found.boxes, scores, found.labels, self.nms, len(self.classes))
         return found.boxes[kept], scores[kept], found.labels[kept]
-
-
-@dataclass(frozen=True)
-class _Convolution:
-    """Makes the blocks of the head."""
-
-    channels: int
-    bias: bool
-    eps: float
-    momentum: float
-
-    def norm_relu(self) -> list[nn.Module]:
-        return [nn.BatchNorm2d(self.channels, eps=self.eps, momentum=self.momentum), nn.ReLU()]
-
-    def block(self, in_channels: int) -> list[nn.Module]:
-        return [nn.Conv2d(in_channels, self.channels, 3, padding=1, bias=self.bias), *self.norm_relu()]
-
-    def shared(self, in_channels: int, upsample: int) -> nn.Sequential:
-        if upsample == 1:
-            return nn.Sequential(*self.block(in_channels))
-        enlarge = nn.ConvTranspose2d(in_channels, self.channels, upsample, upsample, bias=False)
-        return nn.Sequential(enlarge, *self.norm_relu(), *self.block(self.channels))
-
-
-class SeparateHead(nn.Module):
-    """The branches of one task, each a few 3x3 convolutions."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        convolution: _Convolution,
-        branches: Mapping[str, int],
-        num_classes: int,
-        heatmap_convs: int,
-    ) -> None:
-        super().__init__()
-        for name, convs in branches.items():
-            branch = self._branch(in_channels, convolution, CHANNELS[name], convs)
-            for layer in branch.modules():
-                if isinstance(layer, nn.Conv2d):
-                    nn.init.kaiming_normal_(layer.weight)
-                    if layer.bias is not None:
-                        nn.init.zeros_(layer.bias)
-            self.add_module(name, branch)
-        self.hm = self._branch(in_channels, convolution, num_classes, heatmap_convs)
-        fill_bias(self.hm, PRIOR_LOGIT)
-        self.names = tuple(branches)
-
-    @staticmethod
-    def _branch(in_channels: int, convolution: _Convolution, out_channels: int, convs: int) -> nn.Sequential:
-        blocks, width = [], in_channels
-        for _ in range(convs - 1):
-            blocks.append(nn.Sequential(*convolution.block(width)))
-            width = convolution.channels
-        return nn.Sequential(*blocks, nn.Conv2d(width, out_channels, 3, padding=1))
-
-    def branch(self, name: str) -> nn.Sequential:
-        """The convolutions of a branch."""
-        return cast("nn.Sequential", getattr(self, name))
-
-    def forward(self, x: Tensor) -> TaskMaps:
-        """Maps of the task from the shared features [B, C, Y, X], in float32."""
-        return TaskMaps(self.hm(x).float(), **{name: getattr(self, name)(x).float() for name in self.names})
-
-
-def gather_cells(maps: Tensor, cells: Tensor) -> Tensor:
-    """Values [B, K, C] of maps [B, C, Y, X] at flat cells int64 [B, K]."""
-    flat = maps.flatten(2)
-    return flat.gather(2, cells[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)

@@ -139,7 +139,14 @@ class MotionHead(nn.Module):
     def loss(self, output: MotionOutput, targets: Sequence[Targets], matches: Matches) -> dict[str, Tensor]:
         """Losses "regression" and "classification" of the queries that stand for an object.
 
-        matches: of the other head. Raises ValueError for a frame without futures, or with others than of `steps` steps.
+        Args:
+            output: of `forward`.
+            targets: of each frame, with futures.
+            matches: of each frame, rows int64 [K] of the other head's queries, and the objects int64 [K] that they
+                stand for.
+
+        Raises:
+            ValueError: a frame has no futures, or others than of `steps` steps.
         """
         steps, logits, wanted, masks = [], [], [], []
         for frame, (target, (query, found)) in enumerate(zip(targets, matches, strict=True)):

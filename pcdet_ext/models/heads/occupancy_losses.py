@@ -37,9 +37,10 @@ def scene_class_affinity(probabilities: Tensor, labels: Tensor, free: int) -> Te
 
 
 def geometric_affinity(probabilities: Tensor, labels: Tensor, free: int) -> Tensor:
-    """Scene-class affinity loss of occupied against free cells (MonoScene, as above); arguments likewise.
+    """Scene-class affinity loss of occupied against free cells (MonoScene, Cao & de Charette, CVPR 2022).
 
     Unlike that of a class, it always has its three terms: without any free cell, that of specificity is -ln 1e-5.
+    Arguments as in `scene_class_affinity`.
     """
     occupied, own = 1 - probabilities[:, free], labels != free
     loss = _affinity(occupied, own)
@@ -82,9 +83,14 @@ def weighted_focal(logits: Tensor, labels: Tensor, class_weights: Tensor, cell_w
 
 
 def flow_loss(flow: Tensor, target: Tensor, moving: Tensor) -> Tensor:
-    """Mean absolute difference of velocities [..., 2] over the cells of moving things, bool [...]; 0 without any.
+    """Mean absolute difference of velocities over the cells of moving things; 0 without any (UniOcc).
 
-    Each component counts as much as it is large, and 0.01 where it is 0 (UniOcc).
+    Each component counts as much as it is large, and 0.01 where it is 0.
+
+    Args:
+        flow: predicted, [..., 2] in metres per second.
+        target: true ones of the same shape.
+        moving: bool [...], which cells count.
     """
     if not bool(moving.any()):
         return flow.sum() * 0

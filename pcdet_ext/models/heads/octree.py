@@ -55,9 +55,16 @@ class OctreeSegmentationHead(nn.Module):
         )
 
     def forward(self, stages: Mapping[int, Tensor], octree: Octree, points: Tensor, batch_index: Tensor) -> Tensor:
-        """Logits [Q, num_classes] of points float32 [Q, 3] in [-1, 1] of the clouds `batch_index` int64 [Q].
+        """Logits of points; one in a cell without a node has features of zeros.
 
-        A point in a cell without a node has features of zeros.
+        Args:
+            stages: features of the backbone by depth.
+            octree: that they belong to.
+            points: float32 [Q, 3] in [-1, 1].
+            batch_index: int64 [Q], the cloud of each point.
+
+        Returns:
+            [Q, num_classes].
         """
         depth, x = max(stages), self.pyramid(stages, octree)
         for up in self.up:

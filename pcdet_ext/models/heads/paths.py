@@ -123,5 +123,15 @@ def best_mode(steps: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def mode_loss(logits: Tensor, best: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss [N, K] of logits [N, K] that should be high for the best mode int64 [N]."""
+    """Focal loss of the logits that one of several modes is the best.
+
+    Args:
+        logits: [N, K].
+        best: int64 [N], the best mode of each row.
+        alpha: weight of the best mode; the others have 1 - alpha.
+        gamma: how much less a logit counts that is right already.
+
+    Returns:
+        [N, K].
+    """
     return sigmoid_focal_loss(logits, F.one_hot(best, logits.shape[1]).to(logits), alpha=alpha, gamma=gamma)

@@ -111,7 +111,15 @@ class Layers:
 
 
 class SiteBranches(nn.Module):
-    """The branches of one task."""
+    """The branches of one task.
+
+    Args:
+        layers: makes the convolutions on sites.
+        branches: convolutions of each branch by name; a branch has the channels that `CHANNELS` says.
+        num_classes: channels of the heatmap.
+        heatmap_convs: convolutions of the heatmap.
+        heatmap_name: its name in the state dict.
+    """
 
     def __init__(
         self, layers: Layers, branches: Mapping[str, int], num_classes: int, heatmap_convs: int, heatmap_name: str
@@ -138,7 +146,7 @@ class SiteBranches(nn.Module):
 
 
 class SiteHead(nn.Module):
-    """Objects as peaks of a heatmap over sites, their boxes read off there; what `SparseCenterHead` says of arguments.
+    """Objects as peaks of a heatmap over sites, their boxes read off there. Arguments as in `SparseCenterHead`.
 
     Subclasses say what sites learn (`assigner`), and may add losses and change how candidates become detections.
     """
@@ -210,9 +218,15 @@ class SiteHead(nn.Module):
 
     @torch.no_grad()
     def targets(self, output: SiteOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[SiteTargets, ...]:
-        """What each task should predict for objects boxes [G, 7 or 9] with labels int64 [G] in each frame.
+        """What each task should predict.
 
-        Raises ValueError where velocities are wanted and the boxes have none.
+        Args:
+            output: of `forward`.
+            boxes: of the objects in each frame, [G, 7 or 9].
+            labels: int64 [G] in each frame, positions in the head's classes.
+
+        Raises:
+            ValueError: velocities are learnt and the boxes have none.
         """
         columns = 9 if "vel" in self.branches else 7
         if any(box.shape[1] < columns for box in boxes):

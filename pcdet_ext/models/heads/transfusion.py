@@ -51,19 +51,46 @@ PRIOR_LOGIT = -2.19  # an untrained heatmap's: a probability of 0.1
 class TransFusionHead(nn.Module):
     """Detection as a set of queries, matched one to one with objects, without suppression.
 
-    stride: input cells per output cell. num_proposals: queries per frame. branches: convolutions of each branch by name
-    ("center", "height", "dim", "rot", and optionally "vel" and "iou"). small_classes: classes so small that each of
-    their cells counts as a peak. window: queries see only so many cells to each side, None for the whole map. x_rows:
-    rows of the map stand for x. height: what the height branch says, the z of the "center" or of the "top".
-    num_layers: decoder layers, each with branches of its own, which look around the centres that the one before found;
-    auxiliary_losses: whether all of them learn, and not the last one alone. conv_bias: whether convolutions in front of
-    a batch norm have a bias; heatmap_conv_bias: that of the heatmap alone, None for the same.
-    class_cost, box_cost, iou_cost: weights of the matching. center_range: limits of box centres (closed).
-    box_iou_weight: of the axis-aligned distance-IoU loss, which is left out at 0. score_threshold: lower scores and
-    equal ones are left out, None for none. iou_rectifier: share of the predicted IoU in the score (one number, or one
-    per class). nms: IoU threshold (squared distance in m² with nms_kind "circle") of those classes that are suppressed,
-    by name; nms_max: how many of such a class are kept. See the module for the remaining options. State-dict keys of
-    the first layer are those of OpenPCDet. Raises ValueError for settings that contradict each other.
+    State-dict keys of the first layer are those of OpenPCDet.
+
+    Args:
+        in_channels: of the map.
+        classes: what is detected.
+        point_cloud_range: x, y, z minimum, then maximum, in metres.
+        voxel_size: x, y, z in metres.
+        stride: input cells per output cell.
+        branches: convolutions of each branch by name ("center", "height", "dim", "rot", and optionally "vel" and
+            "iou"); None for two each of the first four.
+        heatmap_convs: convolutions of the heatmap.
+        num_proposals: queries per frame.
+        hidden_channels, num_heads, ffn_channels, dropout: of the decoder layers.
+        norm_momentum: of the batch norms.
+        conv_bias: whether convolutions in front of a batch norm have a bias.
+        peak_size: a peak is the largest value among so many cells along each axis.
+        small_classes: classes so small that each of their cells counts as a peak.
+        window: queries see only so many cells to each side, None for the whole map.
+        x_rows: rows of the map stand for x.
+        height: what the height branch says, the z of the "center" or of the "top".
+        class_cost, box_cost, iou_cost: weights of the matching.
+        gaussian_overlap, min_radius: size of the Gaussians drawn around objects, see `gaussian_radius`.
+        class_weight, box_weight, heatmap_weight, iou_weight: factors on the losses.
+        box_iou_weight: of the axis-aligned distance-IoU loss, which is left out at 0.
+        code_weights: factors on the losses of the 8 numbers of a box code (10 with velocity).
+        score_threshold: lower scores and equal ones are left out, None for none.
+        center_range: limits of box centres (closed).
+        iou_rectifier: share of the predicted IoU in the score (one number, or one per class).
+        nms: IoU threshold (squared distance in m² with nms_kind "circle") of the classes that are suppressed, by name.
+        border_peaks, bottom_cost, isolated_queries, window_wraps, window_repeats, iou_of_tops, range_of_bottoms,
+            later_of_equals: see the module.
+        num_layers: decoder layers, each with branches of its own, which look around the centres that the one before
+            found.
+        auxiliary_losses: whether all of them learn, and not the last one alone.
+        heatmap_conv_bias: `conv_bias` of the heatmap alone, None for the same.
+        nms_kind: how boxes are compared, see `nms`.
+        nms_max: how many detections of a suppressed class are kept.
+
+    Raises:
+        ValueError: settings contradict each other.
     """
 
     reads: ClassVar[Reads] = "map"
@@ -273,10 +300,17 @@ class TransFusionHead(nn.Module):
 
     @torch.no_grad()
     def targets(self, output: QueryOutput, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> QueryTargets:
-        """What the queries should predict for objects boxes [G, 7 or 9] with labels int64 [G] in each frame.
+        """What the queries should predict.
 
         Objects with a non-finite number or a size that is not positive are left out.
-        Raises ValueError where velocities are wanted and the boxes have none.
+
+        Args:
+            output: of `forward`.
+            boxes: of the objects in each frame, [G, 7 or 9].
+            labels: int64 [G] in each frame, positions in the head's classes.
+
+        Raises:
+            ValueError: velocities are learnt and the boxes have none.
         """
         columns = 9 if "vel" in self.branches else 7
         if any(b.shape[1] < columns for b in boxes):

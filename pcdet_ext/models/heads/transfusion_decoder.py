@@ -30,7 +30,13 @@ class PositionEmbedding(nn.Module):
 class DecoderLayer(nn.Module):
     """Queries attend to each other, then to the map; positions are part of queries, keys and values.
 
-    placed: False for a layer without position embeddings, which is called without positions.
+    Args:
+        channels: C, of queries and features.
+        num_heads: of both attentions.
+        ffn_channels: width of the feed-forward network.
+        dropout: share of values that is dropped in training.
+        momentum: of the batch norms of the position embeddings.
+        placed: False for a layer without position embeddings, which is called without positions.
     """
 
     def __init__(
@@ -58,10 +64,18 @@ class DecoderLayer(nn.Module):
         others: Tensor | None = None,
         hidden: Tensor | None = None,
     ) -> Tensor:
-        """Refined queries [B, C, P].
+        """Refine queries.
 
-        queries: [B, C, P]; features: [B, C, N]; query_positions: [B, P, 2]; positions: [N, 2]; others: bool [P, P] and
-        hidden: bool [B, P, N], True where a query must not look, or numbers that are added to the logits.
+        Args:
+            queries: [B, C, P].
+            features: [B, C, N], what they attend to.
+            query_positions: [B, P, 2], in cells.
+            positions: [N, 2], of the features.
+            others: bool [P, P], True where a query must not look at another, or numbers that are added to the logits.
+            hidden: bool [B, P, N], the same for features.
+
+        Returns:
+            [B, C, P].
         """
         query, keys = queries.transpose(1, 2), features.transpose(1, 2)
         embedding = torch.zeros_like(query) if self.self_posembed is None else self.self_posembed(query_positions)
@@ -81,7 +95,14 @@ class DecoderLayer(nn.Module):
 
 
 class PredictionHead(nn.Module):
-    """Pointwise branches; outputs: (channels, convolutions) of each by name."""
+    """Pointwise branches.
+
+    Args:
+        channels: of the queries.
+        outputs: (channels, convolutions) of each branch by name.
+        bias: whether convolutions in front of a batch norm have a bias.
+        momentum: of the batch norms.
+    """
 
     def __init__(self, channels: int, outputs: Mapping[str, tuple[int, int]], bias: bool, momentum: float) -> None:
         super().__init__()

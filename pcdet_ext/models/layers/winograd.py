@@ -35,7 +35,16 @@ class WinogradConv2d(nn.Conv2d):
         self.train(conv.training)
 
     def forward(self, x: Tensor, addend: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Map [B, in_channels, Y, X] to [B, out_channels, Y, X], with `addend` and then ReLU where wanted."""
+        """The convolution of a map, by Winograd's filtering where that is faster.
+
+        Args:
+            x: [B, in_channels, Y, X].
+            addend: [B, out_channels, Y, X], added to the result.
+            relu: whether ReLU comes last; it does too where the layer was made with it.
+
+        Returns:
+            [B, out_channels, Y, X].
+        """
         assert self.bias is not None
         relu = relu or self.relu
         if takes_winograd(x, self.weight):
@@ -52,7 +61,14 @@ def is_plain_conv(layer: nn.Module) -> bool:
 
 
 def normed_relu(conv: nn.Module, norm: nn.Module, x: Tensor, addend: Tensor | None = None) -> Tensor:
-    """relu(norm(conv(x)) + addend), in one pass where inference has put the norm into the convolution."""
+    """relu(norm(conv(x)) + addend), in one pass where inference has put the norm into the convolution.
+
+    Args:
+        conv: the convolution.
+        norm: its norm, or an identity.
+        x: [B, C, Y, X].
+        addend: of the shape of the result; None for none.
+    """
     if isinstance(conv, WinogradConv2d) and isinstance(norm, nn.Identity):
         return conv(x, addend, relu=True)
     y: Tensor = norm(conv(x))

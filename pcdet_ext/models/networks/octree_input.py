@@ -29,7 +29,7 @@ class OctreeInput:
         normals: Sequence[Tensor] | None = None,
         features: Sequence[Tensor] | None = None,
     ) -> Octree:
-        """The octree of clouds; see `build_octree`."""
+        """The octree of clouds. Arguments as in `build_octree`."""
         return build_octree(points, self.depth, self.full_depth, normals, features, self.wrap)
 
     def rows(self, octree: Octree, nempty: bool = True) -> Tensor:

@@ -168,7 +168,7 @@ class PointResidualCoder:
         return torch.cat([offset / _units(mean), torch.log(size / mean), *angles], -1)
 
     def decode(self, codes: Tensor, points: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Boxes [N, 7 + E] from codes [N, 8 + E]; arguments as in `encode`."""
+        """Boxes [N, 7 + E] from codes [N, 8 + E]. The other arguments as in `encode`."""
         heading = torch.atan2(codes[..., 7:8], codes[..., 6:7])
         if self.mean_sizes is None:
             return torch.cat([codes[..., :3] + points[..., :3], codes[..., 3:6].exp(), heading, codes[..., 8:]], -1)
