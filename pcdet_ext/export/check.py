@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from pcdet_ext.data.points import read_columns
 from pcdet_ext.export.packages import import_package
+from pcdet_ext.files import DataError
 from pcdet_ext.inference import Detector, boxes_of
 from pcdet_ext.structures import Array, Detections
 
@@ -87,6 +89,37 @@ def session(model: Any, threads: int | None = None) -> Any:
     options.log_severity_level = 3
     source = str(model) if isinstance(model, (str, Path)) else model.SerializeToString()
     return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxDetector:
+    """An ONNX model that `pcdet export` wrote, in onnxruntime on the CPU.
+
+    Args:
+        path: its file.
+        detector: one that was made from the same checkpoint.
+
+    Raises:
+        DataError: the file is no ONNX model, or one of a detector of other classes or columns.
+    """
+
+    def __init__(self, path: str | Path, detector: Detector) -> None:
+        errors = import_package("onnxruntime.capi.onnxruntime_pybind11_state")
+        try:
+            self.running = session(path)
+        except (errors.NoSuchFile, errors.InvalidProtobuf, errors.Fail, errors.InvalidGraph) as error:
+            raise DataError(f"{path}: is no ONNX model that onnxruntime can read: {error}") from error
+        about = self.running.get_modelmeta().custom_metadata_map
+        self.classes, self.point_features = detector.model.head.classes, detector.point_features
+        for name in ("classes", "point_features"):
+            own, wanted = json.loads(about.get(name, "null")), list(getattr(self, name))
+            if own != wanted:
+                raise DataError(f"{path}: is a model with {name} {own}, not one exported from this detector ({wanted})")
+
+    def detect(self, points: Array) -> Detections:
+        """Detections in points [P, C], arrays."""
+        cloud = np.ascontiguousarray(points[:, : len(self.point_features)], np.float32)
+        boxes, scores, labels = self.running.run(None, {"points": cloud})
+        return Detections(boxes, scores, labels, tuple(self.classes))
 
 
 def compare_frames(detector: Detector, model: Any, frames: Sequence[str | Path]) -> list[Comparison]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 from torch.overrides import TorchFunctionMode
 
+from pcdet_ext import structures
 from pcdet_ext.export import basics, boxes, mixers, sequences, sparse, voxels
 from pcdet_ext.export.operators import argsort, scatter_rows
 from pcdet_ext.models import detector
@@ -288,7 +289,8 @@ def recording(model: nn.Module) -> Iterator[None]:
             stack.enter_context(patch.object(sparse_conv, name, form))
         stack.callback(_on_map.reset, _on_map.set(False))
         stack.enter_context(patch.object(detector, "flatten_to_bev", _to_map))
-        stack.enter_context(patch("pcdet_ext.structures.voxels.len", _plain_size, create=True))  # which checks use
+        for name in [name for name in sys.modules if name.startswith(structures.__name__)]:
+            stack.enter_context(patch.object(sys.modules[name], "len", _plain_size, create=True))  # which checks use
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(torch.no_grad())
