@@ -19,7 +19,7 @@ from pcdet_ext.config import ConfigError, Node, section
 from pcdet_ext.data.base import check_tanh
 from pcdet_ext.data.formats import point_features
 from pcdet_ext.data.points import is_one_scan, read_columns
-from pcdet_ext.models.detector import build_detector, usual_defaults
+from pcdet_ext.models.detector import ONLY, build_detector, usual_defaults
 from pcdet_ext.models.layers.folding import folded
 from pcdet_ext.models.places.recognizer import PlaceModel
 from pcdet_ext.models.temporal import VoxelMemory
@@ -223,7 +223,7 @@ class Detector:
         counts = torch.bincount(own.batch_index, minlength=batch.batch_size)
         joined = replace(own, points=own.points[order], batch_index=own.batch_index[order])
         if not len(order):
-            found = self._nothing(batch.batch_size)
+            found = self._nothing(joined, memory)
         elif not self.remembers:
             found = self.model.predict(joined)
         else:
@@ -251,21 +251,28 @@ class Detector:
         """The points of one cloud, given as for `detect`, float32 [N, F] on the detector's device, all finite."""
         return self._read(points)
 
-    def _nothing(self, frames: int) -> list[Any]:
-        """What there is in frames without points, for a batch that has no point at all."""
+    def _nothing(self, batch: PointBatch, memory: VoxelMemory | None) -> list[Any]:
+        """What there is in frames without points, for a batch that has no point at all.
+
+        Heads that tell something of every place, as layers of a map, do so here too.
+        """
         if isinstance(self.model, PlaceModel):
-            return [Descriptor(torch.zeros(self.model.descriptor_size, device=self.device))] * frames
-        found: dict[str, Any] = {}
-        for name, head in self.model.named_heads().items():
-            if head.reads == "points":
-                none = torch.zeros(0, dtype=torch.int64, device=self.device)
-                instances = none if hasattr(head, "things") else None
-                found[name] = PointLabels(none, none.float(), head.class_names, instances)
-            else:
-                boxes = torch.zeros(0, 7, dtype=torch.float32, device=self.device)
-                labels = torch.zeros(0, dtype=torch.int64, device=self.device)
-                found[name] = Detections(boxes, boxes[:, 0], labels, tuple(getattr(head, "classes", self.classes)))
-        return [next(iter(found.values())) if self.model.head is not None else Predictions(found)] * frames
+            return [Descriptor(torch.zeros(self.model.descriptor_size, device=self.device))] * batch.batch_size
+        heads = self.model.named_heads()
+        if any(getattr(head, "finds", Detections) not in (Detections, PointLabels) for head in heads.values()):
+            return list(
+                self.model.predict_and_memory(batch, memory)[0] if self.remembers else self.model.predict(batch)
+            )
+        found = {name: self._nothing_of(head) for name, head in heads.items()}
+        return [found[ONLY] if self.model.head is not None else Predictions(found)] * batch.batch_size
+
+    def _nothing_of(self, head: Any) -> Detections | PointLabels:
+        """No box, or labels of no point, as a head finds them."""
+        none = torch.zeros(0, dtype=torch.int64, device=self.device)
+        if head.reads == "points":
+            return PointLabels(none, none.float(), head.class_names, none if hasattr(head, "things") else None)
+        boxes = torch.zeros(0, 7, device=self.device)
+        return Detections(boxes, none.float(), none, tuple(getattr(head, "classes", self.classes)))
 
     def _detect_batch(self, inputs: Sequence[Points]) -> list[Any]:
         batch = PointBatch.from_points([self._read(p) for p in inputs])

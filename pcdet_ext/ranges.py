@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 
 def check_range(low: float, high: float = math.inf, /, **values: float | None) -> None:
@@ -14,11 +15,17 @@ def check_range(low: float, high: float = math.inf, /, **values: float | None) -
         values: by the names of the options; None, an option that is not set, is not checked.
 
     Raises:
-        ValueError: a number is NaN, infinite, or out of the range.
+        ValueError: a number is NaN, infinite, or out of the range, or something is no number.
     """
     for name, value in values.items():
+        _check_number(name, value)
         if value is not None and not (math.isfinite(value) and low <= value <= high):
             raise ValueError(f"{name} must be {_range(low, high)}, got {value}")
+
+
+def _check_number(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise ValueError(f"{name} must be a number, got {value!r:.60}")
 
 
 def _range(low: float, high: float) -> str:
@@ -35,8 +42,9 @@ def check_positive(below: float = math.inf, /, **values: float | None) -> None:
         values: as those of `check_range`.
 
     Raises:
-        ValueError: a number is NaN, or out of the range.
+        ValueError: a number is NaN, or out of the range, or something is no number.
     """
     for name, value in values.items():
+        _check_number(name, value)
         if value is not None and not 0 < value < below:
             raise ValueError(f"{name} must be above 0" + f" and below {below}" * (below < math.inf) + f", got {value}")

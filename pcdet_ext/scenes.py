@@ -59,7 +59,8 @@ class FrameContext:
     """Where and when the frames of a batch were taken, and of which sequences.
 
     poses: float64 [B, 4, 4], of the frame of the points in the world; timestamps: float64 [B], seconds; sequence_ids:
-    of each frame, the same text for frames of one recording. Raises ValueError where these differ in number.
+    of each frame, the same text for frames of one recording, empty for a frame that stands alone. Raises ValueError
+    where these differ in number.
     """
 
     poses: Tensor
@@ -73,9 +74,9 @@ class FrameContext:
 
     @staticmethod
     def alone(frames: int) -> FrameContext:
-        """Frames of which nothing is known: each is a sequence of its own."""
+        """Frames of which nothing is known: each stands alone."""
         poses = torch.eye(4, dtype=torch.float64).expand(frames, 4, 4)
-        return FrameContext(poses, torch.zeros(frames, dtype=torch.float64), tuple(map(str, range(frames))))
+        return FrameContext(poses, torch.zeros(frames, dtype=torch.float64), ("",) * frames)
 
     def __len__(self) -> int:
         """Number of frames."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pcdet_ext.models.temporal import VoxelMemory
 from pcdet_ext.scenes import FrameContext
-from pcdet_ext.structures import Array, PointBatch, tensor_of
+from pcdet_ext.structures import Array, PointBatch
 
 
 class DetectsOverTime(Protocol):
@@ -29,11 +29,16 @@ class DetectsOverTime(Protocol):
         ...
 
 
+UNNAMED = "(unnamed)"  # the recording of frames of which it is not said
+ROTATION_TOLERANCE = 1e-3  # of a product of two rows of a rotation; rounding to float32 is far below
+
+
 class Stream:
     """Frames of recordings one after the other, as they come.
 
     What is remembered is forgotten where another sequence begins, and after the time that the detector's model says.
-    A detector without memory finds the same as in single frames.
+    A frame that is missing makes the time to the next one longer. A detector without memory finds the same as in single
+    frames.
 
     Attributes: memory, what is remembered now, None at the beginning.
 
@@ -44,10 +49,11 @@ class Stream:
     def __init__(self, detector: DetectsOverTime) -> None:
         self.detector = detector
         self.memory: VoxelMemory | None = None
+        self._last: tuple[str, float] | None = None  # the sequence and the time of the frame before
 
     def reset(self) -> None:
-        """Forget everything."""
-        self.memory = None
+        """Forget everything: the next frame is the first one of a recording."""
+        self.memory = self._last = None
 
     def detect(
         self, points: Array | Tensor | str | Path, pose: Array | Tensor, timestamp: float, sequence_id: str = ""
@@ -56,25 +62,58 @@ class Stream:
 
         Args:
             points: as for `Detector.detect`. An empty cloud has no detections, and changes nothing in the memory.
-            pose: [4, 4], of the frame of the points in a world that stays the same through a sequence, metres.
-            timestamp: seconds.
-            sequence_id: a text that is the same for frames of one recording.
+            pose: [4, 4], of the frame of the points in a world that stays the same through a sequence: a rotation and a
+                translation in metres.
+            timestamp: seconds, no less than that of the frame before in the same sequence.
+            sequence_id: a text that is the same for frames of one recording, and may be left out where there is one.
 
         Returns:
             As `Detector.detect` for one cloud.
 
         Raises:
-            ValueError: the pose is no 4x4 matrix that can be inverted, or the pose or the time is not finite; and as
-                `Detector.detect`.
+            ValueError: the pose is no rotation and translation, the pose or the time is not finite, or the time goes
+                back; and as `Detector.detect`. Nothing that is remembered changes.
         """
-        place = tensor_of(pose).detach().to("cpu", torch.float64)
-        if place.shape != (4, 4) or not bool(place.isfinite().all()) or float(torch.linalg.det(place)) == 0:
-            raise ValueError(f"pose must be a matrix [4, 4] of finite numbers that can be inverted, got {pose}")
-        if not np.isfinite(timestamp):
-            raise ValueError(f"timestamp must be finite seconds, got {timestamp}")
-        context = FrameContext(place[None], torch.tensor([timestamp], dtype=torch.float64), (sequence_id,))
-        name = str(points) if isinstance(points, (str, Path)) else ""
-        batch = PointBatch.from_points([self.detector.cloud(points)])
-        batch = replace(batch, context=context, frame_ids=(name,))
+        place, name = _rigid(pose), sequence_id or UNNAMED
+        time = self._checked_time(timestamp, name)
+        cloud = self.detector.cloud(points)
+        context = FrameContext(place[None], torch.tensor([time], dtype=torch.float64), (name,))
+        frame_id = str(points) if isinstance(points, (str, Path)) else ""
+        batch = replace(PointBatch.from_points([cloud]), context=context, frame_ids=(frame_id,))
         (found,), self.memory = self.detector.predict_and_memory(batch, self.memory)
+        self._last = name, time
         return found.to(points.device) if isinstance(points, Tensor) else found.numpy()
+
+    def _checked_time(self, timestamp: float, name: str) -> float:
+        """Raises ValueError for what is no finite time, or before that of the last frame of the same recording."""
+        try:
+            time = float(timestamp)
+        except (TypeError, ValueError):
+            time = math.nan
+        if not math.isfinite(time):
+            raise ValueError(f"timestamp must be finite seconds, got {timestamp!r:.60}")
+        if self._last is not None and self._last[0] == name and time < self._last[1]:
+            raise ValueError(
+                f"timestamp goes back from {self._last[1]} to {time} s: frames of a recording must come in the order "
+                "of time; call reset() before another recording, or give it another sequence_id"
+            )
+        return time
+
+
+def _rigid(pose: Array | Tensor) -> Tensor:
+    """A pose, float64 [4, 4]. Raises ValueError for what is no rotation and translation."""
+    try:
+        place = torch.as_tensor(pose).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"pose must be a matrix [4, 4] of numbers, got {pose!r:.60}") from error
+    if place.shape != (4, 4):
+        raise ValueError(f"pose must be a matrix [4, 4], got {list(place.shape)}")
+    turn, last = place[:3, :3], torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    off = float((turn @ turn.T - torch.eye(3, dtype=torch.float64)).abs().max())
+    turned = off <= ROTATION_TOLERANCE and float(torch.linalg.det(turn)) > 0
+    if not (turned and bool(place.isfinite().all()) and torch.equal(place[3], last)):
+        raise ValueError(
+            "pose must be a rotation and a translation, with the last row 0, 0, 0, 1 and all numbers finite, got "
+            f"{place.tolist()}"
+        )
+    return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,9 @@ def test_overrides(tmp_path: Path) -> None:
     [
         ("train.epochs", "write key.path=value"),
         ("trian.epochs=3", "no key 'trian'; did you mean 'train'"),
+        ("foo.epochs=3", "no key 'foo'; known: data, imports, model, statistics, test, train"),
+        ("tst.batch_size=3", "no key 'tst'; did you mean 'test'"),
+        ("data.augmnt.0.p=3", "no key 'augmnt'; did you mean 'augment'"),
         ("train.epochs.x=3", "train.epochs is no mapping"),
         ("data.augment.4.p=3", "no position in a list of 1"),
         ("train.epochs=[1", "override 'train.epochs=\\[1'"),
@@ -95,6 +99,43 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
     path = write(tmp_path / "a.yaml", "data: {augment: [{name: Flip}]}\ntrain: {epochs: 3}")
     with pytest.raises(ConfigError, match=message):
         config.load(path, [override])
+
+
+def test_overrides_begin_sections_that_no_file_has(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "train: {epochs: 3}")
+    node = config.load(path, ["train.ema.decay=0.9", "train.ema.warmup=false", "test.batch_size=2"])
+    assert node.plain() == {
+        "train": {"epochs": 3, "ema": {"decay": 0.9, "warmup": False}},
+        "test": {"batch_size": 2},
+    }
+    assert node["train"]["ema"].where() == "override 'train.ema.decay=0.9': train.ema"
+
+
+class Options:
+    """Settings whose errors name none, one or both of them."""
+
+    def __init__(self, low: float = 0, high: float = 1, unit: str = "m") -> None:
+        if unit == "none":
+            raise ValueError("there must be something to measure in")
+        if low < 0:
+            raise ValueError(f"low must be at least 0, got {low}")
+        if not low < high:
+            raise ValueError(f"low must be below high, got {low} and {high}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        (["train.low=1", "train.high=0.5"], "override 'train.low=1': train.low: "),
+        (["train.unit=cm", "train.high=-1"], "override 'train.high=-1': train.high: "),
+        (["train.high=2", "train.low=-1"], "override 'train.low=-1': train.low: "),
+        (["train.high=2", "train.unit=none"], "a.yaml:2: train: "),
+    ],
+)
+def test_an_error_names_the_override_that_it_is_about(tmp_path: Path, overrides: list[str], place: str) -> None:
+    path = write(tmp_path / "a.yaml", "train:\n  {low: 0.25}")
+    with pytest.raises(ConfigError, match=f"{re.escape(place)}Options: "):
+        config.construct(Options, config.load(path, overrides)["train"])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +151,7 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
         ("model: {channels: [1], size: [1, 2]}", "model.size: expected .*, got \\[1, 2\\]"),
         ("model: {channels: [1], limit: 1.5}", "model.limit: expected .*, got 1.5"),
         ("model: {rate: 0.5}", r"a.yaml:1: model: Encoder needs 'channels'"),
-        ("model: {channels: []}", "a.yaml:1: model: Encoder: channels must not be empty"),
+        ("model: {channels: []}", "a.yaml:1: model.channels: Encoder: channels must not be empty"),
         ("model: {a: 1, a: 2}", "a.yaml:1: key 'a' stands twice"),
         ("model: {1: 2}", "keys must be text"),
         ("- 1", "a.yaml: a configuration must be a mapping"),

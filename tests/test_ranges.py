@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -34,3 +35,10 @@ def test_numbers_out_of_a_closed_range_are_named(bounds: tuple[float, ...], valu
 def test_numbers_that_are_not_positive_or_too_large_are_named(value: float) -> None:
     with pytest.raises(ValueError, match=r"radius must be above 0 and below 2\.0"):
         check_positive(2.0, radius=value)
+
+
+@pytest.mark.parametrize("value", [True, "0.5", [0.5], {}])
+def test_what_is_no_number_is_refused(value: Any) -> None:
+    for check in (check_range, check_positive):
+        with pytest.raises(ValueError, match="radius must be a number, got "):
+            check(1, radius=value)

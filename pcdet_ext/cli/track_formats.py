@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pcdet_ext.cli.errors import FailureError, UsageError, wrong_use
+from pcdet_ext.cli.track_scores import HighestScore
 from pcdet_ext.config import ConfigError, Node, suggest
 from pcdet_ext.files import check_output_file, check_output_folder, expand_path
 from pcdet_ext.tracking import graph_training, kitti_files, result_files, trajectory_fit, waymo_files
@@ -50,7 +51,9 @@ def on_nuscenes(options: argparse.Namespace, node: Node) -> TrackingResult | Non
             yield f"epoch {epoch}: loss {loss:.4f}"
 
     tracker = _tracker(options, node, train, lambda path: graph_training.save(path, GraphTrackerNetwork(), {}))
-    content = result_files.track_submission(submission, frames, _of_boxes(tracker))
+    tracker = HighestScore(_of_boxes(tracker))
+    content = result_files.track_submission(submission, frames, tracker)
+    tracker.check_thresholds(node, options.results)
     result_files.write_submission(options.out, content)
     boxes = sum(map(len, content["results"].values()))
     print(f"{boxes} boxes of tracks in {len(frames)} frames: {options.out}")
@@ -84,7 +87,11 @@ def on_waymo(options: argparse.Namespace, node: Node) -> None:
                 yield f"{stage}: epoch {epoch}: loss {loss:.4f}"
 
     tracker = _tracker(options, node, train, lambda path: trajectory_fit.save(path, TrajectoryNetwork()))
+    if isinstance(tracker, BoxTracker):
+        tracker = HighestScore(tracker)
     found = drives.tracked(tracker, with_points=options.tracker == "trajectory")
+    if isinstance(tracker, HighestScore):
+        tracker.check_thresholds(node, options.results)
     waymo_files.write(options.out, found)
     frames = sum(map(len, drives.drives))
     print(f"{len(found)} boxes of tracks in {frames} frames: {options.out}")
@@ -104,7 +111,9 @@ def on_kitti(options: argparse.Namespace, node: Node) -> KittiTrackingResult | N
     ):
         raise UsageError(f"{options.out}: holds what this command reads; name another folder")
     sequences = kitti_files.read_detections(options.results, options.data)
-    found = kitti_files.tracked(sequences, _of_boxes(_tracker(options, node)))
+    tracker = HighestScore(_of_boxes(_tracker(options, node)))
+    found = kitti_files.tracked(sequences, tracker)
+    tracker.check_thresholds(node, options.results)
     kitti_files.write(options.out, found)
     boxes, frames = (
         sum(sizes) for sizes in ((len(own) for f in found.values() for own in f), map(len, found.values()))

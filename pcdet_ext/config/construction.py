@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
@@ -68,7 +69,7 @@ def construct(factory: Callable[..., T], node: Mapping[str, Any], **context: Any
             raise
         raise ConfigError(f"{node.where()}: {title}: {inner.removeprefix(f'{nowhere}: ')}") from error
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{node.where()}: {title}: {error}") from error
+        raise ConfigError(f"{node.where(_key_at_fault(node, str(error)))}: {title}: {error}") from error
     except RuntimeError as error:
         if type(error) is not RuntimeError:  # damaged data has its own words
             raise
@@ -76,6 +77,14 @@ def construct(factory: Callable[..., T], node: Mapping[str, Any], **context: Any
         raise ConfigError(
             f"{node.where()}: {title} cannot be built with {keys or 'its defaults'}: {one_line(error)}"
         ) from error
+
+
+def _key_at_fault(node: Node, message: str) -> str | None:
+    """The key that an error of a class is about: of those it names, one that an override has set, or the first."""
+    named = {key: re.search(rf"\b{re.escape(key)}\b", message) for key in node if key != "name"}
+    places = {key: found.start() for key, found in named.items() if found}
+    changed = [key for key in places if node.sources.get(key, "").startswith("override ")]
+    return min(changed or places, key=places.__getitem__, default=None)
 
 
 def _required(parameter: inspect.Parameter) -> bool:

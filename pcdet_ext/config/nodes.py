@@ -35,7 +35,7 @@ class Node(dict[str, Any]):
 
     def where(self, key: str | None = None) -> str:
         """ "file:line: a.b.key" for messages; without `key`, of the mapping itself."""
-        source = self.sources.get(key) if key else next(iter(self.sources.values()), self.origin)
+        source = self.sources.get(key) if key else self.origin or next(iter(self.sources.values()), None)
         path = ".".join(p for p in (self.key_path, key) if p)
         return ": ".join(p for p in (source, path) if p) or "configuration"
 

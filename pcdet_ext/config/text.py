@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from typing import Any, TextIO
 
 import yaml
 
-from pcdet_ext.config.nodes import ConfigError, Node, suggest
+from pcdet_ext.config.nodes import SECTIONS, ConfigError, Node, suggest
 
 
 class _Loader(yaml.SafeLoader):
@@ -91,7 +92,19 @@ def _override(root: Node, text: str) -> None:
             if last:
                 node[key], node.sources[key] = parsed, f"override {text!r}"
             elif key not in node:
-                raise ConfigError(f"override {text!r}: no key {key!r}{suggest(key, node)}")
+                _begin_mapping(node, key, text, is_root=depth == 0)
             node = node[key]
         else:
             raise ConfigError(f"override {text!r}: {'.'.join(keys[:depth])} is no mapping")
+
+
+def _begin_mapping(node: Node, key: str, text: str, is_root: bool) -> None:
+    """A mapping that no file has, for the override that sets its first key. Raises ConfigError for a misspelt one.
+
+    Whether its owner takes such a mapping, and which keys it needs, is found when the owner is built.
+    """
+    sections = SECTIONS if is_root and any(name in node for name in SECTIONS) else ()
+    misspelt = difflib.get_close_matches(key, node, n=1, cutoff=0.6)
+    if key not in sections and (sections or misspelt):
+        raise ConfigError(f"override {text!r}: no key {key!r}{suggest(key, {*node, *sections})}")
+    node[key], node.sources[key] = Node(origin=f"override {text!r}"), f"override {text!r}"

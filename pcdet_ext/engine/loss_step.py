@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from pcdet_ext.models.temporal import VoxelMemory
+from pcdet_ext.structures import PointBatch
 
 
 @runtime_checkable
@@ -47,7 +49,18 @@ class LossStep(nn.Module):
     def forward(self, wrapped: Wrapped) -> Mapping[str, Tensor]:
         if not self.remembers:
             return self.loss(wrapped.batch)
+        warn_without_places(wrapped.batch)
         detector: Any = self.detector
         losses: Mapping[str, Tensor]
         losses, self.memory = detector.loss_and_memory(wrapped.batch, self.memory)
         return losses
+
+
+def warn_without_places(batch: PointBatch) -> None:
+    """Warn, once, where a detector over time is given frames of which it is not known where or when they were taken."""
+    if batch.context is None and len(batch.points):
+        warnings.warn(
+            "this detector remembers earlier frames, but the data do not say where (pose) or when (timestamp) frames "
+            "were taken: each is looked at alone",
+            stacklevel=2,
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pcdet_ext.ranges import check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopConfig:
@@ -21,7 +23,5 @@ class EarlyStopConfig:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.patience < 1 or self.min_delta < 0:
-            raise ValueError(
-                f"patience must be at least 1 and min_delta at least 0, got {self.patience} and {self.min_delta}"
-            )
+        check_range(1, patience=self.patience)
+        check_range(0, min_delta=self.min_delta)

@@ -18,9 +18,11 @@ from pcdet_ext.config import Node, construct, require_known_sections, section
 from pcdet_ext.data.base import ConcatDataset, Dataset, collate
 from pcdet_ext.data.formats import build_dataset, measured_kind
 from pcdet_ext.engine.loader import frame_loader
+from pcdet_ext.engine.loss_step import warn_without_places
 from pcdet_ext.evaluation.base import Evaluator
 from pcdet_ext.files import DataError, atomic_write, check_output_folder
 from pcdet_ext.inference import Detector, boxes_of, check_finds, load, part_of
+from pcdet_ext.ranges import check_range
 from pcdet_ext.structures import Detections, Predictions
 from pcdet_ext.visualization.plots import write_plots
 
@@ -47,10 +49,9 @@ class EvalConfig:
     metric: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.num_workers < 0:
-            raise ValueError("batch_size must be at least 1 and num_workers at least 0")
-        if not 0 <= self.score_threshold <= 1:
-            raise ValueError(f"score_threshold must lie in [0, 1], got {self.score_threshold}")
+        check_range(1, batch_size=self.batch_size)
+        check_range(0, num_workers=self.num_workers)
+        check_range(0, 1, score_threshold=self.score_threshold)
 
 
 def eval_config(settings: Node) -> EvalConfig:
@@ -77,7 +78,8 @@ def predict(
         evaluator: takes each frame and its detections.
         options: batch size, loader processes and lowest score.
         indices: the frames, None for all; a detector over time gets them one after the other, in this order, and
-            forgets the frames before where some are left out in between.
+            forgets the frames before where some are left out in between. A damaged frame that is skipped changes
+            nothing in what it remembers.
         should_stop: asked before each batch.
         silent: without a progress bar.
 
@@ -95,8 +97,9 @@ def predict(
         for number, (samples, batch) in enumerate(loader):
             if should_stop():
                 return False
-            if detector.remembers and number and indices[number] != indices[number - 1] + 1:
-                memory = None
+            if detector.remembers:
+                warn_without_places(batch)
+                memory = memory if not number or indices[number] == indices[number - 1] + 1 else None
             results, memory = detector.predict_and_memory(batch, memory)
             for sample, found in zip(samples, results, strict=True):
                 evaluator.add(sample, _measured_part(found, kind, options.score_threshold))

@@ -354,15 +354,13 @@ def build_detector(config: Node) -> Any:
         if not isinstance(config.get(section), Mapping):
             raise ConfigError(f"{config.where()}: a detector needs the section {section!r}{suggest(section, config)}")
     data, model = config["data"], config["model"]
-    if "point_cloud_range" not in data:
-        raise ConfigError(f"{data.where()}: a detector needs 'point_cloud_range' here")
     takes = _arguments(model.get("name"))
     known: dict[str, Any] = {"classes": _classes(data)} if "classes" in takes else {}
     known |= {radius: setting(data, radius, float) for radius in RADII if radius in data and radius in takes}
     with _at_most_parameters(MOST_PARAMETERS):
         detector = DETECTORS.build(
             model,
-            point_cloud_range=setting(data, "point_cloud_range", Sequence[float]),
+            point_cloud_range=_range_of(data),
             num_point_features=len(point_features(data)),
             **known,
         )
@@ -393,6 +391,22 @@ def _at_most_parameters(most: int) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _range_of(data: Node) -> Sequence[float]:
+    """Where points are looked at. Raises ConfigError where that is not said, or is no range."""
+    if "point_cloud_range" not in data:
+        raise ConfigError(f"{data.where()}: a detector needs 'point_cloud_range' here")
+    limits: Sequence[float] = setting(data, "point_cloud_range", Sequence[float])
+    if message := _wrong_range(limits):
+        raise ConfigError(f"{data.where('point_cloud_range')}: {message}")
+    return limits
+
+
+def _wrong_range(limits: Sequence[float]) -> str:
+    """What is wrong with a range of points; empty where nothing is."""
+    right = len(limits) == 6 and all(low < high for low, high in zip(limits[:3], limits[3:], strict=True))
+    return "" if right else f"point_cloud_range must be x, y, z minimum, then maximum, got {list(limits)}"
 
 
 def _classes(data: Node) -> Sequence[str]:
@@ -428,10 +442,8 @@ def _check_geometry(
 ) -> None:
     if not classes or len(set(classes)) != len(classes):
         raise ValueError(f"classes must be different names, at least one, got {list(classes)}")
-    if len(point_cloud_range) != 6 or any(
-        low >= high for low, high in zip(point_cloud_range[:3], point_cloud_range[3:], strict=True)
-    ):
-        raise ValueError(f"point_cloud_range must be x, y, z minimum, then maximum, got {list(point_cloud_range)}")
+    if message := _wrong_range(point_cloud_range):
+        raise ValueError(message)
     if len(voxel_size) != 3 or min(voxel_size) <= 0:
         raise ValueError(f"voxel_size must be three positive lengths, got {list(voxel_size)}")
     if num_point_features < 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -63,9 +64,9 @@ class TrajectoryOptions:
             raise ValueError("kept_score, birth_score and limits must name the same classes, one at least")
         if self.first_class is not None and self.first_class not in self.limits:
             raise ValueError(f"first_class must be one of {', '.join(self.limits)}, got {self.first_class!r}")
-        for name in ("kept_score", "birth_score", "limits"):
+        for name, highest in (("kept_score", 1.0), ("birth_score", 1.0), ("limits", math.inf)):
             for label, value in getattr(self, name).items():
-                check_range(0, **{f"{name} of {label}": value})
+                check_range(0, highest, **{f"{name} of {label}": value})
         for name, least in (("predictions", 1), ("history", 2), ("points", 1)):
             check_range(least, **{name: getattr(self, name)})
         for name in ("nms", "new_overlap"):

@@ -276,7 +276,7 @@ def test_a_training_starts_from_a_checkpoint_with_other_classes(
         ("train.seed=99999999999999999999", "seed must be at most 9223372036854775807"),
         ("foo=1", "foo: a configuration has no such section; known: data"),
         ("test={splt: val}", "test.splt: EvalConfig has no such key; did you mean 'split'"),
-        ("test.score_threshold=5", "test: EvalConfig: score_threshold must lie in [0, 1], got 5"),
+        ("test.score_threshold=5", "test.score_threshold: EvalConfig: score_threshold must be from 0 to 1, got 5"),
         ("data.min_points=-1", "min_points must be at least 0, got -1"),
         ("data.seed=-1", "seed must be at least 0, got -1"),
         ("data.min_box_corners=99", "min_box_corners must lie in [0, 8], got 99"),

@@ -407,3 +407,22 @@ def test_a_command_is_needed_to_plan_and_it_matters() -> None:
 def test_motion_needs_a_head_of_queries_before_it(changed: dict[str, Any], message: str) -> None:
     with pytest.raises((ConfigError, ValueError), match=message):
         build_detector(settings(HEADS | {"motion": HEADS["motion"] | changed}))
+
+
+def test_scene_heads_tell_of_an_empty_cloud_what_they_tell_of_one_beside_others() -> None:
+    heads = {
+        "boxes": {"name": "CenterHead", "tasks": [["car"]], "shared_channels": 8},
+        "map": {"name": "MapSegmentationHead", "x": [-6, 6, 1.0], "y": [-4, 4, 1.0], "hidden_channels": 8,
+                "encoder_channels": 4, "encoder_blocks": [0, 0, 0]},
+        "cells": {"name": "OccupancyHead", "x": [-6, 6, 1.0], "y": [-4, 4, 1.0], "hidden_channels": 8},
+    }  # fmt: skip
+    data = {"name": "CustomDataset", "root": "-", "classes": ["car"], "point_features": ["x", "y", "z"]}
+    model = {"name": "VoxelDetector", "voxel_size": [1.0, 1.0, 4.0], "heads": heads,
+             "encoder": {"name": "DynamicPillarVFE", "num_filters": [8]}}  # fmt: skip
+    detector = Detector(from_plain({"data": {**data, "point_cloud_range": list(RANGE)}, "model": model}, "test"), "cpu")
+    empty, points = np.zeros((0, 3), np.float32), np.random.default_rng(0).uniform(-1, 1, (50, 3)).astype(np.float32)
+    alone, beside = detector.detect(empty), detector.detect([points, empty])[1]
+    assert len(alone.heads["boxes"]) == 0
+    np.testing.assert_allclose(alone.heads["map"].probabilities, beside.heads["map"].probabilities, atol=1e-6)
+    assert isinstance(alone.heads["cells"], OccupancyGrid)
+    np.testing.assert_array_equal(alone.heads["cells"].labels, beside.heads["cells"].labels)

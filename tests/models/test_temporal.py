@@ -214,19 +214,75 @@ def test_streams_remember_and_single_frames_do_not() -> None:
     empty = stream.detect(np.zeros((0, 3), np.float32), here, 1.0, "a")
     assert len(empty.boxes) == 0
     assert len(stream.memory.slots[0]) == size  # still there
-    for restart in ((2.0, "b"), (9.0, "b"), (-9.0, "b")):
+    for restart in ((2.0, "b"), (9.0, "b"), (-9.0, "c")):
         found = stream.detect(cloud(1), here, *restart)
         np.testing.assert_array_equal(found.scores, detector.detect(cloud(1)).scores)
-    stream.detect(cloud(1), here, -9.0, "b")
+    stream.detect(cloud(1), here, -9.0, "c")
     stream.reset()
     assert stream.memory is None
-    jump = stream.detect(torch.from_numpy(cloud(2)), torch.eye(4) + 1e6 * torch.eye(4), 0.0, "c")
+    away = torch.eye(4)
+    away[:3, 3] = 1e6
+    jump = stream.detect(torch.from_numpy(cloud(2)), away, 0.0, "c")
     assert isinstance(jump.boxes, torch.Tensor)
-    for wrong in (np.eye(3), np.full((4, 4), np.nan), np.zeros((4, 4))):
-        with pytest.raises(ValueError, match="pose must be a matrix"):
-            stream.detect(cloud(0), wrong, 0.0)
-    with pytest.raises(ValueError, match="timestamp must be finite"):
-        stream.detect(cloud(0), here, math.nan)
+
+
+MIRROR = np.diag([1.0, -1, 1, 1])
+WRONG_POSES = {
+    r"pose must be a matrix \[4, 4\], got \[3, 3\]": np.eye(3),
+    r"pose must be a matrix \[4, 4\] of numbers, got None": None,
+    "pose must be a rotation and a translation": (
+        np.full((4, 4), np.nan), np.zeros((4, 4)), 2 * np.eye(4), MIRROR, np.eye(4) + np.eye(4)[[3, 0, 1, 2]]
+    ),
+}  # fmt: skip
+
+
+def test_streams_refuse_places_and_times_that_are_none() -> None:
+    stream = Detector(build(), "cpu").stream()
+    stream.detect(cloud(0), np.eye(4), 5.0)
+    memory = stream.memory
+    for message, poses in WRONG_POSES.items():
+        for wrong in poses if isinstance(poses, tuple) else (poses,):
+            with pytest.raises(ValueError, match=message):
+                stream.detect(cloud(1), wrong, 5.5)
+    for time in (math.nan, math.inf, None, "soon"):
+        with pytest.raises(ValueError, match="timestamp must be finite seconds"):
+            stream.detect(cloud(1), np.eye(4), time)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"timestamp goes back from 5.0 to 4.5 s.*reset"):
+        stream.detect(cloud(1), np.eye(4), 4.5)
+    assert stream.memory is memory
+    stream.detect(cloud(1), np.eye(4), 5.0)  # of two sensors at once
+    assert set(stream.memory.slots[0].times.tolist()) == {5.0}
+    stream.detect(cloud(1), np.eye(4), 4.5, "another")
+    stream.reset()
+    stream.detect(cloud(1), np.eye(4), 1.0, "another")
+
+
+def test_frames_without_a_recording_stand_alone() -> None:
+    detector = Detector(build(), "cpu")
+    for name, again in (("drive", False), ("", True)):
+        memory = None
+        for time in (0.0, 0.5):
+            batch = PointBatch.from_points([torch.from_numpy(cloud(1 + int(2 * time)))])
+            batch = replace(batch, context=context((pose(0.0, 0.0, 0.0), time, name)))
+            (found,), memory = detector.predict_and_memory(batch, memory)
+        alone = detector.detect(cloud(2))
+        assert np.array_equal(found.numpy().scores, alone.scores) is again
+
+
+def test_a_frame_that_was_skipped_changes_nothing_in_the_memory() -> None:
+    detector = Detector(build(), "cpu")
+    batch = replace(PointBatch.from_points([torch.from_numpy(cloud(0))]), context=context((torch.eye(4), 0.0, "a")))
+    memory = detector.predict_and_memory(batch)[1]
+    skipped = PointBatch.from_points([torch.zeros(0, 3)])  # as a data set gives it: of no place and time
+    assert detector.predict_and_memory(skipped, memory)[1] is memory
+
+
+def test_training_without_places_is_said() -> None:
+    step = LossStep(Detector(build(), "cpu").model.train())
+    targets = Targets(torch.tensor([[1.0, 2.0, 0.0, 4.0, 2.0, 1.5, 0.3]]), torch.tensor([0]))
+    batch = replace(PointBatch.from_points([torch.from_numpy(cloud(0))]), targets=(targets,))
+    with pytest.warns(UserWarning, match="each is looked at alone"):
+        step(Wrapped(batch))
 
 
 def test_training_goes_on_with_what_was_remembered() -> None:

@@ -99,3 +99,20 @@ def test_what_does_not_work_is_said(folder: Path, capsys: pytest.CaptureFixture[
     same = [part.replace("/tracks", "/whole") for part in arguments(folder, "whole")]
     assert main(same) == 2
     assert "holds what this command reads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("birth_score=0.9",), "override 'birth_score=0.9': birth_score: no detection in {} has a score above 0.9"),
+        (("birth_score=1.5",), "has a score above 1.5, so nothing would be tracked; the highest is 0.9"),
+        (("--tracker", "kalman", "score_threshold=7"), "score_threshold: no detection in {} has a score at or above 7"),
+    ],
+)
+def test_thresholds_above_all_scores_are_named(
+    folder: Path, more: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(folder, "whole", *more)) == 2
+    assert message.format(folder / "whole") in capsys.readouterr().err
+    assert not (folder / "tracks").exists()
+    assert main(arguments(folder, "whole", "--tracker", "kalman", "score_threshold=0.9")) == 0

@@ -15,6 +15,7 @@ from pcdet_ext.tracking import GraphTracker, GreedyTracker, KalmanTracker, graph
 from pcdet_ext.tracking.base import TRACKERS as KNOWN
 from pcdet_ext.tracking.graph_network import GraphTrackerNetwork
 from pcdet_ext.tracking.graph_states import GraphOptions
+from pcdet_ext.tracking.trajectory import BIRTH, KEPT, TrajectoryOptions
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tracking.md"
 
@@ -26,6 +27,12 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "tracking.md"
         (lambda: GreedyTracker({"car": math.nan}), "limits: that of car must be at least 0, got nan"),
         (lambda: GreedyTracker({}), "limits must name a class"),
         (lambda: GreedyTracker(birth_score=math.inf), "birth_score must be finite, got inf"),
+        (lambda: GreedyTracker({"car": "far"}), "limits: that of car must be a number, got 'far'"),  # type: ignore[dict-item]
+        (
+            lambda: TrajectoryOptions(birth_score={**BIRTH, "Cyclist": 1.2}),
+            "birth_score of Cyclist must be from 0 to 1",
+        ),
+        (lambda: TrajectoryOptions(kept_score={**KEPT, "Vehicle": -0.1}), "kept_score of Vehicle must be from 0 to 1"),
         (lambda: KalmanTracker(max_age=0), "max_age must be at least 1"),
         (lambda: KalmanTracker(farthest=-0.1), "farthest must be from 0 to 2"),
         (lambda: KalmanTracker(nms=1.1), "nms must be from 0 to 1"),

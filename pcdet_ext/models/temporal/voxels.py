@@ -91,7 +91,8 @@ class VoxelFusion(nn.Module):
     def _going_on(self, memory: VoxelMemory | None, number: int, frames: FrameContext) -> SequenceMemory | None:
         """What is remembered for a frame, None where it begins a sequence."""
         slot = None if memory is None else memory.slot(number)
-        if slot is None or slot.sequence_id != frames.sequence_ids[number]:
+        name = frames.sequence_ids[number]
+        if slot is None or not name or slot.sequence_id != name:
             return None
         now = float(frames.timestamps[number])
         if self.drop_all:
