@@ -26,7 +26,8 @@ def tables(root: Path) -> ModuleType:
 def test_every_marker_names_configurations_and_every_configuration_has_details(root: Path, tables: ModuleType) -> None:
     detailed: set[str] = set()
     for page in sorted((root / "docs" / "models").glob("*.md")):
-        for kind, patterns in tables.MARKER.findall(page.read_text(encoding="utf-8")):
+        for kind, patterns, note in tables.MARKER.findall(page.read_text(encoding="utf-8")):
+            assert note == tables.note(kind, patterns.split()), page.name
             names = tables.named(patterns.split())  # raises for a pattern that fits none
             detailed |= set(names) if kind == "details" else set()
     published = {n for n in pcdet_ext.list_models() if "Published on" in config.find(n).read_text(encoding="utf-8")}
@@ -49,7 +50,7 @@ def test_what_was_published_is_read_from_the_file(name: str, published: str, tab
 
 
 def test_a_row_and_its_details(tables: ModuleType) -> None:
-    text = "before\n\n<!-- configurations: kitti/dsvt -->\n\n<!-- details: kitti/dsvt -->\n"
+    text = "before\n\n<!-- configurations: kitti/dsvt -->\n*A table.*\n\n<!-- details: kitti/dsvt -->\n"
     filled = tables.fill(text, "../..")
     detector = pcdet_ext.build("kitti/dsvt", device="cpu")
     millions = sum(p.numel() for p in detector.model.parameters()) / 1e6
@@ -60,3 +61,4 @@ def test_a_row_and_its_details(tables: ModuleType) -> None:
     assert "### kitti/dsvt" in filled
     assert "| classes | Car, Pedestrian, Cyclist |" in filled or "| classes | Car |" in filled
     assert filled.startswith("before\n")
+    assert "A table" not in filled

@@ -91,7 +91,7 @@ def native_status(device_type: str) -> str:
     if os.environ.get("PCDET_EXT_NATIVE") == "0":
         return f"{built}, switched off by PCDET_EXT_NATIVE=0: PyTorch references are used"
     if not path.exists():
-        return "not built: PyTorch references are used (python setup.py build_ext --inplace builds it)"
+        return f"not built: PyTorch references are used; {_native.how_to_build(device_type)}"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         loaded = _native.library(device_type)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from pcdet_ext.config import Registry
+from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array, Sample
 
 # Functions (ground_truth, results, …) -> Result that measure files of any code base with a benchmark's own metric.
 BENCHMARKS = Registry("benchmark")
+MOST_NAMES = 5  # in a message
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,3 +82,31 @@ class Evaluator(Protocol):
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write the predictions in the benchmark's own submission format; the files written."""
+
+
+def check_class_names(path: Path, names: Iterable[str], known: Collection[str], ignore_case: bool = False) -> None:
+    """Warn of detections whose classes a benchmark does not have, which so do not count.
+
+    Args:
+        path: of the results.
+        names: the class of each detection.
+        known: all classes that there are, measured or not.
+        ignore_case: whether "car" is "Car".
+
+    Raises:
+        DataError: all detections are such.
+    """
+    there = {name.lower() for name in known} if ignore_case else set(known)
+    counts = Counter(names)
+    others = Counter({n: c for n, c in counts.items() if (n.lower() if ignore_case else n) not in there})
+    if not others:
+        return
+    listed = ", ".join(f"{count} of {name!r}" for name, count in others.most_common(MOST_NAMES))
+    more = f" and of {len(others) - MOST_NAMES} other names" * (len(others) > MOST_NAMES)
+    text = (
+        f"{path}: {others.total()} of {counts.total()} detections have a class that is not known and do not count: "
+        f"{listed}{more}; known: {', '.join(known)}"
+    )
+    if others.total() == counts.total():
+        raise DataError(text)
+    _log.warning("%s", text)

@@ -47,6 +47,18 @@ def library_path(device_type: str) -> Path:
     return Path(__file__).with_name(f"libpcdet_ext_{device_type}.so")
 
 
+def how_to_build(device_type: str) -> str:
+    """What builds a library where this package lies: in a checkout, or among the installed packages."""
+    compiler = "nvcc (CUDA's compiler)" if device_type == "cuda" else "g++"
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "setup.py").is_file():
+        return f"where {compiler} is found, this builds it: cd {checkout} && python setup.py build_ext --inplace"
+    return (
+        f"install the package again from its sources, where {compiler} is found: "
+        "pip install --force-reinstall --no-deps PATH_OF_THE_SOURCES"
+    )
+
+
 @cache
 def library(device_type: str) -> ctypes.CDLL | None:
     """The native library for "cpu" or "cuda", or None (with one warning where that is a surprise)."""
@@ -157,8 +169,8 @@ def _function(
         function = loaded[full_name]  # unlike an attribute a new object, which may have types of its own
     except AttributeError as error:
         raise NativeError(
-            f"{full_name} is not in {library_path(device_type)}, which was built from other sources than these: "
-            "build it again (python setup.py build_ext --inplace, or pip install)"
+            f"{full_name} is not in {library_path(device_type)}, which was built from other sources than these; "
+            f"{how_to_build(device_type)}"
         ) from error
     numbers: dict[type, Any] = {int: ctypes.c_int64, Int32: ctypes.c_int32, float: ctypes.c_double}
     last = ctypes.c_int32 if device_type == "cpu" else ctypes.c_void_p

@@ -206,6 +206,11 @@ def test_classes_are_held_against_the_data(prepared: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING):
         make(prepared, training=True, classes=["Car", "Cyclist"])
     assert "'Cyclist' never occurs" in caplog.text
+    caplog.clear()
+    make(prepared, classes=["Car", "Cyclist", "Bus", "Tram"])
+    assert [record.getMessage().partition(" in ")[0] for record in caplog.records] == [
+        "'Cyclist', 'Bus', 'Tram' never occur"
+    ]
 
 
 def test_a_missing_index_says_how_to_make_it(kitti_root: Path) -> None:

@@ -182,6 +182,30 @@ def test_all_labelled_frames_need_results(root: Path, tmp_path: Path) -> None:
         once(root, path, split="vall")
 
 
+def test_class_names_of_another_spelling_are_named(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = dataset(prepared(root))
+    metric = found.evaluator({})
+    for sample, predictions in detections(found, shift=0.1):
+        metric.add(sample, predictions)
+    (path,) = metric.write(tmp_path / "out")
+    entries = json.loads(path.read_text())
+    for item in entries:
+        item["name"] = ["pedestrian" if name == "Pedestrian" else name for name in item["name"]]
+    path.write_text(json.dumps(entries))
+    caplog.clear()
+    once(root, path)
+    total = sum(len(item["name"]) for item in entries)
+    assert f"{path}: 2 of {total} detections have a class that is not known and do not count" in caplog.text
+    assert "2 of 'pedestrian'; known: Car, Bus, Truck, Pedestrian, Cyclist" in caplog.text
+    for item in entries:
+        item["name"] = [f"CLASS_{name.upper()}" for name in item["name"]]
+    path.write_text(json.dumps(entries))
+    with pytest.raises(DataError, match=rf"{total} of {total} detections have a class that is not known"):
+        once(root, path)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 30), st.integers(0, 1000))
 def test_points_are_read_as_written(tmp_path_factory: pytest.TempPathFactory, count: int, seed: int) -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -62,6 +63,13 @@ def test_a_library_that_is_not_built_is_told(monkeypatch, tmp_path) -> None:
     monkeypatch.delenv("PCDET_EXT_NATIVE", raising=False)
     monkeypatch.setattr(info._native, "library_path", lambda kind: tmp_path / "none.so")
     assert info.native_status("cpu").startswith("not built")
+    assert f"cd {Path(info.__file__).parents[2]} && python setup.py build_ext --inplace" in info.native_status("cpu")
+    monkeypatch.setattr(info._native, "__file__", str(tmp_path / "site-packages" / "pcdet_ext" / "ops" / "_native.py"))
+    for kind, compiler in (("cpu", "g++"), ("cuda", "nvcc")):  # installed, without a checkout
+        told = info.native_status(kind)
+        assert "setup.py" not in told
+        assert f"where {compiler}" in told
+        assert "pip install --force-reinstall --no-deps" in told
 
 
 def test_a_library_that_does_not_load_is_told(monkeypatch, tmp_path) -> None:

@@ -272,6 +272,11 @@ def test_the_tool_measures_classes_of_ones_own_and_draws_curves(root: Path, tmp_
             "results/000000.txt:1: a line must have 16 columns",
         ),
         (lambda t, r: (r / "000000.txt").write_text("Car" + " x" * 15), 1, "results/000000.txt:1: 'x' is not a number"),
+        (
+            lambda t, r: [f.write_text(f.read_text().replace("Car", "vehicle")) for f in r.iterdir()],
+            1,
+            "detections have a class that is not known and do not count: ",
+        ),
         (lambda t, r: (t / "000001.txt").unlink(), 2, "label_2/000001.txt: no such file"),
         (lambda t, r: [f.unlink() for f in r.iterdir()], 2, "results: no result files"),
         (lambda t, r: r.rename(r.with_name("gone")), 2, "results: no such folder"),

@@ -1,12 +1,13 @@
 """Tables of configurations, made from the files themselves: a page says which with `<!-- configurations: kitti/* -->`.
 
+The line after such a marker is for those who read the page without the site; the table takes its place.
 The comment at the head of a configuration says what it is and what was published with it; this is where both come from.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -15,7 +16,11 @@ from typing import Any
 import pcdet_ext
 from pcdet_ext import config
 
-MARKER = re.compile(r"^<!-- (configurations|details): (.+?) -->$", re.MULTILINE)
+MARKER = re.compile(r"^<!-- (configurations|details): (.+?) -->$(?:\n(\*.+\*)$)?", re.MULTILINE)
+NOTES = {
+    "configurations": "A table of {} is filled in here on the site, which `make docs` builds in a checkout.",
+    "details": "What {} say at their heads, and their settings, are filled in here on the site.",
+}
 HEAD = "| configuration | published | parameters | data | encoder | backbone | on the map | head |"
 RULE = "|" + "---|" * 8
 
@@ -55,6 +60,12 @@ def fill(text: str, folder: str) -> str:
         return rows(models, folder) if match[1] == "configurations" else details(models, folder)
 
     return MARKER.sub(table, text)
+
+
+def note(kind: str, patterns: Sequence[str]) -> str:
+    """The line that stands in a page beside its marker: which files the table is made from."""
+    files = [f"`configs/{pattern}.yaml`" for pattern in patterns]
+    return f"*{NOTES[kind].format(' and '.join(filter(None, (', '.join(files[:-1]), files[-1]))))}*"
 
 
 def named(patterns: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_classes(classes: Sequence[str], counts: Mapping[str, int], where: str, strict: bool) -> None:
-    """Hold the configured classes against the labels of an index. A class that never occurs is logged as a warning.
+    """Hold the configured classes against the labels of an index. Those that never occur are logged as one warning.
 
     Args:
         classes: the configured names.
@@ -29,11 +29,11 @@ def check_classes(classes: Sequence[str], counts: Mapping[str, int], where: str,
     if not absent or (not known and not strict):
         return
     spare = {name.lower(): name for name in known if name not in classes}
-    for name in absent:
-        close = difflib.get_close_matches(name.lower(), spare, n=1, cutoff=0.6)
-        if close and strict:
+    for name in absent if strict else ():
+        if close := difflib.get_close_matches(name.lower(), spare, n=1, cutoff=0.6):
             raise ConfigError(f"classes: {name!r} never occurs in {where}; did you mean {spare[close[0]]!r}?")
-        _log.warning("class %r never occurs in %s; it has: %s", name, where, ", ".join(sorted(known)) or "no labels")
+    listed, verb = ", ".join(map(repr, absent)), "occurs" if len(absent) == 1 else "occur"
+    _log.warning("%s never %s in %s; it has: %s", listed, verb, where, ", ".join(sorted(known)) or "no labels")
     if strict and len(absent) == len(classes):
         raise ConfigError(
             f"classes: none of {', '.join(classes)} occurs in {where}; it has: {', '.join(sorted(known))}"

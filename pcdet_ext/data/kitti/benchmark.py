@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pcdet_ext.data.kitti.labels import read_labels
-from pcdet_ext.evaluation.base import BENCHMARKS
+from pcdet_ext.evaluation.base import BENCHMARKS, check_class_names
 from pcdet_ext.evaluation.kitti import DEFAULT_OVERLAP, evaluate
 from pcdet_ext.evaluation.kitti_labels import Labels
 from pcdet_ext.evaluation.kitti_result import CLASSES, KittiResult, is_measured
 from pcdet_ext.files import MissingFileError
+
+TYPES = (*CLASSES, "Tram", "Misc", "DontCare")  # that KITTI labels
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ def evaluate_folders(
     for folder, frames in ((ground_truth, truth), (results, found)):
         _log_notes(folder, frames)
     labelled = {name for frame in truth for name in frame.names}
+    known = sorted({*TYPES, *labelled, *classes}, key=str.lower)
+    check_class_names(results, (name for frame in found for name in frame.names), known, ignore_case=True)
     others = {name: DEFAULT_OVERLAP for name in classes if name in labelled and not is_measured(name)}
     return evaluate(truth, found, classes, others | dict(overlap or {}))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pcdet_ext.data.once.results import results_by_frame
 from pcdet_ext.data.once.sequences import Frame, read_sequence, sequences_of
-from pcdet_ext.evaluation.base import BENCHMARKS
+from pcdet_ext.evaluation.base import BENCHMARKS, check_class_names
 from pcdet_ext.evaluation.once import CLASSES, Config, OnceResult, evaluate
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Targets
@@ -36,7 +36,8 @@ def once(
         published: whether boxes of other classes may be matched beyond a range of distances, as in ONCE's own tool.
 
     Raises:
-        DataError: naming the file that is missing or damaged, and a frame without results.
+        DataError: naming the file that is missing or damaged, a frame without results, and classes where no detection
+            has one that ONCE has; some of other names are a warning.
         ValueError: for classes that cannot be measured.
     """
     config = Config(tuple(classes), superclass, heading, published)
@@ -46,6 +47,7 @@ def once(
     if not labelled:
         raise DataError(f"{root}: no frame of split {split!r} has labels: there is nothing to measure")
     found = results_by_frame(Path(results), config.classes, frames)
+    check_class_names(Path(results), (name for frame in found.values() for name in frame.names), CLASSES)
     for frame in labelled:
         if frame.frame_id not in found:
             raise DataError(
