@@ -4,10 +4,11 @@ python benchmarks/before_after.py BEFORE AFTER [CONFIG …] [--threads 2 --round
 
 BEFORE and AFTER are working trees of two versions with their native libraries built, e.g. by `git worktree add`. Both
 get the same frame, the usual one of each configuration's data set, and the same parameters, made by AFTER. Each pass
-is that of `VoxelDetector.predict`, by what `Detector.optimize` makes of the detector where a version has that. The
-versions take turns, each in a process of its own that is started anew for every turn. Processor time, of all threads
-together, depends less than time on what else the machine does. What is compared are the boxes and, in every fifth row
-and column, the logits of the heatmaps, since untrained heads may find no box.
+is that of `VoxelDetector.predict`, by what `Detector.optimize` makes of the detector where a version has that, in a
+process that keeps freed memory, as `tools/test.py` does. The versions take turns, each in a process of its own that is
+started anew for every turn. Processor time, of all threads together, depends less than time on what else the machine
+does. What is compared are the boxes and, in every fifth row and column, the logits of the heatmaps, since untrained
+heads may find no box.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from typing import Any
 import numpy as np
 
 CONFIGS = ("waymo/flatformer", "waymo/dsvt_pillar", "waymo/scatterformer", "lion/waymo_mamba")
-TURNS = 2
 
 
 def prepare(name: str, folder: Path) -> None:
@@ -50,6 +50,9 @@ def prepare(name: str, folder: Path) -> None:
 
 def run(name: str, folder: Path, threads: int, rounds: int, side: str) -> None:
     """Time passes and write them, with what is found, to `<side>.npz` (in a process of either version)."""
+    from pcdet_ext.engine.allocation import keep_freed_memory
+
+    keep_freed_memory()
     import torch
 
     from pcdet_ext import config
@@ -94,7 +97,7 @@ def difference(before: np.ndarray, after: np.ndarray) -> float:
     return worst
 
 
-def compare(name: str, trees: dict[str, Path], threads: int, rounds: int) -> dict[str, Any]:
+def compare(name: str, trees: dict[str, Path], threads: int, rounds: int, turns: int) -> dict[str, Any]:
     """Seconds of both versions for one configuration, and how far apart what they find is."""
     seconds: dict[str, list[float]] = {side: [] for side in trees}
     busy: dict[str, list[float]] = {side: [] for side in trees}
@@ -102,7 +105,7 @@ def compare(name: str, trees: dict[str, Path], threads: int, rounds: int) -> dic
     logits: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as place:
         start(trees["after"], "prepare", name, place)
-        for _ in range(TURNS):
+        for _ in range(turns):
             for side, tree in trees.items():
                 start(tree, "run", name, place, str(threads), str(rounds), side)
                 with np.load(Path(place) / f"{side}.npz") as made:
@@ -142,7 +145,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("after", type=Path)
     parser.add_argument("configs", nargs="*", metavar="CONFIG")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3, help=f"passes that count in each of {TURNS} turns")
+    parser.add_argument("--rounds", type=int, default=3, help="passes that count in each turn")
+    parser.add_argument("--turns", type=int, default=2, help="how often each version has a process of its own")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     from pcdet_ext.engine.info import hardware, versions
@@ -157,7 +161,7 @@ def main(arguments: Sequence[str]) -> None:
         "results": [],
     }
     for name in names:
-        content["results"].append(compare(name, trees, options.threads, options.rounds))
+        content["results"].append(compare(name, trees, options.threads, options.rounds, options.turns))
         if options.json is not None:
             options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

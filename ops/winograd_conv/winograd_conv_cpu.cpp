@@ -3,6 +3,7 @@
 // point reaches most of it, and every convolution gives the same there.
 #pragma GCC optimize("fp-contract=fast")
 
+#include "row_panels.h"
 #include "winograd.h"
 
 #include <algorithm>
@@ -10,16 +11,9 @@
 #include <memory>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define PCDET_WIDE_TARGETS
-#endif
-
 namespace {
 
 using namespace pcdet;
-
-constexpr int64_t kLanes = 16;  // channels that go together
-typedef float Lanes __attribute__((vector_size(64), aligned(4)));
 
 struct Conv {
     const float* x;
@@ -49,12 +43,6 @@ const float* cell(const Conv& c, int64_t frame, int64_t y, int64_t x) {
     return c.x + ((frame * c.height + y) * c.width + x) * c.in;
 }
 
-PCDET_HD Lanes lanes_at(const float* from) {
-    Lanes v;
-    std::memcpy(&v, from, sizeof(v));
-    return v;
-}
-
 // The tile's surroundings at the 36 points, to v [36, rows of a block, in] at one of the rows.
 PCDET_HD void transform_input(const Conv& c, Place p, float* v, int64_t point_step) {
     for (int64_t k = 0; k < c.in; k += kLanes) {
@@ -69,29 +57,6 @@ PCDET_HD void transform_input(const Conv& c, Place p, float* v, int64_t point_st
         for (int i = 0; i < kPatch; ++i) to_points(d + i * kPatch, 1, d + i * kPatch);
         for (int i = 0; i < kPoints; ++i) std::memcpy(v + i * point_step + k, &d[i], sizeof(Lanes));
     }
-}
-
-// Products of `Rows` rows of a [.., depth] with `Panels` panels [depth, 16] of weights, to m [.., m_step].
-template <int Rows, int Panels>
-PCDET_HD void multiply_some(const float* a, const float* panel, int64_t depth, float* m, int64_t m_step) {
-    Lanes sum[Rows][Panels] = {};
-    for (int64_t k = 0; k < depth; ++k) {
-        Lanes w[Panels];
-        for (int j = 0; j < Panels; ++j) w[j] = lanes_at(panel + (j * depth + k) * kLanes);
-        for (int i = 0; i < Rows; ++i)
-            for (int j = 0; j < Panels; ++j) sum[i][j] += a[i * depth + k] * w[j];
-    }
-    for (int i = 0; i < Rows; ++i)
-        for (int j = 0; j < Panels; ++j) std::memcpy(m + i * m_step + j * kLanes, &sum[i][j], sizeof(Lanes));
-}
-
-template <int Rows, int Panels>
-PCDET_HD void multiply(const float* a, const float* panel, int64_t rows, int64_t depth, float* m) {
-    int64_t i = 0;
-    for (; i + Rows <= rows; i += Rows)
-        multiply_some<Rows, Panels>(a + i * depth, panel, depth, m + i * Panels * kLanes, Panels * kLanes);
-    for (; i < rows; ++i)
-        multiply_some<1, Panels>(a + i * depth, panel, depth, m + i * Panels * kLanes, Panels * kLanes);
 }
 
 // A tile of 16 channels from the products m [36, point_step]; to y [16 cells].

@@ -60,6 +60,7 @@ SPARSE_CONVOLUTIONS = {  # functions of the module that are no operations
     "_resolve": lambda engine, device: "native",
     "strided_table": sparse.strided_table,
     "submanifold_pairs": sparse.submanifold_pairs,
+    "takes_sparse_conv": lambda features, weight: False,
 }
 ROOMS = ("pcdet_ext.models", "pcdet_ext.grouping", "pcdet_ext.mixers")  # whose `len` is recorded, and those of users
 

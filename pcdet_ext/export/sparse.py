@@ -10,6 +10,7 @@ from torch import Tensor
 from pcdet_ext.export.basics import count_up, inverse_of, rows, unique
 from pcdet_ext.export.operators import argsort, scatter_rows
 from pcdet_ext.models.layers import sparse_conv
+from pcdet_ext.models.layers.gathered_conv import cell_coords
 from pcdet_ext.models.layers.sparse_conv import NeighbourTable, Pairs, Triple
 from pcdet_ext.structures import SparseVoxels
 
@@ -73,7 +74,7 @@ def strided_table(
         end = start + row.shape[0]
         pairs.append((row, place[start:end]))
         start = end
-    return NeighbourTable(pairs, sparse_conv._unpack(distinct, out_grid), out_grid)
+    return NeighbourTable(pairs, cell_coords(distinct, out_grid), out_grid)
 
 
 def apply(features: Tensor, weight: Tensor, pairs: Pairs, count: int) -> Tensor:

@@ -21,7 +21,7 @@ from pcdet_ext.models.heads import HEADS, CenterHead
 from pcdet_ext.models.heads.center import Candidates, CenterOutput
 from pcdet_ext.models.heads.shortcuts import detected
 from pcdet_ext.models.layers.cells import convolve_at
-from pcdet_ext.models.layers.folding import folded
+from pcdet_ext.models.layers.folding import ScaleAndShift, folded
 from pcdet_ext.models.layers.norm import SparseBatchNorm
 from pcdet_ext.models.layers.winograd import WinogradConv2d
 from pcdet_ext.structures import Detections, PointBatch
@@ -277,6 +277,19 @@ def test_convolutions_of_maps_become_faster_ones_with_what_is_behind(stride: int
     with torch.no_grad():
         torch.testing.assert_close(copy(x), model(x), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(copy.double()(x.double()), model.double()(x.double()), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_norms_of_maps_that_stay_become_scale_and_shift(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    norm = seen_statistics(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(6)))
+    x = torch.randn(2, 6, 5, 7, dtype=dtype).contiguous(memory_format=layout)
+    copy = folded(norm)
+    assert isinstance(copy[1], ScaleAndShift)
+    y, expected = copy(x), norm.to(torch.float64)(x.double())
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y.double(), expected, atol=1e-2 if dtype == torch.bfloat16 else 1e-5, rtol=1e-2)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -12,6 +12,7 @@ from pcdet_ext.ops.equal_groups import equal_group_slots
 from pcdet_ext.ops.neighbours import gather_neighbours, neighbour_table
 from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours, octree_parents
 from pcdet_ext.ops.retention import mlstm, retention
+from pcdet_ext.ops.sparse_conv import sparse_conv
 from pcdet_ext.ops.unique_numbers import unique_numbers
 from pcdet_ext.ops.winograd_conv import winograd_conv2d, winograd_weight
 
@@ -75,6 +76,7 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
     """A call by name; `change` is applied to the large inputs, and must not change their values."""
     points = change(rand(50, 4) * 3)
     filters = change(rand(16, 16, 3, 3))
+    reads = torch.tensor([[0, -1, 2, 3, 4, 5, 6, 0, 1], [-1, 1, 6, 6, 0, 0, -1, 2, 2]], dtype=torch.int32)
     index, q, r = change(whole(4, 30)), change(rand(30, 2, 4, dtype=dtype)), change(rand(2, 40, 2, 4, dtype=dtype))
     values, voxels, upright = change(rand(30, 3, dtype=dtype)), change(coords()), change(boxes(dtype))
     neighbours = change(torch.stack([table(0, -1, 2, 1), table(3, 2, 1, -1)], 1))
@@ -153,6 +155,9 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
         ),
         "winograd_conv2d": lambda: winograd_conv2d(
             change(rand(1, 16, 5, 6, dtype=torch.float32)), filters, filters[:, 0, 0, 0], winograd_weight(filters)
+        ),
+        "sparse_conv": lambda: sparse_conv(
+            change(rand(7, 16, dtype=torch.float32)), filters.flatten(2).transpose(1, 2), reads, filters[:, 0, 0, 0]
         ),
         "retention": lambda: with_gradients(lambda q: retention(q, q, q, decay, chunk=16), r),
         "mlstm": lambda: with_gradients(lambda q: mlstm(q, q, q, q[..., 0], q[..., 1], chunk=16), r),

@@ -78,11 +78,11 @@ def strided_gather(
     reads = torch.full((len(found) * cells + 1,), -1, dtype=torch.int32, device=device)  # the last takes what is none
     place = torch.where(readers < 0, len(found) * cells, readers * cells + torch.arange(cells, device=device))
     reads[place.flatten()] = torch.arange(n, device=device, dtype=torch.int32).repeat_interleave(cells)
-    coords = _coords(found, out_grid)
+    coords = cell_coords(found, out_grid)
     return GatherTable(reads[:-1].view(-1, cells), readers.int(), coords, out_grid)
 
 
-def _coords(numbers: Tensor, grid: Triple) -> Tensor:
+def cell_coords(numbers: Tensor, grid: Triple) -> Tensor:
     """Coordinates int32 [M, 4] of numbers of cells, frame after frame."""
     plane, x = numbers // grid[2], numbers % grid[2]
     volume, y = plane // grid[1], plane % grid[1]

@@ -25,12 +25,14 @@ from torch.autograd.function import once_differentiable
 
 from pcdet_ext.models.layers.gathered_conv import (
     GatherTable,
+    cell_coords,
     convolve_gathered,
     strided_gather,
     submanifold_gather,
 )
 from pcdet_ext.ops._native import on_cuda
 from pcdet_ext.ops.neighbours import neighbour_table
+from pcdet_ext.ops.sparse_conv import reads_of_pairs, sparse_conv, takes_sparse_conv
 from pcdet_ext.structures import SparseVoxels, untraced
 
 Triple = tuple[int, int, int]
@@ -125,6 +127,9 @@ class SparseConv3d(nn.Module):
         table = voxels.plan(key, self._gather_table if gathers else self._table)
         if gathers:
             result = convolve_gathered(voxels.features, self.weight, table)
+        elif takes_sparse_conv(voxels.features, self.weight):
+            reads = voxels.plan((*key, "reads"), lambda _: reads_of_pairs(table.pairs, len(table.coords)))
+            result = sparse_conv(voxels.features, self.weight.flatten(1, 3), reads)
         else:
             result = _apply(voxels.features, self.weight, table.pairs, len(table.coords))
         result = result if self.bias is None else result + self.bias
@@ -286,7 +291,7 @@ def strided_table(
     if first_seen:
         unique, inverse = _as_first_seen(unique, inverse)
     pairs = list(zip(rows, inverse.split([len(r) for r in rows]), strict=True))
-    return NeighbourTable(pairs, _unpack(unique, out_grid), out_grid)
+    return NeighbourTable(pairs, cell_coords(unique, out_grid), out_grid)
 
 
 def _as_first_seen(unique: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
@@ -309,14 +314,6 @@ def _reached(position: Tensor, offset: int, stride: int, padding: int, size: int
 def _key_strides(grid: Triple) -> tuple[int, int, int, int]:
     depth, height, width = grid
     return depth * height * width, height * width, width, 1
-
-
-def _unpack(keys: Tensor, grid: Triple) -> Tensor:
-    """Coordinates int32 [M, 4] of flat cell numbers."""
-    depth, height, width = grid
-    x, line = keys % width, keys // width
-    y, plane = line % height, line // height
-    return torch.stack([plane // depth, plane % depth, y, x], dim=1).int()
 
 
 def convolve_pairs(features: Tensor, weight: Tensor, pairs: Pairs, rows: int) -> Tensor:

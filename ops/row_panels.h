@@ -1,0 +1,48 @@
+// Products of rows with panels of 16 columns of a matrix, as many sums at once as the registers of a processor hold. For
+// sources that begin with
+//     #pragma GCC optimize("fp-contract=fast")
+#pragma once
+
+#include <cstring>
+
+#include "common.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define PCDET_WIDE_TARGETS
+#endif
+
+namespace pcdet {
+
+constexpr int64_t kLanes = 16;  // channels that go together
+typedef float Lanes __attribute__((vector_size(64), aligned(4)));
+
+PCDET_HD Lanes lanes_at(const float* from) {
+    Lanes v;
+    std::memcpy(&v, from, sizeof(v));
+    return v;
+}
+
+// Products of `Rows` rows of a [.., depth] with `Panels` panels [depth, 16] of weights, to m [.., m_step].
+template <int Rows, int Panels>
+PCDET_HD void multiply_some(const float* a, const float* panel, int64_t depth, float* m, int64_t m_step) {
+    Lanes sum[Rows][Panels] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+        Lanes w[Panels];
+        for (int j = 0; j < Panels; ++j) w[j] = lanes_at(panel + (j * depth + k) * kLanes);
+        for (int i = 0; i < Rows; ++i)
+            for (int j = 0; j < Panels; ++j) sum[i][j] += a[i * depth + k] * w[j];
+    }
+    for (int i = 0; i < Rows; ++i)
+        for (int j = 0; j < Panels; ++j) std::memcpy(m + i * m_step + j * kLanes, &sum[i][j], sizeof(Lanes));
+}
+
+template <int Rows, int Panels>
+PCDET_HD void multiply(const float* a, const float* panel, int64_t rows, int64_t depth, float* m) {
+    int64_t i = 0;
+    for (; i + Rows <= rows; i += Rows)
+        multiply_some<Rows, Panels>(a + i * depth, panel, depth, m + i * Panels * kLanes, Panels * kLanes);
+    for (; i < rows; ++i)
+        multiply_some<1, Panels>(a + i * depth, panel, depth, m + i * Panels * kLanes, Panels * kLanes);
+}
+
+}  // namespace pcdet

@@ -1,0 +1,102 @@
+"""Sparse convolution for inference: sums of products of the rows that each output reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pcdet_ext.ops._arguments import typed
+from pcdet_ext.ops._native import has_kernels, kernel_kind, launch
+
+LANES = 16  # output channels that the kernel takes together
+
+
+def takes_sparse_conv(features: Tensor, weight: Tensor) -> bool:
+    """Whether `sparse_conv` has a kernel for rows [N, C] and the weight [D, K, C].
+
+    There is one, without gradients, for float32 on the CPU where D is a multiple of 16.
+    """
+    if torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad):
+        return False
+    fits = features.dtype == weight.dtype == torch.float32 and len(weight) % LANES == 0
+    return fits and kernel_kind(features.device) == "cpu" and has_kernels(features)
+
+
+def reads_of_pairs(pairs: Sequence[tuple[Tensor, Tensor]], rows: int) -> Tensor:
+    """The input row int32 [rows, K] that each output reads through each kernel cell, -1 for none.
+
+    pairs: for each of the K cells (input rows, output rows), int64, each output at most once.
+    """
+    cells = len(pairs)
+    reads = torch.full((rows * cells,), -1, dtype=torch.int32, device=pairs[0][0].device)
+    for cell, (into, out) in enumerate(pairs):
+        reads[out * cells + cell] = into.int()
+    return reads.view(rows, cells)
+
+
+@typed
+def sparse_conv(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None = None) -> Tensor:
+    """out[m] = bias + Σ over k of weight[:, k] @ features[reads[m, k]], without gradients.
+
+    Sums run cell by cell, in the order of k, so results repeat. Autocast has no effect.
+
+    Args:
+        features: [N, C].
+        weight: [D, K, C], of the same type.
+        reads: int32 [M, K], rows of the features, -1 for none.
+        bias: [D], or None for zeros.
+
+    Returns:
+        [M, D].
+
+    Raises:
+        ValueError: arguments do not fit each other.
+        NativeError: a row is none of the features.
+    """
+    _check(features, weight, reads, bias)
+    if not takes_sparse_conv(features, weight):
+        with torch.autocast(features.device.type, enabled=False):
+            return sparse_conv_reference(features, weight, reads, bias)
+    bias = None if bias is None else bias.contiguous()
+    return _sparse_conv(features.contiguous(), weight.contiguous(), reads.contiguous(), bias)
+
+
+def sparse_conv_reference(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The definition of `sparse_conv`, on any device."""
+    none = features.new_zeros(1, features.shape[1])
+    gathered = torch.cat([features, none])[reads.long()]  # -1 is the last
+    out = torch.einsum("mkc,dkc->md", gathered, weight)
+    return out if bias is None else out + bias
+
+
+def _check(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None) -> None:
+    if features.ndim != 2 or weight.ndim != 3 or weight.shape[2] != features.shape[1]:
+        raise ValueError(
+            "features [N, C] and weight [D, K, C] must have the same C, "
+            f"got {list(features.shape)} and {list(weight.shape)}"
+        )
+    if features.dtype != weight.dtype or not features.is_floating_point():
+        raise ValueError(f"features and weight must be of one floating type, got {features.dtype} and {weight.dtype}")
+    if reads.dtype != torch.int32 or reads.ndim != 2 or reads.shape[1] != weight.shape[1]:
+        raise ValueError(f"reads must be int32 [M, {weight.shape[1]}], got {reads.dtype} {list(reads.shape)}")
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
+        raise ValueError(f"bias must be {weight.dtype} [{len(weight)}], got {bias.dtype} {list(bias.shape)}")
+    if len({t.device for t in (features, weight, reads)}) != 1:
+        raise ValueError("features, weight and reads must be on one device")
+
+
+@torch.library.custom_op("pcdet_ext::sparse_conv", mutates_args=())
+def _sparse_conv(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None) -> Tensor:
+    (n, depth), (m, cells), channels, f32 = features.shape, reads.shape, len(weight), torch.float32
+    out = features.new_empty(m, channels)
+    given = (features, f32, n * depth), n, (weight, f32, channels * cells * depth), (bias, f32, channels)
+    table = (reads, torch.int32, m * cells), m, cells, depth, channels
+    launch("sparse_conv", features.device, *given, *table, (out, f32, m * channels))
+    return out
+
+
+@_sparse_conv.register_fake
+def _(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None) -> Tensor:
+    return features.new_empty(len(reads), len(weight))
