@@ -164,7 +164,7 @@ class PlaceRecognizer(PlaceModel):
             self.backbone = BACKBONES.build(backbone, in_channels=channels, grid=self.encoder.grid, **geometry)
             channels = self.backbone.out_channels
         self.pooling = POOLINGS.build(pooling, channels=[channels])
-        if self.pooling.reads != "nodes":
+        if self.pooling.reads == "tokens":
             raise ValueError(f"{pooling.get('name')} pools relay tokens, which voxels do not have")
 
     @property

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pcdet_ext.models.pooling.base import RowFeatures
+from pcdet_ext.models.pooling.base import Reads, RowFeatures
 from pcdet_ext.models.pooling.gem import EPS, POWER
 from pcdet_ext.models.pooling.registry import POOLINGS
 
@@ -103,7 +103,7 @@ class PyramidAttentionPooling(nn.Module):
         ValueError: for numbers that do not fit.
     """
 
-    reads: ClassVar[Literal["nodes", "tokens"]] = "nodes"
+    reads: ClassVar[Reads] = "nodes"
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class TokenAttentionPooling(nn.Module):
         ValueError: for numbers that do not fit, and an unknown aggregator.
     """
 
-    reads: ClassVar[Literal["nodes", "tokens"]] = "tokens"
+    reads: ClassVar[Reads] = "tokens"
 
     def __init__(
         self,

@@ -12,19 +12,27 @@ from torch import Tensor
 from pcdet_ext.ops.segment import segment_reduce
 from pcdet_ext.structures import SparseVoxels
 
+Reads = Literal["nodes", "cells", "tokens"]
+
 
 @dataclass(frozen=True, eq=False)
 class RowFeatures:
-    """Features [N, C] of nodes, voxels or tokens, and the cloud int64 [N] that each belongs to, of `batch_size`."""
+    """Features [N, C] of nodes, voxels or tokens, and the cloud int64 [N] that each belongs to, of `batch_size`.
+
+    Voxels also have coords int32 [N, 4] (batch, z, y, x), and the grid (Z, Y, X) that these are cells of.
+    """
 
     features: Tensor
     batch_index: Tensor
     batch_size: int
+    coords: Tensor | None = None
+    grid: tuple[int, int, int] | None = None
 
     @staticmethod
     def of_voxels(voxels: SparseVoxels) -> RowFeatures:
         """Those of voxels."""
-        return RowFeatures(voxels.features, voxels.coords[:, 0].long(), voxels.batch_size)
+        z, y, x = voxels.grid
+        return RowFeatures(voxels.features, voxels.coords[:, 0].long(), voxels.batch_size, voxels.coords, (z, y, x))
 
     def mean(self) -> Tensor:
         """Mean [B, C] of each cloud's rows, zeros for a cloud without rows."""
@@ -45,10 +53,11 @@ class RowFeatures:
 class Pooling(Protocol):
     """Turns the features of each cloud into one descriptor.
 
-    reads: features of the "nodes" (or voxels) of one or several depths, or of relay "tokens"; out_channels: D.
+    reads: features of the "nodes" (or voxels) of one or several depths, of voxels with their "cells" alone, or of relay
+    "tokens"; out_channels: D.
     """
 
-    reads: ClassVar[Literal["nodes", "tokens"]]
+    reads: ClassVar[Reads]
     out_channels: int
 
     def __call__(self, levels: Sequence[RowFeatures]) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pcdet_ext.models.layers.norm import SparseBatchNorm
-from pcdet_ext.models.pooling.base import RowFeatures
+from pcdet_ext.models.pooling.base import Reads, RowFeatures
 from pcdet_ext.models.pooling.registry import POOLINGS
 
 POWER, EPS = 3.0, 1e-6
@@ -29,7 +29,7 @@ class GeM(nn.Module):
     channels: of each depth, the finest first.
     """
 
-    reads: ClassVar[Literal["nodes", "tokens"]] = "nodes"
+    reads: ClassVar[Reads] = "nodes"
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class PyramidGeM(nn.Module):
         batch_norm: False for a linear layer with a bias alone, which does not depend on what else is in a batch.
     """
 
-    reads: ClassVar[Literal["nodes", "tokens"]] = "nodes"
+    reads: ClassVar[Reads] = "nodes"
 
     def __init__(
         self, channels: Sequence[int], out_channels: int = 256, gated: bool = False, batch_norm: bool = True
