@@ -8,7 +8,7 @@
     pcdet benchmark kernels [--only wkv] [--architectures 80 90] [--json FILE]
     pcdet benchmark trackers [--detections 100] [--frames 200] [--json FILE]
     pcdet benchmark places CHECKPOINT [data.root=DIR] [--split val] [--json FILE]
-    pcdet benchmark registration DIR CHECKPOINT [--steps 800] [--pairs 200] [--json FILE]
+    pcdet benchmark registration DIR CHECKPOINT [--steps 800] [--pairs 200] [--apart 5 15] [--json FILE]
 
 Ratios are how many times longer the named peer took, both measured in one run; exits 1 when results differ, and when a
 CUDA kernel spills registers or moves over twice the bytes that it must without a reason that is written down.
@@ -110,6 +110,14 @@ def _add_registration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=800, help="steps of training on the split train (default 800)")
     parser.add_argument("--pairs", type=int, default=200, help="pairs of the split val to register (default 200)")
     parser.add_argument(
+        "--apart",
+        type=float,
+        nargs=2,
+        default=(5.0, 15.0),
+        metavar=("FROM", "TO"),
+        help="metres between the clouds of these pairs (default 5 to 15)",
+    )
+    parser.add_argument(
         "--device", default="cpu", choices=["cpu", "cuda"], help="where the network runs (default: cpu)"
     )
     parser.add_argument("--json", type=path, help="write everything measured to this file")
@@ -209,7 +217,7 @@ def _run_places(options: argparse.Namespace) -> int:
 def _run_registration(options: argparse.Namespace) -> int:
     from pcdet_ext.benchmark.registration import run_registration
 
-    sizes = (options.steps, options.pairs)
+    sizes = (options.steps, options.pairs, tuple(options.apart))
     run_registration(options.root, options.checkpoint, *sizes, options.json, options.device)
     return 0
 

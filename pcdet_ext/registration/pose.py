@@ -12,10 +12,17 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.models.registration import RegistrationNetwork, mutual_nearest
+from pcdet_ext.registration.ground import GROUND, above_ground
 from pcdet_ext.structures import Array, PointBatch
 
-ITERATIONS, CONFIDENCE = 50_000, 0.999  # of RANSAC
+ITERATIONS, CONFIDENCE = (
+    100_000,
+    1.0,
+)  # of RANSAC, which does not stop early: of repeated houses the first fit may be wrong
+ROTATION, TRANSLATION = 5.0, 2.0  # degrees and metres within which a pose is right, as on KITTI in FCGF
+MATCH_DISTANCE = 2.0  # voxels that corresponding points may be apart, where nothing else is said
 SMALLEST_SAMPLE = 3  # points that a pose needs
+FEWEST_INLIERS = 30  # of a pose that counts as found, where nothing else is said
 
 
 class Describer(Protocol):
@@ -31,9 +38,26 @@ class PoseError:
     rotation: float
     translation: float
 
-    def within(self, rotation: float = 5.0, translation: float = 2.0) -> bool:
+    def within(self, rotation: float = ROTATION, translation: float = TRANSLATION) -> bool:
         """Whether it counts as found: the limits are those of KITTI in FCGF (Choy et al., ICCV 2019)."""
         return self.rotation < rotation and self.translation < translation
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """How one cloud lies in the frame of another one.
+
+    pose: float64 [4, 4], source to target, None where too few correspondences agree on one; inliers: how many of them
+    that pose (or the best one, where it has too few) brings together; matches: how many correspondences there were.
+    """
+
+    pose: Array | None
+    inliers: int
+    matches: int
+
+    def error(self, right: Array) -> PoseError:
+        """How far the pose is from the right one [4, 4]; infinitely far where none was found."""
+        return PoseError(math.inf, math.inf) if self.pose is None else pose_error(self.pose, right)
 
 
 @dataclass(frozen=True)
@@ -86,46 +110,73 @@ def open3d() -> ModuleType:
     return library
 
 
-def register(source: Array, target: Array, describe: Describer, distance: float) -> Array:
-    """The pose float64 [4, 4] that brings a cloud into the frame of another one.
+def register(
+    source: Array,
+    target: Array,
+    describe: Describer,
+    distance: float,
+    ground: float | None = GROUND,
+    min_inliers: int = FEWEST_INLIERS,
+) -> Registration:
+    """The pose that brings a cloud into the frame of another one, where one is found.
 
     Points whose descriptors are nearest to each other correspond, and RANSAC finds the pose that brings most of them
-    together (`pose_of_matches`).
+    together (`pose_of_matches`). Points on the ground are left out: they look alike everywhere, and a pose that slides
+    one cloud along the street over the other brings them together as well as the right one.
 
     Args:
-        source: points [N, 3+] of a cloud, metres.
+        source: points [N, 3+] of a cloud, metres, z upwards.
         target: points [M, 3+] of the other.
         describe: what gives points and descriptors.
         distance: metres that two corresponding points may be apart.
+        ground: metres above the lowest points around up to which a point is on the ground; None keeps all points.
+        min_inliers: how many correspondences a pose has to bring together to count as found.
 
     Raises:
         ImportError: without Open3D.
+        ValueError: for a distance that is not positive, and fewer than three inliers.
     """
-    here, there = describe(source), describe(target)
-    rows, partners = mutual_nearest(here[1], there[1])
-    return pose_of_matches(here[0][rows].cpu().numpy(), there[0][partners].cpu().numpy(), distance)
+    (here, near), (there, far) = (_standing(cloud, describe, ground) for cloud in (source, target))
+    rows, partners = mutual_nearest(near, far)
+    ends = here[rows].cpu().numpy(), there[partners].cpu().numpy()
+    return pose_of_matches(*ends, distance, min_inliers=min_inliers)
 
 
-def pose_of_matches(source: Array, target: Array, distance: float, seed: int = 0) -> Array:
+def _standing(cloud: Array, describe: Describer, ground: float | None) -> tuple[Tensor, Tensor]:
+    """Points and descriptors of what stands above the ground, or of everything."""
+    points, descriptors = describe(cloud)
+    if ground is None:
+        return points, descriptors
+    kept = torch.from_numpy(above_ground(points.cpu().numpy(), cloud, ground)).to(points.device)
+    return points[kept], descriptors[kept]
+
+
+def pose_of_matches(
+    source: Array, target: Array, distance: float, seed: int = 0, min_inliers: int = FEWEST_INLIERS
+) -> Registration:
     """The pose that brings most points near their partners.
 
-    RANSAC over samples of three pairs whose edges are of similar length, refined on all pairs that fit (Open3D).
+    RANSAC over samples of three pairs whose edges are of similar length, refined on all pairs that fit (Open3D). Three
+    pairs nearly always fit some pose, so that one which brings only a few together says nothing.
 
     Args:
         source: [K, 3], points in metres.
         target: [K, 3], their partners.
         distance: metres within which a pair fits.
         seed: of the samples.
-
-    Returns:
-        float64 [4, 4], source to target; the identity for fewer than three pairs.
+        min_inliers: how many pairs have to fit for a pose to count as found.
 
     Raises:
         ImportError: Open3D is not installed.
+        ValueError: for a distance that is not positive, and fewer than three inliers.
     """
+    if not 0 < distance < math.inf or min_inliers < SMALLEST_SAMPLE:
+        raise ValueError(
+            f"distance must be above 0 and min_inliers at least {SMALLEST_SAMPLE}, got {distance} and {min_inliers}"
+        )
     o3d = open3d()
     if len(source) < SMALLEST_SAMPLE:
-        return np.eye(4)
+        return Registration(None, 0, len(source))
     o3d.utility.random.seed(seed)
     clouds = [o3d.geometry.PointCloud(o3d.utility.Vector3dVector(p.astype(np.float64))) for p in (source, target)]
     pairs = o3d.utility.Vector2iVector(np.tile(np.arange(len(source), dtype=np.int32)[:, None], 2))
@@ -142,7 +193,9 @@ def pose_of_matches(source: Array, target: Array, distance: float, seed: int = 0
         ],
         registration.RANSACConvergenceCriteria(ITERATIONS, CONFIDENCE),
     )
-    return np.array(found.transformation, np.float64)
+    inliers = len(found.correspondence_set)
+    pose = np.array(found.transformation, np.float64) if inliers >= min_inliers else None
+    return Registration(pose, inliers, len(source))
 
 
 def pose_error(found: Array, right: Array) -> PoseError:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pcdet_ext import checkpoint
 from pcdet_ext.checkpoint import CheckpointError
-from pcdet_ext.models.registration import RegistrationNetwork, correspondence_loss
+from pcdet_ext.models.registration import DescribedPoints, RegistrationNetwork, correspondence_loss
+from pcdet_ext.registration.ground import GROUND, above_ground
 from pcdet_ext.registration.pairs import CloudPair, CloudPairs, turned_at_random
-from pcdet_ext.structures import PointBatch
+from pcdet_ext.structures import Array, PointBatch
 
 KIND = "registration"
 
@@ -117,7 +118,9 @@ class RegistrationTrainer:
 
 
 def loss_of(network: RegistrationNetwork, pairs: list[CloudPair], generator: torch.Generator | None = None) -> Tensor:
-    """The mean loss of pairs: partners are within one voxel, points within three do not count against each other.
+    """The mean loss of pairs, of points above the ground, since poses are found from those (`register`).
+
+    Partners are within one voxel, points within three do not count against each other.
 
     Args:
         network: what is trained.
@@ -130,8 +133,8 @@ def loss_of(network: RegistrationNetwork, pairs: list[CloudPair], generator: tor
     size = network.voxel_size
     losses = [
         correspondence_loss(
-            found.of_frame(2 * i),
-            found.of_frame(2 * i + 1),
+            _standing(found.of_frame(2 * i), pair.source),
+            _standing(found.of_frame(2 * i + 1), pair.target),
             torch.from_numpy(pair.pose).to(device),
             size,
             3 * size,
@@ -140,6 +143,12 @@ def loss_of(network: RegistrationNetwork, pairs: list[CloudPair], generator: tor
         for i, pair in enumerate(pairs)
     ]
     return torch.stack(losses).mean()
+
+
+def _standing(described: DescribedPoints, cloud: Array) -> DescribedPoints:
+    """What stands above the ground."""
+    kept = torch.from_numpy(above_ground(described.points.cpu().numpy(), cloud, GROUND)).to(described.points.device)
+    return DescribedPoints(described.points[kept], described.descriptors[kept], described.frame[kept])
 
 
 def load_network(path: str | Path) -> RegistrationNetwork:

@@ -13,6 +13,7 @@ from pcdet_ext.data.places import Frame, PlaceFrames, PlacesDataset, write_frame
 from pcdet_ext.data.prepare import prepare
 from pcdet_ext.files import DataError
 from pcdet_ext.registration import FPFH, pose_error, pose_of_matches, register
+from pcdet_ext.registration.ground import above_ground
 from pcdet_ext.registration.pairs import CloudPair, CloudPairs, turned_at_random
 from pcdet_ext.structures import Array
 
@@ -45,14 +46,65 @@ def test_ransac_finds_the_pose_among_wrong_pairs(wrong: float) -> None:
     target = moved(source, right)
     lost = rng.random(400) < wrong
     target[lost] = rng.uniform(-30, 30, (int(lost.sum()), 3))
-    error = pose_error(pose_of_matches(source, target, 0.3), right)
+    found = pose_of_matches(source, target, 0.3)
+    error = found.error(right)
     assert error.rotation < 0.1
     assert error.translation < 0.1
+    assert found.matches == 400
+    assert found.inliers == pytest.approx(400 - lost.sum(), abs=5)
 
 
-def test_too_few_pairs_leave_clouds_where_they_are() -> None:
+def test_where_nothing_is_found_there_is_no_pose() -> None:
     pytest.importorskip("open3d")
-    assert np.array_equal(pose_of_matches(np.zeros((2, 3)), np.ones((2, 3)), 1.0), np.eye(4))
+    two = pose_of_matches(np.zeros((2, 3)), np.ones((2, 3)), 1.0)
+    assert (two.pose, two.inliers, two.matches) == (None, 0, 2)
+    rng = np.random.default_rng(0)
+    unlike = pose_of_matches(rng.uniform(-30, 30, (60, 3)), rng.uniform(-30, 30, (60, 3)), 0.5)
+    assert unlike.pose is None
+    assert unlike.inliers < 30
+    assert not unlike.error(np.eye(4)).within()
+    assert register(np.zeros((0, 3), np.float32), walls(rng), nothing_but_points, 1.0).pose is None
+
+
+def nothing_but_points(points: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    """The points themselves as descriptors."""
+    cloud = torch.from_numpy(points[:, :3])
+    return cloud, cloud
+
+
+def test_numbers_that_make_no_sense_are_refused() -> None:
+    for wrong in ({"distance": 0.0}, {"distance": float("nan")}, {"distance": 1.0, "min_inliers": 2}):
+        with pytest.raises(ValueError, match="distance must be above 0 and min_inliers at least 3"):
+            pose_of_matches(np.zeros((5, 3)), np.zeros((5, 3)), **wrong)
+
+
+def test_the_ground_is_what_is_lowest_around() -> None:
+    rng = np.random.default_rng(0)
+    slope = np.column_stack([rng.uniform(-20, 20, (20000, 2)), np.zeros(20000)])
+    slope[:, 2] = 0.05 * slope[:, 0] + rng.normal(0, 0.02, len(slope))
+    wall = np.column_stack([rng.uniform(-20, 20, 500), np.full(500, 3.0), rng.uniform(1.5, 5, 500)])
+    cloud = np.concatenate([slope, wall])
+    standing = above_ground(cloud, cloud, 0.4)
+    assert not standing[:20000].any()
+    assert standing[20000:].all()
+    assert above_ground(np.zeros((0, 3)), cloud, 0.4).shape == (0,)
+
+
+def test_a_street_does_not_slide_along_itself() -> None:
+    """Ground matches that fit any shift along the street outnumber those of the houses."""
+    pytest.importorskip("open3d")
+    rng, right = np.random.default_rng(2), pose(0, 8, 0, 0)
+    ground = np.column_stack([rng.uniform(-30, 30, (900, 2)), np.full(900, -1.8)])
+    houses = rng.uniform((-30, -15, 0), (30, 15, 6), (60, 3))
+    source = np.concatenate([ground, houses]).astype(np.float32)
+    target = source.copy()
+    target[900:] = moved(houses, right)  # each piece of ground corresponds to the one at the same place: no shift
+
+    def by_row(points: Array) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(points), torch.arange(len(points), dtype=torch.float32)[:, None]
+
+    assert register(source, target, by_row, 0.5).error(right).within(1.0, 0.2)
+    assert register(source, target, by_row, 0.5, ground=None).error(np.eye(4)).within(1.0, 0.2)
 
 
 def walls(rng: np.random.Generator) -> Array:
@@ -74,7 +126,9 @@ def test_fpfh_lays_a_turned_cloud_over_itself() -> None:
     rng, right = np.random.default_rng(1), pose(75, 3, -2, 0.2)
     source = walls(rng)
     target = moved(walls(np.random.default_rng(1)), right)[rng.permutation(len(source))].astype(np.float32)
-    assert pose_error(register(source, target, FPFH(0.5), 1.0), right).within(3.0, 0.5)
+    found = register(source, target, FPFH(0.5), 1.0)
+    assert found.error(right).within(3.0, 0.5)
+    assert found.matches >= found.inliers >= 30
 
 
 def test_without_open3d_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from pcdet_ext import checkpoint
-from pcdet_ext.benchmark.registration import Registered, recall
+from pcdet_ext.benchmark.registration import Registered, recall, table
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.cli.command import main
 from pcdet_ext.data.places import Frame, PlaceFrames, PlacesDataset, write_frames
@@ -120,6 +121,35 @@ def test_the_command_trains_once_and_measures(
     assert found["recall"]["all"]["FPFH"] == 1.0  # a cloud and most of the same points
     assert [len(rows) for rows in found["pairs"].values()] == [2, 2]
     assert "recall in percent: rotation below 5°, translation below 2 m" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pairs", "0"], "pairs must be at least 1, got 0"),
+        (["--pairs", "-1"], "pairs must be at least 1, got -1"),
+        (["--apart", "9", "5"], "apart must be two distances, the smaller first, got 9 and 5"),
+        (["--steps", "0"], "steps and batch_size must be at least 1, got 0 and 1"),
+    ],
+)
+def test_numbers_that_measure_nothing_are_refused(
+    words: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("open3d")
+    assert main(["benchmark", "registration", str(folder), str(tmp_path / "no.ckpt"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "no.ckpt").exists()
+
+
+def test_the_table_has_intervals_and_what_one_found_alone() -> None:
+    right, wrong = Registered(PoseError(1, 0.5), True, 0.1), Registered(PoseError(math.inf, math.inf), True, 0.1)
+    lines = table({"a": [right] * 8 + [wrong] * 2, "b": [right] * 2 + [wrong] * 8})
+    # The Wilson interval of 8 of 10 and 2 of 10, and six coins that fell the same way: 2 / 2^6.
+    assert "80.0 (49.0 to 94.3)" in lines[2]
+    assert "20.0 (5.7 to 51.0)" in lines[2]
+    assert lines[3].split() == ["same", "direction", "0", "-", "-"]
+    assert "found by a alone 6, by b alone 0; as uneven by chance: 0.031" in lines[5]
+    assert "a: mean error where found 1.00° and 50 cm" in lines[6]
 
 
 def test_recall_of_groups() -> None:
