@@ -171,6 +171,7 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     torch.argsort: _argsort,
     Tensor.argsort: _argsort,
     Tensor.index_copy: _index_copy,
+    Tensor.index_copy_: _index_copy,  # of rows that are made on the spot, and read from what it gives
     Tensor.index_fill: _index_fill,
     torch.repeat_interleave: _repeat_interleave,
     torch.unique: _unique,

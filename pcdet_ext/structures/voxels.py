@@ -54,7 +54,7 @@ class SparseVoxels:
         b, z, y, x = self.coords.long().unbind(1)
         flat = ((b * depth + z) * height + y) * width + x
         cells = self.features.new_zeros(self.batch_size * depth * height * width, self.features.shape[1])
-        cells = cells.index_copy(0, flat, self.features)
+        cells = cells.index_copy_(0, flat, self.features)
         return cells.view(self.batch_size, depth, height, width, -1).permute(0, 4, 1, 2, 3)
 
 

@@ -189,6 +189,18 @@ def test_nan_scores_are_no_detections():
     assert len(head.decode(output)[0]) == 0
 
 
+@pytest.mark.parametrize("bins", [0, 2])
+def test_the_short_way_finds_what_the_long_one_does(bins):
+    head = make_head(direction_bins=bins, score_threshold=0.5, nms={"iou_threshold": 0.2}).eval()
+    for values in head.parameters():
+        torch.nn.init.normal_(values, std=0.3)
+    for short, long in zip(head.predict(random_bev()), head.decode(head(random_bev())), strict=True):
+        assert 0 < len(long.boxes) < 480
+        torch.testing.assert_close(short.boxes, long.boxes, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(short.scores, long.scores, atol=1e-6, rtol=1e-6)
+        assert torch.equal(short.labels, long.labels)
+
+
 def test_multi_label_reports_a_box_for_each_class():
     head = make_head(multi_label=True, score_threshold=0.3, nms={"per_class": True, "max_after": 5})
     output = head(random_bev(1))

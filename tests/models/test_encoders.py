@@ -123,6 +123,21 @@ def test_padding_counts_on_request_alone(batch):
     assert (small(batch).features < 3).any()
 
 
+@pytest.mark.parametrize("num_filters", [[8], [8, 6], [8, 4, 6]])
+def test_counted_padding_equals_a_loop(batch, num_filters):
+    encoder = build("PillarVFE", PILLAR, max_points=4, max_voxels=1000, num_filters=num_filters, count_padding=True)
+    for norm in (m for m in encoder.modules() if isinstance(m, SparseBatchNorm)):
+        torch.nn.init.uniform_(norm.running_mean, -1, 1)
+        torch.nn.init.uniform_(norm.bias, -1, 1)
+    found, points = as_dict(encoder(batch)), by_voxel(batch, PILLAR)
+    assert found.keys() == points.keys()
+    assert {len(members) < 4 for members in points.values()} == {True, False}
+    for key, members in points.items():
+        rows = describe(members[:4], key, PILLAR)
+        rows = np.concatenate([rows, np.zeros((4 - len(rows), rows.shape[1]))])
+        np.testing.assert_allclose(found[key], expected_features(encoder, rows), rtol=1e-4, atol=1e-5)
+
+
 def test_training_and_testing_have_their_own_cap(batch):
     encoder = build("PillarVFE", PILLAR, max_voxels=[5, 7])
     assert torch.bincount(encoder(batch).coords[:, 0], minlength=3).tolist() == [7, 0, 7]

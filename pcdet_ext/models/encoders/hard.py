@@ -118,10 +118,14 @@ class PillarVFE(PointNet, HardVoxels):
         filled = torch.arange(capacity, device=voxels.device) < num_points[:, None]
         mean = voxels[..., :3].sum(dim=1) / num_points.clamp(min=1)[:, None]
         index = torch.arange(count, device=voxels.device).repeat_interleave(capacity)
-        if self.count_padding:
+        if self.count_padding and self.training:
             rows = self._describe(voxels.flatten(0, 1), index, coords, mean)
             rows = torch.where(filled.view(-1, 1), rows, 0.0)
         else:
             index = index[filled.view(-1)]
             rows = self._describe(voxels[filled], index, coords, mean)
+            if self.count_padding:  # without batch statistics one zero row of a voxel is as good as several
+                padded = num_points < capacity
+                rows = torch.cat([rows, rows.new_zeros(count, rows.shape[1])[padded]])
+                index = torch.cat([index, torch.arange(count, device=voxels.device)[padded]])
         return SparseVoxels(self._run(rows, index, count), coords, self.grid, batch_size)
