@@ -170,8 +170,8 @@ def counted(truth: TrackRows, found: TrackRows, name: str, frames: int) -> Track
     low = found.box[:, 3] - found.box[:, 1] <= MIN_HEIGHT
     ignored |= ~matched & (low | _inside_regions(found, _by_frame(regions), frames))
     rows, columns = ~hard, ~ignored
-    _check_ids(truth.select(rows), frames, name)
-    _check_ids(found.select(columns), frames, name)
+    _check_ids(truth.select(rows), name)
+    _check_ids(found.select(columns), name)
     return Tracked(
         _renumbered(truth.track[rows]),
         _renumbered(found.track[columns]),
@@ -234,7 +234,7 @@ def _renumbered(track: Array) -> Array:
     return np.unique(track, return_inverse=True)[1].reshape(-1)
 
 
-def _check_ids(rows: TrackRows, frames: int, name: str) -> None:
+def _check_ids(rows: TrackRows, name: str) -> None:
     order = np.lexsort((rows.track, rows.frame))
     frame, track = rows.frame[order], rows.track[order]
     for i in np.flatnonzero((frame[1:] == frame[:-1]) & (track[1:] == track[:-1])):

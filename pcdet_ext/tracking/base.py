@@ -107,12 +107,21 @@ class BoxTracker(ABC):
 
     @abstractmethod
     def associate(self, boxes: StillBoxes, class_names: Sequence[str], timestamp: float) -> TrackedBoxes:
-        """As `update`, for boxes that stand still."""
+        """As `update`, for boxes that stand still.
+
+        Args:
+            boxes: detections of the frame.
+            class_names: what their labels mean.
+            timestamp: of the frame, seconds.
+        """
 
     def update(
         self, detections: Detections, pose: Array | None, timestamp: float, points: Array | Tensor | None = None
     ) -> Detections:
-        """See `Tracker.update`; boxes of 9 numbers have the velocity of the track, and points are not looked at."""
+        """Take a frame. Arguments as in `Tracker.update`; points are not looked at.
+
+        Boxes of 9 numbers have the velocity of the track.
+        """
         found = self.associate(StillBoxes.of(detections, pose), detections.class_names, timestamp)
         boxes = found.boxes if pose is None else found.boxes.moved(np.linalg.inv(check_pose(pose)))
         width = detections.boxes.shape[1]

@@ -94,6 +94,13 @@ def overlap(a: Array, b: Array, corners_a: Array, corners_b: Array, kind: int) -
 
     Boxes so small that they have no volume in float64 have no overlap: their IoU is 0, the generalised one -1.
     PUBLISHED_IOU is SimpleTrack's: the common height of two boxes of which one spans the other is too large there.
+
+    Args:
+        a: float64 [7], the one box.
+        b: float64 [7], the other.
+        corners_a: float64 [4, 2], the corners of its footprint.
+        corners_b: float64 [4, 2], those of the other.
+        kind: one of the constants of this module.
     """
     reach = (np.hypot(a[3], a[4]) + np.hypot(b[3], b[4])) / 2
     flat = 0.0
@@ -115,7 +122,16 @@ def overlap(a: Array, b: Array, corners_a: Array, corners_b: Array, kind: int) -
 
 @njit(cache=True)
 def overlaps(first: Array, second: Array, kind: int) -> Array:
-    """Overlaps float64 [N, M] of all pairs of boxes float64 [N, 7] and [M, 7]."""
+    """Overlaps of all pairs of boxes.
+
+    Args:
+        first: float64 [N, 7].
+        second: float64 [M, 7].
+        kind: see `overlap`.
+
+    Returns:
+        float64 [N, M].
+    """
     table = np.empty((len(first), len(second)))
     others = np.empty((len(second), 4, 2))
     for j in range(len(second)):
@@ -129,7 +145,16 @@ def overlaps(first: Array, second: Array, kind: int) -> Array:
 
 @njit(cache=True)
 def overlap_of_rows(first: Array, second: Array, kind: int) -> Array:
-    """Overlaps float64 [N] of boxes [N, 7] row by row."""
+    """Overlaps of the boxes in equal rows.
+
+    Args:
+        first: float64 [N, 7].
+        second: float64 [N, 7].
+        kind: see `overlap`.
+
+    Returns:
+        float64 [N].
+    """
     found = np.empty(len(first))
     for i in range(len(first)):
         found[i] = overlap(first[i], second[i], corners(first[i]), corners(second[i]), kind)
@@ -149,9 +174,17 @@ def flat_iou_of_rows(first: Array, second: Array) -> Array:
 
 @njit(cache=True)
 def without_overlapping(boxes: Array, label: Array, order: Array, limit: float, kind: int) -> Array:
-    """Rows int64 [K] of the boxes [N, 7] that stay, in the given order (int64 [N], the best first).
+    """The boxes that stay when each removes worse ones of its class; one without a size goes too.
 
-    A box goes where one before it, of its class, that stays overlaps it by more than the limit; one without a size too.
+    Args:
+        boxes: float64 [N, 7].
+        label: int64 [N].
+        order: int64 [N], rows, the best first.
+        limit: overlap above which the worse box goes.
+        kind: see `overlap`.
+
+    Returns:
+        Rows int64 [K], in the given order.
     """
     kept = np.empty(len(order), np.int64)
     points = np.empty((len(boxes), 4, 2))

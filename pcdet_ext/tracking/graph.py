@@ -80,7 +80,9 @@ class GraphTracker(BoxTracker):
         self._time = 0.0
 
     def associate(self, boxes: StillBoxes, class_names: Sequence[str], timestamp: float) -> TrackedBoxes:
-        """See `BoxTracker.associate`; boxes, velocities and scores are those of the detections."""
+        """Take a frame. Arguments as in `BoxTracker.associate`; boxes, velocities and scores are those of the
+        detections.
+        """
         time = check_timestamp(timestamp)
         number = np.array([CLASSES.index(name) if name in CLASSES else -1 for name in class_names], np.int64)
         rows = self._kept(boxes, number)

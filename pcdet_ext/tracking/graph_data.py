@@ -53,7 +53,7 @@ def prepared(
 
 
 def rows_kept(boxes: StillBoxes, nms: float | None = None, threshold: float = 0.0) -> Array:
-    """Rows int64 [K] of the boxes that stay, which are compared in float32; see `prepared` for the arguments."""
+    """Rows int64 [K] of the boxes that stay, which are compared in float32. Arguments as in `prepared`."""
     from pcdet_ext.tracking.compiled_boxes import PUBLISHED_IOU, without_overlapping
 
     box, score = (column.astype(np.float32).astype(np.float64) for column in (boxes.box, boxes.score))

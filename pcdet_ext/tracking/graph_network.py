@@ -33,7 +33,16 @@ class GraphAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, source: Tensor, target: Tensor, edges: Tensor) -> Tensor:
-        """Features [N, dim] of the targets, from sources [M, dim] and targets [N, dim]."""
+        """Attend to the nodes that edges come from.
+
+        Args:
+            source: [M, dim].
+            target: [N, dim].
+            edges: int64 [2, E], from sources to targets.
+
+        Returns:
+            [N, dim].
+        """
         return self._gathered(self._scores(source, target, edges), self._values(source, edges), target, edges)
 
     def _scores(self, source: Tensor, target: Tensor, edges: Tensor) -> Tensor:
@@ -53,7 +62,11 @@ class GraphAttention(nn.Module):
 class EdgeAttention(GraphAttention):
     """Attention in which features of the edges take part, and that gives new ones.
 
-    gate: whether the values are multiplied with a sigmoid of the features of the edges.
+    Args:
+        dim: width.
+        heads: how many heads share it.
+        dropout: of the attention.
+        gate: whether the values are multiplied with a sigmoid of the features of the edges.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0, gate: bool = False) -> None:
@@ -62,7 +75,17 @@ class EdgeAttention(GraphAttention):
         self.lin_edge_gate = nn.Linear(dim, dim, bias=False) if gate else None
 
     def attend(self, source: Tensor, target: Tensor, edges: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, dim] of the targets and [E, dim] of the edges; a target without edges gets its own part only."""
+        """Attend to the nodes that edges come from; a target without edges gets its own part only.
+
+        Args:
+            source: [M, dim].
+            target: [N, dim].
+            edges: int64 [2, E], from sources to targets.
+            features: [E, dim] of the edges.
+
+        Returns:
+            [N, dim] of the targets and [E, dim] of the edges.
+        """
         scores = self._scores(source, target, edges) + self.lin_edge_attn(features)
         values = self._values(source, edges)
         if self.lin_edge_gate is not None:
@@ -83,7 +106,14 @@ class _Feed(nn.Module):
 
 
 class EncoderLayer(_Feed):
-    """Tracks look at the tracks around them."""
+    """Tracks look at the tracks around them.
+
+    Args:
+        dim: width.
+        heads: of the attention.
+        dropout: of attention and feed-forward network.
+        norm_first: whether norms come before attention and feed-forward network instead of after them.
+    """
 
     def __init__(self, dim: int, heads: int, dropout: float, norm_first: bool) -> None:
         super().__init__(dim, dropout)
@@ -102,7 +132,15 @@ class EncoderLayer(_Feed):
 
 
 class DecoderLayer(_Feed):
-    """Detections look at the detections around them, and then at the tracks that they may belong to."""
+    """Detections look at the detections around them, and then at the tracks that they may belong to.
+
+    Args:
+        dim: width.
+        heads: of both attentions.
+        dropout: of attentions and feed-forward network.
+        norm_first: whether norms come before attentions and feed-forward network instead of after them.
+        gate: see `EdgeAttention`.
+    """
 
     def __init__(self, dim: int, heads: int, dropout: float, norm_first: bool, gate: bool) -> None:
         super().__init__(dim, dropout)
@@ -115,9 +153,19 @@ class DecoderLayer(_Feed):
     def forward(
         self, x: Tensor, tracks: Tensor, features: Tensor, own_edges: Tensor, edges: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """New features of the detections [N, dim] and of the edges [E, dim].
+        """New features of detections and edges.
 
         Before norms that come first, the edges have no residual around their last layer, as published.
+
+        Args:
+            x: [N, dim] of the detections.
+            tracks: [T, dim].
+            features: [E, dim] of the edges from tracks to detections.
+            own_edges: int64 [2, F], between detections.
+            edges: int64 [2, E], from tracks to detections.
+
+        Returns:
+            [N, dim] and [E, dim].
         """
         if self.norm_first:
             normed = self.norm1(x)

@@ -127,7 +127,15 @@ def step(
     options: GraphOptions,
     elapsed: float = graph_edges.PERIOD,
 ) -> Step:
-    """Associate the detections of the next frame, `elapsed` seconds after the one before it."""
+    """Associate the detections of the next frame.
+
+    Args:
+        network: gives the affinities.
+        tracks: as the frame before left them.
+        frame: its detections.
+        options: how affinities become tracks.
+        elapsed: seconds since the frame before.
+    """
     tracks = replace(tracks, unseen=tracks.unseen + elapsed)
     boxes, label = frame.features[:, BOX], frame.label
     places = graph_edges.moved(tracks.boxes, tracks.velocity, tracks.unseen.to(boxes.dtype))
@@ -180,8 +188,17 @@ def sequence_losses(
 ) -> list[Tensor]:
     """The loss of each frame after the first; gradients flow through the features of the tracks from frame to frame.
 
-    only_with_edges: leave out frames in which no detection may be a track, whose loss is NaN. Raises ValueError for
-    frames without true objects and velocities.
+    Args:
+        network: what is trained.
+        frames: of a sequence, with true objects and velocities.
+        options: how affinities become tracks.
+        gamma: exponent of the focal loss, None for plain cross entropy.
+        velocity_weight: factor on the loss of velocities.
+        by_positives: whether the loss of affinities is divided by the number of true edges instead of that of all.
+        only_with_edges: leave out frames in which no detection may be a track, whose loss is NaN.
+
+    Raises:
+        ValueError: frames have no true objects or velocities.
     """
     tracks, losses = TrackNodes.first(frames[0]), []
     for frame in frames[1:]:
@@ -197,6 +214,12 @@ def sequence_losses(
 
 
 def same_object(tracks: Tensor, detections: Tensor, edges: Tensor) -> Tensor:
-    """bool [E, 1]: edges whose two ends are the same true object."""
+    """bool [E, 1]: edges whose two ends are the same true object.
+
+    Args:
+        tracks: int64 [T], the object of each track, below 0 for none.
+        detections: int64 [N], the object of each detection.
+        edges: int64 [2, E], from tracks to detections.
+    """
     track, detection = tracks[edges[0]], detections[edges[1]]
     return ((track == detection) & (track >= 0))[:, None]

@@ -186,7 +186,13 @@ def _joined(frames: Sequence[FrameNodes]) -> FrameNodes:
 
 
 def save(path: Path, network: GraphTrackerNetwork, settings: Mapping[str, Any]) -> None:
-    """Write a network with the arguments that it was made with."""
+    """Write a network with the arguments that it was made with.
+
+    Args:
+        path: of the file.
+        network: what is written.
+        settings: its arguments by name.
+    """
     saved_networks.save(path, KIND, network, settings)
 
 
@@ -209,8 +215,8 @@ def graph_tracker(
 ) -> GraphTracker:
     """A graph tracker with a network that `save` wrote, by default with the published settings.
 
-    The detections are suppressed as those of `training_sequences` are. The arguments after `network` are those of
-    `GraphOptions`, then those of `GraphTracker`.
+    The detections are suppressed as those of `training_sequences` are. Arguments as in `GraphOptions` and
+    `GraphTracker`, but for `network`, which is the path of the file.
     """
     options = GraphOptions(threshold, max_age, feature_weight, optimal)
     return GraphTracker(load(network), options, nms, score_threshold, period, max_outputs)

@@ -105,12 +105,17 @@ class GreedyTracker(BoxTracker):
         self._time: float | None = None
 
     def associate(self, boxes: StillBoxes, class_names: Sequence[str], timestamp: float) -> TrackedBoxes:
-        """See `BoxTracker.associate`; boxes, velocities and scores are those of the detections."""
+        """Take a frame. Arguments as in `BoxTracker.associate`; boxes, velocities and scores are those of the
+        detections.
+        """
         tracks = self.step(boxes, class_names, timestamp)
         return TrackedBoxes(tracks.number, tracks.row, boxes.select(tracks.row))
 
     def step(self, boxes: StillBoxes, class_names: Sequence[str], timestamp: float) -> Tracks:
-        """As `associate`; the tracks that are there. Those that are kept without being found are in `tracks` too."""
+        """The tracks that are there in a frame. Arguments as in `BoxTracker.associate`.
+
+        Those that are kept without being found are in `tracks` too.
+        """
         time = check_timestamp(timestamp)
         elapsed = 0.0 if self._time is None else time - self._time
         self._time = time

@@ -47,7 +47,16 @@ class ClassTracks:
 
     @staticmethod
     def new(boxes: Array, score: Array, rows: Array, first: int, time: float, alive: bool) -> ClassTracks:
-        """Tracks of detections float64 [N, 7], numbered from `first`."""
+        """Tracks of detections.
+
+        Args:
+            boxes: float64 [N, 7].
+            score: float64 [N].
+            rows: int64 [N], which detections of the frame they are.
+            first: number of the first track; the others follow.
+            time: of the frame, seconds.
+            alive: whether the tracks have hits enough already.
+        """
         count, filters = len(boxes), Filters.at(boxes, time)
         return ClassTracks(
             filters=filters,
@@ -140,7 +149,7 @@ class KalmanTracker(BoxTracker):
         self._frame = 0
 
     def associate(self, boxes: StillBoxes, class_names: Sequence[str], timestamp: float) -> TrackedBoxes:
-        """See `BoxTracker.associate`; boxes and velocities are those of the filters."""
+        """Take a frame. Arguments as in `BoxTracker.associate`; boxes and velocities are those of the filters."""
         self.step(boxes, class_names, timestamp)
         found = {label: self._shown(tracks) for label, tracks in self.tracks.items()}
         box = np.concatenate([np.zeros((0, 10)), *(tracks.box for tracks in found.values())])
@@ -157,7 +166,10 @@ class KalmanTracker(BoxTracker):
         return tracks.select(tracks.alive & (tracks.mode == FOUND)) if self.only_alive else tracks
 
     def step(self, boxes: StillBoxes, class_names: Sequence[str], timestamp: float) -> None:
-        """As `associate`; the tracks of each class are in `tracks` afterwards, numbered from 0."""
+        """As `associate`; the tracks of each class are in `tracks` afterwards, numbered from 0.
+
+        Arguments as in `BoxTracker.associate`.
+        """
         time = check_timestamp(timestamp)
         self._frame += 1
         rows = np.flatnonzero((boxes.box[:, 3:6] > 0).all(axis=1))  # the overlap of a box without a size is 0 / 0

@@ -65,11 +65,16 @@ class Filters:
         return mean
 
     def updated(self, rows: Array, measured: Array, time: float) -> Filters:
-        """After boxes float64 [K, 7] were measured for some rows int64 [K], at a time.
+        """The filters after boxes were measured.
 
         The uncertainty is carried over the whole time since the last measurement in one step, with a variance of 1
         added to everything; that of a measurement is 1 too. A heading measured the other way round turns that of the
         state by half a turn first.
+
+        Args:
+            rows: int64 [K], the filters that were measured.
+            measured: float64 [K, 7].
+            time: of the measurement, seconds.
         """
         if not len(rows):
             return self

@@ -39,7 +39,7 @@ class PointLayer(nn.Module):
 
 
 class PointTransformer(nn.Module):
-    """Several `PointLayer`; arguments as there, and `layers`, their number."""
+    """Several layers of points. Arguments as in `PointLayer`, and `layers`, their number."""
 
     def __init__(self, dim: int, heads: int, feed: int, layers: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class _Feed(nn.Module):
 
 
 class HypothesisLayer(nn.Module):
-    """Hypotheses look at those of all tracks, then at those of their own track; arguments as of `PointLayer`."""
+    """Hypotheses look at those of all tracks, then at those of their own track. Arguments as in `PointLayer`."""
 
     def __init__(self, dim: int, heads: int, feed: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class HypothesisLayer(nn.Module):
 
 
 class HypothesisTransformer(nn.Module):
-    """Several `HypothesisLayer`; arguments as there, and `layers`, their number."""
+    """Several layers of hypotheses. Arguments as in `HypothesisLayer`, and `layers`, their number."""
 
     def __init__(self, dim: int, heads: int, feed: int, layers: int) -> None:
         super().__init__()

@@ -64,9 +64,15 @@ def _moved(frame: DriveFrame | None, pose: Tensor, ahead: float) -> Tensor:
 
 
 def futures_at(drive: Sequence[DriveFrame], place: int, frames: int) -> Tensor:
-    """Annotated boxes [frames, G, 7] of the objects of a frame in the next ones, in its vehicle's axes.
+    """Annotated boxes of a frame's objects in the next frames, in its vehicle's axes.
 
-    A box is empty where its object is not annotated, or the drive has ended.
+    Args:
+        drive: frames with poses and annotated objects.
+        place: which frame.
+        frames: how many next ones.
+
+    Returns:
+        float32 [frames, G, 7]; a box is empty where its object is not annotated, or the drive has ended.
     """
     now = drive[place]
     found = torch.zeros(frames, len(now.annotations), 7)

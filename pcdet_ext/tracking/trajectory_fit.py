@@ -79,8 +79,8 @@ def fit(
 ) -> Iterator[float]:
     """Train all of a network but its motion predictor, which `fit_motion` has trained, in place.
 
-    Args and errors are those of `fit_motion`. The published training turns, flips and scales its frames, too, which is
-    not done here.
+    The published training turns, flips and scales its frames, too, which is not done here. Arguments as in
+    `fit_motion`, and the same errors.
     """
 
     def loss(chosen: Sequence[tuple[Drive, int]], random: np.random.Generator) -> Tensor | None:
@@ -177,7 +177,8 @@ def trajectory_tracker(
     first_class: str | None = None,
     published: bool = False,
 ) -> TrajectoryTracker:
-    """A tracker with a network that `save` wrote; the other arguments are those of `TrajectoryOptions`.
+    """A tracker with a network that `save` wrote. Arguments as in `TrajectoryOptions`, and `network`, the path of the
+    file.
 
     Of the values by class, those that are not given are the defaults.
     """

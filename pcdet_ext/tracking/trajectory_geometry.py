@@ -48,7 +48,10 @@ def to_local(boxes: Tensor, origin: Tensor) -> Tensor:
 
 
 def velocity_to_local(velocity: Tensor, boxes: Tensor, origin: Tensor) -> Tensor:
-    """Velocities [..., 2] of boxes in the coordinates of other boxes; zero where `to_local` makes the box zero."""
+    """Velocities [..., 2] of boxes in the coordinates of other boxes; zero where `to_local` makes the box zero.
+
+    velocity: [..., 2] in metres per second; the other arguments as in `to_local`.
+    """
     return rotated(velocity, -origin[..., 6]).masked_fill(_nowhere(boxes, origin), 0.0)
 
 
@@ -104,13 +107,22 @@ def around_box(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def to_global(boxes: Tensor, velocity: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes [N, 7] and velocities [N, 2] (m/s) moved by a pose float64 [4, 4]; in float64, then rounded to float32."""
+    """Boxes and velocities moved by a pose; in float64, then rounded to float32.
+
+    Args:
+        boxes: [N, 7].
+        velocity: [N, 2], metres per second.
+        pose: float64 [4, 4], vehicle to world.
+
+    Returns:
+        float32 [N, 7] and [N, 2].
+    """
     box, speed = _posed(boxes.double(), velocity.double(), pose, _yaw(pose))
     return box.to(torch.float32), speed.to(torch.float32)
 
 
 def to_vehicle(boxes: Tensor, velocity: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-    """What `to_global` undoes, in the type of the boxes; pose is that of the vehicle, float64 [4, 4]."""
+    """The inverse of `to_global`, in the type of the boxes. Arguments as in `to_global`."""
     own = pose.to(boxes.dtype)
     return _posed(boxes, velocity, torch.linalg.inv(own), -_yaw(own))
 

@@ -104,7 +104,13 @@ class Frame:
 
 
 def suppressed(found: Found, threshold: float, published: bool) -> Found:
-    """Detections, best first, without those that a better one overlaps."""
+    """Detections, best first, without those that a better one overlaps.
+
+    Args:
+        found: detections of a frame.
+        threshold: overlap in bird's-eye view above which the worse one goes.
+        published: see `nms`.
+    """
     return found.select(nms(found.boxes, found.score, threshold, pre_max=4096, post_max=500, published=published))
 
 

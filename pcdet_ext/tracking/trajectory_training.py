@@ -118,10 +118,18 @@ def _at_frame_before(boxes: Tensor, velocity: Tensor) -> Tensor:
 
 
 def augmented(boxes: Tensor, random: np.random.Generator, published: bool = False) -> Tensor:
-    """Hypotheses [N, 2, 7] near boxes [N, 7]: all of a sample are shifted, scaled and turned alike.
+    """Hypotheses near boxes: all of a sample are shifted, scaled and turned alike.
 
     Draws that leave the boxes much where they were are not used; where too few others are found, the boxes themselves
-    are the hypotheses. `published`: see `trajectory_geometry.iou_3d`.
+    are the hypotheses.
+
+    Args:
+        boxes: [N, 7], empty ones included.
+        random: what draws.
+        published: see `trajectory_geometry.iou_3d`.
+
+    Returns:
+        [N, 2, 7].
     """
     found: list[Tensor] = []
     real = ~is_empty(boxes)

@@ -123,10 +123,6 @@ class PublishedSampler:
             self._next[name] = start + wanted
         return self._step.paste(sample, drawn)
 
-    def pointers(self) -> dict[str, int]:
-        """How far the permutation of each class is used up."""
-        return dict(self._next)
-
 
 def numbers(pairs: Sequence[str]) -> dict[str, int]:
     """["Car:5", …] as a mapping."""

@@ -46,7 +46,7 @@ def run_vfe(case: Case, grads: bool) -> Values:
     inputs = {k: v.requires_grad_(grads and v.is_floating_point()) for k, v in case.tensors("in").items()}
     run = _encoding(encoder, inputs, config["batch_size"])
     voxels = run()
-    values = _encoded(case, voxels)
+    values = _encoded(voxels)
     if grads:
         values |= backward(values, case, _leaves(encoder, inputs))
     if any(key.startswith("out.train_mode_") for key in case.arrays):
@@ -64,7 +64,7 @@ def _encoding(encoder: Any, inputs: Mapping[str, Tensor], batch_size: int) -> Ca
     return lambda: encoder.encode(*voxels, batch_size)
 
 
-def _encoded(case: Case, voxels: SparseVoxels) -> dict[str, Tensor]:
+def _encoded(voxels: SparseVoxels) -> dict[str, Tensor]:
     """An encoder's result under the published names: what follows the encoder reads one of them."""
     coords = voxels.coords
     values = {"out.pillar_features": voxels.features, "out.voxel_features": voxels.features}

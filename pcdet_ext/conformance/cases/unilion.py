@@ -100,7 +100,7 @@ def run_memory(case: Case, grads: bool) -> Values:
         before = memory
         fused, memory = fusion(SparseVoxels(features, given["voxel_coords"], grid, len(frames)), context, memory)
         values |= {f"out.{number}.features": fused.features, f"out.{number}.indices": fused.coords}
-        values |= _remembered(f"out.{number}", before, memory, fused)
+        values |= _remembered(f"out.{number}", before, memory)
     return values | (probe_gradients(case, values, fusion, inputs, unilion_names.temporal_name) if grads else {})
 
 
@@ -120,7 +120,7 @@ def context_of(given: Mapping[str, Tensor], frames: Sequence[tuple[str, float]])
     return FrameContext(given["ego2global"], times, tuple(name for name, _ in frames))
 
 
-def _remembered(prefix: str, before: VoxelMemory | None, memory: VoxelMemory, fused: SparseVoxels) -> dict[str, Any]:
+def _remembered(prefix: str, before: VoxelMemory | None, memory: VoxelMemory) -> dict[str, Any]:
     """Which frames began a sequence, and the voxels that are remembered, as (sample, z, y, x) in metres."""
     values: dict[str, Any] = {}
     began = []

@@ -202,7 +202,7 @@ class _Plan:
                 self._roadworks(side, crossing)
                 self._heavy(side, crossing)
                 parked(b, side, self.half_width, crossing, str(self.rng.choice(kinds)))
-                roadside(b, side, self.half_width, crossing)
+                roadside(b, side, self.half_width)
                 frontage(b, side, distance + self.rng.uniform(0, 6), crossing)
         b.start = 0.0
         return walkways

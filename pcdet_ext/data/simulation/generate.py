@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -126,8 +128,8 @@ def simulate_nuscenes(
     sensor = sensor or EvenLidar()
     if version not in NUSCENES_VERSIONS:
         raise ValueError(f"version must be one of {', '.join(NUSCENES_VERSIONS)}, got {version}")
-    request = {"format": "nuscenes", "scenes": scenes, "frames": frames, "seed": seed, "val_fraction": val_fraction}
-    request |= {"tables": version, "sensor": dataclasses.asdict(sensor), "labels": ["boxes", "map", "occupancy"]}
+    request = _request("nuscenes", scenes, frames, seed, val_fraction, sensor)
+    request |= {"tables": version, "labels": ["boxes", "map", "occupancy"]}
     work = Work(Path(out), request, scenes, workers)
     if work.begin():
         return work.out
@@ -166,13 +168,8 @@ def simulate_waymo(
         ValueError, FileExistsError, ImportError: as `simulate_kitti`.
     """
     sensor = sensor or WaymoLasers()
-    request = {"format": "waymo", "scenes": scenes, "frames": frames, "seed": seed, "val_fraction": val_fraction}
-    work = Work(Path(out), request | {"sensor": dataclasses.asdict(sensor)}, scenes, workers)
-    if work.begin():
-        return work.out
-    val = tuple(_held_out(scenes, seed, val_fraction).tolist())
-    work.run(partial(_make_scene, WaymoWriter(work.out, seed, frames, val, sensor)), progress)
-    return work.end([])
+    work = Work(Path(out), _request("waymo", scenes, frames, seed, val_fraction, sensor), scenes, workers)
+    return _write_drives(work, progress, lambda val: WaymoWriter(work.out, seed, frames, tuple(val), sensor))
 
 
 def simulate_places(
@@ -211,9 +208,9 @@ def simulate_places(
     if not 2 <= runs <= MOST_RUNS:
         raise ValueError(f"runs must lie in [2, {MOST_RUNS}], got {runs}")
     sensor, aerial = sensor or EvenLidar(azimuths=360), aerial or AerialLidar()
-    request = {"format": "places", "scenes": scenes, "frames": frames, "runs": runs, "seed": seed}
-    request |= {"val_fraction": val_fraction, "sensor": dataclasses.asdict(sensor)}
-    work = Work(Path(out), request | {"aerial": dataclasses.asdict(aerial)}, scenes * runs, workers)
+    request = _request("places", scenes, frames, seed, val_fraction, sensor)
+    request |= {"runs": runs, "aerial": dataclasses.asdict(aerial)}
+    work = Work(Path(out), request, scenes * runs, workers)
     if work.begin():
         return work.out
     val = tuple(_held_out(scenes, seed, val_fraction).tolist())
@@ -252,15 +249,12 @@ def simulate_semantickitti(
         ValueError, FileExistsError, ImportError: as `simulate_kitti`.
     """
     sensor = sensor or SpinningLidar()
-    request = {"format": "semantickitti", "scenes": scenes, "frames": frames, "seed": seed}
-    request |= {"val_fraction": val_fraction, "sensor": dataclasses.asdict(sensor)}
-    work = Work(Path(out), request, scenes, workers)
-    if work.begin():
-        return work.out
-    val = _held_out(scenes, seed, val_fraction).tolist()
-    writer = SemanticKittiWriter(work.out, seed, frames, tuple(sequence_names(val)), sensor)
-    work.run(partial(_make_scene, writer), progress)
-    return work.end(writer.finish(val))
+    work = Work(Path(out), _request("semantickitti", scenes, frames, seed, val_fraction, sensor), scenes, workers)
+
+    def writer(val: list[bool]) -> SemanticKittiWriter:
+        return SemanticKittiWriter(work.out, seed, frames, tuple(sequence_names(val)), sensor)
+
+    return _write_drives(work, progress, writer)
 
 
 def simulate_argoverse2(
@@ -292,14 +286,8 @@ def simulate_argoverse2(
         ValueError, FileExistsError, ImportError: as `simulate_kitti`.
     """
     sensor = sensor or EvenLidar()
-    request = {"format": "argoverse2", "scenes": scenes, "frames": frames, "seed": seed}
-    request |= {"val_fraction": val_fraction, "sensor": dataclasses.asdict(sensor)}
-    work = Work(Path(out), request, scenes, workers)
-    if work.begin():
-        return work.out
-    val = tuple(_held_out(scenes, seed, val_fraction).tolist())
-    work.run(partial(_make_scene, Argoverse2Writer(work.out, seed, frames, val, sensor)), progress)
-    return work.end([])
+    work = Work(Path(out), _request("argoverse2", scenes, frames, seed, val_fraction, sensor), scenes, workers)
+    return _write_drives(work, progress, lambda val: Argoverse2Writer(work.out, seed, frames, tuple(val), sensor))
 
 
 def simulate_once(
@@ -330,14 +318,25 @@ def simulate_once(
         ValueError, FileExistsError, ImportError: as `simulate_kitti`.
     """
     sensor = sensor or EvenLidar(beams=40)
-    request = {"format": "once", "scenes": scenes, "frames": frames, "seed": seed}
-    request |= {"val_fraction": val_fraction, "sensor": dataclasses.asdict(sensor)}
-    work = Work(Path(out), request, scenes, workers)
-    if work.begin():
-        return work.out
-    writer = OnceWriter(work.out, seed, frames, sensor)
-    work.run(partial(_make_scene, writer), progress)
-    return work.end(writer.finish(_held_out(scenes, seed, val_fraction).tolist()))
+    work = Work(Path(out), _request("once", scenes, frames, seed, val_fraction, sensor), scenes, workers)
+    return _write_drives(work, progress, lambda val: OnceWriter(work.out, seed, frames, sensor))
+
+
+def _request(layout: str, scenes: int, frames: int, seed: int, val_fraction: float, sensor: Any) -> dict[str, Any]:
+    """What a folder of drives is known by."""
+    asked = {"format": layout, "scenes": scenes, "frames": frames, "seed": seed, "val_fraction": val_fraction}
+    return asked | {"sensor": dataclasses.asdict(sensor)}
+
+
+def _write_drives(work: Work, progress: Progress, writer_of: Callable[[list[bool]], _SceneWriter]) -> Path:
+    """Write all drives with the writer for those that are held out, and what it makes of them together."""
+    if not work.begin():
+        asked = work.request
+        val = _held_out(asked["scenes"], asked["seed"], asked["val_fraction"]).tolist()
+        writer = writer_of(val)
+        work.run(partial(_make_scene, writer), progress)
+        work.end(writer.finish(val))
+    return work.out
 
 
 def _make_kitti(out: Path, seed: int, sensor: SpinningLidar, index: int) -> Made:

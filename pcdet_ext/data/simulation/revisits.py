@@ -157,7 +157,16 @@ class Street:
         return RunPlan(number, direction, float(rng.normal(0, 3.0)) if aerial else across, season, aerial)
 
     def poses(self, plan: RunPlan, frames: int, height: float) -> Array:
-        """float64 [frames, 4, 4], where a sensor `height` metres above the ground is, every length / frames metres."""
+        """Where a sensor is in the frames of a run, evenly spread over the street.
+
+        Args:
+            plan: of the run: direction, lane and number.
+            frames: how many, one for every length / frames metres.
+            height: of the sensor above the ground, metres.
+
+        Returns:
+            float64 [frames, 4, 4], sensor to world.
+        """
         rng = self._rng(4, plan.number)
         step = self.length / frames
         along = (np.arange(frames) + 0.5) * step + rng.uniform(-0.3, 0.3, frames) * step
@@ -174,7 +183,15 @@ class Street:
 
 
 class Passage:
-    """One run through a street, with a sensor on the ground or in the air: what it meets, and its scans."""
+    """One run through a street, with a sensor on the ground or in the air: what it meets, and its scans.
+
+    Args:
+        street: what stands in it in every run.
+        plan: of the run.
+        frames: how many.
+        ground: the sensor of runs on the ground.
+        aerial: that of runs above it.
+    """
 
     def __init__(self, street: Street, plan: RunPlan, frames: int, ground: SpinningLidar, aerial: AerialLidar) -> None:
         self.street, self.plan = street, plan

@@ -41,7 +41,13 @@ class WindingStreet:
 
     @staticmethod
     def random(rng: np.random.Generator, start: float, end: float, tightest: float = 150.0) -> WindingStreet:
-        """Starts at the origin with heading 0; nowhere bent more than a circle of the radius `tightest`."""
+        """A street that starts at the origin with heading 0.
+
+        Args:
+            rng: what draws its bends.
+            start, end: metres along it, from the origin.
+            tightest: radius in metres of a circle that it is nowhere bent more than.
+        """
         along = np.arange(start, end + STEP, STEP)
         weights = rng.dirichlet([1.0, 1.0, 1.0]) * rng.uniform(0.2, 1.0) / tightest
         lengths, phases = rng.uniform(80, 400, 3), rng.uniform(0, 2 * np.pi, 3)
@@ -77,7 +83,14 @@ class Path:
 
     @staticmethod
     def through(street: Street, along: ArrayLike, across: ArrayLike, speeds: ArrayLike = np.inf) -> Path:
-        """A path through places in the street's coordinates; it brakes in time before slower parts."""
+        """A path through places in the street's coordinates; it brakes in time before slower parts.
+
+        Args:
+            street: whose coordinates they are.
+            along: [N], metres along the street.
+            across: [N], metres to its left.
+            speeds: what may be driven there, one number or [N], metres per second.
+        """
         x, y, _ = street.at(np.asarray(along, np.float64), np.asarray(across, np.float64))
         steps = np.diff(np.stack([x, y], 1), axis=0)
         headings = np.unwrap(np.arctan2(steps[:, 1], steps[:, 0]))
@@ -105,25 +118,51 @@ class Path:
 
 
 def straight_path(street: Street, start: tuple[float, float], end: tuple[float, float]) -> Path:
-    """From one place (along, across) to another."""
+    """A path from one place to another.
+
+    Args:
+        street: whose coordinates they are.
+        start: metres along the street and to its left.
+        end: the same.
+    """
     count = max(2, int(np.hypot(end[0] - start[0], end[1] - start[1]) / STEP) + 1)
     return Path.through(street, np.linspace(start[0], end[0], count), np.linspace(start[1], end[1], count))
 
 
 def straight_lane(street: Street, across: float, start: float, end: float) -> Path:
-    """A lane `across` metres left of the middle, from one place along the street to another (either way)."""
+    """A lane along the street, either way.
+
+    Args:
+        street: on which it is.
+        across: metres that it is left of the middle.
+        start, end: metres along the street.
+    """
     return straight_path(street, (start, across), (end, across))
 
 
 def crossing_lane(street: Street, along: float, start: float, end: float) -> Path:
-    """A lane of a street that crosses at `along`, from one place across ours to another."""
+    """A lane of a street that crosses ours.
+
+    Args:
+        street: ours.
+        along: metres along it at which the other one crosses.
+        start, end: metres to the left of ours.
+    """
     return straight_path(street, (along, start), (along, end))
 
 
 def right_turn(street: Street, across: float, start: float, along: float, end: float, radius: float = 6.0) -> Path:
-    """From a lane of ours, to the right into the crossing lane at `along`, as far as `end` metres across.
+    """From a lane of ours, to the right into a crossing lane.
 
     The lane keeps right: `across` is negative for those who drive along the street, positive for those against it.
+
+    Args:
+        street: ours.
+        across: metres that the lane is left of the middle.
+        start: metres along the street at which the path begins.
+        along: metres along it at which the other street crosses.
+        end: metres to the left of ours at which the path ends.
+        radius: of the bend, metres.
     """
     way = 1.0 if across < 0 else -1.0  # along the street, or against it
     before = np.arange(start, along - way * radius, way * STEP)

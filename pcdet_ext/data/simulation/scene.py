@@ -172,7 +172,12 @@ class Builder:
         return float(self.ground.height(np.array(x), np.array(y)))
 
     def free(self, x: float, y: float, radius: float) -> bool:
-        """Whether a disc touches nothing."""
+        """Whether a disc touches nothing.
+
+        Args:
+            x, y: its centre in the world.
+            radius: in metres.
+        """
         return self._all_free(np.array([[x, y]]), radius)
 
     def _all_free(self, places: Array, radius: float) -> bool:
@@ -186,7 +191,13 @@ class Builder:
         return bool((apart > (radius + radii) ** 2).all())
 
     def take(self, x: float, y: float, heading: float, length: float, width: float) -> bool:
-        """Reserve a rectangle as a chain of discs, where it is free."""
+        """Reserve a rectangle as a chain of discs, where it is free; says whether it was.
+
+        Args:
+            x, y: its centre in the world.
+            heading: of its length, radians.
+            length, width: in metres.
+        """
         radius = width / 2 + 0.15
         steps = max(1, int(np.ceil(length / width)))
         offsets = (np.arange(steps) + 0.5) / steps * length - length / 2
@@ -197,7 +208,15 @@ class Builder:
         return True
 
     def place(self, mesh: Mesh, along: float, across: float, turn: float = 0.0, radius: float = 0.0) -> None:
-        """Stand something without a label on the ground, where its disc is free (radius 0: anywhere)."""
+        """Stand something without a label on the ground, where its disc is free.
+
+        Args:
+            mesh: what stands there, its feet at z = 0.
+            along: metres along the street.
+            across: metres to its left.
+            turn: its heading to that of the street, radians.
+            radius: of the disc; 0 puts it anywhere.
+        """
         x, y, yaw = self.to_world(along, across)
         if radius and any(low - radius < across < high + radius for low, high in self.walkways):
             return
@@ -208,7 +227,14 @@ class Builder:
         self.static.append(mesh.moved(x, y, self.ground_height(x, y), yaw + turn))
 
     def add(self, name: str, along: float, across: float, turn: float) -> bool:
-        """Stand an object of a class on the ground, where it is free; says whether it was."""
+        """Stand an object of a class on the ground, where it is free; says whether it was.
+
+        Args:
+            name: of the class.
+            along: metres along the street.
+            across: metres to its left.
+            turn: its heading to that of the street, radians.
+        """
         size = self.size(name)
         x, y, yaw = self.to_world(along, across)
         heading = yaw + turn + self.rng.normal(0, 0.03)
@@ -245,7 +271,15 @@ class Builder:
 
 
 def parked(b: Builder, side: int, half_width: float, crossing: float | None, kind: str | None = None) -> None:
-    """A row of parked cars: along the "kerb", "slanted" or "straight" to it, or "none"; any of these without `kind`."""
+    """A row of parked cars.
+
+    Args:
+        b: the street.
+        side: 1 for its left side, -1 for its right one.
+        half_width: from its middle to the kerb, metres.
+        crossing: metres along it at which another street crosses, None for none.
+        kind: along the "kerb", "slanted" or "straight" to it, or "none"; drawn where it is None.
+    """
     kind = kind or b.rng.choice(["none", "kerb", "slanted", "straight"], p=[0.3, 0.45, 0.12, 0.13])
     if kind == "none":
         return
@@ -266,7 +300,14 @@ def parked(b: Builder, side: int, half_width: float, crossing: float | None, kin
 
 
 def frontage(b: Builder, side: int, distance: float, crossing: float | None) -> None:
-    """Buildings, walls, fences or hedges along the street, with gaps."""
+    """Buildings, walls, fences or hedges along the street, with gaps.
+
+    Args:
+        b: the street.
+        side: 1 for its left side, -1 for its right one.
+        distance: from its middle, metres.
+        crossing: metres along it at which another street crosses, None for none.
+    """
     along = -75.0
     while along < 80:
         length = b.rng.uniform(6, 28)
@@ -292,8 +333,14 @@ def frontage(b: Builder, side: int, distance: float, crossing: float | None) -> 
             b.place(shapes.join([posts, *rails]).moved(-length / 2, 0, 0), *place)
 
 
-def roadside(b: Builder, side: int, half_width: float, crossing: float | None) -> None:
-    """Poles, signs, trees, bushes, bins along the pavement."""
+def roadside(b: Builder, side: int, half_width: float) -> None:
+    """Poles, signs, trees, bushes, bins along the pavement.
+
+    Args:
+        b: the street.
+        side: 1 for its left side, -1 for its right one.
+        half_width: from its middle to the kerb, metres.
+    """
     for _ in range(b.rng.poisson(5)):
         place = (b.rng.uniform(-60, 70), side * (half_width + b.rng.uniform(0.5, 2.2)))
         pole = shapes.tube((0, 0, -0.3), (0, 0, b.rng.uniform(2.2, 8)), b.rng.uniform(0.04, 0.12), Material.METAL)
@@ -319,7 +366,16 @@ def ground_strip(
     crossing: float | None,
     ends: tuple[float, float],
 ) -> Mesh:
-    """The ground along a street as triangles: asphalt, pavement a kerb higher, grass rough."""
+    """The ground along a street as triangles: asphalt, pavement a kerb higher, grass rough.
+
+    Args:
+        rng: what draws how rough it is.
+        ground: its heights.
+        street: along which it lies.
+        half_width: from the middle to the kerb, metres.
+        crossing: metres along it at which another street crosses, None for none.
+        ends: metres along the street from which and up to which it reaches.
+    """
     spread = np.linspace(0, 1, 22)[1:] ** 1.7 * 150
     sides = np.sort(np.concatenate([spread, [half_width, half_width + 0.05]]))
     across_nodes = np.concatenate([-sides[::-1], [0.0], sides])

@@ -169,7 +169,9 @@ class EvenLidar(SpinningLidar):
         return np.linspace(*self.elevation, self.beams)
 
     def echoes(self, found: Hits, row: Array, paint: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-        """The intensity that is reported of what beams meet, and which of them come back, as `SpinningLidar.echoes`."""
+        """The intensity that is reported of what beams meet, and which come back. Arguments as in
+        `SpinningLidar.echoes`.
+        """
         intensity = intensities(found, paint, rng)
         return intensity, returned(intensity, found, self.dropout, rng)
 

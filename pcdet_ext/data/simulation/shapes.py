@@ -48,18 +48,33 @@ class Mesh:
 
     @staticmethod
     def of(vertices: ArrayLike, triangles: ArrayLike, material: Material) -> Mesh:
-        """A mesh of one material."""
+        """A mesh of one material.
+
+        Args:
+            vertices: [V, 3], metres.
+            triangles: [T, 3], rows of their corners.
+            material: of all of them.
+        """
         corners = np.asarray(triangles, np.int32).reshape(-1, 3)
         return Mesh(np.asarray(vertices, np.float32), corners, np.full(len(corners), material, np.uint8))
 
     def moved(self, x: float, y: float, z: float, heading: float = 0.0) -> Mesh:
-        """Turned about z, then shifted."""
+        """Turned about z, then shifted.
+
+        Args:
+            x, y, z: the shift in metres.
+            heading: the turn, counter-clockwise in radians.
+        """
         cos, sin = np.cos(heading), np.sin(heading)
         turn = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]], np.float32)
         return Mesh(self.vertices @ turn + np.array([x, y, z], np.float32), self.triangles, self.material)
 
     def scaled(self, x: float, y: float, z: float) -> Mesh:
-        """Stretched along the axes."""
+        """Stretched along the axes.
+
+        Args:
+            x, y, z: factors.
+        """
         return Mesh(self.vertices * np.array([x, y, z], np.float32), self.triangles, self.material)
 
 
@@ -79,18 +94,31 @@ BLOCK_TRIANGLES = np.array([t for a, b, c, d in _BLOCK_QUADS for t in ((a, b, c)
 
 
 def block(dx: float, dy: float, dz: float, material: Material) -> Mesh:
-    """A box on the ground, centred on the origin."""
+    """A box on the ground, centred on the origin.
+
+    Args:
+        dx, dy, dz: its extent in metres.
+        material: of its faces.
+    """
     vertices = BLOCK_CORNERS * np.array([dx / 2, dy / 2, dz], np.float32)
     return Mesh.of(vertices, BLOCK_TRIANGLES, material)
 
 
 def tube(start: Sequence[float], end: Sequence[float], radius: float, material: Material, sides: int = 6) -> Mesh:
-    """An open cylinder between two points."""
+    """An open cylinder between two points. Arguments as in `tubes`, with one point each."""
     return tubes([start], [end], radius, material, sides)
 
 
 def tubes(starts: ArrayLike, ends: ArrayLike, radius: float, material: Material, sides: int = 6) -> Mesh:
-    """Open cylinders of one radius between pairs of points [N, 3]."""
+    """Open cylinders of one radius between pairs of points.
+
+    Args:
+        starts: [N, 3], metres.
+        ends: [N, 3].
+        radius: in metres.
+        material: of all.
+        sides: of the polygons that stand for circles.
+    """
     low, high = np.asarray(starts, np.float64), np.asarray(ends, np.float64)
     axis = high - low
     axis /= np.sqrt((axis**2).sum(1, keepdims=True))
@@ -139,13 +167,26 @@ def _sphere(sides: int) -> tuple[Array, Array]:
 
 
 def ellipsoid(centre: Sequence[float], radii: Sequence[float], material: Material, sides: int = 8) -> Mesh:
-    """A closed ellipsoid of 5 × `sides` vertices."""
+    """A closed ellipsoid of 5 × `sides` vertices.
+
+    Args:
+        centre: x, y, z in metres.
+        radii: along x, y, z.
+        material: of its surface.
+        sides: of the polygons that stand for circles.
+    """
     unit, triangles = _sphere(sides)
     return Mesh.of(unit * np.asarray(radii) + np.asarray(centre), triangles, material)
 
 
 def wheel(x: float, y: float, radius: float, width: float) -> Mesh:
-    """A wheel that stands on the ground, its axle along y, closed at the sides."""
+    """A wheel that stands on the ground, its axle along y, closed at the sides.
+
+    Args:
+        x, y: where it stands, metres.
+        radius: in metres.
+        width: along the axle.
+    """
     cos, sin = _circle(WHEEL_SIDES)
     vertices = np.zeros((2 * WHEEL_SIDES + 2, 3))
     left, right, hubs = vertices[:WHEEL_SIDES], vertices[WHEEL_SIDES:-2], vertices[-2:]
@@ -171,7 +212,11 @@ def _wheel_triangles() -> Array:
 
 
 def truck(length: float, width: float, height: float) -> Mesh:
-    """A lorry: cab, cargo box, wheels."""
+    """A lorry on the ground, heading along x: cab, cargo box, wheels.
+
+    Args:
+        length, width, height: its extent along x, y and z, metres.
+    """
     cab = min(2.2, 0.3 * length)
     front = block(cab, width * 0.96, height * 0.72, Material.PAINT).moved(length / 2 - cab / 2, 0, 0.45)
     cargo = block(length - cab - 0.3, width, height - 1.0, Material.PAINT).moved(-(cab + 0.3) / 2, 0, 1.0)
@@ -182,7 +227,7 @@ def truck(length: float, width: float, height: float) -> Mesh:
 
 
 def bus(length: float, width: float, height: float) -> Mesh:
-    """A city bus: a body between skirts and roof with windows all around."""
+    """A city bus: a body between skirts and roof with windows all around. Arguments as in `truck`."""
     skirt = block(length, width, 0.32 * height, Material.PAINT).moved(0, 0, 0.3)
     windows = block(length * 0.995, width * 0.97, 0.38 * height, Material.GLASS).moved(0, 0, 0.3 + 0.32 * height)
     roof = block(length, width, 0.3 * height - 0.3, Material.PAINT).moved(0, 0, 0.3 + 0.7 * height)
@@ -191,7 +236,7 @@ def bus(length: float, width: float, height: float) -> Mesh:
 
 
 def trailer(length: float, width: float, height: float) -> Mesh:
-    """A box on wheels with landing gear, without the vehicle that pulls it."""
+    """A box on wheels with landing gear, without the vehicle that pulls it. Arguments as in `truck`."""
     cargo = block(length, width, height - 1.15, Material.PAINT).moved(0, 0, 1.15)
     beam = block(length * 0.92, 0.9, 0.3, Material.METAL).moved(0, 0, 0.85)
     wheels = [wheel(-x * length, y * (width / 2 - 0.2), 0.5, 0.35) for x in (0.2, 0.32, 0.44) for y in (-1, 1)]
@@ -200,7 +245,9 @@ def trailer(length: float, width: float, height: float) -> Mesh:
 
 
 def excavator(length: float, width: float, height: float) -> Mesh:
-    """A construction vehicle: tracks, a cab beside its engine, and an arm with a bucket in front."""
+    """A construction vehicle: tracks, a cab beside its engine, and an arm with a bucket in front. Arguments as in
+    `truck`.
+    """
     tracks = [block(0.62 * length, 0.22 * width, 0.28 * height, Material.RUBBER) for _ in range(2)]
     sides = [m.moved(-0.19 * length, y * 0.39 * width, 0) for m, y in zip(tracks, (-1, 1), strict=True)]
     engine = block(0.4 * length, 0.8 * width, 0.34 * height, Material.PAINT).moved(-0.3 * length, 0, 0.28 * height)
@@ -214,7 +261,7 @@ def excavator(length: float, width: float, height: float) -> Mesh:
 
 
 def motorcycle(length: float, width: float, height: float) -> Mesh:
-    """A motorcycle and its rider."""
+    """A motorcycle and its rider. Arguments as in `truck`."""
     r = 0.31
     wheels = [wheel(x, 0, r, 0.13) for x in (-length / 2 + r, length / 2 - r)]
     body = ellipsoid((0, 0, 0.62), (0.55, 0.17, 0.27), Material.PAINT)
@@ -232,7 +279,7 @@ def motorcycle(length: float, width: float, height: float) -> Mesh:
 
 
 def barrier(length: float, width: float, height: float) -> Mesh:
-    """A barrier that closes a lane: `length`, the short side, points where it faces; a foot and a narrower wall."""
+    """A barrier that closes a lane: a foot and a narrower wall. Arguments as in `truck`; `length` is its short side."""
     foot = block(length, width, 0.35 * height, Material.WALL)
     wall = block(0.45 * length, width, 0.65 * height, Material.PLATE).moved(0, 0, 0.35 * height)
     return join([foot, wall])
@@ -257,7 +304,13 @@ def cone(width: float, height: float) -> Mesh:
 
 
 def pedestrian(height: float, stride: float, swing: float) -> Mesh:
-    """A person walking: `stride` between the feet and `swing` of the arms, metres."""
+    """A person walking along x.
+
+    Args:
+        height: in metres.
+        stride: between the feet, metres.
+        swing: of the arms, metres.
+    """
     h = height
     parts = [
         ellipsoid((0, 0, 0.68 * h), (0.13, 0.20, 0.20 * h), Material.CLOTH),
@@ -296,7 +349,15 @@ def cyclist(length: float, height: float) -> Mesh:
 
 
 def leaves(rng: np.random.Generator, centre: Sequence[float], radii: Sequence[float], count: int, size: float) -> Mesh:
-    """Loose triangles in an ellipsoid, denser outside: beams get stuck at different depths or pass through."""
+    """Loose triangles in an ellipsoid, denser outside: beams get stuck at different depths or pass through.
+
+    Args:
+        rng: what draws them.
+        centre: x, y, z of the ellipsoid, metres.
+        radii: along x, y, z.
+        count: of triangles.
+        size: standard deviation of their corners, metres.
+    """
     direction = rng.normal(size=(count, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     place = direction * rng.uniform(0.5, 1, (count, 1)) ** 0.5 * np.asarray(radii) + np.asarray(centre)
@@ -313,14 +374,26 @@ def tree(rng: np.random.Generator, height: float) -> Mesh:
 
 
 def bush(rng: np.random.Generator, width: float, height: float) -> Mesh:
-    """A porous bush on the ground."""
+    """A porous bush on the ground.
+
+    Args:
+        rng: what draws its leaves.
+        width: along x and y, metres.
+        height: in metres.
+    """
     return leaves(rng, (0, 0, height / 2), (width / 2, width / 2, height / 2), int(90 * width * height) + 20, 0.1)
 
 
 def foliage_block(
     rng: np.random.Generator, length: float, width: float, height: float, round_off: bool = False
 ) -> Mesh:
-    """Dense leaves in a box on the ground, as of a hedge, most of them near its faces; or of a rounded bush."""
+    """Dense leaves in a box on the ground, as of a hedge, most of them near its faces; or of a rounded bush.
+
+    Args:
+        rng: what draws them.
+        length, width, height: of the box along x, y and z, metres.
+        round_off: whether it is a bush.
+    """
     area = 2 * (length + width) * height + length * width
     count = int(min(4000, 40 + 45 * area))
     place = rng.uniform(-1, 1, (count, 3))
@@ -336,7 +409,12 @@ def foliage_block(
 
 
 def fitted(mesh: Mesh, length: float, width: float, height: float) -> Mesh:
-    """Stretched so that its extent is exactly that of the box."""
+    """A mesh stretched so that its extent is exactly that of a box on the ground, centred on the origin.
+
+    Args:
+        mesh: any.
+        length, width, height: of the box along x, y and z, metres.
+    """
     low, high = mesh.vertices.min(0), mesh.vertices.max(0)
     centred = Mesh(mesh.vertices - [*((low + high) / 2)[:2], low[2]], mesh.triangles, mesh.material)
     size = high - low

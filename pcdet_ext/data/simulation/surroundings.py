@@ -67,7 +67,15 @@ def _stand(
 
 
 def facades(b: Builder, side: int, start: float, end: float, distance: float, crossing: float | None) -> None:
-    """Buildings wall to wall, some set back, with stairs and bays before them."""
+    """Buildings wall to wall, some set back, with stairs and bays before them.
+
+    Args:
+        b: the street.
+        side: 1 for its left side, -1 for its right one.
+        start, end: metres along it.
+        distance: from its middle, metres.
+        crossing: metres along it at which another street crosses, None for none.
+    """
     along = start
     while along < end:
         length = b.rng.uniform(5, 18)
@@ -83,7 +91,10 @@ def facades(b: Builder, side: int, start: float, end: float, distance: float, cr
 
 
 def gardens(b: Builder, side: int, start: float, end: float, distance: float, crossing: float | None) -> None:
-    """Hedges, low walls or fences, and behind them plants, sheds, houses, and cars in their drives."""
+    """Hedges, low walls or fences, and behind them plants, sheds, houses, and cars in their drives.
+
+    Arguments as in `facades`.
+    """
     along = start
     while along < end:
         length = b.rng.uniform(8, 20)
@@ -131,7 +142,7 @@ def _plant(b: Builder, along: float, across: float, crossing: float | None) -> N
 
 
 def wood(b: Builder, side: int, start: float, end: float, distance: float, crossing: float | None) -> None:
-    """Trunks, undergrowth and crowns."""
+    """Trunks, undergrowth and crowns. Arguments as in `facades`."""
     density = b.rng.uniform(0.03, 0.12)
     for _ in range(b.rng.poisson(density * (end - start) * 14)):
         place = (b.rng.uniform(start, end), side * (distance + b.rng.uniform(0, 14)))
@@ -144,7 +155,7 @@ def wood(b: Builder, side: int, start: float, end: float, distance: float, cross
 
 
 def wall(b: Builder, side: int, start: float, end: float, distance: float, crossing: float | None) -> None:
-    """A long wall, with creepers on it."""
+    """A long wall, with creepers on it. Arguments as in `facades`."""
     height = b.rng.uniform(1.2, 4.0)
     for along in np.arange(start, end, 8.0):
         mesh = shapes.block(8.0, 0.4, height + 0.5, Material.MASONRY).moved(0, 0, -0.5)
@@ -156,7 +167,7 @@ def wall(b: Builder, side: int, start: float, end: float, distance: float, cross
 
 
 def open_land(b: Builder, side: int, start: float, end: float, distance: float, crossing: float | None) -> None:
-    """Fields, with tufts and bushes, and often a guard rail."""
+    """Fields, with tufts and bushes, and often a guard rail. Arguments as in `facades`."""
     if b.rng.random() < 0.5:
         length = end - start
         rail = shapes.block(length, 0.08, 0.32, Material.METAL).moved(0, 0, 0.45)
@@ -179,7 +190,14 @@ STRETCH: dict[str, Stretch] = {
 
 
 def clutter(b: Builder, side: int, nearest: float, count: float) -> None:
-    """Bins, boxes, skips, benches, stacks of material, poles and young trees on the pavement."""
+    """Bins, boxes, skips, benches, stacks of material, poles and young trees on the pavement.
+
+    Args:
+        b: the street.
+        side: 1 for its left side, -1 for its right one.
+        nearest: metres from its middle around which they stand.
+        count: how many, on average.
+    """
     for _ in range(b.rng.poisson(count)):
         along = b.rng.uniform(BEGIN, END)
         across = side * (nearest + b.rng.uniform(-1.2, 2.5))

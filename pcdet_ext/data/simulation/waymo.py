@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,10 @@ class WaymoWriter:
         scene = _Scene(self, index, street, paint, lasers(self.kind, rng))
         scene.write()
         return self.frames, scene.world.seconds, scene.files
+
+    def finish(self, val: Sequence[bool]) -> list[Path]:
+        """No file beside those of the drives: their folders say which are held out."""
+        return []
 
     def path(self, component: str, index: int) -> Path:
         """The file of one component of a drive."""

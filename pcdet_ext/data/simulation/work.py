@@ -104,7 +104,13 @@ class Work:
     def run(
         self, make: Callable[[int], Made], progress: Progress, ready: Callable[[int], bool] = lambda index: True
     ) -> None:
-        """Make the pieces that are not there, whole, and `ready`; side by side where there are several workers."""
+        """Make the pieces that are not there, whole and ready; side by side where there are several workers.
+
+        Args:
+            make: makes the piece of a number.
+            progress: is given what was made, as it is done, and passes it on.
+            ready: whether a piece that is whole can be used as it is.
+        """
         for _ in progress(self._made(make, ready)):
             pass
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +10,6 @@ from pcdet_ext.models.heads.losses import sigmoid_focal_loss
 from pcdet_ext.scenes import NOT_COUNTED
 
 EPS = 1e-5
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def scene_class_affinity(probabilities: Tensor, labels: Tensor, free: int) -> Tensor:
