@@ -32,7 +32,7 @@ class HighestScore(BoxTracker):
         self.tracker.reset()
 
     def associate(self, boxes: StillBoxes, class_names: Sequence[str], timestamp: float) -> TrackedBoxes:
-        """See `BoxTracker.associate`."""
+        """Take a frame. Arguments as in `BoxTracker.associate`."""
         if len(boxes):
             self.highest = max(self.highest, float(boxes.score.max()))
         return self.tracker.associate(boxes, class_names, timestamp)

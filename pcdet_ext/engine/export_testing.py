@@ -41,7 +41,13 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
 
     def add(self, sample: Sample, points: Array, lowest: float) -> None:
-        """Detect in a frame; what has a score of at least `lowest` counts."""
+        """Detect in a frame, and hand what is found to the evaluator.
+
+        Args:
+            sample: the frame.
+            points: [P, C], its points as the detector takes them.
+            lowest: score from which a detection counts.
+        """
         start = time.perf_counter()
         found = self.find(points)
         self.seconds.append(time.perf_counter() - start)

@@ -64,7 +64,7 @@ def sparse_conv(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | 
 
 
 def sparse_conv_reference(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The definition of `sparse_conv`, on any device."""
+    """The definition in PyTorch on any device. Arguments as in `sparse_conv`."""
     none = features.new_zeros(1, features.shape[1])
     gathered = torch.cat([features, none])[reads.long()]  # -1 is the last
     out = torch.einsum("mkc,dkc->md", gathered, weight)
