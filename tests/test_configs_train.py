@@ -37,6 +37,11 @@ def small(path: Path) -> config.Node:
     start = 0.0 if low_x == 0 else -width / 2
     changes = [f"data.point_cloud_range={[start, -depth / 2, low_z, start + width, depth / 2, high_z]}"]
     backbone = model.get("backbone") or {}
+    if model.get("encoder", {}).get("name") == "OctreeVFE":  # a cube, and deep enough for four stages
+        half = 64 * model["voxel_size"][0]
+        changes = [f"data.point_cloud_range={[-half] * 3 + [half] * 3}", "model.backbone.num_blocks=[1, 1, 2, 1]"]
+        changes += [f"model.{part}.channels=[16, 32, 48, 48]" for part in ("backbone", "head")]
+        changes += ["model.backbone.num_heads=[2, 2, 3, 3]"]
     if backbone.get("name") == "LION":
         stages = len(backbone.get("scales", LION_STAGES))
         changes += [f"model.backbone.group_sizes={[32] * stages}", "model.backbone.out_group_size=16"]
