@@ -147,7 +147,10 @@ def _options(config: Config, octree: Config) -> OctreeOptions:
     """Options of a backbone or stage; octree: where the dilation that windows are filled up for stands."""
     norm = config.get("conv_norm", "batchnorm")
     if norm not in NORMS:
-        raise ValueError(f"conv_norm: {norm!r} is not in this library; known: {', '.join(NORMS)}")
+        raise ValueError(
+            f"conv_norm: {norm!r} is not in this library; known: {', '.join(NORMS)}. "
+            "Every published model has layernorm"
+        )
     return OctreeOptions(
         config["patch_size"],
         octree["dilation"],

@@ -84,7 +84,7 @@ def test_every_name_and_shape_of_hotformerloc_has_its_place(manifest, name):
     [
         ({"model": "HOTFormerLoc-Other"}, "`octree` must say its depth"),
         ({"pooling": "NetVLAD"}, "pool_method: 'NetVLAD' is not in this library"),
-        ({"conv_norm": "powernorm"}, "conv_norm: 'powernorm' is not in this library"),
+        ({"conv_norm": "powernorm"}, "'powernorm' is not .* known: layernorm, batchnorm. Every published model has"),
         ({"ct_size": 2}, "rt_size: 2 is not known here; known: 1"),
         ({"coordinates": "polar"}, "coordinates: 'polar' is not known here"),
         ({"input_features": "F"}, "input_features must be letters of NDLP, got 'F'"),
