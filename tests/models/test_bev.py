@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pcdet_ext.config import ConfigError
 from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
+from pcdet_ext.models.bev.multi_scale import join_channels
 from pcdet_ext.structures import SparseVoxels
 
 LEVELS = {"layer_nums": [1, 2, 1], "layer_strides": [2, 2, 2], "num_filters": [4, 6, 8]}
@@ -33,6 +34,16 @@ def test_flatten_puts_every_voxel_in_its_channel_and_cell(seed, batch_size, dept
     assert int((bev != 0).sum()) == features.numel()
     bev.sum().backward()
     assert (features.grad == 1).all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(5, 7), (1, 1)])
+def test_joined_maps_are_side_by_side(layout, size):
+    maps = [torch.randn(2, channels, *size, requires_grad=True) for channels in (3, 1, 4)]
+    joined = join_channels([m.contiguous(memory_format=layout) for m in maps])
+    assert joined.equal(torch.cat(maps, 1))
+    (joined * joined).sum().backward()
+    assert all(m.grad.equal(2 * m.detach()) for m in maps)
 
 
 def test_frames_without_voxels_keep_their_map():

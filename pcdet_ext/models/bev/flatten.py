@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pcdet_ext.structures import SparseVoxels
+
+
+def is_tracing() -> bool:
+    """Whether torch's tracer records what is computed, whose graphs are to hold for any layout and size."""
+    return torch._C._get_tracing_state() is not None
 
 
 def flatten_to_bev(voxels: SparseVoxels) -> Tensor:
@@ -12,4 +18,10 @@ def flatten_to_bev(voxels: SparseVoxels) -> Tensor:
 
     For pillars (Z = 1) it is the scatter of PointPillars, otherwise the height compression of SECOND.
     """
-    return voxels.dense().flatten(1, 2)
+    if voxels.grid[0] == 1 or voxels.features.device.type != "cpu" or is_tracing():
+        return voxels.dense().flatten(1, 2)
+    depth, height, width = voxels.grid  # on the CPU at once in the channels-last layout, which convolutions want
+    channels, (b, z, y, x) = voxels.features.shape[1], voxels.coords.long().unbind(1)
+    cells = voxels.features.new_zeros(voxels.batch_size, height, width, channels, depth)
+    cells[b, y, x, :, z] = voxels.features
+    return cells.flatten(3).permute(0, 3, 1, 2)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from pcdet_ext.models.bev.multi_scale import bev_norm, rescale
+from pcdet_ext.models.bev.multi_scale import bev_norm, join_channels, rescale
 from pcdet_ext.models.bev.registry import BEV_BACKBONES
 from pcdet_ext.models.bev.residual import ResidualBlock
 from pcdet_ext.models.bev.second import plain_level
@@ -80,7 +79,7 @@ class PillarNetNeck(nn.Module):
         _check_size(bev.shape[2:])
         first, second = self.blocks
         here, above = self.deblocks
-        joined = torch.cat([here(bev), above(second(self.conv5(bev)))], 1)
+        joined = join_channels([here(bev), above(second(self.conv5(bev)))])
         result: Tensor = first(joined)
         return result
 

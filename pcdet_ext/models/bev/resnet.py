@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
+from pcdet_ext.models.bev.multi_scale import join_channels
 from pcdet_ext.models.bev.registry import BEV_BACKBONES
 from pcdet_ext.models.bev.residual import ResidualBlock
 
@@ -95,7 +95,7 @@ class ResNetFPN(nn.Module):
         fine, deep = found[self.levels[0]], self.enlarge(found[self.levels[1]])
         if fine.shape[2:] != deep.shape[2:]:
             raise ValueError(_mismatch(size, tuple(fine.shape[2:]), tuple(deep.shape[2:])))
-        x = self.conv(torch.cat([fine, deep], 1))
+        x = self.conv(join_channels([fine, deep]))
         return x if self.up2 is None else self.up2(x)
 
 
