@@ -88,7 +88,10 @@ class LinearAttention(nn.Module):
     def _attend(self, qkv: Tensor, offsets: Tensor, valid: Tensor | None = None) -> Tensor:
         """Attention [R, C] of rows [R, 3C] inside segments; valid: bool [R, 1], rows whose keys count, None for all."""
         q, k, v = qkv.chunk(3, dim=1)
-        q, k = q.relu(), k.relu()
+        if not (torch.is_grad_enabled() or self.qkv._forward_hooks):  # nobody else sees these rows
+            qkv[:, : 2 * q.shape[1]].relu_()
+        else:
+            q, k = q.relu(), k.relu()
         k = k if valid is None else k.masked_fill(~valid, 0)
         q, k, v = (t.unflatten(1, (self.num_heads, -1)) for t in (q, k, v))
         return scattered_linear_attention(q, k, v, offsets, self.eps).flatten(1)

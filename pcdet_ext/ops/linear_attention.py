@@ -44,7 +44,16 @@ def scattered_linear_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor,
         raise ValueError(f"offsets must be int64 [W + 1], got {offsets.dtype} {list(offsets.shape)}")
     if len({t.device for t in (q, k, v, offsets)}) != 1:
         raise ValueError("q, k, v and offsets must be on one device")
-    return _attend(q.contiguous(), k.contiguous(), v.contiguous(), offsets.contiguous(), eps)
+    if not _are_parts(q, k, v):
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    return _attend(q, k, v, offsets.contiguous(), eps)
+
+
+def _are_parts(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether these rows [N, H, D] may be read where they lie: parts of longer rows, as one projection makes them."""
+    step, side_by_side = q.stride(0), (q.shape[2], 1)
+    alike = all(t.stride()[1:] == side_by_side and t.stride(0) == step for t in (q, k, v))
+    return alike and step >= q.shape[1] * q.shape[2] and not on_cuda(q)
 
 
 def scattered_linear_attention_reference(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float = 1e-6) -> Tensor:
@@ -107,14 +116,21 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> Ten
     if not _has_kernel(q):
         return scattered_linear_attention_reference(q, k, v, offsets, eps)
     _check_offsets(offsets, len(q))
-    y = torch.empty_like(q)
-    _launch("forward", (q, k, v), offsets, eps, (), (y,))
+    y = q.new_empty(q.shape)
+    if on_cuda(q):
+        _launch("forward", (q, k, v), offsets, eps, (), (y,))
+        return y
+    segments, (_, heads, dim) = len(offsets) - 1, q.shape
+    rows: list[NativeArray] = [(t, q.dtype, tuple(q.shape)) for t in (q, k, v)]
+    bounds = (offsets, torch.int64, segments + 1)
+    sizes: list[Argument] = [segments, heads, dim, q.stride(0), float(eps)]
+    launch("linear_attention_forward", q.device, *rows, bounds, *sizes, (y, q.dtype, y.numel()), dtype=q.dtype)
     return y
 
 
 @_attend.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> Tensor:
-    return torch.empty_like(q)
+    return q.new_empty(q.shape)
 
 
 @torch.library.custom_op("pcdet_ext::linear_attention_backward", mutates_args=())
@@ -124,6 +140,7 @@ def _backward(
     if not _has_kernel(q):
         with own_precision(q):
             return scattered_linear_attention_backward_reference(q, k, v, offsets, eps, dy)
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     dq, dk, dv = (torch.empty_like(q) for _ in range(3))
     scratch = []
     if on_cuda(q):
@@ -135,7 +152,7 @@ def _backward(
 
 @_backward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -77,11 +77,11 @@ class Segments:
 
     def gather(self, x: Tensor) -> Tensor:
         """Voxel features [N, C] in sequence order [N, C]."""
-        return x[self.order]
+        return x.index_select(0, self.order)
 
     def scatter(self, y: Tensor) -> Tensor:
         """Sequence [N, C] back to voxel order [N, C]."""
-        return y[self.inverse]
+        return y.index_select(0, self.inverse)
 
     @property
     def num_groups(self) -> int:
@@ -91,3 +91,19 @@ class Segments:
     def group_of_voxel(self) -> Tensor:
         """int64 [N]: the segment of each voxel."""
         return torch.bucketize(self.inverse, self.offsets[1:], right=True)
+
+    def of_places(self) -> Segments:
+        """The same segments for features that are gathered already, rows [N, C] in the order of the sequence."""
+        places = torch.arange(len(self.order), device=self.order.device)
+        return _PlacedSegments(places, places, self.offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class _PlacedSegments(Segments):
+    """Segments of features that stand in their places: nothing to gather."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x
+
+    def scatter(self, y: Tensor) -> Tensor:
+        return y

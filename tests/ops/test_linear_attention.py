@@ -41,7 +41,7 @@ COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), COUNTS, st.integers(1, 3), st.sampled_from([1, 3, 8, 16]))
+@given(st.integers(0, 1000), COUNTS, st.integers(1, 3), st.sampled_from([1, 3, 8, 16, 32, 64]))
 def test_values_and_gradients_equal_attention_written_out(seed: int, counts: list[int], heads: int, dim: int) -> None:
     q, k, v, offsets = rows(seed, counts, heads, dim)
     inputs = [t.requires_grad_() for t in (q, k, v)]
@@ -54,6 +54,21 @@ def test_values_and_gradients_equal_attention_written_out(seed: int, counts: lis
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(("dtype", "dim"), [(torch.float32, 32), (torch.float64, 16), (torch.float32, 24)])
+def test_parts_of_one_projection_are_read_where_they_lie(dtype: torch.dtype, dim: int) -> None:
+    heads, offsets = 3, torch.tensor([0, 5, 5, 18, 40])
+    together = torch.rand(40, 3 * heads * dim + 7, dtype=dtype)
+    q, k, v = (part.unflatten(1, (heads, dim)) for part in together[:, 7:].chunk(3, 1))
+    apart = [t.contiguous() for t in (q, k, v)]
+    assert scattered_linear_attention(q, k, v, offsets).equal(scattered_linear_attention(*apart, offsets))
+    torch.testing.assert_close(
+        scattered_linear_attention(q, k, v, offsets), scattered_linear_attention_reference(*apart, offsets)
+    )
+    dy = torch.rand_like(apart[0])
+    grads = [_backward(*rows, offsets, 1e-6, dy) for rows in ((q, k, v), apart)]
+    assert all(mine.equal(theirs) for mine, theirs in zip(*grads, strict=True))
 
 
 def test_gradcheck() -> None:

@@ -28,7 +28,7 @@ from pcdet_ext.models.layers.sparse_blocks import SparseResidualBlock, SparseSeq
 from pcdet_ext.models.layers.sparse_conv import Engine, SparseConv3d, SubMConv3d
 from pcdet_ext.ops import segment_reduce
 from pcdet_ext.ops.segment import segment_softmax
-from pcdet_ext.structures import SparseVoxels
+from pcdet_ext.structures import Groups, Segments, SparseVoxels
 
 WINDOW = (None, 12, 12)
 
@@ -132,9 +132,17 @@ class ScatterFormerStage(nn.Module):
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
         """Features [N, C] to [N, C]."""
-        windows = self.partition(voxels, self.order)
+        plan = self.partition(voxels, self.order)
+        if not isinstance(plan, Segments):
+            return self._layers(voxels, plan)
+        # Once for all layers, which then find the voxels of each window side by side.
+        coords, plans = voxels.plan(("in_sequence", self.partition, self.order), lambda v: (v.coords[plan.order], {}))
+        rows = SparseVoxels(plan.gather(voxels.features), coords, voxels.grid, voxels.batch_size, plans)
+        return voxels.with_features(plan.scatter(self._layers(rows, plan.of_places()).features))
+
+    def _layers(self, voxels: SparseVoxels, plan: Groups | Segments) -> SparseVoxels:
         for attention, interaction in zip(self.attention, self.interaction, strict=True):
-            voxels = interaction(voxels.with_features(attention(voxels.features, windows)))
+            voxels = interaction(voxels.with_features(attention(voxels.features, plan)))
         return voxels
 
 

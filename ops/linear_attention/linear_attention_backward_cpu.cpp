@@ -1,4 +1,5 @@
-// Scattered linear attention on the CPU: one task is one head of one segment, whose state stays in the first cache.
+// Gradients of scattered linear attention on the CPU: one task is one head of one segment, whose states stay in the
+// first cache.
 #include "linear_attention.h"
 
 #include <algorithm>
@@ -16,22 +17,6 @@ struct Rows {
     int64_t heads, d;
     int64_t at(int64_t row, int64_t head) const { return (row * heads + head) * d; }
 };
-
-template <typename T>
-PCDET_CLONES void forward_segment(const T* q, const T* k, const T* v, Rows<T> rows, int64_t head, int64_t begin,
-                                  int64_t end, T eps, T* state, T* sum, T* y) {
-    const int d = static_cast<int>(rows.d);
-    std::fill(state, state + d * d, T(0));
-    std::fill(sum, sum + d, T(0));
-    for (int64_t r = begin; r < end; ++r) outer_add(state, sum, k + rows.at(r, head), v + rows.at(r, head), T(1), d);
-    for (int64_t r = begin; r < end; ++r) {
-        const T* query = q + rows.at(r, head);
-        T* out = y + rows.at(r, head);
-        row_times(state, query, out, d);
-        const T scale = T(1) / (dot(query, sum, d) + eps);
-        for (int j = 0; j < d; ++j) out[j] *= scale;
-    }
-}
 
 // With n = q^T S and z = q . s + eps: dn = dy / z, dz = -(dy . y) / z; dq = S dn + s dz; dS = sum q dn^T, ds = sum q dz;
 // dk = dS v + ds; dv = dS^T k. The state is made again instead of being kept.
@@ -66,23 +51,6 @@ PCDET_CLONES void backward_segment(const T* q, const T* k, const T* v, const T* 
 }
 
 template <typename T>
-int forward(const T* q, const T* k, const T* v, const int64_t* offsets, int64_t segments, int64_t heads, int64_t d,
-            T eps, T* y, int threads) {
-    if (d > kMaxDim) return -1;
-    const Rows<T> rows{heads, d};
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<T> state(d * d), sum(d);
-#pragma omp for schedule(dynamic, 16)
-        for (int64_t task = 0; task < segments * heads; ++task) {
-            const int64_t w = task / heads;
-            forward_segment(q, k, v, rows, task % heads, offsets[w], offsets[w + 1], eps, state.data(), sum.data(), y);
-        }
-    }
-    return 0;
-}
-
-template <typename T>
 int backward(const T* q, const T* k, const T* v, const T* dy, const int64_t* offsets, int64_t segments, int64_t heads,
              int64_t d, T eps, T* dq, T* dk, T* dv, int threads) {
     if (d > kMaxDim) return -1;
@@ -103,12 +71,6 @@ int backward(const T* q, const T* k, const T* v, const T* dy, const int64_t* off
 }  // namespace
 
 #define PCDET_LINEAR_ATTENTION(T, name)                                                                               \
-    PCDET_API int pcdet_linear_attention_forward_##name##_cpu(const T* q, const T* k, const T* v,                     \
-                                                              const int64_t* offsets, int64_t segments,               \
-                                                              int64_t heads, int64_t d, double eps, T* y,             \
-                                                              int threads) {                                          \
-        return forward<T>(q, k, v, offsets, segments, heads, d, static_cast<T>(eps), y, threads);                     \
-    }                                                                                                                 \
     PCDET_API int pcdet_linear_attention_backward_##name##_cpu(                                                       \
         const T* q, const T* k, const T* v, const T* dy, const int64_t* offsets, int64_t segments, int64_t heads,     \
         int64_t d, double eps, T* dq, T* dk, T* dv, int threads) {                                                    \
