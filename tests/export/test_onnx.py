@@ -158,6 +158,10 @@ def test_what_has_no_form_is_refused() -> None:
         export(pcdet_ext.build("kitti/lion_ttt", device="cpu"))
     with pytest.raises(ConfigError, match="VoxelNeXtHead has no ONNX form: it searches among occupied cells"):
         export(pcdet_ext.build("nuscenes/voxelnext", device="cpu"))
+    indoors = ["model.backbone.num_blocks=[1, 1, 1, 1]", "model.backbone.channels=[48, 48, 48, 48]"]
+    indoors += ["model.backbone.num_heads=[2, 2, 2, 2]", "model.head.channels=[48, 48, 48, 48]"]
+    with pytest.raises(ConfigError, match="FCAF3DHead has no ONNX form: it searches among occupied cells"):
+        export(pcdet_ext.build("sunrgbd/octformer_fcaf3d", indoors, "cpu"))
     with pytest.raises(ConfigError, match="PlaceRecognizer is no detector"):
         export(pcdet_ext.build("place_recognition/demo", device="cpu"))
     with pytest.raises(RecordingError, match="hilbert"):

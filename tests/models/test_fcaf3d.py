@@ -259,6 +259,17 @@ def test_empty_frames_are_taken() -> None:
     assert [len(frame) for frame in head.eval().decode(head(empty))] == [0, 0]
 
 
+@torch.no_grad()
+def test_boxes_are_computed_in_float32_under_autocast() -> None:
+    head, given = trained_a_little(make_head()), make_pyramid()
+    expected = head(given).rows
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(given).rows
+    assert found.code.dtype == found.classes.dtype == found.center.dtype == torch.float32
+    assert torch.equal(found.points, expected.points)
+    assert (found.classes - expected.classes).norm() < 0.05 * expected.classes.norm()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
