@@ -29,14 +29,14 @@ def leaves_of(case: Case, module: nn.Module, inputs: Mapping[str, Tensor], renam
 def probe_gradients(
     case: Case, values: Values, module: nn.Module, inputs: Mapping[str, Tensor], rename: Rename
 ) -> dict[str, Tensor]:
-    """Gradients of Σ probe·out; arguments as those of `leaves_of`, and the computed values, see `backward`."""
+    """Gradients of Σ probe·out. Arguments as in `leaves_of`, and the computed values, see `backward`."""
     return _in_published_shapes(case, backward(values, case, leaves_of(case, module, inputs, rename)))
 
 
 def loss_gradients(
     case: Case, loss: Tensor, module: nn.Module, inputs: Mapping[str, Tensor], rename: Rename
 ) -> dict[str, Tensor]:
-    """Gradients of a loss, those that the case has; zero where the loss does not reach. Arguments as `leaves_of`."""
+    """Gradients of a loss, those that the case has; zero where the loss does not reach. Arguments as in `leaves_of`."""
     leaves = leaves_of(case, module, inputs, rename)
     wanted = {key: leaf for key, leaf in leaves.items() if f"grad.{key}" in case.arrays}
     if not wanted:

@@ -17,6 +17,7 @@ def moved_as_published(points: Array, pose: Array, to_pose: Array) -> Array:
     """As `moved`, with the arithmetic of OpenPCDet: by way of the world and with an inverse in float32.
 
     It is off by up to half a millimetre where the vehicle is 9 km from the origin of the world, and more beyond.
+    Arguments as in `moved`.
     """
     pose, to_pose = (np.asarray(matrix, np.float32) for matrix in (pose, to_pose))
     world = np.pad(points[:, :3].astype(np.float64), ((0, 0), (0, 1)), constant_values=1.0) @ pose.T
@@ -26,7 +27,13 @@ def moved_as_published(points: Array, pose: Array, to_pose: Array) -> Array:
 
 
 def label_columns(segment: Segment, time: int, columns: Sequence[str]) -> list[Array]:
-    """Further columns of lidar_box, all of numbers, for the objects that `Segment.labels` gives of a frame."""
+    """Further columns of lidar_box for the objects that `Segment.labels` gives of a frame.
+
+    Args:
+        segment: of the frame.
+        time: of the frame, microseconds.
+        columns: names without their prefix; all hold numbers.
+    """
     kinds: dict[str, Kind] = {f"[LiDARBoxComponent].{name}": "numbers" for name in columns}
     table = read_columns(segment.path("lidar_box"), kinds)
     rows = segment.rows_of_objects(time)
@@ -71,7 +78,13 @@ def roi_table(frames: Sequence[PredictedFrame]) -> tuple[Array, Array, Array]:
 
 
 def in_pose(boxes: Array, pose: Array, to_pose: Array) -> Array:
-    """Boxes [R, 9] of a frame with one pose in the frame of another; headings are turned by the yaw and not wrapped."""
+    """Boxes of a frame with one pose in the frame of another; headings are turned by the yaw and not wrapped.
+
+    Args:
+        boxes: [R, 9].
+        pose: [4, 4], from their frame to the world.
+        to_pose: [4, 4], from the other frame to the world.
+    """
     pose, to_pose = (np.asarray(matrix, np.float64) for matrix in (pose, to_pose))
     turn = np.linalg.inv(to_pose[:3, :3]) @ pose[:3, :3]
     found = boxes.astype(np.float64)

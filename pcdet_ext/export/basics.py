@@ -87,7 +87,7 @@ def repeat_each(counts: Tensor) -> Tensor:
 
 
 def segment_reduce(values: Tensor, index: Tensor, num_segments: int, reduce: str = "sum") -> Tensor:
-    """See `pcdet_ext.ops.segment_reduce`."""
+    """The form of `pcdet_ext.ops.segment_reduce` for export. Arguments as in that function."""
     kept = rows(index >= 0)
     values, index = values[kept], index[kept]
     if reduce in ("sum", "mean"):
@@ -103,7 +103,10 @@ def segment_reduce(values: Tensor, index: Tensor, num_segments: int, reduce: str
 
 
 def segment_softmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
-    """See `pcdet_ext.ops.segment_softmax`; here every row is in a segment."""
+    """The form of `pcdet_ext.ops.segment_softmax` for export. Arguments as in that function.
+
+    Every row is in a segment.
+    """
     raised = (values - segment_reduce(values, index, num_segments, "max")[index]).exp()
     return raised / segment_reduce(raised, index, num_segments, "sum")[index]
 

@@ -19,7 +19,11 @@ def nms(
     post_max: int | None = None,
     published: bool = False,
 ) -> Tensor:
-    """See `pcdet_ext.ops.nms`. Raises NotImplementedError for the overlap with the quirks of published kernels."""
+    """The form of `pcdet_ext.ops.nms` for export. Arguments as in that function.
+
+    Raises:
+        NotImplementedError: `published` is True; the overlap of published kernels has no form.
+    """
     if published:
         raise NotImplementedError("nms with published=True has no ONNX form")
     usable = rows(~scores.isnan())

@@ -58,10 +58,13 @@ class Comparison:
         return self.apart.alone == (0, 0) and self.within(BOX_TOLERANCE, SCORE_TOLERANCE)
 
     def within(self, box: float, score: float, lowest: float = 0.0) -> bool:
-        """Whether no box differs by more than `box`, no score by more than `score`.
+        """Whether what was found agrees.
 
-        lowest: the score from which on boxes are told at all. A box that only one side found differs by what its score
-        is above that.
+        Args:
+            box: by how much boxes may differ (metres, radians, metres per second).
+            score: by how much scores may differ.
+            lowest: the score from which on boxes are told at all. A box that only one side found differs by what its
+                score is above that.
         """
         apart = self.apart
         unmatched = apart.best_alone - lowest if any(apart.alone) else 0.0
@@ -125,7 +128,13 @@ class OnnxDetector:
 def compare_frames(detector: Detector, model: Any, frames: Sequence[str | Path]) -> list[Comparison]:
     """What a detector and its ONNX model find in files of points.
 
-    Raises DataError for a file that cannot be read.
+    Args:
+        detector: as it was exported.
+        model: its ONNX model.
+        frames: the files.
+
+    Raises:
+        DataError: a file cannot be read.
     """
     running = session(model)
     return [compare(detector, running, points, name) for name, points in read_clouds(detector, frames).items()]
@@ -140,7 +149,14 @@ def read_clouds(detector: Detector, frames: Sequence[str | Path]) -> dict[str, A
 
 
 def compare(detector: Detector, running: Any, points: Array, frame: str = "points") -> Comparison:
-    """What a detector and a session of its ONNX model find in points [P, C]."""
+    """What a detector and a session of its ONNX model find in one cloud.
+
+    Args:
+        detector: as it was exported.
+        running: the session.
+        points: [P, C], of which the detector's columns come first.
+        frame: what the comparison calls the cloud.
+    """
     points = np.ascontiguousarray(points[:, : len(detector.point_features)], np.float32)
     for _ in range(2):  # the first run warms up
         start = time.perf_counter()

@@ -16,7 +16,7 @@ BLOCK = 64  # rows of a segment that linear attention sums up by one product
 def causal_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, reverse: bool = False
 ) -> Tensor:
-    """See `pcdet_ext.ops.causal_conv1d`."""
+    """The form of `pcdet_ext.ops.causal_conv1d` for export. Arguments as in that function."""
     channels, width = weight.shape
     padded = F.pad(x, (0, width - 1) if reverse else (width - 1, 0))
     y = F.conv1d(padded, (weight.flip(1) if reverse else weight)[:, None], bias, groups=channels)
@@ -35,7 +35,7 @@ def selective_scan(
     delta_softplus: bool = False,
     reverse: bool = False,
 ) -> Tensor:
-    """See `pcdet_ext.ops.selective_scan`."""
+    """The form of `pcdet_ext.ops.selective_scan` for export. Arguments as in that function."""
     delta = delta if delta_bias is None else delta + delta_bias[:, None]
     delta = F.softplus(delta) if delta_softplus else delta
     y = operators.selective_scan(u, delta, A, B, C, reverse)
@@ -44,13 +44,13 @@ def selective_scan(
 
 
 def wkv(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None = None, reverse: bool = False) -> Tensor:
-    """See `pcdet_ext.ops.wkv`."""
+    """The form of `pcdet_ext.ops.wkv` for export. Arguments as in that function."""
     bonus = torch.zeros(r.shape[2:]) if u is None else u
     return operators.wkv(r, k, v, torch.exp(-torch.exp(w)), bonus, reverse)
 
 
 def scattered_linear_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float = 1e-6) -> Tensor:
-    """See `pcdet_ext.ops.scattered_linear_attention`.
+    """The form of `pcdet_ext.ops.scattered_linear_attention` for export. Arguments as in that function.
 
     Segments are cut into blocks of `BLOCK` rows, whose sums are products of matrices; a column of ones beside the
     values gives Σ k.
@@ -85,7 +85,7 @@ def _blocks(x: Tensor, row: Tensor) -> Tensor:
 def winograd_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor, at_points: Tensor, addend: Tensor | None = None, relu: bool = False
 ) -> Tensor:
-    """See `pcdet_ext.ops.winograd_conv2d`: the plain convolution that it computes."""
+    """The plain convolution that `pcdet_ext.ops.winograd_conv2d` computes. Arguments as in that function."""
     y = F.conv2d(x, weight, bias, padding=1)
     y = y if addend is None else y + addend
     return y.relu() if relu else y

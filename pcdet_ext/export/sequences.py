@@ -19,7 +19,11 @@ WINDOWS = ("window_x", "window_y")
 
 
 def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: Any) -> Tensor:
-    """See `pcdet_ext.ops.serialize`. Raises NotImplementedError for orders that have no form here."""
+    """The form of `pcdet_ext.ops.serialize` for export. Arguments as in that function.
+
+    Raises:
+        NotImplementedError: the order has no form here.
+    """
     if order not in WINDOWS:
         raise NotImplementedError(f"the order {order!r} has no ONNX form")
     path = options.get("path", "rows")
@@ -30,7 +34,7 @@ def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: Any) -
 def rotated_sets(
     coords: Tensor, grid: Sequence[int], batch_size: int, window: Sequence[int], shift: Sequence[int], set_size: int
 ) -> RotatedSets:
-    """See `pcdet_ext.ops.rotated_sets`."""
+    """The form of `pcdet_ext.ops.rotated_sets` for export. Arguments as in that function."""
     shifted = coords[:, 1:].long() + torch.tensor(list(shift))
     sizes = torch.tensor(list(window))
     place, inside = torch.div(shifted, sizes, rounding_mode="floor"), shifted % sizes

@@ -53,7 +53,7 @@ def submanifold_pairs(voxels: SparseVoxels, kernel: Triple) -> Pairs:
 def strided_table(
     voxels: SparseVoxels, kernel: Triple, stride: Triple, padding: Triple, out_grid: Triple, first_seen: bool = False
 ) -> NeighbourTable:
-    """See `pcdet_ext.models.layers.sparse_conv.strided_table`."""
+    """The form of `pcdet_ext.models.layers.sparse_conv.strided_table` for export. Arguments as in that function."""
     coords = voxels.coords.long()
     strides = sparse_conv._key_strides(out_grid)
     axes = [
@@ -78,7 +78,7 @@ def strided_table(
 
 
 def apply(features: Tensor, weight: Tensor, pairs: Pairs, count: int) -> Tensor:
-    """See `pcdet_ext.models.layers.sparse_conv._apply`."""
+    """The form of `pcdet_ext.models.layers.sparse_conv._apply` for export. Arguments as in that function."""
     result = features.new_zeros(count, weight.shape[0])
     for cell, (into, out) in zip(weight.flatten(1, 3).unbind(1), pairs, strict=True):
         if into is out:  # the centre of a submanifold convolution
@@ -89,7 +89,10 @@ def apply(features: Tensor, weight: Tensor, pairs: Pairs, count: int) -> Tensor:
 
 
 def depthwise_conv(features: Tensor, weights: Tensor, neighbours: Tensor) -> Tensor:
-    """See `pcdet_ext.ops.octree_depthwise_conv`, here one kernel cell after the other."""
+    """The form of `pcdet_ext.ops.octree_depthwise_conv` for export, one kernel cell after the other.
+
+    Arguments as in that function.
+    """
     padded = torch.cat([features.new_zeros(1, features.shape[1]), features])
     total = torch.zeros_like(padded[neighbours[:, 0]])
     for cell, column in zip(weights.unbind(0), neighbours.unbind(1), strict=True):

@@ -23,7 +23,7 @@ from pcdet_ext.ops.voxelize import _grid
 def voxelize(
     points: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `pcdet_ext.ops.voxelize`."""
+    """The form of `pcdet_ext.ops.voxelize` for export. Arguments as in that function."""
     grid = _grid(point_cloud_range, voxel_size)
     cells = cells_of_points(points, grid)
     inside = rows(cells >= 0)
@@ -50,7 +50,9 @@ def dynamic_voxelize(
     order: str = "zyx",
     pillars: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """See `pcdet_ext.ops.dynamic_voxelize`; all points are of frame 0."""
+    """The form of `pcdet_ext.ops.dynamic_voxelize` for export. Arguments as in that function; all points are of frame
+    0.
+    """
     grid = _grid(point_cloud_range, voxel_size, order == "xyz", pillars)
     cells = cells_of_points(points, grid)
     inside = rows(cells >= 0)

@@ -181,7 +181,16 @@ def classes(config: Config) -> list[str]:
 
 
 def head(config: Config, train_cfg: Config, test_cfg: Config) -> dict[str, Any]:
-    """The configuration of a `CenterHead` from a bbox_head section and the model's train_cfg and test_cfg."""
+    """The configuration of a `CenterHead` from published sections.
+
+    Args:
+        config: bbox_head of the model.
+        train_cfg: its train_cfg.
+        test_cfg: its test_cfg.
+
+    Raises:
+        ValueError: a setting is not known here.
+    """
     train, test, coder = given(train_cfg, **TRAIN_CFG), given(test_cfg, **TEST_CFG), _of(config, "bbox_coder")
     _check_head(config, coder, test)
     branches, norm = _of(config, "common_heads"), _of(config, "norm_cfg")

@@ -151,7 +151,13 @@ def load(
 def official_state(
     module: nn.Module, state_dict: Mapping[str, Tensor], rename: Callable[[str], str] = lion_names.detector_name
 ) -> dict[str, Tensor]:
-    """A published state dict in the names and shapes of a module; differentiable. Errors are those of `load`."""
+    """A published state dict in the names and shapes of a module; differentiable. Errors are those of `load`.
+
+    Args:
+        module: that the state is for.
+        state_dict: published parameters by name.
+        rename: gives our name for a published one.
+    """
     return openpcdet.official_state(module, lion_names.published_values(state_dict), rename)
 
 

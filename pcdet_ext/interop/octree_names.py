@@ -62,5 +62,11 @@ def stages_name(name: str, blocks: str, halve: str) -> str:
 
 
 def our_value(key: str, value: Tensor, shape: torch.Size) -> Tensor:
-    """Counters that a file has as one number in a list are numbers; all else is as it is."""
+    """Counters that a file has as one number in a list are numbers; all else is as it is.
+
+    Args:
+        key: our name.
+        value: the published tensor.
+        shape: ours, which a `Convert` is given.
+    """
     return value.reshape(()) if key.endswith("num_batches_tracked") and value.numel() == 1 else value

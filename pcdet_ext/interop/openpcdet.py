@@ -179,7 +179,9 @@ def encoder(config: Config, max_points: int | None, max_voxels: int | tuple[int,
 def load_official(
     detector: nn.Module, state_dict: Mapping[str, Tensor], rename: Callable[[str], str] | None = None
 ) -> None:
-    """Load an official state dict into a detector, every entry of it; arguments and errors: see `official_state`."""
+    """Load an official state dict into a detector, every entry of it. Arguments as in `official_state`, and the same
+    errors.
+    """
     detector.load_state_dict(official_state(detector, state_dict, rename))
 
 
@@ -219,6 +221,11 @@ def our_value(name: str, value: Tensor, shape: torch.Size) -> Tensor:
     spconv 1 has the order [(kz,) ky, kx, in, out] instead of [out, (kz,) ky, kx, in]; sparse convolutions in two
     dimensions have no kz; and where a kernel has one cell, spconv reads the memory of the weight as [in, out] whatever
     its shape says, so that trained weights are to be read so.
+
+    Args:
+        name: ours.
+        value: the published tensor.
+        shape: ours.
     """
     if len(shape) != 5 or value.ndim not in (4, 5):
         return value

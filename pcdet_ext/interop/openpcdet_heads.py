@@ -72,7 +72,10 @@ def anchor_head(config: Config, post_processing: Config) -> dict[str, Any]:
 
 
 def anchor_head_multi(config: Config, post_processing: Config, class_names: Sequence[str]) -> dict[str, Any]:
-    """The configuration of an `AnchorHeadMulti`; arguments and errors as those of `anchor_head`."""
+    """The configuration of an `AnchorHeadMulti`. Arguments as in `anchor_head`, and the same errors.
+
+    class_names: in the order that groups and anchors must have them in.
+    """
     groups = [entry["HEAD_CLS_NAME"] for entry in config["RPN_HEAD_CFGS"]]
     anchors = [entry["class_name"] for entry in config["ANCHOR_GENERATOR_CONFIG"]]
     orders = {"RPN_HEAD_CFGS": [name for group in groups for name in group], "ANCHOR_GENERATOR_CONFIG": anchors}

@@ -54,7 +54,16 @@ def named(name: str | None, known: Mapping[str | None, str]) -> str:
 
 
 def known_name(section: str, name: str, known: Mapping[str, Any]) -> Any:
-    """What is known under a name in a section. Raises ValueError, with the nearest one, for another name."""
+    """What is known under a name in a section.
+
+    Args:
+        section: of the configuration, for the message.
+        name: that it has.
+        known: what there is, by name.
+
+    Raises:
+        ValueError: the name is not known; the nearest one is said.
+    """
     if name not in known:
         raise ValueError(f"{section}: {name!r} is not in this library{suggest(name, known)}")
     return known[name]

@@ -19,7 +19,7 @@ def load_renamed(
     rename: Callable[[str], str],
     convert: Convert = lambda key, value, shape: value,
 ) -> None:
-    """Load a published state dict into a module, every entry of it; arguments and errors are those of `renamed`."""
+    """Load a published state dict into a module, every entry of it. Arguments as in `renamed`, and the same errors."""
     module.load_state_dict(renamed(module, state_dict, rename, convert))
 
 

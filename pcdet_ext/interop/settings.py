@@ -135,7 +135,16 @@ def _is_of(path: str, pattern: str) -> bool:
 
 
 def only_known(section: str, config: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the name of the section, where a setting has another than the only value known here."""
+    """Refuse a setting with another than the only value that is known here.
+
+    Args:
+        section: of the configuration, for the message.
+        config: its settings.
+        known: the values, by name of the setting.
+
+    Raises:
+        ValueError: naming section and setting.
+    """
     for key, value in known.items():
         if config.get(key, value) != value:
             raise ValueError(f"{section}.{key}: {config[key]!r} is not known here; known: {value!r}")

@@ -52,6 +52,11 @@ def official_state(module: nn.Module, state_dict: Mapping[str, Tensor], rename: 
     """A published state dict in the names and shapes of a module; differentiable.
 
     The counters of batch norms, which nothing reads, may be missing. Errors are otherwise those of `renamed`.
+
+    Args:
+        module: that the state is for.
+        state_dict: published parameters by name.
+        rename: gives our name for a published one.
     """
     counters = {name: value for name, value in module.state_dict().items() if name.endswith(COUNTER)}
     given = {rename(name) for name in state_dict}

@@ -29,9 +29,13 @@ FEATURES = ("x", "y", "z", "intensity", "elongation", "timestamp")
 class RecordedDraws(np.random.Generator):
     """A generator that gives what a published program has drawn, in its order.
 
-    draws: of `choice` and `permutation`; orders: what `shuffle` made of its arrays; places: whether draws of `choice`
-    are places in the sequence it draws from, not members of it.
-    Raises ValueError for a draw of another size or of other numbers than was recorded, and where none is left.
+    Args:
+        draws: of `choice` and `permutation`.
+        orders: what `shuffle` made of its arrays.
+        places: whether draws of `choice` are places in the sequence it draws from, not members of it.
+
+    Raises:
+        ValueError: a draw of another size or of other numbers than was recorded is asked for, or none is left.
     """
 
     def __init__(self, draws: Iterable[Array], orders: Iterable[Array] = (), places: bool = True) -> None:
@@ -39,7 +43,14 @@ class RecordedDraws(np.random.Generator):
         self._draws, self._orders, self._places = deque(draws), deque(orders), places
 
     def choice(self, a: Any, size: Any = None, replace: bool = True, *others: Any, **options: Any) -> Any:
-        """Members of `a`, or of range(a)."""
+        """The next recorded draw.
+
+        Args:
+            a: what is drawn from; a number stands for range(a).
+            size: how many are drawn, which must be what was recorded.
+            replace: whether one may be drawn twice.
+            others, options: as NumPy takes them; without effect on what was recorded.
+        """
         members = np.arange(a) if np.ndim(a) == 0 else np.asarray(a)
         if size == 0:
             return members[:0]
@@ -89,7 +100,10 @@ def draws_of(case: Case, prefix: str) -> list[Array]:
 class PublishedSampler:
     """OpenPCDet's sampler, which takes the objects of a class in the order of one permutation after the other.
 
-    settings: its `gt_sampling` section; objects: the whole database by class, with names of the points' columns.
+    Args:
+        settings: its `gt_sampling` section.
+        classes: that are sampled, of those in the section.
+        objects: the whole database by class, with names of the points' columns.
     """
 
     def __init__(self, settings: Mapping[str, Any], classes: Sequence[str], objects: Mapping[str, Objects]) -> None:

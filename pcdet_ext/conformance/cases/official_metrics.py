@@ -210,7 +210,13 @@ def json_file(path: Path, name: str) -> Path:
 
 
 def numbers_at_same_places(ours: Any, theirs: Any, key: str) -> Numbers:
-    """Pairs of the numbers at the same place of two nested structures; null is NaN."""
+    """Pairs of the numbers at the same place of two nested structures; null is NaN.
+
+    Args:
+        ours: mappings and lists of numbers.
+        theirs: the same, which says what is compared.
+        key: name of the place.
+    """
     if isinstance(theirs, Mapping):
         for name, value in theirs.items():
             yield from numbers_at_same_places(ours[name], value, f"{key}.{name}")

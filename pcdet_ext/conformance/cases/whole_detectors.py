@@ -101,7 +101,15 @@ def with_gradients(
     """What `outcome` gives of a module, and on demand gradients with respect to published parameters and inputs.
 
     Our parameters are functions of the published ones, so that what an importer changes on the way is differentiated
-    with the rest. rename: our name for a published one, where it is not that of a detector.
+    with the rest.
+
+    Args:
+        case: with the published parameters.
+        module: whose parameters they are.
+        outcome: computes values, and what gradients are of.
+        grads: whether gradients are wanted.
+        inputs: tensors that need gradients, by name.
+        rename: our name for a published one, where it is not that of a detector.
     """
     if not grads:
         return outcome(module)[0]
