@@ -120,34 +120,18 @@ def head(config: Config) -> dict[str, Any]:
         "iou_of_tops": True,
         "range_of_bottoms": True,
     }
-    layers = _layers(config, local)
-    _check_iou_of_layers(node, layers)
-    return node | _costs(train["assigner"]) | _suppression(config["test_cfg"], names) | layers
+    return node | _costs(train["assigner"]) | _suppression(config["test_cfg"], names) | _layers(config, local)
 
 
 def _layers(config: Config, local: bool) -> dict[str, Any]:
     """What the two heads differ in: queries that each see a window alone, or each other and the whole map."""
     count = config.get("num_decoder_layers", 1)
     if not local:
-        return {"conv_bias": False, "num_layers": count, "auxiliary_losses": config.get("auxiliary", True)}
-    if count != 1:
-        raise ValueError(
-            f"num_decoder_layers: TransFusionHead has one layer, got {count}; TransFusionHeadV2 has several"
-        )
-    skip(config, "auxiliary")  # there are no other layers that could learn
+        layers = {"num_layers": count, "auxiliary_losses": config.get("auxiliary", True), "iou_of_joined_rows": True}
+        return {"conv_bias": False} | layers
+    skip(config, "auxiliary")  # it has one layer whatever num_decoder_layers says, and no others that could learn
     window = config.get("query_radius", WINDOW)
     return {"conv_bias": True, "window": window, "window_wraps": True, "isolated_queries": True}
-
-
-def _check_iou_of_layers(node: Config, layers: Config) -> None:
-    """Raise ValueError where the published loss of the IoU branch reads the rows of other queries than it learns."""
-    several = layers.get("num_layers", 1) > 1 and layers["auxiliary_losses"]
-    if several and "iou" in node["branches"] and node["iou_weight"]:
-        raise ValueError(
-            "num_decoder_layers: with the branch 'iou' and several learning layers, the published loss of that branch "
-            "reads the predictions of other rows, which is not known here; known: one layer, auxiliary False, no "
-            "branch 'iou', or iou_rescore_weight 0"
-        )
 
 
 def _branches(config: Config, code_size: int) -> dict[str, int]:

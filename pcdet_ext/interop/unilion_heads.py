@@ -184,6 +184,7 @@ def _grid(section: Config) -> dict[str, Any]:
         "point_cloud_range": [columns[0], rows[0], HEIGHT[0], columns[1], rows[1], HEIGHT[1]],
         "x": [float(value) for value in x],
         "y": [float(value) for value in y],
+        "prescale_factor": section.get("prescale_factor", 1.0),
     }
 
 

@@ -9,6 +9,8 @@ from pcdet_ext.config import ConfigError
 from pcdet_ext.interop import from_official
 from pcdet_ext.models.heads import HEADS, TransFusionHead
 from pcdet_ext.models.heads.transfusion_queries import CHANNELS
+from pcdet_ext.models.targets.box_coding import lifted
+from pcdet_ext.ops import iou_3d
 from pcdet_ext.structures import Targets
 
 BRANCHES = {"center": 2, "height": 2, "dim": 2, "rot": 2, "iou": 2}
@@ -184,19 +186,41 @@ def test_published_heads_of_several_layers_load() -> None:
         assert loaded[name].equal(value + 1)
 
 
-def test_overlaps_learnt_by_several_published_layers_are_refused() -> None:
-    """Their published loss reads predictions of the wrong rows; where it cannot, or does not count, they load."""
-    with_iou = official() | {"common_heads": {name: [count, 2] for name, count in CHANNELS.items() if name != "vel"}}
-    with pytest.raises(ValueError, match="num_decoder_layers: with the branch 'iou'"):
-        from_official("unilion", with_iou)
-    for change in ({"num_decoder_layers": 1}, {"auxiliary": False}, {"iou_rescore_weight": 0.0}):
-        assert "iou" in from_official("unilion", with_iou | change).branches
+@pytest.mark.parametrize("layers", [1, 2])
+def test_published_overlaps_are_learnt_from_joined_rows(layers: int) -> None:
+    """Row frame · P + query of the joined predictions [B, layers · P], of whatever frame and layer it is."""
+    with_iou = {name: [count, 2] for name, count in CHANNELS.items() if name != "vel"}
+    head = from_official("unilion", official() | {"common_heads": with_iou, "num_decoder_layers": layers})
+    assert head.iou_of_joined_rows
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        output = head(torch.randn(2, 5, 12, 12, generator=generator))
+    boxes = head.boxes(output.codes)[:, 1:4, :7] + 0.2
+    boxes[..., 3:6] = boxes[..., 3:6].clamp(1, 3)
+    frames = [Targets(box, torch.tensor([0, 1, 2])) for box in boxes]
+    losses = head.loss(output, frames)
+    everything = [*output.earlier, output]
+    joined = torch.cat([layer.iou for layer in everything], 1).flatten()
+    for number, layer in enumerate(everything):
+        wanted = head.targets(layer, *zip(*((f.boxes, f.labels) for f in frames), strict=True))
+        frame, query = wanted.positive
+        found = head.boxes(layer.codes)[frame, query, :7]
+        iou = iou_3d(lifted(found), lifted(wanted.boxes)).diagonal()
+        rows = frame * layer.iou.shape[1] + query
+        expected = 0.5 * (joined[rows] - (2 * iou - 1)).abs()[iou > 0].mean()
+        name = "iou" if layer is output else f"layer_{number}_iou"
+        assert (iou > 0).any()
+        torch.testing.assert_close(losses[name], expected)
+
+
+def test_published_heads_of_local_queries_have_one_layer_whatever_they_say() -> None:
+    config = official() | {"type": "TransFusionHead", "hidden_channel": 128, "num_decoder_layers": 3}
+    assert len(from_official("unilion", config).later_layers) == 0
 
 
 @pytest.mark.parametrize(
     ("section", "key", "value", "message"),
     [
-        (None, "type", "TransFusionHead", "num_decoder_layers"),
         (None, "num_classes", 4, "num_classes must be 3 for Waymo"),
         (None, "nms_kernel_size", 1, "nms_kernel_size"),
         (None, "query_radius", 3, "query_radius"),

@@ -43,6 +43,7 @@ class MapSegmentationHead(nn.Module):
         encoder_channels: of the backbone.
         encoder_blocks: residual blocks of each of its levels beside the first.
         norm_momentum: of all batch norms.
+        prescale_factor: by which the map is enlarged before it is read on the wanted grid.
 
     Raises:
         ValueError: the grid is no whole number of cells, or the layers are no different names.
@@ -62,6 +63,7 @@ class MapSegmentationHead(nn.Module):
         encoder_channels: int = 256,
         encoder_blocks: Sequence[int] = (5, 5, 5),
         norm_momentum: float = 0.1,
+        prescale_factor: float = 1.0,
     ) -> None:
         super().__init__()
         check_range(1, hidden_channels=hidden_channels, encoder_channels=encoder_channels)
@@ -76,7 +78,7 @@ class MapSegmentationHead(nn.Module):
         widths = (encoder_channels,) * 3
         self.encoder = BaseBEVResBackbone(in_channels, encoder_blocks, (1, 2, 2), widths, (1, 2, 4), widths, True)
         self.shared_conv = nn.Conv2d(self.encoder.out_channels, hidden_channels, 3, padding=1)
-        self.transform = BEVGridTransform(sides(point_cloud_range), (self.y, self.x))
+        self.transform = BEVGridTransform(sides(point_cloud_range), (self.y, self.x), prescale_factor)
         self.classifier = nn.Sequential(
             *(layer for _ in range(2) for layer in _convolution(hidden_channels)),
             nn.Conv2d(hidden_channels, len(self.layers), 1),

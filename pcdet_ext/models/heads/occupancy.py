@@ -75,6 +75,7 @@ class OccupancyHead(nn.Module):
         flow_weight: of their loss.
         lovasz_of_unknown: see the module.
         distance_of_corners: see the module.
+        prescale_factor: by which the map is enlarged before it is read on the grid.
 
     Raises:
         ValueError: the grid is no whole number of cells, or the classes do not end with "free".
@@ -102,6 +103,7 @@ class OccupancyHead(nn.Module):
         flow_weight: float = 0.05,
         lovasz_of_unknown: bool = False,
         distance_of_corners: bool = False,
+        prescale_factor: float = 1.0,
     ) -> None:
         super().__init__()
         self.class_names = tuple(occupancy_classes)
@@ -119,7 +121,7 @@ class OccupancyHead(nn.Module):
         self.size = cells_of(self.x), cells_of(self.y), heights
         self.focal_weight, self.flow_weight = focal_weight, flow_weight
         self.lovasz_of_unknown = lovasz_of_unknown
-        self.transform = BEVGridTransform(sides(point_cloud_range), (self.y, self.x))
+        self.transform = BEVGridTransform(sides(point_cloud_range), (self.y, self.x), prescale_factor)
         self.conv = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
         wide, count = 2 * hidden_channels, len(self.class_names)
         self.classifier = nn.Sequential(

@@ -4,6 +4,8 @@ The published heads have properties that one would not choose; they are named op
   border_peaks=False   cells at the border are never peaks (OpenPCDet, DSVT, LION, ScatterFormer, UniLION)
   bottom_cost          matching takes z as the bottom of boxes when it measures overlap (those but UniLION)
   iou_of_tops          the IoU branch learns the overlap of boxes around their tops (DSVT, LION; see `height`; UniLION)
+  iou_of_joined_rows   an IoU branch of several learning layers learns from the rows that the joined predictions of all
+                       layers, frame by frame, have at a query's place among those of its own layer (UniLION)
   isolated_queries     queries do not attend to each other (DSVT, LION, ScatterFormer, UniLION)
   window_wraps         windows run over the left and right border into the neighbouring row (DSVT, LION, UniLION)
   window_repeats       windows hold the nearest cells of the map again for places outside it (ScatterFormer)
@@ -23,7 +25,6 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from pcdet_ext.config import suggest
 from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
 from pcdet_ext.models.heads.losses import axis_aligned_diou, gaussian_focal_loss, sigmoid_focal_loss, smooth_l1_loss
 from pcdet_ext.models.heads.postprocess import per_class, rectify_scores
@@ -35,11 +36,14 @@ from pcdet_ext.models.heads.transfusion_queries import (
     QueryOutput,
     QueryTargets,
     check_branches,
+    label_of,
+    learnt_overlaps,
+    overlap_loss,
     take,
 )
 from pcdet_ext.models.targets.box_coding import lifted, usable_boxes
 from pcdet_ext.models.targets.heatmaps import draw_gaussians, gaussian_radius
-from pcdet_ext.ops import iou_3d, iou_3d_paired, nms
+from pcdet_ext.ops import iou_3d, nms
 from pcdet_ext.ops.boxes import NMSKind
 from pcdet_ext.ranges import check_positive, check_range
 from pcdet_ext.structures import Detections, Targets, tensor_of
@@ -140,6 +144,7 @@ class TransFusionHead(nn.Module):
         window_wraps: bool = False,
         window_repeats: bool = False,
         iou_of_tops: bool = False,
+        iou_of_joined_rows: bool = False,
         range_of_bottoms: bool = False,
         num_layers: int = 1,
         auxiliary_losses: bool = True,
@@ -175,8 +180,8 @@ class TransFusionHead(nn.Module):
         self.origin, self.limit = tuple(point_cloud_range[:2]), tuple(point_cloud_range[3:5])
         self.cell = tuple(size * stride for size in voxel_size[:2])
         self.num_proposals, self.peak_size, self.border_peaks = num_proposals, peak_size, border_peaks
-        self.small_classes = [_label(name, self.classes, "small_classes") for name in small_classes]
-        self.nms = {_label(name, self.classes, "nms"): threshold for name, threshold in (nms or {}).items()}
+        self.small_classes = [label_of(name, self.classes, "small_classes") for name in small_classes]
+        self.nms = {label_of(name, self.classes, "nms"): threshold for name, threshold in (nms or {}).items()}
         self.nms_kind, self.nms_max, self.later_of_equals = nms_kind, nms_max, later_of_equals
         if window_wraps and window_repeats:
             raise ValueError("window_wraps and window_repeats exclude each other")
@@ -184,6 +189,7 @@ class TransFusionHead(nn.Module):
         self.isolated_queries = isolated_queries
         self.x_rows, self.height = x_rows, height
         self.bottom_cost, self.iou_of_tops = bottom_cost, iou_of_tops
+        self.iou_of_joined_rows = iou_of_joined_rows
         self.costs = (class_cost, box_cost, iou_cost)
         self.gaussian_overlap, self.min_radius = gaussian_overlap, min_radius
         self.class_weight, self.box_weight = class_weight, box_weight
@@ -370,13 +376,17 @@ class TransFusionHead(nn.Module):
         losses = {
             "heatmap": self.heatmap_weight * gaussian_focal_loss(dense, wanted[0].heatmap, eps=1e-12).sum() / peaks
         }
+        overlaps = learnt_overlaps(layers, self.iou_of_joined_rows)
         for number, (layer, each) in enumerate(zip(layers, wanted, strict=True)):
             prefix = "" if layer is output else f"layer_{number}_"
-            losses |= {prefix + name: loss for name, loss in self._layer_losses(layer, each, count).items()}
+            found = self._layer_losses(layer, each, count, overlaps[number])
+            losses |= {prefix + name: loss for name, loss in found.items()}
         return losses
 
-    def _layer_losses(self, output: QueryOutput, wanted: QueryTargets, count: int) -> dict[str, Tensor]:
-        """Losses of one layer; count: matched queries of all layers."""
+    def _layer_losses(
+        self, output: QueryOutput, wanted: QueryTargets, count: int, overlaps: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Losses of one layer; count: matched queries of all layers; overlaps: see `learnt_overlaps`."""
         frame, query = wanted.positive
         one_hot = F.one_hot(wanted.labels, len(self.classes) + 1)[..., :-1].transpose(1, 2).to(output.logits)
         error = smooth_l1_loss(output.codes.transpose(1, 2)[frame, query], wanted.codes, beta=0.0)
@@ -384,10 +394,10 @@ class TransFusionHead(nn.Module):
             "classification": self.class_weight * sigmoid_focal_loss(output.logits, one_hot).sum() / count,
             "box": self.box_weight * (error * self.code_weights).sum() / count,
         }
-        if output.iou is not None:
+        if overlaps is not None:
             found = self.boxes(output.codes.detach())[frame, query, :7]
             pairs = (lifted(b) if self.iou_of_tops else b for b in (found, wanted.boxes))
-            losses["iou"] = self.iou_weight * _iou_loss(output.iou[frame, query], *pairs)
+            losses["iou"] = self.iou_weight * overlap_loss(overlaps[frame, query], *pairs)
         if self.box_iou_weight:
             found = self.boxes(output.codes)[frame, query, :7]
             losses["box_iou"] = self.box_iou_weight * (1 - axis_aligned_diou(found, wanted.boxes)).sum() / count
@@ -435,16 +445,3 @@ class TransFusionHead(nn.Module):
             kept = nms(boxes[mine], scores[mine], threshold, self.nms_kind, pre_max=1000, post_max=self.nms_max)
             keep[mine[kept]] = True
         return keep
-
-
-def _iou_loss(expected: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
-    """Mean distance of predictions [K] from 2 IoU - 1, over the pairs that overlap at all."""
-    iou = iou_3d_paired(boxes, objects)
-    overlapping = iou > 0
-    return ((expected - (2 * iou - 1)).abs() * overlapping).sum() / overlapping.sum().clamp_min(1)
-
-
-def _label(name: str, classes: Sequence[str], argument: str) -> int:
-    if name not in classes:
-        raise ValueError(f"{argument} names the unknown class {name!r}{suggest(name, classes)}")
-    return classes.index(name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pcdet_ext.config import suggest
+from pcdet_ext.ops import iou_3d_paired
 
 CHANNELS = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
 REQUIRED = ("center", "height", "dim", "rot")
@@ -65,3 +67,45 @@ def check_branches(branches: Mapping[str, int]) -> None:
 def take(maps: Tensor, index: Tensor) -> Tensor:
     """Columns [B, C, P] of maps [B, C, cells] at index int64 [B, P]."""
     return maps.gather(2, index[:, None].expand(-1, maps.shape[1], -1))
+
+
+def learnt_overlaps(layers: Sequence[QueryOutput], joined: bool) -> list[Tensor | None]:
+    """The overlaps [B, P] that the queries of each layer are taken to predict, None without the branch "iou".
+
+    joined: read the first B · P numbers of the joined predictions [B, layers · P] for every layer.
+    """
+    own = [layer.iou for layer in layers]
+    given = [iou for iou in own if iou is not None]
+    if not joined or not given:
+        return own
+    rows = torch.cat(given, 1).flatten()[: given[0].numel()].view_as(given[0])
+    return [rows] * len(layers)
+
+
+def overlap_loss(expected: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
+    """Mean distance of predictions from 2 IoU - 1, over the pairs that overlap at all.
+
+    Args:
+        expected: [K], the predictions.
+        boxes: [K, 7], what they are about.
+        objects: [K, 7], the object of each box.
+    """
+    iou = iou_3d_paired(boxes, objects)
+    overlapping = iou > 0
+    return ((expected - (2 * iou - 1)).abs() * overlapping).sum() / overlapping.sum().clamp_min(1)
+
+
+def label_of(name: str, classes: Sequence[str], argument: str) -> int:
+    """Number of a class.
+
+    Args:
+        name: of the class.
+        classes: all names, in order.
+        argument: where the name was given.
+
+    Raises:
+        ValueError: there is no such class; the message names the argument.
+    """
+    if name not in classes:
+        raise ValueError(f"{argument} names the unknown class {name!r}{suggest(name, classes)}")
+    return classes.index(name)
