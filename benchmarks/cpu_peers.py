@@ -277,8 +277,8 @@ def started(folder: Path, peers: Path, threads: int) -> Iterator[tuple[dict[str,
             worker.end()
 
 
-def run(folder: Path, frames: Mapping[str, np.ndarray], options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all libraries on all frames."""
+def run(folder: Path, frames: Mapping[str, np.ndarray], options: argparse.Namespace) -> None:
+    """Measure all libraries on all frames, and print and write what was found after each."""
     pillars = prepare(folder, frames, next(iter(frames)))
     with started(folder, options.peers, options.threads) as (workers, missing):
         content: dict[str, Any] = {
@@ -298,7 +298,9 @@ def run(folder: Path, frames: Mapping[str, np.ndarray], options: argparse.Namesp
             about = {"name": frame, "points": len(points), "pillars": pillars[frame]}
             content["frames"].append(about | summary(taken, results, folder, frame))
             print("\n".join(lines(content["frames"][-1])), flush=True)
-    return content
+            if options.json is not None:
+                with atomic_write(options.json) as temporary:
+                    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -317,13 +319,10 @@ def main(arguments: Sequence[str]) -> int:
         simulated, _ = usual_frame(config.load(config.find("kitti/pointpillars")))
         frames = {"simulated": simulated.points.numpy()} | {path.stem: read_frame(path) for path in options.frames}
         with tempfile.TemporaryDirectory() as folder:
-            content = run(Path(folder), frames, options)
+            run(Path(folder), frames, options)
     except (PeerError, ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.json is not None:
-        with atomic_write(options.json) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -304,24 +304,6 @@ def test_transposed_convolutions_of_single_cells_become_plain_ones(bias: bool) -
         torch.testing.assert_close(copy(x), model(x), atol=1e-5, rtol=1e-5)
 
 
-def test_convolutions_pad_for_the_layer_before_them() -> None:
-    pads = [(1, 1, 1, 1), (2, 2, 1, 1), (1, 0, 1, 0), (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1)]
-    layers: list[nn.Module] = []
-    for pad in pads:
-        layers += [nn.ZeroPad2d(pad), nn.Conv2d(3, 3, 3, 2 if len(layers) == 0 else 1)]
-    layers[7] = nn.Conv2d(3, 3, 3, padding=1)  # pads already
-    layers[9] = nn.Conv2d(3, 3, 3, padding_mode="circular")
-    layers[10].register_forward_hook(lambda *_: None)
-    model, x = nn.Sequential(*layers).eval(), torch.randn(2, 3, 15, 11)
-    copy = folded(model)
-    kinds = [nn.Identity, nn.Identity, *[nn.ZeroPad2d] * 4]
-    assert [type(layer) for layer in copy[::2]] == kinds
-    with torch.no_grad():
-        torch.testing.assert_close(copy(x), model(x), atol=1e-5, rtol=1e-5)
-    shared = folded(nn.Sequential(layers[0], layers[1], nn.Sequential(layers[0], nn.ReLU())))
-    assert isinstance(shared[0], nn.ZeroPad2d)
-
-
 def test_observed_layers_stay_in_their_places() -> None:
     seen: list[Tensor] = []
     model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)).eval()

@@ -28,8 +28,8 @@ def plain_level(in_channels: int, out_channels: int, number: int, stride: int = 
         stride: of the first one.
     """
     layers = [
-        nn.ZeroPad2d(1),
-        nn.Conv2d(in_channels, out_channels, 3, stride, bias=False),
+        nn.Identity(),  # which pads in the published code, and counts in state-dict keys; two copies of the map less
+        nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
         bev_norm(out_channels),
         nn.ReLU(),
     ]

@@ -24,7 +24,7 @@ M = TypeVar("M", bound=nn.Module)
 def folded(model: M) -> M:
     """A copy of a model in evaluation mode, with fewer and faster layers, for inference.
 
-    It lacks the batch norms that follow a convolution or a linear layer, and the zeros padded before a convolution.
+    It lacks the batch norms that follow a convolution or a linear layer.
     Such a norm only scales and shifts what the layer gives, so its factors go into the layer's weight and its shift
     into the bias. What follows what is read from `nn.Sequential`s, and from the pairs of names in the attribute
     `normed` of other modules. A norm stays where it or its layer is registered in several places, has forward hooks, or
@@ -54,19 +54,12 @@ def folded(model: M) -> M:
 def _speed_up(model: nn.Module) -> None:
     """Replace layers that nobody observes by faster ones.
 
-    Convolutions pad their input themselves where a layer before them does it, which costs two copies of the map. A
-    transposed convolution of one cell becomes a plain one, whose kernels are faster. Plain 3x3 convolutions become
+    A transposed convolution of one cell becomes a plain one, whose kernels are faster. Plain 3x3 convolutions become
     `WinogradConv2d`, and where ReLU follows one, it takes that along. ReLU behind a transposed convolution changes its
     output, which nobody else has. Norms of maps become `ScaleAndShift`.
     """
     places = Counter(id(part) for module in model.modules() for part in module._modules.values())
     for owner in list(model.modules()):
-        for pad_name, name in pairwise(owner._modules) if isinstance(owner, nn.Sequential) else ():
-            pad, conv = getattr(owner, pad_name), getattr(owner, name)
-            if _pads_for(pad, conv) and places[id(pad)] == places[id(conv)] == 1:
-                left, _, top, _ = pad.padding
-                conv.padding = (top, left)
-                setattr(owner, pad_name, nn.Identity())
         for name, layer in list(owner._modules.items()):
             if layer is None or not _is_plain(layer) or places[id(layer)] != 1:
                 continue
@@ -104,15 +97,6 @@ class ScaleAndShift(nn.Module):
         kind = torch.promote_types(x.dtype, self.scale.dtype)
         scale, shift = (t.to(kind).expand_as(x) for t in (self.scale, self.shift))  # gives the result the layout of x
         return torch.addcmul(shift, x.to(kind), scale).to(x.dtype)
-
-
-def _pads_for(pad: nn.Module, conv: nn.Module) -> bool:
-    """Whether a convolution can do what a layer before it does: pad with as many zeros on either side."""
-    if type(pad) is not nn.ZeroPad2d or type(conv) is not nn.Conv2d or not (_is_plain(pad) and _is_plain(conv)):
-        return False
-    left, right, top, bottom = pad.padding
-    equal = left == right >= 0 and top == bottom >= 0
-    return equal and tuple(conv.padding) == (0, 0) and conv.padding_mode == "zeros"
 
 
 def _transposes_cells(layer: nn.Module) -> bool:
