@@ -13,7 +13,7 @@ from pcdet_ext.config import ConfigError
 from pcdet_ext.inference import Detector
 from pcdet_ext.structures import Descriptor
 
-SMALL = ("model.encoder.num_filters=[8]", "model.backbone.channels=8", "model.pooling.out_channels=16")
+SMALL = ("model.encoder.num_filters=[8]", "model.pooling.rings=4", "model.pooling.out_channels=16")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from pcdet_ext.data.simulation.layouts import SIMULATIONS
 from pcdet_ext.models.places import LOSSES
 from pcdet_ext.models.registry import DETECTORS
 
-SMALL = ("model.encoder.num_filters=[8]", "model.backbone.channels=8", "model.pooling.out_channels=16")
+SMALL = ("model.encoder.num_filters=[4]", "model.pooling.rings=4", "model.pooling.out_channels=16")
 
 
 @pytest.fixture(scope="module")

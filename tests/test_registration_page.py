@@ -22,9 +22,12 @@ def blocks(root: Path) -> dict[str, str]:
     return dict(re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
 
 
-def test_commands_are_those_of_the_library(blocks: dict[str, str]) -> None:
-    commands = [shlex.split(line) for line in blocks["sh"].splitlines()]
-    assert [words[:2] for words in commands] == [["pcdet", name] for name in ("simulate", "prepare", "benchmark")]
+def test_commands_are_those_of_the_library(root: Path) -> None:
+    page = (root / "docs" / "registration.md").read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)).splitlines()
+    commands = [shlex.split(line) for line in lines]
+    names = ("simulate", "prepare", "benchmark", "benchmark", "register", "register")
+    assert [words[:2] for words in commands] == [["pcdet", name] for name in names]
     for _, command, *words in commands:
         parser = argparse.ArgumentParser()
         import_module(f"pcdet_ext.cli.{command}").add_arguments(parser)

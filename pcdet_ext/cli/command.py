@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train a detector",
     "test": "test a checkpoint on a data set",
     "evaluate": "official metrics for result files of any code base",
+    "register": "lay one point cloud over another one of the same place",
     "track": "associate the detections of a result file over time",
     "visualize": "draw frames, labels and what a detector finds",
     "prepare": "index a data set and cut out its objects for training",

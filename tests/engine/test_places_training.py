@@ -15,7 +15,7 @@ open3d = pytest.importorskip("open3d", exc_type=ImportError)
 
 SMALL = [
     "model.encoder.num_filters=[8]",
-    "model.backbone.channels=8",
+    "model.pooling.rings=4",
     "model.pooling.out_channels=16",
     "train.batch_size=8",
     "train.num_workers=0",

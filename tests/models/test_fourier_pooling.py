@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pcdet_ext.models.networks.hotformerloc import HOTFormerLoc
+from pcdet_ext.models.networks.octree_input import OctreeInput
 from pcdet_ext.models.pooling import FourierPooling, RowFeatures
 from pcdet_ext.models.pooling.fourier import root, seen_from_above, window
 from pcdet_ext.structures import SparseVoxels
@@ -83,6 +85,11 @@ def test_gradients_are_right_and_finite_where_nothing_is() -> None:
     model.spectra(empty).sum().backward()
     assert empty.grad is not None
     assert empty.grad.isfinite().all()
+
+
+def test_an_octree_has_no_cells_to_pool() -> None:
+    with pytest.raises(ValueError, match="pools voxels with their cells, which an octree's nodes do not have"):
+        HOTFormerLoc(OctreeInput(4), nn.Identity(), pooling())  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_is_refused() -> None:

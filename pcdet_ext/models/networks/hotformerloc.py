@@ -24,7 +24,7 @@ class HOTFormerLoc(nn.Module):
         unit_length: give descriptors the length 1.
 
     Raises:
-        ValueError: for a pooling of relay tokens on stages that have none.
+        ValueError: for a pooling of relay tokens on stages that have none, and one of cells.
     """
 
     def __init__(
@@ -36,6 +36,10 @@ class HOTFormerLoc(nn.Module):
         unit_length: bool = True,
     ) -> None:
         super().__init__()
+        if getattr(pooling, "reads", "nodes") == "cells":
+            raise ValueError(
+                f"{type(pooling).__name__} pools voxels with their cells, which an octree's nodes do not have"
+            )
         if getattr(pooling, "reads", "nodes") == "tokens" and not stages.hierarchy.relay_blocks:
             raise ValueError(f"{type(pooling).__name__} pools relay tokens, which these stages do not have")
         self.source, self.stages, self.pooling = source, stages, pooling
