@@ -107,6 +107,41 @@ NAME (r, k, v, decay, u) => (y) {
 """
 
 
+# Steps of `pcdet_ext.mixers.ttt.inner_steps`; state: [G, H, D + 1, D] here; scale: [H, 1, D]; eps: [1].
+TTT_STEPS = """
+ttt_steps (state, queries, keys, update, learn, offset, scale, eps) => (y) {
+    axis = Constant <value: tensor = int64[1] {-1}> ()
+    final, y = Scan <num_scan_inputs: int = 5, body = step (float[?, ?, ?, ?] now, float[?, ?, ?, ?] query,
+        float[?, ?, ?, ?] key, float[?, ?, ?, ?] reads, float[?, ?, ?, ?] learns, float[?, ?, ?, ?] target)
+        => (float[?, ?, ?, ?] then, float[?, ?, ?, ?] row) {
+            z = MatMul (key, now)
+            z_mean = ReduceMean (z, axis)
+            centred = Sub (z, z_mean)
+            squared = Mul (centred, centred)
+            variance = ReduceMean (squared, axis)
+            safe = Add (variance, eps)
+            deviation = Sqrt (safe)
+            normed = Div (centred, deviation)
+            scaled = Mul (scale, normed)
+            outer = Add (scaled, target)
+            outer_mean = ReduceMean (outer, axis)
+            without_mean = Sub (outer, outer_mean)
+            along = Mul (outer, normed)
+            along_mean = ReduceMean (along, axis)
+            part = Mul (normed, along_mean)
+            inner = Sub (without_mean, part)
+            gradient = Div (inner, deviation)
+            before = MatMul (query, now)
+            learnt = MatMul (reads, gradient)
+            row = Sub (before, learnt)
+            change = MatMul (learns, gradient)
+            then = Sub (now, change)
+        }
+    > (state, queries, keys, update, learn, offset)
+}
+"""
+
+
 def _both_ways(name: str, text: str) -> dict[str, str]:
     """A scan from the first step on, and one from the last."""
     ways = {name: "0", f"{name}_reversed": "1"}
@@ -115,6 +150,7 @@ def _both_ways(name: str, text: str) -> dict[str, str]:
 
 FUNCTIONS = {
     "keep_greedily": KEEP_GREEDILY,
+    "ttt_steps": TTT_STEPS,
     **_both_ways("selective_scan", SELECTIVE_SCAN),
     **_both_ways("wkv", WKV),
 }

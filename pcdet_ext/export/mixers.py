@@ -49,6 +49,21 @@ def wkv(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None = None, rev
     return operators.wkv(r, k, v, torch.exp(-torch.exp(w)), bonus, reverse)
 
 
+def inner_steps(
+    state: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    update: Tensor,
+    last: Tensor,
+    offset: Tensor,
+    scale: Tensor,
+    eps: float,
+) -> Tensor:
+    """The form of `pcdet_ext.mixers.ttt.inner_steps` for export. Arguments as in that function."""
+    each = state + torch.zeros_like(queries[0, :, :, :1, :1])  # as many states as sequences
+    return operators.ttt_steps(each, queries, keys, update, last, offset, scale, torch.tensor([eps]))
+
+
 def scattered_linear_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float = 1e-6) -> Tensor:
     """The form of `pcdet_ext.ops.scattered_linear_attention` for export. Arguments as in that function.
 

@@ -31,7 +31,6 @@ SMALLEST_OPSET, LARGEST_OPSET = 18, 20  # ScatterND with a maximum; what torch's
 _SITES = "it searches among occupied cells, whose number depends on the points, which is not written yet"
 WITHOUT_FORM = {
     "FCAF3DHead": _SITES,
-    "TTT": "its inner model learns in a loop of gradient steps, which is not written yet",
     "SparseCenterHead": _SITES,
     "VoxelNeXtHead": _SITES,
 }

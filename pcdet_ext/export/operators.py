@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.export.functions import FUNCTIONS
+from pcdet_ext.mixers.ttt import inner_steps
 from pcdet_ext.ops import selective_scan as scan
 from pcdet_ext.ops import wkv as wkv_scan
 from pcdet_ext.ops._arguments import operations_as
@@ -31,6 +32,10 @@ def _define(schema: str, function: Callable[..., Tensor]) -> Any:
 
 def _argsort(keys: Tensor) -> Tensor:
     return torch.argsort(keys, stable=True)
+
+
+def _bits(a: Tensor, b: Tensor, operation: str) -> Tensor:
+    return {"and": torch.bitwise_and, "or": torch.bitwise_or, "xor": torch.bitwise_xor}[operation](a, b)
 
 
 def _scatter_rows(base: Tensor, index: Tensor, rows: Tensor, reduction: str) -> Tensor:
@@ -60,8 +65,23 @@ def _wkv(r: Tensor, k: Tensor, v: Tensor, decay: Tensor, u: Tensor, reverse: boo
         return wkv_scan(r, k, v, torch.log(-torch.log(decay)), u, reverse)
 
 
+def _ttt_steps(
+    state: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    update: Tensor,
+    learn: Tensor,
+    offset: Tensor,
+    scale: Tensor,
+    eps: Tensor,
+) -> Tensor:
+    return inner_steps(state, queries, keys, update, learn, offset, scale, float(eps))
+
+
 # Positions int64 [N] of keys [N] in ascending order, equal keys in theirs.
 argsort = _define("argsort(Tensor keys) -> Tensor", _argsort)
+# "and", "or" and "xor" of the bits of int64.
+bits = _define("bits(Tensor a, Tensor b, str operation) -> Tensor", _bits)
 # base [S, ...] with rows [P, ...] written to, added to, or the maximum or minimum taken with the rows index int64 [P].
 scatter_rows = _define("scatter_rows(Tensor base, Tensor index, Tensor rows, str reduction) -> Tensor", _scatter_rows)
 # bool [K]: which boxes stay of K scores, best first, where box first[q] removes second[q], int64 [Q], if it stays.
@@ -72,10 +92,20 @@ selective_scan = _define(
 )
 # See `pcdet_ext.ops.wkv`; decay is e = exp(−exp(w)).
 wkv = _define("wkv(Tensor r, Tensor k, Tensor v, Tensor decay, Tensor u, bool reverse) -> Tensor", _wkv)
+# See `pcdet_ext.mixers.ttt.inner_steps`; the state is [G, H, D + 1, D], eps [1].
+ttt_steps = _define(
+    "ttt_steps(Tensor state, Tensor queries, Tensor keys, Tensor update, Tensor learn, Tensor offset, Tensor scale, "
+    "Tensor eps) -> Tensor",
+    _ttt_steps,
+)
 
 
 def _write_argsort(g: Any, keys: Any) -> Any:
     return g.op("TopK", keys, g.op("Shape", keys), axis_i=0, largest_i=0, sorted_i=1, outputs=2)[1]
+
+
+def _write_bits(g: Any, a: Any, b: Any, operation: Any) -> Any:
+    return g.op(f"Bitwise{operation.node().s('value').title()}", a, b).setType(a.type())
 
 
 def _write_scatter_rows(g: Any, base: Any, index: Any, rows: Any, reduction: Any) -> Any:
@@ -96,11 +126,17 @@ def _writes_scan(name: str) -> Callable[..., Any]:
     return write
 
 
+def _write_ttt_steps(g: Any, state: Any, queries: Any, *arguments: Any) -> Any:
+    return g.op(f"{DOMAIN}::ttt_steps", state, queries, *arguments).setType(arguments[3].type())
+
+
 WRITERS: dict[str, Callable[..., Any]] = {
     "argsort": _write_argsort,
+    "bits": _write_bits,
     "scatter_rows": _write_scatter_rows,
     "keep_greedily": _write_keep_greedily,
     "selective_scan": _writes_scan("selective_scan"),
+    "ttt_steps": _write_ttt_steps,
     "wkv": _writes_scan("wkv"),
 }
 

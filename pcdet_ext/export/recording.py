@@ -27,7 +27,8 @@ from torch.overrides import TorchFunctionMode
 
 from pcdet_ext import structures
 from pcdet_ext.export import basics, boxes, mixers, sequences, sparse, voxels
-from pcdet_ext.export.operators import argsort, scatter_rows
+from pcdet_ext.export.operators import argsort, bits, scatter_rows
+from pcdet_ext.mixers import ttt
 from pcdet_ext.models import detector
 from pcdet_ext.models.bev import flatten_to_bev
 from pcdet_ext.models.layers import sparse_conv
@@ -148,6 +149,14 @@ def _group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float
     return _flatten(normed, 1) * weight + bias
 
 
+def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    if builtins.len(shape) != 1:
+        raise NotImplementedError(f"rms_norm over {builtins.len(shape)} dimensions has no ONNX form")
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    normed = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+    return normed if weight is None else normed * weight
+
+
 def _diag_embed(x: Tensor) -> Tensor:
     return x[..., None] * torch.eye(_plain_shape(x)[-1])
 
@@ -162,6 +171,20 @@ def _cummax(x: Tensor, dim: int) -> Highest:
     """Along the last dimension, by comparison with all before."""
     later = torch.ones(_plain_shape(x)[-1], _plain_shape(x)[-1], dtype=torch.bool).triu(1)
     return Highest(x[..., None, :].masked_fill(later, -torch.inf).amax(-1))
+
+
+BITWISE = {f"__{form}__": form.removeprefix("i") for form in ("and", "or", "xor", "iand", "ior", "ixor")}
+
+
+def _of_bits(name: str, operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An operator on bits of numbers; on marks torch knows it."""
+
+    def apply(x: Tensor, other: Any) -> Tensor:
+        if x.dtype == torch.bool:
+            return operator(x, other)
+        return bits(x, other if isinstance(other, Tensor) else torch.tensor(other), name)
+
+    return apply
 
 
 _shape: Any = Tensor.shape.__get__  # type: ignore[attr-defined]
@@ -180,11 +203,15 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     torch.diag_embed: _diag_embed,
     Tensor.cummax: _cummax,
     torch.nn.functional.group_norm: _group_norm,
+    torch.nn.functional.rms_norm: _rms_norm,
     Tensor.reshape: _reshape,
     Tensor.view: _reshape,
     Tensor.flatten: _flatten,
     torch.flatten: _flatten,
     Tensor.unflatten: _unflatten,
+    Tensor.__rshift__: lambda x, places: torch.div(x, 1 << places, rounding_mode="floor"),
+    Tensor.__lshift__: lambda x, places: x * (1 << places),
+    **{getattr(Tensor, form): _of_bits(name, getattr(Tensor, form)) for form, name in BITWISE.items()},
     Tensor.mT.__get__: lambda x: x.transpose(-1, -2),  # type: ignore[attr-defined]
     Tensor.numel: lambda x: math.prod(_shape_of(x)),
     _shape: lambda x: _shape_of(x),
@@ -287,6 +314,7 @@ def recording(model: nn.Module) -> Iterator[None]:
         for module in modules:
             if not module.__name__.startswith("torch"):
                 stack.enter_context(patch.object(module, "len", _size, create=True))
+        stack.enter_context(patch.object(ttt, "inner_steps", mixers.inner_steps))
         for name, form in SPARSE_CONVOLUTIONS.items():
             stack.enter_context(patch.object(sparse_conv, name, form))
         stack.callback(_on_map.reset, _on_map.set(False))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,9 @@ from torch import Tensor
 from pcdet_ext.export import basics
 from pcdet_ext.export.operators import argsort
 from pcdet_ext.grouping.partitions import even_sets
+from pcdet_ext.ops.lsh import lsh_axes
 from pcdet_ext.ops.rotated_sets import RotatedSets
-from pcdet_ext.ops.serialize import window_places
-
-WINDOWS = ("window_x", "window_y")
+from pcdet_ext.ops.serialize import curve_depth, curve_of, curve_places, window_places
 
 
 def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: Any) -> Tensor:
@@ -24,11 +24,51 @@ def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: Any) -
     Raises:
         NotImplementedError: the order has no form here.
     """
-    if order not in WINDOWS:
+    if order not in FORMS:
         raise NotImplementedError(f"the order {order!r} has no ONNX form")
-    path = options.get("path", "rows")
-    shift = options.get("shift", (0, 0, 0))
-    return window_places(coords, grid, options["window"], shift, order == "window_y", path == "snake")
+    return FORMS[order](coords, grid, **options)
+
+
+def _windows(
+    coords: Tensor,
+    grid: Sequence[int],
+    window: Sequence[int],
+    shift: Sequence[int] = (0, 0, 0),
+    path: str = "rows",
+    along_y: bool = False,
+) -> Tensor:
+    return window_places(coords, grid, window, shift, along_y, path == "snake")
+
+
+def _curve(
+    coords: Tensor, grid: Sequence[int], lowest: str = "z", depth: int | None = None, order: str = "zorder"
+) -> Tensor:
+    return curve_places(coords, curve_of(order, lowest), curve_depth(grid) if depth is None else depth)
+
+
+def _buckets(
+    coords: Tensor,
+    grid: Sequence[int],
+    projections: int = 3,
+    width: float = 8.0,
+    seed: int = 0,
+    border_shift: float = 0.0,
+) -> Tensor:
+    axes, step = lsh_axes(tuple(grid), projections, width, seed, border_shift)
+    z, y, x = coords[:, 1:].long().unbind(1)
+    key = torch.zeros_like(z)
+    for size, start, (dz, dy, dx) in axes:
+        key = key * size + torch.div(z * dz + y * dy + x * dx + start, step, rounding_mode="floor")
+    return key
+
+
+FORMS: Mapping[str, Callable[..., Tensor]] = {
+    "window_x": _windows,
+    "window_y": partial(_windows, along_y=True),
+    "zorder": _curve,
+    "hilbert": partial(_curve, order="hilbert"),
+    "lsh": _buckets,
+}
 
 
 def rotated_sets(

@@ -104,15 +104,42 @@ def ttt_linear(
         update = ((queries @ keys.mT) * eta).tril()
         last = (keys * eta[..., -1:, :].mT).mT
         offset = weight * (bias - (v - k))
-        state = torch.cat([W, b], 1).expand(q.shape[1], -1, -1, -1)
-        rows = []
-        for query, key, reads, learns, target in zip(queries, keys, update, last, offset, strict=True):
-            gradient = _norm_gradient(key @ state, weight.square(), target, eps)
-            rows.append(query @ state - reads @ gradient)
-            state = state - learns @ gradient
-        y = torch.stack(rows) if rows else q
+        y = inner_steps(torch.cat([W, b], 1), queries, keys, update, last, offset, weight.square(), eps)
         y = q + F.layer_norm(y, y.shape[-1:], eps=eps) * weight + bias
         return y.movedim(0, 1).movedim(2, 3).flatten(1, 2)[:, :length].to(kind)
+
+
+def inner_steps(
+    state: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    update: Tensor,
+    last: Tensor,
+    offset: Tensor,
+    scale: Tensor,
+    eps: float,
+) -> Tensor:
+    """What the tokens of n mini-batches of B tokens read from the inner model, which each mini-batch changes.
+
+    Args:
+        state: [H, D + 1, D], the inner weights at the start, the bias as the last row.
+        queries: [n, G, H, B, D + 1], with a 1 for the bias.
+        keys: likewise.
+        update: [n, G, H, B, B], how much each token reads of the gradients of those before it.
+        last: [n, G, H, D + 1, B], how the gradients change the weights for the next mini-batch.
+        offset: [n, G, H, B, D], see `_norm_gradient`.
+        scale: [H, 1, D], likewise.
+        eps: of the layer norm.
+
+    Returns:
+        [n, G, H, B, D].
+    """
+    rows = []
+    for query, key, reads, learns, target in zip(queries, keys, update, last, offset, strict=True):
+        gradient = _norm_gradient(key @ state, scale, target, eps)
+        rows.append(query @ state - reads @ gradient)
+        state = state - learns @ gradient
+    return torch.stack(rows) if rows else queries[..., :-1]
 
 
 def _norm_gradient(z: Tensor, scale: Tensor, offset: Tensor, eps: float) -> Tensor:

@@ -18,8 +18,9 @@ from torch import Tensor
 from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import Argument, Int32, has_kernels, int32_array, launch
 from pcdet_ext.ops._operator import integer_operator, shapes_of
+from pcdet_ext.ops.lsh import KEY_BITS, lsh_axes
 
-BATCH_SHIFT = 48
+BATCH_SHIFT = KEY_BITS
 MAX_DEPTH = 16
 WIDEST_BUCKET = 1 << 32  # cells
 CURVES = {"zorder": 0, "zorder_x_lowest": 1, "hilbert": 2}
@@ -95,7 +96,7 @@ def deserialize(keys: Tensor, order: Literal["zorder", "hilbert"], depth: int, l
     if order not in ("zorder", "hilbert"):
         raise ValueError(f"order must be 'zorder' or 'hilbert', got {order!r}")
     _check_depth(depth, (1, 1, 1))
-    return _curve_decode(keys.contiguous(), _curve(order, lowest), depth)
+    return _curve_decode(keys.contiguous(), curve_of(order, lowest), depth)
 
 
 @typed
@@ -135,7 +136,7 @@ def curve_depth(grid: Sequence[int]) -> int:
 
 def _zorder(coords: Tensor, grid: tuple[int, ...], lowest: str = "z", depth: int | None = None) -> Tensor:
     _check_depth(curve_depth(grid) if depth is None else depth, grid)
-    return _curve_encode(coords.contiguous(), list(grid), _curve("zorder", lowest), MAX_DEPTH)
+    return _curve_encode(coords.contiguous(), list(grid), curve_of("zorder", lowest), MAX_DEPTH)
 
 
 def _hilbert(coords: Tensor, grid: tuple[int, ...], depth: int | None = None) -> Tensor:
@@ -190,24 +191,10 @@ def _lsh(
     if not 0 <= border_shift < 1:
         raise ValueError(f"border_shift must be a share of the width from 0 to below 1, got {border_shift}")
     _check_inside(coords, grid)
-    generator = torch.Generator("cpu").manual_seed(int(seed))
-    directions = torch.randn(projections, 3, generator=generator, dtype=torch.float64, device="cpu")
-    directions = (directions / directions.norm(dim=1, keepdim=True) * (1 << 16)).round().long()
-    step = max(1, round(width * (1 << 16)))
-    offset = (torch.rand(projections, generator=generator, dtype=torch.float64, device="cpu") * step).long()
-    offset = (offset + round(border_shift * step)) % step
-    cells = directions.new_tensor(grid)
-    low = (directions.clamp(max=0) * cells).sum(1)  # the smallest value on the grid
-    high = (directions.clamp(min=0) * cells).sum(1)
-    buckets = (high - low + offset) // step + 1
-    if math.prod(buckets.tolist()) >= 1 << BATCH_SHIFT:
-        raise ValueError(
-            f"width {width} is too small for {projections} projections of grid {list(grid)}: keys need over 48 bits"
-        )
+    axes, step = lsh_axes(grid, projections, width, seed, border_shift)
     batch, z, y, x = coords.t().to(torch.int64, memory_format=torch.contiguous_format)
     key, value = torch.zeros_like(batch), torch.empty_like(batch)
-    starts = (offset - low).tolist()  # so that no value is negative
-    for size, start, (dz, dy, dx) in zip(buckets.tolist(), starts, directions.tolist(), strict=True):
+    for size, start, (dz, dy, dx) in axes:
         torch.mul(z, dz, out=value)
         value.add_(y, alpha=dy).add_(x, alpha=dx).add_(start)
         key.mul_(size).add_(value.div_(step, rounding_mode="trunc"))
@@ -223,7 +210,7 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _curve(order: str, lowest: str) -> int:
+def curve_of(order: str, lowest: str) -> int:
     if lowest not in ("z", "x"):
         raise ValueError(f"lowest must be 'z' or 'x', got {lowest!r}")
     return CURVES["zorder_x_lowest" if order == "zorder" and lowest == "x" else order]
@@ -336,11 +323,18 @@ def curve_encode_reference(coords: Tensor, grid: Sequence[int], curve: int, dept
         int64 [N], the frame in the high bits.
     """
     _check_inside(coords, grid)
-    batch, z, y, x = coords.long().unbind(1)
+    return coords[:, 0].long() << BATCH_SHIFT | curve_places(coords, curve, depth)
+
+
+def curve_places(coords: Tensor, curve: int, depth: int) -> Tensor:
+    """The part int64 [N] of the keys of the curves that tells the place in a frame.
+
+    Arguments as in `curve_encode_reference`.
+    """
+    z, y, x = coords[:, 1:].long().unbind(1)
     if curve == CURVES["hilbert"]:
         x, y, z = _hilbert_transpose(x, y, z, depth)
-    key = _interleave(z, y, x, depth) if curve == CURVES["zorder_x_lowest"] else _interleave(x, y, z, depth)
-    return batch << BATCH_SHIFT | key
+    return _interleave(z, y, x, depth) if curve == CURVES["zorder_x_lowest"] else _interleave(x, y, z, depth)
 
 
 def curve_decode_reference(keys: Tensor, curve: int, depth: int) -> Tensor:

@@ -15,6 +15,7 @@ from pcdet_ext.export import basics, boxes, mixers, operators, sequences, voxels
 from pcdet_ext.export.check import session
 from pcdet_ext.export.operators import DOMAIN
 from pcdet_ext.export.recording import recording
+from pcdet_ext.mixers.ttt import ttt_linear
 from pcdet_ext.models.layers.depthwise_conv import DepthwiseSubMConv3d
 from pcdet_ext.models.layers.sparse_conv import SparseConv3d, SubMConv3d
 from pcdet_ext.ops import (
@@ -154,8 +155,37 @@ def test_orders_and_sets(count: int, path: str) -> None:
     assert mine.inside.tolist() == expected.inside.tolist()
     for slots, index in zip(mine.slot, mine.index, strict=True):
         assert index.flatten()[slots].tolist() == list(range(count))
-    with pytest.raises(NotImplementedError, match="hilbert"):
-        sequences.serialize(found.coords, found.grid, "hilbert")
+    with pytest.raises(NotImplementedError, match="octree"):
+        sequences.serialize(found.coords, found.grid, "octree")
+
+
+@pytest.mark.parametrize("grid", [(1, 20, 18), (5, 700, 33), (40, 1504, 1500)])
+def test_curves_and_buckets_in_onnxruntime(grid: tuple[int, int, int]) -> None:
+    """The same keys as the kernels', bit for bit, in what onnxruntime makes of the graph."""
+    generator = torch.Generator().manual_seed(0)
+    cells = (torch.rand(500, 3, generator=generator) * torch.tensor(grid)).int()
+    coords = torch.cat([torch.zeros_like(cells[:, :1]), cells], 1)
+    coords[-1, 1:] = torch.tensor(grid) - 1
+    for order, options in (
+        ("hilbert", {}),
+        ("hilbert", {"depth": 16}),
+        ("zorder", {}),
+        ("zorder", {"lowest": "x"}),
+        ("lsh", {"projections": 2, "width": 6.0, "seed": 3, "border_shift": 0.25}),
+        ("lsh", {}),
+    ):
+        mine = run_in_onnxruntime(lambda c: sequences.serialize(c, grid, order, **options), (coords,))  # noqa: B023
+        assert torch.equal(mine, serialize(coords, grid, order, **options)), (order, options)
+
+
+def test_steps_of_an_inner_model_in_onnxruntime() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 20, 2, 4) for _ in range(3))
+    arguments = (q, k, v, torch.rand(8), torch.rand(3, 20, 2))
+    inner = (torch.randn(2, 4, 4), torch.randn(2, 1, 4), torch.rand(2, 4), torch.randn(2, 4))
+    torch.testing.assert_close(
+        run_in_onnxruntime(lambda *a: ttt_linear(*a, *inner), arguments), ttt_linear(*arguments, *inner)
+    )
 
 
 @pytest.mark.parametrize("lengths", [[], [1], [70, 3, 64, 130]])
