@@ -146,6 +146,8 @@ def test_commands_can_be_parsed(page: str) -> None:
             assert {w for w in words[1:] if re.fullmatch(r"[\w-]+", w)} <= targets, words
         elif words[0].rpartition("/")[2] in ("python", "python3", "torchrun"):
             check_script(page, words[1:])
+        elif words[0] == "sh":
+            assert (ROOT / words[1]).is_file(), f"{page}: {words[1]}"
         else:
             assert words[0] in OTHER_PROGRAMS, f"{page}: nothing checks {shlex.join(words)}"
 
