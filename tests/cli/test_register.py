@@ -70,7 +70,7 @@ def test_a_network_takes_its_place(clouds: list[str], tmp_path: Path, capsys: py
     path = tmp_path / "net.ckpt"
     RegistrationTrainer(network, RegistrationTraining()).save(path)
     a = str(tmp_path / "few.npy")
-    np.save(a, np.load(clouds[0])[::8])
+    np.save(a, np.load(clouds[0])[::24])
     assert main(["register", a, a, str(path), "--json", str(tmp_path / "same.json")]) == 0
     found = json.loads((tmp_path / "same.json").read_text(encoding="utf-8"))
     np.testing.assert_allclose(found["pose"], np.eye(4), atol=1e-3)

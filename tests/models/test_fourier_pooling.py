@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pcdet_ext.data.normalize import CloudNormalization
 from pcdet_ext.models.networks.hotformerloc import HOTFormerLoc
 from pcdet_ext.models.networks.octree_input import OctreeInput
 from pcdet_ext.models.pooling import FourierPooling, RowFeatures
@@ -89,7 +90,7 @@ def test_gradients_are_right_and_finite_where_nothing_is() -> None:
 
 def test_an_octree_has_no_cells_to_pool() -> None:
     with pytest.raises(ValueError, match="pools voxels with their cells, which an octree's nodes do not have"):
-        HOTFormerLoc(OctreeInput(4), nn.Identity(), pooling())  # type: ignore[arg-type]
+        HOTFormerLoc(OctreeInput(4), nn.Identity(), pooling(), CloudNormalization())  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_is_refused() -> None:
