@@ -25,10 +25,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pcdet_ext.file_kinds import kind_of
 from pcdet_ext.files import DataError, MissingFileError, atomic_write
 
 FORMAT = 1
 WEIGHTS = Path(__file__).resolve().parent / "weights"
+# What other programs have in their checkpoints, and which they are; the first that is there tells.
+ORIGINS = {
+    "pytorch-lightning_version": "Lightning",
+    "model_state": "OpenPCDet or a code base built on it",
+    "state_dict": "mmdetection3d or another code base",
+    "model_state_dict": "another code base",
+    "model": "another code base",
+}
+CONVERT = (
+    "parameters of a published detector are converted with `pcdet convert FILE CONFIGURATION OUT.ckpt` "
+    "(pcdet_ext.interop.checkpoints.convert)"
+)
 NO_CHECKPOINT = "damaged or no checkpoint: not a file as torch.save writes it"
 
 
@@ -113,7 +126,7 @@ def read(path: str | Path) -> dict[str, Any]:
     path = find(path)
     content = load_safely(path, "not a checkpoint that is safe to load")
     if not isinstance(content, dict) or not {"format", "config", "model"} <= set(content):
-        raise CheckpointError(f"{path}: not a checkpoint of this library (it has no format, config and model)")
+        raise CheckpointError(f"{path}: not a checkpoint of this library, but {_origin(content)}; {CONVERT}")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {content['format']!r}; this library reads {FORMAT}")
     _require_types(content, {"config": Mapping, "model": Mapping}, path)
@@ -154,10 +167,29 @@ def load_safely(path: str | Path, refusal: str) -> Any:
         raise MissingCheckpointError(f"{path}: is a folder, not a checkpoint") from None
     except pickle.UnpicklingError as error:
         found = _what_was_found(error)
-        raise CheckpointError(f"{path}: {refusal} ({found})" if found else f"{path}: {NO_CHECKPOINT}") from error
+        raise CheckpointError(f"{path}: {refusal} ({found})" if found else _unreadable(path)) from error
     except Exception as error:  # bytes that are no checkpoint can raise anything in torch's reader
         reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
-        raise CheckpointError(f"{path}: {NO_CHECKPOINT}{reason}") from error
+        raise CheckpointError(f"{_unreadable(path)}{reason}") from error
+
+
+def _unreadable(path: str | Path) -> str:
+    """What a message says of a file that torch cannot read."""
+    kind = kind_of(path)
+    return f"{path}: {NO_CHECKPOINT}" + (f"; it is {kind}" if kind else "")
+
+
+def _origin(content: Any) -> str:
+    """Whose checkpoint something is that torch has read, in words."""
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    for key, whose in ORIGINS.items():
+        if key in content:
+            return f"one of {whose} (it has {key!r})"
+    tensors = sum(isinstance(value, Tensor) for value in content.values())
+    if content and tensors == len(content):
+        return f"{tensors} parameters by name, without the configuration of their model"
+    return f"a mapping with {', '.join(map(repr, list(content)[:5])) or 'nothing in it'}"
 
 
 def _what_was_found(error: pickle.UnpicklingError) -> str:

@@ -18,6 +18,7 @@ FLOORS = {
     "scenes": 1,
     "config": 1,
     "files": 1,
+    "file_kinds": 1,
     "ranges": 1,
     "checkpoint": 1,
     "ops": 1,
