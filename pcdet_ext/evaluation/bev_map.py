@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 from pcdet_ext.evaluation.base import Plot, Result
 from pcdet_ext.files import DataError, MissingFileError, read_arrays
 from pcdet_ext.structures import Array
+
+_log = logging.getLogger(__name__)
 
 CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
 THRESHOLDS = (0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65)
@@ -138,6 +141,33 @@ def evaluate(
     counts = BevMapCounts(tuple(classes), tuple(thresholds))
     for found, truth in pairs:
         counts.add(found, truth)
+    return counts.result()
+
+
+def evaluate_files(
+    ground_truth: Path, results: Path, classes: Sequence[str] = CLASSES, thresholds: Sequence[float] = THRESHOLDS
+) -> BevMapResult:
+    """The metric over the samples of files, see `read_pairs`; a probability beyond 0 to 1 is a warning.
+
+    Raises:
+        DataError: as `read_pairs`, for no sample at all, and for one of another shape or other values; the message
+            names its file.
+        ValueError: there are no classes, or the thresholds do not ascend.
+    """
+    counts, beyond, samples = BevMapCounts(tuple(classes), tuple(thresholds)), 0, 0
+    names = sorted(path.name for path in ground_truth.glob("*.npz")) if ground_truth.is_dir() else []
+    for found, truth in read_pairs(ground_truth, results):
+        try:
+            counts.add(found, truth)
+        except ValueError as error:
+            side = ground_truth if str(error).startswith("gt ") else results
+            place = f"{side / names[samples]}" if names else f"{side}: sample {samples}"
+            raise DataError(f"{place}: {error}") from error
+        samples, beyond = samples + 1, beyond + int(((found < 0) | (found > 1)).sum())
+    if not samples:
+        raise DataError(f"{ground_truth}: has no sample: there is nothing to measure")
+    if beyond:
+        _log.warning("%s: %d values are not in [0, 1]; they should be probabilities, not logits", results, beyond)
     return counts.result()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pcdet_ext.evaluation.json_numbers import real_array
 from pcdet_ext.evaluation.motion import STEPS, Futures
 from pcdet_ext.evaluation.nuscenes import Samples
 from pcdet_ext.evaluation.nuscenes_columns import LARGEST, NONE, Table, read_table
@@ -52,7 +53,7 @@ def _modes(path: Path, rows: _Rows, names: Sequence[str]) -> Array:
 def _paths(where: str, key: str, box: Mapping[str, Any], shape: tuple[int, ...]) -> Array:
     """Places of a box, checked against a shape, whose -1 stands for one or more."""
     try:
-        places = np.array(box[key], np.float64)
+        places = real_array(box[key])
     except KeyError:
         raise DataError(f"{where}: a box without {key!r}") from None
     except (ValueError, TypeError, OverflowError):

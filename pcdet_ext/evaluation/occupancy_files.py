@@ -47,7 +47,9 @@ def evaluate(ground_truth: Path, results: Path, poses: Path | None = None) -> Oc
     row = {pose.token: i for i, pose in enumerate(places)}
     counts = OccupancyCounts()
     frames = _folder(ground_truth, results) if ground_truth.is_dir() else _packed(ground_truth, results, places)
+    measured = 0
     for name, truth, found in frames:
+        measured += 1
         if places and name not in row:
             raise DataError(f"{poses}: has no frame {name!r}")
         starts = origins(places, row[name]) if places else None
@@ -55,6 +57,8 @@ def evaluate(ground_truth: Path, results: Path, poses: Path | None = None) -> Oc
             counts.add(truth, found, starts)
         except ValueError as error:
             raise DataError(f"{results}: frame {name}: {error}") from error
+    if not measured:
+        raise DataError(f"{ground_truth}: has no frame: there is nothing to measure")
     return counts.result()
 
 
@@ -170,6 +174,10 @@ def _table_poses(tables: Tables) -> list[Pose]:
         for table, rows in ((tables.calibration, sensors), (tables.ego_pose, egos))
     ]
     times = tables.sample.whole("timestamp")
+    seen: dict[tuple[str, int], str] = {}
+    for scene, time, token in zip(tables.scene_names, times.tolist(), tables.sample.tokens, strict=True):
+        if (other := seen.setdefault((scene, time), token)) != token:
+            raise DataError(f"{tables.sample.path}: samples {other} and {token} of {scene} have the same timestamp")
     return [
         Pose(tables.scene_names[i], tables.sample.tokens[i], *(_matrix(place[i], turn[i]) for place, turn in moves))
         for i in np.argsort(times, kind="stable").tolist()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pcdet_ext.evaluation.json_numbers import real_array
 from pcdet_ext.evaluation.nuscenes_files import read_json
 from pcdet_ext.evaluation.planning import STEPS, Plans
 from pcdet_ext.evaluation.quaternions import no_rotations, rotation_matrices, why_no_rotation
@@ -57,7 +59,8 @@ def _check(path: Path, name: str, array: Array, shape: tuple[int, ...], rows: Ar
     """Raise DataError for another shape, and for numbers that are not finite in the rows (bool [N]) that count."""
     if array.shape != shape:
         raise DataError(f"{path}: {name} must be {list(shape)}, got {list(array.shape)}")
-    if array.dtype.kind not in "buif" or not np.isfinite(array if rows is None else array[rows]).all():
+    kinds = "buif" if name == KNOWN else "uif"
+    if array.dtype.kind not in kinds or not np.isfinite(array if rows is None else array[rows]).all():
         raise DataError(f"{path}: {name} must be finite numbers")
 
 
@@ -74,7 +77,8 @@ def future_boxes(path: Path, known: Array) -> tuple[Array, Array]:
         Boxes float64 [K, 7] that have points, and int64 [N, 6], how many each step has.
 
     Raises:
-        DataError: the file is damaged, or a frame's entry is missing or wrong; the message names both.
+        DataError: the file is damaged, a frame's entry is missing or wrong, or a frame with boxes stands there twice
+            in a row; the message names both.
     """
     frames = _frames(path)
     if len(frames) != len(known):
@@ -97,7 +101,11 @@ def _frames(path: Path) -> Sequence[Mapping[str, Any]]:
     content = read_json(path)
     if not isinstance(content, list):
         raise DataError(f"{path}: expected a list of frames, got {type(content).__name__}")
-    return [_frame(f"{path}: frame {i}", entry) for i, entry in enumerate(content)]
+    frames = [_frame(f"{path}: frame {i}", entry) for i, entry in enumerate(content)]
+    for i, (before, frame) in enumerate(pairwise(frames), 1):
+        if len(frame["gt_boxes"]) and all(np.array_equal(before[key], frame[key]) for key in frame):
+            raise DataError(f"{path}: frame {i} is the one before it once more: same scene, place and boxes")
+    return frames
 
 
 def _frame(where: str, entry: Any) -> dict[str, Any]:
@@ -108,7 +116,7 @@ def _frame(where: str, entry: Any) -> dict[str, Any]:
     for key, width in NUMBERS.items():
         shape = {"gt_boxes": (count, 7), "num_lidar_pts": (count,)}.get(key, (width,))
         try:
-            found[key] = np.array(entry[key], np.float64).reshape(shape)
+            found[key] = real_array(entry[key]).reshape(shape)
         except (KeyError, ValueError, TypeError, OverflowError):
             raise DataError(f"{where}: {key} must be numbers {list(shape)}, got {str(entry.get(key))[:80]}") from None
         if not np.isfinite(found[key]).all():

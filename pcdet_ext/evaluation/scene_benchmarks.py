@@ -21,6 +21,7 @@ from pcdet_ext.evaluation.base import BENCHMARKS
 from pcdet_ext.evaluation.benchmarks import measured, no_scenes
 from pcdet_ext.evaluation.nuscenes_files import Submission
 from pcdet_ext.evaluation.occupancy import OccupancyResult
+from pcdet_ext.files import DataError
 
 
 @BENCHMARKS.register
@@ -67,7 +68,7 @@ def bev_map(
         classes: names of the layers, in their order.
         thresholds: probabilities, ascending.
     """
-    return measured(results, lambda: maps.evaluate(maps.read_pairs(ground_truth, results), classes, thresholds))
+    return maps.evaluate_files(ground_truth, results, classes, thresholds)
 
 
 @BENCHMARKS.register
@@ -93,6 +94,8 @@ def motion(ground_truth: Path, results: Path, scenes: Sequence[str] | None = Non
     else:
         no_scenes(scenes)
         truth, samples = motion_files.read_ground_truth(ground_truth)
+    if not samples.tokens:
+        raise DataError(f"{ground_truth}: has no sample: there is nothing to measure")
     return futures.evaluate(truth, motion_files.read_results(submission, samples.tokens), samples)
 
 

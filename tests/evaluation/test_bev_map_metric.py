@@ -61,7 +61,9 @@ def test_thresholds_must_ascend() -> None:
         BevMapCounts(CLASSES, (0.5, 0.4))
 
 
-def test_the_command_line_takes_files_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_takes_files_and_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     rng = np.random.default_rng(0)
     found, truth = rng.random((3, 6, 8, 9), np.float32), rng.integers(0, 2, (3, 6, 8, 9), np.uint8)
     np.savez(tmp_path / "gt.npz", gt=truth)
@@ -79,9 +81,24 @@ def test_the_command_line_takes_files_and_folders(tmp_path: Path, capsys: pytest
     expected = evaluate(zip(found, truth, strict=True)).score
     assert scores == [expected, expected]
     capsys.readouterr()
+    np.savez(tmp_path / "gt" / "1.npz", gt=truth[1] + 1)
+    assert main(["evaluate", "bev_map", *arguments]) != 0
+    assert "gt/1.npz: gt must be whole numbers, 0 or 1" in capsys.readouterr().err
+    np.savez(tmp_path / "gt" / "1.npz", gt=truth[1])
+    np.savez(tmp_path / "pred" / "2.npz", pred=found[2].astype(int))
+    assert main(["evaluate", "bev_map", *arguments]) != 0
+    assert "pred/2.npz: pred must be probabilities, got int64" in capsys.readouterr().err
+    np.savez(tmp_path / "pred" / "2.npz", pred=4 * found[2] - 2)
+    assert main(["evaluate", "bev_map", *arguments]) == 0
+    assert "they should be probabilities, not logits" in caplog.text
     (tmp_path / "pred" / "1.npz").unlink()
     assert main(["evaluate", "bev_map", *arguments]) != 0
     assert "pred/1.npz: no such file" in capsys.readouterr().err
     (tmp_path / "pred" / "1.npz").write_bytes(b"PK\x03\x04")
     assert main(["evaluate", "bev_map", *arguments]) != 0
     assert "pred/1.npz: no readable .npz with pred" in capsys.readouterr().err
+    for name, data in (("gt", truth), ("pred", found)):
+        np.savez(tmp_path / f"{name}.npz", **{name: data[:0]})
+    arguments = ["--ground-truth", str(tmp_path / "gt.npz"), "--results", str(tmp_path / "pred.npz")]
+    assert main(["evaluate", "bev_map", *arguments]) != 0
+    assert "gt.npz: has no sample: there is nothing to measure" in capsys.readouterr().err

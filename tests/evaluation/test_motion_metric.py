@@ -115,6 +115,9 @@ def write(folder: Path, truth: dict[str, Any], found: dict[str, Any]) -> tuple[P
         ({"trajs": [[[1, 2]] * 11]}, r"results\.json: sample a: trajs must be numbers \['modes', 12, 2\]"),
         ({"trajs": []}, r"results\.json: sample a: trajs must be numbers"),
         ({"trajs": [[["x", 2]] * 12]}, r"results\.json: sample a: trajs must be numbers"),
+        ({"trajs": [[["1", "2"]] * 12]}, r"results\.json: sample a: trajs must be numbers"),
+        ({"trajs": [[[True, 2.5]] * 12]}, r"results\.json: sample a: trajs must be numbers"),
+        ({"trajs": [[[10**400, 2]] * 12]}, r"results\.json: sample a: trajs must be numbers"),
         ({"trajs": [[[float("nan"), 2]] * 12]}, r"results\.json: sample a: trajs has numbers that are not finite"),
         ({"detection_name": "tram"}, r"results\.json: sample a: unknown class 'tram'"),
     ],
@@ -126,7 +129,12 @@ def test_damaged_results_are_named(tmp_path: Path, change: dict[str, Any], messa
 
 @pytest.mark.parametrize(
     ("traj", "message"),
-    [([[1, 2]] * 13, "traj has 13 places, 12 at most"), ([1, 2], "traj must be numbers"), (None, "traj must be")],
+    [
+        ([[1, 2]] * 13, "traj has 13 places, 12 at most"),
+        ([1, 2], "traj must be numbers"),
+        ([["1", 2]], "traj must be numbers"),
+        (None, "traj must be"),
+    ],
 )
 def test_damaged_ground_truth_is_named(tmp_path: Path, traj: Any, message: str) -> None:
     with pytest.raises(DataError, match=rf"gt\.json: sample a: {message}"):

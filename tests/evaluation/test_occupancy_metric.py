@@ -190,6 +190,10 @@ def test_the_command_line_takes_folders_and_files(tmp_path: Path, capsys: pytest
     np.savez(tmp_path / "found.npz", pred=found)
     assert main(arguments) != 0
     assert "found.npz" in capsys.readouterr().err
+    np.savez(tmp_path / "none.npz", semantics=truth[None][:0], pred=found[None][:0])
+    none = [part.replace("gt.npz", "none.npz").replace("found.npz", "none.npz") for part in arguments]
+    assert main(none) != 0
+    assert "none.npz: has no frame: there is nothing to measure" in capsys.readouterr().err
     np.savez(tmp_path / "found.npz", other=found)
     assert main(arguments) != 0
     assert "found.npz: no readable .npz with pred" in capsys.readouterr().err

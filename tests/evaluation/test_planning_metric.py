@@ -112,6 +112,8 @@ def test_boxes_of_the_next_frames_come_into_the_frame_of_the_sample(tmp_path: Pa
     ("change", "message"),
     [
         ({"scene_token": 3}, r"frame 0: needs a scene_token"),
+        ({"num_lidar_pts": [3, True]}, r"frame 0: num_lidar_pts must be numbers \[2\]"),
+        ({"gt_boxes": [["1", 2, 3, 4, 2, 1.5, 0.1]] * 2}, r"frame 0: gt_boxes must be numbers \[2, 7\]"),
         ({"num_lidar_pts": [1]}, r"frame 0: num_lidar_pts must be numbers \[2\]"),
         ({"gt_boxes": [[1, 2]] * 2}, r"frame 0: gt_boxes must be numbers \[2, 7\]"),
         ({"cam_front_ego2global_rotation": [0, 0, 0, 0]}, r"cam_front_ego2global_rotation: a rotation of zeros"),
@@ -121,6 +123,16 @@ def test_damaged_frames_are_named(tmp_path: Path, change: dict[str, Any], messag
     (tmp_path / "frames.json").write_text(json.dumps([{**FRAME, **change}]))
     with pytest.raises(DataError, match=message):
         future_boxes(tmp_path / "frames.json", np.ones((1, 6), bool))
+
+
+def test_a_frame_twice_in_a_row_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "frames.json"
+    path.write_text(json.dumps([FRAME, FRAME]))
+    with pytest.raises(DataError, match=r"frames\.json: frame 1 is the one before it once more"):
+        future_boxes(path, np.ones((2, 6), bool))
+    standing = {**FRAME, "num_lidar_pts": [4, 0]}  # a vehicle may stand still
+    path.write_text(json.dumps([FRAME, standing]))
+    assert future_boxes(path, np.ones((2, 6), bool))[1][0, 0] == 1
 
 
 def test_the_command_line(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
