@@ -143,8 +143,9 @@ class Detector:
         Args:
             points: an array or tensor [N, C] of any real type and layout, with the columns `point_features` first
                 (further ones are not used), their values as the files of the data set have them; or the path of a .bin,
-                .npy, .pcd, .ply, .las or .laz file, whose columns are taken by name where the file names them. NaN and
-                infinite points are dropped, with a warning, and counted. An empty cloud has no detections.
+                .npy, .pcd, .ply, .las, .laz or .feather file, whose columns are taken by name where the file names
+                them. NaN and infinite points are dropped, with a warning, and counted. An empty cloud has no
+                detections.
             batch_size: clouds that are worked on at once.
             score_threshold: leave out detections with a lower score. Those below the model's own threshold
                 (`model.head.score_threshold` in its configuration) are not there in any case.

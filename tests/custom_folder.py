@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import feather
 
 from pcdet_ext.data.custom import write_labels
 from pcdet_ext.structures import Array
@@ -49,6 +51,8 @@ def write_cloud(path: Path, points: Array) -> None:
             fields = "".join(f"property float {name}\n" for name in ("x", "y", "z", "scalar_Intensity"))
             header = f"ply\nformat ascii 1.0\nelement vertex {len(points)}\n{fields}end_header\n"
             path.write_text(f"{header}{rows}\n")
+        case ".feather":
+            feather.write_feather(pa.table(dict(zip(COLUMNS, points.T.copy(), strict=True))), str(path))
         case ".las" | ".laz":
             _write_las(path, points)
         case suffix:

@@ -20,6 +20,7 @@ from pcdet_ext.config import ConfigError
 from pcdet_ext.data.argoverse2 import Argoverse2Dataset, Argoverse2Frames, read_points, write_detections
 from pcdet_ext.data.argoverse2.results import cuboids_of
 from pcdet_ext.data.formats import build_dataset
+from pcdet_ext.data.points import read_columns, read_point_file
 from pcdet_ext.data.prepare import prepare
 from pcdet_ext.evaluation.argoverse2_files import read_detections
 from pcdet_ext.evaluation.benchmarks import argoverse2
@@ -336,3 +337,22 @@ def test_the_drivable_area_counts_where_there_are_maps(root: Path) -> None:
         metric.add(sample, detections)
     counts = {name: result.annotations for name, result in metric.result().classes.items()}
     assert counts == {"REGULAR_VEHICLE": 0, "PEDESTRIAN": 4, "STOP_SIGN": 0}
+
+
+def test_a_sweep_alone_is_a_cloud(root: Path, tmp_path: Path) -> None:
+    path = next(root.rglob("sensors/lidar/*.feather"))
+    content = read_point_file(path)
+    assert content.columns[:4] == ("x", "y", "z", "intensity")
+    own = read_columns(path, ["x", "y", "z", "intensity", "timestamp"])
+    np.testing.assert_array_equal(own[:, :4], content.points[:, :4])
+    assert not own[:, 4].any()  # one scan, whose points all have the age 0
+    np.testing.assert_array_equal(
+        read_columns(path, ["x", "y", "z", "ring"])[:, 3], content.select(["laser_number"])[:, 0]
+    )
+    assert main(["visualize", str(path), "--out", str(tmp_path / "sweep.html")]) == 0
+    assert (tmp_path / "sweep.html").stat().st_size > 1000
+    (tmp_path / "cut.feather").write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"cut\.feather: damaged or not a \.feather point cloud"):
+        read_point_file(tmp_path / "cut.feather")
+    with pytest.raises(DataError, match=r"none\.feather: no such file"):
+        read_point_file(tmp_path / "none.feather")

@@ -22,7 +22,7 @@ from typing import Literal
 
 from pcdet_ext import config
 from pcdet_ext.config import construct, suggest
-from pcdet_ext.data.points import ONE_SCAN, SUFFIXES, XYZ, is_one_scan
+from pcdet_ext.data.points import ONE_SCAN, SUFFIXES, XYZ, is_nuscenes_bin
 from pcdet_ext.data.text import read_lines
 from pcdet_ext.files import DataError, MissingFileError
 
@@ -153,7 +153,7 @@ def _check_name(path: Path) -> None:
 def frame_id_of(path: Path, folder: Path) -> str:
     """The frame id of a file: its path below `folder` without suffix, with `/` between the parts."""
     name = path.relative_to(folder).as_posix()
-    suffix = ONE_SCAN if is_one_scan(name) else path.suffix
+    suffix = ONE_SCAN if is_nuscenes_bin(name) else path.suffix
     return name[: -len(suffix)]
 
 

@@ -14,13 +14,21 @@ ONE_SCAN = ".pcd.bin"  # how files end that hold one scan of nuScenes
 
 
 def is_one_scan(path: str | Path) -> bool:
-    """Whether a file is, by its name, one of several scans that make a frame together (nuScenes' .pcd.bin)."""
+    """Whether a file is, by its name, one of several scans that make a frame together.
+
+    These are nuScenes' .pcd.bin and Argoverse 2's .feather.
+    """
+    return str(path).lower().endswith((ONE_SCAN, ".feather"))
+
+
+def is_nuscenes_bin(path: str | Path) -> bool:
+    """Whether a file is, by its name, a scan of nuScenes (.pcd.bin)."""
     return str(path).lower().endswith(ONE_SCAN)
 
 
 def is_headless_bin(path: str | Path) -> bool:
     """Whether a file is a .bin file of which nobody says how many columns it has."""
-    return Path(path).suffix.lower() == ".bin" and not is_one_scan(path)
+    return Path(path).suffix.lower() == ".bin" and not is_nuscenes_bin(path)
 
 
 def read_bin(path: str | Path, columns: int) -> Array:

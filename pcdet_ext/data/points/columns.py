@@ -18,7 +18,7 @@ SYNONYMS = {
     "intensity": ("intensity", "intensities", "i", "reflectance", "reflectivity", "remission"),
     "timestamp": ("timestamp", "time", "timelag"),
     "elongation": ("elongation",),
-    "ring": ("ring", "channel", "laserid", "beam"),
+    "ring": ("ring", "channel", "laserid", "lasernumber", "beam"),
 }
 # Columns of files that do not name theirs, by their number, as the data sets that use them have it.
 HEADLESS = (*XYZ, "intensity", "timestamp")

@@ -9,22 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from pcdet_ext.config import suggest
-from pcdet_ext.data.points.arrays import is_headless_bin, is_one_scan, read_bin, read_npy
-from pcdet_ext.data.points.columns import HEADLESS, NUSCENES, PointFile, headless
+from pcdet_ext.data.points.arrays import is_headless_bin, is_nuscenes_bin, is_one_scan, read_bin, read_npy
+from pcdet_ext.data.points.columns import HEADLESS, NUSCENES, PointFile, find_column, headless
+from pcdet_ext.data.points.feather import read_feather
 from pcdet_ext.data.points.las import read_las
 from pcdet_ext.data.points.pcd import read_pcd
 from pcdet_ext.data.points.ply import read_ply
 from pcdet_ext.files import ARCHIVE_ERRORS, DataError, MissingFileError
 from pcdet_ext.structures import Array
 
-SUFFIXES = (".bin", ".npy", ".pcd", ".ply", ".las", ".laz")  # of the files that are read
+SUFFIXES = (".bin", ".npy", ".pcd", ".ply", ".las", ".laz", ".feather")  # of the files that are read
 
 
 def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
     """The points of a file and the names of their columns.
 
     Args:
-        path: a .bin, .pcd.bin, .npy, .pcd, .ply, .las or .laz file; the case of the suffix does not matter.
+        path: a .bin, .pcd.bin, .npy, .pcd, .ply, .las, .laz or .feather file; the case of the suffix does not matter.
         columns: columns of a headless .bin file; without it 5 for nuScenes' .pcd.bin (x, y, z, intensity, ring) and 4
             (x, y, z, intensity) for others.
 
@@ -35,11 +36,14 @@ def read_point_file(path: str | Path, columns: int | None = None) -> PointFile:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".bin":
-        nuscenes = is_one_scan(path)
+        nuscenes = is_nuscenes_bin(path)
         points = read_bin(path, columns or (5 if nuscenes else 4))
         usual = NUSCENES if nuscenes else HEADLESS
         return PointFile(points, headless(points.shape[1], usual), path, named=nuscenes)
-    readers = {".npy": read_npy, ".pcd": read_pcd, ".ply": read_ply, ".las": read_las, ".laz": read_las}
+    readers = {
+        ".npy": read_npy, ".pcd": read_pcd, ".ply": read_ply, ".las": read_las, ".laz": read_las,
+        ".feather": read_feather,
+    }  # fmt: skip
     if suffix not in readers:
         raise DataError(f"{path}: point clouds of this kind are not read{suggest(suffix, ['.bin', *readers])}")
     try:
@@ -64,14 +68,14 @@ def read_columns(path: str | Path, wanted: Sequence[str]) -> Array:
     """Points float32 [N, F] with the wanted columns first.
 
     They are taken by name where the file names its columns; else they are taken to be the file's columns in their
-    order, of which it may have fewer or (except in a headless .bin file) more. A .pcd.bin file of nuScenes is one scan:
-    where the age of points is wanted ("timestamp"), all of them have the age 0.
+    order, of which it may have fewer or (except in a headless .bin file) more. A .pcd.bin file of nuScenes and a sweep
+    of Argoverse 2 (.feather) are one scan: where the age of points is wanted ("timestamp"), all of them have the age 0.
     Raises DataError for a damaged file, and for one without a wanted column.
     """
     path = Path(path)
     one_scan = is_one_scan(path)
     content = read_point_file(path, len(wanted) if is_headless_bin(path) else None)
-    if one_scan and "timestamp" in wanted:
+    if one_scan and "timestamp" in wanted and find_column("timestamp", content.columns) is None:
         points = np.insert(content.points, len(content.columns), 0, axis=1)
         content = replace(content, points=points, columns=(*content.columns, "timestamp"))
     return content.select(wanted) if content.named else content.points

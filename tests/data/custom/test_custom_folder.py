@@ -28,7 +28,7 @@ from pcdet_ext.data.prepare import prepare
 from pcdet_ext.files import DataError
 from pcdet_ext.models.detector import build_detector
 
-KINDS = (".bin", ".npy", ".pcd", ".ply", ".las", ".laz")
+KINDS = (".bin", ".npy", ".pcd", ".ply", ".las", ".laz", ".feather")
 RANGE = (-10, -10, -3, 10, 10, 2)
 
 
