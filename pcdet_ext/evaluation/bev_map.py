@@ -149,6 +149,12 @@ def evaluate_files(
 ) -> BevMapResult:
     """The metric over the samples of files, see `read_pairs`; a probability beyond 0 to 1 is a warning.
 
+    Args:
+        ground_truth: as for `read_pairs`.
+        results: as for `read_pairs`.
+        classes: names of the layers, in their order.
+        thresholds: probabilities from which a cell counts as predicted, ascending.
+
     Raises:
         DataError: as `read_pairs`, for no sample at all, and for one of another shape or other values; the message
             names its file.
