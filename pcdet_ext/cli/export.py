@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
     compared = compare_frames(detector, options.out, frames) if frames else []
     print(*compared, sep="\n", end="\n" if compared else "")
-    lowest = float(getattr(detector.model.head, "score_threshold", 0.0))
+    lowest = float(getattr(detector.model.head, "score_threshold", None) or 0.0)  # None: all scores are told
     if fault := disagreement(compared, options.precision, options.tolerance, lowest):
         raise FailureError(f"{options.out}: {fault}")
     return 0

@@ -44,8 +44,6 @@ def scattered_linear_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor,
         raise ValueError(f"offsets must be int64 [W + 1], got {offsets.dtype} {list(offsets.shape)}")
     if len({t.device for t in (q, k, v, offsets)}) != 1:
         raise ValueError("q, k, v and offsets must be on one device")
-    if not _are_parts(q, k, v):
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     return _attend(q, k, v, offsets.contiguous(), eps)
 
 
@@ -116,6 +114,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> Ten
     if not _has_kernel(q):
         return scattered_linear_attention_reference(q, k, v, offsets, eps)
     _check_offsets(offsets, len(q))
+    if not _are_parts(q, k, v):  # looked at here: a compiler may lay out anew what it hands to the operator
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     y = q.new_empty(q.shape)
     if on_cuda(q):
         _launch("forward", (q, k, v), offsets, eps, (), (y,))

@@ -197,6 +197,13 @@ def test_command_and_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert found["point_cloud_range"] == RANGE
 
 
+def test_a_head_without_a_threshold_is_exported(tmp_path: Path) -> None:
+    detector = lively("hard-queries")
+    names = [str(tmp_path / name) for name in ("a.ckpt", "a.onnx")]
+    checkpoint.write(names[0], {"config": detector.config.plain(), "model": detector.model.state_dict()})
+    assert main(["export", *names, "model.head.score_threshold=null"]) == 0
+
+
 def test_what_has_no_form_is_refused() -> None:
     with pytest.raises(ConfigError, match="opset must be from 18"):
         export(lively("hard-anchors"), opset=11)

@@ -63,6 +63,10 @@ def test_parts_of_one_projection_are_read_where_they_lie(dtype: torch.dtype, dim
     q, k, v = (part.unflatten(1, (heads, dim)) for part in together[:, 7:].chunk(3, 1))
     apart = [t.contiguous() for t in (q, k, v)]
     assert scattered_linear_attention(q, k, v, offsets).equal(scattered_linear_attention(*apart, offsets))
+    for mixed in ((q, apart[1], v), (apart[0], k, v), (q, k, apart[2])):  # as a compiler may hand them over
+        assert torch.ops.pcdet_ext.linear_attention(*mixed, offsets, 1e-6).equal(
+            scattered_linear_attention(*apart, offsets)
+        )
     torch.testing.assert_close(
         scattered_linear_attention(q, k, v, offsets), scattered_linear_attention_reference(*apart, offsets)
     )

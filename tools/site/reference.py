@@ -32,7 +32,7 @@ def navigation(pages: set[str]) -> list[Any]:
 def _level(uris: list[str], folder: str) -> list[Any]:
     entries: list[Any] = []
     for uri in sorted(u for u in uris if "/" not in u):
-        title = "Overview" if uri == "index.md" else uri.removesuffix(".md")
+        title = "Overview" if f"{folder}/{uri}" == f"{FOLDER}/index.md" else uri.removesuffix(".md")
         entries.append({title: f"{folder}/{uri}"})
     for inner in sorted({u.partition("/")[0] for u in uris if "/" in u}):
         below = [u.partition("/")[2] for u in uris if u.startswith(f"{inner}/")]
