@@ -67,7 +67,7 @@ def _detector(config: Config) -> VoxelDetector:
         encoder=openpcdet.encoder(config["VFE"], None, None) | {"x_major": True},
         backbone=backbone(config["BACKBONE_3D"]) | whole,
         bev_backbone=openpcdet_backbones.bev_backbone(given(config["BACKBONE_2D"], NAME="BaseBEVResBackbone")),
-        head=openpcdet_heads.head(head, config.get("POST_PROCESSING", {}), config["CLASS_NAMES"]),
+        head=openpcdet_heads.head(head, config.get("POST_PROCESSING", {}), config["CLASS_NAMES"], windows=True),
     )
     _check_maps(config, detector)
     return detector

@@ -86,7 +86,9 @@ def detector_of(config: Config, state_dict: Mapping[str, Tensor]) -> VoxelDetect
         "encoder": lambda: openpcdet.encoder(model["VFE"], None, None) | {"x_major": True},
         "backbone": lambda: backbone(model["BACKBONE_3D"]),
         "bev_backbone": lambda: openpcdet_backbones.bev_backbone(model["BACKBONE_2D"]),
-        "head": lambda: openpcdet_heads.head(model["DENSE_HEAD"], model.get("POST_PROCESSING", {}), classes),
+        "head": lambda: openpcdet_heads.head(
+            model["DENSE_HEAD"], model.get("POST_PROCESSING", {}), classes, windows=True
+        ),
     }
     if "BACKBONE_2D" not in model:  # as in the sparse form
         del makers["bev_backbone"]

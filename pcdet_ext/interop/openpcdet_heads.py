@@ -11,13 +11,16 @@ from pcdet_ext.interop.settings import skip
 from pcdet_ext.models.heads import branches, transfusion_queries
 
 
-def head(config: Config, post_processing: Config, class_names: Sequence[str]) -> dict[str, Any]:
+def head(
+    config: Config, post_processing: Config, class_names: Sequence[str], windows: bool | None = None
+) -> dict[str, Any]:
     """The configuration of a head.
 
     Args:
         config: the section DENSE_HEAD.
         post_processing: the detector's POST_PROCESSING.
         class_names: in order.
+        windows: of a TransFusionHead, see `transfusion_head`.
 
     Raises:
         ValueError: the head or a setting is not in this library.
@@ -28,7 +31,7 @@ def head(config: Config, post_processing: Config, class_names: Sequence[str]) ->
     if name == "AnchorHeadMulti":
         return anchor_head_multi(config, post_processing, class_names)
     if name == "TransFusionHead":
-        return transfusion_head(config, class_names)
+        return transfusion_head(config, class_names, windows)
     known: dict[str, Callable[[Config], dict[str, Any]]] = {
         "CenterHead": center_head,
         "SparseCenterHead": sparse_heads.sparse_center_head,
@@ -185,10 +188,17 @@ SMALL_CLASSES = {"nuScenes": (8, 9), "Waymo": (1, 2)}
 SUPPRESSED = {"nuScenes": ((8, 9), 0.175), "Waymo": ((0, 1, 2), 0.7)}
 
 
-def transfusion_head(config: Config, class_names: Sequence[str]) -> dict[str, Any]:
-    """The configuration of a `TransFusionHead`: OpenPCDet's, or with an IoU branch DSVT's, LION's or ScatterFormer's.
+def transfusion_head(config: Config, class_names: Sequence[str], windows: bool | None = None) -> dict[str, Any]:
+    """The configuration of a `TransFusionHead`: OpenPCDet's, or DSVT's, LION's or ScatterFormer's.
 
-    Raises ValueError for settings that this library does not have.
+    Args:
+        config: the section DENSE_HEAD.
+        class_names: in order.
+        windows: whether each query looks at a window of the map, as those of DSVT and LION do, or at all of it, as
+            those of OpenPCDet do; None to tell by the settings that only one of them has.
+
+    Raises:
+        ValueError: a setting is not in this library.
     """
     separate, assigner, post = (config[k] for k in ("SEPARATE_HEAD_CFG", "TARGET_ASSIGNER_CONFIG", "POST_PROCESSING"))
     weights, costs = config["LOSS_CONFIG"]["LOSS_WEIGHTS"], assigner["HUNGARIAN_ASSIGNER"]
@@ -221,28 +231,46 @@ def transfusion_head(config: Config, class_names: Sequence[str]) -> dict[str, An
         "border_peaks": False,
         "bottom_cost": True,
     }
-    if "iou" not in separate["HEAD_DICT"]:
-        skip(post, "USE_IOU_TO_RECTIFY_SCORE", "IOU_RECTIFIER")
-        skip(weights, "loss_iou_rescore_weight")
-        return node
+    local = "QUERY_RADIUS" in config
+    if not local and not (_has_windows(separate["HEAD_DICT"], weights, post) if windows is None else windows):
+        skip(post, *RECTIFYING)
+        skip(weights, IOU_WEIGHT)
+        return node | ({"iou_weight": 0.0} if "iou" in separate["HEAD_DICT"] else {})  # it has no loss for the branch
     labels, threshold = SUPPRESSED.get(dataset, ((), 0.0))
-    rectify = post.get("USE_IOU_TO_RECTIFY_SCORE", False)
-    if not rectify:
-        skip(post, "IOU_RECTIFIER")
-    rectifier = post.get("IOU_RECTIFIER") if rectify else None
-    node |= {"iou_rectifier": _one_or_each(rectifier), "nms": dict.fromkeys(_names(labels, class_names), threshold)}
-    if "QUERY_RADIUS" in config:
-        return node | _local_queries(config)
-    return node | {
+    node |= {"iou_rectifier": _rectifier(post), "nms": dict.fromkeys(_names(labels, class_names), threshold)}
+    return node | (_local_queries(config) if local else _windowed_queries(separate["HEAD_DICT"], weights))
+
+
+IOU_WEIGHT = "loss_iou_rescore_weight"
+RECTIFYING = ("USE_IOU_TO_RECTIFY_SCORE", "IOU_RECTIFIER")
+
+
+def _has_windows(branches: Config, weights: Config, post: Config) -> bool:
+    """Whether a head has the IoU branch, or a setting, that OpenPCDet's does not know."""
+    return "iou" in branches or IOU_WEIGHT in weights or any(name in post for name in RECTIFYING)
+
+
+def _rectifier(post: Config) -> float | Sequence[float] | None:
+    """IOU_RECTIFIER, where scores are rectified."""
+    if post.get("USE_IOU_TO_RECTIFY_SCORE", False):
+        return _one_or_each(post.get("IOU_RECTIFIER"))
+    skip(post, "IOU_RECTIFIER")
+    return None
+
+
+def _windowed_queries(branches: Config, weights: Config) -> dict[str, Any]:
+    """What the version of DSVT and LION has of its own."""
+    with_iou = "iou" in branches
+    if not with_iou:
+        skip(weights, IOU_WEIGHT)
+    return {
         "conv_bias": True,
         "window": 20,
         "window_wraps": True,
         "isolated_queries": True,
-        "iou_of_tops": True,
         "x_rows": True,
         "height": "top",
-        "iou_weight": weights["loss_iou_rescore_weight"],
-    }
+    } | ({"iou_of_tops": True, "iou_weight": weights[IOU_WEIGHT]} if with_iou else {})
 
 
 def _local_queries(config: Config) -> dict[str, Any]:

@@ -112,9 +112,8 @@ def run_transfusion_pipeline(case: Case, grads: bool) -> Values:
     def predictions(output: QueryOutput) -> Values:
         names = ["center", "height", "dim", "rot", "vel"][: 5 if output.codes.shape[1] == 10 else 4]
         values = dict(zip(names, output.codes.split([CHANNELS[n] for n in names], 1), strict=True))
-        if output.iou is None:
-            raise ValueError("the head predicts no overlaps, which the published one does")
-        values |= {"iou": output.iou[:, None], "heatmap": output.logits, "dense_heatmap": output.heatmap}
+        values |= {} if output.iou is None else {"iou": output.iou[:, None]}
+        values |= {"heatmap": output.logits, "dense_heatmap": output.heatmap}
         values |= {"query_heatmap_score": output.peak_scores, "query_labels": output.labels}
         return {f"out.head.{name}": value for name, value in values.items()}
 

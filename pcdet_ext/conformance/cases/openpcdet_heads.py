@@ -165,12 +165,17 @@ def _center_targets(target: CenterTargets, case: Case, prefix: str) -> dict[str,
     return values
 
 
+QUERIES_OF_WINDOWS = {"dsvt": True, "opcd": False}  # by the code base that a case says to be of
+
+
 @runs("openpcdet", "transfusion_head")
 def run_transfusion_head(case: Case, grads: bool) -> Values:
     """Predictions, targets, losses and detections of TransFusionHead."""
     config = case.config
     with every_setting_counts({"model_cfg": config["model_cfg"]}) as read:
-        node = openpcdet_heads.transfusion_head(read["model_cfg"], config["class_names"])
+        node = openpcdet_heads.transfusion_head(
+            read["model_cfg"], config["class_names"], QUERIES_OF_WINDOWS.get(config.get("variant"))
+        )
         stride = openpcdet_heads.stride(read["model_cfg"])
     head = _head(case, node, voxel_size=config["voxel_size"], stride=stride)
     bev = case.tensor("in.spatial_features_2d").requires_grad_()
