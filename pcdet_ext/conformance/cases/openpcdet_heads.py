@@ -174,7 +174,7 @@ def run_transfusion_head(case: Case, grads: bool) -> Values:
     config = case.config
     with every_setting_counts({"model_cfg": config["model_cfg"]}) as read:
         node = openpcdet_heads.transfusion_head(
-            read["model_cfg"], config["class_names"], QUERIES_OF_WINDOWS.get(config.get("variant"))
+            read["model_cfg"], config["class_names"], QUERIES_OF_WINDOWS.get(config.get("variant", ""))
         )
         stride = openpcdet_heads.stride(read["model_cfg"])
     head = _head(case, node, voxel_size=config["voxel_size"], stride=stride)
