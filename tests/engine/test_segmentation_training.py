@@ -14,7 +14,7 @@ from pcdet_ext.cli.command import main
 from pcdet_ext.structures import PointLabels
 
 SMALL = [
-    "model.voxel_size=[2.4,2.4,2]",
+    "model.voxel_size=[2.4,2.4,2.4]",
     "train.epochs=1",
     "train.max_steps=2",
     "train.evaluate_every=1",
