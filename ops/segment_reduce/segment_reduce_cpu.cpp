@@ -84,6 +84,12 @@ void reduce_share(const Share<T>& s, Reduce kind) {
     }
 }
 
+PCDET_CLONES int64_t highest_of(const int64_t* index, int64_t n) {
+    int64_t highest = -1;
+    for (int64_t i = 0; i < n; ++i) highest = std::max(highest, index[i]);
+    return highest;
+}
+
 int useful_threads(int64_t values, int threads) {
     constexpr int64_t kGrain = 32768;
     return static_cast<int>(std::clamp<int64_t>(values / kGrain, 1, threads));
@@ -92,8 +98,7 @@ int useful_threads(int64_t values, int threads) {
 template <typename T>
 int reduce(const T* values, const int64_t* index, int64_t n, int64_t c, int64_t segments, int kind, T* out,
            int32_t* from, int64_t* count, int64_t* highest, int threads) {
-    *highest = -1;
-    for (int64_t i = 0; i < n; ++i) *highest = std::max(*highest, index[i]);
+    *highest = highest_of(index, n);
     if (*highest >= segments) return 0;
     const int team = useful_threads(n * c, threads);
 #pragma omp parallel for num_threads(team) schedule(static)

@@ -190,6 +190,16 @@ int64_t rank_by_sorting(int64_t* cells, int64_t n, int64_t limit, const CellDeco
     return count;
 }
 
+// The lowest frame, at most 0, and the highest, at least -1.
+PCDET_CLONES void find_frames(const int64_t* frame, int64_t n, int64_t& lowest, int64_t& highest) {
+    int64_t low = 0, high = -1;
+    for (int64_t i = 0; i < n; ++i) {
+        low = std::min(low, frame[i]);
+        high = std::max(high, frame[i]);
+    }
+    lowest = low, highest = high;
+}
+
 }  // namespace
 
 // Occupied cells in ascending order of (frame, cell) as coords [<= n, 4], totals[0] of them, and the voxel of each point
@@ -198,8 +208,8 @@ int64_t rank_by_sorting(int64_t* cells, int64_t n, int64_t limit, const CellDeco
 PCDET_API int pcdet_dynamic_voxelize_cpu(const float* points, int64_t n, int64_t stride, const int64_t* frame,
                                          const VoxelGrid* grid, int32_t* coords, int64_t* voxel, int64_t* totals,
                                          int threads) {
-    totals[0] = totals[1] = 0, totals[2] = -1;
-    for (int64_t i = 0; i < n; ++i) totals[1] = std::min(totals[1], frame[i]), totals[2] = std::max(totals[2], frame[i]);
+    totals[0] = 0;
+    find_frames(frame, n, totals[1], totals[2]);
     if (n == 0 || totals[1] < 0 || totals[2] + 1 >= (int64_t(1) << 62) / volume(*grid)) return 0;
     const int team = useful_threads(n, threads);
 #pragma omp parallel for num_threads(team) schedule(static)
