@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from pcdet_ext.benchmark import octrees, report
-from pcdet_ext.benchmark.copy import copy_bandwidth
+from pcdet_ext.benchmark.copy import copy_bandwidth, look_up_seconds
 from pcdet_ext.benchmark.data import made_up_frames
 from pcdet_ext.benchmark.frames import SIZES, load_frames, street_voxels, synthetic_scan
 from pcdet_ext.benchmark.memory import peak_memory
-from pcdet_ext.benchmark.registry import Contest, Workload, all_close, benchmark, benchmarks
+from pcdet_ext.benchmark.registry import Contest, LookUps, Workload, all_close, benchmark, benchmarks
 from pcdet_ext.benchmark.timing import OURS, REFERENCE, Effort, Timing, measure
 from pcdet_ext.cli.command import main
 from pcdet_ext.data.index import read_index, write_index
@@ -178,6 +178,32 @@ def test_peak_memory_counts_what_a_call_takes_at_its_highest() -> None:
 
 def test_a_copy_has_a_bandwidth() -> None:
     assert 1e7 < copy_bandwidth(CPU, size=1 << 20, rounds=3) < 1e13
+
+
+def test_a_look_up_takes_a_while() -> None:
+    assert 1e-12 < look_up_seconds(1 << 12, rounds=3) < 1e-3
+    assert look_up_seconds(0, rounds=1) > 0  # a table of no voxels
+
+
+def test_the_bound_is_the_copy_and_the_look_ups() -> None:
+    contest = Contest("s", lambda: None, bytes=1000, look_ups=LookUps(50, 64))
+    timings = {OURS: Timing(6e-6, 6e-6, 1, True)}
+    result = report.Result("op", "f", contest, timings, copy=1e9, look_up=2e-8)
+    assert result.bound == pytest.approx(2e-6)
+    assert "3.00x its bound (0.002 ms)" in result.line()
+    record = result.record()
+    assert record["bound_ms"] == pytest.approx(2e-3)
+    assert record["look_ups"] == {"visits": 50, "table_bytes": 64}
+    assert replace(result, look_up=None).bound is None
+    assert replace(result, contest=replace(contest, look_ups=None)).record()["bound_ms"] is None
+
+
+def test_hard_voxels_count_the_points_that_are_looked_up() -> None:
+    scan = torch.from_numpy(synthetic_scan(300))
+    counted = next(iter(benchmarks(["voxelize"])[0].prepare(Workload("tiny", scan)))).look_ups
+    low, high = torch.tensor([0.0, -39.68, -3.0]), torch.tensor([69.12, 39.68, 1.0])
+    assert counted is not None
+    assert counted.visits == int(((scan[:, :3] >= low) & (scan[:, :3] < high)).all(1).sum())
 
 
 def test_voxels_of_streets_are_as_many_as_asked_for() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,13 @@ def all_close(ours: Any, theirs: Any) -> bool:
     return torch.allclose(ours, theirs.to(ours.dtype), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
+class LookUps(NamedTuple):
+    """Visits of entries of a table in an order that is not that of the table, and the bytes of the table."""
+
+    visits: int
+    table_bytes: int
+
+
 @dataclass(frozen=True)
 class Contest:
     """One operation that is measured in several implementations, each a function without arguments.
@@ -62,6 +69,7 @@ class Contest:
         agrees: agrees(ours, theirs) tells whether two results are the same.
         work: amounts by name, such as {"voxels": 17000}, the size first.
         bytes: what ours must at least read and write, for the achieved bandwidth.
+        look_ups: what ours must at least visit of a table in no order, besides those bytes.
         flops: multiplications and additions of ours, where it computes more than it moves.
         reference_limit: the size above which the reference is left out, because it takes minutes or does not fit into
             memory.
@@ -76,6 +84,7 @@ class Contest:
     agrees: Callable[[Any, Any], bool] = all_close
     work: Mapping[str, int] = field(default_factory=dict)
     bytes: int | None = None
+    look_ups: LookUps | None = None
     flops: int | None = None
     reference_limit: int | None = None
     missing: Mapping[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pcdet_ext.benchmark.copy import copy_bandwidth
+from pcdet_ext.benchmark.copy import copy_bandwidth, look_up_seconds
 from pcdet_ext.benchmark.frames import SIZES, load_frames
 from pcdet_ext.benchmark.memory import peak_memory
 from pcdet_ext.benchmark.registry import Benchmark, Contest, Workload, benchmarks
@@ -29,7 +29,8 @@ class Result:
     """One contest as it went on one frame.
 
     voxels: the size that was asked for, or None; copy: bytes per second that a copy on the device achieves; peak: bytes
-    that one call of ours takes at its highest; both None where not measured.
+    that one call of ours takes at its highest; look_up: seconds of one look-up in a table as large as the contest's;
+    these three are None where not measured.
     """
 
     name: str
@@ -39,6 +40,17 @@ class Result:
     voxels: int | None = None
     copy: float | None = None
     peak: int | None = None
+    look_up: float | None = None
+
+    @property
+    def bound(self) -> float | None:
+        """Seconds that ours needs at least: its bytes at the speed of a copy, then its look-ups on one core; None
+        unless the contest states look-ups and both speeds are measured.
+        """
+        contest = self.contest
+        if contest.bytes is None or contest.look_ups is None or self.copy is None or self.look_up is None:
+            return None
+        return contest.bytes / self.copy + contest.look_ups.visits * self.look_up
 
     @property
     def bandwidth(self) -> float | None:
@@ -65,6 +77,8 @@ class Result:
         if self.bandwidth is not None:
             share = "" if self.of_copy is None else f" ({self.of_copy:.0%} of copy)"
             parts.append(f"{self.bandwidth:.2f} GB/s{share}")
+        if self.bound is not None:
+            parts.append(f"{self.timings[OURS].median / self.bound:.2f}x its bound ({self.bound * 1e3:.3f} ms)")
         if self.gflops is not None:
             parts.append(f"{self.gflops:.2f} GFLOP/s")
         if self.peak is not None:
@@ -89,6 +103,9 @@ class Result:
             "bytes": self.contest.bytes,
             "gb_per_s": self.bandwidth,
             "of_copy": self.of_copy,
+            "bound_ms": None if self.bound is None else self.bound * 1e3,
+            "look_ups": None if self.contest.look_ups is None else self.contest.look_ups._asdict(),
+            "look_up_ns": None if self.look_up is None else self.look_up * 1e9,
             "gflop_per_s": self.gflops,
             "peak_bytes": self.peak,
             "reference_left_out": self.contest.reference_left_out,
@@ -201,10 +218,10 @@ def _measure_all(
                 continue
             for contest in entry.prepare(workload):
                 timings, peak = measure(contest, workload.device, effort), peak_memory(contest.ours, workload.device)
-                if entry.per_frame:
-                    yield Result(entry.name, frame, contest, timings, size, copy, peak)
-                else:
-                    yield Result(entry.name, "own input", contest, timings, None, copy, peak)
+                visited = contest.look_ups if device == "cpu" else None
+                look_up = None if visited is None else look_up_seconds(visited.table_bytes)
+                named, of_size = (frame, size) if entry.per_frame else ("own input", None)
+                yield Result(entry.name, named, contest, timings, of_size, copy, peak, look_up)
 
 
 def _write(path: Path, device: str, effort: Effort, results: list[Result], copy: float) -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.benchmark.peers import torch_scatter_reduce, torch_scatter_softmax
-from pcdet_ext.benchmark.registry import Contest, Workload, all_close, benchmark
+from pcdet_ext.benchmark.registry import Contest, LookUps, Workload, all_close, benchmark
 from pcdet_ext.ops import dynamic_voxelize, segment_reduce, segment_softmax, voxelize
 from pcdet_ext.ops.segment import KINDS, segment_reduce_reference
-from pcdet_ext.ops.voxelize import dynamic_voxelize_reference, grid_size, voxelize_reference
+from pcdet_ext.ops.voxelize import dynamic_voxelize_reference, grid_size, voxel_coordinates, voxelize_reference
 
 Extent = tuple[tuple[float, ...], tuple[float, ...]]  # range (x, y, z minimum, then maximum); voxel size (x, y, z)
 
@@ -40,6 +40,7 @@ HARD = {
     "second-kitti-test": VoxelSetting(*KITTI_VOXELS, 5, 40_000),
     "centerpoint-waymo-test": VoxelSetting(*WAYMO_VOXELS, 5, 150_000),
 }
+SLOT_BYTES = 16  # of a hash table for each voxel: cell and number, at most half full
 DYNAMIC = {
     "pillars-kitti": KITTI_PILLARS,
     "voxels-kitti": KITTI_VOXELS,
@@ -60,7 +61,13 @@ def hard_voxels(load: Workload) -> Iterator[Contest]:
             spconv_peer(load.points, setting),
             work={"points": len(load.points), "voxels": len(voxels)},
             bytes=sum(t.nbytes for t in (load.points, voxels, *rest)),
+            look_ups=LookUps(_inside(load.points, setting[:2]), SLOT_BYTES * len(voxels)),
         )
+
+
+def _inside(points: Tensor, setting: Extent) -> int:
+    """How many points lie in the range."""
+    return int((voxel_coordinates(points, *setting)[:, 0] >= 0).sum())
 
 
 def _hard_reference(points: Tensor, setting: VoxelSetting) -> tuple[Tensor, ...]:
@@ -95,6 +102,7 @@ def dynamic_mean(load: Workload) -> Iterator[Contest]:
             {"torch.unique + index_add": partial(unique_mean, load.points, batch_index, *setting)},
             work={"points": len(load.points), "voxels": len(coords)},
             bytes=sum(t.nbytes for t in (load.points, batch_index, coords, mean)),
+            look_ups=LookUps(_inside(load.points, setting), mean.nbytes),
         )
 
 
