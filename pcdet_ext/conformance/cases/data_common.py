@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pcdet_ext.conformance.cases.openpcdet_data import CPU_MARGIN
-from pcdet_ext.conformance.golden import Case, Value, Values, runs
+from pcdet_ext.conformance.cases.openpcdet_data import sampling_of
+from pcdet_ext.conformance.golden import Case, Value, Values, every_setting, runs
 from pcdet_ext.conformance.nuscenes_release import release_of
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.data.augment.points import of_newest_sweeps, sampled_rows
@@ -20,6 +20,7 @@ from pcdet_ext.data.geometry import boxes_in_range, points_in_range
 from pcdet_ext.data.objects import Objects
 from pcdet_ext.engine.fading import disabled_augmentations
 from pcdet_ext.engine.settings import TrainConfig
+from pcdet_ext.interop.settings import only_known, skip
 from pcdet_ext.ops import voxelize
 from pcdet_ext.structures import Array, Sample, Targets
 
@@ -107,19 +108,7 @@ class PublishedSampler:
     """
 
     def __init__(self, settings: Mapping[str, Any], classes: Sequence[str], objects: Mapping[str, Objects]) -> None:
-        prepare = settings["PREPARE"]
-        groups = numbers(settings["SAMPLE_GROUPS"])
-        self._step = augment.GroundTruthSampling(
-            groups={name: number for name, number in groups.items() if name in classes and name in objects},
-            database=objects,
-            classes=classes,
-            min_points=numbers(prepare.get("filter_by_min_points", [])),
-            skip_difficulty=prepare.get("filter_by_difficulty", []),
-            limit_whole_scene=settings.get("LIMIT_WHOLE_SCENE", False),
-            extra_width=settings.get("REMOVE_EXTRA_WIDTH", (0.0, 0.0, 0.0)),
-            margin=CPU_MARGIN,
-            time_range=settings["TIME_RANGE"] if settings.get("FILTER_OBJ_POINTS_BY_TIMESTAMP") else None,
-        )
+        self._step = sampling_of(settings, classes, objects)
         self._orders: dict[str, Array] = {}
         self._next = {name: len(pool) for name, pool in self._step.pools.items()}
 
@@ -138,16 +127,18 @@ class PublishedSampler:
         return self._step.paste(sample, drawn)
 
 
-def numbers(pairs: Sequence[str]) -> dict[str, int]:
-    """["Car:5", …] as a mapping."""
-    return {name: int(number) for name, _, number in (pair.partition(":") for pair in pairs)}
+# What a case says of its random numbers and of the sizes it came out with: it gives the numbers themselves.
+RECORDED = ("name", "np_seed", "draws", "samples_with_class", "drawn_per_class", "total", "grid_size")
 
 
 @runs("data", "cbgs")
+@every_setting
 def run_cbgs(case: Case, grads: bool) -> Values:
     """Frames drawn so that each class has its share."""
     values = {}
+    skip(case.config, "infos")
     for i, call in enumerate(case.config["calls"]):
+        skip(call, *RECORDED)
         tokens, pairs = _named_frames(case, call)
         place = {token: position for position, token in enumerate(tokens)}
         holding = {name: {place[token] for token, own in pairs if own == name} for name in call["class_names"]}
@@ -169,11 +160,13 @@ def _named_frames(case: Case, call: Mapping[str, Any]) -> tuple[list[str], list[
 
 
 @runs("data", "db_sampling")
+@every_setting
 def run_db_sampling(case: Case, grads: bool) -> Values:
     """Consecutive calls of samplers on scenes that may have fewer columns than their database."""
     values: dict[str, Value] = {}
     for i, run in enumerate(case.config["runs"]):
         settings, classes = run["sampler"], run["class_names"]
+        skip(run, *RECORDED)
         sampler = PublishedSampler(settings, classes, _database(case, settings.get("APPLY_TANH_DIM_LIST", ())))
         for k in range(run["num_calls"]):
             points, boxes, names = (case.arrays[f"in.{i}.{k}.{name}"] for name in ("points", "gt_boxes", "gt_names"))
@@ -229,10 +222,14 @@ def _faded(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @runs("data", "processor")
+@every_setting
 def run_processor(case: Case, grads: bool) -> Values:
     """Crops, choices of columns, sweeps and points, voxels and batches."""
     config = case.config
     values: dict[str, Value] = {}
+    for kind in ("voxel", "sample_points"):
+        for options in config.get(kind, []):
+            skip(options, *RECORDED, "mode")  # where points are shuffled, the order is recorded
     for i, options in enumerate(config.get("mask", [])):
         values |= _masked(case, options, f"out.mask.{i}")
     for i, options in enumerate(config.get("encode", [])):
@@ -250,6 +247,7 @@ def _masked(case: Case, options: Mapping[str, Any], key: str) -> dict[str, Value
     extent, boxes = case.config["POINT_CLOUD_RANGE"], case.arrays["in.gt_boxes"]
     points = points_in_range(case.arrays["in.points"], extent, options.get("MASK_Z", False), closed=True)
     kept = np.ones(len(boxes), bool)
+    skip(options, "USE_CENTER_TO_FILTER", "min_num_corners", "mode")  # of boxes that are removed at all
     if options["REMOVE_OUTSIDE_BOXES"] and options["mode"] == "train":
         corners = None if options.get("USE_CENTER_TO_FILTER", True) else options.get("min_num_corners", 1)
         kept = boxes_in_range(boxes if corners is None else boxes.astype(np.float32), extent, corners, closed=True)
@@ -257,6 +255,8 @@ def _masked(case: Case, options: Mapping[str, Any], key: str) -> dict[str, Value
 
 
 def _encoded(points: Array, available: Sequence[str], options: Mapping[str, Any]) -> Array:
+    skip(options, "num_point_features", "max_sweeps")
+    only_known("encode", options, {"use_lead_xyz": True})
     wanted = ["x", "y", "z", *(name for name in options["used_feature_list"] if name not in ("x", "y", "z"))]
     points = points[:, [available.index(name) for name in wanted]]
     if options.get("filter_sweeps"):

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
-from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.golden import Case, Values, every_setting, runs
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.data.objects import Objects
+from pcdet_ext.interop.settings import only_known, skip
 from pcdet_ext.structures import Array, Sample, Targets
 
 CPU_MARGIN = 0.01  # metres that OpenPCDet's CPU box functions add around a box
 
+# What random numbers were drawn from; a case gives the numbers themselves.
+DRAWN_FROM = ("np_seed", "scale_range", "WORLD_ROT_ANGLE", "WORLD_SCALE_RANGE", "NOISE_TRANSLATE_STD")
+# Where the published sampler's database lies; a case gives its content.
+FILES = ("NAME", "DB_INFO_PATH", "DB_DATA_PATH", "USE_SHARED_MEMORY", "NUM_POINT_FEATURES", "DATABASE_WITH_FAKELIDAR")
+
 
 @runs("openpcdet", "augment")
+@every_setting
 def run_augment(case: Case, grads: bool) -> Values:
     """Each transform alone, then the chain of `config.aug_list` with the draws in `mid.pipeline.*`."""
+    skip(case.config, *DRAWN_FROM)
     boxes = case.arrays["in.boxes"]
     sample = _sample(case.arrays["in.points"], Targets.of_names(boxes, ("object",) * len(boxes)))
     results = {
@@ -31,22 +40,14 @@ def run_augment(case: Case, grads: bool) -> Values:
 
 
 @runs("openpcdet", "gt_sampling")
+@every_setting
 def run_gt_sampling(case: Case, grads: bool) -> Values:
     """Consecutive calls on one scene; the published sampler walks through permutations, which the case records."""
     arrays, config = case.arrays, case.config
-    names = config["all_names"]
+    names, classes = config["all_names"], config["class_names"]
     objects = {name: _class_objects(arrays, i) for i, name in enumerate(names) if i in arrays["in.db_class"]}
-    prepare = config["PREPARE"]
-    sampling = augment.GroundTruthSampling(
-        groups=_numbers(config["SAMPLE_GROUPS"]),
-        database={name: found for name, (found, _) in objects.items()},
-        classes=config["class_names"],
-        min_points=_numbers(prepare.get("filter_by_min_points", [])),
-        skip_difficulty=prepare.get("filter_by_difficulty", []),
-        limit_whole_scene=config["LIMIT_WHOLE_SCENE"],
-        extra_width=config["REMOVE_EXTRA_WIDTH"],
-        margin=CPU_MARGIN,
-    )
+    skip(config, "np_seed")
+    sampling = sampling_of(config, classes, {name: found for name, (found, _) in objects.items()})
     scene = Targets.of_names(arrays["in.gt_boxes"], [names[i] for i in arrays["in.gt_class"]])
     sample = _sample(arrays["in.points"], scene)
     values: dict[str, Array] = {}
@@ -55,11 +56,44 @@ def run_gt_sampling(case: Case, grads: bool) -> Values:
         for name, wanted in sampling.wanted(sample).items():
             ids = _recorded_draw(arrays, f"mid.{call}.{name}", wanted)
             drawn[name] = np.searchsorted(objects[name][1], ids)
-        result = augment.keep_classes(sampling.paste(sample, drawn), config["class_names"])
+        result = augment.keep_classes(sampling.paste(sample, drawn), classes)
         values[f"out.{call}.gt_boxes"] = np.asarray(_targets(result).boxes)
         values[f"out.{call}.gt_class"] = np.array([names.index(name) for name in _targets(result).names], np.int64)
         values[f"out.{call}.points"] = result.points
     return values
+
+
+def sampling_of(
+    settings: Mapping[str, Any], classes: Collection[str], objects: Mapping[str, Objects]
+) -> augment.GroundTruthSampling:
+    """The deterministic part of the published sampler.
+
+    Args:
+        settings: its section.
+        classes: of the data set; others in the section are left out.
+        objects: the whole database by class.
+
+    Raises:
+        ValueError: boxes are to be moved onto a road plane, which cases have none of.
+    """
+    only_known("gt_sampling", settings, {"USE_ROAD_PLANE": False})
+    skip(settings, *FILES)
+    prepare = settings.get("PREPARE", {})
+    by_time = settings.get("FILTER_OBJ_POINTS_BY_TIMESTAMP", False)
+    if not by_time:
+        skip(settings, "TIME_RANGE")
+    groups = numbers(settings["SAMPLE_GROUPS"])
+    return augment.GroundTruthSampling(
+        groups={name: number for name, number in groups.items() if name in classes and name in objects},
+        database=objects,
+        classes=list(classes),
+        min_points=numbers(prepare.get("filter_by_min_points", [])),
+        skip_difficulty=prepare.get("filter_by_difficulty", []),
+        limit_whole_scene=settings.get("LIMIT_WHOLE_SCENE", False),
+        extra_width=settings.get("REMOVE_EXTRA_WIDTH", (0.0, 0.0, 0.0)),
+        margin=CPU_MARGIN,
+        time_range=settings["TIME_RANGE"] if by_time else None,
+    )
 
 
 def _targets(sample: Sample) -> Targets:
@@ -79,6 +113,7 @@ def _sample(points: Array, targets: Targets) -> Sample:
 def _chain(sample: Sample, case: Case) -> Sample:
     drawn = {k.removeprefix("mid.pipeline."): v for k, v in case.arrays.items() if k.startswith("mid.pipeline.")}
     for step in case.config["aug_list"]:
+        skip(step, *DRAWN_FROM)
         match step["NAME"]:
             case "random_world_flip":
                 for axis in step["ALONG_AXIS_LIST"]:
@@ -112,6 +147,6 @@ def _recorded_draw(arrays: Mapping[str, Array], key: str, wanted: int) -> Array:
     return arrays[f"{key}.permutation"][end - wanted : end]
 
 
-def _numbers(pairs: list[str]) -> dict[str, int]:
+def numbers(pairs: Collection[str]) -> dict[str, int]:
     """["Car:5", …] as a mapping."""
     return {name: int(number) for name, _, number in (pair.partition(":") for pair in pairs)}
