@@ -75,9 +75,28 @@ def compile_object(command: list[str], source: Path) -> Path:
     return target
 
 
+def sources_digest(ending: str) -> str:
+    """What tells a library from one that was built from other sources; `pcdet_ext.ops._native` knows the same rule."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in SOURCES.rglob("*") if p.suffix in (".h", ending)):
+        digest.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def digest_source(ending: str) -> Path:
+    """A source file with a function that returns the digest of the sources."""
+    function = 'extern "C" __attribute__((visibility("default"))) const char* pcdet_sources()'
+    code = f'{function} {{ return "{sources_digest(ending)}"; }}\n'
+    path = ROOT / "build" / "native" / f"pcdet_sources{ending}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(code, encoding="utf-8")
+    return path
+
+
 def build_library(compiler: str, flags: list[str], sources: list[Path], target: Path) -> None:
     """Compile the sources side by side and link them into one shared library."""
     command = [compiler, *flags]
+    sources = [*sources, digest_source(sources[0].suffix)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda source: compile_object(command, source), sources))
     target.parent.mkdir(parents=True, exist_ok=True)

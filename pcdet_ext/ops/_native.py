@@ -10,6 +10,7 @@ Environment: PCDET_EXT_NATIVE=0 leaves the libraries aside, so that every op run
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +24,9 @@ from torch import Tensor
 # The numbers by which the CUDA kernels know the types.
 TYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
+
+# Where setup.py and the folder of the sources lie, unless the package is installed without them.
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 # Whose kernels the tensors of a device take. The tests let those of the CPU take kernels for CUDA, in an emulator.
 KERNELS_OF = {"cpu": "cpu", "cuda": "cuda"}
@@ -50,9 +54,8 @@ def library_path(device_type: str) -> Path:
 def how_to_build(device_type: str) -> str:
     """What builds a library where this package lies: in a checkout, or among the installed packages."""
     compiler = "nvcc (CUDA's compiler)" if device_type == "cuda" else "g++"
-    checkout = Path(__file__).resolve().parents[2]
-    if (checkout / "setup.py").is_file():
-        return f"where {compiler} is found, this builds it: cd {checkout} && python setup.py build_ext --inplace"
+    if (CHECKOUT / "setup.py").is_file():
+        return f"where {compiler} is found, this builds it: cd {CHECKOUT} && python setup.py build_ext --inplace"
     return (
         f"install the package again from its sources, where {compiler} is found: "
         "pip install --force-reinstall --no-deps PATH_OF_THE_SOURCES"
@@ -72,10 +75,38 @@ def library(device_type: str) -> ctypes.CDLL | None:
         )
         return None
     try:
-        return ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(path))
     except OSError as error:
         warnings.warn(f"pcdet_ext: {path} cannot be loaded ({error}); PyTorch references are used", stacklevel=2)
         return None
+    if not _is_of_these_sources(loaded, device_type):
+        warnings.warn(
+            f"pcdet_ext: {path} was built from other sources than those beside it, and is left aside; ops on "
+            f"{device_type} run on their slower PyTorch references; {how_to_build(device_type)}",
+            stacklevel=2,
+        )
+        return None
+    return loaded
+
+
+def _is_of_these_sources(loaded: ctypes.CDLL, device_type: str) -> bool:
+    """Whether a library fits the sources of a checkout, if there are any: other kernels may take other arguments."""
+    if not (CHECKOUT / "setup.py").is_file() or not (CHECKOUT / "ops").is_dir():
+        return True
+    try:
+        built_from = loaded.pcdet_sources
+    except AttributeError:  # from before libraries said it
+        return False
+    built_from.restype = ctypes.c_char_p
+    return bool(built_from().decode() == _sources_digest(CHECKOUT / "ops", device_type))
+
+
+def _sources_digest(sources: Path, device_type: str) -> str:
+    """The digest of the sources of a library; setup.py, which cannot import this package, has the same rule."""
+    endings, digest = (".h", ".cpp" if device_type == "cpu" else ".cu"), hashlib.sha256()
+    for path in sorted(p for p in sources.rglob("*") if p.suffix in endings):
+        digest.update(path.relative_to(sources).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def kernel_kind(device: torch.device) -> str:

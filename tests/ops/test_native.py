@@ -73,6 +73,15 @@ def test_a_damaged_library_is_told_once_with_its_path(unloaded, tmp_path: Path) 
     assert f"{damaged} cannot be loaded" in message
 
 
+def test_a_library_of_other_sources_is_left_aside(unloaded, tmp_path: Path) -> None:
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "setup.py").touch()
+    (tmp_path / "ops" / "thing_cpu.cpp").write_text("// another kernel")
+    unloaded.setattr(_native, "CHECKOUT", tmp_path)
+    with pytest.warns(UserWarning, match="was built from other sources .* setup.py build_ext --inplace"):
+        assert _native.library("cpu") is None
+
+
 def test_other_devices_have_no_library_and_need_no_warning(unloaded) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
