@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.models.registration import RegistrationNetwork, mutual_nearest
+from pcdet_ext.registration.checks import check_cloud, check_count, check_length
 from pcdet_ext.registration.ground import GROUND, above_ground
 from pcdet_ext.structures import Array, PointBatch
 
@@ -21,6 +22,8 @@ ITERATIONS, CONFIDENCE = (
 )  # of RANSAC, which does not stop early: of repeated houses the first fit may be wrong
 ROTATION, TRANSLATION = 5.0, 2.0  # degrees and metres within which a pose is right, as on KITTI in FCGF
 MATCH_DISTANCE = 2.0  # voxels that corresponding points may be apart, where nothing else is said
+FPFH_SIZE = 33  # three histograms of 11 bins
+VOXELS_ALONG = 2**31 - 1  # voxels along an axis that Open3D can number
 SMALLEST_SAMPLE = 3  # points that a pose needs
 FEWEST_INLIERS = 30  # of a pose that counts as found, where nothing else is said
 
@@ -81,13 +84,28 @@ class FPFH:
 
     Normals are those of the 30 nearest points within two voxels, histograms are over the 100 nearest within five, as in
     Open3D's example of global registration.
+
+    Args:
+        voxel_size: edge of the voxels in metres.
+
+    Raises:
+        TypeError: the edge is no number.
+        ValueError: it is not finite and above 0.
     """
 
     voxel_size: float = 0.5
 
+    def __post_init__(self) -> None:
+        check_length(self.voxel_size, "voxel_size")
+
     def __call__(self, points: Array) -> tuple[Tensor, Tensor]:
-        """See `Describer`. Raises ImportError without Open3D."""
+        """See `Describer`. Raises ImportError without Open3D, ValueError for voxels too small for the extent."""
         o3d = open3d()
+        if not len(points):
+            return torch.zeros(0, 3), torch.zeros(0, FPFH_SIZE)
+        extent = float(np.ptp(points[:, :3].astype(np.float64), axis=0).max())
+        if not extent / self.voxel_size < VOXELS_ALONG:
+            raise ValueError(f"voxel_size: a cloud {extent:g} m wide has too many voxels of {self.voxel_size:g} m")
         cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points[:, :3].astype(np.float64)))
         cloud = cloud.voxel_down_sample(self.voxel_size)
         near = o3d.geometry.KDTreeSearchParamHybrid
@@ -125,8 +143,8 @@ def register(
     one cloud along the street over the other brings them together as well as the right one.
 
     Args:
-        source: points [N, 3+] of a cloud, metres, z upwards.
-        target: points [M, 3+] of the other.
+        source: array [N, 3+], the points of a cloud in metres, z upwards. In a cloud without points nothing is found.
+        target: [M, 3+], the points of the other.
         describe: what gives points and descriptors.
         distance: metres that two corresponding points may be apart.
         ground: metres above the lowest points around up to which a point is on the ground; None keeps all points.
@@ -134,12 +152,27 @@ def register(
 
     Raises:
         ImportError: without Open3D.
-        ValueError: for a distance that is not positive, and fewer than three inliers.
+        TypeError: a cloud is no NumPy array of real numbers, `describe` cannot be called, `distance` or `ground` is no
+            number, `min_inliers` no whole number.
+        ValueError: a cloud is not [N, 3+], has NaN or infinite points, or some over 10,000 km from the origin;
+            `distance` is not above 0 or not finite, `ground` is below 0 or not finite, `min_inliers` is below three.
     """
+    check_cloud(source, "source")
+    check_cloud(target, "target")
+    if not callable(describe):
+        raise TypeError(f"describe must be called with points, as FPFH() can be, got {describe!r}")
+    if ground is not None:
+        check_length(ground, "ground", zero=True)
+    _check_limits(distance, min_inliers)
     (here, near), (there, far) = (_standing(cloud, describe, ground) for cloud in (source, target))
     rows, partners = mutual_nearest(near, far)
     ends = here[rows].cpu().numpy(), there[partners].cpu().numpy()
     return pose_of_matches(*ends, distance, min_inliers=min_inliers)
+
+
+def _check_limits(distance: float, min_inliers: int) -> None:
+    check_length(distance, "distance")
+    check_count(min_inliers, "min_inliers", SMALLEST_SAMPLE)
 
 
 def _standing(cloud: Array, describe: Describer, ground: float | None) -> tuple[Tensor, Tensor]:
@@ -168,17 +201,22 @@ def pose_of_matches(
 
     Raises:
         ImportError: Open3D is not installed.
-        ValueError: for a distance that is not positive, and fewer than three inliers.
+        TypeError: for what is no array of real numbers, a distance that is no number, inliers that are no whole number.
+        ValueError: for other shapes, points that are not finite, source and target of different lengths, a distance
+            that is not above 0 and finite, and fewer than three inliers.
     """
-    if not 0 < distance < math.inf or min_inliers < SMALLEST_SAMPLE:
-        raise ValueError(
-            f"distance must be above 0 and min_inliers at least {SMALLEST_SAMPLE}, got {distance} and {min_inliers}"
-        )
+    check_cloud(source, "source")
+    check_cloud(target, "target")
+    if len(source) != len(target):
+        raise ValueError(f"source and target must have as many points, got {len(source)} and {len(target)}")
+    _check_limits(distance, min_inliers)
     o3d = open3d()
     if len(source) < SMALLEST_SAMPLE:
         return Registration(None, 0, len(source))
     o3d.utility.random.seed(seed)
-    clouds = [o3d.geometry.PointCloud(o3d.utility.Vector3dVector(p.astype(np.float64))) for p in (source, target)]
+    clouds = [
+        o3d.geometry.PointCloud(o3d.utility.Vector3dVector(p[:, :3].astype(np.float64))) for p in (source, target)
+    ]
     pairs = o3d.utility.Vector2iVector(np.tile(np.arange(len(source), dtype=np.int32)[:, None], 2))
     registration = o3d.pipelines.registration
     found = registration.registration_ransac_based_on_correspondence(

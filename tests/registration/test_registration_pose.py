@@ -73,9 +73,16 @@ def nothing_but_points(points: Array) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_numbers_that_make_no_sense_are_refused() -> None:
-    for wrong in ({"distance": 0.0}, {"distance": float("nan")}, {"distance": 1.0, "min_inliers": 2}):
-        with pytest.raises(ValueError, match="distance must be above 0 and min_inliers at least 3"):
-            pose_of_matches(np.zeros((5, 3)), np.zeros((5, 3)), **wrong)
+    five = np.zeros((5, 3))
+    for wrong, message in (
+        ({"distance": 0.0}, "distance must be above 0 and finite, got 0.0"),
+        ({"distance": float("nan")}, "distance must be above 0 and finite, got nan"),
+        ({"distance": 1.0, "min_inliers": 2}, "min_inliers must be at least 3, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pose_of_matches(five, five, **wrong)
+    with pytest.raises(ValueError, match="source and target must have as many points, got 5 and 4"):
+        pose_of_matches(five, five[:4], 1.0)
 
 
 def test_the_ground_is_what_is_lowest_around() -> None:
