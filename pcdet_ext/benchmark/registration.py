@@ -18,7 +18,9 @@ from tqdm import tqdm
 from pcdet_ext.data.places import PlacesDataset
 from pcdet_ext.files import atomic_write
 from pcdet_ext.models.registration import RegistrationNetwork
-from pcdet_ext.registration.pairs import CloudPair, CloudPairs, turned_at_random
+from pcdet_ext.registration.checks import check_length
+from pcdet_ext.registration.ground import GROUND
+from pcdet_ext.registration.pairs import APART, CloudPair, CloudPairs, turned_at_random
 from pcdet_ext.registration.pose import (
     FPFH,
     MATCH_DISTANCE,
@@ -32,7 +34,6 @@ from pcdet_ext.registration.pose import (
 )
 from pcdet_ext.registration.training import RegistrationTrainer, RegistrationTraining
 
-APART = (5.0, 15.0)  # metres between the clouds of a pair
 SAVE_EVERY = 20  # steps
 OURS, PEER = "LSH windows", "FPFH"
 GROUPS = ("all", "same direction", "opposite direction")
@@ -61,6 +62,7 @@ def run_registration(
     json_file: str | Path | None = None,
     device: str = "cpu",
     seed: int = 0,
+    ground: float | None = GROUND,
 ) -> dict[str, list[Registered]]:
     """Train a network on one split of a folder for place recognition, and register pairs of another one with it.
 
@@ -75,16 +77,20 @@ def run_registration(
         json_file: file for all numbers.
         device: where the network runs.
         seed: of training and of the pairs.
+        ground: metres above the lowest points around up to which a point of a tested pair is on the ground; None keeps
+            all points. Training leaves the ground out in any case.
 
     Returns:
         For each method how it did on each pair.
 
     Raises:
-        ValueError: for less than one pair, and distances that are no range.
+        ValueError: for less than one pair, distances that are no range, and a ground below 0 or not finite.
         DataError: the folder is not prepared or damaged, or has no pairs.
         CheckpointError: the checkpoint is no network for registration.
         ImportError: without Open3D.
     """
+    if ground is not None:
+        check_length(ground, "ground", zero=True)
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
     if not 0 <= apart[0] < apart[1] < np.inf:
@@ -99,11 +105,11 @@ def run_registration(
     for number in tqdm(tested.some(pairs, rng), unit="pair", desc="register", leave=False):
         pair = turned_at_random(tested[number], rng)
         for name, method in methods.items():
-            results[name].append(_registered(pair, method, MATCH_DISTANCE * size))
+            results[name].append(_registered(pair, method, MATCH_DISTANCE * size, ground))
     print("\n".join(table(results)))
     if json_file is not None:
         with atomic_write(json_file) as temporary:
-            temporary.write_text(json.dumps(_plain(results), indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps({"ground_metres": ground} | _plain(results), indent=1), encoding="utf-8")
     return results
 
 
@@ -140,9 +146,9 @@ def _pairs(root: str | Path, split: str, apart: tuple[float, float]) -> CloudPai
     return CloudPairs(dataset, *apart)
 
 
-def _registered(pair: CloudPair, method: Describer, distance: float) -> Registered:
+def _registered(pair: CloudPair, method: Describer, distance: float, ground: float | None) -> Registered:
     begun = time.perf_counter()
-    found = register(pair.source, pair.target, method, distance)
+    found = register(pair.source, pair.target, method, distance, ground)
     return Registered(found.error(pair.pose), pair.opposite, time.perf_counter() - begun)
 
 

@@ -8,7 +8,8 @@
     pcdet benchmark kernels [--only wkv] [--architectures 80 90] [--json FILE]
     pcdet benchmark trackers [--detections 100] [--frames 200] [--json FILE]
     pcdet benchmark places CHECKPOINT [data.root=DIR] [--split val] [--json FILE]
-    pcdet benchmark registration DIR CHECKPOINT [--steps 800] [--pairs 200] [--apart 5 15] [--json FILE]
+    pcdet benchmark registration DIR CHECKPOINT [--steps 800] [--pairs 200] [--apart 5 15]
+                                 [--ground 0.4] [--json FILE]
 
 Ratios are how many times longer the named peer took, both measured in one run; exits 1 when results differ, and when a
 CUDA kernel spills registers or moves over twice the bytes that it must without a reason that is written down.
@@ -103,6 +104,9 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_registration(parser: argparse.ArgumentParser) -> None:
+    from pcdet_ext.registration.ground import GROUND
+    from pcdet_ext.registration.pairs import APART
+
     parser.add_argument("root", type=path, help="prepared folder for place recognition (pcdet prepare places)")
     parser.add_argument(
         "checkpoint", type=path, help="of the network: trained and written, or loaded and trained on if it was stopped"
@@ -113,9 +117,17 @@ def _add_registration(parser: argparse.ArgumentParser) -> None:
         "--apart",
         type=float,
         nargs=2,
-        default=(5.0, 15.0),
+        default=APART,
         metavar=("FROM", "TO"),
-        help="metres between the clouds of these pairs (default 5 to 15)",
+        help=f"metres between the clouds of these pairs (default {APART[0]:g} to {APART[1]:g})",
+    )
+    parser.add_argument(
+        "--ground",
+        type=float,
+        default=GROUND,
+        metavar="METRES",
+        help="above the lowest points around, up to which points are on the ground and left out of the tested pairs; "
+        "0 keeps the ground (default %(default)s)",
     )
     parser.add_argument(
         "--device", default="cpu", choices=["cpu", "cuda"], help="where the network runs (default: cpu)"
@@ -218,7 +230,8 @@ def _run_registration(options: argparse.Namespace) -> int:
     from pcdet_ext.benchmark.registration import run_registration
 
     sizes = (options.steps, options.pairs, tuple(options.apart))
-    run_registration(options.root, options.checkpoint, *sizes, options.json, options.device)
+    ground = options.ground if options.ground != 0 else None
+    run_registration(options.root, options.checkpoint, *sizes, options.json, options.device, ground=ground)
     return 0
 
 

@@ -3,7 +3,8 @@
     pcdet register a.bin b.bin runs/registration.ckpt --json pose.json --out pose.png
 
 The checkpoint is of a network that `pcdet benchmark registration` trained; without one the points are described by fast
-point feature histograms (FPFH), which are not learned. The exit code is 1 where no pose was found.
+point feature histograms (FPFH), which are not learned and computed on the CPU. The exit code is 1 where no pose was
+found.
 """
 
 from __future__ import annotations
@@ -23,17 +24,28 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from pcdet_ext.registration.ground import GROUND
+    from pcdet_ext.registration.pose import FEWEST_INLIERS
+
     parser.add_argument("source", type=path, metavar="A", help="the cloud that is moved (.bin, .npy, .pcd, .ply, .las)")
     parser.add_argument("target", type=path, metavar="B", help="the cloud that stays")
     parser.add_argument("checkpoint", type=path, nargs="?", help="of the network (default: FPFH, without a network)")
     parser.add_argument(
         "--min-inliers",
         type=int,
-        default=30,
+        default=FEWEST_INLIERS,
         metavar="N",
-        help="correspondences that have to agree for a pose to count as found (default 30)",
+        help="correspondences that have to agree for a pose to count as found (default %(default)s)",
     )
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where the network runs (default cpu)")
+    parser.add_argument(
+        "--ground",
+        type=float,
+        default=GROUND,
+        metavar="METRES",
+        help="above the lowest points around, up to which points are on the ground and left out; 0 keeps the ground "
+        "(default %(default)s)",
+    )
+    parser.add_argument("--device", help="where the network runs: auto, cpu, cuda, … (default cpu)")
     parser.add_argument("--json", type=path, help="write the pose and all numbers here")
     parser.add_argument("--out", type=path, metavar="PICTURE.png", help="draw both clouds, laid over each other")
 
@@ -51,10 +63,11 @@ def run(options: argparse.Namespace) -> int:
             check_output_file(output, filter(None, [*read, other]))
     open3d()  # what is missing is said before anything is computed
     describe, voxel_size = _describer(options.checkpoint, options.device)
+    ground = options.ground if options.ground != 0 else None
     source, target = _read(options.source), _read(options.target)
     with wrong_use():
         distance = MATCH_DISTANCE * voxel_size
-        found = register(source, target, describe, distance, min_inliers=options.min_inliers)
+        found = register(source, target, describe, distance, ground, options.min_inliers)
     if options.json:
         _write(options.json, options, found, distance)
     if found.pose is None:
@@ -70,28 +83,37 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _describer(checkpoint: Path | None, device: str) -> tuple[Describer, float]:
-    """What describes points, and the edge of its voxels in metres."""
+def _describer(checkpoint: Path | None, device: str | None) -> tuple[Describer, float]:
+    """What describes points, and the edge of its voxels in metres. Raises UsageError for a device without a network."""
+    from pcdet_ext.inference import resolve_device
     from pcdet_ext.registration import FPFH, NetworkDescriber, load_network
 
     if checkpoint is None:
+        if device is not None:
+            raise UsageError("--device: is that of a network; without a checkpoint FPFH is computed, on the CPU")
         without = FPFH()
         return without, without.voxel_size
-    network = load_network(checkpoint).to(device)
+    place = resolve_device(device or "cpu")
+    network = load_network(checkpoint).to(place)
     return NetworkDescriber(network), network.voxel_size
 
 
 def _read(file: Path) -> Array:
-    """The finite points of a cloud. Raises DataError for a file without any."""
+    """The finite points of a cloud. Raises DataError for a file without any, and for points farther than a map."""
     import numpy as np
 
     from pcdet_ext.data.points import read_cloud
     from pcdet_ext.files import DataError
+    from pcdet_ext.registration.checks import check_cloud
 
     points, _ = read_cloud(file)
     points = points[np.isfinite(points[:, :3]).all(1)]
     if not len(points):
         raise DataError(f"{file}: has no points with finite coordinates")
+    try:
+        check_cloud(points, str(file))
+    except ValueError as error:
+        raise DataError(str(error)) from error
     return points
 
 
@@ -117,6 +139,7 @@ def _write(file: Path, options: argparse.Namespace, found: Registration, distanc
         "inliers": found.inliers,
         "matches": found.matches,
         "distance_metres": distance,
+        "ground_metres": options.ground,
     }
     with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -35,15 +35,28 @@ def check_cloud(cloud: Any, name: str) -> None:
 
 
 def check_length(value: Any, name: str, zero: bool = False) -> None:
-    """Raise TypeError for what is no number, ValueError for a length that is not finite and above 0 (`zero`: or 0)."""
+    """Raise TypeError for what is no number, ValueError for a length that is not finite and above 0.
+
+    Args:
+        value: what should be a length in metres.
+        name: of the argument, for messages.
+        zero: whether 0 is right as well.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number of metres, got {value!r}")
-    if not (value >= 0 if zero else value > 0) or not value < math.inf:
+    length = float(value)
+    if not (length >= 0 if zero else length > 0) or not length < math.inf:
         raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0 and finite, got {value}")
 
 
 def check_count(value: Any, name: str, fewest: int) -> None:
-    """Raise TypeError for what is no whole number, ValueError for one below `fewest`."""
+    """Raise TypeError for what is no whole number, ValueError for one that is too small.
+
+    Args:
+        value: what should be a count.
+        name: of the argument, for messages.
+        fewest: the smallest that is right.
+    """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < fewest:

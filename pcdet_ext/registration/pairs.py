@@ -14,6 +14,8 @@ from pcdet_ext.data.places.tuples import pairs_within
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Array
 
+APART = (5.0, 15.0)  # metres between the clouds of a pair, where nothing else is said
+
 
 @dataclass(frozen=True, eq=False)
 class CloudPair:

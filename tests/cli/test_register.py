@@ -91,19 +91,43 @@ def test_clouds_of_different_places_have_no_pose(
     assert json.loads(written.read_text(encoding="utf-8"))["pose"] is None
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_a_device_that_is_not_there_is_named(clouds: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("open3d")
+    assert main(["register", *clouds, "net.ckpt", "--device", "cuda"]) == 2
+    assert "device 'cuda' cannot be used" in capsys.readouterr().err
+
+
+def test_the_ground_is_kept_when_asked_for(clouds: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("open3d")
+    found = {}
+    for ground in ("0", "0.4"):
+        written = tmp_path / f"{ground}.json"
+        assert main(["register", *clouds, "--ground", ground, "--json", str(written)]) == 0
+        found[ground] = json.loads(written.read_text(encoding="utf-8"))
+    assert found["0"]["matches"] > found["0.4"]["matches"]
+    assert (found["0"]["ground_metres"], found["0.4"]["ground_metres"]) == (0, 0.4)
+
+
 def test_bad_input_is_named(clouds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("open3d")
     a, b = clouds
     empty, damaged = tmp_path / "empty.npy", tmp_path / "no.ckpt"
     np.save(empty, np.full((3, 3), np.nan, np.float32))
     damaged.write_bytes(b"no checkpoint")
+    far = tmp_path / "far.npy"
+    np.save(far, np.array([[0, 0, 0], [1e30, 0, 0]], np.float32))
     for words, code, message in (
         ([a, str(tmp_path / "missing.npy")], 2, "missing.npy: no such file"),
         ([a, str(empty)], 1, "empty.npy: has no points with finite coordinates"),
         ([a, b, str(damaged)], 1, "no.ckpt"),
         ([a, b, "--out", str(tmp_path / "pose.jpg")], 2, "pose.jpg: the picture is a .png file"),
         ([a, b, "--json", a], 2, "a.npy: would replace a file that this command reads or writes"),
-        ([a, b, "--min-inliers", "0"], 2, "min_inliers at least 3"),
+        ([a, b, "--min-inliers", "0"], 2, "min_inliers must be at least 3, got 0"),
+        ([a, b, "--ground", "nan"], 2, "ground must be at least 0 and finite, got nan"),
+        ([a, b, "--device", "cpu"], 2, "--device: is that of a network; without a checkpoint FPFH is computed"),
+        ([a, b, str(damaged), "--device", "nowhere"], 2, "device 'nowhere' cannot be used"),
+        ([a, str(far)], 1, "far.npy: 1 of 2 points are over 1e+07 m away"),
     ):
         assert main(["register", *words]) == code, words
         assert message in capsys.readouterr().err

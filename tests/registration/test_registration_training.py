@@ -113,9 +113,11 @@ def test_the_command_trains_once_and_measures(
     monkeypatch.setattr("pcdet_ext.benchmark.registration.RegistrationNetwork", small)
     path, out = tmp_path / "net.ckpt", tmp_path / "all.json"
     words = ["benchmark", "registration", str(folder), str(path), "--steps", "2", "--pairs", "2", "--json", str(out)]
-    for _ in range(2):
-        assert main(words) == 0
+    for ground in ("0", "0.4"):
+        assert main([*words, "--ground", ground]) == 0
         written = path.stat().st_mtime_ns
+        kept = None if ground == "0" else 0.4
+        assert json.loads(out.read_text(encoding="utf-8"))["ground_metres"] == kept
     assert path.stat().st_mtime_ns == written
     found = json.loads(out.read_text(encoding="utf-8"))
     assert found["recall"]["all"]["FPFH"] == 1.0  # a cloud and most of the same points
@@ -129,6 +131,7 @@ def test_the_command_trains_once_and_measures(
         (["--pairs", "0"], "pairs must be at least 1, got 0"),
         (["--pairs", "-1"], "pairs must be at least 1, got -1"),
         (["--apart", "9", "5"], "apart must be two distances, the smaller first, got 9 and 5"),
+        (["--ground", "-1"], "ground must be at least 0 and finite, got -1.0"),
         (["--steps", "0"], "steps and batch_size must be at least 1, got 0 and 1"),
     ],
 )
