@@ -172,7 +172,7 @@ class Octree:
         """
         cells, size = cells.long(), 1 << depth
         inside = ((cells[..., 1:] >= 0) & (cells[..., 1:] < size)).all(-1)
-        inside &= (cells[..., 0] >= 0) & (cells[..., 0] < self.batch_size)
+        inside = inside & (cells[..., 0] >= 0) & (cells[..., 0] < self.batch_size)
         safe = torch.where(inside[..., None], cells, 0).int()
         keys = serialize(safe.flatten(0, -2), (size,) * 3, "zorder").view(inside.shape)
         level = self.levels[depth]

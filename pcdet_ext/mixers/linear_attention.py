@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pcdet_ext.grouping.partitions import window_segments
 from pcdet_ext.mixers.registry import MIXERS
 from pcdet_ext.ops.linear_attention import scattered_linear_attention
-from pcdet_ext.structures import Groups, Segments
+from pcdet_ext.structures import Groups, Segments, is_tracing
 
 
 @MIXERS.register
@@ -88,7 +88,7 @@ class LinearAttention(nn.Module):
     def _attend(self, qkv: Tensor, offsets: Tensor, valid: Tensor | None = None) -> Tensor:
         """Attention [R, C] of rows [R, 3C] inside segments; valid: bool [R, 1], rows whose keys count, None for all."""
         q, k, v = qkv.chunk(3, dim=1)
-        if not (torch.is_grad_enabled() or self.qkv._forward_hooks):  # nobody else sees these rows
+        if not (torch.is_grad_enabled() or self.qkv._forward_hooks or is_tracing()):  # nobody else sees these
             qkv[:, : 2 * q.shape[1]].relu_()
         else:
             q, k = q.relu(), k.relu()

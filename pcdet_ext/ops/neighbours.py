@@ -47,7 +47,7 @@ def neighbour_table_reference(ascending: Tensor, order: Tensor, shifts: Tensor) 
     wanted = ascending[:, None] + shifts
     place = torch.searchsorted(ascending, wanted).clamp(max=len(ascending) - 1)
     found = torch.where(ascending[place] == wanted, order[place], -1)
-    return torch.empty_like(found).index_copy_(0, order, found)
+    return torch.empty_like(found).index_copy(0, order, found)
 
 
 @typed

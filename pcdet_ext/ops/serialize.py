@@ -306,7 +306,7 @@ def _interleave(high: Tensor, middle: Tensor, low: Tensor, depth: int) -> Tensor
     key = torch.zeros_like(high)
     for bit in range(depth):
         for axis, values in enumerate((low, middle, high)):
-            key |= ((values >> bit) & 1) << (3 * bit + axis)
+            key = key | ((values >> bit) & 1) << (3 * bit + axis)
     return key
 
 
@@ -351,7 +351,7 @@ def curve_decode_reference(keys: Tensor, curve: int, depth: int) -> Tensor:
     axes = [torch.zeros_like(keys) for _ in range(3)]
     for bit in range(depth):
         for axis in range(3):
-            axes[axis] |= ((keys >> (3 * bit + axis)) & 1) << bit
+            axes[axis] = axes[axis] | ((keys >> (3 * bit + axis)) & 1) << bit
     low, middle, high = axes
     if curve == CURVES["hilbert"]:
         x, y, z = _hilbert_untranspose(high, middle, low, depth)
@@ -369,7 +369,7 @@ def _hilbert_transpose(x: Tensor, y: Tensor, z: Tensor, depth: int) -> tuple[Ten
     z = z ^ y
     flip = torch.zeros_like(z)
     for level in range(depth - 1, 0, -1):
-        flip ^= ((z >> level) & 1) * ((1 << level) - 1)
+        flip = flip ^ ((z >> level) & 1) * ((1 << level) - 1)
     return x ^ flip, y ^ flip, z ^ flip
 
 

@@ -52,8 +52,7 @@ def sparse_conv(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | 
         [M, D].
 
     Raises:
-        ValueError: arguments do not fit each other.
-        NativeError: a row is none of the features.
+        ValueError: arguments do not fit each other, or a number in `reads` is neither -1 nor a row of the features.
     """
     _check(features, weight, reads, bias)
     if not takes_sparse_conv(features, weight):
@@ -65,6 +64,7 @@ def sparse_conv(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | 
 
 def sparse_conv_reference(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None = None) -> Tensor:
     """The definition in PyTorch on any device. Arguments as in `sparse_conv`."""
+    _check_rows(reads, len(features))
     none = features.new_zeros(1, features.shape[1])
     gathered = torch.cat([features, none])[reads.long()]  # -1 is the last
     out = torch.einsum("mkc,dkc->md", gathered, weight)
@@ -87,8 +87,19 @@ def _check(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None)
         raise ValueError("features, weight and reads must be on one device")
 
 
+def _check_rows(reads: Tensor, rows: int) -> None:
+    """Raises ValueError where a number is neither -1 nor a row."""
+    if not reads.numel():
+        return
+    lowest, highest = (int(found) for found in reads.aminmax())
+    if lowest < -1 or highest >= rows:
+        wrong = lowest if lowest < -1 else highest
+        raise ValueError(f"reads must be rows of the {rows} features, 0 <= row < {rows}, or -1 for none, got {wrong}")
+
+
 @torch.library.custom_op("pcdet_ext::sparse_conv", mutates_args=())
 def _sparse_conv(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None) -> Tensor:
+    _check_rows(reads, len(features))
     (n, depth), (m, cells), channels, f32 = features.shape, reads.shape, len(weight), torch.float32
     out = features.new_empty(m, channels)
     given = (features, f32, n * depth), n, (weight, f32, channels * cells * depth), (bias, f32, channels)

@@ -5,7 +5,7 @@ Conventions: LiDAR frame x forward, y left, z up, metres. A box is
 from +x in radians. Ranges are half-open ``[min, max)``. Voxel coordinates are ``(z, y, x)``. Labels are 0-based.
 """
 
-from pcdet_ext.structures.arrays import Array, rows_of, tensor_of, untraced
+from pcdet_ext.structures.arrays import Array, is_tracing, rows_of, tensor_of, untraced
 from pcdet_ext.structures.groups import Groups, Segments
 from pcdet_ext.structures.results import Descriptor, Detections, Found, PointLabels, Predictions
 from pcdet_ext.structures.samples import PointBatch, Sample
@@ -26,6 +26,7 @@ __all__ = [
     "SparseVoxels",
     "Targets",
     "VoxelPyramid",
+    "is_tracing",
     "rows_of",
     "tensor_of",
     "untraced",

@@ -14,6 +14,11 @@ Array = np.ndarray
 untraced = torch._disable_dynamo  # type: ignore[attr-defined]  # torch has no public name for it
 
 
+def is_tracing() -> bool:
+    """Whether torch's tracer records what is computed, whose graphs are to hold for any layout and size."""
+    return torch._C._get_tracing_state() is not None
+
+
 def tensor_of(values: Tensor | Array) -> Tensor:
     """The values as a tensor where they are: `torch.as_tensor` would bring them to torch's default device."""
     return values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pcdet_ext.structures.arrays import untraced
+from pcdet_ext.structures.arrays import is_tracing, untraced
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,8 @@ class SparseVoxels:
         b, z, y, x = self.coords.long().unbind(1)
         flat = ((b * depth + z) * height + y) * width + x
         cells = self.features.new_zeros(self.batch_size * depth * height * width, self.features.shape[1])
-        cells = cells.index_copy_(0, flat, self.features)
+        put = cells.index_copy if is_tracing() else cells.index_copy_  # exports take no writes in place
+        cells = put(0, flat, self.features)
         return cells.view(self.batch_size, depth, height, width, -1).permute(0, 4, 1, 2, 3)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pcdet_ext.export import basics, boxes, mixers, operators, sequences, voxels
 from pcdet_ext.export.check import session
 from pcdet_ext.export.operators import DOMAIN
-from pcdet_ext.export.recording import recording
+from pcdet_ext.export.recording import RecordingError, recording
 from pcdet_ext.mixers.ttt import ttt_linear
 from pcdet_ext.models.layers.depthwise_conv import DepthwiseSubMConv3d
 from pcdet_ext.models.layers.sparse_conv import SparseConv3d, SubMConv3d
@@ -214,6 +214,44 @@ def test_scans_in_onnxruntime(reverse: bool) -> None:
             run_in_onnxruntime(lambda *a: mixers.wkv(*a, reverse=reverse), arguments),
             wkv(*arguments, reverse=reverse),
         )
+
+
+def _or(y: Tensor) -> Tensor:
+    y |= 4
+    return y
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda y: y.index_copy_(0, torch.tensor([1, 3]), y[:2] + 1), r"index_copy_ .*: write y = y.index_copy\("),
+        (_or, r"__ior__ .*: write y = y \| x"),
+        (lambda y: y.view(-1).add_(1), "add_ writes in place into a view"),
+        (lambda y: y.unbind(1)[0].fill_(0), "fill_ writes in place into a view"),
+        (lambda y: y.transpose(0, 1).__setitem__(1, 3), "__setitem__ writes in place into a view"),
+    ],
+)
+def test_writes_that_a_graph_would_lose_are_refused(write: Callable[[Tensor], object], message: str) -> None:
+    def written(x: Tensor) -> Tensor:
+        y = x + 1
+        write(y)
+        return y
+
+    with pytest.raises(RecordingError, match=message):
+        run_in_onnxruntime(written, (torch.arange(24).view(6, 4),))
+
+
+def test_other_writes_are_in_the_graph() -> None:
+    def written(x: Tensor) -> Tensor:
+        y = x + 1
+        y[:, 1] = 0
+        y[:, 2] += 5
+        y[1][2:].zero_()
+        y = y.index_copy(0, torch.tensor([0, 3]), y[1:3] - 7)
+        return y.masked_fill_(y > 20, 3)
+
+    x = torch.arange(24).view(6, 4)
+    assert torch.equal(run_in_onnxruntime(written, (x,)), written(x))
 
 
 def run_in_onnxruntime(function: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> Tensor:

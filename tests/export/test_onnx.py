@@ -112,7 +112,7 @@ HEADS: dict[str, dict[str, Any]] = {
 HEADS["queries"] |= {"nms": {"Pedestrian": 0.2}, "isolated_queries": True, "small_classes": ["Pedestrian"]}
 MAPS = {"name": "BaseBEVBackbone", "layer_nums": [1, 1], "layer_strides": [1, 2], "num_filters": [16, 16]}
 MAPS |= {"upsample_strides": [1, 2], "num_upsample_filters": [16, 16]}
-SOME = ("dsvt-queries", "mamba-centers")  # and hard voxels with anchors below
+SOME = ("dsvt-queries", "mamba-centers", "scatterformer-centers")  # and hard voxels with anchors below
 EVERY = [f"{name}-{['anchors', 'centers', 'queries'][i % 3]}" for i, name in enumerate(BACKBONES)]
 MODELS = [*SOME, *(name for name in EVERY if name not in SOME)] if os.environ.get("PCDET_EXT_EVERY_EXPORT") else SOME
 SIZES = (3000, 40, 1, 0)
@@ -178,6 +178,18 @@ def check(detector: Detector, model: Any) -> None:
     assert [str(one) for one in compared if not one.agrees] == []
     assert compared[0].found[0] > 5
     assert compared[SIZES.index(0)].found == (0, 0)
+
+
+def test_what_was_called_before_does_not_change_the_model() -> None:
+    used = lively("hard-anchors")  # which has looked at a cloud
+    fresh = Detector(used.config, "cpu")
+    fresh.model.load_state_dict(used.model.state_dict())
+    fresh.model.head.score_threshold = used.model.head.score_threshold
+    used.detect(cloud(500, 4))
+    for precision in ("fp32", "fp16"):
+        expected = len(export(fresh, precision=precision).SerializeToString())
+        assert len(export(used, precision=precision).SerializeToString()) == expected
+    assert len(used.detect(cloud(3000, 4)).scores) > 5
 
 
 def test_command_and_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

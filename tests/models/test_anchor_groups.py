@@ -143,3 +143,8 @@ def test_velocities_must_be_known_where_they_are_learnt() -> None:
     boxes = Targets(torch.ones(1, 7), torch.tensor([0]))
     with pytest.raises(ValueError, match="9 columns"):
         head.loss(head(torch.randn(1, 6, 4, 5)), [boxes])
+
+
+def test_idle_directions_need_a_classifier() -> None:
+    with pytest.raises(ValueError, match="idle_directions: there is no direction classifier"):
+        build(idle_directions=True)

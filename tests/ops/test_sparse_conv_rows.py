@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pcdet_ext.ops._native import NativeError
 from pcdet_ext.ops.sparse_conv import reads_of_pairs, sparse_conv, sparse_conv_reference, takes_sparse_conv
 
 
@@ -16,7 +15,7 @@ def task(seed: int, inputs: int, outputs: int, cells: int, depth: int, channels:
     generator = torch.Generator().manual_seed(seed)
     features, bias = torch.randn(inputs, depth, generator=generator), torch.randn(channels, generator=generator)
     weight = torch.randn(channels, cells, depth, generator=generator)
-    reads = torch.randint(-2, inputs, (outputs, cells), generator=generator, dtype=torch.int32).clamp(min=-1)
+    reads = torch.randint(-1, inputs, (outputs, cells), generator=generator, dtype=torch.int32)
     return features, weight, reads, bias
 
 
@@ -49,11 +48,29 @@ def test_what_has_no_kernel_takes_the_definition() -> None:
     assert not takes_sparse_conv(features, torch.randn(16, 3, 5, requires_grad=True))
 
 
-def test_a_row_that_is_not_there_is_an_error() -> None:
-    features, weight, reads, _ = task(0, 9, 20, 3, 5, 16)
-    reads[7, 1] = 9
-    with pytest.raises(NativeError, match="sparse_conv"):
+@pytest.mark.parametrize("row", [-2, -9, 9, 1000])
+@pytest.mark.parametrize("channels", [16, 6])  # by the kernel and by the definition
+def test_a_row_that_is_not_there_is_an_error(row: int, channels: int) -> None:
+    features, weight, reads, _ = task(0, 9, 20, 3, 5, channels)
+    assert takes_sparse_conv(features, weight) == (channels == 16)
+    reads[7, 1] = row
+    with pytest.raises(ValueError, match=rf"reads must be rows of the 9 features, .*, got {row}"):
         sparse_conv(features, weight, reads)
+    with pytest.raises(ValueError, match="reads must be rows"):
+        sparse_conv_reference(features, weight, reads)
+
+
+def test_without_features_every_read_is_none() -> None:
+    features, weight, reads, bias = (
+        torch.empty(0, 5),
+        torch.randn(16, 3, 5),
+        torch.full((4, 3), -1).int(),
+        torch.ones(16),
+    )
+    for way in (sparse_conv, sparse_conv_reference):
+        assert torch.equal(way(features, weight, reads, bias), torch.ones(4, 16))
+        with pytest.raises(ValueError, match="reads must be rows of the 0 features"):
+            way(features, weight, reads + 1, bias)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from pcdet_ext.structures import SparseVoxels
-
-
-def is_tracing() -> bool:
-    """Whether torch's tracer records what is computed, whose graphs are to hold for any layout and size."""
-    return torch._C._get_tracing_state() is not None
+from pcdet_ext.structures import SparseVoxels, is_tracing
 
 
 def flatten_to_bev(voxels: SparseVoxels) -> Tensor:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pcdet_ext.models.bev.flatten import is_tracing
 from pcdet_ext.models.layers.norm import EPS, MOMENTUM
+from pcdet_ext.structures import is_tracing
 
 
 def bev_norm(channels: int) -> nn.BatchNorm2d:

@@ -16,7 +16,7 @@ from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
 from pcdet_ext.models.heads.losses import sigmoid_focal_loss, smooth_l1_loss, with_sine_difference
 from pcdet_ext.models.heads.postprocess import NMSConfig, best_class, every_class, suppress
 from pcdet_ext.models.heads.registry import HEADS
-from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED, AnchorSpec, assign, make_anchors
+from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED, AnchorSpec, assign, make_anchors, remembered
 from pcdet_ext.models.targets.box_coding import ResidualCoder, apply_direction_bin, direction_bin, usable_boxes
 from pcdet_ext.ranges import check_range
 from pcdet_ext.structures import Detections, Targets
@@ -146,11 +146,12 @@ class AnchorHead(nn.Module):
 
     def anchors(self, map_size: tuple[int, int], device: torch.device) -> tuple[list[Tensor], Tensor]:
         """Anchors [Y, X, A, 7] of each entry of `specs`, and all of them flat [N, 7]."""
-        key = (*map_size, device)
-        if key not in self._anchors:
+
+        def make() -> tuple[list[Tensor], Tensor]:
             single = [make_anchors(s, self.point_cloud_range, map_size, device) for s in self.specs]
-            self._anchors[key] = single, torch.cat(single, 2).view(-1, 7)
-        return self._anchors[key]
+            return single, torch.cat(single, 2).view(-1, 7)
+
+        return remembered(self._anchors, (*map_size, device), make)
 
     def forward(self, bev: Tensor) -> AnchorOutput:
         """Predictions from a map [B, in_channels, Y, X]."""

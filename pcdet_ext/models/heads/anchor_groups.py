@@ -19,7 +19,7 @@ from pcdet_ext.models.heads.losses import sigmoid_focal_loss, smooth_l1_loss, wi
 from pcdet_ext.models.heads.postprocess import NMSConfig, suppress
 from pcdet_ext.models.heads.registry import HEADS
 from pcdet_ext.models.layers.norm import EPS, MOMENTUM
-from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED, AnchorSpec, assign, make_anchors
+from pcdet_ext.models.targets.anchors import BACKGROUND, IGNORED, AnchorSpec, assign, make_anchors, remembered
 from pcdet_ext.models.targets.box_coding import ResidualCoder, apply_direction_bin, direction_bin, usable_boxes
 from pcdet_ext.ranges import check_range
 from pcdet_ext.structures import Detections, Targets
@@ -141,7 +141,8 @@ class AnchorHeadMulti(nn.Module):
         sincos: headings are learnt by cosine and sine, which tell the direction, too.
         match_3d: anchors match by 3-D overlap instead of that of axis-aligned footprints.
         direction_bins: sectors distinguished by the direction classifier, 0 for none.
-        idle_directions: the groups have the classifier, but nothing reads it, as published where its switch is off.
+        idle_directions: the groups have the classifier, but nothing reads it, as published where its switch is off;
+            only where there are `direction_bins`.
         direction_offset: where the first of them starts, in radians.
         direction_limit_offset: see `apply_direction_bin`.
         box_loss: "smooth_l1" or "l1".
@@ -155,7 +156,8 @@ class AnchorHeadMulti(nn.Module):
         nms: fields of `NMSConfig`; with `separate` every class of every group is suppressed on its own.
 
     Raises:
-        ValueError: for anchors, groups and parts that do not fit the classes, the code, or each other.
+        ValueError: for anchors, groups and parts that do not fit the classes, the code, or each other, and for
+            `idle_directions` without a direction classifier.
     """
 
     reads: ClassVar[Reads] = "map"
@@ -205,6 +207,8 @@ class AnchorHeadMulti(nn.Module):
         check_range(0, positive_weight=positive_weight, negative_weight=negative_weight)
         check_range(1, shared_channels=shared_channels, middle_channels=middle_channels)
         check_range(-math.inf, score_threshold=score_threshold)
+        if idle_directions and not direction_bins:
+            raise ValueError("idle_directions: there is no direction classifier with direction_bins 0")
         self.coder = ResidualCoder(sincos, 2 if velocity else 0)
         if parts is not None and sum(parts.values()) != self.coder.code_size:
             raise ValueError(f"parts must make up a code of {self.coder.code_size} numbers, got {dict(parts)}")
@@ -243,12 +247,12 @@ class AnchorHeadMulti(nn.Module):
 
     def anchors(self, map_size: tuple[int, int], device: torch.device) -> dict[int, Tensor]:
         """Anchors [Y, X, A, 7] of each class by its label, in the order of the groups."""
-        key = (*map_size, device)
-        if key not in self._anchors:
+
+        def make() -> dict[int, Tensor]:
             order = [label for group in self.groups for label in group]
-            made = {k: make_anchors(self.specs[k], self.point_cloud_range, map_size, device) for k in order}
-            self._anchors[key] = made
-        return self._anchors[key]
+            return {k: make_anchors(self.specs[k], self.point_cloud_range, map_size, device) for k in order}
+
+        return remembered(self._anchors, (*map_size, device), make)
 
     def forward(self, bev: Tensor) -> AnchorGroupsOutput:
         """Predictions from a map [B, in_channels, Y, X]."""

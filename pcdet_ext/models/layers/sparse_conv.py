@@ -1,9 +1,11 @@
 """Sparse 3-D convolutions (SECOND, Yan et al. 2018; submanifold: Graham et al., CVPR 2018).
 
 One layer, two engines with the same parameters and results. "native" (here and in `gathered_conv`): tables of
-neighbouring voxels, with one matrix product per kernel cell on the CPU and one for all cells on CUDA. "spconv": the
-library of that name. "auto" takes spconv on CUDA where it is installed, and native otherwise: on the CPU both are about
-as fast (tools/benchmark.py ops --only sparse_conv).
+neighbouring voxels. On CUDA there is one matrix product for all kernel cells. On the CPU a kernel of this library
+computes (`ops.sparse_conv`) where no gradient is needed, features and weights are float32, the output channels are a
+multiple of 16, and the native library is built; elsewhere there is one matrix product per kernel cell. "spconv": the
+library of that name. "auto" takes spconv on CUDA where it is installed, and native otherwise (`python
+tools/benchmark.py ops --only sparse_conv` measures both).
 The environment variable PCDET_EXT_SPARSE_CONV=native|spconv decides for layers that say "auto".
 """
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from pcdet_ext.models.targets.box_coding import limit_period
 from pcdet_ext.ops import iou_3d_paired
+from pcdet_ext.structures import is_tracing
+
+Made = TypeVar("Made")
 
 BACKGROUND = -1  # label of an anchor that must predict nothing
 IGNORED = -2  # label of an anchor that takes no part in the loss
@@ -86,6 +90,24 @@ def make_anchors(
     anchors[..., 3:6] = sizes
     anchors[..., 6] = rotations
     return anchors
+
+
+def remembered(known: dict[Any, Made], key: Hashable, make: Callable[[], Made]) -> Made:
+    """`make()`, kept under its key for later calls.
+
+    While `torch.jit` traces, it is made anew and not kept: a graph then depends neither on what was called before, nor
+    anything called later on the trace.
+
+    Args:
+        known: what was made before, by key.
+        key: what the result depends on.
+        make: makes it.
+    """
+    if is_tracing():
+        return make()
+    if key not in known:
+        known[key] = make()
+    return known[key]
 
 
 def _positions(low: float, high: float, count: int, centered: bool, device: torch.device | None) -> Tensor:
