@@ -43,13 +43,14 @@ from pcdet_ext.config import ConfigError
 from pcdet_ext.data.kitti.calibration import Calibration, in_image
 from pcdet_ext.data.kitti.files import read_points
 from pcdet_ext.engine.info import hardware, versions
-from pcdet_ext.files import DataError, atomic_write
+from pcdet_ext.files import DataError, atomic_write, check_output_file
 from pcdet_ext.inference import Detector
 from pcdet_ext.plugins.mmdet3d.weights import library_settings, to_mmdet3d
 from pcdet_ext.structures import PointBatch
 
 HERE = Path(__file__).resolve().parent
 OURS = ("pcdet_ext, optimized", "pcdet_ext")  # the first is what others are compared with
+SIMULATED = "simulated"  # name of the frame that is no file
 CANDIDATES = 300
 PAUSE = 0.1  # seconds between turns, in which threads of the last one stop to look for work
 IMAGE = (375, 1242)  # rows and columns, KITTI's usual ones, where the image itself is not there
@@ -303,6 +304,17 @@ def run(folder: Path, frames: Mapping[str, np.ndarray], options: argparse.Namesp
                     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def named_frames(simulated: np.ndarray, files: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The simulated frame and those of files, by name. Raises PeerError where two have one name."""
+    given: dict[str, Path] = {}
+    for path in files:
+        if path.stem == SIMULATED or path.stem in given:
+            other = given.get(path.stem, "the simulated frame")
+            raise PeerError(f"{path}: has the name {path.stem!r}, as has {other}; frames need names of their own")
+        given[path.stem] = path
+    return {SIMULATED: simulated} | {name: read_frame(path) for name, path in given.items()}
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("frames", type=Path, nargs="*", metavar="FRAME.bin")
@@ -316,11 +328,13 @@ def main(arguments: Sequence[str]) -> int:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     torch.set_num_threads(options.threads)
     try:
+        if options.json is not None:
+            check_output_file(options.json, options.frames)
         simulated, _ = usual_frame(config.load(config.find("kitti/pointpillars")))
-        frames = {"simulated": simulated.points.numpy()} | {path.stem: read_frame(path) for path in options.frames}
+        frames = named_frames(simulated.points.numpy(), options.frames)
         with tempfile.TemporaryDirectory() as folder:
             run(Path(folder), frames, options)
-    except (PeerError, ConfigError, DataError) as error:
+    except (PeerError, ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

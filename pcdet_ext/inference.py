@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -157,11 +158,13 @@ class Detector:
 
         Raises:
             ValueError: for anything but points [N, C].
-            TypeError: for what is no array of real numbers.
+            TypeError: for what is no array of real numbers, and a score_threshold that is no number.
             DataError: for damaged files, and files without a column that the detector reads.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if score_threshold is not None and (isinstance(score_threshold, bool) or not isinstance(score_threshold, Real)):
+            raise TypeError(f"score_threshold must be a number or None, got {score_threshold!r}")
         dropped_before = self.dropped_points
         several = isinstance(points, (list, tuple))
         inputs: list[Any] = list(points) if isinstance(points, (list, tuple)) else [points]

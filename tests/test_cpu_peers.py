@@ -202,3 +202,28 @@ def test_a_bias_lets_as_many_anchors_pass_as_are_wanted(cpu_peers: ModuleType) -
     cpu_peers.set_bias(model, None)
     best = model(None).logits[0].amax(1).sigmoid()
     assert int((best > cpu_peers.network.SCORE).sum()) == cpu_peers.CANDIDATES
+
+
+def test_frames_have_names_of_their_own(cpu_peers: ModuleType, tmp_path: Path) -> None:
+    points = np.zeros((5, 4), np.float32)
+    files = [tmp_path / day / name for day, name in (("day1", "10.bin"), ("day2", "10.bin"), ("day2", "11.bin"))]
+    files.append(tmp_path / "simulated.bin")
+    for number, path in enumerate(files):
+        path.parent.mkdir(exist_ok=True)
+        np.full((number + 1, 4), number, np.float32).tofile(path)
+    frames = cpu_peers.named_frames(points, [files[0], files[2]])
+    assert {name: len(cloud) for name, cloud in frames.items()} == {"simulated": 5, "10": 1, "11": 3}
+    with pytest.raises(cpu_peers.PeerError, match=r"day2/10\.bin: has the name '10', as has .*day1/10\.bin"):
+        cpu_peers.named_frames(points, files)
+    with pytest.raises(
+        cpu_peers.PeerError, match=r"simulated\.bin: has the name 'simulated', as has the simulated frame"
+    ):
+        cpu_peers.named_frames(points, [files[3]])
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(
+    cpu_peers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cpu_peers, "usual_frame", lambda settings: pytest.fail("it was measured"))
+    assert cpu_peers.main(["--json", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err

@@ -110,6 +110,8 @@ def test_points_that_are_not_finite_are_dropped_and_counted(detector: Detector) 
 
 
 def test_scores_are_filtered(detector: Detector) -> None:
+    with pytest.raises(TypeError, match="score_threshold must be a number or None, got 'a'"):
+        detector.detect(cloud(), score_threshold="a")  # type: ignore[arg-type]
     everything = detector.detect(cloud())
     middle = float(np.median(everything.scores))
     found = detector.detect(cloud(), score_threshold=middle)
@@ -325,6 +327,7 @@ def test_what_is_masked_is_dropped(detector: Detector) -> None:
         (lambda: pcdet_ext.build(None), "path must be a text or a path, got None"),
         (lambda: pcdet_ext.load(3), "path must be a text or a path, got 3"),
         (lambda: pcdet_ext.build("kitti/demo", "train.epochs=3"), r"overrides must be a list of texts .* got 'train"),
+        (lambda: pcdet_ext.build("kitti/demo", [3]), "overrides must be texts such as .* got 3 among them"),
         (lambda: pcdet_ext.build("kitti/demo", 3), "overrides must be a list of texts"),
     ],
 )

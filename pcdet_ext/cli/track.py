@@ -64,8 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from pcdet_ext.config import from_plain
-    from pcdet_ext.files import atomic_write, check_output_file
+    from pcdet_ext.files import MissingFileError, atomic_write, check_output_file
 
+    for given in (options.results, options.data):
+        if not given.exists():
+            raise MissingFileError(f"{given}: no such file or folder")
     if options.json:
         check_output_file(options.json, [options.results, options.data, options.out])
     by_class: dict[str, dict[str, float]] = {name: {} for name in BY_CLASS[options.tracker]}

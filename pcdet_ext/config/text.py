@@ -48,10 +48,15 @@ _Loader.add_constructor("tag:yaml.org,2002:timestamp", _construct_date)
 
 
 def apply_overrides(root: Node, overrides: Iterable[str]) -> None:
-    """Change a tree by texts `a.b=value`, one after the other. Raises ConfigError for one that cannot be followed."""
+    """Change a tree by texts `a.b=value`, one after the other. Raises ConfigError for one that cannot be followed.
+
+    Raises TypeError for anything but texts.
+    """
     if isinstance(overrides, str) or not isinstance(overrides, Iterable):
         raise TypeError(f"overrides must be a list of texts such as ['train.epochs=3'], got {overrides!r:.60}")
     for text in overrides:
+        if not isinstance(text, str):
+            raise TypeError(f"overrides must be texts such as 'train.epochs=3', got {text!r:.60} among them")
         _override(root, text)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,13 +48,13 @@ class PlaceIndex:
             are nearest, as among many nearly equal descriptors, the query is compared with all descriptors.
 
     Raises:
+        TypeError: the size is no whole number.
         ValueError: for a size below 1, or an unknown engine.
         ImportError: faiss is asked for and not installed.
     """
 
     def __init__(self, size: int, engine: Engine = "auto") -> None:
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+        size = _whole(size, "size")
         if engine not in ("auto", "faiss", "torch"):
             raise ValueError(f"engine must be 'auto', 'faiss' or 'torch', got {engine!r}")
         self.size = size
@@ -78,23 +79,39 @@ class PlaceIndex:
 
         Args:
             descriptors: [N, D], or one [D], finite.
-            ids: a name for each; the numbers in the order of adding, as text, when None.
-            positions: [N, 2 or 3], x, y and z in metres (z 0 without one), or None.
+            ids: a name for each, which no other descriptor of the index has; the numbers in the order of adding, as
+                text, when None.
+            positions: [N, 2 or 3], x, y and z in metres (z 0 without one), finite; NaN when None.
 
         Raises:
-            ValueError: for other shapes, values that are not finite, and another number of names or positions.
+            ValueError: for other shapes, values that are not finite, another number of names or positions, and names
+                that come twice.
         """
         rows = self._checked(descriptors, "descriptors")
         names = tuple(str(len(self) + i) for i in range(len(rows))) if ids is None else tuple(map(str, ids))
         places = np.full((len(rows), 3), np.nan) if positions is None else _positions(positions)
+        if positions is not None and not np.isfinite(places).all():
+            raise ValueError("positions must be finite; give none (None) where they are not known")
+        self._take(rows, names, places)
+
+    def _take(self, rows: Array, names: tuple[str, ...], places: Array) -> None:
+        """Keep descriptors with names, and positions [N, 3], rows of NaN where one is not known."""
         for what, values in {"ids": names, "positions": places}.items():
             if len(values) != len(rows):
                 raise ValueError(f"{len(rows)} descriptors, but {len(values)} {what}")
+        self._check_new(names)
         self.descriptors = np.concatenate([self.descriptors, rows])
         self.ids, self.positions = self.ids + names, np.concatenate([self.positions, places])
         if self._faiss is not None and len(rows):
             self._longest = max(self._longest, float(np.linalg.norm(rows.astype(np.float64), axis=1).max()))
             self._faiss.add(rows)
+
+    def _check_new(self, names: Sequence[str]) -> None:
+        known = set(self.ids)
+        for name in names:
+            if name in known:
+                raise ValueError(f"ids: {name!r} stands twice in the index")
+            known.add(name)
 
     def search(self, descriptors: Tensor | Array, k: int = 1) -> Matches:
         """The k nearest of all descriptors, or all where there are fewer.
@@ -104,11 +121,10 @@ class PlaceIndex:
             k: how many.
 
         Raises:
+            TypeError: k is no whole number.
             ValueError: for other shapes, values that are not finite, k below 1, and an empty index.
         """
-        queries = self._checked(descriptors, "descriptors")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+        queries, k = self._checked(descriptors, "descriptors"), _whole(k, "k")
         if not len(self):
             raise ValueError("the index is empty: add descriptors first")
         count = min(k, len(self))
@@ -186,7 +202,11 @@ class PlaceIndex:
             raise DataError(f"{path}: damaged: descriptors are {descriptors.dtype} {list(descriptors.shape)}")
         index = PlaceIndex(descriptors.shape[1], engine)
         try:
-            index.add(descriptors, ids.tolist(), positions)
+            places = _positions(positions)
+            known = np.isfinite(places).all(1)
+            if not (known | np.isnan(places).all(1)).all():
+                raise ValueError("positions must be finite, or NaN in all columns where they are not known")
+            index._take(index._checked(descriptors, "descriptors"), tuple(map(str, ids.tolist())), places)
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}: damaged: {error}") from error
         return index
@@ -200,6 +220,15 @@ class PlaceIndex:
         if not np.isfinite(values).all():
             raise ValueError(f"{name} must be finite")
         return np.ascontiguousarray(values, np.float32)
+
+
+def _whole(value: Any, name: str) -> int:
+    """A whole number of at least 1. Raises TypeError for anything but one, ValueError for one below 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
 
 
 def _positions(positions: Tensor | Array) -> Array:

@@ -215,7 +215,9 @@ def test_classes_are_held_against_the_data(prepared: Path, caplog: pytest.LogCap
 
 def test_a_missing_index_says_how_to_make_it(kitti_root: Path) -> None:
     with pytest.raises(
-        DataError, match=r"/nowhere/kitti: no such folder, so there is no pcdet_ext/index_train\.parquet"
+        DataError,
+        match=r"/nowhere/kitti: no such folder, so there is no pcdet_ext/index_train\.parquet in it; data\.root=DIR "
+        r"names the folder of the data set, and `pcdet prepare DATASET --root DIR` prepares it",
     ):
         read_index(Path("/nowhere/kitti/pcdet_ext/index_train.parquet"))
     with pytest.raises(DataError, match=r"index_train\.parquet: no such file; make it with `pcdet prepare`"):

@@ -99,5 +99,8 @@ def test_what_does_not_fit_is_refused() -> None:
     for wrong in ({"rings": 0}, {"orders": 49}, {"orders": 0}, {"cutoff": 0.6}, {"cutoff": 0.0}):
         with pytest.raises(ValueError, match="rings must be at least 1, orders between 1 and half of directions"):
             FourierPooling([4], **wrong)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"out_channels must be at least 1, got {size}"):
+            FourierPooling([4], out_channels=size)
     with pytest.raises(ValueError, match="pools voxels, which have cells in a grid"):
         pooling()([RowFeatures(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), 1)])

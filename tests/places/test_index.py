@@ -129,9 +129,22 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         index.add(np.zeros((2, 3)), ["a"])
     with pytest.raises(ValueError, match="2 descriptors, but 3 positions"):
         index.add(np.zeros((2, 3)), positions=np.zeros((3, 2)))
-    index.add(np.zeros((2, 3)))
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="positions must be finite"):
+            index.add(np.zeros((1, 3)), positions=np.array([[0, wrong, 0]]))
+    with pytest.raises(ValueError, match="ids: 'a' stands twice in the index"):
+        index.add(np.zeros((2, 3)), ["a", "a"])
+    assert len(index) == 0  # nothing of what was refused is kept
+    index.add(np.zeros((2, 3)), ["a", "b"])
+    with pytest.raises(ValueError, match="ids: 'b' stands twice in the index"):
+        index.add(np.zeros((1, 3)), ["b"])
     with pytest.raises(ValueError, match="k must be"):
         index.search(np.zeros(3), 0)
+    with pytest.raises(TypeError, match=r"k must be a whole number, got 1\.5"):
+        index.search(np.zeros(3), 1.5)  # type: ignore[arg-type]
+    for size in (2.5, "x", None, True):
+        with pytest.raises(TypeError, match="size must be a whole number"):
+            PlaceIndex(size)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"written as \.npz"):
         index.save(tmp_path / "index.bin")
     with pytest.raises(ValueError, match="engine must be"):
@@ -151,12 +164,22 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"index\.npz: no readable \.npz"):
         PlaceIndex.load(path)
-    parts = {"descriptors": np.eye(3, dtype=np.float32), "ids": np.array(["a"] * 3), "positions": np.zeros((3, 3))}
+    parts = {
+        "descriptors": np.eye(3, dtype=np.float32),
+        "ids": np.array(["a", "b", "c"]),
+        "positions": np.zeros((3, 3)),
+    }
     np.savez(path, format=np.array(2), **parts)
     with pytest.raises(DataError, match="format 2"):
         PlaceIndex.load(path)
     np.savez(path, format=np.array(1), **(parts | {"ids": np.array(["a"])}))
     with pytest.raises(DataError, match="damaged: 3 descriptors, but 1 ids"):
+        PlaceIndex.load(path)
+    np.savez(path, format=np.array(1), **(parts | {"ids": np.array(["a"] * 3)}))
+    with pytest.raises(DataError, match="damaged: ids: 'a' stands twice"):
+        PlaceIndex.load(path)
+    np.savez(path, format=np.array(1), **(parts | {"positions": np.array([[0, np.nan, 0]] * 3)}))
+    with pytest.raises(DataError, match="damaged: positions must be finite, or NaN in all columns"):
         PlaceIndex.load(path)
     np.savez(path, format=np.array(1), **(parts | {"ids": np.array([{}] * 3, dtype=object)}))
     with pytest.raises(DataError, match=r"index\.npz: no readable \.npz"):

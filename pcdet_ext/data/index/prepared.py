@@ -37,7 +37,10 @@ def _require_data_folder(path: Path) -> None:
     for prepared in path.parents:
         if prepared.name == FOLDER and not prepared.parent.is_dir():
             inside = path.relative_to(prepared.parent)
-            raise MissingFileError(f"{prepared.parent}: no such folder, so there is no {inside} in it")
+            raise MissingFileError(
+                f"{prepared.parent}: no such folder, so there is no {inside} in it; data.root=DIR names the "
+                "folder of the data set, and `pcdet prepare DATASET --root DIR` prepares it (kitti, nuscenes, …)"
+            )
 
 
 def read_prepared(path: Path) -> Mapping[str, Any]:

@@ -59,6 +59,8 @@ class FourierPooling(nn.Module):
         super().__init__()
         if len(channels) != 1:
             raise ValueError(f"FourierPooling pools one depth, got the channels of {len(channels)}")
+        if out_channels < 1:
+            raise ValueError(f"out_channels must be at least 1, got {out_channels}")
         if rings < 1 or not 1 <= orders <= directions // 2 or not 0 < cutoff <= 0.5:
             raise ValueError(
                 "rings must be at least 1, orders between 1 and half of directions, cutoff above 0 and at most 0.5, "
