@@ -200,7 +200,10 @@ def differences(a: Detections, b: Detections) -> Differences:
     Matched are boxes of one class whose centres are at most `FURTHEST` apart, so that the sum of differences is
     smallest.
     """
-    apart = np.abs(np.asarray(a.boxes)[:, None] - np.asarray(b.boxes)[None])
+    boxes, others = np.asarray(a.boxes), np.asarray(b.boxes)
+    if not (len(boxes) and len(others)):  # no boxes may be boxes without velocities
+        boxes, others = boxes[:, :7], others[:, :7]
+    apart = np.abs(boxes[:, None] - others[None])
     apart[..., 6] = np.abs((apart[..., 6] + math.pi) % (2 * math.pi) - math.pi)
     apart = np.nan_to_num(apart, nan=OTHER_LABEL, posinf=OTHER_LABEL)
     near = np.hypot(apart[..., 0], apart[..., 1]) <= FURTHEST

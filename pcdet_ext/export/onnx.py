@@ -28,12 +28,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 INPUT, OUTPUTS = "points", ("boxes", "scores", "labels")
 SMALLEST_OPSET, LARGEST_OPSET = 18, 20  # ScatterND with a maximum; what torch's tracer writes
-_SITES = "it searches among occupied cells, whose number depends on the points, which is not written yet"
-WITHOUT_FORM = {
-    "FCAF3DHead": _SITES,
-    "SparseCenterHead": _SITES,
-    "VoxelNeXtHead": _SITES,
-}
+WITHOUT_FORM = {"FCAF3DHead": "it makes cells and leaves out others by their scores, which is not written yet"}
 
 
 class WholeDetector(nn.Module):
@@ -156,6 +151,8 @@ def _check(detector: Detector) -> None:
     for part in model.modules():
         if type(part).__name__ in WITHOUT_FORM:
             raise ConfigError(f"model: {type(part).__name__} has no ONNX form: {WITHOUT_FORM[type(part).__name__]}")
+    if getattr(model.head, "double_flip", False):
+        raise ConfigError("model.head.double_flip: four copies of a cloud have no ONNX form; double_flip=false has one")
     if getattr(model.head, "finds", Detections) is not Detections:
         raise ConfigError(f"model.head: {type(model.head).__name__} finds no boxes, which an ONNX model gives")
 

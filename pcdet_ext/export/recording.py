@@ -31,6 +31,7 @@ from pcdet_ext.export.operators import argsort, bits, scatter_rows
 from pcdet_ext.mixers import ttt
 from pcdet_ext.models import detector
 from pcdet_ext.models.bev import flatten_to_bev
+from pcdet_ext.models.heads import sites
 from pcdet_ext.models.layers import sparse_conv
 from pcdet_ext.ops._arguments import operations_as
 from pcdet_ext.ops.equal_groups import equal_group_slots_reference
@@ -357,6 +358,7 @@ def recording(model: nn.Module) -> Iterator[None]:
         stack.enter_context(patch.object(ttt, "inner_steps", mixers.inner_steps))
         for name, form in SPARSE_CONVOLUTIONS.items():
             stack.enter_context(patch.object(sparse_conv, name, form))
+        stack.enter_context(patch.object(sites, "best_sites", sparse.best_sites))
         stack.callback(_on_map.reset, _on_map.set(False))
         stack.enter_context(patch.object(detector, "flatten_to_bev", _to_map))
         for name in [name for name in sys.modules if name.startswith(structures.__name__)]:

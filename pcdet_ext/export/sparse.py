@@ -1,4 +1,4 @@
-"""Sparse convolutions written with basic operators, for one frame."""
+"""Sparse convolutions, and the best of occupied cells, written with basic operators, for one frame."""
 
 from __future__ import annotations
 
@@ -98,3 +98,12 @@ def depthwise_conv(features: Tensor, weights: Tensor, neighbours: Tensor) -> Ten
     for cell, column in zip(weights.unbind(0), neighbours.unbind(1), strict=True):
         total = total + padded[column + 1] * cell
     return total
+
+
+def best_sites(scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The form of `pcdet_ext.models.heads.sites.best_sites` for export. Arguments as in that function."""
+    rows_of = [argsort(-column)[:most] for column in scores.unbind(1)]
+    values = torch.cat([column[row] for column, row in zip(scores.unbind(1), rows_of, strict=True)])
+    columns = torch.cat([torch.zeros_like(row) + number for number, row in enumerate(rows_of)])
+    order = argsort(-values)[:most]
+    return values[order], torch.cat(rows_of)[order], columns[order]

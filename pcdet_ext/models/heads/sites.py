@@ -79,6 +79,22 @@ class Scored:
     iou: Tensor | None
 
 
+def best_sites(scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best so many sites of each class, and of these the best of all classes.
+
+    Args:
+        scores: [N, C], of each site for each class.
+        most: the number of sites to keep, of each class and of all.
+
+    Returns:
+        Scores [M], best first, the row int64 [M] of each site, and the class int64 [M], a column of `scores`.
+    """
+    count = min(most, len(scores))
+    values, rows = scores.t().topk(count, dim=1)
+    values, chosen = values.flatten().topk(min(most, values.numel()))
+    return values, rows.flatten()[chosen], torch.div(chosen, max(count, 1), rounding_mode="floor")
+
+
 @dataclass(frozen=True)
 class Layers:
     """How the branches of a head are made.
@@ -311,11 +327,8 @@ class SiteHead(nn.Module):
 
     def _candidates(self, sites: Scored, task: tuple[int, ...]) -> Candidates:
         """Boxes [M, 7 or 9], scores, labels and iou [M] of the best sites: of each class, and of these of all."""
-        count = min(self.max_candidates, len(sites.cells))
-        scores, place = sites.scores.t().topk(count, dim=1)
-        scores, best = scores.flatten().topk(min(self.max_candidates, scores.numel()))
-        at = place.flatten()[best]
-        label = torch.tensor(task, device=at.device)[torch.div(best, max(count, 1), rounding_mode="floor")]
+        scores, at, column = best_sites(sites.scores, self.max_candidates)
+        label = torch.tensor(task, device=at.device)[column]
         parts = [sites.center, sites.center_z, sites.size, sites.rot, *([] if sites.vel is None else [sites.vel])]
         boxes = self._boxes(sites.cells[at], torch.cat(parts, 1)[at])
         keep = (scores > self.score_threshold) & self._in_range(boxes)
