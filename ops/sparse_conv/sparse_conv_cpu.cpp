@@ -18,8 +18,10 @@ struct Conv {
     const float* panels;    // [cells, channels / 16, in, 16]
     const float* bias;      // or null
     const int32_t* reads;   // [outputs, cells], -1 for none
+    const float* addend;    // as out, or null
     float* out;             // [outputs, channels]
     int64_t outputs, cells, in, channels;
+    bool relu;
 };
 
 using Floats = std::unique_ptr<float[]>;
@@ -54,6 +56,16 @@ PCDET_HD void add_cell(const Conv& c, int64_t cell, int64_t first, int64_t last,
     }
 }
 
+// The addend and ReLU, in a range of the output.
+PCDET_HD void finish(const Conv& c, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += kLanes) {
+        Lanes y = lanes_at(c.out + i);
+        if (c.addend) y += lanes_at(c.addend + i);
+        if (c.relu) y = y < 0.0f ? Lanes{} : y;  // keeps NaN
+        std::memcpy(c.out + i, &y, sizeof(y));
+    }
+}
+
 template <int Rows, int Panels>
 PCDET_HD void convolve(const Conv& c, int64_t first, int64_t last, Room& room) {
     for (int64_t o = first; o < last; ++o) {
@@ -62,6 +74,7 @@ PCDET_HD void convolve(const Conv& c, int64_t first, int64_t last, Room& room) {
         else std::fill(row, row + c.channels, 0.0f);
     }
     for (int64_t cell = 0; cell < c.cells; ++cell) add_cell<Rows, Panels>(c, cell, first, last, room);
+    if (c.addend || c.relu) finish(c, first * c.channels, last * c.channels);
 }
 
 using Convolve = void (*)(const Conv&, int64_t, int64_t, Room&);
@@ -105,16 +118,17 @@ Floats panels_of(const float* weight, int64_t cells, int64_t in, int64_t channel
 }  // namespace
 
 // features [inputs, in], weight [channels, cells, in], bias [channels] or null, reads [outputs, cells]: rows of features,
-// -1 for none; out [outputs, channels]; `channels` a multiple of 16. Returns 1 where a row is none of the features.
+// -1 for none; addend as out, or null; out [outputs, channels]; `channels` a multiple of 16. Returns 1 where a row is none
+// of the features.
 PCDET_API int pcdet_sparse_conv_cpu(const float* features, int64_t inputs, const float* weight, const float* bias,
                                     const int32_t* reads, int64_t outputs, int64_t cells, int64_t in, int64_t channels,
-                                    float* out, int threads) {
+                                    const float* addend, int relu, float* out, int threads) {
     bool fits = true;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(&& : fits)
     for (int64_t i = 0; i < outputs * cells; ++i) fits = fits && reads[i] < inputs;
     if (!fits) return 1;
     const Floats panels = panels_of(weight, cells, in, channels, threads);
-    const Conv c{features, panels.get(), bias, reads, out, outputs, cells, in, channels};
+    const Conv c{features, panels.get(), bias, reads, addend, out, outputs, cells, in, channels, relu != 0};
     const Convolve convolve = best_convolve();
 #pragma omp parallel num_threads(threads)
     {

@@ -40,6 +40,7 @@ from pcdet_ext.structures import SparseVoxels
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "causal_conv1d": mixers.causal_conv1d,
     "dynamic_voxelize": voxels.dynamic_voxelize,
+    "enlarging_conv2d": mixers.enlarging_conv2d,
     "equal_group_slots": lambda order, inverse, counts, size, sizes: equal_group_slots_reference(
         order, inverse, counts, size
     ),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import has_kernels, kernel_kind, launch
+from pcdet_ext.ops._native import Int32, has_kernels, kernel_kind, launch
 
 LANES = 16  # output channels that the kernel takes together
 
@@ -37,8 +37,15 @@ def reads_of_pairs(pairs: Sequence[tuple[Tensor, Tensor]], rows: int) -> Tensor:
 
 
 @typed
-def sparse_conv(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None = None) -> Tensor:
-    """out[m] = bias + Σ over k of weight[:, k] @ features[reads[m, k]], without gradients.
+def sparse_conv(
+    features: Tensor,
+    weight: Tensor,
+    reads: Tensor,
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """out[m] = bias + Σ over k of weight[:, k] @ features[reads[m, k]] + addend[m], without gradients.
 
     Sums run cell by cell, in the order of k, so results repeat. Autocast has no effect.
 
@@ -47,6 +54,8 @@ def sparse_conv(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | 
         weight: [D, K, C], of the same type.
         reads: int32 [M, K], rows of the features, -1 for none.
         bias: [D], or None for zeros.
+        addend: [M, D], or None for zeros.
+        relu: whether negative sums become 0.
 
     Returns:
         [M, D].
@@ -54,24 +63,33 @@ def sparse_conv(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | 
     Raises:
         ValueError: arguments do not fit each other, or a number in `reads` is neither -1 nor a row of the features.
     """
-    _check(features, weight, reads, bias)
+    _check(features, weight, reads, bias, addend)
     if not takes_sparse_conv(features, weight):
         with torch.autocast(features.device.type, enabled=False):
-            return sparse_conv_reference(features, weight, reads, bias)
-    bias = None if bias is None else bias.contiguous()
-    return _sparse_conv(features.contiguous(), weight.contiguous(), reads.contiguous(), bias)
+            return sparse_conv_reference(features, weight, reads, bias, addend, relu)
+    bias, addend = (None if t is None else t.contiguous() for t in (bias, addend))
+    return _sparse_conv(features.contiguous(), weight.contiguous(), reads.contiguous(), bias, addend, relu)
 
 
-def sparse_conv_reference(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None = None) -> Tensor:
+def sparse_conv_reference(
+    features: Tensor,
+    weight: Tensor,
+    reads: Tensor,
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
     """The definition in PyTorch on any device. Arguments as in `sparse_conv`."""
     _check_rows(reads, len(features))
     none = features.new_zeros(1, features.shape[1])
     gathered = torch.cat([features, none])[reads.long()]  # -1 is the last
     out = torch.einsum("mkc,dkc->md", gathered, weight)
-    return out if bias is None else out + bias
+    out = out if bias is None else out + bias
+    out = out if addend is None else out + addend
+    return torch.relu(out) if relu else out
 
 
-def _check(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None) -> None:
+def _check(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None, addend: Tensor | None) -> None:
     if features.ndim != 2 or weight.ndim != 3 or weight.shape[2] != features.shape[1]:
         raise ValueError(
             "features [N, C] and weight [D, K, C] must have the same C, "
@@ -83,6 +101,9 @@ def _check(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None)
         raise ValueError(f"reads must be int32 [M, {weight.shape[1]}], got {reads.dtype} {list(reads.shape)}")
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
         raise ValueError(f"bias must be {weight.dtype} [{len(weight)}], got {bias.dtype} {list(bias.shape)}")
+    shape = (len(reads), len(weight))
+    if addend is not None and (addend.shape != shape or addend.dtype != weight.dtype):
+        raise ValueError(f"addend must be {weight.dtype} {list(shape)}, got {addend.dtype} {list(addend.shape)}")
     if len({t.device for t in (features, weight, reads)}) != 1:
         raise ValueError("features, weight and reads must be on one device")
 
@@ -98,16 +119,21 @@ def _check_rows(reads: Tensor, rows: int) -> None:
 
 
 @torch.library.custom_op("pcdet_ext::sparse_conv", mutates_args=())
-def _sparse_conv(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None) -> Tensor:
+def _sparse_conv(
+    features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None, addend: Tensor | None, relu: bool
+) -> Tensor:
     _check_rows(reads, len(features))
     (n, depth), (m, cells), channels, f32 = features.shape, reads.shape, len(weight), torch.float32
     out = features.new_empty(m, channels)
     given = (features, f32, n * depth), n, (weight, f32, channels * cells * depth), (bias, f32, channels)
     table = (reads, torch.int32, m * cells), m, cells, depth, channels
-    launch("sparse_conv", features.device, *given, *table, (out, f32, m * channels))
+    last = (addend, f32, m * channels), Int32(relu), (out, f32, m * channels)
+    launch("sparse_conv", features.device, *given, *table, *last)
     return out
 
 
 @_sparse_conv.register_fake
-def _(features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None) -> Tensor:
+def _(
+    features: Tensor, weight: Tensor, reads: Tensor, bias: Tensor | None, addend: Tensor | None, relu: bool
+) -> Tensor:
     return features.new_empty(len(reads), len(weight))

@@ -153,7 +153,7 @@ def test_tables_are_made_once_for_one_geometry(monkeypatch):
 def test_environment_and_argument_choose_the_engine(monkeypatch):
     calls = []
     monkeypatch.setattr(SparseConv3d, "_forward_spconv", lambda self, v: calls.append("spconv") or v)
-    monkeypatch.setattr(SparseConv3d, "_forward_native", lambda self, v: calls.append("native") or v)
+    monkeypatch.setattr(SparseConv3d, "_forward_native", lambda self, v, *_: calls.append("native") or v)
     voxels = random_voxels(0, (4, 5, 6), 2)
     monkeypatch.delenv(sparse_conv.ENVIRONMENT, raising=False)
     SubMConv3d(2, 2)(voxels)

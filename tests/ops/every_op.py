@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext import ops
+from pcdet_ext.ops.enlarging_conv import enlarging_conv2d, enlarging_panels
 from pcdet_ext.ops.equal_groups import equal_group_slots
 from pcdet_ext.ops.neighbours import gather_neighbours, neighbour_table
 from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours, octree_parents
@@ -155,6 +156,9 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
         ),
         "winograd_conv2d": lambda: winograd_conv2d(
             change(rand(1, 16, 5, 6, dtype=torch.float32)), filters, filters[:, 0, 0, 0], winograd_weight(filters)
+        ),
+        "enlarging_conv2d": lambda: enlarging_conv2d(
+            change(rand(1, 16, 3, 4, dtype=torch.float32)), filters, filters[0, :, 0, 0], enlarging_panels(filters)
         ),
         "sparse_conv": lambda: sparse_conv(
             change(rand(7, 16, dtype=torch.float32)), filters.flatten(2).transpose(1, 2), reads, filters[:, 0, 0, 0]

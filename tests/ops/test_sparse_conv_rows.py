@@ -36,6 +36,9 @@ def test_equals_the_definition(seed: int, inputs: int, outputs: int, cells: int,
     torch.testing.assert_close(sparse_conv(features, weight, reads, bias), expected, atol=1e-4, rtol=1e-5)
     without = sparse_conv(features, weight, reads)
     torch.testing.assert_close(without, expected - bias, atol=1e-4, rtol=1e-5)
+    addend = torch.randn(outputs, channels, generator=torch.Generator().manual_seed(seed))
+    found = sparse_conv(features, weight, reads, bias, addend, relu=True)
+    torch.testing.assert_close(found, (expected + addend).clamp(min=0), atol=1e-4, rtol=1e-5)
 
 
 def test_what_has_no_kernel_takes_the_definition() -> None:
@@ -80,6 +83,7 @@ def test_without_features_every_read_is_none() -> None:
         ({"features": torch.zeros(4, 5, dtype=torch.float64)}, "must be of one floating type"),
         ({"reads": torch.zeros(4, 3, dtype=torch.int64)}, r"reads must be int32 \[M, 3\]"),
         ({"bias": torch.zeros(15)}, r"bias must be torch.float32 \[16\]"),
+        ({"addend": torch.zeros(4, 15)}, r"addend must be torch.float32 \[4, 16\]"),
     ],
 )
 def test_wrong_arguments_are_named(change: dict[str, Tensor], message: str) -> None:

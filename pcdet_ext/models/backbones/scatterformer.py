@@ -10,7 +10,7 @@ convolutional stem, z halved
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pcdet_ext.config import construct
 from pcdet_ext.grouping.orders import ORDERS, check_window
 from pcdet_ext.grouping.partitions import PARTITIONS
+from pcdet_ext.mixers.linear_attention import LinearAttention
 from pcdet_ext.models.backbones.registry import BACKBONES
 from pcdet_ext.models.layers.depthwise_conv import DepthwiseSubMConv3d
 from pcdet_ext.models.layers.mixer_block import MixerBlock
@@ -139,6 +140,15 @@ class ScatterFormerStage(nn.Module):
         coords, plans = voxels.plan(("in_sequence", self.partition, self.order), lambda v: (v.coords[plan.order], {}))
         rows = SparseVoxels(plan.gather(voxels.features), coords, voxels.grid, voxels.batch_size, plans)
         return voxels.with_features(plan.scatter(self._layers(rows, plan.of_places()).features))
+
+    def norms_before_linear(self) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+        """For inference: norms whose output only a linear layer reads; (module, name in it, layer) of each.
+
+        The projection of linear attention is one as long as no position is added to what it reads, as here.
+        """
+        for block in self.attention:
+            if block.mix.placement == "pre" and isinstance(block.mix.module, LinearAttention):
+                yield block.mix, "norm", block.mix.module.qkv
 
     def _layers(self, voxels: SparseVoxels, plan: Groups | Segments) -> SparseVoxels:
         for attention, interaction in zip(self.attention, self.interaction, strict=True):

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from pcdet_ext.models.bev.multi_scale import bev_norm, rescale
 from pcdet_ext.models.bev.registry import BEV_BACKBONES
 from pcdet_ext.models.bev.residual import ResidualBlock
+from pcdet_ext.models.layers.enlarging import only_enlarging
+from pcdet_ext.models.layers.folding import ScaleAndShift
 
 
 @BEV_BACKBONES.register
@@ -98,8 +100,19 @@ class _EncoderDecoder(nn.Module):
             x = level(x)
             skips.append(x)
         for up, norm, skip in zip(self.decoder, self.decoder_norm, reversed(skips[:-1]), strict=True):
-            x = up(x)
-            if x.shape != skip.shape:
+            joined = _joined(up, norm, x, skip)
+            if joined is None:
                 raise ValueError(f"a map of {size} cells does not divide by the strides of the levels")
-            x = norm(x + skip)
+            x = joined
         return x
+
+
+def _joined(up: nn.Module, norm: nn.Module, x: Tensor, skip: Tensor) -> Tensor | None:
+    """norm(up(x) + skip), in one pass where inference can do that; None where the two maps have different sizes."""
+    layer = only_enlarging(up)
+    if layer is None or not isinstance(norm, ScaleAndShift):
+        x = up(x)
+        return norm(x + skip) if x.shape == skip.shape else None
+    if tuple(cells * layer.factor for cells in x.shape[2:]) != tuple(skip.shape[2:]):
+        return None
+    return layer(x, skip, norm.scale.flatten(), norm.shift.flatten())

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pcdet_ext.models.layers.enlarging import only_enlarging
 from pcdet_ext.models.layers.norm import EPS, MOMENTUM
+from pcdet_ext.ops.enlarging_conv import takes_enlarging
 from pcdet_ext.structures import is_tracing
 
 
@@ -75,12 +77,32 @@ class MultiScale(nn.Module, ABC):
         Raises ValueError where the map's size does not divide by the strides, so that the levels would not match.
         """
         size = tuple(x.shape[2:])
-        outputs = []
-        for i, block in enumerate(self.blocks):
+        levels = []
+        for block in self.blocks:
             x = block(x)
-            outputs.append(self.deblocks[i](x) if len(self.deblocks) else x)
+            levels.append(x)
+        joined = self._enlarged_into_one(size, levels)
+        if joined is not None:
+            return joined
+        outputs = levels if not self.deblocks else [up(x) for up, x in zip(self.deblocks, levels, strict=True)]
         _check_sizes(size, [tuple(o.shape[2:]) for o in outputs])
         return join_channels(outputs)
+
+    def _enlarged_into_one(self, size: Sequence[int], levels: Sequence[Tensor]) -> Tensor | None:
+        """The levels at one scale, each written to its channels of the joined map, where inference can do that."""
+        layers = [layer for block in self.deblocks if (layer := only_enlarging(block)) is not None]
+        if not layers or len(layers) < len(levels) or is_tracing():
+            return None
+        pairs = list(zip(levels, layers, strict=True))
+        if not all(takes_enlarging(x, layer.weight) for x, layer in pairs):
+            return None
+        sizes = [(x.shape[2] * layer.factor, x.shape[3] * layer.factor) for x, layer in pairs]
+        _check_sizes(size, sizes)
+        joined, first = levels[0].new_empty(len(levels[0]), *sizes[0], self.out_channels).permute(0, 3, 1, 2), 0
+        for x, layer in pairs:
+            layer(x, out=joined, first=first)
+            first += layer.out_channels
+        return joined
 
 
 def join_channels(maps: Sequence[Tensor]) -> Tensor:

@@ -10,8 +10,9 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
+from pcdet_ext.models.layers.enlarging import EnlargingConv2d, is_enlarging, is_plain
+from pcdet_ext.models.layers.norm import SparseBatchNorm
 from pcdet_ext.models.layers.sparse_conv import SparseConv3d
 from pcdet_ext.models.layers.winograd import WinogradConv2d, is_plain_conv
 
@@ -24,15 +25,15 @@ M = TypeVar("M", bound=nn.Module)
 def folded(model: M) -> M:
     """A copy of a model in evaluation mode, with fewer and faster layers, for inference.
 
-    It lacks the batch norms that follow a convolution or a linear layer.
-    Such a norm only scales and shifts what the layer gives, so its factors go into the layer's weight and its shift
-    into the bias. What follows what is read from `nn.Sequential`s, and from the pairs of names in the attribute
-    `normed` of other modules. A norm stays where it or its layer is registered in several places, has forward hooks, or
-    computes its parameters from others (`torch.nn.utils.parametrizations`, `spectral_norm`). Plain 3x3 convolutions
-    become `WinogradConv2d`, which takes the ReLU behind it along; transposed ones of a single cell become plain ones.
-    Other norms of maps become `ScaleAndShift`, and ReLUs behind transposed convolutions work in place.
-    Weights of 2-D convolutions lie in the channels-last
-    layout, which maps of pillars have.
+    It lacks the batch norms that follow a convolution or a linear layer, and those of rows before a linear layer.
+    Such a norm only scales and shifts what it takes, so its factors go into the layer's weight and its shift into the
+    bias. What follows what is read from `nn.Sequential`s, from the pairs of names in the attribute `normed` of other
+    modules and from their method `norms_before_linear`. A norm stays where it or its layer is registered in several
+    places, has forward hooks, or computes its parameters from others (`torch.nn.utils.parametrizations`,
+    `spectral_norm`). Plain 3x3 convolutions become `WinogradConv2d`, transposed ones whose kernel is as long as their
+    stride `EnlargingConv2d`; these and sparse convolutions take the ReLU behind them along. Other norms of maps become
+    `ScaleAndShift`, and ReLUs behind linear layers and other transposed convolutions work in place. Weights of 2-D
+    convolutions lie in the channels-last layout, which maps of pillars have.
     The copy gives the same values up to rounding. It cannot be trained on, and its state dict has other keys.
     """
     copy = deepcopy(model).eval().requires_grad_(False)
@@ -41,9 +42,10 @@ def folded(model: M) -> M:
     places = Counter(id(part) for module in copy.modules() for part in module._modules.values())
     for owner, layer, name, norm in pairs:
         # a layer that has two norms in turn keeps them, and one that is also used elsewhere, maybe without a norm
-        if all(uses[id(part)] == places[id(part)] == 1 and _is_plain(part) for part in (layer, norm)):
+        if all(uses[id(part)] == places[id(part)] == 1 and is_plain(part) for part in (layer, norm)):
             _fold(layer, norm)
             setattr(owner, name, nn.Identity())
+    _fold_into_following(copy)
     _speed_up(copy)
     for module in copy.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -51,32 +53,74 @@ def folded(model: M) -> M:
     return copy
 
 
+def _fold_into_following(model: nn.Module) -> None:
+    """Fold norms of rows into the linear layers behind them, where `_norms_before_linear` finds some."""
+    places = Counter(id(part) for module in model.modules() for part in module._modules.values())
+    for owner, name, linear in [found for module in model.modules() for found in _norms_before_linear(module)]:
+        norm = getattr(owner, name)
+        # other batch norms also take [N, C, L], whose last dimension a linear layer reads
+        if not isinstance(norm, SparseBatchNorm) or type(linear) is not nn.Linear or norm.running_mean is None:
+            continue
+        if all(places[id(part)] == 1 and is_plain(part) for part in (norm, linear)):
+            _fold_before(norm, linear)
+            setattr(owner, name, nn.Identity())
+
+
+def _norms_before_linear(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Layers that alone read what one before them, maybe a norm, gives: (its module, its name, the layer)."""
+    if isinstance(module, nn.Sequential):
+        for name, following in pairwise(list(module._modules)):
+            yield module, name, getattr(module, following)
+    elif hasattr(module, "norms_before_linear"):
+        yield from cast(Any, module).norms_before_linear()
+
+
+def _fold_before(norm: SparseBatchNorm, linear: nn.Linear) -> None:
+    """Let a linear layer give what it makes of a norm's output."""
+    (scale, shift), weight = scale_and_shift(norm), linear.weight.double()
+    bias = weight @ shift if linear.bias is None else weight @ shift + linear.bias.double()
+    linear.weight, linear.bias = (
+        nn.Parameter(values.to(linear.weight.dtype), requires_grad=False) for values in (weight * scale, bias)
+    )
+
+
 def _speed_up(model: nn.Module) -> None:
     """Replace layers that nobody observes by faster ones.
 
-    A transposed convolution of one cell becomes a plain one, whose kernels are faster. Plain 3x3 convolutions become
-    `WinogradConv2d`, and where ReLU follows one, it takes that along. ReLU behind a transposed convolution changes its
-    output, which nobody else has. Norms of maps become `ScaleAndShift`.
+    Plain 3x3 convolutions become `WinogradConv2d`, transposed ones whose kernel is as long as their stride
+    `EnlargingConv2d`; where ReLU follows one, or a sparse convolution, it takes that along. ReLU behind another
+    transposed convolution or a linear layer changes its output, which nobody else has. Other transposed convolutions
+    of one cell become plain ones, whose kernels are faster. Norms of maps become `ScaleAndShift`.
     """
     places = Counter(id(part) for module in model.modules() for part in module._modules.values())
     for owner in list(model.modules()):
         for name, layer in list(owner._modules.items()):
-            if layer is None or not _is_plain(layer) or places[id(layer)] != 1:
+            if layer is None or not is_plain(layer) or places[id(layer)] != 1:
                 continue
             if type(layer) is nn.BatchNorm2d and layer.running_mean is not None:
                 setattr(owner, name, ScaleAndShift(layer))
                 continue
-            above = _relu_behind(owner, name) if type(layer) is nn.ConvTranspose2d else None
-            if above is not None:
-                getattr(owner, above).inplace = True
-            if _transposes_cells(layer):
-                setattr(owner, name, _of_cells(cast(nn.ConvTranspose2d, layer)))
-            if not is_plain_conv(layer):
-                continue
             behind = _relu_behind(owner, name)
-            setattr(owner, name, WinogradConv2d(cast(nn.Conv2d, layer), relu=behind is not None))
-            if behind is not None:
+            if not _take_relu(owner, name, layer, relu=behind is not None):
+                if behind is not None and type(layer) in (nn.ConvTranspose2d, nn.Linear):
+                    getattr(owner, behind).inplace = True
+                if _transposes_cells(layer):
+                    setattr(owner, name, _of_cells(cast(nn.ConvTranspose2d, layer)))
+            elif behind is not None:
                 setattr(owner, behind, nn.Identity())
+
+
+def _take_relu(owner: nn.Module, name: str, layer: nn.Module, relu: bool) -> bool:
+    """Replace or change a layer of a kind that takes ReLU along. Returns whether it is of such a kind."""
+    if is_plain_conv(layer):
+        setattr(owner, name, WinogradConv2d(cast(nn.Conv2d, layer), relu))
+    elif is_enlarging(layer):
+        setattr(owner, name, EnlargingConv2d(cast(nn.ConvTranspose2d, layer), relu))
+    elif isinstance(layer, SparseConv3d):
+        layer.relu = relu
+    else:
+        return False
+    return True
 
 
 class ScaleAndShift(nn.Module):
@@ -120,8 +164,8 @@ def _relu_behind(owner: nn.Module, name: str) -> str | None:
     for following in names[names.index(name) + 1 :] if names else []:
         layer = getattr(owner, following)
         if isinstance(layer, nn.ReLU):
-            return following if _is_plain(layer) else None
-        if type(layer) is not nn.Identity or not _is_plain(layer):
+            return following if is_plain(layer) else None
+        if type(layer) is not nn.Identity or not is_plain(layer):
             return None
     return None
 
@@ -141,14 +185,6 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str, nn.Mo
         layer, norm = getattr(module, first), getattr(module, second)
         if _takes_norm(layer) and isinstance(norm, BATCH_NORMS) and norm.running_mean is not None:
             yield module, layer, second, norm
-
-
-def _is_plain(part: nn.Module) -> bool:
-    """Whether nobody sees what goes in and out of a module, and its parameters are its own.
-
-    The older weight and spectral norms of torch compute parameters in a hook before the module runs.
-    """
-    return not (part._forward_hooks or part._forward_pre_hooks or is_parametrized(part))
 
 
 def _takes_norm(layer: nn.Module) -> bool:

@@ -48,6 +48,8 @@ class SparseResidualBlock(nn.Module):
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
         """Features [N, channels] to the same shape."""
+        if isinstance(self.bn1, nn.Identity) and isinstance(self.bn2, nn.Identity):  # as inference folds them
+            return self.conv2(self.conv1(voxels, relu=True), voxels.features, relu=True)
         inner = self.conv1(voxels)
         inner = self.conv2(inner.with_features(torch.relu(self.bn1(inner.features))))
         return voxels.with_features(torch.relu(self.bn2(inner.features) + voxels.features))

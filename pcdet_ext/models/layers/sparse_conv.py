@@ -4,9 +4,8 @@ One layer, two engines with the same parameters and results. "native" (here and 
 neighbouring voxels. On CUDA there is one matrix product for all kernel cells. On the CPU a kernel of this library
 computes (`ops.sparse_conv`) where no gradient is needed, features and weights are float32, the output channels are a
 multiple of 16, and the native library is built; elsewhere there is one matrix product per kernel cell. "spconv": the
-library of that name. "auto" takes spconv on CUDA where it is installed, and native otherwise (`python
-tools/benchmark.py ops --only sparse_conv` measures both).
-The environment variable PCDET_EXT_SPARSE_CONV=native|spconv decides for layers that say "auto".
+library of that name. "auto" is what PCDET_EXT_SPARSE_CONV=native|spconv in the environment says, or else spconv on CUDA
+where it is installed, and native (`python tools/benchmark.py ops --only sparse_conv` measures both).
 """
 
 from __future__ import annotations
@@ -66,6 +65,7 @@ class SparseConv3d(nn.Module):
     """
 
     submanifold = False
+    relu = False  # whether ReLU comes last, as in a copy for inference
 
     def __init__(
         self,
@@ -79,9 +79,7 @@ class SparseConv3d(nn.Module):
         first_seen: bool = False,
     ) -> None:
         super().__init__()
-        self.first_seen = first_seen
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        self.in_channels, self.out_channels, self.first_seen = in_channels, out_channels, first_seen
         self.kernel_size = _triple(kernel_size, "kernel_size", minimum=1)
         self.stride = _triple(stride, "stride", minimum=1)
         self.padding = _triple(padding, "padding", minimum=0)
@@ -114,27 +112,33 @@ class SparseConv3d(nn.Module):
         return z, y, x
 
     @untraced
-    def forward(self, voxels: SparseVoxels) -> SparseVoxels:
-        """Features [N, in_channels] to [M, out_channels] on the output's cells; torch.compile runs it as it is."""
+    def forward(self, voxels: SparseVoxels, addend: Tensor | None = None, relu: bool = False) -> SparseVoxels:
+        """Rows [M, out_channels] on the output's cells, not compiled. Arguments as in `ops.sparse_conv.sparse_conv`."""
         if voxels.features.shape[1] != self.in_channels:
             raise ValueError(f"the layer takes {self.in_channels} channels, got {voxels.features.shape[1]}")
         single = math.prod(self.kernel_size) == 1  # spconv reads the memory of such a weight as [in, out]
         if not single and _resolve(self.engine, voxels.features.device.type) == "spconv" and len(voxels):
-            return self._forward_spconv(voxels)
-        return self._forward_native(voxels)
+            result = self._forward_spconv(voxels)
+            return result.with_features(self._finished(result.features, addend, relu))
+        return self._forward_native(voxels, addend, relu)
 
-    def _forward_native(self, voxels: SparseVoxels) -> SparseVoxels:
+    def _finished(self, result: Tensor, addend: Tensor | None, relu: bool) -> Tensor:
+        """Rows [M, out_channels] with the bias, the addend, and ReLU where it is wanted."""
+        result = sum((more for more in (self.bias, addend) if more is not None), start=result)
+        return torch.relu(result) if relu or self.relu else result
+
+    def _forward_native(self, voxels: SparseVoxels, addend: Tensor | None, relu: bool) -> SparseVoxels:
         gathers = on_cuda(voxels.coords) and not self.first_seen
         key = ("sparse_conv", gathers, self.submanifold, self.kernel_size, self.stride, self.padding, self.first_seen)
         table = voxels.plan(key, self._gather_table if gathers else self._table)
         if gathers:
-            result = convolve_gathered(voxels.features, self.weight, table)
+            result = self._finished(convolve_gathered(voxels.features, self.weight, table), addend, relu)
         elif takes_sparse_conv(voxels.features, self.weight):
             reads = voxels.plan((*key, "reads"), lambda _: reads_of_pairs(table.pairs, len(table.coords)))
-            result = sparse_conv(voxels.features, self.weight.flatten(1, 3), reads)
+            last = self.bias, addend, relu or self.relu
+            result = sparse_conv(voxels.features, self.weight.flatten(1, 3), reads, *last)
         else:
-            result = _apply(voxels.features, self.weight, table.pairs, len(table.coords))
-        result = result if self.bias is None else result + self.bias
+            result = self._finished(_apply(voxels.features, self.weight, table.pairs, len(table.coords)), addend, relu)
         if self.submanifold:
             return voxels.with_features(result)
         return SparseVoxels(result, table.coords, table.grid, voxels.batch_size, table.plans)
@@ -152,17 +156,15 @@ class SparseConv3d(nn.Module):
 
     def _forward_spconv(self, voxels: SparseVoxels) -> SparseVoxels:
         spconv = _spconv()
-        tensor = spconv.SparseConvTensor(
-            voxels.features, voxels.coords.contiguous(), list(voxels.grid), voxels.batch_size
-        )
+        given = voxels.features, voxels.coords.contiguous(), list(voxels.grid), voxels.batch_size
+        tensor = spconv.SparseConvTensor(*given)
         tables = voxels.plan("spconv_tables", lambda _: {})
         tensor.indice_dict = tables
         result = self._spconv_layer(voxels.features.device.type)(tensor)
         tables.update(result.indice_dict)  # spconv works on a copy
-        features = result.features if self.bias is None else result.features + self.bias
         if self.submanifold:
-            return voxels.with_features(features)
-        return SparseVoxels(features, result.indices, self.out_grid(voxels.grid), voxels.batch_size)
+            return voxels.with_features(result.features)
+        return SparseVoxels(result.features, result.indices, self.out_grid(voxels.grid), voxels.batch_size)
 
     def _spconv_layer(self, device_type: str) -> nn.Module:
         """spconv's layer for our weight, outside the module tree because the weight is ours.
