@@ -1,6 +1,7 @@
 // Scattered linear attention on the CPU: one task is one head of one segment, whose state stays in the first cache. For
-// the usual head dimensions the state takes up, and is read by, several rows at a time, from registers.
-#pragma GCC optimize("fp-contract=fast")
+// the usual head dimensions the state takes up, and is read by, several rows at a time, from registers. Products are
+// rounded before they are added, row after row, as the published definition does it: fused, they differ in the last
+// bit, which is enough for another sign before a ReLU and so for another gradient.
 
 #include "linear_attention.h"
 

@@ -47,6 +47,7 @@ CASE_MODULES = (
     "unilion_detection",
     "unilion_heads",
     "unilion_pipeline",
+    "waymo_database",
     "whole_detectors",
 )
 EXPECTED = "expected.json"  # what makes a folder a case of an evaluator

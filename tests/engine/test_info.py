@@ -64,7 +64,7 @@ def test_a_library_that_is_not_built_is_told(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(info._native, "library_path", lambda kind: tmp_path / "none.so")
     assert info.native_status("cpu").startswith("not built")
     assert f"cd {Path(info.__file__).parents[2]} && python setup.py build_ext --inplace" in info.native_status("cpu")
-    monkeypatch.setattr(info._native, "__file__", str(tmp_path / "site-packages" / "pcdet_ext" / "ops" / "_native.py"))
+    monkeypatch.setattr(info._native, "CHECKOUT", tmp_path / "site-packages")
     for kind, compiler in (("cpu", "g++"), ("cuda", "nvcc")):  # installed, without a checkout
         told = info.native_status(kind)
         assert "setup.py" not in told

@@ -234,7 +234,7 @@ def test_progress_of_earlier_versions_is_read() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("ema", Node({"decay": 1.0}), "train.ema: EMAConfig: decay must be in"),
+        ("ema", Node({"decay": 1.0}), "train.ema.decay: EMAConfig: decay must be in"),
         ("ema", Node({"decey": 0.9}), "did you mean 'decay'"),
         ("ema", 0.999, "train.ema: expected a mapping of decay, warmup, got 0.999"),
         ("early_stop", Node(), "train.early_stop: EarlyStopConfig needs 'patience'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -172,10 +173,9 @@ def _class_weights(given: Sequence[float], count: int) -> Tensor:
     """The weights as float32 [count]; raises ValueError for another number of them and for ones that are no weight."""
     if len(given) != count:
         raise ValueError(f"class_weights must have {count} numbers, got {len(given)}")
-    weights = torch.tensor(given, dtype=torch.float32)
-    if not bool((weights.isfinite() & (weights >= 0)).all()):
+    if not all(math.isfinite(weight) and weight >= 0 for weight in given):
         raise ValueError(f"class_weights must be finite numbers of at least 0, got {list(given)}")
-    return weights
+    return torch.tensor(given, dtype=torch.float32)
 
 
 def _layers(width: int, widths: Sequence[int]) -> list[nn.Module]:
