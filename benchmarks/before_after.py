@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 CONFIGS = ("waymo/flatformer", "waymo/dsvt_pillar", "waymo/scatterformer", "lion/waymo_mamba")
+COLUMNS = ("x", "y", "z", "length", "width", "height", "heading", "velocity_x", "velocity_y")
 
 
 def prepare(name: str, folder: Path) -> None:
@@ -82,19 +83,29 @@ def run(name: str, folder: Path, threads: int, rounds: int, side: str) -> None:
     np.savez(folder / f"{side}.npz", seconds=seconds[1:], busy=busy[1:], rows=rows, logits=logits)
 
 
-def difference(before: np.ndarray, after: np.ndarray) -> float:
-    """The largest difference of a detection [box…, score, label] to the nearest of the other version; inf if one lacks.
+def difference(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """How far detections [box..., score, label] are from the nearest of the other version, and in which column.
 
-    It is relative to values above 1: sizes are exponentials, and those of an untrained head may be huge. Headings are
-    compared as they are; equal scores may come in any order.
+    Nearest and worst are by differences relative to values above 1: sizes are exponentials, and those of an untrained
+    head may be huge. Beside the worst stand its value and how far it is off in the column's own unit (metres, radians
+    for headings, scores without one), and the largest such difference of every column. Headings are compared as they
+    are; equal scores may come in any order. Infinite where a version lacks a detection.
     """
     if len(before) != len(after):
-        return float("inf")
-    worst = 0.0
+        return {"largest_difference": float("inf")}
+    columns = [*COLUMNS[: before.shape[1] - 2], "score", "label"]
+    worst: dict[str, Any] = {"largest_difference": 0.0}
+    largest = np.zeros(before.shape[1])
     for these, others in ((before, after), (after, before)):
         for row in these:
-            worst = max(worst, float((np.abs(others - row) / np.maximum(1, np.abs(row))).max(1).min()))
-    return worst
+            relative = np.abs(others - row) / np.maximum(1, np.abs(row))
+            nearest = int(relative.max(1).argmin())
+            off, column = np.abs(others[nearest] - row), int(relative[nearest].argmax())
+            largest = np.maximum(largest, off)
+            if relative[nearest, column] > worst["largest_difference"]:
+                place = {"column": columns[column], "value": float(row[column]), "absolute": float(off[column])}
+                worst = {"largest_difference": float(relative[nearest, column]), "where_largest": place}
+    return worst | {"largest_by_column": dict(zip(columns, largest.tolist(), strict=True))}
 
 
 def compare(name: str, trees: dict[str, Path], threads: int, rounds: int, turns: int) -> dict[str, Any]:
@@ -115,15 +126,16 @@ def compare(name: str, trees: dict[str, Path], threads: int, rounds: int, turns:
         points = len(np.load(Path(place) / "points.npy"))
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     work = {side: statistics.median(values) for side, values in busy.items()}
-    ratio, worst = medians["before"] / medians["after"], difference(rows["before"], rows["after"])
+    ratio, apart = medians["before"] / medians["after"], difference(rows["before"], rows["after"])
     scores = float(np.abs(logits["before"] - logits["after"]).max())
     print(
         f"{name}: {medians['before']:.3f} s before, {medians['after']:.3f} s after, {ratio:.2f}x "
         f"(processor time {work['before']:.2f} s, {work['after']:.2f} s, {work['before'] / work['after']:.2f}x); "
-        f"{len(rows['after'])} boxes, largest difference {worst:.1e}, of logits {scores:.1e}",
+        f"{len(rows['after'])} boxes, largest difference {apart['largest_difference']:.1e} "
+        f"{apart.get('where_largest', '')}, of logits {scores:.1e}",
         flush=True,
     )
-    found = {"boxes": len(rows["after"]), "largest_difference": worst, "largest_logit_difference": scores}
+    found = {"boxes": len(rows["after"]), **apart, "largest_logit_difference": scores}
     times = {"seconds": seconds, "processor_seconds": busy, "median": medians, "processor_median": work}
     return {"config": name, "points": points, **times, "ratio": ratio, **found}
 
