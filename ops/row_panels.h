@@ -45,4 +45,34 @@ PCDET_HD void multiply(const float* a, const float* panel, int64_t rows, int64_t
         multiply_some<1, Panels>(a + i * depth, panel, depth, m + i * Panels * kLanes, Panels * kLanes);
 }
 
+// `Work::run<Rows, Panels>` for the processor that this runs on, with as many sums at once as its registers hold: two
+// rows, `Avx2Rows`, or eight and, where the channels are a multiple of 32, two panels.
+template <typename Work, int Avx2Rows, typename... Given>
+struct Versions {
+    using Function = void (*)(Given...);
+
+    static void anywhere(Given... given) { Work::template run<2, 1>(given...); }
+
+#if defined(PCDET_WIDE_TARGETS)
+    __attribute__((target("arch=x86-64-v3"))) static void avx2(Given... given) {
+        Work::template run<Avx2Rows, 1>(given...);
+    }
+    __attribute__((target("arch=x86-64-v4"))) static void avx512(Given... given) {
+        Work::template run<8, 1>(given...);
+    }
+    __attribute__((target("arch=x86-64-v4"))) static void avx512_pairs(Given... given) {
+        Work::template run<8, 2>(given...);
+    }
+#endif
+
+    static Function best(int64_t channels) {
+#if defined(PCDET_WIDE_TARGETS)
+        if (__builtin_cpu_supports("x86-64-v4")) return channels % (2 * kLanes) ? avx512 : avx512_pairs;
+        if (__builtin_cpu_supports("x86-64-v3")) return avx2;
+#endif
+        (void)channels;
+        return anywhere;
+    }
+};
+
 }  // namespace pcdet

@@ -56,47 +56,26 @@ PCDET_HD void put(const Conv& c, int64_t cell, int64_t channel, Lanes y) {
     std::memcpy(c.out + cell * c.out_channels + channel, &y, sizeof(y));
 }
 
-template <int Rows, int Panels>
-PCDET_HD void enlarge(const Conv& c, int64_t first, int64_t last, Room& room) {
-    // whole groups of rows: those behind the last are left from before, and so are their products
-    const int64_t count = (collect(c, first, last, room) + Rows - 1) / Rows * Rows;
-    for (int64_t place = 0; place < c.factor * c.factor; ++place)
-        for (int64_t channel = 0; channel < c.channels; channel += Panels * kLanes) {
-            const float* panel = c.panels + (place * c.channels + channel) * c.in;
-            multiply<Rows, Panels>(room.rows.get(), panel, count, c.in, room.products.get());
-            for (int64_t i = 0; i < last - first; ++i) {
-                const int64_t line = (first + i) / c.width, x = (first + i) % c.width;
-                const int64_t y = line * c.factor + place / c.factor;  // over all frames, whose lines follow each other
-                const int64_t cell = (y * c.width + x) * c.factor + place % c.factor;
-                for (int j = 0; j < Panels; ++j)
-                    put(c, cell, channel + j * kLanes,
-                        lanes_at(room.products.get() + (room.row_of[i] * Panels + j) * kLanes));
+struct Enlarge {
+    template <int Rows, int Panels>
+    static PCDET_HD void run(const Conv& c, int64_t first, int64_t last, Room& room) {
+        // whole groups of rows: those behind the last are left from before, and so are their products
+        const int64_t count = (collect(c, first, last, room) + Rows - 1) / Rows * Rows;
+        for (int64_t place = 0; place < c.factor * c.factor; ++place)
+            for (int64_t channel = 0; channel < c.channels; channel += Panels * kLanes) {
+                const float* panel = c.panels + (place * c.channels + channel) * c.in;
+                multiply<Rows, Panels>(room.rows.get(), panel, count, c.in, room.products.get());
+                for (int64_t i = 0; i < last - first; ++i) {
+                    const int64_t line = (first + i) / c.width, x = (first + i) % c.width;
+                    const int64_t y = line * c.factor + place / c.factor;  // over all frames, one after another
+                    const int64_t cell = (y * c.width + x) * c.factor + place % c.factor;
+                    for (int j = 0; j < Panels; ++j)
+                        put(c, cell, channel + j * kLanes,
+                            lanes_at(room.products.get() + (room.row_of[i] * Panels + j) * kLanes));
+                }
             }
-        }
-}
-
-using Enlarge = void (*)(const Conv&, int64_t, int64_t, Room&);
-
-void enlarge_anywhere(const Conv& c, int64_t first, int64_t last, Room& room) { enlarge<2, 1>(c, first, last, room); }
-
-#if defined(PCDET_WIDE_TARGETS)
-__attribute__((target("arch=x86-64-v3"))) void enlarge_avx2(const Conv& c, int64_t first, int64_t last, Room& room) {
-    enlarge<4, 1>(c, first, last, room);
-}
-
-__attribute__((target("arch=x86-64-v4"))) void enlarge_avx512(const Conv& c, int64_t first, int64_t last, Room& room) {
-    if (c.channels % (2 * kLanes)) enlarge<8, 1>(c, first, last, room);
-    else enlarge<8, 2>(c, first, last, room);
-}
-#endif
-
-Enlarge best_enlarge() {
-#if defined(PCDET_WIDE_TARGETS)
-    if (__builtin_cpu_supports("x86-64-v4")) return enlarge_avx512;
-    if (__builtin_cpu_supports("x86-64-v3")) return enlarge_avx2;
-#endif
-    return enlarge_anywhere;
-}
+    }
+};
 
 }  // namespace
 
@@ -111,7 +90,7 @@ PCDET_API int pcdet_enlarging_conv_cpu(const float* x, const float* panels, cons
     if (first + channels > out_channels) return 1;
     const Conv c{x, panels, bias, addend, scale, shift, out + first, cells, width, in, channels, factor, out_channels,
                  relu != 0};
-    const Enlarge enlarge = best_enlarge();
+    const auto enlarge = Versions<Enlarge, 4, const Conv&, int64_t, int64_t, Room&>::best(channels);
 #pragma omp parallel num_threads(threads)
     {
         Room room{Floats(new float[kBlock * in]()), Floats(new float[kBlock * 2 * kLanes]), {}};

@@ -66,39 +66,18 @@ PCDET_HD void finish(const Conv& c, int64_t first, int64_t last) {
     }
 }
 
-template <int Rows, int Panels>
-PCDET_HD void convolve(const Conv& c, int64_t first, int64_t last, Room& room) {
-    for (int64_t o = first; o < last; ++o) {
-        float* row = c.out + o * c.channels;
-        if (c.bias) std::copy(c.bias, c.bias + c.channels, row);
-        else std::fill(row, row + c.channels, 0.0f);
+struct Convolve {
+    template <int Rows, int Panels>
+    static PCDET_HD void run(const Conv& c, int64_t first, int64_t last, Room& room) {
+        for (int64_t o = first; o < last; ++o) {
+            float* row = c.out + o * c.channels;
+            if (c.bias) std::copy(c.bias, c.bias + c.channels, row);
+            else std::fill(row, row + c.channels, 0.0f);
+        }
+        for (int64_t cell = 0; cell < c.cells; ++cell) add_cell<Rows, Panels>(c, cell, first, last, room);
+        if (c.addend || c.relu) finish(c, first * c.channels, last * c.channels);
     }
-    for (int64_t cell = 0; cell < c.cells; ++cell) add_cell<Rows, Panels>(c, cell, first, last, room);
-    if (c.addend || c.relu) finish(c, first * c.channels, last * c.channels);
-}
-
-using Convolve = void (*)(const Conv&, int64_t, int64_t, Room&);
-
-void convolve_anywhere(const Conv& c, int64_t first, int64_t last, Room& room) { convolve<2, 1>(c, first, last, room); }
-
-#if defined(PCDET_WIDE_TARGETS)
-__attribute__((target("arch=x86-64-v3"))) void convolve_avx2(const Conv& c, int64_t first, int64_t last, Room& room) {
-    convolve<4, 1>(c, first, last, room);
-}
-
-__attribute__((target("arch=x86-64-v4"))) void convolve_avx512(const Conv& c, int64_t first, int64_t last, Room& room) {
-    if (c.channels % (2 * kLanes)) convolve<8, 1>(c, first, last, room);
-    else convolve<8, 2>(c, first, last, room);
-}
-#endif
-
-Convolve best_convolve() {
-#if defined(PCDET_WIDE_TARGETS)
-    if (__builtin_cpu_supports("x86-64-v4")) return convolve_avx512;
-    if (__builtin_cpu_supports("x86-64-v3")) return convolve_avx2;
-#endif
-    return convolve_anywhere;
-}
+};
 
 // weight [channels, cells, in] to [cells, channels / 16, in, 16].
 Floats panels_of(const float* weight, int64_t cells, int64_t in, int64_t channels, int threads) {
@@ -129,7 +108,7 @@ PCDET_API int pcdet_sparse_conv_cpu(const float* features, int64_t inputs, const
     if (!fits) return 1;
     const Floats panels = panels_of(weight, cells, in, channels, threads);
     const Conv c{features, panels.get(), bias, reads, addend, out, outputs, cells, in, channels, relu != 0};
-    const Convolve convolve = best_convolve();
+    const auto convolve = Versions<Convolve, 4, const Conv&, int64_t, int64_t, Room&>::best(channels);
 #pragma omp parallel num_threads(threads)
     {
         Room room{Floats(new float[kBlock * in]()), Floats(new float[kBlock * 2 * kLanes]), {}};

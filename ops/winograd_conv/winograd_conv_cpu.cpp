@@ -93,46 +93,22 @@ PCDET_HD void put_tile(const Conv& c, Place p, const float* m, int64_t point_ste
 }
 
 // Some tiles; v and m are room for [36, count, in] and [36, count, 16 * Panels].
-template <int Rows, int Panels>
-PCDET_HD void convolve(const Conv& c, const int64_t* tiles, int64_t count, float* v, float* m, float* pattern) {
-    for (int64_t i = 0; i < count; ++i) transform_input(c, place_of(c, tiles[i]), v + i * c.in, count * c.in);
-    const int64_t width = Panels * kLanes, panel_size = c.in * kLanes, panels = c.channels / kLanes;
-    for (int64_t panel = 0; panel < panels; panel += Panels) {
-        for (int64_t point = 0; point < kPoints; ++point)
-            multiply<Rows, Panels>(v + point * count * c.in, c.weight + (point * panels + panel) * panel_size, count,
-                                   c.in, m + point * count * width);
-        for (int64_t i = 0; i < count; ++i)
-            put_tile<Panels>(c, place_of(c, tiles[i]), m + i * width, count * width, panel * kLanes, pattern);
+struct Convolve {
+    template <int Rows, int Panels>
+    static PCDET_HD void run(const Conv& c, const int64_t* tiles, int64_t count, float* v, float* m, float* pattern) {
+        for (int64_t i = 0; i < count; ++i) transform_input(c, place_of(c, tiles[i]), v + i * c.in, count * c.in);
+        const int64_t width = Panels * kLanes, panel_size = c.in * kLanes, panels = c.channels / kLanes;
+        for (int64_t panel = 0; panel < panels; panel += Panels) {
+            for (int64_t point = 0; point < kPoints; ++point)
+                multiply<Rows, Panels>(v + point * count * c.in, c.weight + (point * panels + panel) * panel_size, count,
+                                       c.in, m + point * count * width);
+            for (int64_t i = 0; i < count; ++i)
+                put_tile<Panels>(c, place_of(c, tiles[i]), m + i * width, count * width, panel * kLanes, pattern);
+        }
     }
-}
+};
 
-// With as many sums at once as the registers of a processor hold.
-using Convolve = void (*)(const Conv&, const int64_t*, int64_t, float*, float*, float*);
-
-void convolve_anywhere(const Conv& c, const int64_t* tiles, int64_t count, float* v, float* m, float* pattern) {
-    convolve<2, 1>(c, tiles, count, v, m, pattern);
-}
-
-#if defined(PCDET_WIDE_TARGETS)
-__attribute__((target("arch=x86-64-v3"))) void convolve_avx2(const Conv& c, const int64_t* tiles, int64_t count,
-                                                              float* v, float* m, float* pattern) {
-    convolve<6, 1>(c, tiles, count, v, m, pattern);
-}
-
-__attribute__((target("arch=x86-64-v4"))) void convolve_avx512(const Conv& c, const int64_t* tiles, int64_t count,
-                                                               float* v, float* m, float* pattern) {
-    if (c.channels % (2 * kLanes)) convolve<8, 1>(c, tiles, count, v, m, pattern);
-    else convolve<8, 2>(c, tiles, count, v, m, pattern);
-}
-#endif
-
-Convolve best_convolve() {
-#if defined(PCDET_WIDE_TARGETS)
-    if (__builtin_cpu_supports("x86-64-v4")) return convolve_avx512;
-    if (__builtin_cpu_supports("x86-64-v3")) return convolve_avx2;
-#endif
-    return convolve_anywhere;
-}
+using Convolution = Versions<Convolve, 6, const Conv&, const int64_t*, int64_t, float*, float*, float*>;
 
 // The 4x4 cells at a multiple of 4 that most of the map repeats, as far as a few samples tell, and whether any repeat.
 struct Pattern {
@@ -217,7 +193,7 @@ std::unique_ptr<float[]> room(int64_t count, int64_t width) {
 
 void compute_tiles(const Conv& c, const std::vector<int64_t>& tiles, int threads) {
     const int64_t size = std::clamp<int64_t>(8192 / c.in / 8 * 8, 8, 64), count = tiles.size();
-    const Convolve convolve = best_convolve();
+    const auto convolve = Convolution::best(c.channels);
 #pragma omp parallel num_threads(threads)
     {
         const auto v = room(size, c.in), m = room(size, 2 * kLanes);
@@ -241,7 +217,7 @@ PCDET_CLONES void put_pattern(const Conv& c, Place p, const float* pattern) {
 void share_tile(const Conv& c, const std::vector<int64_t>& tiles, int period, int threads) {
     const auto v = room(1, c.in), m = room(1, 2 * kLanes);
     std::vector<float> pattern(kTile * kTile * c.channels);
-    best_convolve()(c, tiles.data(), 1, v.get(), m.get(), pattern.data());
+    Convolution::best(c.channels)(c, tiles.data(), 1, v.get(), m.get(), pattern.data());
     for (int i = 0; i < kTile; ++i)
         for (int j = 0; j < kTile; ++j) {
             const float* from = &pattern[(i % period * kTile + j % period) * c.channels];

@@ -9,7 +9,6 @@ from torch import Tensor
 from pcdet_ext.export import operators
 from pcdet_ext.export.basics import count_up, repeat_each, starts
 from pcdet_ext.export.operators import scatter_rows
-from pcdet_ext.ops.enlarging_conv import enlarging_conv2d_reference
 
 BLOCK = 64  # rows of a segment that linear attention sums up by one product
 
@@ -105,19 +104,3 @@ def winograd_conv2d(
     y = F.conv2d(x, weight, bias, padding=1)
     y = y if addend is None else y + addend
     return y.relu() if relu else y
-
-
-def enlarging_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    panels: Tensor,
-    addend: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    relu: bool = False,
-    out: None = None,
-    first: int = 0,
-) -> Tensor:
-    """What `pcdet_ext.ops.enlarging_conv2d` computes, of basic operators. Arguments as in that function."""
-    return enlarging_conv2d_reference(x, weight, bias, addend, scale, shift, relu)

@@ -34,13 +34,14 @@ from pcdet_ext.models.bev import flatten_to_bev
 from pcdet_ext.models.heads import sites
 from pcdet_ext.models.layers import sparse_conv
 from pcdet_ext.ops._arguments import operations_as
+from pcdet_ext.ops.enlarging_conv import enlarging_conv2d_reference
 from pcdet_ext.ops.equal_groups import equal_group_slots_reference
 from pcdet_ext.structures import SparseVoxels
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "causal_conv1d": mixers.causal_conv1d,
     "dynamic_voxelize": voxels.dynamic_voxelize,
-    "enlarging_conv2d": mixers.enlarging_conv2d,
+    "enlarging_conv2d": lambda x, weight, bias, panels, *more: enlarging_conv2d_reference(x, weight, bias, *more),
     "equal_group_slots": lambda order, inverse, counts, size, sizes: equal_group_slots_reference(
         order, inverse, counts, size
     ),
