@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -173,7 +172,7 @@ def _class_weights(given: Sequence[float], count: int) -> Tensor:
     """The weights as float32 [count]; raises ValueError for another number of them and for ones that are no weight."""
     if len(given) != count:
         raise ValueError(f"class_weights must have {count} numbers, got {len(given)}")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in given):
+    if not all(0 <= weight <= torch.finfo(torch.float32).max for weight in given):
         raise ValueError(f"class_weights must be finite numbers of at least 0, got {list(given)}")
     return torch.tensor(given, dtype=torch.float32)
 
