@@ -26,14 +26,34 @@ CANDIDATES = 4096  # boxes before suppression, as published detectors have them
 
 
 def street_boxes(load: Workload, count: int, side: float, seed: int = 0) -> Tensor:
-    """Boxes float32 [count, 7] of the sizes of road users in a square of 2·side metres, on the load's device."""
+    """Draw boxes of the sizes of road users in a square around the origin.
+
+    Args:
+        load: whose device and random numbers are used.
+        count: number of boxes.
+        side: half side of the square, metres.
+        seed: of the random numbers.
+
+    Returns:
+        Boxes float32 [count, 7], on the load's device.
+    """
     low = torch.tensor([-side, -side, -1.0, 0.6, 0.5, 1.4, -torch.pi])
     high = torch.tensor([side, side, 1.0, 5.0, 2.2, 2.0, torch.pi])
     return (low + (high - low) * torch.rand(count, 7, generator=load.generator(seed))).to(load.device)
 
 
 def clustered_boxes(load: Workload, count: int, copies: int = 20, side: float = 70.0) -> Tensor:
-    """Boxes float32 [count, 7] in clusters of `copies` that lie around one object each, as a head predicts them."""
+    """Draw boxes in clusters around objects, as a head predicts them before suppression.
+
+    Args:
+        load: whose device and random numbers are used.
+        count: number of boxes.
+        copies: boxes around one object.
+        side: half side, metres, of the square that the objects stand in.
+
+    Returns:
+        Boxes float32 [count, 7], on the load's device.
+    """
     objects = street_boxes(load, -(-count // copies), side).repeat_interleave(copies, 0)[:count]
     spread = torch.tensor([0.3, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1])
     noise = torch.randn(count, 7, generator=load.generator(1)) * spread

@@ -170,7 +170,12 @@ def _print_remarks(found: Sequence[KernelResources]) -> None:
 
 
 def read_resources(report: str, operation: str, architecture: str) -> Iterator[KernelResources]:
-    """The kernels of what `ptxas -v` printed, by name; functions that kernels call are left out.
+    """The kernels of what `ptxas -v` printed, sorted by name; functions that kernels call are left out.
+
+    Args:
+        report: what it printed.
+        operation: folder of the source.
+        architecture: compute capability without the dot, that the source was compiled for.
 
     Raises:
         ValueError: the report names a kernel without its registers.

@@ -75,7 +75,14 @@ def _empty_torchvision() -> Iterator[None]:
 
 
 def torch_scatter_reduce(values: Tensor, index: Tensor, num_segments: int, kind: str) -> Peers:
-    """torch-scatter's reduction of rows [P, C]."""
+    """torch-scatter's reduction of rows, where it is installed.
+
+    Args:
+        values: [P, C].
+        index: int64 [P], the segment of each row.
+        num_segments: how many segments there are.
+        kind: "sum", "mean", "max" or "min".
+    """
     library = optional("torch_scatter")
     if library is None:
         return {}

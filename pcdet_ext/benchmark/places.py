@@ -67,7 +67,16 @@ def run_places(
 def scan_context_recall(
     dataset: PlacesDataset, evaluator: PlaceEvaluator, method: ScanContext | None = None
 ) -> PlaceResult | None:
-    """Recall of scan context on all points of a data set's frames, as an evaluator of it measures."""
+    """Recall of scan context (Kim and Kim, IROS 2018) on all points of a data set's frames.
+
+    Args:
+        dataset: whose frames are described.
+        evaluator: of the data set; its radius and candidates count.
+        method: None for scan context with its usual settings.
+
+    Returns:
+        None where no frame of a run is near one of another run.
+    """
     method = method or ScanContext()
     contexts = [method.describe(dataset.read(info).points) for info in dataset.frames]
     visits = [evaluator.visits[info.frame_id] for info in dataset.frames]

@@ -77,7 +77,16 @@ def _seconds(tracker: Tracker, sequence: Sequence[Detections]) -> float:
 
 
 def crossing_objects(count: int, frames: int, seed: int = 0) -> list[Detections]:
-    """Detections of objects that cross an area of 100 x 100 m and come in again on the other side."""
+    """Draw detections of objects that cross an area of 100 x 100 m and come in again on the other side.
+
+    Args:
+        count: number of objects.
+        frames: of the sequence, `PERIOD` seconds apart.
+        seed: of the random numbers.
+
+    Returns:
+        Detections of each frame, in random order, boxes [count, 9] in a frame that does not move.
+    """
     rng = np.random.default_rng(seed)
     place, velocity = rng.uniform(-50, 50, (count, 2)), rng.normal(0, 4, (count, 2))
     label = rng.choice([CLASSES.index(name) for name in SHARES], count, p=list(SHARES.values()))

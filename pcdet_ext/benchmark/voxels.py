@@ -109,7 +109,17 @@ def dynamic_mean(load: Workload) -> Iterator[Contest]:
 def mean_of_voxels(
     points: Tensor, batch_index: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Coords [N, 4] and mean points [N, C] with this library."""
+    """Average the points of each voxel with this library's operations.
+
+    Args:
+        points: float32 [P, C], x, y, z first, metres.
+        batch_index: int64 [P], the frame of each point.
+        point_cloud_range: minimum (x, y, z), then maximum.
+        voxel_size: (x, y, z).
+
+    Returns:
+        Coordinates int32 [N, 4] (batch, z, y, x), and mean points [N, C].
+    """
     coords, voxel = dynamic_voxelize(points, batch_index, point_cloud_range, voxel_size)
     return coords, segment_reduce(points, voxel, len(coords), "mean")
 
@@ -117,7 +127,7 @@ def mean_of_voxels(
 def mean_of_voxels_reference(
     points: Tensor, batch_index: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """The same with this library's references."""
+    """The same with this library's references. Arguments as for `mean_of_voxels`."""
     coords, voxel = dynamic_voxelize_reference(points, batch_index, point_cloud_range, voxel_size)
     return coords, segment_reduce_reference(points, voxel, len(coords), KINDS["mean"])[0]
 
@@ -125,7 +135,10 @@ def mean_of_voxels_reference(
 def unique_mean(
     points: Tensor, batch_index: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """The same as it is usually written in PyTorch: keys, torch.unique, index_add."""
+    """The same as it is usually written in PyTorch: keys, torch.unique, index_add.
+
+    Arguments as for `mean_of_voxels`.
+    """
     low = torch.tensor(point_cloud_range[:3], device=points.device)
     cells = torch.tensor(grid_size(point_cloud_range, voxel_size), device=points.device)
     place = torch.floor((points[:, :3] - low) / torch.tensor(voxel_size, device=points.device)).long()
@@ -205,22 +218,28 @@ def softmax(load: Workload) -> Iterator[Contest]:
 
 
 def softmax_of_scatter(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
-    """Softmax inside segments as it is usually written in PyTorch."""
+    """Softmax inside segments as it is usually written in PyTorch. Arguments as for `ops.segment_softmax`."""
     highest = scatter_reduced(values.detach(), index, num_segments, "max")
     raised = (values - highest[index]).exp()
     return raised / values.new_zeros(num_segments, values.shape[1]).index_add(0, index, raised)[index]
 
 
 def same_but_for_ties(ours: Sequence[Tensor], theirs: Sequence[Tensor], index: Tensor) -> bool:
-    """Whether maxima are the same and their gradients add up to the same in each segment: PyTorch shares them out
-    among equal rows, we give them to the first.
+    """Whether maxima are the same and their gradients add up to the same in each segment.
+
+    PyTorch shares the gradient out among equal rows, this library gives it to the first.
+
+    Args:
+        ours: maxima [N, C] and gradients [P, C].
+        theirs: the same of the other library.
+        index: int64 [P], the segment of each row.
     """
     sums = [segment_reduce(grad, index, len(out), "sum") for out, grad in (ours, theirs)]
     return all_close(ours[0], theirs[0]) and all_close(*sums)
 
 
 def scatter_reduced(values: Tensor, index: Tensor, num_segments: int, kind: str) -> Tensor:
-    """PyTorch's own: index_add for sums, else scatter_reduce."""
+    """PyTorch's own: index_add for sums, else scatter_reduce. Arguments as for `ops.segment_reduce`."""
     out = values.new_zeros(num_segments, values.shape[1])
     if kind == "sum":
         return out.index_add(0, index, values)
@@ -229,7 +248,16 @@ def scatter_reduced(values: Tensor, index: Tensor, num_segments: int, kind: str)
 
 
 def with_gradient(reduce: Callable[[Tensor], Tensor], values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The reduction and the gradient of its sum under `weights` with respect to the values."""
+    """Reduce rows, and compute the gradient of the weighted sum of the result.
+
+    Args:
+        reduce: rows [P, C] to results [N, C].
+        values: [P, C].
+        weights: [N, C], of the results in the sum.
+
+    Returns:
+        The results [N, C], and the gradient [P, C] with respect to the values.
+    """
     values = values.detach().requires_grad_()
     out = reduce(values)
     return out.detach(), torch.autograd.grad(out, values, weights)[0]

@@ -103,6 +103,8 @@ def note_unmatched(
 
     Args:
         path: file of the detections.
+        annotations: cuboids, and the sweep (log, time) of each.
+        detections: cuboids, and the sweep of each.
         categories: all that there are, measured or not.
 
     Raises:

@@ -52,7 +52,8 @@ def evaluate(
     """Metrics of detections against labels, frame by frame in the same order. Class names compare without case.
 
     Args:
-        ground_truth: labels of each frame; results: detections of each frame, with scores.
+        ground_truth: labels of each frame.
+        results: detections of each frame, with scores.
         classes: what is measured.
         overlap: the least overlap of a match, above 0 and at most 1, for each class that KITTI does not measure.
 

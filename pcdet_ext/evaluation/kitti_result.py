@@ -34,7 +34,9 @@ def min_overlap(name: str, metric: str, overlap_set: str, chosen: Mapping[str, f
     """Overlap that a match must exceed.
 
     Args:
-        name: a class; metric: "bbox", "bev" or "3d"; overlap_set: "overlap_0_7" or "overlap_0_5".
+        name: a class.
+        metric: "bbox", "bev" or "3d".
+        overlap_set: "overlap_0_7" or "overlap_0_5".
         chosen: the overlap, in all metrics and both sets, of classes that KITTI does not measure.
     """
     if chosen and name in chosen:

@@ -26,7 +26,22 @@ def scatter(
     dim_size: int | None = None,
     reduce: str = "sum",
 ) -> Tensor:
-    """`torch_scatter.scatter` along the first axis. Raises NotImplementedError for what is not offered, by name."""
+    """`torch_scatter.scatter` along the first axis.
+
+    Args:
+        src: rows [P, …], floating point.
+        index: int64 [P], the segment that each row belongs to, in any order.
+        dim: the first axis, as 0 or counted from the end.
+        out: not offered: must be None.
+        dim_size: the number S of segments, None for the highest of `index` and one.
+        reduce: "sum" (or "add"), "mean", "max" or "min".
+
+    Returns:
+        [S, …], zeros for segments without rows.
+
+    Raises:
+        NotImplementedError: another axis, type, shape or reduction; the message names it.
+    """
     kinds: dict[str, Reduction] = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max", "min": "min"}
     if reduce not in kinds:
         raise NotImplementedError(f"torch_scatter.scatter: reduce={reduce!r} is not offered; use {', '.join(kinds)}")
@@ -37,28 +52,31 @@ def scatter(
 def scatter_sum(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> Tensor:
-    """The sum of the rows of each index, [S, …]."""
+    """The sum of the rows of each index, [S, …]. Arguments as for `scatter`."""
     return scatter(src, index, dim, out, dim_size, "sum")
 
 
 def scatter_add(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> Tensor:
-    """Another name of `scatter_sum`."""
+    """Another name of `scatter_sum`. Arguments as for `scatter`."""
     return scatter(src, index, dim, out, dim_size, "sum")
 
 
 def scatter_mean(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> Tensor:
-    """The mean of the rows of each index, [S, …]."""
+    """The mean of the rows of each index, [S, …]. Arguments as for `scatter`."""
     return scatter(src, index, dim, out, dim_size, "mean")
 
 
 def scatter_max(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The maximum of the rows of each index, [S, …], and the row int64 that it comes from, P where there is none."""
+    """The maximum of the rows of each index, [S, …], and the row int64 that it comes from, P where there is none.
+
+    Arguments as for `scatter`.
+    """
     rows, segments = _rows("scatter_max", src, index, dim, out, dim_size)
     best = segment_reduce(rows, index, segments, "max").reshape(segments, *src.shape[1:])
     chosen = segment_argmax(rows, index, segments)
@@ -68,7 +86,10 @@ def scatter_max(
 def scatter_min(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The minimum of the rows of each index, [S, …], and the row int64 that it comes from, P where there is none."""
+    """The minimum of the rows of each index, [S, …], and the row int64 that it comes from, P where there is none.
+
+    Arguments as for `scatter`.
+    """
     best, chosen = scatter_max(-src, index, dim, out, dim_size)
     return -best, chosen
 

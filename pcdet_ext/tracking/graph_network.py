@@ -20,7 +20,9 @@ class GraphAttention(nn.Module):
     """Attention of nodes over the nodes that edges come from, without a projection of its result.
 
     Args:
-        dim: width; heads: how many heads share it; dropout: of the attention.
+        dim: width of the features.
+        heads: how many heads share it.
+        dropout: probability with which an attention weight is dropped in training.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
@@ -277,7 +279,8 @@ def association_loss(
     Args:
         found: of the network.
         target: float [E, 1], 1 for edges within one object.
-        velocity: [N, 2], true velocities of the detections; has_next: bool [N], where they count.
+        velocity: [N, 2], true velocities of the detections.
+        has_next: bool [N], the detections whose velocity counts.
         gamma: exponent of the focal loss, None for plain cross entropy.
         velocity_weight: of the second part.
         by_positives: whether the first part is divided by the number of true edges instead of that of all.

@@ -41,7 +41,8 @@ def evaluate_folders(
     The result files say which frames count (an empty file is a frame without detections), as in the devkit.
 
     Args:
-        ground_truth: folder of label files; results: folder of result files.
+        ground_truth: folder of label files.
+        results: folder of result files.
         classes: what is measured.
         overlap: least overlap of a match for classes that KITTI does not measure; 0.5 for those among the labels that
             are not named here.

@@ -84,8 +84,8 @@ class TransFusionHead(nn.Module):
         center_range: limits of box centres (closed).
         iou_rectifier: share of the predicted IoU in the score (one number, or one per class).
         nms: IoU threshold (squared distance in m² with nms_kind "circle") of the classes that are suppressed, by name.
-        border_peaks, bottom_cost, isolated_queries, window_wraps, window_repeats, iou_of_tops, iou_of_joined_rows,
-            range_of_bottoms, later_of_equals: see the module.
+        border_peaks, bottom_cost, isolated_queries, window_wraps, window_repeats: see the module.
+        iou_of_tops, iou_of_joined_rows, range_of_bottoms, later_of_equals: see the module.
         num_layers: decoder layers, each with branches of its own, which look around the centres that the one before
             found.
         auxiliary_losses: whether all of them learn, and not the last one alone.

@@ -27,7 +27,9 @@ class OctreePlaceRecognizer(PlaceModel):
     """The published HOTFormerLoc; the defaults are those of its model for CS-Wild-Places.
 
     Args:
-        num_point_features: see `PlaceModel`, as for the radii; columns behind x, y, z are not looked at.
+        num_point_features: columns of the points; those behind x, y, z are not looked at.
+        positive_radius: metres in x and y within which two frames of a batch show the same place.
+        negative_radius: metres from which on they show different ones.
         pooling: configuration.
         depth: of the octree.
         channels: of each stage of OctFormer, then of the hierarchical stage.
@@ -39,7 +41,8 @@ class OctreePlaceRecognizer(PlaceModel):
         relay: settings of `RelayOptions`.
         normalization: settings of `CloudNormalization`, how clouds come into the cube.
         wrap: a coordinate of exactly +1 falls into the first cell of its axis, as published.
-        loss: see `PlaceModel`, as for the chunk size.
+        loss: configuration of the loss on descriptors, by default `TruncatedSmoothAP`.
+        chunk_size: frames that are worked on at once in training, None for the whole batch; see `PlaceModel`.
 
     Raises:
         ConfigError: when a component does not fit.

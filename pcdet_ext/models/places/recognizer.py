@@ -131,12 +131,15 @@ class PlaceRecognizer(PlaceModel):
 
     Args:
         point_cloud_range: (x, y, z minimum, then maximum) in metres.
-        num_point_features: see `PlaceModel`, as for the radii.
+        num_point_features: columns of the points.
+        positive_radius: metres in x and y within which two frames of a batch show the same place.
+        negative_radius: metres from which on they show different ones.
         voxel_size: (x, y, z) in metres.
         encoder: configuration; each component gets what its predecessor decides (channels, grid).
         pooling: configuration of a pooling of one depth.
         backbone: configuration of a 3-D backbone, or None.
-        loss: see `PlaceModel`, as for the chunk size.
+        loss: configuration of the loss on descriptors, by default `TruncatedSmoothAP`.
+        chunk_size: frames that are worked on at once in training, None for the whole batch; see `PlaceModel`.
 
     Raises:
         ConfigError: when a component does not fit.

@@ -45,7 +45,24 @@ def hard_voxelize_forward(
     NDim: int = 3,
     deterministic: bool = True,
 ) -> None:
-    """Fill voxels [V, max_points, C], coors int32 [V, 3] (z, y, x), num_points_per_voxel [V], and their number."""
+    """Gather the points of each voxel, up to a number of points per voxel and of voxels.
+
+    Args:
+        points: [P, C], x, y, z first, metres.
+        voxel_size: [3], (x, y, z), metres.
+        coors_range: [6], minimum (x, y, z), then maximum.
+        voxels: [V, max_points, C], filled from the front.
+        coors: int32 [V, 3], filled with the coordinates (z, y, x).
+        num_points_per_voxel: int32 [V], filled.
+        voxel_num: int, a tensor of one element, filled with the number of voxels.
+        max_points: per voxel.
+        max_voxels: per cloud.
+        NDim: 3.
+        deterministic: either way voxels come in the order of their first points.
+
+    Raises:
+        NotImplementedError: for another NDim.
+    """
     _need_three("hard_voxelize_forward", NDim)
     found = voxelize(points.float(), coors_range.tolist(), voxel_size.tolist(), max_points, max_voxels)
     count = len(found[0])
@@ -57,7 +74,18 @@ def hard_voxelize_forward(
 def dynamic_voxelize_forward(
     points: Tensor, voxel_size: Tensor, coors_range: Tensor, coors: Tensor, NDim: int = 3
 ) -> None:
-    """Fill coors int32 [P, 3] with the voxel (z, y, x) of each point, -1 outside of the range."""
+    """Find the voxel of each point.
+
+    Args:
+        points: [P, C], x, y, z first, metres.
+        voxel_size: [3], (x, y, z), metres.
+        coors_range: [6], minimum (x, y, z), then maximum.
+        coors: int32 [P, 3], filled with the coordinates (z, y, x), with -1 outside of the range.
+        NDim: 3.
+
+    Raises:
+        NotImplementedError: for another NDim.
+    """
     _need_three("dynamic_voxelize_forward", NDim)
     coors.copy_(voxel_coordinates(points.float(), coors_range.tolist(), voxel_size.tolist()))
 
@@ -102,7 +130,20 @@ def dynamic_point_to_voxel_backward(
     reduce_count: Tensor,
     reduce_type: str,
 ) -> None:
-    """Fill grad_feats [P, C] with the gradients of points from those of voxels [V, C]; of equal maxima the first's."""
+    """Compute the gradients of `dynamic_point_to_voxel_forward`. Of equal maxima the first has the gradient.
+
+    Args:
+        grad_feats: [P, C], of the points, zeros, filled.
+        grad_reduced_feats: [V, C], of the voxels.
+        feats: [P, C], of the points.
+        reduced_feats: [V, C], of the voxels.
+        coors_idx: int32 [P], the voxel of each point, -1 for none.
+        reduce_count: int32 [V], points of each voxel.
+        reduce_type: "max", "mean" or "sum".
+
+    Raises:
+        NotImplementedError: another reduction.
+    """
     kind, place = _reduction(reduce_type), coors_idx.long()
     inside = place >= 0
     if kind == "max":
@@ -121,10 +162,14 @@ def _reduction(name: str) -> Reduction:
 
 
 def box_iou_rotated(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode_flag: int = 0, aligned: bool = False) -> None:
-    """Fill ious with overlaps of turned rectangles (x, y, w, h, angle) [N, 5] and [M, 5].
+    """Compute the overlaps of rotated rectangles (x, y, w, h, angle).
 
-    ious: [N · M], or [N] where rows are compared with the same rows (aligned). mode_flag: 0 the shared area over the
-    union, 1 over the area of the first.
+    Args:
+        bboxes1: [N, 5].
+        bboxes2: [M, 5].
+        ious: [N · M], or [N] with `aligned`, filled.
+        mode_flag: 0 for the shared area over the union, 1 for that over the area of the first.
+        aligned: whether rows are compared with the same rows alone.
     """
     a, b = _standing(bboxes1), _standing(bboxes2)
     if mode_flag == 0:
@@ -144,9 +189,19 @@ def nms_rotated(
     iou_threshold: float,
     multi_label: int = 0,
 ) -> Tensor:
-    """Rows int64 [K], best score first, of turned rectangles dets [N, 5] (or 6, with labels) that stay.
+    """Suppress rotated rectangles (x, y, w, h, angle) that overlap a better one too much.
 
-    multi_label: those of different labels (the sixth column) do not suppress each other.
+    Args:
+        dets: [N, 5], or [N, 6] with the labels.
+        scores: [N].
+        order: int64 [N], rows by falling score; not needed here.
+        dets_sorted: [N, 5 or 6], `dets` in this order; not needed here.
+        labels: [N]; not needed here: those in `dets` count.
+        iou_threshold: the highest intersection over union that two rectangles which stay may have.
+        multi_label: other than 0, rectangles of different labels (the sixth column) do not suppress each other.
+
+    Returns:
+        Rows int64 [K] that stay, best score first.
     """
     boxes = _standing(dets)
     if not multi_label:
@@ -165,9 +220,16 @@ def _by_label(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: floa
 
 
 def nms_upright(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
-    """`mmcv._ext.nms`: rows int64 [K], best score first, of rectangles (x1, y1, x2, y2) [N, 4] that stay.
+    """`mmcv._ext.nms`: suppress upright rectangles that overlap a better one too much.
 
-    offset: 1 where corners are pixels, which belong to the rectangle.
+    Args:
+        bboxes: (x1, y1, x2, y2), [N, 4].
+        scores: [N].
+        iou_threshold: the highest intersection over union that two rectangles which stay may have.
+        offset: 1 where corners are pixels, which belong to the rectangle; else 0.
+
+    Returns:
+        Rows int64 [K] that stay, best score first.
     """
     low, high = bboxes[:, :2].detach().float(), bboxes[:, 2:4].detach().float() + offset
     angle = torch.zeros_like(low[:, :1])
@@ -182,17 +244,30 @@ def _standing(rectangles: Tensor) -> Tensor:
 
 
 def iou3d_boxes_overlap_bev_forward(boxes_a: Tensor, boxes_b: Tensor, ans_overlap: Tensor) -> None:
-    """Fill ans_overlap [N, M] with the areas that the footprints of boxes [N, 7] and [M, 7] share."""
+    """Compute the areas that the footprints of all pairs of boxes share.
+
+    Args:
+        boxes_a: [N, 7].
+        boxes_b: [M, 7].
+        ans_overlap: [N, M], square metres, filled.
+    """
     ans_overlap.copy_(shared_area_bev(boxes_a.detach().float(), boxes_b.detach().float()))
 
 
 def iou3d_nms3d_forward(boxes: Tensor, keep: Tensor, num_out: Tensor, nms_overlap_thresh: float) -> None:
-    """Fill keep int64 [N] from the front with the rows of boxes [N, 7], best score first, that stay; and how many."""
+    """Suppress boxes whose footprints overlap that of a better one too much.
+
+    Args:
+        boxes: [N, 7], sorted by falling score.
+        keep: int64 [N], filled from the front with the rows that stay, in their order.
+        num_out: int64, a tensor of one element, filled with how many stay.
+        nms_overlap_thresh: the highest intersection over union that two boxes which stay may have.
+    """
     _suppress(boxes, keep, num_out, nms_overlap_thresh, "rotated")
 
 
 def iou3d_nms3d_normal_forward(boxes: Tensor, keep: Tensor, num_out: Tensor, nms_overlap_thresh: float) -> None:
-    """The same, leaving out the headings."""
+    """The same, leaving out the headings. Arguments as for `iou3d_nms3d_forward`."""
     _suppress(boxes, keep, num_out, nms_overlap_thresh, "axis_aligned")
 
 
@@ -204,18 +279,36 @@ def _suppress(boxes: Tensor, keep: Tensor, num_out: Tensor, threshold: float, ki
 
 
 def points_in_boxes_cpu_forward(boxes: Tensor, points: Tensor, out: Tensor) -> None:
-    """Fill out int32 [M, P] with whether each of the boxes [M, 7] holds each of the points [P, 3]."""
+    """Find the points inside each box of one frame.
+
+    Args:
+        boxes: [M, 7], z at the bottom.
+        points: [P, 3].
+        out: int32 [M, P], filled with 1 where the box holds the point, with 0 elsewhere.
+    """
     out.copy_(points_in_each_box(points.float(), _centred(boxes)))
 
 
 def points_in_boxes_part_forward(boxes: Tensor, points: Tensor, out: Tensor) -> None:
-    """Fill out int32 [B, P] with the first of the boxes [B, M, 7] that holds each point [B, P, 3], or -1."""
+    """Find the first box of its frame that holds each point.
+
+    Args:
+        boxes: [B, M, 7], z at the bottom.
+        points: [B, P, 3].
+        out: int32 [B, P], filled with the row of the box, with -1 where there is none.
+    """
     for own, cloud, found in zip(boxes, points, out, strict=True):
         found.copy_(points_in_boxes(cloud.float(), _centred(own)))
 
 
 def points_in_boxes_all_forward(boxes: Tensor, points: Tensor, out: Tensor) -> None:
-    """Fill out int32 [B, P, M] with whether each of the boxes [B, M, 7] holds each point [B, P, 3]."""
+    """Find all boxes of its frame that hold each point.
+
+    Args:
+        boxes: [B, M, 7], z at the bottom.
+        points: [B, P, 3].
+        out: int32 [B, P, M], filled with 1 where the box holds the point, with 0 elsewhere.
+    """
     for own, cloud, found in zip(boxes, points, out, strict=True):
         found.copy_(points_in_each_box(cloud.float(), _centred(own)).T)
 

@@ -82,7 +82,9 @@ class PcdetExtMiddleEncoder(nn.Module):
     Args:
         config: one of our backbones; or `dict(type="FlatFormer", …)` as published with FlatFormer.
         in_channels: of the voxels.
-        sparse_shape: cells (z, y, x) of the voxel grid.
+        sparse_shape: cells (z, y, x) of the voxel grid; None where the next two say it.
+        voxel_size: (x, y, z), metres, for backbones that ask for it.
+        point_cloud_range: minimum (x, y, z), then maximum, metres, likewise.
         section: where the part stands in a detector's configuration, for messages.
 
     Attributes: out_channels, of the map (channels times cells along z), and stride, voxels per cell of it.
@@ -258,7 +260,17 @@ def moved(boxes: Tensor, share: float) -> Tensor:
 
 
 def build(registry: Registry, section: str, config: Config, **context: Any) -> Any:
-    """One of our components, whose errors name the section. Raises ConfigError."""
+    """Build a component of this library.
+
+    Args:
+        registry: of components of its kind.
+        section: where the part stands in a detector's configuration, for messages.
+        config: the component, `dict(name=…)`.
+        context: arguments that follow from other sections.
+
+    Raises:
+        ConfigError: for a wrong or missing key; the message names the section.
+    """
     return registry.build(node(section, config), **context)
 
 

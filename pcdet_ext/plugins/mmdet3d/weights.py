@@ -88,7 +88,7 @@ def to_library(config: str | Path, source: str | Path, out: str | Path) -> int:
 
 
 def to_mmdet3d(config: str | Path, source: str | Path, out: str | Path) -> int:
-    """Write a checkpoint that mmdetection3d loads from one of this library; arguments and errors as for `to_library`.
+    """Write a checkpoint that mmdetection3d loads from one of this library. Arguments as for `to_library`, and errors.
 
     It has the parameters, not the state of a training: `load_from` takes it, `resume` does not.
     """

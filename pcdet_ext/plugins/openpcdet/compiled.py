@@ -1,7 +1,9 @@
 """What OpenPCDet compiles, answered by this library's operations: the functions of its `*_cuda` modules.
 
 They have the arguments of the compiled ones, fill the tensors that are handed to them and take tensors on any device,
-whatever their names say. Overlaps are exact where the compiled ones count corners up to 1 cm outside as inside.
+whatever their names say. They return 1, as the compiled ones do, unless they say otherwise. Boxes are (x, y, z, dx, dy,
+dz, heading), z at the centre, in metres and radians. Overlaps are exact where the compiled ones count corners up to
+1 cm outside as inside.
 """
 
 from __future__ import annotations
@@ -28,46 +30,79 @@ POINT_MARGIN_CPU, POINT_MARGIN_GPU = 1e-2, 1e-5  # metres, by which the two comp
 
 
 def boxes_iou_bev_cpu(boxes_a: Tensor, boxes_b: Tensor, ans_iou: Tensor) -> int:
-    """Fill ans_iou [N, M] with the overlaps of the footprints of boxes [N, 7] and [M, 7]."""
+    """Compute the intersection over union of the footprints of all pairs of boxes.
+
+    Args:
+        boxes_a: [N, 7].
+        boxes_b: [M, 7].
+        ans_iou: [N, M], filled.
+    """
     ans_iou.copy_(iou_bev(_boxes(boxes_a), _boxes(boxes_b)))
     return 1
 
 
 def boxes_iou_bev_gpu(boxes_a: Tensor, boxes_b: Tensor, ans_iou: Tensor) -> int:
-    """As `boxes_iou_bev_cpu`."""
+    """The same function under its second name. Arguments as for `boxes_iou_bev_cpu`."""
     return boxes_iou_bev_cpu(boxes_a, boxes_b, ans_iou)
 
 
 def boxes_aligned_iou_bev_cpu(boxes_a: Tensor, boxes_b: Tensor, ans_iou: Tensor) -> int:
-    """Fill ans_iou [N] or [N, 1] with the overlaps of the footprints of boxes [N, 7], row by row."""
+    """Compute the intersection over union of the footprints of boxes, row by row.
+
+    Args:
+        boxes_a: [N, 7].
+        boxes_b: [N, 7].
+        ans_iou: [N] or [N, 1], filled.
+    """
     ans_iou.copy_(iou_bev_paired(_boxes(boxes_a), _boxes(boxes_b)).view_as(ans_iou))
     return 1
 
 
 def boxes_overlap_bev_gpu(boxes_a: Tensor, boxes_b: Tensor, ans_overlap: Tensor) -> int:
-    """Fill ans_overlap [N, M] with the areas that the footprints of boxes [N, 7] and [M, 7] share."""
+    """Compute the areas that the footprints of all pairs of boxes share.
+
+    Args:
+        boxes_a: [N, 7].
+        boxes_b: [M, 7].
+        ans_overlap: [N, M], square metres, filled.
+    """
     ans_overlap.copy_(shared_area_bev(_boxes(boxes_a), _boxes(boxes_b)))
     return 1
 
 
 def boxes_aligned_overlap_bev_gpu(boxes_a: Tensor, boxes_b: Tensor, ans_overlap: Tensor) -> int:
-    """Fill ans_overlap [N, 1] with the areas that the footprints of boxes [N, 7] share, row by row."""
+    """Compute the areas that the footprints of boxes share, row by row.
+
+    Args:
+        boxes_a: [N, 7].
+        boxes_b: [N, 7].
+        ans_overlap: [N, 1], square metres, filled.
+    """
     ans_overlap.copy_(shared_area_bev_paired(_boxes(boxes_a), _boxes(boxes_b)).view_as(ans_overlap))
     return 1
 
 
 def paired_boxes_overlap_bev_gpu(boxes_a: Tensor, boxes_b: Tensor, ans_overlap: Tensor) -> int:
-    """As `boxes_aligned_overlap_bev_gpu`."""
+    """The same function under its second name. Arguments as for `boxes_aligned_overlap_bev_gpu`."""
     return boxes_aligned_overlap_bev_gpu(boxes_a, boxes_b, ans_overlap)
 
 
 def nms_gpu(boxes: Tensor, keep: Tensor, nms_overlap_thresh: float) -> int:
-    """Fill keep int64 [N] from the front with the rows of boxes [N, 7], best score first, that stay; how many do."""
+    """Suppress boxes whose footprints overlap that of a better one too much.
+
+    Args:
+        boxes: [N, 7], sorted by falling score.
+        keep: int64 [N], filled from the front with the rows that stay, in their order.
+        nms_overlap_thresh: the highest intersection over union that two boxes which stay may have.
+
+    Returns:
+        How many stay.
+    """
     return _suppress(boxes, keep, nms_overlap_thresh, "rotated")
 
 
 def nms_normal_gpu(boxes: Tensor, keep: Tensor, nms_overlap_thresh: float) -> int:
-    """The same, leaving out the headings."""
+    """The same, leaving out the headings. Arguments as for `nms_gpu`."""
     return _suppress(boxes, keep, nms_overlap_thresh, "axis_aligned")
 
 
@@ -79,13 +114,25 @@ def _suppress(boxes: Tensor, keep: Tensor, threshold: float, kind: NMSKind) -> i
 
 
 def points_in_boxes_cpu(boxes: Tensor, points: Tensor, point_indices: Tensor) -> int:
-    """Fill point_indices int32 [M, P] with whether each of the boxes [M, 7] holds each of the points [P, 3]."""
+    """Find the points inside each box, which is 1 cm wider to each side, as in the compiled function.
+
+    Args:
+        boxes: [M, 7].
+        points: [P, 3].
+        point_indices: int32 [M, P], filled with 1 where the box holds the point, with 0 elsewhere.
+    """
     point_indices.copy_(points_in_each_box(points.float(), _boxes(boxes), POINT_MARGIN_CPU))
     return 1
 
 
 def points_in_boxes_gpu(boxes: Tensor, points: Tensor, box_idxs_of_pts: Tensor) -> int:
-    """Fill box_idxs_of_pts int32 [B, P] with the first box [B, M, 7] that holds each point [B, P, 3], or -1."""
+    """Find the first box of its frame that holds each point.
+
+    Args:
+        boxes: [B, M, 7].
+        points: [B, P, 3].
+        box_idxs_of_pts: int32 [B, P], filled with the row of the box, with -1 where there is none.
+    """
     for own, cloud, found in zip(boxes, points, box_idxs_of_pts, strict=True):
         found.copy_(points_in_boxes(cloud.float(), _boxes(own), POINT_MARGIN_GPU))
     return 1
@@ -111,8 +158,8 @@ class Point2VoxelCPU3d:
         vsize_xyz: size of a voxel, metres.
         coors_range_xyz: minimum (x, y, z), then maximum.
         num_point_features: columns of the points.
-        max_num_voxels: of a cloud.
-        max_num_points_per_voxel: what is over is dropped.
+        max_num_voxels: per cloud; points of further voxels are dropped.
+        max_num_points_per_voxel: further points of a voxel are dropped.
     """
 
     def __init__(

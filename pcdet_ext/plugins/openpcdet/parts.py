@@ -23,6 +23,16 @@ class Encoder(nn.Module):
 
     Encoders of dynamic voxels read `points` [P, 1 + F] with the frame in column 0, those of hard voxels `voxels`,
     `voxel_num_points` and `voxel_coords`. All write `voxel_features`, `pillar_features` and `voxel_coords`.
+
+    Args:
+        model_cfg: the section.
+        num_point_features: columns of the points.
+        point_cloud_range: minimum (x, y, z), then maximum, metres.
+        voxel_size: (x, y, z), metres.
+        grid_size: cells (x, y, z) of the voxel grid.
+
+    Raises:
+        ConfigError: for a wrong or missing key, and a grid that the encoder does not make.
     """
 
     section = "MODEL.VFE"
@@ -74,6 +84,16 @@ class Backbone3D(nn.Module):
 
     Reads `voxel_features` or `pillar_features`, and `voxel_coords` (batch, z, y, x). Writes them, too, and
     `encoded_spconv_tensor` with its stride, `multi_scale_3d_features` and `multi_scale_3d_strides`.
+
+    Args:
+        model_cfg: the section.
+        input_channels: of the voxels.
+        grid_size: cells (x, y, z) of the voxel grid.
+        voxel_size: (x, y, z), metres.
+        point_cloud_range: minimum (x, y, z), then maximum, metres.
+
+    Raises:
+        ConfigError: for a wrong or missing key.
     """
 
     section = "MODEL.BACKBONE_3D"
@@ -206,6 +226,18 @@ class DenseHead(nn.Module):
     STRIDE, cells of the voxel grid per cell of the map, is filled in by the plugin where it can be known. Detections
     are finished (decoded and suppressed), as those of OpenPCDet's CenterPoint; detectors that suppress themselves find
     them in `batch_box_preds` and `batch_cls_preds`.
+
+    Args:
+        model_cfg: the section.
+        input_channels: of the map.
+        num_class: how many classes; not needed here, `class_names` says it.
+        class_names: of the detector, in the order of OpenPCDet's labels.
+        grid_size: cells (x, y, z) of the voxel grid.
+        point_cloud_range: minimum (x, y, z), then maximum, metres.
+        voxel_size: (x, y, z), metres.
+
+    Raises:
+        ConfigError: for a wrong or missing key, and a head that does not read a map.
     """
 
     section = "MODEL.DENSE_HEAD"

@@ -62,7 +62,7 @@ def to_library(config: str | Path, source: str | Path, out: str | Path) -> int:
 
 
 def to_openpcdet(config: str | Path, source: str | Path, out: str | Path) -> int:
-    """Write a checkpoint that OpenPCDet loads from one of this library; arguments and errors as for `to_library`."""
+    """Write a checkpoint that OpenPCDet loads from one of this library. Arguments as for `to_library`, and errors."""
     settings = read_config(config)
     detector = build_detector(library_settings(settings))
     checkpoint.load_model(detector, checkpoint.read(source)["model"], source)
