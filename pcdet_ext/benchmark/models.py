@@ -29,6 +29,7 @@ from pcdet_ext.benchmark.timing import now
 from pcdet_ext.engine.allocation import keep_freed_memory
 from pcdet_ext.engine.info import hardware, native_status, versions
 from pcdet_ext.files import atomic_write
+from pcdet_ext.inference import resolve_device
 from pcdet_ext.mixers import mamba
 from pcdet_ext.models.detector import VoxelDetector, build_detector
 from pcdet_ext.models.heads import CenterHead
@@ -129,7 +130,7 @@ def run_models(
 
     Args:
         paths: configurations; by default published models of each backbone.
-        device: "cpu", "cuda" or "auto".
+        device: "cpu", "cuda", or "auto" for CUDA where there is one.
         voxels: at least so many in the dense frame.
         rounds: passes, after one that does not count.
         threads: of torch and the native kernels.
@@ -140,81 +141,104 @@ def run_models(
         operations: how many of those that take the most time to list.
 
     Raises:
-        ConfigError: a configuration cannot be used.
-        ValueError: the device is not there, or a number is below 1.
+        ConfigError: a configuration cannot be used, or the device is not there.
+        ValueError: a number is below 1.
     """
     for name, value in {"voxels": voxels, "rounds": rounds, "threads": 1 if threads is None else threads}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda': torch sees no CUDA device")
+    wanted = Measurement(str(resolve_device(device)), voxels, rounds, threads, reference_scan, operations)
     context = multiprocessing.get_context("spawn")
     results = []
     for path in map(config.find, paths or CONFIGS):
         for frame in frames:
             with context.Pool(1, keep_freed_memory) as pool:
-                task = path, device, voxels, rounds, threads, reference_scan, frame, operations
-                timing = pool.apply(measure_model, task)
+                timing = pool.apply(measure_model, (path, frame, wanted))
             print("\n".join(timing.lines()), flush=True)
             results.append(timing)
     if json_path is not None:
-        _write(json_path, device, results)
+        _write(json_path, wanted.device, results)
 
 
-def measure_model(
-    path: Path,
-    device: str,
-    voxels: int,
-    rounds: int,
-    threads: int | None,
-    reference_scan: bool,
-    frame: str = "dense",
-    operations: int = 0,
-) -> ModelTiming:
-    """Measure one detector; see `run_models`."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured of every detector; the arguments are those of `run_models`."""
+
+    device: str
+    voxels: int
+    rounds: int
+    threads: int | None
+    reference_scan: bool
+    operations: int
+
+
+def measure_model(path: Path, frame: str, wanted: Measurement) -> ModelTiming:
+    """Measure one detector, untrained, on one frame.
+
+    Args:
+        path: of its configuration.
+        frame: "usual" or "dense", see `run_models`.
+        wanted: what is measured.
+    """
+    if wanted.threads is not None:
+        torch.set_num_threads(wanted.threads)
     settings = config.load(path)
-    plain = build_detector(settings).to(device).eval()
+    plain = build_detector(settings).to(wanted.device).eval()
     if frame == "dense":
-        batch, about = frame_with_voxels(plain, voxels, device)[0], "a dense frame"
+        batch, about = frame_with_voxels(plain, wanted.voxels, wanted.device)[0], "a dense frame"
     else:
         batch, about = usual_frame(settings)
-        batch = batch.to(device)
+        batch = batch.to(wanted.device)
     set_peaks(plain, batch)
     detector = folded(plain)
-    seconds, parts, whole, place = [], [], [], torch.device(device)
-    peaks: dict[str, float | None] = {}
+    seconds, parts, whole, place = [], [], [], torch.device(wanted.device)
     with torch.inference_mode():
-        before = start_peak(place)
-        _one_pass(detector, batch, device, lambda name: peaks.update({name: peak_since(before, place)}))
-        for _ in range(rounds):
-            found, plans = _one_pass(detector, batch, device, lambda _: None)
+        peaks = _peaks(detector, batch, wanted.device)
+        for _ in range(wanted.rounds):
+            found, plans = _one_pass(detector, batch, wanted.device, lambda _: None)
             seconds.append(found)
             parts.append(plans)
-            whole.append(_whole_pass(plain, batch, device))
+            whole.append(_whole_pass(plain, batch, wanted.device))
+        longest = _longest(detector, batch, place, wanted.operations)
+        reference = _reference_scan(detector, batch, wanted.device) if wanted.reference_scan else None
         count = len(plain.encoder(batch))
-        longest = []
-        if operations:
-            longest = longest_operations(lambda: _one_pass(detector, batch, device, lambda _: None), place, operations)
-        reference = None
-        if reference_scan and any(isinstance(m, mamba.Mamba) for m in detector.modules()):
-            with mock.patch.object(mamba, "selective_scan", selective_scan_reference):
-                reference = _one_pass(detector, batch, device, lambda _: None)[0]["backbone"]
     return ModelTiming(
         f"{path.parent.name}/{path.stem}",
         about,
         len(batch.points),
         count,
         sum(p.numel() for p in plain.parameters()),
-        rounds,
+        wanted.rounds,
         _medians(seconds),
         _medians(parts),
-        {name: None if peak is None else peak / 1e6 for name, peak in peaks.items()},
+        peaks,
         median(whole),
         reference,
-        tuple(longest),
+        longest,
     )
+
+
+def _peaks(detector: VoxelDetector, batch: PointBatch, device: str) -> dict[str, float | None]:
+    """Highest memory in MB until the end of each stage of a first pass, which warms up, too."""
+    place = torch.device(device)
+    peaks: dict[str, float | None] = {}
+    before = start_peak(place)
+    _one_pass(detector, batch, device, lambda name: peaks.update({name: peak_since(before, place)}))
+    return {name: None if peak is None else peak / 1e6 for name, peak in peaks.items()}
+
+
+def _longest(detector: VoxelDetector, batch: PointBatch, place: torch.device, count: int) -> tuple[Operation, ...]:
+    if not count:
+        return ()
+    return tuple(longest_operations(lambda: _one_pass(detector, batch, str(place), lambda _: None), place, count))
+
+
+def _reference_scan(detector: VoxelDetector, batch: PointBatch, device: str) -> float | None:
+    """Seconds of the backbone on the PyTorch definition of Mamba's scan; None without Mamba."""
+    if not any(isinstance(module, mamba.Mamba) for module in detector.modules()):
+        return None
+    with mock.patch.object(mamba, "selective_scan", selective_scan_reference):
+        return _one_pass(detector, batch, device, lambda _: None)[0]["backbone"]
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pcdet_ext.data.places import PlacesDataset
 from pcdet_ext.files import atomic_write
+from pcdet_ext.inference import resolve_device
 from pcdet_ext.models.registration import RegistrationNetwork
 from pcdet_ext.registration.checks import check_length
 from pcdet_ext.registration.ground import GROUND
@@ -75,7 +76,7 @@ def run_registration(
         apart: metres between the two clouds of a tested pair, at least and at most; in training they are those of
             `APART`.
         json_file: file for all numbers.
-        device: where the network runs.
+        device: where the network runs, "cpu", "cuda", or "auto" for CUDA where there is one.
         seed: of training and of the pairs.
         ground: metres above the lowest points around up to which a point of a tested pair is on the ground; None keeps
             all points. Training leaves the ground out in any case.
@@ -84,6 +85,7 @@ def run_registration(
         For each method how it did on each pair.
 
     Raises:
+        ConfigError: the device is not there.
         ValueError: for less than one pair, distances that are no range, and a ground below 0 or not finite.
         DataError: the folder is not prepared or damaged, or has no pairs.
         CheckpointError: the checkpoint is no network for registration.
@@ -95,9 +97,10 @@ def run_registration(
         raise ValueError(f"pairs must be at least 1, got {pairs}")
     if not 0 <= apart[0] < apart[1] < np.inf:
         raise ValueError(f"apart must be two distances, the smaller first, got {apart[0]:g} and {apart[1]:g}")
+    place = str(resolve_device(device))
     open3d()  # what is missing is said before the training takes its time
     tested = _pairs(root, "val", apart)
-    network = _network(root, checkpoint, RegistrationTraining(steps=steps, seed=seed), device)
+    network = _network(root, checkpoint, RegistrationTraining(steps=steps, seed=seed), place)
     size = network.voxel_size
     methods: dict[str, Describer] = {OURS: NetworkDescriber(network), PEER: FPFH(size)}
     results: dict[str, list[Registered]] = {name: [] for name in methods}

@@ -20,6 +20,7 @@ from pcdet_ext.engine.allocation import keep_freed_memory
 from pcdet_ext.engine.devices import seed_everything
 from pcdet_ext.engine.optimizer import build_optimizer, clip_gradients
 from pcdet_ext.engine.settings import TrainConfig
+from pcdet_ext.inference import resolve_device
 from pcdet_ext.models.detector import build_detector
 from pcdet_ext.structures import PointBatch
 
@@ -39,7 +40,7 @@ class StepTiming:
     def line(self) -> str:
         """What to print."""
         return (
-            f"{self.config}: {self.median:.3f} s a step of {self.frames} frames "
+            f"{self.config}: {self.median:.3f} s per step of {self.frames} frames "
             f"(median of {self.steps}, fastest {self.fastest:.3f} s)"
         )
 
@@ -56,32 +57,39 @@ def run_steps(
     Args:
         paths: the configurations.
         overrides: changes of every one, `a.b=value`.
-        device: "cpu", "cuda" or "auto".
+        device: "cpu", "cuda", or "auto" for CUDA where there is one.
         steps: how many count.
         threads: of torch and the native kernels.
 
     Raises:
-        ConfigError: a configuration cannot be used.
+        ConfigError: a configuration cannot be used, or the device is not there.
         DataError: training frames cannot be read.
-        ValueError: there is no configuration, the device is not there, or a number is below 1.
+        ValueError: there is no configuration, or a number is below 1.
     """
     if not paths:
         raise ValueError("name a configuration, and its data as data.root=DIR")
     for name, value in {"steps": steps, "threads": 1 if threads is None else threads}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda': torch sees no CUDA device")
+    place = str(resolve_device(device))
     context = multiprocessing.get_context("spawn")
     for path in map(config.find, paths):
         with context.Pool(1, keep_freed_memory) as pool:
-            print(pool.apply(measure_steps, (path, overrides, device, steps, threads)).line(), flush=True)
+            print(pool.apply(measure_steps, (path, overrides, place, steps, threads)).line(), flush=True)
 
 
 def measure_steps(
     path: Path, overrides: Sequence[str], device: str, steps: int, threads: int | None = None
 ) -> StepTiming:
-    """Measure the training steps of one configuration; see `run_steps`."""
+    """Measure the training steps of one configuration.
+
+    Args:
+        path: of the configuration.
+        overrides: changes of it, `a.b=value`.
+        device: "cpu" or "cuda".
+        steps: how many count, after those that warm up.
+        threads: of torch and the native kernels, None for torch's choice.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     settings = config.load(path, overrides)
