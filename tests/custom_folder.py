@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import feather
 
-from pcdet_ext.data.custom import write_labels
+from pcdet_ext.cli.command import main
+from pcdet_ext.data.custom import CustomDataset, CustomFrames, write_labels
+from pcdet_ext.data.prepare import prepare
 from pcdet_ext.structures import Array
 
 SIZES = {"Fork lift": (3.2, 1.4, 2.2), "Person": (0.7, 0.6, 1.8)}
 NAMES = ("Fork lift", "Person", "Person")
 COLUMNS = ("x", "y", "z", "intensity")
+RANGE = (-10, -10, -3, 10, 10, 2)
 
 
 def make_scene(rng: np.random.Generator, names: Sequence[str] = NAMES) -> tuple[Array, Array]:
@@ -79,3 +83,21 @@ def make_folder(root: Path, frames: int = 10, suffix: str = ".pcd", settings: st
     if settings:
         (root / "dataset.yaml").write_text(settings)
     return root
+
+
+def prepared(root: Path, splits: tuple[str, ...] = ("train", "val"), **options: Any) -> CustomFrames:
+    """The folder's frames, after preparation."""
+    source = CustomFrames(root)
+    prepare(source, splits, progress=False, **options)
+    return source
+
+
+def dataset(root: Path, split: str = "train", **options: Any) -> CustomDataset:
+    """A split of the folder, prepared before."""
+    options = {"intensity_scale": 255.0, "point_features": COLUMNS} | options
+    return CustomDataset(root=root, classes=("Fork lift", "Person"), point_cloud_range=RANGE, split=split, **options)
+
+
+def run(*arguments: str | Path) -> int:
+    """The exit code of the command `pcdet`."""
+    return main([str(a) for a in arguments])

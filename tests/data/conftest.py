@@ -1,4 +1,4 @@
-"""A small made-up folder in the KITTI layout."""
+"""Small made-up folders: the KITTI layout, and a release of nuScenes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nuscenes_release import Release, make_release
 
 from pcdet_ext.data import kitti
 from pcdet_ext.data.nuscenes.prepare import NuScenesFrames
@@ -59,6 +60,12 @@ def kitti_root(tmp_path: Path) -> Path:
     (root / "ImageSets" / "train.txt").write_text("000000\n000001\n000002\n000003\n")
     (root / "ImageSets" / "val.txt").write_text("000004\n000005\n")
     return root
+
+
+@pytest.fixture
+def release() -> Release:
+    """A release of nuScenes with two scenes of three key frames."""
+    return make_release()
 
 
 @pytest.fixture(scope="session")

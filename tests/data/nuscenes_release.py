@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from pcdet_ext.data.nuscenes import NuScenesDataset, NuScenesFrames
+from pcdet_ext.data.prepare import prepare
+
 CATEGORIES = ("vehicle.car", "human.pedestrian.adult", "vehicle.emergency.police", "movable_object.barrier")
 SENSOR_TURN = [np.cos(-np.pi / 4), 0.0, 0.0, np.sin(-np.pi / 4)]  # the lidar's y axis points forward
 SENSOR_PLACE = [0.94, 0.0, 1.84]
 SIZES = {"vehicle.car": [1.9, 4.5, 1.6], "movable_object.barrier": [2.0, 0.5, 1.0]}
+RANGE = [-60, -60, -5, 60, 60, 5]
+CLASSES = ["car", "barrier", "pedestrian"]
 
 
 def quaternion(yaw: float) -> list[float]:
@@ -82,6 +87,18 @@ def make_release(
 def ego_at(time: float) -> tuple[list[float], float]:
     """Place and heading of the vehicle, seconds after the start of a scene."""
     return [400.0 + 5 * time, 900.0 + time * time, 0.1], 0.3 + 0.2 * time
+
+
+def dataset(root: Path, split: str = "train", **settings: object) -> NuScenesDataset:
+    """A split of the folder, prepared before."""
+    return NuScenesDataset(root=root, classes=CLASSES, point_cloud_range=RANGE, split=split, **settings)
+
+
+def prepared(release: Release, root: Path, splits: tuple[str, ...] = ("train", "val"), **options: object) -> Path:
+    """Write the release into the folder and prepare it there."""
+    release.write(root)
+    prepare(NuScenesFrames(root), splits, progress=False, **options)
+    return root
 
 
 def _add_scene(

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pcdet_ext.data.waymo import ParquetLayout
+from pcdet_ext.data.waymo import Layout, ParquetLayout
 
 SEGMENT = "10000000000000003000_000_000_020_000"
 SMALL = Path(__file__).parent / "golden" / "waymo_v2"  # three frames, written with the official component classes
@@ -82,3 +82,11 @@ def write_processed(root: Path, protocol: int = 4) -> Path:
     for split in ("train", "val"):
         (root / "ImageSets" / f"{split}.txt").write_text(f"{sequence}.tfrecord\n")
     return root
+
+
+def read_first(layout: Layout) -> None:
+    """Everything of the first frame."""
+    frame = layout.find("train")[0]
+    layout.points(frame)
+    layout.pose(frame)
+    layout.labels(frame)
