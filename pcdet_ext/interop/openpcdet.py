@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from pcdet_ext.models.bev import PillarNetNeck
 from pcdet_ext.models.detector import VoxelDetector
 
 PREFIXES = {"vfe": "encoder", "backbone_3d": "backbone", "backbone_2d": "bev_backbone", "dense_head": "head"}
+OF_GROUP = re.compile(r"^(rpn_heads\.\d+)\.(?=(?:de)?blocks\.)")  # a backbone of a group of anchors, which is its head
 ON_SITES = ("SparseCenterHead", "VoxelNeXtHead")  # heads that read no map
 WITHOUT_PARAMETERS = ("global_step",)  # entries of official state dicts that are no parameter
 
@@ -212,7 +214,8 @@ def pillarnet_name(name: str) -> str:
 def our_name(name: str) -> str:
     """Our name for a published parameter of a detector whose parts have the published names inside."""
     prefix, _, rest = name.partition(".")
-    return f"{PREFIXES.get(prefix, prefix)}.{rest}"
+    inside = OF_GROUP.sub(r"\1.bev_backbone.", rest)
+    return f"{PREFIXES.get(prefix, prefix)}.{inside}"
 
 
 def our_value(name: str, value: Tensor, shape: torch.Size) -> Tensor:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pcdet_ext.interop import openpcdet_sparse_heads as sparse_heads
+from pcdet_ext.interop.openpcdet_backbones import bev_backbone
 from pcdet_ext.interop.openpcdet_settings import L1, Config, check_branches, named, nms_fields
-from pcdet_ext.interop.settings import skip
+from pcdet_ext.interop.settings import given, skip
 from pcdet_ext.models.heads import branches, transfusion_queries
 
 
@@ -85,8 +86,6 @@ def anchor_head_multi(config: Config, post_processing: Config, class_names: Sequ
     for key, order in orders.items():
         if list(order) != list(class_names):  # the published losses cut the classes by position
             raise ValueError(f"{key} must have the classes in their order, {list(class_names)}, got {list(order)}")
-    if any("LAYER_NUMS" in entry for entry in config["RPN_HEAD_CFGS"]):
-        raise ValueError("RPN_HEAD_CFGS: a group with a backbone of its own (LAYER_NUMS) is not known here")
     separate, nms = config.get("SEPARATE_MULTIHEAD", False), post_processing["NMS_CONFIG"]
     if config.get("USE_MULTIHEAD") is not True or bool(nms.get("MULTI_CLASSES_NMS")) != separate:
         raise ValueError("a head of groups needs USE_MULTIHEAD, and MULTI_CLASSES_NMS just where SEPARATE_MULTIHEAD is")
@@ -100,6 +99,8 @@ def anchor_head_multi(config: Config, post_processing: Config, class_names: Sequ
         "groups": groups,
         "shared_channels": config.get("SHARED_CONV_NUM_FILTER"),
         "separate": separate,
+        "group_backbones": _own_backbones(config["RPN_HEAD_CFGS"]),
+        "raw_scores": bool(post_processing.get("OUTPUT_RAW_SCORE", False)) and not separate,  # published ones, too
         "velocity": extra == 2,
         "sincos": coder.get("encode_angle_by_sincos", False),
         "positive_weight": weights.get("pos_cls_weight", 1.0),
@@ -114,6 +115,13 @@ def anchor_head_multi(config: Config, post_processing: Config, class_names: Sequ
             "middle_channels": parts["NUM_MIDDLE_FILTER"],
         }
     return node | _directions(config) | {"idle_directions": config.get("USE_DIRECTION_CLASSIFIER") is False}
+
+
+def _own_backbones(groups: Sequence[Config]) -> list[dict[str, Any] | None] | None:
+    """The 2-D backbones that groups of anchors have of their own (LAYER_NUMS and what goes with it)."""
+    named = [given(entry, NAME="BaseBEVBackbone") if "LAYER_NUMS" in entry else None for entry in groups]
+    found = [None if entry is None else bev_backbone(entry) for entry in named]
+    return found if any(found) else None
 
 
 def _anchor_settings(config: Config, post_processing: Config) -> dict[str, Any]:

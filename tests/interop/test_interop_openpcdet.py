@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import pcdet_ext.conformance.cases.openpcdet_heads  # noqa: F401  (registers the runners)
 from pcdet_ext.conformance.golden import Case, run_case
-from pcdet_ext.interop import dsvt, from_official, openpcdet
+from pcdet_ext.interop import dsvt, from_official, openpcdet, openpcdet_heads
+from pcdet_ext.interop.settings import every_setting_counts
+from pcdet_ext.models.heads import HEADS
 
 COVERED = (
     "nuscenes_models/cbgs_second_multihead.yaml",
@@ -157,3 +160,55 @@ def test_settings_without_counterpart_are_refused(second, change, message):
 def test_unknown_system_is_named():
     with pytest.raises(ValueError, match="did you mean 'openpcdet'"):
         from_official("openpcdt", {})
+
+
+def _multi_head() -> dict[str, Any]:
+    """The section of a multi-head detector with one group that has a 2-D backbone of its own."""
+    anchors = {"anchor_sizes": [[3.9, 1.6, 1.5]], "anchor_rotations": [0, 1.57], "anchor_bottom_heights": [-1.6]}
+    limits = {"feature_map_stride": 2, "matched_threshold": 0.5, "unmatched_threshold": 0.35}
+    own = {"LAYER_NUMS": [1], "LAYER_STRIDES": [1], "NUM_FILTERS": [8], "UPSAMPLE_STRIDES": [1]}
+    return {
+        "NAME": "AnchorHeadMulti",
+        "USE_MULTIHEAD": True,
+        "ANCHOR_GENERATOR_CONFIG": [{"class_name": name, **anchors, **limits} for name in ("Car", "Van")],
+        "RPN_HEAD_CFGS": [
+            {"HEAD_CLS_NAME": ["Car"]},
+            {"HEAD_CLS_NAME": ["Van"], **own, "NUM_UPSAMPLE_FILTERS": [8]},
+        ],
+        "TARGET_ASSIGNER_CONFIG": {"BOX_CODER": "ResidualCoder"},
+        "LOSS_CONFIG": {"LOSS_WEIGHTS": {"cls_weight": 1.0, "loc_weight": 1.0, "code_weights": [1.0] * 7}},
+    }
+
+
+POST = {
+    "SCORE_THRESH": 0.1,
+    "OUTPUT_RAW_SCORE": True,
+    "NMS_CONFIG": {"NMS_TYPE": "nms_gpu", "NMS_THRESH": 0.2, "NMS_PRE_MAXSIZE": 9, "NMS_POST_MAXSIZE": 9},
+}
+
+
+def test_groups_of_anchors_may_have_a_backbone_of_their_own() -> None:
+    with every_setting_counts({"DENSE_HEAD": _multi_head(), "POST_PROCESSING": POST}) as read:
+        node = openpcdet_heads.head(read["DENSE_HEAD"], read["POST_PROCESSING"], ["Car", "Van"])
+        assert openpcdet_heads.stride(read["DENSE_HEAD"]) == 2
+    assert node["group_backbones"][0] is None
+    assert node["raw_scores"]
+    head = HEADS.build(node, in_channels=8, classes=["Car", "Van"], point_cloud_range=[0, 0, -3, 8, 8, 1])
+    published = {
+        name.replace(".bev_backbone.", "."): value for name, value in head.state_dict(prefix="dense_head.").items()
+    }
+    assert "dense_head.rpn_heads.1.deblocks.0.0.weight" in published
+    assert {openpcdet.our_name(name) for name in published} == set(head.state_dict(prefix="head."))
+
+
+def test_settings_of_a_group_that_nobody_reads_are_named() -> None:
+    section = _multi_head()
+    section["RPN_HEAD_CFGS"][1]["LAYER_WIDTHS"] = [8]
+
+    def read_all() -> None:
+        with every_setting_counts({"DENSE_HEAD": section, "POST_PROCESSING": POST}) as read:
+            openpcdet_heads.head(read["DENSE_HEAD"], read["POST_PROCESSING"], ["Car", "Van"])
+            openpcdet_heads.stride(read["DENSE_HEAD"])
+
+    with pytest.raises(ValueError, match=r"RPN_HEAD_CFGS\.1\.LAYER_WIDTHS: the setting is not known here"):
+        read_all()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pcdet_ext.models.heads import AnchorHead, AnchorHeadMulti
+from pcdet_ext.models.heads.anchor_groups import AnchorGroup
 from pcdet_ext.structures import Targets
 
 CLASSES = ["Car", "Walker", "Rider"]
@@ -18,6 +19,7 @@ ANCHORS = [
 GROUPS = [["Car"], ["Walker", "Rider"]]
 PARTS = {"reg": 2, "height": 1, "size": 3, "angle": 2, "velo": 2}
 NUSCENES = {"parts": PARTS, "velocity": True, "sincos": True, "middle_channels": 5, "box_loss": "l1"}
+OWN = {"name": "BaseBEVBackbone", "layer_nums": [1], "layer_strides": [1], "num_filters": [5]}
 FRAMES = [
     Targets(
         torch.tensor([[3.0, 0.5, -0.9, 3.8, 1.7, 1.5, 0.2, 1.0, 0.5], [1.0, -2.0, -0.8, 0.8, 0.7, 1.7, 1.0, 0.0, 0.0]]),
@@ -131,6 +133,9 @@ def test_several_heights_are_kinds_of_their_own() -> None:
         ({"code_weights": [1.0]}, "must be 7 numbers"),
         ({"anchors": ANCHORS[:2]}, "must have one entry in anchors"),
         ({"negative_weight": -1.0}, "negative_weight must be at least 0"),
+        ({"raw_scores": True}, "with separate, scores are always probabilities"),
+        ({"group_backbones": [None]}, "an entry for each of 2 groups, got 1"),
+        ({"group_backbones": [OWN | {"layer_strides": [2]}, None]}, "must keep the size of the map"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change: dict, message: str) -> None:
@@ -148,3 +153,29 @@ def test_velocities_must_be_known_where_they_are_learnt() -> None:
 def test_idle_directions_need_a_classifier() -> None:
     with pytest.raises(ValueError, match="idle_directions: there is no direction classifier"):
         build(idle_directions=True)
+
+
+def test_a_group_may_have_a_backbone_of_its_own() -> None:
+    head = build(group_backbones=[None, OWN]).eval()
+    own = AnchorGroup(5, (1, 2), 4, 2, 7, 0, None, 1, 5).eval()
+    missing, more = own.load_state_dict(head.rpn_heads[1].state_dict(), strict=False)
+    assert not missing
+    assert more
+    assert all(name.startswith("bev_backbone.blocks.") for name in more)
+    bev = torch.randn(2, 6, 4, 5)
+    shared, found = head.shared_conv(bev), head(bev)
+    logits, codes, _ = own(head.rpn_heads[1].bev_backbone(shared))
+    assert found.logits[1].equal(logits)
+    assert found.codes[:, -codes.shape[1] :].equal(codes)
+    assert found.logits[0].equal(head.rpn_heads[0](shared)[0])
+
+
+def test_raw_scores_are_the_logits_of_the_same_detections() -> None:
+    options = {"separate": False, "score_threshold": 0.02, "nms": {"iou_threshold": 0.2}}
+    plain, raw = build(**options).eval(), build(raw_scores=True, **options).eval()
+    raw.load_state_dict(plain.state_dict())
+    bev = 9 * torch.randn(1, 6, 4, 5)
+    (expected,), (found,) = plain.decode(plain(bev)), raw.decode(raw(bev))
+    assert len(found) > 3
+    assert found.boxes.equal(expected.boxes)
+    torch.testing.assert_close(found.scores.sigmoid(), expected.scores)

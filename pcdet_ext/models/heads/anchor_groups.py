@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcdet_ext.config import construct
+from pcdet_ext.models.bev.registry import BEV_BACKBONES
 from pcdet_ext.models.heads.anchor import PRIOR, AnchorTargets, check_specs
 from pcdet_ext.models.heads.base import Reads, boxes_and_labels, fill_bias
 from pcdet_ext.models.heads.branches import task_labels
@@ -55,6 +56,7 @@ class AnchorGroup(nn.Module):
         parts: how many numbers of a code each convolution of its own predicts, by name; None for a single convolution.
         middle: 3x3 convolutions in front of each output, where there are parts.
         middle_channels: channels of these.
+        own: 2-D backbone that the map goes through first, from a configuration (see `BEV_BACKBONES`); None for none.
     """
 
     head_label_indices: Tensor
@@ -70,8 +72,14 @@ class AnchorGroup(nn.Module):
         parts: Mapping[str, int] | None,
         middle: int,
         middle_channels: int,
+        own: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.bev_backbone = None if own is None else BEV_BACKBONES.build(own, in_channels=in_channels)
+        if self.bev_backbone is not None:
+            if self.bev_backbone.stride != 1:
+                raise ValueError(f"a group's own backbone must keep the size of the map: {own} divides it")
+            in_channels = self.bev_backbone.out_channels
         self.kinds, self.classes, self.code_size, self.bins = kinds, classes, code_size, bins
         self.register_buffer("head_label_indices", torch.tensor(labels) + 1)
         if parts is None:
@@ -94,6 +102,8 @@ class AnchorGroup(nn.Module):
         The maps of the parts of a code are joined before they are divided among the anchors, as published: with two
         kinds of anchors, the numbers of an anchor are not those of the convolutions that bear their names.
         """
+        if self.bev_backbone is not None:
+            bev = self.bev_backbone(bev)
         if isinstance(self.conv_box, nn.ModuleDict):
             codes = torch.cat([conv(bev) for conv in self.conv_box.values()], 1)
         else:
@@ -136,7 +146,9 @@ class AnchorHeadMulti(nn.Module):
         parts: numbers of a code that a set of convolutions gives, by the name of the set, in the order of a code; None
             for one plain convolution.
         middle_convs: 3x3 convolutions in front of the last, with `parts`.
-        middle_channels: their width; None for that of what they read.
+        middle_channels: their width; None for that of the map that all groups share.
+        group_backbones: configuration of a 2-D backbone of each group's own, which keeps the size of the map, or None
+            for those that have none; None where no group has one.
         velocity: boxes have (vx, vy), which are learnt and predicted.
         sincos: headings are learnt by cosine and sine, which tell the direction, too.
         match_3d: anchors match by 3-D overlap instead of that of axis-aligned footprints.
@@ -153,6 +165,7 @@ class AnchorHeadMulti(nn.Module):
         direction_weight: of the loss of directions.
         code_weights: factors on the differences of codes; None for ones.
         score_threshold: detections score at least so much.
+        raw_scores: see `AnchorHead`; not with `separate`.
         nms: fields of `NMSConfig`; with `separate` every class of every group is suppressed on its own.
 
     Raises:
@@ -176,6 +189,7 @@ class AnchorHeadMulti(nn.Module):
         parts: Mapping[str, int] | None = None,
         middle_convs: int = 1,
         middle_channels: int | None = None,
+        group_backbones: Sequence[Mapping[str, Any] | None] | None = None,
         velocity: bool = False,
         sincos: bool = False,
         match_3d: bool = False,
@@ -191,6 +205,7 @@ class AnchorHeadMulti(nn.Module):
         direction_weight: float = 0.2,
         code_weights: Sequence[float] | None = None,
         score_threshold: float = 0.1,
+        raw_scores: bool = False,
         nms: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -209,6 +224,14 @@ class AnchorHeadMulti(nn.Module):
         check_range(-math.inf, score_threshold=score_threshold)
         if idle_directions and not direction_bins:
             raise ValueError("idle_directions: there is no direction classifier with direction_bins 0")
+        if raw_scores and separate:
+            raise ValueError("raw_scores: with separate, scores are always probabilities")
+        self.raw_scores = raw_scores
+        own = [None] * len(self.groups) if group_backbones is None else list(group_backbones)
+        if len(own) != len(self.groups):
+            raise ValueError(
+                f"group_backbones must have an entry for each of {len(self.groups)} groups, got {len(own)}"
+            )
         self.coder = ResidualCoder(sincos, 2 if velocity else 0)
         if parts is not None and sum(parts.values()) != self.coder.code_size:
             raise ValueError(f"parts must make up a code of {self.coder.code_size} numbers, got {dict(parts)}")
@@ -241,8 +264,9 @@ class AnchorHeadMulti(nn.Module):
                 parts,
                 middle_convs,
                 in_channels if middle_channels is None else middle_channels,
+                backbone,
             )
-            for group in self.groups
+            for group, backbone in zip(self.groups, own, strict=True)
         )
 
     def anchors(self, map_size: tuple[int, int], device: torch.device) -> dict[int, Tensor]:
@@ -352,26 +376,31 @@ class AnchorHeadMulti(nn.Module):
         return [self._decode_frame(output, frame) for frame in range(len(output.codes))]
 
     def _decode_frame(self, output: AnchorGroupsOutput, frame: int) -> Detections:
-        found, before = [], 0
-        for logits, scored in zip(output.logits, self._scored(), strict=True):
-            scores = logits[frame].sigmoid()
-            if self.separate:
-                columns = [
-                    (scores[:, k], torch.full_like(scores[:, k], label).long()) for k, label in enumerate(scored)
-                ]
-            else:
-                columns = [cast("tuple[Tensor, Tensor]", tuple(scores.max(1)))]
-            for score, label in columns:
-                row = (score >= self.score_threshold).nonzero()[:, 0]
-                found.append((self.boxes(output, frame, before + row), score[row], label[row]))
-            before += len(scores)
+        found: list[Candidates] = []
+        before = 0
+        for part, scored in zip(output.logits, self._scored(), strict=True):
+            for logits, label in self._columns(part[frame], scored):
+                scores = logits.sigmoid()
+                row = (scores >= self.score_threshold).nonzero()[:, 0]
+                found.append((self.boxes(output, frame, before + row), scores[row], label[row], logits[row]))
+            before += part.shape[1]
         if not self.separate:
             found = [_joined(found)]
-        return Detections(*_joined([self._suppressed(*candidates) for candidates in found]), self.classes)
+        boxes, scores, labels, logits = _joined([self._suppressed(*candidates) for candidates in found])
+        return Detections(boxes, logits if self.raw_scores else scores, labels, self.classes)
 
-    def _suppressed(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _columns(self, logits: Tensor, scored: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Logits [N] and labels int64 [N] of a group's anchors: those of each class, or of every anchor's best one."""
+        if not self.separate:
+            best = logits.max(1)
+            return [(best.values, best.indices)]
+        return [
+            (logits[:, k], torch.full((len(logits),), label, device=logits.device)) for k, label in enumerate(scored)
+        ]
+
+    def _suppressed(self, boxes: Tensor, scores: Tensor, labels: Tensor, logits: Tensor) -> Candidates:
         kept = suppress(boxes, scores, labels, self.nms, len(self.classes))
-        return boxes[kept], scores[kept], labels[kept]
+        return boxes[kept], scores[kept], labels[kept], logits[kept]
 
     def boxes(self, output: AnchorGroupsOutput, frame: int, anchor: Tensor) -> Tensor:
         """Predicted boxes of chosen anchors.
@@ -393,6 +422,9 @@ class AnchorHeadMulti(nn.Module):
         return torch.cat([boxes[:, :6], heading[:, None], boxes[:, 7:]], 1)
 
 
-def _joined(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    boxes, scores, labels = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return boxes, scores, labels
+Candidates = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes, scores, labels, and the logits that the scores are of
+
+
+def _joined(parts: Sequence[Candidates]) -> Candidates:
+    boxes, scores, labels, logits = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return boxes, scores, labels, logits
