@@ -13,16 +13,16 @@ constexpr float kNear2 = kNear * kNear, kFar2 = kFar * kFar;
 
 // Six values of the input along one axis at the six points; Vector is a number or a vector of channels.
 template <typename Vector>
-PCDET_HD void to_points(const Vector* d, int step, Vector* v) {
+PCDET_HD void to_points(const Vector* d, int step, Vector* v, int v_step) {
     const Vector d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
     const Vector even_near = d4 - kFar2 * d2, odd_near = kNear * (d3 - kFar2 * d1);
     const Vector even_far = d4 - kNear2 * d2, odd_far = kFar * (d3 - kNear2 * d1);
     v[0] = kNear2 * kFar2 * d0 - (kNear2 + kFar2) * d2 + d4;
-    v[step] = even_near + odd_near;
-    v[2 * step] = even_near - odd_near;
-    v[3 * step] = even_far + odd_far;
-    v[4 * step] = even_far - odd_far;
-    v[5 * step] = kNear2 * kFar2 * d1 - (kNear2 + kFar2) * d3 + d5;
+    v[v_step] = even_near + odd_near;
+    v[2 * v_step] = even_near - odd_near;
+    v[3 * v_step] = even_far + odd_far;
+    v[4 * v_step] = even_far - odd_far;
+    v[5 * v_step] = kNear2 * kFar2 * d1 - (kNear2 + kFar2) * d3 + d5;
 }
 
 // Four values of the output along one axis from the products at the six points.

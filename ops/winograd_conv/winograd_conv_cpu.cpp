@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <vector>
 
 namespace {
@@ -43,25 +44,48 @@ const float* cell(const Conv& c, int64_t frame, int64_t y, int64_t x) {
     return c.x + ((frame * c.height + y) * c.width + x) * c.in;
 }
 
-// The tile's surroundings at the 36 points, to v [36, rows of a block, in] at one of the rows.
-PCDET_HD void transform_input(const Conv& c, Place p, float* v, int64_t point_step) {
-    for (int64_t k = 0; k < c.in; k += kLanes) {
-        Lanes d[kPoints];
+// 16 channels of a tile's surroundings at the 36 points, to v [36, point_step].
+template <bool Inside>
+PCDET_HD void transform_channels(const Conv& c, Place p, int64_t channel, float* v, int64_t point_step) {
+    alignas(64) Lanes d[kPoints];
+    for (int i = 0; i < kPatch; ++i) {
+        Lanes row[kPatch];
+        for (int j = 0; j < kPatch; ++j) {
+            const int64_t y = p.y + i - 1, x = p.x + j - 1;
+            const bool inside = Inside || (y >= 0 && y < c.height && x >= 0 && x < c.width);
+            row[j] = inside ? lanes_at(cell(c, p.frame, y, x) + channel) : Lanes{};
+        }
+        to_points(row, 1, d + i * kPatch, 1);
+    }
+    for (int j = 0; j < kPatch; ++j) {
+        Lanes column[kPatch];
+        to_points(d + j, kPatch, column, 1);
         for (int i = 0; i < kPatch; ++i)
-            for (int j = 0; j < kPatch; ++j) {
-                const int64_t y = p.y + i - 1, x = p.x + j - 1;
-                const bool inside = y >= 0 && y < c.height && x >= 0 && x < c.width;
-                d[i * kPatch + j] = inside ? lanes_at(cell(c, p.frame, y, x) + k) : Lanes{};
-            }
-        for (int j = 0; j < kPatch; ++j) to_points(d + j, kPatch, d + j);
-        for (int i = 0; i < kPatch; ++i) to_points(d + i * kPatch, 1, d + i * kPatch);
-        for (int i = 0; i < kPoints; ++i) std::memcpy(v + i * point_step + k, &d[i], sizeof(Lanes));
+            std::memcpy(v + (i * kPatch + j) * point_step + channel, &column[i], sizeof(Lanes));
+    }
+}
+
+// Ask for 16 channels of the cells that a tile adds to the surroundings of the one before it.
+PCDET_HD void fetch_channels(const Conv& c, Place p, int64_t channel) {
+    const int64_t first = std::max<int64_t>(p.y - 1, 0), last = std::min(p.y + kTile + 1, c.height);
+    for (int64_t y = first; y < last; ++y)
+        for (int64_t x = p.x + 1; x < std::min(p.x + 1 + kTile, c.width); ++x)
+            __builtin_prefetch(cell(c, p.frame, y, x) + channel, 0, 2);
+}
+
+// The surroundings of a tile at the 36 points, to v [36, point_step], while the next tile's come from memory.
+PCDET_HD void transform_input(const Conv& c, Place p, Place next, float* v, int64_t point_step) {
+    const bool inside = p.y > 0 && p.x > 0 && p.y + kTile < c.height && p.x + kTile < c.width;
+    for (int64_t channel = 0; channel < c.in; channel += kLanes) {
+        fetch_channels(c, next, channel);
+        if (inside) transform_channels<true>(c, p, channel, v, point_step);
+        else transform_channels<false>(c, p, channel, v, point_step);
     }
 }
 
 // A tile of 16 channels from the products m [36, point_step]; to y [16 cells].
 PCDET_HD void transform_output(const float* m, int64_t point_step, Lanes* y) {
-    Lanes d[kPoints], half[kTile * kPatch];
+    alignas(64) Lanes d[kPoints], half[kTile * kPatch];
     for (int i = 0; i < kPoints; ++i) d[i] = lanes_at(m + i * point_step);
     for (int j = 0; j < kPatch; ++j) from_points(d + j, kPatch, half + j, kPatch);
     for (int i = 0; i < kTile; ++i) from_points(half + i * kPatch, 1, y + i * kTile, 1);
@@ -78,7 +102,7 @@ PCDET_HD void put(const Conv& c, int64_t offset, Lanes y) {
 template <int Panels>
 PCDET_HD void put_tile(const Conv& c, Place p, const float* m, int64_t point_step, int64_t first, float* pattern) {
     for (int panel = 0; panel < Panels; ++panel) {
-        Lanes y[kTile * kTile];
+        alignas(64) Lanes y[kTile * kTile];
         const int64_t channel = first + panel * kLanes;
         transform_output(m + panel * kLanes, point_step, y);
         const Lanes bias = lanes_at(c.bias + channel);
@@ -92,18 +116,34 @@ PCDET_HD void put_tile(const Conv& c, Place p, const float* m, int64_t point_ste
     }
 }
 
+// Room for the values of some tiles at the 36 points, each from the start of a cache line. The points begin at different
+// places of a page: at the same place of all they would take each other's places in the caches.
+int64_t point_step(int64_t count, int64_t width) { return count * width + kLanes; }
+
+struct Free {
+    void operator()(float* room) const { ::operator delete[](room, std::align_val_t(64)); }
+};
+
+using Room = std::unique_ptr<float[], Free>;
+
+Room room(int64_t count, int64_t width) {
+    return Room(new (std::align_val_t(64)) float[kPoints * point_step(count, width)]);
+}
+
 // Some tiles; v and m are room for [36, count, in] and [36, count, 16 * Panels].
 struct Convolve {
     template <int Rows, int Panels>
     static PCDET_HD void run(const Conv& c, const int64_t* tiles, int64_t count, float* v, float* m, float* pattern) {
-        for (int64_t i = 0; i < count; ++i) transform_input(c, place_of(c, tiles[i]), v + i * c.in, count * c.in);
         const int64_t width = Panels * kLanes, panel_size = c.in * kLanes, panels = c.channels / kLanes;
+        const int64_t v_step = point_step(count, c.in), m_step = point_step(count, width);
+        for (int64_t i = 0; i < count; ++i)
+            transform_input(c, place_of(c, tiles[i]), place_of(c, tiles[std::min(i + 1, count - 1)]), v + i * c.in, v_step);
         for (int64_t panel = 0; panel < panels; panel += Panels) {
             for (int64_t point = 0; point < kPoints; ++point)
-                multiply<Rows, Panels>(v + point * count * c.in, c.weight + (point * panels + panel) * panel_size, count,
-                                       c.in, m + point * count * width);
+                multiply<Rows, Panels>(v + point * v_step, c.weight + (point * panels + panel) * panel_size, count, c.in,
+                                       m + point * m_step);
             for (int64_t i = 0; i < count; ++i)
-                put_tile<Panels>(c, place_of(c, tiles[i]), m + i * width, count * width, panel * kLanes, pattern);
+                put_tile<Panels>(c, place_of(c, tiles[i]), m + i * width, m_step, panel * kLanes, pattern);
         }
     }
 };
@@ -187,12 +227,8 @@ void divide_tiles(const Conv& c, const Pattern& pattern, int threads, std::vecto
         (same && is_pattern(c, same.get(), place_of(c, tile)) ? shared : own).push_back(tile);
 }
 
-std::unique_ptr<float[]> room(int64_t count, int64_t width) {
-    return std::unique_ptr<float[]>(new float[kPoints * count * width]);
-}
-
 void compute_tiles(const Conv& c, const std::vector<int64_t>& tiles, int threads) {
-    const int64_t size = std::clamp<int64_t>(8192 / c.in / 8 * 8, 8, 64), count = tiles.size();
+    const int64_t size = std::clamp<int64_t>(4096 / c.in / 8 * 8, 8, 64), count = tiles.size();
     const auto convolve = Convolution::best(c.channels);
 #pragma omp parallel num_threads(threads)
     {
