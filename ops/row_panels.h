@@ -22,18 +22,29 @@ PCDET_HD Lanes lanes_at(const float* from) {
     return v;
 }
 
+// So many products are added up before their sum goes to those before: rounding then grows with the root of this number
+// and of the number of such sums, and not with the root of all.
+constexpr int64_t kSummed = 64;
+
 // Products of `Rows` rows of a [.., depth] with `Panels` panels [depth, 16] of weights, to m [.., m_step].
 template <int Rows, int Panels>
 PCDET_HD void multiply_some(const float* a, const float* panel, int64_t depth, float* m, int64_t m_step) {
-    Lanes sum[Rows][Panels] = {};
-    for (int64_t k = 0; k < depth; ++k) {
-        Lanes w[Panels];
-        for (int j = 0; j < Panels; ++j) w[j] = lanes_at(panel + (j * depth + k) * kLanes);
+    for (int64_t first = 0; first < depth; first += kSummed) {
+        const int64_t end = first + kSummed < depth ? first + kSummed : depth;
+        Lanes sum[Rows][Panels] = {};
+        for (int64_t k = first; k < end; ++k) {
+            Lanes w[Panels];
+            for (int j = 0; j < Panels; ++j) w[j] = lanes_at(panel + (j * depth + k) * kLanes);
+            for (int i = 0; i < Rows; ++i)
+                for (int j = 0; j < Panels; ++j) sum[i][j] += a[i * depth + k] * w[j];
+        }
         for (int i = 0; i < Rows; ++i)
-            for (int j = 0; j < Panels; ++j) sum[i][j] += a[i * depth + k] * w[j];
+            for (int j = 0; j < Panels; ++j) {
+                float* to = m + i * m_step + j * kLanes;
+                if (first > 0) sum[i][j] += lanes_at(to);
+                std::memcpy(to, &sum[i][j], sizeof(Lanes));
+            }
     }
-    for (int i = 0; i < Rows; ++i)
-        for (int j = 0; j < Panels; ++j) std::memcpy(m + i * m_step + j * kLanes, &sum[i][j], sizeof(Lanes));
 }
 
 template <int Rows, int Panels>

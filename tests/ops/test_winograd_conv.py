@@ -109,6 +109,16 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     assert torch.equal(*found)
 
 
+def test_rounding_of_many_channels_is_that_of_few() -> None:
+    """Long sums are made of short ones, so that their rounding does not grow with their length."""
+    errors = []
+    for channels in (64, 512):
+        x, weight = rand(1, channels, 24, 24).relu(), rand(16, channels, 3, 3) / channels**0.5
+        found = winograd_conv2d(x, weight, torch.zeros(16), winograd_weight(weight))
+        errors.append((found - conv2d(x.double(), weight.double(), padding=1)).square().mean().sqrt())
+    assert errors[1] < 1.5 * errors[0]  # 1.1; in one sum 2.6
+
+
 def test_without_a_kernel_it_is_the_plain_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = rand(1, 16, 6, 7), rand(32, 16, 3, 3), rand(32)
     points = winograd_weight(weight)
