@@ -22,6 +22,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from pcdet_ext.conformance.ranked import Ranked, settled
 from pcdet_ext.interop.settings import every_setting_counts
 
 
@@ -36,7 +37,7 @@ class Masked:
     where: torch.Tensor
 
 
-Value = torch.Tensor | np.ndarray | float | int | Masked | Mapping[str, Any]
+Value = torch.Tensor | np.ndarray | float | int | Masked | Ranked | Mapping[str, Any]
 Values = Mapping[str, Value]
 Runner = Callable[["Case", bool], Values]
 
@@ -276,7 +277,7 @@ def compare(name: str, case: Case, values: Values, grads: bool) -> Report:
         grads: whether gradients are compared, too.
     """
     prefixes = ("out.", "grad.", *SUMS) if grads else ("out.",)
-    values = _with_sums(case, values)
+    values = settled(_with_sums(case, values), case.arrays, lambda key: _out_tolerance(case.meta, key)[1])
     worst, worst_key, compared = -1.0, "", 0
     for key, expected in case.arrays.items():
         if not key.startswith(prefixes) and not (key == GRADIENT_NORMS and grads and key in values):

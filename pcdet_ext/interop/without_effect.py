@@ -38,7 +38,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "point_features*": DATA,
     "EVAL_METRIC": EVALUATION,
     "RECALL_THRESH_LIST": EVALUATION,
-    "VFE.USE_CLUSTER_XYZ": UNREAD,
+    "USE_CLUSTER_XYZ": UNREAD,
     # what other settings say already
     "grid_size*": DERIVED,
     "GRID_XYZ": DERIVED,

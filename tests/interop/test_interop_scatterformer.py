@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ COVERED = {
     "waymo_models/scatterformer.yaml": "waymo/scatterformer.yaml",
     "nuscenes_models/scatterformer.yaml": "nuscenes/scatterformer.yaml",
 }
+GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden" / "scatterformer"
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +163,13 @@ def test_parts_load_alone(shared, name):
     assert len(module.state_dict()) == len([key for key in state if key != "global_step"])
     with pytest.raises(ValueError, match="is missing"):
         from_official("scatterformer", golden.config, {})
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_an_encoder_alone_does_not_read_whether_to_use_offsets_from_the_mean(given):
+    golden = Case.read(GOLDEN / "vfe.json")
+    module = from_official("scatterformer", {**golden.config, "USE_CLUSTER_XYZ": given}, golden.tensors("param"))
+    assert module.out_channels == 32
 
 
 def test_a_configuration_of_nothing_known_is_refused():

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
-from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.golden import Case, Value, Values, runs
 from pcdet_ext.conformance.gradients import probe_gradients
+from pcdet_ext.conformance.ranked import Ranked
 from pcdet_ext.interop import from_official, scatterformer
 from pcdet_ext.models.heads.center import CenterOutput
 from pcdet_ext.models.heads.postprocess import rectify_scores
@@ -79,28 +77,20 @@ def run_center_detector(case: Case, grads: bool) -> Values:
     output = detector(_points(case))
     maps = output.tasks[0]
     values = {f"out.{name}": getattr(maps, name) for name in detector.head.branches} | {"out.hm": maps.heatmap}
-    values |= _center_boxes(case, detector.head, output)
+    values |= _center_boxes(detector.head, output)
     return _with_gradients(values, case, detector, {}, grads)
 
 
-def _center_boxes(case: Case, head: Any, output: CenterOutput) -> dict[str, Tensor]:
-    values: dict[str, Tensor] = {}
+def _center_boxes(head: Any, output: CenterOutput) -> dict[str, Value]:
+    """Boxes in the order of their heatmap scores."""
+    values: dict[str, Value] = {}
     for frame, found in enumerate(head.candidates(output)[0]):
         scores = found.scores
         if head.iou_rectifier is not None:
             scores = rectify_scores(scores, found.iou, head.iou_rectifier[found.labels])
-        boxes = Detections(found.boxes, scores, found.labels, head.classes)
-        values |= _boxes(frame, _in_published_order(case, frame, boxes))
+        rows = _boxes(frame, Detections(found.boxes, scores, found.labels, head.classes))
+        values |= {key: Ranked(value, found.scores, tuple(rows)) for key, value in rows.items()}
     return values
-
-
-def _in_published_order(case: Case, frame: int, found: Detections) -> Detections:
-    """Boxes are in the order of their heatmap scores, which rounding may change where two are nearly the same."""
-    boxes, scores, labels = (case.arrays[f"out.pre_nms_{name}{frame}"] for name in ("boxes", "scores", "labels"))
-    if len(boxes) != len(found):
-        return found
-    mine, theirs = np.c_[found.boxes, found.scores, found.labels + 1], np.c_[boxes, scores, labels]
-    return found.select(torch.from_numpy(linear_sum_assignment(cdist(theirs, mine, "cityblock"))[1]))
 
 
 @runs("scatterformer", "detector_transfusion")
