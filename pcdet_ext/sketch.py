@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Array = np.ndarray
+from pcdet_ext.rigid import Array, from_box_frames
 
 TRUTH_COLOUR = "#2ca02c"
 CLASS_COLOURS = (
@@ -72,10 +72,7 @@ def class_colours(names: Sequence[str]) -> dict[str, str]:
 def _corners(boxes: Array) -> Array:
     """[M, 7, 2]: around each box from its front, and then from its middle to its front."""
     signs = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1], [1, 1], [0, 0], [1, 0]])
-    local = signs[None] * boxes[:, None, 3:5] / 2
-    cos, sin = np.cos(boxes[:, 6])[:, None], np.sin(boxes[:, 6])[:, None]
-    turned = [local[..., 0] * cos - local[..., 1] * sin, local[..., 0] * sin + local[..., 1] * cos]
-    return np.stack(turned, -1) + boxes[:, None, :2]
+    return from_box_frames(signs, boxes)
 
 
 def _bounds(points: Array, corners: Array) -> tuple[Array, Array]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.models.temporal import VoxelMemory
+from pcdet_ext.rigid import check_rigid
 from pcdet_ext.scenes import FrameContext
 from pcdet_ext.structures import Array, PointBatch
 
@@ -101,19 +102,6 @@ class Stream:
 
 
 def _rigid(pose: Array | Tensor) -> Tensor:
-    """A pose, float64 [4, 4]. Raises ValueError for what is no rotation and translation."""
-    try:
-        place = torch.as_tensor(pose).detach().to("cpu", torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"pose must be a matrix [4, 4] of numbers, got {pose!r:.60}") from error
-    if place.shape != (4, 4):
-        raise ValueError(f"pose must be a matrix [4, 4], got {list(place.shape)}")
-    turn, last = place[:3, :3], torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
-    off = float((turn @ turn.T - torch.eye(3, dtype=torch.float64)).abs().max())
-    turned = off <= ROTATION_TOLERANCE and float(torch.linalg.det(turn)) > 0
-    if not (turned and bool(place.isfinite().all()) and torch.equal(place[3], last)):
-        raise ValueError(
-            "pose must be a rotation and a translation, with the last row 0, 0, 0, 1 and all numbers finite, got "
-            f"{place.tolist()}"
-        )
-    return place
+    """A pose on the CPU, float64 [4, 4]. Raises ValueError for one that is not a rotation and a translation."""
+    on_cpu = pose.detach().cpu().numpy() if isinstance(pose, Tensor) else pose
+    return torch.from_numpy(check_rigid(on_cpu, ROTATION_TOLERANCE))

@@ -20,6 +20,7 @@ FLOORS = {
     "files": 1,
     "file_kinds": 1,
     "ranges": 1,
+    "rigid": 1,
     "checkpoint": 1,
     "ops": 1,
     "grouping": 2,

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pcdet_ext.rigid import from_box_frames
 from pcdet_ext.structures import Array
 
 PIECE = 16_384  # points, a few hundred kilobytes
 
-_CORNER_SIGNS = np.array([(1, 1), (1, -1), (-1, -1), (-1, 1)], np.float32) / 2
+_CORNERS = np.array([(1, 1), (1, -1), (-1, -1), (-1, 1)], np.float32)
 
 
 def transform(xyz: Array, matrix: Array) -> Array:
@@ -64,10 +65,7 @@ def inside_boxes(points: Array, boxes: Array, margin: float = 0.0) -> Array:
 
 def footprints(boxes: Array) -> Array:
     """Corners [M, 4, 2] of boxes [M, 7+] seen from above."""
-    offset = _CORNER_SIGNS * boxes[:, None, 3:5]
-    cos, sin = np.cos(boxes[:, 6, None]), np.sin(boxes[:, 6, None])
-    x, y = offset[..., 0], offset[..., 1]
-    return np.stack([cos * x - sin * y, sin * x + cos * y], axis=2) + boxes[:, None, :2]
+    return from_box_frames(_CORNERS, boxes)
 
 
 def points_in_range(

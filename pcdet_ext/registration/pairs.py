@@ -12,6 +12,7 @@ from pcdet_ext.data.places import PlacesDataset
 from pcdet_ext.data.places.files import GROUND
 from pcdet_ext.data.places.tuples import pairs_within
 from pcdet_ext.files import DataError
+from pcdet_ext.rigid import rigid_motion, upright_rotation
 from pcdet_ext.structures import Array
 
 APART = (5.0, 15.0)  # metres between the clouds of a pair, where nothing else is said
@@ -84,9 +85,7 @@ def turned_at_random(pair: CloudPair, rng: np.random.Generator) -> CloudPair:
 
 
 def _turn(angle: float) -> Array:
-    turn = np.eye(4)
-    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    return turn
+    return rigid_motion(upright_rotation(angle), np.zeros(3))
 
 
 def _moved(points: Array, turn: Array) -> Array:

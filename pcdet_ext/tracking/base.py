@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pcdet_ext.config import Registry
 from pcdet_ext.data.geometry import wrap_angle
+from pcdet_ext.rigid import check_rigid
 from pcdet_ext.structures import Array, Detections
 
 TRACKERS = Registry("tracker")
@@ -74,7 +75,7 @@ class StillBoxes:
             raise ValueError(f"boxes must be [M, 7] or [M, 9], got {list(boxes.shape)}")
         velocity = boxes[:, 7:9] if boxes.shape[1] == 9 else np.full((len(boxes), 2), np.nan)
         still = StillBoxes(boxes[:, :7], velocity, np.asarray(found.labels), np.asarray(found.scores, np.float64))
-        return still if pose is None else still.moved(check_pose(pose))
+        return still if pose is None else still.moved(check_rigid(pose))
 
     def moved(self, pose: Array) -> StillBoxes:
         """Boxes under a pose: headings turned by its yaw and put into [-π, π), velocities turned by its rotation."""
@@ -123,7 +124,7 @@ class BoxTracker(ABC):
         Boxes of 9 numbers have the velocity of the track.
         """
         found = self.associate(StillBoxes.of(detections, pose), detections.class_names, timestamp)
-        boxes = found.boxes if pose is None else found.boxes.moved(np.linalg.inv(check_pose(pose)))
+        boxes = found.boxes if pose is None else found.boxes.moved(np.linalg.inv(check_rigid(pose)))
         width = detections.boxes.shape[1]
         columns = np.concatenate([boxes.box, boxes.velocity], axis=1)[:, :width]
         return replace(
@@ -133,14 +134,6 @@ class BoxTracker(ABC):
             labels=boxes.label,
             track_ids=found.number,
         )
-
-
-def check_pose(pose: Array) -> Array:
-    """A pose as float64 [4, 4]. Raises ValueError for another shape, or one that is not finite."""
-    pose = np.asarray(pose, np.float64)
-    if pose.shape != (4, 4) or not np.isfinite(pose).all():
-        raise ValueError(f"pose must be finite and [4, 4], got {list(pose.shape)}")
-    return pose
 
 
 def check_timestamp(timestamp: float) -> float:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.ranges import check_range
+from pcdet_ext.rigid import check_rigid
 from pcdet_ext.structures import Array, Detections
-from pcdet_ext.tracking.base import check_pose, check_timestamp
+from pcdet_ext.tracking.base import check_timestamp
 from pcdet_ext.tracking.trajectory_network import TrajectoryNetwork
 from pcdet_ext.tracking.trajectory_states import Found, Frame, States, StepOptions, Thresholds, first_step, step
 
@@ -121,7 +122,7 @@ class TrajectoryTracker:
         """
         check_timestamp(timestamp)
         cloud = self._cloud(points)
-        pose_now = torch.eye(4, dtype=torch.float64) if pose is None else torch.from_numpy(check_pose(pose))
+        pose_now = torch.eye(4, dtype=torch.float64) if pose is None else torch.from_numpy(check_rigid(pose))
         frames = [
             self._advanced(group, self._found(detections, names), cloud, pose_now.to(cloud.device))
             for group, names in enumerate(self._groups)

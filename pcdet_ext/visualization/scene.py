@@ -11,6 +11,7 @@ import numpy as np
 
 from pcdet_ext.data.formats import read_frame_files
 from pcdet_ext.data.points import XYZ
+from pcdet_ext.rigid import from_box_frames
 from pcdet_ext.sketch import class_colours
 from pcdet_ext.structures import Array, Detections, PointLabels, Targets
 from pcdet_ext.visualization.layers import Layers
@@ -158,11 +159,8 @@ def _finite_boxes(labelled: Boxes | None) -> tuple[Boxes | None, int]:
 
 def box_corners(boxes: Array) -> Array:
     """Corners [M, 8, 3] of boxes [M, 7+], in the order of CORNER_SIGNS."""
-    local = CORNER_SIGNS[None] * boxes[:, None, 3:6] / 2
-    cos, sin = np.cos(boxes[:, 6])[:, None], np.sin(boxes[:, 6])[:, None]
-    x = local[..., 0] * cos - local[..., 1] * sin
-    y = local[..., 0] * sin + local[..., 1] * cos
-    return np.stack([x, y, local[..., 2]], -1) + boxes[:, None, :3]
+    z = boxes[:, None, 2] + CORNER_SIGNS[:, 2] * boxes[:, None, 5] / 2
+    return np.concatenate([from_box_frames(CORNER_SIGNS[:, :2], boxes), z[..., None]], -1)
 
 
 def box_edges(boxes: Array) -> Array:

@@ -180,6 +180,13 @@ def test_poses_need_a_calibration_and_numbers(folder: Path) -> None:
     (folder / "sequences/00/poses.txt").write_text("1 0 0 0 0 1 0 0 0 0 1\n")
     with pytest.raises(DataError, match=r"00/poses\.txt:1: must have 12 numbers, has 11"):
         SemanticKittiFrames(folder).find("train")
+    still, mirrored = "1 0 0 0 0 1 0 0 0 0 1 0\n", "1 0 0 0 0 -1 0 0 0 0 1 0\n"
+    (folder / "sequences/00/poses.txt").write_text(still + mirrored)
+    with pytest.raises(DataError, match=r"00/poses\.txt: pose 1 must be a rotation and a translation"):
+        SemanticKittiFrames(folder).find("train")
+    (folder / "sequences/08/calib.txt").write_text("Tr: " + mirrored)
+    with pytest.raises(DataError, match=r"08/calib\.txt:1: Tr must begin with a rotation"):
+        SemanticKittiFrames(folder).find("val")
     (folder / "sequences/08/calib.txt").write_text("P0: 1 0 0 0 0 1 0 0 0 0 1 0\n")
     with pytest.raises(DataError, match=r"08/calib\.txt: has no line 'Tr:'"):
         SemanticKittiFrames(folder).find("val")

@@ -228,7 +228,7 @@ def test_streams_remember_and_single_frames_do_not() -> None:
 
 MIRROR = np.diag([1.0, -1, 1, 1])
 WRONG_POSES = {
-    r"pose must be a matrix \[4, 4\], got \[3, 3\]": np.eye(3),
+    r"pose must be a matrix \[4, 4\] of numbers, got \[3, 3\]": np.eye(3),
     r"pose must be a matrix \[4, 4\] of numbers, got None": None,
     "pose must be a rotation and a translation": (
         np.full((4, 4), np.nan), np.zeros((4, 4)), 2 * np.eye(4), MIRROR, np.eye(4) + np.eye(4)[[3, 0, 1, 2]]

@@ -96,8 +96,11 @@ def test_the_pose_takes_the_motion_of_the_vehicle_out() -> None:
         found = detections([(0.0, 0.0)])
         found.boxes[0, :2] = local[:2]
         assert tracker.update(found, pose, 0.5 * i).track_ids.tolist() == [1]
-    with pytest.raises(ValueError, match=r"pose must be finite and \[4, 4\]"):
+    with pytest.raises(ValueError, match=r"pose must be a matrix \[4, 4\] of numbers, got \[3, 3\]"):
         tracker.update(found, np.eye(3), 3.0)
+    for wrong in (np.zeros((4, 4)), 2 * np.eye(4), np.diag([1.0, -1, 1, 1])):
+        with pytest.raises(ValueError, match="pose must be a rotation and a translation"):
+            tracker.update(found, wrong, 3.0)
 
 
 def test_a_missing_frame_and_one_out_of_order_are_taken_by_their_time() -> None:

@@ -143,7 +143,7 @@ def test_what_cannot_be_is_refused() -> None:
         tracker.update(cars(0), np.eye(4), 0.0)
     with pytest.raises(ValueError, match=r"points must be \[P, 3 to 6\]"):
         tracker.update(cars(0), np.eye(4), 0.0, np.zeros((4, 7)))
-    with pytest.raises(ValueError, match="pose must be finite"):
+    with pytest.raises(ValueError, match="pose must be a rotation and a translation"):
         tracker.update(cars(0), np.full((4, 4), np.nan), 0.0, cloud())
     with pytest.raises(ValueError, match="predictions must be at most 10"):
         TrajectoryTracker(network(), TrajectoryOptions(predictions=11))

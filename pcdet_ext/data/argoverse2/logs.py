@@ -24,6 +24,7 @@ from pcdet_ext.evaluation.argoverse2 import Cuboids
 from pcdet_ext.evaluation.argoverse2_files import OF_ANNOTATIONS, POSES, Sweep, cuboids_of, read_poses, read_table
 from pcdet_ext.evaluation.quaternions import yaws
 from pcdet_ext.files import DataError, MissingFileError
+from pcdet_ext.rigid import rigid_motion
 from pcdet_ext.structures import Array
 
 POINT_FEATURES = ("x", "y", "z", "intensity")  # those that published models take, not scaled
@@ -98,9 +99,7 @@ class Log:
         """float64 [4, 4] from the vehicle to the city. Raises DataError where the file has none of this time."""
         if timestamp not in self.poses:
             raise DataError(f"{self.folder / POSES}: no pose at {timestamp}, when there is a sweep")
-        found = np.eye(4)
-        found[:3, :3], found[:3, 3] = self.poses[timestamp]
-        return found
+        return rigid_motion(*self.poses[timestamp])
 
     def objects(self, timestamp: int) -> Objects | None:
         """The objects of a frame, which may be none at all; None where the log has no annotations."""

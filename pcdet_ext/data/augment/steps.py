@@ -366,7 +366,7 @@ def _moved(
         raise ValueError(f"a scene with dense maps ({', '.join(targets.maps)}) cannot be moved: the maps would not fit")
     if targets is not None and boxes is not None:
         targets = targets.replace(boxes=boxes)
-    step = np.eye(4)
+    step = np.eye(4)  # not always rigid: scaling is a step, too
     step[:3, :3], step[:3, 3] = turn, offset
     augmented = step if sample.augmented is None else step @ sample.augmented
     pose = None if sample.pose is None else np.asarray(sample.pose) @ np.linalg.inv(step)

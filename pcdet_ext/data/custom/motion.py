@@ -22,11 +22,11 @@ from pcdet_ext.data.custom.layout import SETTINGS, natural, sequence_of
 from pcdet_ext.data.geometry import transform
 from pcdet_ext.data.text import floats, read_lines
 from pcdet_ext.files import DataError
+from pcdet_ext.rigid import is_rigid
 from pcdet_ext.structures import Array
 
 TIME = "timestamp"  # column of joined frames: seconds before the frame
 FRAME_SECONDS = 0.1  # between frames without timestamps
-ROTATION_TOLERANCE = 0.01
 LONG_STEP = 30.0  # seconds between frames, beyond which times are hardly in seconds
 
 
@@ -127,9 +127,7 @@ def _from_text(path: Path, frame_ids: Sequence[str], widths: Sequence[int]) -> d
 def _matrix(values: Sequence[float], where: str) -> Array:
     matrix = np.eye(4)
     matrix[: len(values) // 4] = np.reshape(values, (-1, 4))
-    turn = matrix[:3, :3]
-    error = np.abs(turn @ turn.T - np.eye(3)).max()
-    if error > ROTATION_TOLERANCE or np.linalg.det(turn) < 0 or not np.array_equal(matrix[3], (0, 0, 0, 1)):
+    if not is_rigid(matrix):
         raise DataError(f"{where}: is no rotation and translation (sensor to world, row by row)")
     return matrix
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pcdet_ext.evaluation.quaternions import rotation_matrices
+from pcdet_ext.rigid import rigid_motion
 from pcdet_ext.structures import Array
 
 
@@ -40,18 +41,13 @@ class Pose:
 
 def matrices(translations: Array, rotations: Array) -> Array:
     """Homogeneous matrices float64 [N, 4, 4] of translations [N, 3] and quaternions [N, 4]."""
-    found = np.tile(np.eye(4), (len(translations), 1, 1))
-    found[:, :3, :3] = rotation_matrices(rotations)
-    found[:, :3, 3] = translations
-    return found
+    return rigid_motion(rotation_matrices(rotations), translations)
 
 
 def inverse(matrix: Array) -> Array:
     """Of a rigid motion [4, 4], as Rᵀ and -Rᵀ t."""
-    found = np.eye(4)
-    found[:3, :3] = matrix[:3, :3].T
-    found[:3, 3] = -matrix[:3, :3].T @ matrix[:3, 3]
-    return found
+    back = matrix[:3, :3].T
+    return rigid_motion(back, -back @ matrix[:3, 3])
 
 
 def product(a: Array, b: Array) -> Array:

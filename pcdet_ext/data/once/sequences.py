@@ -22,6 +22,7 @@ from pcdet_ext.data.points import read_bin
 from pcdet_ext.data.text import read_lines
 from pcdet_ext.evaluation.quaternions import no_rotations, rotation_matrices, why_no_rotation
 from pcdet_ext.files import DataError, MissingFileError
+from pcdet_ext.rigid import rigid_motion
 from pcdet_ext.structures import Array
 
 POINT_FEATURES = ("x", "y", "z", "intensity")
@@ -123,9 +124,7 @@ def _pose(values: Any) -> Array | None:
     quaternion = numbers[[3, 0, 1, 2]][None]
     if len(no_rotations(quaternion)):
         raise ValueError(f"pose: {why_no_rotation(quaternion[0])}")
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = rotation_matrices(quaternion)[0], numbers[4:]
-    return pose
+    return rigid_motion(rotation_matrices(quaternion)[0], numbers[4:])
 
 
 def _labels(entry: Any) -> tuple[Array | None, tuple[str, ...]]:

@@ -28,6 +28,7 @@ import numpy as np
 
 from pcdet_ext.config import suggest
 from pcdet_ext.files import DataError, MissingFileError, atomic_write
+from pcdet_ext.rigid import rigid_motion, upright_rotation
 from pcdet_ext.structures import Array
 
 TABLE = "frames.csv"
@@ -57,11 +58,7 @@ class Frame:
 
     def pose(self) -> Array:
         """float64 [4, 4], from the sensor to the world, of a sensor that stands upright."""
-        pose = np.eye(4)
-        heading = self.heading or 0.0
-        pose[:2, :2] = [[math.cos(heading), -math.sin(heading)], [math.sin(heading), math.cos(heading)]]
-        pose[:3, 3] = self.x, self.y, self.z
-        return pose
+        return rigid_motion(upright_rotation(self.heading or 0.0), np.array([self.x, self.y, self.z]))
 
 
 def read_frames(root: str | Path) -> list[Frame]:

@@ -17,12 +17,12 @@ from pcdet_ext.config import suggest
 from pcdet_ext.data.points import read_bin
 from pcdet_ext.data.text import floats, read_lines
 from pcdet_ext.files import DataError, MissingFileError
+from pcdet_ext.rigid import is_rotation
 from pcdet_ext.structures import Array
 
 POINT_FEATURES = ("x", "y", "z", "intensity")  # columns of the velodyne files
 SEQUENCES = "sequences"
 PREDICTIONS = "predictions"  # the folder of a sequence that has results instead of labels
-ROTATION_TOLERANCE = 0.01
 LISTS = "splits"  # folder of the data, with a file <split>.txt of sequences for each split of its own
 PUBLISHED_SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10"),
@@ -132,12 +132,12 @@ class Motion:
         Raises DataError naming file and line where one is damaged, or where poses are without a calibration.
         """
         folder = root / SEQUENCES / sequence
-        poses = _optional(folder / "poses.txt", lambda path: _read_rows(path, 12))
+        poses = _optional(folder / "poses.txt", _read_poses)
         times = _optional(folder / "times.txt", lambda path: _read_rows(path, 1)[:, 0])
         if poses is None:
             return Motion(None, times)
         lidar_to_camera = read_calibration(folder / "calib.txt")
-        return Motion(np.linalg.inv(lidar_to_camera) @ _matrices(poses) @ lidar_to_camera, times)
+        return Motion(np.linalg.inv(lidar_to_camera) @ poses @ lidar_to_camera, times)
 
     def of(self, name: str) -> tuple[Array | None, float | None]:
         """The pose and the time of a frame, None for what is not known."""
@@ -157,7 +157,7 @@ def read_calibration(path: Path) -> Array:
         name, _, values = line.partition(":")
         if name.strip() == "Tr":
             matrix = _matrices(_numbers(values, 12, path, number)[None])[0]
-            if not np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=ROTATION_TOLERANCE):
+            if not is_rotation(matrix[:3, :3]):
                 raise DataError(f"{path}:{number}: Tr must begin with a rotation, got {values.strip()}")
             return matrix
     raise DataError(f"{path}: has no line 'Tr:', the transform from the LiDAR to the camera")
@@ -171,6 +171,15 @@ def _read_rows(path: Path, count: int) -> Array:
     """Numbers float64 [T, count], one row per line that is not empty."""
     rows = [_numbers(line, count, path, i) for i, line in enumerate(read_lines(path), 1) if line.strip()]
     return np.array(rows, np.float64).reshape(-1, count)
+
+
+def _read_poses(path: Path) -> Array:
+    """float64 [T, 4, 4], the upper three rows of each in a line. Raises DataError for one that is no rigid motion."""
+    poses = _matrices(_read_rows(path, 12))
+    for number, pose in enumerate(poses):
+        if not is_rotation(pose[:3, :3]):
+            raise DataError(f"{path}: pose {number} must be a rotation and a translation, is {pose[:3].tolist()}")
+    return poses
 
 
 def _numbers(text: str, count: int, path: Path, line: int) -> Array:

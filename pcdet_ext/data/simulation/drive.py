@@ -21,6 +21,7 @@ from pcdet_ext.data.simulation.scene import (
 )
 from pcdet_ext.data.simulation.shapes import Material, Mesh
 from pcdet_ext.data.simulation.traffic import LIGHT_PHASES, TIME_STEP, Mover, Traffic
+from pcdet_ext.rigid import rigid_motion
 from pcdet_ext.structures import Array
 
 BEYOND = 110.0  # metres of street before where the drive begins, and behind where it may end
@@ -79,10 +80,7 @@ class Drive:
         up = np.array([-slope[0], -slope[1], 1.0])
         up -= (up @ forward) * forward
         up /= np.linalg.norm(up)
-        pose = np.eye(4)
-        pose[:3, :3] = np.stack([forward, np.cross(up, forward), up], 1)
-        pose[:3, 3] = x, y, z
-        return pose
+        return rigid_motion(np.stack([forward, np.cross(up, forward), up], 1), np.array([x, y, z]))
 
     def places(self, time: float) -> Array:
         """x, y, z (underside), heading of all tracks: float64 [A, 4]."""

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from pcdet_ext.data.simulation.sensor import MOST_BEAMS
+from pcdet_ext.rigid import rigid_motion
 from pcdet_ext.structures import Array
 
 MAX_RANGE = 75.0  # metres beyond which the top laser sees nothing, and nothing is labelled
@@ -89,10 +90,8 @@ def lasers(kind: WaymoLasers, rng: np.random.Generator) -> list[Laser]:
     """The lasers of one car: no two are mounted quite alike."""
     made = []
     for name, (x, y, z, yaw) in PLACES.items():
-        extrinsic = np.eye(4)
         angles = [np.deg2rad(yaw), *rng.normal(0, 0.004, 2)]
-        extrinsic[:3, :3] = Rotation.from_euler("ZYX", angles).as_matrix()
-        extrinsic[:3, 3] = x, y, z
+        extrinsic = rigid_motion(Rotation.from_euler("ZYX", angles).as_matrix(), np.array([x, y, z]))
         top = name == TOP
         low, high = (-0.31, 0.042) if top else (-np.pi / 2, np.pi / 6)
         rows, columns = (kind.rows, kind.columns) if top else (kind.side_rows, kind.side_columns)

@@ -12,6 +12,7 @@ import numpy as np
 
 from pcdet_ext.evaluation.waymo_objects import TYPES as OFFICIAL_TYPES
 from pcdet_ext.files import DataError
+from pcdet_ext.rigid import is_rigid
 from pcdet_ext.structures import Array, Targets
 
 # Columns of the points that both layouts have; no_label_zone is 1 inside a zone without labels, -1 outside.
@@ -22,7 +23,6 @@ DIFFICULTIES = (0, 1, 2)  # 0: not said
 FARTHEST = 10_000.0  # metres: no laser sees so far, and no object is so large
 MOST_TURNED = 2 * np.pi + 1e-3  # radians
 LARGEST_POSITION = 1e8  # metres: the world is not larger
-ROTATION_TOLERANCE = 1e-2  # of the products of a rotation's rows: files hold them in float32, or not quite exactly
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,7 @@ def _check_each(good: Array, ids: Sequence[str], values: Array, what: str, wante
 
 def check_pose(pose: Array, where: str) -> Array:
     """A pose float64 [4, 4]. Raises DataError where it is no rotation and translation."""
-    rotation = pose[:3, :3]
-    if not (
-        (np.abs(pose) <= LARGEST_POSITION).all()
-        and np.allclose(rotation @ rotation.T, np.eye(3), rtol=0, atol=ROTATION_TOLERANCE)
-        and np.linalg.det(rotation) > 0
-        and np.allclose(pose[3], (0, 0, 0, 1))
-    ):
+    if not ((np.abs(pose) <= LARGEST_POSITION).all() and is_rigid(pose)):
         raise DataError(f"{where} must be finite, a rotation and a translation, is {pose.tolist()}")
     return pose
 
