@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pcdet_ext.export.basics import count_up, rows
-from pcdet_ext.export.operators import argsort, keep_greedily
+from pcdet_ext.export.basics import rows
+from pcdet_ext.export.operators import argsort, suppress
 from pcdet_ext.ops.boxes_reference import have_footprints
 
 
@@ -29,27 +29,48 @@ def nms(
     usable = rows(~scores.isnan())
     order = usable[argsort(-scores[usable])]
     order = order if pre_max is None else order[:pre_max]
-    boxes, scores = boxes[order][:, :7], scores[order]
+    boxes = boxes[order][:, :7]
     if kind == "axis_aligned":
         boxes = torch.cat([boxes[:, :6], torch.zeros_like(boxes[:, 6:])], 1)
-    first, second = _removals(boxes, iou_threshold, kind)
-    kept = rows(keep_greedily(first, second, scores))
-    return order[kept if post_max is None else kept[:post_max]]
+    most = torch.tensor([torch.iinfo(torch.int64).max if post_max is None else post_max])
+    threshold = torch.tensor(iou_threshold, dtype=torch.float64)
+    return order[suppress(boxes, threshold, most, "circle" if kind == "circle" else "rotated")]
 
 
-def _removals(boxes: Tensor, threshold: float, kind: str) -> tuple[Tensor, Tensor]:
-    """Pairs (better box, worse box), int64 [Q] each, of boxes [K, 7], best first, that overlap too much."""
-    place = count_up(boxes)
-    better = place[:, None] < place
-    centre = boxes[:, :2].double() if kind == "circle" else boxes[:, :2]
-    distance = (centre[:, None] - centre[None]).square().sum(2)
-    if kind == "circle":
-        return _pairs(better & (distance <= threshold))
-    radius = boxes[:, 3:5].square().sum(1).sqrt() / 2
-    reach = (radius[:, None] + radius) * 1.001 + 0.001  # beyond rounding
-    first, second = _pairs(better & (distance <= reach.square()))
-    chosen = rows(overlap(boxes[first].double(), boxes[second].double()) > threshold)
+def overlapping_rotated(
+    boxes: Tensor, places: Tensor, others: Tensor, other_places: Tensor, threshold: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Which boxes remove others if they stay, by the overlap of footprints.
+
+    Args:
+        boxes: float32 [A, 7].
+        places: int64 [A], where each is among all boxes, best first. A box removes only those behind it.
+        others: float32 [B, 7].
+        other_places: int64 [B].
+        threshold: float64 [], a larger overlap removes.
+
+    Returns:
+        The pairs, rows of `boxes` int64 [Q] and rows of `others` int64 [Q].
+    """
+    radius, reach = (each[:, 3:5].square().sum(1).sqrt() / 2 for each in (boxes, others))
+    near = (radius[:, None] + reach) * 1.001 + 0.001  # beyond rounding
+    behind = places[:, None] < other_places
+    first, second = _pairs(behind & (_squared_distance(boxes, others) <= near.square()))
+    chosen = rows(overlap(boxes[first].double(), others[second].double()) > threshold)
     return first[chosen], second[chosen]
+
+
+def overlapping_circle(
+    boxes: Tensor, places: Tensor, others: Tensor, other_places: Tensor, threshold: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same by squared distances of centres (m²) of at most `threshold`. Arguments as in `overlapping_rotated`."""
+    behind = places[:, None] < other_places
+    return _pairs(behind & (_squared_distance(boxes.double(), others.double()) <= threshold))
+
+
+def _squared_distance(boxes: Tensor, others: Tensor) -> Tensor:
+    x, y = (boxes[:, axis][:, None] - others[:, axis] for axis in (0, 1))
+    return x * x + y * y
 
 
 def _pairs(marked: Tensor) -> tuple[Tensor, Tensor]:

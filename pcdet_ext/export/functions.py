@@ -32,6 +32,53 @@ keep_greedily (first, second, scores) => (alive) {
 }
 """
 
+# Rows of boxes [K, 7], best first, that stay; at most `most` [1] of them. Round by round the best boxes that still wait
+# are compared with each other; those of them that stay remove what they overlap from the others that wait. So a box is
+# compared with those that stay, not with all, and what would come after `most` boxes is not looked at.
+SUPPRESS = """
+suppress_KIND (boxes, threshold, most) => (rows) {
+    block = Constant <value: tensor = int64[1] {32}> ()
+    zero = Constant <value: tensor = int64[1] {0}> ()
+    end = Constant <value: tensor = int64[1] {9223372036854775807}> ()
+    start = Constant <value: tensor = int64 {0}> ()
+    step = Constant <value: tensor = int64 {1}> ()
+    column = Constant <value: tensor = int64[1] {1}> ()
+    shape = Shape <start: int = 0, end: int = 1> (boxes)
+    number = Squeeze (shape)
+    places = Range (start, number, step)
+    none = Slice (places, zero, zero)
+    any = Greater (number, start)
+    left, found = Loop (number, any, places, none) <body = round
+        (int64 count, bool on, int64[?] waiting, int64[?] kept) => (bool again, int64[?] rest, int64[?] then) {
+            best = Slice (waiting, zero, block)
+            others = Slice (waiting, block, end)
+            best_boxes = Gather <axis: int = 0> (boxes, best)
+            better, worse = pcdet_ext.functions.overlapping_KIND (best_boxes, best, best_boxes, best, threshold)
+            alive = pcdet_ext.functions.keep_greedily (better, worse, best)
+            stay = Compress <axis: int = 0> (best, alive)
+            stay_boxes = Gather <axis: int = 0> (boxes, stay)
+            other_boxes = Gather <axis: int = 0> (boxes, others)
+            by, removed = pcdet_ext.functions.overlapping_KIND (stay_boxes, stay, other_boxes, others, threshold)
+            size = Shape (others)
+            all = ConstantOfShape <value: tensor = bool[1] {1}> (size)
+            removed_column = Unsqueeze (removed, column)
+            length = Shape (removed)
+            no = ConstantOfShape <value: tensor = bool[1] {0}> (length)
+            remain = ScatterND (all, removed_column, no)
+            rest = Compress <axis: int = 0> (others, remain)
+            then = Concat <axis: int = 0> (kept, stay)
+            waits = Size (rest)
+            some = Greater (waits, start)
+            length_then = Shape (then)
+            few = Less (length_then, most)
+            fewer = Squeeze (few)
+            again = And (some, fewer)
+        }
+    >
+    rows = Slice (found, zero, most)
+}
+"""
+
 # h ← exp(Δ A) h + Δ u B, y = C·h; u, delta: [G, E, L]; A: [E, N]; B, C: [G, N, L]; y: [G, E, L].
 SELECTIVE_SCAN = """
 NAME (u, delta, A, B, C) => (y) {
@@ -150,6 +197,7 @@ def _both_ways(name: str, text: str) -> dict[str, str]:
 
 FUNCTIONS = {
     "keep_greedily": KEEP_GREEDILY,
+    **{f"suppress_{kind}": SUPPRESS.replace("KIND", kind) for kind in ("rotated", "circle")},
     "ttt_steps": TTT_STEPS,
     **_both_ways("selective_scan", SELECTIVE_SCAN),
     **_both_ways("wkv", WKV),

@@ -15,6 +15,7 @@ from torch.onnx.errors import UnsupportedOperatorError
 from pcdet_ext.config import ConfigError
 from pcdet_ext.export import operators
 from pcdet_ext.export.half import to_half
+from pcdet_ext.export.inlining import inline
 from pcdet_ext.export.layers import tidy
 from pcdet_ext.export.packages import import_package
 from pcdet_ext.export.quantization import to_int8
@@ -93,7 +94,7 @@ def export(
     with TemporaryDirectory() as folder:
         path = str(Path(folder, "recorded.onnx"))
         _record(detector if precision == "fp32" else detector.optimize(), path, opset)
-        model = operators.inline(onnx.load(path), opset)
+        model = inline(onnx.load(path), opset)
     del model.graph.value_info[:]  # shapes as the trace saw them, which a runtime infers better
     tidy(model)
     if precision == "fp16":

@@ -1,7 +1,7 @@
 """Operators of a recorded graph that torch has no ONNX form for, or only a slow one.
 
 Each is a torch operator in the namespace `pcdet_ext_onnx`, so that recording can run it, and a writer of ONNX nodes.
-Those that repeat a step become calls of ONNX functions, which `inline` replaces by what they do.
+Those that repeat a step become calls of ONNX functions, which `inlining.inline` replaces by what they do.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcdet_ext.export.functions import FUNCTIONS
 from pcdet_ext.mixers.ttt import inner_steps
+from pcdet_ext.ops import nms
 from pcdet_ext.ops import selective_scan as scan
 from pcdet_ext.ops import wkv as wkv_scan
 from pcdet_ext.ops._arguments import operations_as
@@ -47,12 +47,10 @@ def _scatter_rows(base: Tensor, index: Tensor, rows: Tensor, reduction: str) -> 
     return base.scatter_reduce(0, places, rows, "amax" if reduction == "max" else "amin")
 
 
-def _keep_greedily(first: Tensor, second: Tensor, scores: Tensor) -> Tensor:
-    alive = torch.ones(len(scores), dtype=torch.bool)
-    for i, j in zip(first.tolist(), second.tolist(), strict=True):
-        if alive[i]:
-            alive[j] = False
-    return alive
+def _suppress(boxes: Tensor, threshold: Tensor, most: Tensor, kind: str) -> Tensor:
+    with operations_as({}):
+        descending = -torch.arange(len(boxes)).to(boxes)
+        return nms(boxes, descending, float(threshold), kind, post_max=int(most))  # type: ignore[arg-type]
 
 
 def _selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: bool) -> Tensor:
@@ -84,8 +82,9 @@ argsort = _define("argsort(Tensor keys) -> Tensor", _argsort)
 bits = _define("bits(Tensor a, Tensor b, str operation) -> Tensor", _bits)
 # base [S, ...] with rows [P, ...] written to, added to, or the maximum or minimum taken with the rows index int64 [P].
 scatter_rows = _define("scatter_rows(Tensor base, Tensor index, Tensor rows, str reduction) -> Tensor", _scatter_rows)
-# bool [K]: which boxes stay of K scores, best first, where box first[q] removes second[q], int64 [Q], if it stays.
-keep_greedily = _define("keep_greedily(Tensor first, Tensor second, Tensor scores) -> Tensor", _keep_greedily)
+# Rows int64 [M] of boxes [K, 7], best first, that stay of those that overlap: see `pcdet_ext.ops.nms`. threshold:
+# float64 []; most: int64 [1], how many stay at most; kind: "rotated" or "circle".
+suppress = _define("suppress(Tensor boxes, Tensor threshold, Tensor most, str kind) -> Tensor", _suppress)
 # See `pcdet_ext.ops.selective_scan`; delta is Δ itself.
 selective_scan = _define(
     "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, bool reverse) -> Tensor", _selective_scan
@@ -113,8 +112,9 @@ def _write_scatter_rows(g: Any, base: Any, index: Any, rows: Any, reduction: Any
     return g.op("ScatterND", base, column, rows, reduction_s=reduction.node().s("value")).setType(base.type())
 
 
-def _write_keep_greedily(g: Any, first: Any, second: Any, scores: Any) -> Any:
-    return g.op(f"{DOMAIN}::keep_greedily", first, second, scores).setType(scores.type().with_dtype(torch.bool))
+def _write_suppress(g: Any, boxes: Any, threshold: Any, most: Any, kind: Any) -> Any:
+    name = f"suppress_{kind.node().s('value')}"
+    return g.op(f"{DOMAIN}::{name}", boxes, threshold, most).setType(most.type().with_sizes([None]))
 
 
 def _writes_scan(name: str) -> Callable[..., Any]:
@@ -134,8 +134,8 @@ WRITERS: dict[str, Callable[..., Any]] = {
     "argsort": _write_argsort,
     "bits": _write_bits,
     "scatter_rows": _write_scatter_rows,
-    "keep_greedily": _write_keep_greedily,
     "selective_scan": _writes_scan("selective_scan"),
+    "suppress": _write_suppress,
     "ttt_steps": _write_ttt_steps,
     "wkv": _writes_scan("wkv"),
 }
@@ -146,14 +146,3 @@ def register(opset: int) -> None:
     exporter: Any = torch.onnx  # its registration of writers has no annotation
     for name, write in WRITERS.items():
         exporter.register_custom_op_symbolic(f"{NAMESPACE}::{name}", write, opset)
-
-
-def inline(model: Any, opset: int) -> Any:
-    """An ONNX model in which calls of `FUNCTIONS` are replaced by what these do: standard operators alone."""
-    import onnx.inliner
-    import onnx.parser
-
-    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'
-    called = sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN})
-    model.functions.extend(onnx.parser.parse_function(header + FUNCTIONS[name]) for name in called)
-    return onnx.inliner.inline_local_functions(model)
