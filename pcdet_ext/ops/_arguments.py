@@ -27,6 +27,7 @@ _forms: ContextVar[Forms] = ContextVar("forms", default={})  # noqa: B039  (nobo
 
 _LARGEST = (1 << 63) - 1
 _LARGEST_FLOAT = sys.float_info.max
+_MOST_KNOWN = 64  # tuples that an argument remembers
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
@@ -37,19 +38,20 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     """
     hints = get_type_hints(function)
     names = [name for name in inspect.signature(function).parameters if name in hints]
-    faults = {name: _fault_of(hints[name]) for name in names}
+    rules = {name: _Rule(name, hints[name]) for name in names}
+    in_order = tuple(rules.values())
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        if form := _forms.get().get(function.__name__):
+        if (forms := _forms.get()) and (form := forms.get(function.__name__)):
             return form(*args, **kwargs)
-        for name, value in zip(names, args, strict=False):
-            _check(name, value, faults[name])
-        for name, value in kwargs.items():
-            if name in faults:
-                _check(name, value, faults[name])
-        plain_args, plain_kwargs = map(_plain, args), {name: _plain(value) for name, value in kwargs.items()}
-        return function(*plain_args, **plain_kwargs)
+        ready, remembers = list[Any](args), not torch.compiler.is_compiling()
+        for place, rule in enumerate(in_order[: len(ready)]):
+            ready[place] = rule.take(ready[place], remembers)
+        for name in [*kwargs]:
+            if name in rules:
+                kwargs[name] = rules[name].take(kwargs[name], remembers)
+        return function(*ready, **kwargs)
 
     return checked
 
@@ -76,6 +78,34 @@ def _plain(value: Any) -> Any:
     return value
 
 
+class _Rule:
+    """What an argument must be. Tuples of numbers that were right are known again by their identity, since modules give
+    the same few in every call.
+    """
+
+    def __init__(self, name: str, hint: Any) -> None:
+        self.name, self.fault = name, _fault_of(hint)
+        self.exact = str if get_origin(hint) is Literal else hint  # of this very type every value is right
+        if self.exact not in (Tensor, bool, str):
+            self.exact = None
+        items = get_args(hint)[:1] if _is_sequence(hint) else ()
+        self.items: set[type] = {int, *items} if items in ((int,), (float,)) else set()
+        self.known: dict[int, object] = {}
+
+    def take(self, value: Any, remembers: bool) -> Any:
+        """The value, numbers of NumPy as Python's, which do not overflow; raises for one that is not right."""
+        if type(value) is self.exact or (remembers and self.known.get(id(value), self) is value):
+            return value
+        _check(self.name, value, self.fault)
+        if type(value) is int:
+            return value
+        if remembers and type(value) is tuple and self.items.issuperset(map(type, value)):
+            if len(self.known) == _MOST_KNOWN:
+                self.known.clear()
+            self.known[id(value)] = value
+        return _plain(value)
+
+
 def _check(name: str, value: Any, fault: Fault) -> None:
     wanted = fault(value)
     if wanted is None:
@@ -97,11 +127,16 @@ def _fault_of(hint: Any) -> Fault:
     if origin is Literal:
         words = " or ".join(repr(part) for part in parts)
         return lambda value: None if isinstance(value, str) else words
-    if isinstance(origin, type) and issubclass(origin, Sequence):
+    if _is_sequence(hint):
         return _sequence(parts[0])
     if is_dataclass(hint) and isinstance(hint, type):
         return lambda value: None if isinstance(value, hint) else f"of type {hint.__name__}"
     return _FAULTS.get(hint, lambda value: None)
+
+
+def _is_sequence(hint: Any) -> bool:
+    origin = get_origin(hint)
+    return isinstance(origin, type) and issubclass(origin, Sequence)
 
 
 def _optional(options: Sequence[Fault]) -> Fault:
@@ -130,6 +165,8 @@ def _sequence(item: Any) -> Fault:
 
 
 def _not_whole(value: Any) -> str | None:
+    if type(value) is int:
+        return None if -_LARGEST <= value <= _LARGEST else "a whole number"
     if isinstance(value, torch.SymInt):
         return None
     fits = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import has_kernels, int32_array, kernel_kind, launch
-from pcdet_ext.ops._operator import integer_operator, shapes_of
+from pcdet_ext.ops._operator import integer_operator, run, shapes_of
 from pcdet_ext.ops.serialize import check_coords, raise_outside
 
 
@@ -69,19 +69,17 @@ def rotated_sets(
         raise ValueError(
             f"window {list(window)} with shift {list(shift)} on grid {list(grid)}: too many cells for int64 keys"
         )
-    return RotatedSets(
-        *_rotated_sets(coords.contiguous(), list(grid), batch_size, list(window), list(shift), count, set_size)
-    )
+    return RotatedSets(*run(_rotated_sets, coords.contiguous(), grid, batch_size, window, shift, count, set_size))
 
 
 @integer_operator("rotated_sets")
 def _rotated_sets(
     coords: Tensor,
-    grid: list[int],
+    grid: Sequence[int],
     batch_size: int,
-    window: list[int],
-    shift: list[int],
-    count: list[int],
+    window: Sequence[int],
+    shift: Sequence[int],
+    count: Sequence[int],
     set_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     windows, cells = batch_size * math.prod(count), math.prod(window)
@@ -153,11 +151,11 @@ def _sets_on_cuda(
 @shapes_of("rotated_sets")
 def _(
     coords: Tensor,
-    grid: list[int],
+    grid: Sequence[int],
     batch_size: int,
-    window: list[int],
-    shift: list[int],
-    count: list[int],
+    window: Sequence[int],
+    shift: Sequence[int],
+    count: Sequence[int],
     set_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     sets = torch.library.get_ctx().new_dynamic_size()

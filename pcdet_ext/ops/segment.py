@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import Int32, NativeArray, has_kernels, kernel_kind, launch, on_cuda
+from pcdet_ext.ops._operator import differentiable_operator, run
 
 Reduction = Literal["sum", "mean", "max", "min"]
 KINDS: dict[Reduction, int] = {"sum": 0, "mean": 1, "max": 2, "min": 3}
@@ -38,8 +39,9 @@ def segment_reduce(values: Tensor, index: Tensor, num_segments: int, reduce: Red
     if reduce not in KINDS:
         raise ValueError(f"reduce must be one of {', '.join(KINDS)}, got {reduce!r}")
     _check_segments(values, index, num_segments)
-    wide = values.float() if values.dtype in _WIDENED else values
-    return _segment_reduce(wide.contiguous(), index.contiguous(), num_segments, KINDS[reduce])[0].to(values.dtype)
+    if values.dtype in _WIDENED:
+        return segment_reduce(values.float(), index, num_segments, reduce).to(values.dtype)
+    return run(_segment_reduce, values.contiguous(), index.contiguous(), num_segments, KINDS[reduce])[0]
 
 
 @typed
@@ -60,7 +62,7 @@ def segment_argmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     _check_segments(values, index, num_segments)
     values = values.detach()
     wide = values.float() if values.dtype in _WIDENED else values
-    return _segment_reduce(wide.contiguous(), index.contiguous(), num_segments, KINDS["max"])[1].long()
+    return run(_segment_reduce, wide.contiguous(), index.contiguous(), num_segments, KINDS["max"])[1].long()
 
 
 def _check_segments(values: Tensor, index: Tensor, num_segments: int) -> None:
@@ -102,7 +104,7 @@ def segment_softmax(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     return (raised / torch.where(below == 0, 1.0, below)).to(values.dtype)
 
 
-@torch.library.custom_op("pcdet_ext::segment_reduce", mutates_args=())
+@differentiable_operator("segment_reduce")
 def _segment_reduce(values: Tensor, index: Tensor, num_segments: int, kind: int) -> tuple[Tensor, Tensor, Tensor]:
     n, c = values.shape
     if kernel_kind(values.device) == "cpu" and has_kernels(values):
@@ -132,7 +134,7 @@ def _(values: Tensor, index: Tensor, num_segments: int, kind: int) -> tuple[Tens
     return _outputs(values, num_segments, kind)
 
 
-@torch.library.custom_op("pcdet_ext::segment_spread", mutates_args=())
+@differentiable_operator("segment_spread")
 def _segment_spread(grad: Tensor, index: Tensor, chosen: Tensor, count: Tensor, kind: int) -> Tensor:
     """Gradients of rows [P, C] from those of segments [S, C]; the other arguments are those of the reduction."""
     if not has_kernels(grad):

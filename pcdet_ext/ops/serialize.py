@@ -10,14 +10,14 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
-from pcdet_ext.ops._native import Argument, Int32, has_kernels, int32_array, launch
-from pcdet_ext.ops._operator import integer_operator, shapes_of
+from pcdet_ext.ops._native import Argument, Int32, has_kernels, int32_array, launch, on_cuda
+from pcdet_ext.ops._operator import integer_operator, run, shapes_of
 from pcdet_ext.ops.lsh import KEY_BITS, lsh_axes
 
 BATCH_SHIFT = KEY_BITS
@@ -70,9 +70,15 @@ def serialize(coords: Tensor, grid: Sequence[int], order: str, **options: object
     if order not in _FUNCTIONS:
         raise ValueError(f"order must be one of {', '.join(_FUNCTIONS)}, got {order!r}")
     try:
-        return _FUNCTIONS[order](coords, tuple(int(n) for n in grid), **options)
+        return _FUNCTIONS[order](coords, _whole(grid), **options)
     except TypeError as error:
         raise ValueError(f"options of order {order!r}: {error}") from error
+
+
+def _whole(numbers: Sequence[int]) -> tuple[int, ...]:
+    """As a tuple of plain numbers; the same one, if it is that already."""
+    plain = type(numbers) is tuple and set(map(type, numbers)) == {int}
+    return cast("tuple[int, ...]", numbers) if plain else tuple(map(int, numbers))
 
 
 @typed
@@ -96,7 +102,7 @@ def deserialize(keys: Tensor, order: Literal["zorder", "hilbert"], depth: int, l
     if order not in ("zorder", "hilbert"):
         raise ValueError(f"order must be 'zorder' or 'hilbert', got {order!r}")
     _check_depth(depth, (1, 1, 1))
-    return _curve_decode(keys.contiguous(), curve_of(order, lowest), depth)
+    return run(_curve_decode, keys.contiguous(), curve_of(order, lowest), depth)
 
 
 @typed
@@ -136,13 +142,13 @@ def curve_depth(grid: Sequence[int]) -> int:
 
 def _zorder(coords: Tensor, grid: tuple[int, ...], lowest: str = "z", depth: int | None = None) -> Tensor:
     _check_depth(curve_depth(grid) if depth is None else depth, grid)
-    return _curve_encode(coords.contiguous(), list(grid), curve_of("zorder", lowest), MAX_DEPTH)
+    return run(_curve_encode, coords.contiguous(), grid, curve_of("zorder", lowest), MAX_DEPTH)
 
 
 def _hilbert(coords: Tensor, grid: tuple[int, ...], depth: int | None = None) -> Tensor:
     depth = curve_depth(grid) if depth is None else depth
     _check_depth(depth, grid)
-    return _curve_encode(coords.contiguous(), list(grid), CURVES["hilbert"], depth)
+    return run(_curve_encode, coords.contiguous(), grid, CURVES["hilbert"], depth)
 
 
 def _window_order(
@@ -154,8 +160,9 @@ def _window_order(
     *,
     along_y: bool,
 ) -> Tensor:
-    _check_windows(grid, tuple(window), tuple(shift), path)
-    return _window_keys(coords.contiguous(), list(grid), list(window), list(shift), along_y, path == "snake")
+    layout = grid, _whole(window), _whole(shift)
+    _check_windows(*layout, path)
+    return run(_window_keys, coords.contiguous(), *layout, along_y, path == "snake")
 
 
 @lru_cache(maxsize=64)
@@ -249,7 +256,7 @@ def raise_outside(count: int, grid: Sequence[int]) -> None:
 
 
 @integer_operator("curve_encode")
-def _curve_encode(coords: Tensor, grid: list[int], curve: int, depth: int) -> Tensor:
+def _curve_encode(coords: Tensor, grid: Sequence[int], curve: int, depth: int) -> Tensor:
     if not has_kernels(coords):
         return curve_encode_reference(coords, grid, curve, depth)
     return _make_keys("curve_encode", coords, grid, int32_array(grid), Int32(curve), Int32(depth))
@@ -278,13 +285,21 @@ def _(keys: Tensor, curve: int, depth: int) -> Tensor:
 
 @integer_operator("window_keys")
 def _window_keys(
-    coords: Tensor, grid: list[int], window: list[int], shift: list[int], along_y: bool, snake: bool
+    coords: Tensor, grid: Sequence[int], window: Sequence[int], shift: Sequence[int], along_y: bool, snake: bool
 ) -> Tensor:
     if not has_kernels(coords):
         return window_keys_reference(coords, grid, window, shift, along_y, snake)
+    layout = _window_layout(tuple(grid), tuple(window), tuple(shift), along_y, snake)
+    return _make_keys("window_keys", coords, grid, layout)
+
+
+@lru_cache(maxsize=64)
+def _window_layout(
+    grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], along_y: bool, snake: bool
+) -> _WindowOrder:
+    """What the kernels take; they only read it."""
     count = [math.ceil(g / w) + 1 for g, w in zip(grid, window, strict=True)]
-    order = _WindowOrder(*map(int32_array, (grid, window, shift, count)), along_y, snake)
-    return _make_keys("window_keys", coords, grid, order)
+    return _WindowOrder(*map(int32_array, (grid, window, shift, count)), along_y, snake)
 
 
 @shapes_of("window_keys")
@@ -295,10 +310,15 @@ def _(coords: Tensor, grid: list[int], window: list[int], shift: list[int], alon
 def _make_keys(name: str, coords: Tensor, grid: Sequence[int], *order: Argument) -> Tensor:
     """Keys by a kernel that counts the rows outside of the grid."""
     n = len(coords)
-    keys, outside = coords.new_empty(n, dtype=torch.int64), coords.new_zeros(1, dtype=torch.int64)
-    results = (keys, torch.int64, n), (outside, torch.int64, 1)
-    launch(name, coords.device, (coords, torch.int32, 4 * n), n, *order, *results)
-    raise_outside(int(outside), grid)
+    keys, task = coords.new_empty(n, dtype=torch.int64), ((coords, torch.int32, 4 * n), n, *order)
+    if on_cuda(coords):
+        outside = coords.new_zeros(1, dtype=torch.int64)
+        launch(name, coords.device, *task, (keys, torch.int64, n), (outside, torch.int64, 1))
+        raise_outside(int(outside), grid)
+    else:
+        count = ctypes.c_int64()
+        launch(name, coords.device, *task, (keys, torch.int64, n), count)
+        raise_outside(count.value, grid)
     return keys
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import has_kernels, kernel_kind, launch, on_cuda
-from pcdet_ext.ops._operator import integer_operator, shapes_of
+from pcdet_ext.ops._operator import differentiable_operator, integer_operator, run, shapes_of
 from pcdet_ext.ops.unique_numbers import unique_numbers, unique_numbers_reference
 
 MOST_NUMBERS = 1 << 32  # in padded voxels, 17 GB
@@ -78,8 +78,7 @@ def voxelize(
     if max_points < 1 or max_voxels < 1:
         raise ValueError(f"max_points and max_voxels must be positive, got {max_points} and {max_voxels}")
     _grid(point_cloud_range, voxel_size)  # raises outside of the operator
-    extent, size = list(point_cloud_range), list(voxel_size)
-    return _voxelize(points.contiguous(), extent, size, max_points, max_voxels)[:3]
+    return run(_voxelize, points.contiguous(), point_cloud_range, voxel_size, max_points, max_voxels)[:3]
 
 
 @typed
@@ -117,9 +116,9 @@ def dynamic_voxelize(
     if order not in ("zyx", "xyz"):
         raise ValueError(f"order must be 'zyx' or 'xyz', got {order!r}")
     _grid(point_cloud_range, voxel_size)  # raises outside of the operator
-    extent, size = list(point_cloud_range), list(voxel_size)
-    points, batch_index = points.detach().contiguous(), batch_index.contiguous()
-    return _dynamic_voxelize(points, batch_index, extent, size, order == "xyz", pillars)
+    points = (points.detach() if points.requires_grad else points).contiguous()
+    grid = point_cloud_range, voxel_size, order == "xyz", pillars
+    return run(_dynamic_voxelize, points, batch_index.contiguous(), *grid)
 
 
 @typed
@@ -191,9 +190,9 @@ def _make_grid(
     return _VoxelGrid(floats(*low), floats(*size), ints(x, y, z), ints(*strides))
 
 
-@torch.library.custom_op("pcdet_ext::voxelize", mutates_args=())
+@differentiable_operator("voxelize")
 def _voxelize(
-    points: Tensor, point_cloud_range: list[float], voxel_size: list[float], max_points: int, max_voxels: int
+    points: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grid = _grid(point_cloud_range, voxel_size)
     if kernel_kind(points.device) != "cpu" or not has_kernels(points):
@@ -215,7 +214,7 @@ def _voxelize(
 
 @_voxelize.register_fake
 def _(
-    points: Tensor, point_cloud_range: list[float], voxel_size: list[float], max_points: int, max_voxels: int
+    points: Tensor, point_cloud_range: Sequence[float], voxel_size: Sequence[float], max_points: int, max_voxels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     m = torch.library.get_ctx().new_dynamic_size()
     return (
@@ -235,7 +234,7 @@ def _voxelize_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | Non
     return _read_places(grad, *ctx.saved_tensors), None, None, None, None
 
 
-@torch.library.custom_op("pcdet_ext::read_places", mutates_args=())
+@differentiable_operator("read_places")
 def _read_places(voxels: Tensor, places: Tensor) -> Tensor:
     """Rows [N, C] that stand in voxels [M, max_points, C] at places int64 [N]; zeros where a place is -1."""
     rows = torch.cat([voxels.flatten(0, 1), voxels.new_zeros(1, voxels.shape[2])])
@@ -267,8 +266,8 @@ _voxelize.register_autograd(_voxelize_backward, setup_context=_voxelize_setup)
 def _dynamic_voxelize(
     points: Tensor,
     batch_index: Tensor,
-    point_cloud_range: list[float],
-    voxel_size: list[float],
+    point_cloud_range: Sequence[float],
+    voxel_size: Sequence[float],
     x_major: bool,
     pillars: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -294,8 +293,8 @@ def _dynamic_voxelize(
 def _(
     points: Tensor,
     batch_index: Tensor,
-    point_cloud_range: list[float],
-    voxel_size: list[float],
+    point_cloud_range: Sequence[float],
+    voxel_size: Sequence[float],
     x_major: bool,
     pillars: bool,
 ) -> tuple[Tensor, Tensor]:

@@ -137,3 +137,15 @@ def test_sizes_that_no_machine_holds_are_refused() -> None:
 def test_checks_keep_signatures() -> None:
     assert list(inspect.signature(ops.voxelize).parameters)[:2] == ["points", "point_cloud_range"]
     assert "Non-maximum suppression" in str(ops.nms.__doc__)
+
+
+def test_numbers_that_are_equal_to_known_ones_are_looked_at() -> None:
+    grid = (8, 16, 32)
+    for _ in range(2):  # the tuple is known in the second call
+        keys = ops.serialize(VOXELS, grid, "window_x", window=(8, 5, 5))
+    assert torch.equal(keys, ops.serialize(VOXELS, np.array(grid), "window_x", window=[8, 5, 5]))
+    for wrong in ((8, 16.0, 32), (8, 16, True)):
+        with pytest.raises(TypeError, match="grid must be a sequence of whole numbers"):
+            ops.serialize(VOXELS, wrong, "window_x", window=(8, 5, 5))
+    for _ in range(300):  # more tuples than are remembered
+        ops.serialize(VOXELS, tuple(map(int, grid)), "window_x", window=(8, 5, 5))
