@@ -18,6 +18,7 @@ from torch import Tensor
 from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import Argument, Int32, has_kernels, int32_array, launch, on_cuda
 from pcdet_ext.ops._operator import integer_operator, run, shapes_of
+from pcdet_ext.ops.hilbert_reference import hilbert_transpose, hilbert_untranspose
 from pcdet_ext.ops.lsh import KEY_BITS, lsh_axes
 
 BATCH_SHIFT = KEY_BITS
@@ -353,7 +354,7 @@ def curve_places(coords: Tensor, curve: int, depth: int) -> Tensor:
     """
     z, y, x = coords[:, 1:].long().unbind(1)
     if curve == CURVES["hilbert"]:
-        x, y, z = _hilbert_transpose(x, y, z, depth)
+        x, y, z = hilbert_transpose(x, y, z, depth)
     return _interleave(z, y, x, depth) if curve == CURVES["zorder_x_lowest"] else _interleave(x, y, z, depth)
 
 
@@ -374,44 +375,10 @@ def curve_decode_reference(keys: Tensor, curve: int, depth: int) -> Tensor:
             axes[axis] = axes[axis] | ((keys >> (3 * bit + axis)) & 1) << bit
     low, middle, high = axes
     if curve == CURVES["hilbert"]:
-        x, y, z = _hilbert_untranspose(high, middle, low, depth)
+        x, y, z = hilbert_untranspose(high, middle, low, depth)
     else:
         x, y, z = (low, middle, high) if curve == CURVES["zorder_x_lowest"] else (high, middle, low)
     return torch.stack([keys >> BATCH_SHIFT, z, y, x], 1).int()
-
-
-def _hilbert_transpose(x: Tensor, y: Tensor, z: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
-    axes = [x, y, z]
-    for level in range(depth - 1, 0, -1):
-        axes = _hilbert_level(axes, level, (0, 1, 2))
-    x, y, z = axes
-    y = y ^ x
-    z = z ^ y
-    flip = torch.zeros_like(z)
-    for level in range(depth - 1, 0, -1):
-        flip = flip ^ ((z >> level) & 1) * ((1 << level) - 1)
-    return x ^ flip, y ^ flip, z ^ flip
-
-
-def _hilbert_untranspose(x: Tensor, y: Tensor, z: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
-    x, y, z = x ^ (z >> 1), y ^ x, z ^ y
-    axes = [x, y, z]
-    for level in range(1, depth):
-        axes = _hilbert_level(axes, level, (2, 1, 0))
-    return axes[0], axes[1], axes[2]
-
-
-def _hilbert_level(axes: list[Tensor], level: int, turns: tuple[int, ...]) -> list[Tensor]:
-    """Skilling's inner loop at one bit: invert the lower bits of the first axis, or exchange them with an axis."""
-    axes = list(axes)
-    lower = (1 << level) - 1
-    for i in turns:
-        is_set = ((axes[i] >> level) & 1).bool()
-        exchange = torch.where(is_set, 0, (axes[0] ^ axes[i]) & lower)
-        axes[0] = axes[0] ^ torch.where(is_set, lower, exchange)
-        if i:
-            axes[i] = axes[i] ^ exchange
-    return axes
 
 
 def window_keys_reference(
