@@ -26,6 +26,10 @@ def check_range(low: float, high: float = math.inf, /, **values: float | None) -
 def _check_number(name: str, value: object) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
         raise ValueError(f"{name} must be a number, got {value!r:.60}")
+    try:
+        math.isfinite(value or 0)
+    except OverflowError as error:  # whole numbers of hundreds of digits
+        raise ValueError(f"{name} must be a number that floating point holds, got {value!r:.60}") from error
 
 
 def _range(low: float, high: float) -> str:

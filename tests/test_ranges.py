@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -42,3 +43,9 @@ def test_what_is_no_number_is_refused(value: Any) -> None:
     for check in (check_range, check_positive):
         with pytest.raises(ValueError, match="radius must be a number, got "):
             check(1, radius=value)
+
+
+@pytest.mark.parametrize("check", [check_range, check_positive])
+def test_whole_numbers_that_no_float_holds_are_named(check: Callable[..., None]) -> None:
+    with pytest.raises(ValueError, match="age must be a number that floating point holds, got 1000"):
+        check(1, age=10**400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,13 +37,18 @@ class Tracker(Protocol):
         """Take a frame.
 
         Args:
-            detections: of the frame, boxes [M, 7] or with velocities [M, 9].
+            detections: of the frame, boxes [M, 7] or with velocities [M, 9]. Those whose place, size, heading or score
+                is not finite are left out; a velocity that is not finite is not known.
             pose: float64 [4, 4], from the frame of the boxes to one that stands still; None where they are in such.
             timestamp: of the frame, seconds.
             points: of the frame, [P, 3 or more], in the frame of the detections; only some trackers look at them.
 
         Returns:
             The boxes of the tracks that are there in this frame, in the frame of the detections, with track_ids.
+
+        Raises:
+            ValueError: boxes have another shape, a label is none of the classes, the pose is not a rotation and a
+                translation, or the time is not finite.
         """
 
 
@@ -68,13 +74,17 @@ class StillBoxes:
 
     @staticmethod
     def of(detections: Detections, pose: Array | None) -> StillBoxes:
-        """Detections, moved by a pose. Raises ValueError for boxes or a pose of another shape."""
+        """Detections that are finite, moved by a pose.
+
+        Raises ValueError for a matrix that is no pose, and as `check_detections`.
+        """
         found = detections.numpy()
+        check_detections(found)
         boxes = np.asarray(found.boxes, np.float64)
-        if boxes.ndim != 2 or boxes.shape[1] not in (7, 9):
-            raise ValueError(f"boxes must be [M, 7] or [M, 9], got {list(boxes.shape)}")
         velocity = boxes[:, 7:9] if boxes.shape[1] == 9 else np.full((len(boxes), 2), np.nan)
+        velocity = np.where(np.isfinite(velocity), velocity, np.nan)
         still = StillBoxes(boxes[:, :7], velocity, np.asarray(found.labels), np.asarray(found.scores, np.float64))
+        still = still.select(np.isfinite(still.box).all(1) & np.isfinite(still.score))
         return still if pose is None else still.moved(check_rigid(pose))
 
     def moved(self, pose: Array) -> StillBoxes:
@@ -136,8 +146,27 @@ class BoxTracker(ABC):
         )
 
 
+def check_detections(found: Detections) -> None:
+    """Check NumPy detections that are to be tracked.
+
+    Raises:
+        ValueError: boxes are not [M, 7] or [M, 9], or a label is none of the classes.
+    """
+    boxes, labels = np.asarray(found.boxes), np.asarray(found.labels)
+    if boxes.ndim != 2 or boxes.shape[1] not in (7, 9):
+        raise ValueError(f"boxes must be [M, 7] or [M, 9], got {list(boxes.shape)}")
+    known = (labels >= 0) & (labels < len(found.class_names))
+    if not known.all():
+        wrong = labels[np.argmin(known)]
+        raise ValueError(f"labels must be positions in the {len(found.class_names)} class_names, got {wrong}")
+
+
 def check_timestamp(timestamp: float) -> float:
-    """A time in seconds. Raises ValueError for one that is not finite."""
-    if not np.isfinite(timestamp):
-        raise ValueError(f"timestamp must be finite, got {timestamp}")
-    return float(timestamp)
+    """A time in seconds. Raises ValueError for one that is no finite number."""
+    try:
+        time = float(timestamp)
+    except (TypeError, ValueError, OverflowError):
+        time = math.nan
+    if not math.isfinite(time):
+        raise ValueError(f"timestamp must be finite seconds, got {timestamp!r:.60}")
+    return time

@@ -13,7 +13,7 @@ from torch import Tensor
 from pcdet_ext.ranges import check_range
 from pcdet_ext.rigid import check_rigid
 from pcdet_ext.structures import Array, Detections
-from pcdet_ext.tracking.base import check_timestamp
+from pcdet_ext.tracking.base import check_detections, check_timestamp
 from pcdet_ext.tracking.trajectory_network import TrajectoryNetwork
 from pcdet_ext.tracking.trajectory_states import Found, Frame, States, StepOptions, Thresholds, first_step, step
 
@@ -142,9 +142,8 @@ class TrajectoryTracker:
     def _found(self, detections: Detections, names: tuple[str, ...]) -> Found:
         """The detections of some classes, labels being their places among `names`."""
         token, found = self.network.token, detections.numpy()
+        check_detections(found)
         boxes = torch.from_numpy(np.array(found.boxes, np.float64)).to(token.device, token.dtype)
-        if boxes.ndim != 2 or boxes.shape[1] not in (7, 9):
-            raise ValueError(f"boxes must be [M, 7] or [M, 9], got {list(boxes.shape)}")
         number = torch.tensor([names.index(n) if n in names else -1 for n in found.class_names], device=token.device)
         labels = torch.from_numpy(np.array(found.labels, np.int64)).to(token.device)
         velocity = boxes[:, 7:9].nan_to_num(0.0) if boxes.shape[1] == 9 else torch.zeros_like(boxes[:, :2])

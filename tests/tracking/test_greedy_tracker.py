@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcdet_ext.structures import Detections
-from pcdet_ext.tracking import GreedyTracker, Tracker
+from pcdet_ext.tracking import GreedyTracker, KalmanTracker, Tracker
 from pcdet_ext.tracking.base import StillBoxes
 from pcdet_ext.tracking.greedy import NUSCENES_LIMITS
 
@@ -101,6 +104,39 @@ def test_the_pose_takes_the_motion_of_the_vehicle_out() -> None:
     for wrong in (np.zeros((4, 4)), 2 * np.eye(4), np.diag([1.0, -1, 1, 1])):
         with pytest.raises(ValueError, match="pose must be a rotation and a translation"):
             tracker.update(found, wrong, 3.0)
+
+
+@pytest.mark.parametrize("tracker", [GreedyTracker, KalmanTracker])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("column", [0, 5, 6, "score"])
+def test_detections_that_are_not_finite_are_left_out(
+    tracker: type[Tracker], value: float, column: int | Literal["score"]
+) -> None:
+    plain, odd = tracker(), tracker()
+    for i in range(3):
+        found = detections([(float(i), 10.0), (30.0, 0.0)])
+        expected = plain.update(found.select(np.array([1])), np.eye(4), 0.1 * i)
+        boxes, scores = found.boxes.copy(), found.scores.copy()
+        if column == "score":
+            scores[0] = value
+        else:
+            boxes[0, column] = value
+        result = odd.update(replace(found, boxes=boxes, scores=scores), np.eye(4), 0.1 * i)
+        np.testing.assert_array_equal(result.boxes, expected.boxes)
+        np.testing.assert_array_equal(result.track_ids, expected.track_ids)
+
+
+@pytest.mark.parametrize("tracker", [GreedyTracker, KalmanTracker])
+@pytest.mark.parametrize("label", [3, -1])
+def test_labels_of_no_class_are_named(tracker: type[Tracker], label: int) -> None:
+    with pytest.raises(ValueError, match=f"labels must be positions in the 3 class_names, got {label}"):
+        tracker().update(detections([(0.0, 0.0), (9.0, 0.0)], [0, label]), None, 0.0)
+
+
+@pytest.mark.parametrize("time", [None, "soon", 10**400, float("inf")])
+def test_times_that_are_none(time: object) -> None:
+    with pytest.raises(ValueError, match="timestamp must be finite seconds"):
+        GreedyTracker().update(detections([]), None, time)
 
 
 def test_a_missing_frame_and_one_out_of_order_are_taken_by_their_time() -> None:
