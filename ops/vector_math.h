@@ -9,8 +9,9 @@
 
 // As PCDET_CLONES, with fused multiplication and addition, for sources that begin with
 //     #pragma GCC optimize("fp-contract=fast")
+// The widest is x86-64-v4 and not avx512f alone, which has no fused operation on vectors of 32 bytes.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__) && !defined(__SANITIZE_ADDRESS__)
-#define PCDET_FUSED_CLONES __attribute__((target_clones("avx512f", "arch=x86-64-v3", "default")))
+#define PCDET_FUSED_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define PCDET_FUSED_CLONES
 #endif
