@@ -42,6 +42,21 @@ TRAIN_CFG: dict[str, Any] = {
     "iou_weight": 1.0,
 }
 TEST_CFG: dict[str, Any] = {"iou_pow": 2.0}
+# What the published classes have where a section does not say it.
+MIDDLE_ENCODER: dict[str, Any] = {
+    "in_channels": 128,
+    "num_heads": 8,
+    "num_blocks": 2,
+    "activation": "gelu",
+    "window_shape": (9, 9, 1),
+    "sparse_shape": (468, 468, 1),
+    "pos_temperature": 10000,
+    "normalize_pos": False,
+    "group_size": 69,
+}
+NORM: dict[str, Any] = {"eps": 1e-3, "momentum": 0.01}
+HEAD_NORM: dict[str, Any] = {"eps": 1e-5, "momentum": 0.1}
+BOX_LOSS: dict[str, Any] = {"loss_weight": 0.25}
 NMS = {"nms_thr": "iou_threshold", "pre_max_size": "max_before", "post_max_size": "max_after"}
 
 
@@ -83,6 +98,7 @@ def build(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
 
 def backbone(config: Config) -> dict[str, Any]:
     """The configuration of a `FlatFormer` from a middle_encoder section."""
+    config = given(config, **MIDDLE_ENCODER)
     (wx, wy, _), (nx, ny, _) = _sizes(config, "window_shape"), _sizes(config, "sparse_shape")
     if tuple(config.get("output_shape", (ny, nx))) != (ny, nx):
         raise ValueError(f"output_shape {config['output_shape']} must be sparse_shape's (ny, nx) {(ny, nx)}")
@@ -100,20 +116,22 @@ def backbone(config: Config) -> dict[str, Any]:
 
 def grid(config: Config) -> tuple[int, int, int]:
     """(Z, Y, X) cells of a middle_encoder section."""
-    nx, ny, nz = _sizes(config, "sparse_shape")
+    nx, ny, nz = _sizes(given(config, **MIDDLE_ENCODER), "sparse_shape")
     return nz, ny, nx
 
 
 def _backbone(config: Config, **changed: int) -> FlatFormer:
     node = backbone(given(config, **changed)) | changed
     del node["name"]
-    return FlatFormer(_of(config, "in_channels"), grid(config), **node)
+    return FlatFormer(given(config, **MIDDLE_ENCODER)["in_channels"], grid(config), **node)
 
 
 def layer(config: Config) -> MixerBlock:
     """One layer, for rows whose groups are given."""
     mixer = {"name": "SoftmaxAttention", "num_heads": _of(config, "num_heads")}
-    return transformer_layer(_of(config, "in_channels"), mixer, activation=_of(config, "activation"))
+    return transformer_layer(
+        _of(config, "in_channels"), mixer, activation=given(config, **MIDDLE_ENCODER)["activation"]
+    )
 
 
 def detector(config: Config) -> VoxelDetector:
@@ -134,7 +152,7 @@ def detector(config: Config) -> VoxelDetector:
     )
     if built.encoder.grid != grid(config["middle_encoder"]):
         raise ValueError(
-            f"sparse_shape {list(config['middle_encoder']['sparse_shape'])} does not fit range and voxel size, "
+            f"sparse_shape {list(grid(config['middle_encoder'])[::-1])} does not fit range and voxel size, "
             f"which make {list(built.encoder.grid[::-1])} cells"
         )
     published = bbox_head["bbox_coder"]["out_size_factor"]
@@ -193,7 +211,7 @@ def head(config: Config, train_cfg: Config, test_cfg: Config) -> dict[str, Any]:
     """
     train, test, coder = given(train_cfg, **TRAIN_CFG), given(test_cfg, **TEST_CFG), _of(config, "bbox_coder")
     _check_head(config, coder, test)
-    branches, norm = _of(config, "common_heads"), _of(config, "norm_cfg")
+    branches, norm = _of(config, "common_heads"), given(config.get("norm_cfg", {}), **HEAD_NORM)
     weights = train["code_weights"]
     node = {
         "name": "CenterHead",
@@ -208,10 +226,10 @@ def head(config: Config, train_cfg: Config, test_cfg: Config) -> dict[str, Any]:
         "min_radius": train["min_radius"],
         "outside": "skip",
         "class_weight": config.get("loss_cls", {}).get("loss_weight", 1.0),
-        "box_weight": config.get("loss_bbox", {}).get("loss_weight", 1.0),
+        "box_weight": config.get("loss_bbox", BOX_LOSS).get("loss_weight", 1.0),
         "code_weights": [*weights[:3], weights[4], weights[3], *weights[5 : 10 if "vel" in branches else 8]],
-        "score_threshold": max(coder["score_threshold"], test.get("score_threshold", 0.0)),
-        "max_candidates": coder["max_num"],
+        "score_threshold": max(score_threshold(coder), test.get("score_threshold", 0.0)),
+        "max_candidates": coder.get("max_num", 100),
         "center_range": coder["post_center_range"],
         "nms": {"per_class": True} | {ours: test[name] for name, ours in NMS.items() if name in test},
     }
@@ -221,7 +239,14 @@ def head(config: Config, train_cfg: Config, test_cfg: Config) -> dict[str, Any]:
     else:
         skip(train, "iou_weight")
         skip(test, "iou_pow")
+    if coder["voxel_size"][0] != coder["voxel_size"][1]:
+        node["width_along_x"] = True
     return node | BRANCH_NORM
+
+
+def score_threshold(coder: Config) -> float:
+    """What scores of decoded boxes must exceed, from a bbox_coder section; without a limit, or with 0, all pass."""
+    return coder.get("score_threshold") or -1.0  # which no score is below
 
 
 def _alone(node: dict[str, Any], config: Config, train_cfg: Config) -> CenterHead:
@@ -259,7 +284,7 @@ def _check_head(config: Config, coder: Config, test: Config) -> None:
 
 
 def _check_norm(config: Config, section: str) -> None:
-    norm = config.get("norm_cfg", {})
+    norm = config.get("norm_cfg", NORM)
     if (norm.get("eps"), norm.get("momentum")) != (1e-3, 0.01):
         raise ValueError(f"{section}.norm_cfg: eps and momentum must be 0.001 and 0.01, got {dict(norm)}")
 

@@ -81,7 +81,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "TARGET_ASSIGNER_CONFIG.NUM_MAX_OBJS": "our heads have room for every object",
     "TARGET_ASSIGNER_CONFIG.DENSE_REG": "published heads do not read it",
     "train_cfg.max_objs": "our heads have room for every object",
-    "train_cfg.dense_reg": "published heads do not read it",
+    "train_cfg.dense_reg": "our heads have room for every object",
     "NMS_CONFIG.NMS_TYPE": IN_CODE,
     "NMS_CONFIG.NMS_THRESH": IN_CODE,
     "NMS_CONFIG.NMS_PRE_MAXSIZE": IN_CODE,

@@ -156,7 +156,7 @@ def changed(case: Case, path: str, value: object) -> dict:
     ("path", "value", "message"),
     [
         ("middle_encoder", None, "needs 'middle_encoder', it has "),
-        ("middle_encoder.group_size", None, "needs 'group_size', it has in_channels, "),
+        ("bbox_head.tasks", None, "needs 'tasks', it has in_channels, "),
         ("middle_encoder.group_size", 0, "group_size must be at least 1, got 0"),
         ("middle_encoder.num_heads", 5, "num_heads must be positive and divide channels, got 5 and 32"),
         ("middle_encoder.activation", "glu", "activation: expected .*'gelu', .*, got 'glu'"),

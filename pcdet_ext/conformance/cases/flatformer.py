@@ -119,6 +119,7 @@ FIELDS = {"hm": "heatmap"}
 def run_head(case: Case, grads: bool) -> Values:
     """Targets, losses and decoding from given maps."""
     head: Any = from_official("flatformer", case.config)
+    head.score_threshold = flatformer.score_threshold(case.config["head"]["bbox_coder"])  # before suppression
     raw = {name: t.requires_grad_() for name, t in case.tensors("in").items() if name.startswith("raw_")}
     maps = our_maps({name.removeprefix("raw_"): t for name, t in raw.items()})
     output = CenterOutput((maps,))
@@ -138,7 +139,8 @@ LOSSES = {"heatmap": "heatmap", "bbox": "box", "iou": "iou"}
 def _objects(case: Case, frame: int) -> tuple[Tensor, Tensor]:
     """A frame's objects as the published head takes them: class by class, and no more than `max_objs`."""
     boxes, labels = case.tensor(f"in.gt_boxes_{frame}"), case.tensor(f"in.gt_labels_{frame}")
-    kept = labels.argsort(stable=True)[: case.config["train_cfg"]["max_objs"]]
+    train = case.config["train_cfg"]
+    kept = labels.argsort(stable=True)[: train["max_objs"] * train.get("dense_reg", 1)]
     ours = from_second(boxes[kept, :7])
     return torch.cat([ours, boxes[kept, 7:]], 1), labels[kept]
 

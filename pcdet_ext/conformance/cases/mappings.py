@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.golden import Case, Values, every_setting, runs
 from pcdet_ext.grouping.orders import WindowX, WindowY
 from pcdet_ext.grouping.partitions import equal_groups
 from pcdet_ext.mixers.position import sinusoidal_embedding
@@ -23,6 +23,7 @@ def _tables(groups: Groups, order: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @runs("flatformer", "mapping")
+@every_setting
 def flatformer_mapping(case: Case, _grads: bool) -> Values:
     """Four orders, the group tables, and the position embeddings."""
     config = case.config
@@ -44,6 +45,7 @@ def flatformer_mapping(case: Case, _grads: bool) -> Values:
 
 
 @runs("lion", "window_mapping")
+@every_setting
 def lion_mapping(case: Case, _grads: bool) -> Values:
     """Both orders and the group tables."""
     config = case.config

@@ -83,6 +83,7 @@ class CenterHead(nn.Module):
             are chosen: one number p gives score * IoU^p, one number per class gives score^(1 - p) * IoU^p with the p of
             the class (FlatFormer).
         iou_of_tops: the IoU branch learns the overlap of boxes around their tops (FlatFormer).
+        width_along_x: see `center_targets`; matters only where cells are not square (FlatFormer).
 
     Raises:
         ValueError: settings contradict each other.
@@ -127,6 +128,7 @@ class CenterHead(nn.Module):
         outside: Literal["border", "skip"] = "border",
         iou_power: float | Sequence[float] | None = None,
         iou_of_tops: bool = False,
+        width_along_x: bool = False,
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
@@ -146,7 +148,7 @@ class CenterHead(nn.Module):
                 raise ValueError(f"{name} needs the branch 'iou'")
         if iou_rectifier is not None and iou_power is not None:
             raise ValueError(f"iou_rectifier ({iou_rectifier}) and iou_power ({iou_power}) exclude each other")
-        self.outside, self.iou_of_tops = outside, iou_of_tops
+        self.outside, self.iou_of_tops, self.width_along_x = outside, iou_of_tops, width_along_x
         self.origin = tuple(point_cloud_range[:2])
         self.cell = tuple(size * stride / upsample for size in voxel_size[:2])
         self.gaussian_overlap, self.min_radius = gaussian_overlap, min_radius
@@ -201,7 +203,7 @@ class CenterHead(nn.Module):
                 raise ValueError("boxes need 9 columns, with velocity, to train the branch 'vel'")
             boxes = [F.pad(b, (0, columns - b.shape[1])) if b.shape[1] < columns else b for b in boxes]
         boxes = [b[:, :columns].to(output.tasks[0].heatmap) for b in boxes]
-        geometry = (self.origin, self.cell, self.gaussian_overlap, self.min_radius, self.outside)
+        geometry = (self.origin, self.cell, self.gaussian_overlap, self.min_radius, self.outside, self.width_along_x)
         return tuple(
             center_targets(boxes, labels, task, maps.heatmap, *geometry)
             for task, maps in zip(self.tasks, output.tasks, strict=True)

@@ -89,6 +89,7 @@ def center_targets(
     min_overlap: float,
     min_radius: int,
     outside: Literal["border", "skip"] = "border",
+    width_along_x: bool = False,
 ) -> CenterTargets:
     """Targets for the objects of some classes (CenterPoint, Yin et al., CVPR 2021).
 
@@ -106,6 +107,8 @@ def center_targets(
         outside: what is done with objects beyond the border: "border" draws them at the border; with "skip" their slot
             stays unused, if they are more than a cell below the lower edges or at all beyond the upper ones
             (CenterPoint).
+        width_along_x: the radius of a Gaussian is that of the width in cells along x and of the length in cells along y
+            instead of the other way round (mmdetection3d before 1.0, whose headings start from -y).
     """
     channels, objects = _slots(boxes, labels, task)
     mask = usable_boxes(objects.flatten(0, 1)).view(channels.shape) & (channels >= 0)
@@ -121,7 +124,9 @@ def center_targets(
         [x - ix, y - iy, safe[..., 2], *safe[..., 3:6].log().unbind(-1), heading.cos(), heading.sin()], -1
     )
     codes = torch.cat([codes, safe[..., 7:]], -1)
-    radii = gaussian_radius(safe[..., 3] / cell[0], safe[..., 4] / cell[1], min_overlap).long().clamp_min(min_radius)
+    of_length, of_width = reversed(cell[:2]) if width_along_x else cell[:2]
+    radii = gaussian_radius(safe[..., 3] / of_length, safe[..., 4] / of_width, min_overlap).long()
+    radii = radii.clamp_min(min_radius)
     drawn = torch.zeros_like(heatmap, dtype=torch.float32)
     for frame, used in enumerate(mask):
         at = torch.stack([ix[frame, used], iy[frame, used]], 1)
