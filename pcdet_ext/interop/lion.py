@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pcdet_ext.config import construct, suggest
 from pcdet_ext.interop import lion_names, openpcdet, openpcdet_backbones, openpcdet_heads
 from pcdet_ext.interop.openpcdet_settings import Config
-from pcdet_ext.interop.settings import skip_rest
+from pcdet_ext.interop.settings import skip, skip_rest
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.backbones.lion import LION, LayerSettings, LIONBlock, LIONLayer, operator_blocks
 from pcdet_ext.models.detector import VoxelDetector
@@ -232,7 +232,11 @@ def block_of(config: Config) -> LIONBlock:
 
 def merging_of(config: Config) -> VoxelMerging:
     """The merge for `dim`, `down_scale`, `diffusion` and `diff_scale`."""
-    generation = config["diff_scale"] if config["diffusion"] else 0.0
+    if config.get("diffusion", False):
+        generation = config.get("diff_scale", 0.2)
+    else:
+        generation = 0.0
+        skip(config, "diff_scale")
     return VoxelMerging(config["dim"], tuple(reversed(config["down_scale"])), generation, floor_keys=True)
 
 
@@ -308,11 +312,11 @@ def _retnet(settings: Settings, channels: int) -> tuple[Settings, Settings]:
     mixer = {
         "name": "RetNet",
         "num_heads": settings.pop("n_head"),
-        "expand_k": settings.pop("expand_k"),
-        "expand_v": settings.pop("expand_v"),
+        "expand_k": settings.pop("expand_k", 1),
+        "expand_v": settings.pop("expand_v", 2),
         "within": "symmetric",
     }
-    width = int(channels * settings.pop("hidden_rate"))
+    width = int(channels * settings.pop("hidden_rate", 4))
     return mixer, {"feed_forward": {"name": "MLP", "ffn_channels": width}}
 
 

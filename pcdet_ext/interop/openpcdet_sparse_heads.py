@@ -15,7 +15,7 @@ AROUND = {"nearst": "nearest_site", "gt_center": "center"}
 def sparse_center_head(config: Config) -> dict[str, Any]:
     """The configuration of a `SparseCenterHead`. Raises ValueError for settings that this library does not have."""
     post = config["POST_PROCESSING"]
-    kind = config.get("HEAD_CONV_TYPE", "subm")
+    kind = config.get("HEAD_CONV_TYPE", "spconv")
     if kind not in CONV_TYPES:
         raise ValueError(f"HEAD_CONV_TYPE {kind!r} is not known here; known: {', '.join(CONV_TYPES)}")
     if post["NMS_CONFIG"]["NMS_TYPE"] != "nms_gpu":

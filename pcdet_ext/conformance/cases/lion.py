@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.golden import Case, Values, every_setting, runs
 from pcdet_ext.conformance.gradients import probe_gradients
 from pcdet_ext.interop import lion, lion_names
 from pcdet_ext.structures import SparseVoxels
@@ -20,6 +20,7 @@ def _voxels(case: Case, grads: bool) -> SparseVoxels:
 
 
 @runs("lion", "backbone")
+@every_setting
 def run_backbone(case: Case, grads: bool) -> Values:
     """Voxels through a backbone; those of the sparse form lie in a plane."""
     backbone: Any = lion.from_official(case.config, case.tensors("param"))
@@ -38,6 +39,7 @@ def run_backbone(case: Case, grads: bool) -> Values:
 
 
 @runs("lion", "block")
+@every_setting
 def run_block(case: Case, grads: bool) -> Values:
     """Voxels through an encoder-decoder block."""
     block = lion.from_official(case.config, case.tensors("param"))
@@ -52,6 +54,7 @@ def run_block(case: Case, grads: bool) -> Values:
 
 
 @runs("lion", "patch_merging")
+@every_setting
 def run_merging(case: Case, grads: bool) -> Values:
     """Voxels merged into coarser ones, with or without voxel generation."""
     merging = lion.from_official(case.config, case.tensors("param"))
@@ -71,6 +74,7 @@ def run_merging(case: Case, grads: bool) -> Values:
 
 
 @runs("lion", "operator")
+@every_setting
 def run_operator(case: Case, grads: bool) -> Values:
     """Sequences through one operator."""
     operator = lion.from_official(case.config, case.tensors("param"))

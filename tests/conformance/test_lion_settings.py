@@ -1,0 +1,53 @@
+"""Settings of LION's cases that are refused by name, or left to the published defaults."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from pcdet_ext.conformance.cases.lion import run_merging, run_operator
+from pcdet_ext.conformance.cases.mappings import lion_mapping
+from pcdet_ext.conformance.golden import Case, Runner
+from pcdet_ext.interop import openpcdet_heads
+
+GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
+
+
+@pytest.mark.parametrize(
+    ("case", "run"),
+    [
+        ("merging_down222", run_merging),
+        ("operator_ttt", run_operator),
+        ("mapping_small_frame", lion_mapping),
+    ],
+)
+def test_settings_that_nobody_reads_are_named(case: str, run: Runner) -> None:
+    golden = Case.read(GOLDEN / "lion" / f"{case}.json")
+    golden.config["norm_kind"] = "rms"
+    with pytest.raises(ValueError, match="norm_kind: the setting is not known here"):
+        run(golden, False)
+
+
+def test_expansions_of_retention_are_the_published_ones_where_nothing_is_said() -> None:
+    golden = Case.read(GOLDEN / "lion" / "operator_retnet_4heads.json")
+    settings = golden.config["OPERATOR"]["CFG"]
+    for name, value in {"expand_k": 1, "expand_v": 2, "hidden_rate": 4}.items():
+        assert settings.pop(name) == value
+    torch.testing.assert_close(run_operator(golden, False)["out.x"], golden.tensor("out.x"), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_generated_where_nothing_is_said() -> None:
+    golden = Case.read(GOLDEN / "lion" / "merging_down222.json")
+    for name in ("diffusion", "diff_scale"):
+        del golden.config[name]
+    assert torch.equal(run_merging(golden, False)["out.unq_inv"], golden.tensor("out.unq_inv"))
+
+
+def test_heads_on_sites_make_new_sites_where_nothing_is_said() -> None:
+    section = copy.deepcopy(Case.read(GOLDEN / "lion2" / "sparse_center_head.json").config["model_cfg"])
+    assert not openpcdet_heads.head(section, {}, ())["dilate"]
+    del section["HEAD_CONV_TYPE"]
+    assert openpcdet_heads.head(section, {}, ())["dilate"]
