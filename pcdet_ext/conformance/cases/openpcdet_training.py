@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from pcdet_ext.conformance.golden import Case, Value, Values, runs
-from pcdet_ext.engine.optimizer import OneCycle, build_optimizer, clip_gradients, set_schedule
+from pcdet_ext.conformance.golden import Case, Value, Values, every_setting, runs
+from pcdet_ext.engine.optimizer import (
+    OneCycle,
+    build_optimizer,
+    clip_gradients,
+    set_schedule,
+    trained_parameters,
+)
+from pcdet_ext.interop.settings import skip
 
 
 def _model(case: Case) -> nn.Module:
@@ -27,8 +34,24 @@ def _model(case: Case) -> nn.Module:
     return model
 
 
-def settings_of(optim: Mapping[str, Any]) -> OneCycle:
-    """Our settings from the published OPTIMIZATION section."""
+NOT_OF_ONE_CYCLE = (
+    "DECAY_STEP_LIST",
+    "LR_DECAY",
+    "LR_CLIP",
+    "LR_WARMUP",
+    "WARMUP_EPOCH",
+    "MOMENTUM",
+)  # of other schedules
+
+
+def settings_of(optim: Mapping[str, Any], parameter_groups: Literal["all", "published"] = "published") -> OneCycle:
+    """Our settings from the published OPTIMIZATION section; parameter_groups: see `OneCycle`.
+
+    Raises ValueError for another optimiser.
+    """
+    if optim.get("OPTIMIZER", "adam_onecycle") != "adam_onecycle":
+        raise ValueError(f"OPTIMIZER: {optim['OPTIMIZER']!r} is not known here; known: 'adam_onecycle'")
+    skip(optim, *NOT_OF_ONE_CYCLE)
     return OneCycle(
         learning_rate=optim["LR"],
         weight_decay=optim["WEIGHT_DECAY"],
@@ -37,18 +60,35 @@ def settings_of(optim: Mapping[str, Any]) -> OneCycle:
         pct_start=optim["PCT_START"],
         div_factor=optim["DIV_FACTOR"],
         grad_norm_clip=optim["GRAD_NORM_CLIP"],
-        parameter_groups="published",
+        parameter_groups=parameter_groups,
+    )
+
+
+def _groups(config: Mapping[str, Any], model: nn.Module) -> Literal["all", "published"]:
+    """Which parameters the case's optimiser got: as published, or all, as where LION adds those that were missing."""
+    known: tuple[Literal["published", "all"], ...] = ("published", "all")
+    wanted = config.get("_in_optimizer")
+    if wanted is None:
+        return "published"
+    for groups in known:
+        trained = trained_parameters(model, groups)
+        names = {name for name, parameter in model.named_parameters() if any(parameter is one for one in trained)}
+        if names == set(wanted):
+            return groups
+    raise ValueError(
+        f"_in_optimizer: {sorted(wanted)} is known neither with all parameters nor with the published ones"
     )
 
 
 @runs("openpcdet", "onecycle")
+@every_setting
 def one_cycle(case: Case, grads: bool) -> Values:
     """The schedule, and the parameters after some of the steps with the case's gradients."""
-    settings = settings_of(case.config["optim"])
+    model = _model(case)
+    settings = settings_of(case.config["optim"], _groups(case.config, model))
     total = case.config["iters_per_epoch"] * case.config["epochs"]
     schedule = np.array([settings.at(step, total) for step in range(total)], np.float32)
     values: dict[str, Value] = {"out.lr": schedule[:, 0], "out.momentum": schedule[:, 1]}
-    model = _model(case)
     optimizer = build_optimizer(model, settings)
     gradients = case.tensors("in.grad")
     for step in range(case.config["n_steps"]):
