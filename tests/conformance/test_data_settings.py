@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from pcdet_ext.conformance.cases.data_common import run_db_sampling, run_processor
+from pcdet_ext.conformance.cases.data_nuscenes import run_sample as run_nuscenes_sample
+from pcdet_ext.conformance.cases.data_nuscenes import run_sweeps
+from pcdet_ext.conformance.cases.data_waymo import run_points
+from pcdet_ext.conformance.cases.data_waymo import run_sample as run_waymo_sample
 from pcdet_ext.conformance.cases.openpcdet_data import run_augment, run_gt_sampling
+from pcdet_ext.conformance.cases.waymo_database import run_database
 from pcdet_ext.conformance.golden import Case
 
 SMALL = Path(__file__).resolve().parents[1] / "data" / "golden" / "openpcdet"
@@ -57,3 +62,48 @@ def test_processors_refuse_settings_they_do_not_know(shared) -> None:
     case = Case.read(shared / "golden" / "data" / "processor.json")
     with pytest.raises(ValueError, match="MASK_Z"):
         run_processor(_with(case, ("voxel", 0, "MASK_Z"), True), False)
+
+
+RUNNERS = {
+    "nuscenes_sample_test": run_nuscenes_sample,
+    "nuscenes_sweeps": run_sweeps,
+    "waymo_sample": run_waymo_sample,
+    "waymo_points": run_points,
+    "waymo_gt_database": run_database,
+}
+
+
+@pytest.mark.parametrize(("name", "place"), [
+    ("nuscenes_sample_test", ("USE_CAMERA",)),
+    ("nuscenes_sample_test", ("samples", 0, "overrides")),
+    ("nuscenes_sweeps", ("calls", 0, "newest")),
+    ("waymo_sample", ("samples", 0, "overrides")),
+    ("waymo_points", ("calls", 0, "overrides")),
+    ("waymo_gt_database", ("with_velocity",)),
+])  # fmt: skip
+def test_frames_and_databases_refuse_settings_they_do_not_know(shared, name: str, place: tuple[Any, ...]) -> None:
+    case = Case.read(shared / "golden" / "data" / f"{name}.json")
+    wrong = _with(case, place, {"CUT_SKY": True} if place[-1] == "overrides" else True)
+    with pytest.raises(ValueError, match="CUT_SKY" if place[-1] == "overrides" else place[-1]):
+        RUNNERS[name](wrong, False)
+
+
+def test_points_above_and_below_the_range_are_cut_where_a_case_asks_for_it(shared) -> None:
+    case = Case.read(shared / "golden" / "data" / "waymo_sample.json")
+    low = copy.deepcopy(dict(case.config))
+    low["samples"] = [{**low["samples"][0], "overrides": {"POINT_CLOUD_RANGE": [-75.2, -75.2, 0.5, 75.2, 75.2, 1.5]}}]
+    whole = np.asarray(run_waymo_sample(replace(case, config=low), False)["out.0.points"])
+    low["samples"][0]["overrides"]["MASK_Z"] = True
+    inside = (whole[:, 2] >= 0.5) & (whole[:, 2] <= 1.5)
+    draws = {**case.arrays, "mid.0.draw.0": np.arange(int(inside.sum()))}
+    cut = np.asarray(run_waymo_sample(replace(case, config=low, arrays=draws), False)["out.0.points"])
+    assert 0 < len(cut) < len(whole)
+    assert sorted(map(tuple, cut)) == sorted(map(tuple, whole[inside]))
+
+
+def test_a_sampler_takes_the_objects_of_all_its_databases(shared) -> None:
+    case = Case.read(shared / "golden" / "data" / "waymo_train_single_from_multi.json")
+    name = case.config["DATA_AUGMENTOR"]["AUG_CONFIG_LIST"][0]["DB_INFO_PATH"][0]
+    place = ("DATA_AUGMENTOR", "AUG_CONFIG_LIST", 0, "DB_INFO_PATH")
+    with pytest.raises(ValueError, match="permutation"):  # which was recorded for half as many objects
+        run_waymo_sample(_with(case, place, [name, name]), False)

@@ -20,7 +20,7 @@ from pcdet_ext.data.geometry import boxes_in_range, points_in_range
 from pcdet_ext.data.objects import Objects
 from pcdet_ext.engine.fading import disabled_augmentations
 from pcdet_ext.engine.settings import TrainConfig
-from pcdet_ext.interop.settings import only_known, skip
+from pcdet_ext.interop.settings import only_known, skip, skip_rest
 from pcdet_ext.ops import voxelize
 from pcdet_ext.structures import Array, Sample, Targets
 
@@ -128,7 +128,38 @@ class PublishedSampler:
 
 
 # What a case says of its random numbers and of the sizes it came out with: it gives the numbers themselves.
-RECORDED = ("name", "np_seed", "draws", "samples_with_class", "drawn_per_class", "total", "grid_size")
+RECORDED = ("name", "np_seed", "draws", "samples_with_class", "drawn_per_class", "total", "grid_size", "num_points")
+# What a case says of a frame beside its name, and of a database as it came out.
+NOTED = (*RECORDED, "index", "metadata", "class_order", "entries_per_class")
+
+
+def changed(options: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A data configuration with a case's changes.
+
+    Args:
+        options: the configuration.
+        overrides: values for some of its keys.
+
+    Raises:
+        ValueError: naming a key that the configuration has not.
+    """
+    unknown = [name for name in overrides if name not in options]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: not known here among the settings of a data configuration")
+    return {**options, **overrides}
+
+
+def active_steps(augmentor: Any) -> list[Mapping[str, Any]]:
+    """The augmentations of a published section that its list of disabled ones leaves; none where there is no section.
+
+    Those that are left out need none of their settings.
+    """
+    if not isinstance(augmentor, Mapping):
+        return []
+    disabled = augmentor["DISABLE_AUG_LIST"]
+    left = [step for step in augmentor["AUG_CONFIG_LIST"] if step["NAME"] not in disabled]
+    skip_rest(*(step for step in augmentor["AUG_CONFIG_LIST"] if step["NAME"] in disabled))
+    return left
 
 
 @runs("data", "cbgs")

@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from pcdet_ext.conformance.cases.data_common import PublishedSampler, RecordedDraws, draws_of
-from pcdet_ext.conformance.golden import Case, Value, Values, runs
+from pcdet_ext.conformance.cases.data_common import (
+    NOTED,
+    PublishedSampler,
+    RecordedDraws,
+    active_steps,
+    changed,
+    draws_of,
+)
+from pcdet_ext.conformance.cases.openpcdet_data import DRAWN_FROM
+from pcdet_ext.conformance.golden import Case, Value, Values, every_setting, runs
 from pcdet_ext.conformance.nuscenes_release import INFO_SWEEPS, Release, release_of
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.data.geometry import boxes_in_range, points_in_range
@@ -22,21 +30,24 @@ from pcdet_ext.data.nuscenes.submission import META, submission
 from pcdet_ext.data.objects import Objects
 from pcdet_ext.data.prepare import RawFrame, cut_objects
 from pcdet_ext.evaluation.nuscenes_truth import detection_truth
+from pcdet_ext.interop.settings import only_known, skip
 from pcdet_ext.ops import voxelize
 from pcdet_ext.structures import Array, Detections, Sample, Targets
 
 PUBLISHED = POINT_FEATURES[:5]  # the ring is dropped
-# nuscenes_dataset.yaml of OpenPCDet
+# nuscenes_dataset.yaml of OpenPCDet; the last one is LION's
 DEFAULTS = {
     "MAX_SWEEPS": 10,
     "FILTER_MIN_POINTS_IN_GT": 1,
     "PRED_VELOCITY": True,
     "SET_NAN_VELOCITY_TO_ZEROS": True,
     "POINT_CLOUD_RANGE": [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0],
+    "MASK_Z": False,
 }
 
 
 @runs("data", "nuscenes_infos")
+@every_setting
 def run_infos(case: Case, grads: bool) -> Values:
     """What the tables say of every key frame."""
     release = release_of(case, case.config["max_sweeps"])
@@ -96,26 +107,38 @@ def _info_texts(frame: Frame, count: int, camera: str) -> dict[str, Any]:
 
 
 @runs("data", "nuscenes_sweeps")
+@every_setting
 def run_sweeps(case: Case, grads: bool) -> Values:
     """Key frames joined with the sweeps that were drawn."""
     release = release_of(case, case.config["info_max_sweeps"])
-    return {
-        f"out.{i}.points": release.points(release.frame(call["token"]), case.arrays[f"mid.{i}.sweep_choice"])
-        for i, call in enumerate(case.config["calls"])
-    }
+    values = {}
+    for i, call in enumerate(case.config["calls"]):
+        skip(call, *NOTED)
+        rng = RecordedDraws([case.arrays[f"mid.{i}.sweep_choice"]])
+        values[f"out.{i}.points"] = _joined(release, release.frame(call["token"]), call["max_sweeps"], rng)
+    return values
+
+
+def _joined(release: Release, frame: Frame, max_sweeps: int, rng: RecordedDraws) -> Array:
+    return release.points(frame, rng.choice(release.source.max_sweeps - 1, max_sweeps - 1, replace=False))
 
 
 @runs("data", "nuscenes_sample")
+@every_setting
 def run_sample(case: Case, grads: bool) -> Values:
     """What a network is given, in testing and in training, with the recorded draws."""
     release, training = release_of(case), case.config["mode"] == "train"
-    steps = _active_steps(case.config.get("DATA_AUGMENTOR")) if training else []
+    only_known("nuscenes_sample", case.config, {"dataset_config": "nuscenes_dataset.yaml"})
+    skip(case.config, "DATA_AUGMENTOR", "database")  # in testing
+    steps = active_steps(case.config.get("DATA_AUGMENTOR")) if training else []
     sampling = [step for step in steps if step["NAME"] == "gt_sampling"]
     sampler = _sampler(case, sampling[0]) if sampling else None
     values: dict[str, Value] = {}
     for i, call in enumerate(case.config["samples"]):
         rng = RecordedDraws(draws_of(case, f"mid.{i}"))
-        options = {**DEFAULTS, **{k: v for k, v in case.config.items() if k in DEFAULTS}, **call.get("overrides", {})}
+        skip(call, *NOTED, "frame_id")
+        only_known("samples", call, {"use_lead_xyz": True})
+        options = changed(changed(DEFAULTS, _own(case.config)), call.get("overrides", {}))
         sample = _raw_sample(release, call["token"], options, rng)
         matrix = np.eye(4)
         for step in steps:
@@ -129,7 +152,7 @@ def run_sample(case: Case, grads: bool) -> Values:
             sample = augment.wrap_headings(sample)
             values[f"out.{i}.lidar_aug_matrix"] = matrix
         sample = augment.keep_classes(sample, case.config["CLASS_NAMES"])
-        sample = _in_range(sample, options["POINT_CLOUD_RANGE"], training)
+        sample = _in_range(sample, options, training)
         sample = sample.select_points(rng.permutation(len(sample.points)))
         values[f"out.{i}.points"] = sample.points
         values[f"out.{i}.gt_boxes"] = _published_boxes(_targets(sample), options)
@@ -138,10 +161,8 @@ def run_sample(case: Case, grads: bool) -> Values:
     return values
 
 
-def _active_steps(augmentor: Any) -> list[Mapping[str, Any]]:
-    if not isinstance(augmentor, Mapping):
-        return []
-    return [step for step in augmentor["AUG_CONFIG_LIST"] if step["NAME"] not in augmentor["DISABLE_AUG_LIST"]]
+def _own(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in DEFAULTS if name in config}
 
 
 def _sampler(case: Case, step: Mapping[str, Any]) -> PublishedSampler:
@@ -159,13 +180,13 @@ def _raw_sample(release: Release, token: str, options: Mapping[str, Any], rng: R
     targets = targets_of(frame.objects)
     if options["FILTER_MIN_POINTS_IN_GT"]:
         targets = targets.select(np.asarray(targets.num_points) >= options["FILTER_MIN_POINTS_IN_GT"])
-    choice = rng.choice(release.source.max_sweeps - 1, options["MAX_SWEEPS"] - 1, replace=False)
-    return Sample(release.points(frame, choice), PUBLISHED, token, targets)
+    return Sample(_joined(release, frame, options["MAX_SWEEPS"], rng), PUBLISHED, token, targets)
 
 
 def _moved(sample: Sample, step: Mapping[str, Any], rng: RecordedDraws) -> tuple[Sample, Array]:
     """The sample after one published step, and the motion of the scene as a matrix."""
     matrix = np.eye(4)
+    skip(step, *DRAWN_FROM)
     match step["NAME"]:
         case "random_world_flip":
             for axis in step["ALONG_AXIS_LIST"]:
@@ -191,8 +212,9 @@ def _moved(sample: Sample, step: Mapping[str, Any], rng: RecordedDraws) -> tuple
     return sample, matrix
 
 
-def _in_range(sample: Sample, extent: Sequence[float], training: bool) -> Sample:
-    sample = sample.select_points(points_in_range(sample.points, extent, closed=True))
+def _in_range(sample: Sample, options: Mapping[str, Any], training: bool) -> Sample:
+    extent = options["POINT_CLOUD_RANGE"]
+    sample = sample.select_points(points_in_range(sample.points, extent, options["MASK_Z"], closed=True))
     targets = _targets(sample)
     if training:
         inside = boxes_in_range(np.asarray(targets.boxes), extent, closed=True)
@@ -226,8 +248,10 @@ def _targets(sample: Sample) -> Targets:
 
 
 @runs("data", "gt_database", dataset="nuscenes")
+@every_setting
 def run_database(case: Case, grads: bool) -> Values:
     """The objects of the training frames, grouped by class in the order of appearance."""
+    skip(case.config, *NOTED)
     entries = _database(case)
     order = list(dict.fromkeys(entry.name for entry in entries))
     entries = sorted(entries, key=lambda entry: order.index(entry.name))
@@ -282,10 +306,12 @@ def _objects(entries: Sequence[_Entry]) -> Objects:
 
 
 @runs("data", "nuscenes_submission")
+@every_setting
 def run_submission(case: Case, grads: bool) -> Values:
     """Detections as a submission, and what it scores."""
     release, classes = release_of(case), tuple(case.config["CLASS_NAMES"])
     tokens = case.config["sample_tokens"]
+    skip(case.config, "results_file")  # whose content the case holds
 
     def places(token: str) -> tuple[Pose, Pose]:
         frame = release.frame(token)

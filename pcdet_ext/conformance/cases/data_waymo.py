@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pcdet_ext.conformance.cases.data_common import FEATURES, Draws, draws_of
+from pcdet_ext.conformance.cases.data_common import FEATURES, NOTED, Draws, active_steps, changed, draws_of
+from pcdet_ext.conformance.cases.openpcdet_data import DRAWN_FROM
 from pcdet_ext.conformance.cases.waymo_database import sampler
 from pcdet_ext.conformance.cases.waymo_recording import BASE, Recording, options_of
-from pcdet_ext.conformance.golden import Case, Value, Values, runs
+from pcdet_ext.conformance.golden import Case, Value, Values, every_setting, runs
 from pcdet_ext.conformance.waymo_published import PredictedFrame, label_columns, roi_table
 from pcdet_ext.data.augment import steps as augment
 from pcdet_ext.data.geometry import boxes_in_range, points_in_range, wrap_angle
@@ -23,27 +24,32 @@ from pcdet_ext.data.waymo.processed import read_infos
 from pcdet_ext.data.waymo.sequences import SECONDS_PER_FRAME
 from pcdet_ext.evaluation.waymo import openpcdet_objects
 from pcdet_ext.evaluation.waymo_objects import Objects as Evaluated
+from pcdet_ext.interop.settings import skip
 from pcdet_ext.ops import voxelize
 from pcdet_ext.structures import Array, Sample, Targets
 
 
 @runs("data", "waymo_process")
+@every_setting
 def run_process(case: Case, grads: bool) -> Values:
     """What conversion says of each frame: from Parquet components where the case has them, else from its pickle."""
     recording = Recording(case)
+    skip(case.config, "raw_files")  # what is beside the case was made from them
+    interval, two_returns = case.config["sampled_interval"], case.config["use_two_returns"]
     root = case.path.parent / "waymo_v2"
     segments = ParquetLayout(root) if ParquetLayout.is_at(root) else None
     known = {} if segments is None else {(f.context, f.timestamp_micros): f for f in segments.find("train")}
     values: dict[str, Value] = {}
     infos = []
-    for i, frame in enumerate(recording.frames):
+    for i, frame in enumerate(frame for frame in recording.frames if frame.number % interval == 0):
         info = _info(recording, frame)
         annotations = info["annos"]
         other = known.get((frame.context, frame.timestamp_micros))
         if other is not None:
             segment = open_segment(root / other.folder, other.sequence)
             annotations = _annotations(segment, other.timestamp_micros)
-            info = {**info, "pose": segment.pose(other.timestamp_micros), **_counts(segment, other.timestamp_micros)}
+            counts = _counts(segment, other.timestamp_micros, two_returns)
+            info = {**info, "pose": segment.pose(other.timestamp_micros), **counts}
         values |= {f"out.{i}.{name}": np.asarray(column) for name, column in annotations.items()}
         values[f"out.{i}.pose"] = np.asarray(info["pose"], np.float32)
         infos.append(
@@ -65,10 +71,10 @@ def _info(recording: Recording, frame: Frame) -> dict[str, Any]:
     return dict(next(info for info in infos if info["frame_id"] == frame.frame_id))
 
 
-def _counts(segment: Segment, time: int) -> dict[str, Any]:
+def _counts(segment: Segment, time: int, two_returns: bool) -> dict[str, Any]:
     counts: Counter[int] = Counter()
-    for laser, _, points in segment.returns(time):
-        counts[laser] += len(points)
+    for laser, number, points in segment.returns(time):
+        counts[laser] += len(points) if two_returns or number == 1 else 0
     return {"num_points_of_each_lidar": [counts[laser] for laser in sorted(counts)]}
 
 
@@ -94,17 +100,21 @@ def _annotations(segment: Segment, time: int) -> dict[str, Array]:
 
 
 @runs("data", "waymo_points")
+@every_setting
 def run_points(case: Case, grads: bool) -> Values:
     """Points of single frames."""
+    skip(case.config, "dataset_config")  # a sentence about what the overrides start from
     recording = Recording(case)
     values = {}
     for i, call in enumerate(case.config["calls"]):
-        options = {**BASE, **call["overrides"]}
+        skip(call, *NOTED)
+        options = changed(BASE, call["overrides"])
         values[f"out.{i}.points"] = recording.points(recording.frame(call["frame"]), options)
     return values
 
 
 @runs("data", "waymo_frames")
+@every_setting
 def run_frames(case: Case, grads: bool) -> Values:
     """The frames of each split and interval, whose names stand nowhere else than in the answer."""
     frames = {}
@@ -116,6 +126,7 @@ def run_frames(case: Case, grads: bool) -> Values:
 
 
 @runs("data", "waymo_sequence")
+@every_setting
 def run_sequence(case: Case, grads: bool) -> Values:
     """Several frames joined."""
     recording = Recording(case)
@@ -135,15 +146,16 @@ def _own(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @runs("data", "waymo_sample")
+@every_setting
 def run_sample(case: Case, grads: bool) -> Values:
     """Samples as they go into a network, with the recorded draws."""
     config = case.config
     recording = Recording(case)
-    augmentation = config.get("DATA_AUGMENTOR") or {"AUG_CONFIG_LIST": [], "DISABLE_AUG_LIST": []}
-    steps = [s for s in augmentation["AUG_CONFIG_LIST"] if s["NAME"] not in augmentation["DISABLE_AUG_LIST"]]
+    steps = active_steps(config.get("DATA_AUGMENTOR"))
     samplers = {s["NAME"]: sampler(case, s) for s in steps if s["NAME"] == "gt_sampling"}
     values: dict[str, Value] = {}
     for i, call in enumerate(config["samples"]):
+        skip(call, *NOTED)
         overrides = {**config.get("overrides", {}), **call.get("overrides", {})}
         options = options_of(call.get("config", config.get("config")), overrides)
         training = call.get("mode", config.get("mode")) == "train"
@@ -155,7 +167,7 @@ def run_sample(case: Case, grads: bool) -> Values:
                 sample = _augmented(sample, step, draws, samplers)
             sample = augment.wrap_headings(sample)
         sample = augment.keep_classes(sample, config["CLASS_NAMES"])
-        sample = _in_range(sample, options["POINT_CLOUD_RANGE"], training).select_points(draws.next())
+        sample = _in_range(sample, options, training).select_points(draws.next())
         values |= _network_input(sample, options, f"out.{i}")
         if f"out.{i}.poses" in case.arrays:
             past = recording.past(frame, options["SEQUENCE_CONFIG"]["SAMPLE_OFFSET"])
@@ -175,6 +187,7 @@ def _raw_sample(recording: Recording, frame: Frame, options: Mapping[str, Any], 
 
 
 def _augmented(sample: Sample, step: Mapping[str, Any], draws: Draws, samplers: Mapping[str, Any]) -> Sample:
+    skip(step, *DRAWN_FROM)
     match step["NAME"]:
         case "gt_sampling":
             return samplers["gt_sampling"](sample, draws)
@@ -192,8 +205,9 @@ def _augmented(sample: Sample, step: Mapping[str, Any], draws: Draws, samplers: 
             raise ValueError(f"no augmentation is named {name!r}")
 
 
-def _in_range(sample: Sample, extent: Sequence[float], training: bool) -> Sample:
-    sample = sample.select_points(points_in_range(sample.points, extent, closed=True))
+def _in_range(sample: Sample, options: Mapping[str, Any], training: bool) -> Sample:
+    extent = options["POINT_CLOUD_RANGE"]
+    sample = sample.select_points(points_in_range(sample.points, extent, options["MASK_Z"], closed=True))
     targets = sample.targets
     if not training or targets is None:
         return sample
@@ -216,6 +230,7 @@ def _network_input(sample: Sample, options: Mapping[str, Any], key: str) -> dict
 
 
 @runs("data", "waymo_predictions")
+@every_setting
 def run_predictions(case: Case, grads: bool) -> Values:
     """Detections and labels as the metric takes them."""
     config = case.config
@@ -247,6 +262,7 @@ def _columns(objects: Evaluated) -> dict[str, Array]:
 
 
 @runs("data", "waymo_pred_boxes")
+@every_setting
 def run_predicted_boxes(case: Case, grads: bool) -> Values:
     """Predicted boxes of frames and those before. OpenPCDet changes the velocities of a frame each time it is used."""
     config = case.config

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.conformance.cases.data_common import FEATURES, Draws, PublishedSampler
+from pcdet_ext.conformance.cases.data_common import FEATURES, NOTED, Draws, PublishedSampler
 from pcdet_ext.conformance.cases.openpcdet_data import CPU_MARGIN
 from pcdet_ext.conformance.cases.waymo_recording import BASE, Recording
-from pcdet_ext.conformance.golden import Case, Values, runs
+from pcdet_ext.conformance.golden import Case, Values, every_setting, runs
 from pcdet_ext.data.geometry import inside_boxes
 from pcdet_ext.data.objects import Objects
 from pcdet_ext.data.prepare import EXCLUSIVE_MARGIN
 from pcdet_ext.data.waymo.frames import Frame
 from pcdet_ext.data.waymo.prepare import thinned
 from pcdet_ext.data.waymo.sequences import SECONDS_PER_FRAME
+from pcdet_ext.interop.settings import skip
 from pcdet_ext.structures import Array, Sample
 
 
@@ -35,9 +36,13 @@ class Entry:
 
 
 @runs("data", "gt_database", dataset="waymo")
+@every_setting
 def run_database(case: Case, grads: bool) -> Values:
     """The objects of the training frames, grouped by class in the order of appearance."""
     config = case.config
+    skip(config, *NOTED)
+    if not config["multi_frame"]:
+        skip(config, "SAMPLE_OFFSET_used")
     written = database(Recording(case), config)
     ends = np.cumsum([0, *(len(entry.points) for entry in written)])
     offsets = {id(entry): (ends[i], ends[i + 1]) for i, entry in enumerate(written)}
@@ -106,11 +111,12 @@ def with_tail(boxes: Array, frames: int) -> Array:
 
 
 def sampler(case: Case, step: Mapping[str, Any]) -> Any:
-    """OpenPCDet's sampling from the database of the sampler's own info file, or the one that stands in for it."""
-    config = _database_config(case, step)
-    by_class: dict[str, list[Entry]] = {}
-    for entry in database(Recording(case), config):
-        by_class.setdefault(entry.name, []).append(entry)
+    """OpenPCDet's sampling from the databases of the sampler's own info files, or the one that stands in for it."""
+    skip(step, "BACKUP_DB_INFO")
+    recording, by_class = Recording(case), dict[str, list[Entry]]()
+    for name in step["DB_INFO_PATH"]:
+        for entry in database(recording, _database_config(name, case.config["CLASS_NAMES"])):
+            by_class.setdefault(entry.name, []).append(entry)
     objects = {name: _as_objects(entries) for name, entries in by_class.items()}
     samplers: dict[int, PublishedSampler] = {}
 
@@ -124,9 +130,8 @@ def sampler(case: Case, step: Mapping[str, Any]) -> Any:
     return sample_objects
 
 
-def _database_config(case: Case, step: Mapping[str, Any]) -> dict[str, Any]:
-    """How the database was made that a sampler names, which its file name tells."""
-    name = step["DB_INFO_PATH"][0]
+def _database_config(name: str, classes: Sequence[str]) -> dict[str, Any]:
+    """How a database was made, which the name of its info file tells."""
     several = "multiframe_" in name
     offset = [int(n) for n in name.partition("multiframe_")[2].partition(".")[0].split("_")[0::2]] if several else None
     return {
@@ -135,7 +140,7 @@ def _database_config(case: Case, step: Mapping[str, Any]) -> dict[str, Any]:
         "sampled_interval": int(name.partition("train_sampled_")[2].split("_")[0].removesuffix(".pkl")),
         "parallel_variant": False,
         "crop_gt_with_tail": False,
-        "used_classes": case.config["CLASS_NAMES"],
+        "used_classes": classes,
     }
 
 

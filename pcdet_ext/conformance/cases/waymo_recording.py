@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pcdet_ext.conformance.cases.data_common import FEATURES
+from pcdet_ext.conformance.cases.data_common import FEATURES, changed
 from pcdet_ext.conformance.golden import Case
 from pcdet_ext.conformance.waymo_published import moved_as_published
 from pcdet_ext.data.base import with_tanh
@@ -28,6 +28,7 @@ BASE = {
     "VOXEL_SIZE": [0.1, 0.1, 0.15],
     "MAX_POINTS_PER_VOXEL": 5,
     "MAX_NUMBER_OF_VOXELS": 150000,
+    "MASK_Z": False,
 }
 PUBLISHED = {
     "waymo_dataset.yaml": BASE,
@@ -97,5 +98,5 @@ class Recording:
 
 
 def options_of(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A published configuration with a case's changes."""
-    return {**PUBLISHED[name], **overrides}
+    """A published configuration with a case's changes; ValueError for a change of what it does not have."""
+    return changed(PUBLISHED[name], overrides)
