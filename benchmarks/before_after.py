@@ -9,6 +9,9 @@ process that keeps freed memory, as `tools/test.py` does. The versions take turn
 started anew for every turn. Processor time, of all threads together, depends less than time on what else the machine
 does. What is compared are the boxes and, in every fifth row and column, the logits of the heatmaps, since untrained
 heads may find no box.
+
+The values of untrained heads are of any size, and so is their rounding. What it may be is told by a third pass: that of
+AFTER's plain detector in float64. How far each version is from it stands beside how far they are from each other.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,31 +59,55 @@ def run(name: str, folder: Path, threads: int, rounds: int, side: str) -> None:
     keep_freed_memory()
     import torch
 
-    from pcdet_ext import config
-    from pcdet_ext.models.detector import build_detector
-    from pcdet_ext.structures import PointBatch
-
     torch.set_num_threads(threads)
-    detector = build_detector(config.load(config.find(name))).eval()
-    detector.load_state_dict(torch.load(folder / "parameters.pt", weights_only=True))
+    detector, batch = load(name, folder)
     try:
         from pcdet_ext.models.layers.folding import folded
     except ImportError:  # a version without
         pass
     else:
         detector = folded(detector)
-    batch = PointBatch.from_points([torch.from_numpy(np.load(folder / "points.npy"))])
     seconds, busy = [], []
     with torch.inference_mode():
         for _ in range(rounds + 1):  # the first warms up
             start, cpu = time.perf_counter(), time.process_time()
-            (found,) = detector.predict(batch)
+            detector.predict(batch)
             seconds.append(time.perf_counter() - start)
             busy.append(time.process_time() - cpu)
-        maps = [task.heatmap[..., ::5, ::5] for task in detector(batch).tasks]
+    np.savez(folder / f"{side}.npz", seconds=seconds[1:], busy=busy[1:], **found_by(detector, batch))
+
+
+def referee(name: str, folder: Path, threads: int) -> None:
+    """Write what the plain detector finds in float64 to `float64.npz` (in a process of AFTER)."""
+    import torch
+
+    torch.set_num_threads(threads)
+    detector, batch = load(name, folder)
+    np.savez(folder / "float64.npz", **found_by(detector.double(), batch))
+
+
+def load(name: str, folder: Path) -> tuple[Any, Any]:
+    """The plain detector with the prepared parameters, and the frame."""
+    import torch
+
+    from pcdet_ext import config
+    from pcdet_ext.models.detector import build_detector
+    from pcdet_ext.structures import PointBatch
+
+    detector = build_detector(config.load(config.find(name))).eval()
+    detector.load_state_dict(torch.load(folder / "parameters.pt", weights_only=True))
+    return detector, PointBatch.from_points([torch.from_numpy(np.load(folder / "points.npy"))])
+
+
+def found_by(detector: Any, batch: Any) -> dict[str, np.ndarray]:
+    """The boxes, "rows" [M, columns of a box, then score and label], and some "logits" of the heatmaps, flat."""
+    import torch
+
+    with torch.inference_mode():
+        (found,) = detector.predict(batch)
+        maps = [task.heatmap[..., ::5, ::5].flatten() for task in detector(batch).tasks]
     rows = np.concatenate([found.boxes, found.scores[:, None], found.labels[:, None]], 1)
-    logits = torch.cat([each.flatten() for each in maps]).numpy()
-    np.savez(folder / f"{side}.npz", seconds=seconds[1:], busy=busy[1:], rows=rows, logits=logits)
+    return {"rows": rows, "logits": torch.cat(maps).numpy()}
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
@@ -108,36 +135,66 @@ def difference(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     return worst | {"largest_by_column": dict(zip(columns, largest.tolist(), strict=True))}
 
 
+def apart(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, Any]:
+    """How far what `found_by` gives is from another one."""
+    logits = float(np.abs(one["logits"] - other["logits"]).max())
+    return {**difference(one["rows"], other["rows"]), "largest_logit_difference": logits}
+
+
 def compare(name: str, trees: dict[str, Path], threads: int, rounds: int, turns: int) -> dict[str, Any]:
     """Seconds of both versions for one configuration, and how far apart what they find is."""
     seconds: dict[str, list[float]] = {side: [] for side in trees}
     busy: dict[str, list[float]] = {side: [] for side in trees}
-    rows: dict[str, np.ndarray] = {}
-    logits: dict[str, np.ndarray] = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as place:
         start(trees["after"], "prepare", name, place)
         for _ in range(turns):
             for side, tree in trees.items():
                 start(tree, "run", name, place, str(threads), str(rounds), side)
-                with np.load(Path(place) / f"{side}.npz") as made:
-                    seconds[side] += made["seconds"].tolist()
-                    busy[side] += made["busy"].tolist()
-                    rows[side], logits[side] = made["rows"], made["logits"]
+                found[side] = written(place, side)
+                seconds[side] += found[side].pop("seconds").tolist()
+                busy[side] += found[side].pop("busy").tolist()
+        start(trees["after"], "referee", name, place, str(threads))
+        exact = written(place, "float64")
         points = len(np.load(Path(place) / "points.npy"))
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     work = {side: statistics.median(values) for side, values in busy.items()}
-    ratio, apart = medians["before"] / medians["after"], difference(rows["before"], rows["after"])
-    scores = float(np.abs(logits["before"] - logits["after"]).max())
-    print(
-        f"{name}: {medians['before']:.3f} s before, {medians['after']:.3f} s after, {ratio:.2f}x "
-        f"(processor time {work['before']:.2f} s, {work['after']:.2f} s, {work['before'] / work['after']:.2f}x); "
-        f"{len(rows['after'])} boxes, largest difference {apart['largest_difference']:.1e} "
-        f"{apart.get('where_largest', '')}, of logits {scores:.1e}",
-        flush=True,
+    result = {
+        "config": name,
+        "points": points,
+        "seconds": seconds,
+        "processor_seconds": busy,
+        "median": medians,
+        "processor_median": work,
+        "ratio": medians["before"] / medians["after"],
+        "boxes": len(found["after"]["rows"]),
+        **apart(found["before"], found["after"]),
+        "from_float64": {side: apart(exact, found[side]) for side in trees},
+    }
+    print("\n".join(lines(result)), flush=True)
+    return result
+
+
+def written(place: str, name: str) -> dict[str, np.ndarray]:
+    """The arrays of a file that a step wrote."""
+    with np.load(Path(place) / f"{name}.npz") as content:
+        return dict(content)
+
+
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """What to print of one configuration."""
+    (before, after), (busy, less) = (result[key].values() for key in ("median", "processor_median"))
+    yield (
+        f"{result['config']}: {before:.3f} s before, {after:.3f} s after, {result['ratio']:.2f}x "
+        f"(processor time {busy:.2f} s, {less:.2f} s, {busy / less:.2f}x); {result['boxes']} boxes"
     )
-    found = {"boxes": len(rows["after"]), **apart, "largest_logit_difference": scores}
-    times = {"seconds": seconds, "processor_seconds": busy, "median": medians, "processor_median": work}
-    return {"config": name, "points": points, **times, "ratio": ratio, **found}
+    distances = {"between the versions": result}
+    distances |= {f"from float64 to {side}": found for side, found in result["from_float64"].items()}
+    for what, found in distances.items():
+        yield (
+            f"    largest difference {what}: {found['largest_difference']:.1e} {found.get('where_largest', '')}, "
+            f"of logits {found['largest_logit_difference']:.1e}"
+        )
 
 
 def start(tree: Path, *arguments: str) -> None:
@@ -183,5 +240,7 @@ if __name__ == "__main__":
         prepare(sys.argv[3], Path(sys.argv[4]))
     elif sys.argv[1:3] == ["step", "run"]:
         run(sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]), int(sys.argv[6]), sys.argv[7])
+    elif sys.argv[1:3] == ["step", "referee"]:
+        referee(sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]))
     else:
         main(sys.argv[1:])

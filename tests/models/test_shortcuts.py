@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -374,14 +375,21 @@ def test_an_optimized_detector_finds_the_same(name) -> None:
     norms = [sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in d.model.modules()) for d in (detector, faster)]
     assert norms[1] < norms[0]
     with torch.no_grad():
-        outputs = [_tensors(d.model(batch)) for d in (faster, detector)]
-    for mine, theirs in zip(*outputs, strict=True):
+        models = (faster.model, detector.model, deepcopy(detector.model).double())
+        outputs = [[model.bev_map(batch), *_tensors(model(batch))] for model in models]
+    for mine, theirs, exact in zip(*outputs, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+        assert _distance(mine, exact) <= 2 * _distance(theirs, exact)
     found = faster.detect(clouds, batch_size=2)
     if isinstance(detector.model.head, CenterHead):
         assert len(found[0].boxes)
         assert_same(found, detector.detect(clouds, batch_size=2))
     assert len(found[1].boxes) == 0
+
+
+def _distance(values: Tensor, exact: Tensor) -> Tensor:
+    """Root of the mean squared rounding, and at least half a unit in the last place of float32."""
+    return torch.maximum((values - exact).square().mean(), exact.square().mean() * 2.0**-48).sqrt()
 
 
 def _tensors(output: object) -> list[Tensor]:
