@@ -26,18 +26,24 @@ PCDET_HD Lanes lanes_at(const float* from) {
 // and of the number of such sums, and not with the root of all.
 constexpr int64_t kSummed = 64;
 
-// Products of `Rows` rows of a [.., depth] with `Panels` panels [depth, 16] of weights, to m [.., m_step].
+// Add the products of numbers `first` to `end` of `Rows` rows of a [.., depth] with `Panels` panels [depth, 16] of weights.
+template <int Rows, int Panels>
+PCDET_HD void add_products(const float* a, const float* panel, int64_t depth, int64_t first, int64_t end,
+                           Lanes (&sum)[Rows][Panels]) {
+    for (int64_t k = first; k < end; ++k) {
+        Lanes w[Panels];
+        for (int j = 0; j < Panels; ++j) w[j] = lanes_at(panel + (j * depth + k) * kLanes);
+        for (int i = 0; i < Rows; ++i)
+            for (int j = 0; j < Panels; ++j) sum[i][j] += a[i * depth + k] * w[j];
+    }
+}
+
+// The products of whole rows, to m [.., m_step].
 template <int Rows, int Panels>
 PCDET_HD void multiply_some(const float* a, const float* panel, int64_t depth, float* m, int64_t m_step) {
     for (int64_t first = 0; first < depth; first += kSummed) {
-        const int64_t end = first + kSummed < depth ? first + kSummed : depth;
         Lanes sum[Rows][Panels] = {};
-        for (int64_t k = first; k < end; ++k) {
-            Lanes w[Panels];
-            for (int j = 0; j < Panels; ++j) w[j] = lanes_at(panel + (j * depth + k) * kLanes);
-            for (int i = 0; i < Rows; ++i)
-                for (int j = 0; j < Panels; ++j) sum[i][j] += a[i * depth + k] * w[j];
-        }
+        add_products<Rows, Panels>(a, panel, depth, first, first + kSummed < depth ? first + kSummed : depth, sum);
         for (int i = 0; i < Rows; ++i)
             for (int j = 0; j < Panels; ++j) {
                 float* to = m + i * m_step + j * kLanes;

@@ -36,6 +36,7 @@ from pcdet_ext.models.layers import sparse_conv
 from pcdet_ext.ops._arguments import operations_as
 from pcdet_ext.ops.enlarging_conv import enlarging_conv2d_reference
 from pcdet_ext.ops.equal_groups import equal_group_slots_reference
+from pcdet_ext.ops.packed_linear import packed_linear_reference
 from pcdet_ext.structures import SparseVoxels
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -48,6 +49,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "neighbour_table": sparse.neighbour_table,
     "nms": boxes.nms,
     "octree_depthwise_conv": sparse.depthwise_conv,
+    "packed_linear": lambda x, weight, bias, panels, *more: packed_linear_reference(x, weight, bias, *more),
     "rotated_sets": sequences.rotated_sets,
     "scattered_linear_attention": mixers.scattered_linear_attention,
     "segment_reduce": basics.segment_reduce,

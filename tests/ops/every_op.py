@@ -12,6 +12,7 @@ from pcdet_ext.ops.enlarging_conv import enlarging_conv2d, enlarging_panels
 from pcdet_ext.ops.equal_groups import equal_group_slots
 from pcdet_ext.ops.neighbours import gather_neighbours, neighbour_table
 from pcdet_ext.ops.octree import octree_grow, octree_leaves, octree_neighbours, octree_parents
+from pcdet_ext.ops.packed_linear import linear_panels, packed_linear
 from pcdet_ext.ops.retention import mlstm, retention
 from pcdet_ext.ops.sparse_conv import sparse_conv
 from pcdet_ext.ops.unique_numbers import unique_numbers
@@ -159,6 +160,9 @@ def calls(change: Callable[[Tensor], Tensor] = lambda t: t, dtype: torch.dtype =
         ),
         "enlarging_conv2d": lambda: enlarging_conv2d(
             change(rand(1, 16, 3, 4, dtype=torch.float32)), filters, filters[0, :, 0, 0], enlarging_panels(filters)
+        ),
+        "packed_linear": lambda: packed_linear(
+            change(rand(7, 5, dtype=torch.float32)), rand(16, 5), rand(16), linear_panels(rand(16, 5)), relu=True
         ),
         "sparse_conv": lambda: sparse_conv(
             change(rand(7, 16, dtype=torch.float32)), filters.flatten(2).transpose(1, 2), reads, filters[:, 0, 0, 0]

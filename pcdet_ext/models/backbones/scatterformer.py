@@ -25,6 +25,7 @@ from pcdet_ext.models.layers.depthwise_conv import DepthwiseSubMConv3d
 from pcdet_ext.models.layers.mixer_block import MixerBlock
 from pcdet_ext.models.layers.module_list import ModuleListOf
 from pcdet_ext.models.layers.norm import EPS, SparseBatchNorm
+from pcdet_ext.models.layers.packed_linear import plus_branch
 from pcdet_ext.models.layers.sparse_blocks import SparseResidualBlock, SparseSequential, conv_block
 from pcdet_ext.models.layers.sparse_conv import Engine, SparseConv3d, SubMConv3d
 from pcdet_ext.ops import segment_reduce
@@ -75,7 +76,7 @@ class CrossWindowInteraction(nn.Module):
         cube, line_x, line_y, same = x.chunk(4, dim=1)
         convolved = (self.cube(voxels, cube), self.along_x(voxels, line_x), self.along_y(voxels, line_y), same)
         x = x + torch.cat(convolved, dim=1)
-        return voxels.with_features(x + self.feed(x))
+        return voxels.with_features(plus_branch(x, self.feed))
 
 
 class ScatterFormerStage(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pcdet_ext.models.layers.enlarging import EnlargingConv2d, is_enlarging, is_plain
 from pcdet_ext.models.layers.norm import SparseBatchNorm
+from pcdet_ext.models.layers.packed_linear import PackedLinear, is_packable
 from pcdet_ext.models.layers.sparse_conv import SparseConv3d
 from pcdet_ext.models.layers.winograd import WinogradConv2d, is_plain_conv
 
@@ -31,8 +32,9 @@ def folded(model: M) -> M:
     modules and from their method `norms_before_linear`. A norm stays where it or its layer is registered in several
     places, has forward hooks, or computes its parameters from others (`torch.nn.utils.parametrizations`,
     `spectral_norm`). Plain 3x3 convolutions become `WinogradConv2d`, transposed ones whose kernel is as long as their
-    stride `EnlargingConv2d`; these and sparse convolutions take the ReLU behind them along. Other norms of maps become
-    `ScaleAndShift`, and ReLUs behind linear layers and other transposed convolutions work in place. Weights of 2-D
+    stride `EnlargingConv2d`, linear layers `PackedLinear`; these and sparse convolutions take the ReLU behind them
+    along. Other norms of maps become `ScaleAndShift`, and ReLUs behind other linear layers and transposed convolutions
+    work in place. Weights of 2-D
     convolutions lie in the channels-last layout, which maps of pillars have.
     The copy gives the same values up to rounding. It cannot be trained on, and its state dict has other keys.
     """
@@ -88,9 +90,10 @@ def _speed_up(model: nn.Module) -> None:
     """Replace layers that nobody observes by faster ones.
 
     Plain 3x3 convolutions become `WinogradConv2d`, transposed ones whose kernel is as long as their stride
-    `EnlargingConv2d`; where ReLU follows one, or a sparse convolution, it takes that along. ReLU behind another
-    transposed convolution or a linear layer changes its output, which nobody else has. Other transposed convolutions
-    of one cell become plain ones, whose kernels are faster. Norms of maps become `ScaleAndShift`.
+    `EnlargingConv2d`, linear ones `PackedLinear`; where ReLU follows one, or a sparse convolution, it takes that along.
+    ReLU behind another transposed convolution or linear layer changes its output, which nobody else has. Other
+    transposed convolutions of one cell become plain ones, whose kernels are faster. Norms of maps become
+    `ScaleAndShift`.
     """
     places = Counter(id(part) for module in model.modules() for part in module._modules.values())
     for owner in list(model.modules()):
@@ -116,6 +119,8 @@ def _take_relu(owner: nn.Module, name: str, layer: nn.Module, relu: bool) -> boo
         setattr(owner, name, WinogradConv2d(cast(nn.Conv2d, layer), relu))
     elif is_enlarging(layer):
         setattr(owner, name, EnlargingConv2d(cast(nn.ConvTranspose2d, layer), relu))
+    elif is_packable(layer):
+        setattr(owner, name, PackedLinear(cast(nn.Linear, layer), relu))
     elif isinstance(layer, SparseConv3d):
         layer.relu = relu
     else:
