@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pcdet_ext import config
 from pcdet_ext.config import ConfigError, Node, Registry
+from pcdet_ext.models.detector import build_detector
 
 
 @dataclass
@@ -136,6 +137,25 @@ def test_an_error_names_the_override_that_it_is_about(tmp_path: Path, overrides:
     path = write(tmp_path / "a.yaml", "train:\n  {low: 0.25}")
     with pytest.raises(ConfigError, match=f"{re.escape(place)}Options: "):
         config.construct(Options, config.load(path, overrides)["train"])
+
+
+def test_errors_elsewhere_say_which_overrides_there_are() -> None:
+    """The anchors of a head are wrong in no file, but for classes that an override has set."""
+    overrides = ["data.classes=[Car]", "model.head.score_threshold=0.2"]
+    added = re.escape("known: Car (with override 'data.classes=[Car]', override 'model.head.score_threshold=0.2')")
+    with pytest.raises(ConfigError, match=rf"second\.yaml:\d+: model\.head\.anchors: .*'Pedestrian'; {added}$"):
+        build_detector(config.load("kitti/second", overrides))
+    with pytest.raises(ConfigError, match=r"; known: Car$"):
+        build_detector(config.from_plain(config.load("kitti/second", overrides[:1]).plain(), "checkpoint"))
+
+
+@pytest.mark.parametrize("value", ["[]", "3", "text"])
+def test_sections_that_are_no_mappings(value: str) -> None:
+    settings = config.load("kitti/second", [f"data={value}"])
+    with pytest.raises(
+        ConfigError, match=rf"^override {re.escape(repr(f'data={value}'))}: data: data must be a mapping"
+    ):
+        config.section(settings, "data")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ top level of a file names Python modules that are imported when it is loaded, so
 used. That runs their code: only load configuration files that you trust. What a checkpoint stores runs nothing.
 """
 
-from pcdet_ext.config.construction import construct, setting
+from pcdet_ext.config.construction import construct, errors_name_overrides, setting
 from pcdet_ext.config.modules import import_modules, require_modules
 from pcdet_ext.config.nodes import ConfigError, Node, require_known_sections, section, suggest
 from pcdet_ext.config.reading import find, from_plain, list_models, load, packaged, require_path
@@ -20,6 +20,7 @@ __all__ = [
     "Node",
     "Registry",
     "construct",
+    "errors_name_overrides",
     "find",
     "from_plain",
     "import_modules",

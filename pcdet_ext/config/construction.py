@@ -6,13 +6,14 @@ import inspect
 import math
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 from pcdet_ext.config.hints import alternatives, described, fits, is_settings_class, mismatch, with_paths
 from pcdet_ext.config.nodes import ConfigError, Node, suggest
-from pcdet_ext.config.text import one_line
+from pcdet_ext.config.text import OVERRIDE, one_line
 
 T = TypeVar("T")
 
@@ -79,11 +80,33 @@ def construct(factory: Callable[..., T], node: Mapping[str, Any], **context: Any
         ) from error
 
 
+@contextmanager
+def errors_name_overrides(settings: Node) -> Iterator[None]:
+    """Let errors say which overrides the settings were read with, where they are not about one of them.
+
+    What an override sets is often found wrong elsewhere: classes that it leaves out are named by the anchors of a head.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        made = list(dict.fromkeys(_overrides(settings)))
+        if not made or any(override in str(error) for override in made):
+            raise
+        raise ConfigError(f"{error} (with {', '.join(made)})") from error
+
+
+def _overrides(value: Any) -> Iterator[str]:
+    """The overrides that set something in a tree, as its sources name them."""
+    if isinstance(value, Node):
+        yield from (source for source in value.sources.values() if source.startswith(OVERRIDE))
+        yield from (found for inner in value.values() for found in _overrides(inner))
+
+
 def _key_at_fault(node: Node, message: str) -> str | None:
     """The key that an error of a class is about: of those it names, one that an override has set, or the first."""
     named = {key: re.search(rf"\b{re.escape(key)}\b", message) for key in node if key != "name"}
     places = {key: found.start() for key, found in named.items() if found}
-    changed = [key for key in places if node.sources.get(key, "").startswith("override ")]
+    changed = [key for key in places if node.sources.get(key, "").startswith(OVERRIDE)]
     return min(changed or places, key=places.__getitem__, default=None)
 
 

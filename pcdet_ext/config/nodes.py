@@ -84,8 +84,11 @@ def require_known_sections(settings: Mapping[str, Any]) -> None:
 
 
 def section(settings: Mapping[str, Any], name: str) -> Node:
-    """A top-level section of a configuration. Raises ConfigError when it is missing."""
+    """A top-level section of a configuration. Raises ConfigError when it is missing, or no mapping."""
     value = settings.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        where = settings.where(name) if isinstance(settings, Node) else name
+        raise ConfigError(f"{where}: {name} must be a mapping, got {value!r:.60}")
     if not isinstance(value, Node):
         where = settings.where() if isinstance(settings, Node) else "configuration"
         raise ConfigError(f"{where}: the configuration needs a section {name!r}")

@@ -11,6 +11,8 @@ import yaml
 
 from pcdet_ext.config.nodes import SECTIONS, ConfigError, Node, suggest
 
+OVERRIDE = "override "  # how the source of a key begins that an override has set
+
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader; mappings become nodes, and 1e-3 is a number as in YAML 1.2."""
@@ -79,28 +81,28 @@ def _override(root: Node, text: str) -> None:
     key_path, equals, value = text.partition("=")
     keys = key_path.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"override {text!r}: write key.path=value")
+        raise ConfigError(f"{OVERRIDE}{text!r}: write key.path=value")
     try:
-        parsed = parse(value, f"override {text!r}")
+        parsed = parse(value, f"{OVERRIDE}{text!r}")
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: {one_line(error)}") from error
+        raise ConfigError(f"{OVERRIDE}{text!r}: {one_line(error)}") from error
     node: Any = root
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                raise ConfigError(f"override {text!r}: {key!r} is no position in a list of {len(node)}")
+                raise ConfigError(f"{OVERRIDE}{text!r}: {key!r} is no position in a list of {len(node)}")
             if last:
                 node[int(key)] = parsed
             node = node[int(key)]
         elif isinstance(node, Node):
             if last:
-                node[key], node.sources[key] = parsed, f"override {text!r}"
+                node[key], node.sources[key] = parsed, f"{OVERRIDE}{text!r}"
             elif key not in node:
                 _begin_mapping(node, key, text, is_root=depth == 0)
             node = node[key]
         else:
-            raise ConfigError(f"override {text!r}: {'.'.join(keys[:depth])} is no mapping")
+            raise ConfigError(f"{OVERRIDE}{text!r}: {'.'.join(keys[:depth])} is no mapping")
 
 
 def _begin_mapping(node: Node, key: str, text: str, is_root: bool) -> None:
@@ -111,5 +113,5 @@ def _begin_mapping(node: Node, key: str, text: str, is_root: bool) -> None:
     sections = SECTIONS if is_root and any(name in node for name in SECTIONS) else ()
     misspelt = difflib.get_close_matches(key, node, n=1, cutoff=0.6)
     if key not in sections and (sections or misspelt):
-        raise ConfigError(f"override {text!r}: no key {key!r}{suggest(key, {*node, *sections})}")
-    node[key], node.sources[key] = Node(origin=f"override {text!r}"), f"override {text!r}"
+        raise ConfigError(f"{OVERRIDE}{text!r}: no key {key!r}{suggest(key, {*node, *sections})}")
+    node[key], node.sources[key] = Node(origin=f"{OVERRIDE}{text!r}"), f"{OVERRIDE}{text!r}"

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from pcdet_ext.config import ConfigError, Node, setting, suggest
+from pcdet_ext.config import ConfigError, Node, errors_name_overrides, setting, suggest
 from pcdet_ext.data.formats import point_features
 from pcdet_ext.models import batch_tree  # noqa: F401  (makes batches known to torch's trees)
 from pcdet_ext.models.backbones import BACKBONES
 from pcdet_ext.models.bev import BEV_BACKBONES, flatten_to_bev
+from pcdet_ext.models.data_settings import check_whole_voxels, classes_of, range_of, wrong_range
 from pcdet_ext.models.encoders import ENCODERS
 from pcdet_ext.models.heads import HEADS
 from pcdet_ext.models.heads.base import Features, FollowingHead, Head, Reads, followed_heads
@@ -346,26 +347,30 @@ def build_detector(config: Node) -> Any:
     """The untrained detector that a whole configuration (sections `data` and `model`) describes.
 
     Its parameters are of torch's default type on its default device; see `usual_defaults`.
-    Raises ConfigError with file and key where it is wrong.
+    Raises ConfigError with file and key where it is wrong, and with the overrides that the configuration was read with.
     """
     for section in ("data", "model"):
         if config.get(section) is not None and not isinstance(config[section], Mapping):
             raise ConfigError(f"{config.where(section)}: {section} must be a mapping, got {config[section]!r}")
         if not isinstance(config.get(section), Mapping):
             raise ConfigError(f"{config.where()}: a detector needs the section {section!r}{suggest(section, config)}")
-    data, model = config["data"], config["model"]
+    with errors_name_overrides(config):
+        return _build(config["data"], config["model"])
+
+
+def _build(data: Node, model: Node) -> Any:
     takes = _arguments(model.get("name"))
-    known: dict[str, Any] = {"classes": _classes(data)} if "classes" in takes else {}
+    known: dict[str, Any] = {"classes": classes_of(data)} if "classes" in takes else {}
     known |= {radius: setting(data, radius, float) for radius in RADII if radius in data and radius in takes}
     with _at_most_parameters(MOST_PARAMETERS):
         detector = DETECTORS.build(
             model,
-            point_cloud_range=_range_of(data),
+            point_cloud_range=range_of(data),
             num_point_features=len(point_features(data)),
             **known,
         )
     if hasattr(detector, "encoder"):
-        _check_whole_voxels(detector.encoder, data)
+        check_whole_voxels(detector.encoder, data)
     return detector
 
 
@@ -393,56 +398,12 @@ def _at_most_parameters(most: int) -> Iterator[None]:
         hook.remove()
 
 
-def _range_of(data: Node) -> Sequence[float]:
-    """Where points are looked at. Raises ConfigError where that is not said, or is no range."""
-    if "point_cloud_range" not in data:
-        raise ConfigError(f"{data.where()}: a detector needs 'point_cloud_range' here")
-    limits: Sequence[float] = setting(data, "point_cloud_range", Sequence[float])
-    if message := _wrong_range(limits):
-        raise ConfigError(f"{data.where('point_cloud_range')}: {message}")
-    return limits
-
-
-def _wrong_range(limits: Sequence[float]) -> str:
-    """What is wrong with a range of points; empty where nothing is."""
-    right = len(limits) == 6 and all(low < high for low, high in zip(limits[:3], limits[3:], strict=True))
-    return "" if right else f"point_cloud_range must be x, y, z minimum, then maximum, got {list(limits)}"
-
-
-def _classes(data: Node) -> Sequence[str]:
-    """The classes that a detector finds. Raises ConfigError where there is none, or an empty or repeated name."""
-    if "classes" not in data:
-        raise ConfigError(f"{data.where()}: a detector needs 'classes' here")
-    classes: Sequence[str] = setting(data, "classes", Sequence[str])
-    if not classes or not all(classes) or len(set(classes)) < len(classes):
-        raise ConfigError(f"{data.where('classes')}: classes must be one or more different names, got {list(classes)}")
-    return classes
-
-
-def _check_whole_voxels(encoder: Any, data: Mapping[str, Any]) -> None:
-    """Refuse a range that ends inside of a voxel: points at its end would be lost, or the map be larger than it says.
-
-    Pillars have no voxels along z. Raises ConfigError that names the axis and the nearest ends that fit.
-    """
-    low, high = encoder.point_cloud_range[:3], encoder.point_cloud_range[3:]
-    axes = "xy" if getattr(encoder, "pillars", False) else "xyz"
-    for axis, start, end, size in zip(axes, low, high, encoder.voxel_size, strict=False):
-        cells = (end - start) / size
-        if abs(cells - round(cells)) > 1e-3:
-            fits = " or ".join(f"{start + count * size:g}" for count in (math.floor(cells), math.ceil(cells)))
-            where = data.where("point_cloud_range") if isinstance(data, Node) else "point_cloud_range"
-            raise ConfigError(
-                f"{where}: {start:g} to {end:g} along {axis} is no whole number of voxels of {size:g} m "
-                f"({cells:g}); {axis} up to {fits} fits"
-            )
-
-
 def _check_geometry(
     classes: Sequence[str], point_cloud_range: Sequence[float], voxel_size: Sequence[float], num_point_features: int
 ) -> None:
     if not classes or len(set(classes)) != len(classes):
         raise ValueError(f"classes must be different names, at least one, got {list(classes)}")
-    if message := _wrong_range(point_cloud_range):
+    if message := wrong_range(point_cloud_range):
         raise ValueError(message)
     if len(voxel_size) != 3 or min(voxel_size) <= 0:
         raise ValueError(f"voxel_size must be three positive lengths, got {list(voxel_size)}")
