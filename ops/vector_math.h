@@ -11,6 +11,7 @@
 //     #pragma GCC optimize("fp-contract=fast")
 // The widest is x86-64-v4 and not avx512f alone, which has no fused operation on vectors of 32 bytes.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__) && !defined(__SANITIZE_ADDRESS__)
+#define PCDET_FUSED_TARGETS
 #define PCDET_FUSED_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define PCDET_FUSED_CLONES
@@ -23,29 +24,30 @@ constexpr double kLog2E = 1.4426950408889634;
 #if !defined(__CUDACC__)
 
 // Numbers that a processor's widest usual register holds; the compiler splits them where there are only narrower ones.
-template <typename T>
+// 64 bytes are for functions that run on AVX-512 alone: elsewhere conditions on them become slow.
+template <typename T, int Bytes = 32>
 struct VectorOf {
-    typedef T type __attribute__((vector_size(32)));
-    static constexpr int width = 32 / sizeof(T);
+    typedef T type __attribute__((vector_size(Bytes)));
+    static constexpr int width = Bytes / sizeof(T);
 };
-template <typename T>
-using Vector = typename VectorOf<T>::type;
+template <typename T, int Bytes = 32>
+using Vector = typename VectorOf<T, Bytes>::type;
 
-template <typename T>
-PCDET_HD Vector<T> vector_at(const T* from) {
-    Vector<T> v;
+template <int Bytes = 32, typename T>
+PCDET_HD Vector<T, Bytes> vector_at(const T* from) {
+    Vector<T, Bytes> v;
     std::memcpy(&v, from, sizeof(v));
     return v;
 }
 
-template <typename T>
-PCDET_HD void put_vector(T* to, Vector<T> v) {
+template <typename T, typename V>
+PCDET_HD void put_vector(T* to, V v) {
     std::memcpy(to, &v, sizeof(v));
 }
 
-template <typename Function>
-PCDET_HD Vector<double> for_each(Vector<double> x, const Function& function) {
-    for (int i = 0; i < VectorOf<double>::width; ++i) x[i] = function(x[i]);
+template <typename V, typename Function>
+PCDET_HD V for_each(V x, const Function& function) {
+    for (size_t i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = function(x[i]);
     return x;
 }
 
@@ -92,6 +94,12 @@ PCDET_HD Vector<float> exp2_of(Vector<float> x) { return exp2_by_bits<Vector<flo
 PCDET_HD Vector<double> exp2_of(Vector<double> x) {
     return for_each(x, [](double number) { return exp2(number); });
 }
+PCDET_HD Vector<float, 64> exp2_of(Vector<float, 64> x) {
+    return exp2_by_bits<Vector<float, 64>, Vector<int32_t, 64>, Vector<uint32_t, 64>>(x);
+}
+PCDET_HD Vector<double, 64> exp2_of(Vector<double, 64> x) {
+    return for_each(x, [](double number) { return exp2(number); });
+}
 #endif
 
 template <typename Float>
@@ -123,8 +131,16 @@ PCDET_HD Vector<float> exp_of(Vector<float> x) { return exp_by_exp2(x); }
 PCDET_HD Vector<double> exp_of(Vector<double> x) {
     return for_each(x, [](double number) { return exp(number); });
 }
+PCDET_HD Vector<float, 64> exp_of(Vector<float, 64> x) { return exp_by_exp2(x); }
+PCDET_HD Vector<double, 64> exp_of(Vector<double, 64> x) {
+    return for_each(x, [](double number) { return exp(number); });
+}
 PCDET_HD Vector<float> log1p_of(Vector<float> y) { return log1p_by_series(y); }
 PCDET_HD Vector<double> log1p_of(Vector<double> y) {
+    return for_each(y, [](double number) { return log1p(number); });
+}
+PCDET_HD Vector<float, 64> log1p_of(Vector<float, 64> y) { return log1p_by_series(y); }
+PCDET_HD Vector<double, 64> log1p_of(Vector<double, 64> y) {
     return for_each(y, [](double number) { return log1p(number); });
 }
 #endif

@@ -79,19 +79,27 @@ inline __attribute__((always_inline)) void load_rows(SeriesView<const T> from, i
     }
 }
 
-// One number of the states through a chunk, and its part of y.
-template <typename T>
+// Some numbers of the states through a chunk, and their part of y.
+template <int Bytes, int Together, typename T>
 inline __attribute__((always_inline)) void advance(Tile<T>& tile, int steps, int64_t n_state, const T* a, const T* B,
                                                    const T* C, T* h) {
-    for (int w = 0; w < kLanes; w += VectorOf<T>::width) {
-        const Vector<T> rate = vector_at(a + w);
-        Vector<T> state = vector_at(h + w);
-        for (int t = 0; t < steps; ++t) {
-            const Vector<T> decay = scan_decay(vector_at(tile.delta[t] + w), rate);
-            state = decay * state + vector_at(tile.input[t] + w) * B[t * n_state];
-            put_vector(tile.y[t] + w, vector_at(tile.y[t] + w) + state * C[t * n_state]);
+    for (int w = 0; w < kLanes; w += VectorOf<T, Bytes>::width) {
+        Vector<T, Bytes> rate[Together], state[Together];
+        for (int i = 0; i < Together; ++i) {
+            rate[i] = vector_at<Bytes>(a + i * kLanes + w);
+            state[i] = vector_at<Bytes>(h + i * kLanes + w);
         }
-        put_vector(h + w, state);
+        for (int t = 0; t < steps; ++t) {
+            const Vector<T, Bytes> delta = vector_at<Bytes>(tile.delta[t] + w);
+            const Vector<T, Bytes> input = vector_at<Bytes>(tile.input[t] + w);
+            Vector<T, Bytes> y = vector_at<Bytes>(tile.y[t] + w);
+            for (int i = 0; i < Together; ++i) {
+                state[i] = scan_decay(delta, rate[i]) * state[i] + input * B[t * n_state + i];
+                y += state[i] * C[t * n_state + i];
+            }
+            put_vector(tile.y[t] + w, y);
+        }
+        for (int i = 0; i < Together; ++i) put_vector(h + i * kLanes + w, state[i]);
     }
 }
 
@@ -118,14 +126,14 @@ struct Walker {
 };
 
 // Step sizes, inputs and the start of y.
-template <typename T>
+template <int Bytes, typename T>
 inline __attribute__((always_inline)) void begin_tile(const Walker<T>& walker, Steps<T> u, Steps<T> raw, bool softplus,
                                                       int steps, Tile<T>& tile) {
-    for (int w = 0; w < kLanes; w += VectorOf<T>::width) {
-        const Vector<T> bias = vector_at(walker.bias + w), D = vector_at(walker.D + w);
+    for (int w = 0; w < kLanes; w += VectorOf<T, Bytes>::width) {
+        const Vector<T, Bytes> bias = vector_at<Bytes>(walker.bias + w), D = vector_at<Bytes>(walker.D + w);
         for (int t = 0; t < steps; ++t) {
-            const Vector<T> u_t = vector_at(u[t] + w), step = vector_at(raw[t] + w) + bias;
-            const Vector<T> delta = softplus ? softplus_of(step) : step;
+            const Vector<T, Bytes> u_t = vector_at<Bytes>(u[t] + w), step = vector_at<Bytes>(raw[t] + w) + bias;
+            const Vector<T, Bytes> delta = softplus ? softplus_of(step) : step;
             put_vector(tile.delta[t] + w, delta);
             put_vector(tile.input[t] + w, delta * u_t);
             put_vector(tile.y[t] + w, D * u_t);
@@ -133,19 +141,20 @@ inline __attribute__((always_inline)) void begin_tile(const Walker<T>& walker, S
     }
 }
 
-template <typename T>
+template <int Bytes, typename T>
 inline __attribute__((always_inline)) void gate(Steps<T> z, int steps, Lanes<T>* y) {
     for (int t = 0; t < steps; ++t)
-        for (int w = 0; w < kLanes; w += VectorOf<T>::width) {
-            const Vector<T> z_t = vector_at(z[t] + w);
-            put_vector(y[t] + w, vector_at(y[t] + w) * z_t * sigmoid_of(z_t));
+        for (int w = 0; w < kLanes; w += VectorOf<T, Bytes>::width) {
+            const Vector<T, Bytes> z_t = vector_at<Bytes>(z[t] + w);
+            put_vector(y[t] + w, vector_at<Bytes>(y[t] + w) * z_t * sigmoid_of(z_t));
         }
 }
 
-// At most kPortion blocks from the first on, chunk by chunk, so that their rows are read from end to end.
-template <typename T>
-PCDET_FUSED_CLONES void forward_portion(const Inputs<T>& in, Sizes size, int64_t b, int64_t first, int64_t blocks,
-                                        SeriesView<T> out, T* checkpoints, T* scratch) {
+// At most kPortion blocks from the first on, chunk by chunk, so that their rows are read from end to end. The states go
+// along in vectors of so many bytes, so many of their numbers together.
+template <int Bytes, int Together, typename T>
+inline __attribute__((always_inline)) void walk_portion(const Inputs<T>& in, Sizes size, int64_t b, int64_t first,
+                                                        int64_t blocks, SeriesView<T> out, T* checkpoints, T* scratch) {
     const int64_t n_state = size.state;
     T *Bt = scratch, *Ct = Bt + kScanChunk * n_state;
     Walker<T> walkers[kPortion];
@@ -163,15 +172,51 @@ PCDET_FUSED_CLONES void forward_portion(const Inputs<T>& in, Sizes size, int64_t
                 std::copy(walker.h, walker.h + n_state * kLanes, checkpoints + size.checkpoint(b, first + i, chunk));
             const Steps<T> u = steps_of(in.u.at(b, walker.d, t0), walker.rows, steps, tile.u);
             const Steps<T> raw = steps_of(in.delta.at(b, walker.d, t0), walker.rows, steps, tile.raw);
-            begin_tile(walker, u, raw, in.softplus, steps, tile);
-            for (int64_t n = 0; n < n_state; ++n)
-                advance(tile, steps, n_state, walker.a + n * kLanes, Bt + n, Ct + n, walker.h + n * kLanes);
+            begin_tile<Bytes>(walker, u, raw, in.softplus, steps, tile);
+            int64_t n = 0;
+            for (; n + Together <= n_state; n += Together)
+                advance<Bytes, Together>(tile, steps, n_state, walker.a + n * kLanes, Bt + n, Ct + n,
+                                         walker.h + n * kLanes);
+            for (; n < n_state; ++n)
+                advance<Bytes, 1>(tile, steps, n_state, walker.a + n * kLanes, Bt + n, Ct + n, walker.h + n * kLanes);
             if (in.z.data != nullptr)
-                gate(steps_of(in.z.at(b, walker.d, t0), walker.rows, steps, tile.z), steps, tile.y);
+                gate<Bytes>(steps_of(in.z.at(b, walker.d, t0), walker.rows, steps, tile.z), steps, tile.y);
             store(tile.y, walker.rows, steps, out.at(b, walker.d, t0));
         }
     }
 }
+
+// The same for the processor that this runs on: its registers decide how many numbers go together.
+template <typename T>
+struct ForwardPortion {
+    using Function = void (*)(const Inputs<T>&, Sizes, int64_t, int64_t, int64_t, SeriesView<T>, T*, T*);
+
+    static void anywhere(const Inputs<T>& in, Sizes size, int64_t b, int64_t first, int64_t blocks, SeriesView<T> out,
+                         T* checkpoints, T* scratch) {
+        walk_portion<32, 1>(in, size, b, first, blocks, out, checkpoints, scratch);
+    }
+
+#if defined(PCDET_FUSED_TARGETS)
+    __attribute__((target("arch=x86-64-v3"))) static void avx2(const Inputs<T>& in, Sizes size, int64_t b,
+                                                               int64_t first, int64_t blocks, SeriesView<T> out,
+                                                               T* checkpoints, T* scratch) {
+        walk_portion<32, 1>(in, size, b, first, blocks, out, checkpoints, scratch);
+    }
+    __attribute__((target("arch=x86-64-v4"))) static void avx512(const Inputs<T>& in, Sizes size, int64_t b,
+                                                                 int64_t first, int64_t blocks, SeriesView<T> out,
+                                                                 T* checkpoints, T* scratch) {
+        walk_portion<64, 4>(in, size, b, first, blocks, out, checkpoints, scratch);
+    }
+#endif
+
+    static Function best() {
+#if defined(PCDET_FUSED_TARGETS)
+        if (__builtin_cpu_supports("x86-64-v4")) return avx512;
+        if (__builtin_cpu_supports("x86-64-v3")) return avx2;
+#endif
+        return anywhere;
+    }
+};
 
 // Overwrite steps before softplus by the slope there.
 template <typename T>
@@ -317,6 +362,7 @@ template <typename T>
 int forward(const Inputs<T>& in, Sizes size, SeriesView<T> out, T* checkpoints, int threads) {
     const int64_t together = size.batch * size.portions() < 2 * threads ? 1 : kPortion;  // enough tasks for all threads
     const int64_t parts = (size.blocks() + together - 1) / together;
+    const auto forward_portion = ForwardPortion<T>::best();
 #pragma omp parallel num_threads(threads)
     {
         std::vector<T> scratch(size.state * 2 * kScanChunk + together * Walker<T>::room(size.state));
