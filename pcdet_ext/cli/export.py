@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     from pcdet_ext.export.check import compare_frames, disagreement, read_clouds
     from pcdet_ext.export.onnx import export, save
     from pcdet_ext.export.quantization import check_calibration
-    from pcdet_ext.export.recording import RecordingError
+    from pcdet_ext.export.writes import RecordingError
     from pcdet_ext.files import check_output_file
     from pcdet_ext.inference import load
 

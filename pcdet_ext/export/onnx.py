@@ -19,7 +19,8 @@ from pcdet_ext.export.inlining import inline
 from pcdet_ext.export.layers import tidy
 from pcdet_ext.export.packages import import_package
 from pcdet_ext.export.quantization import to_int8
-from pcdet_ext.export.recording import RecordingError, recording
+from pcdet_ext.export.recording import recording
+from pcdet_ext.export.writes import RecordingError
 from pcdet_ext.files import atomic_write
 from pcdet_ext.inference import Detector, with_headings_in_range
 from pcdet_ext.models.detector import VoxelDetector

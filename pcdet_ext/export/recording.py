@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from pcdet_ext import structures
 from pcdet_ext.export import basics, boxes, mixers, sequences, sparse, voxels
 from pcdet_ext.export.operators import argsort, bits, scatter_rows
+from pcdet_ext.export.writes import RecordingError, Writes
 from pcdet_ext.mixers import ttt
 from pcdet_ext.models import detector
 from pcdet_ext.models.bev import flatten_to_bev
@@ -72,10 +73,6 @@ ROOMS = ("pcdet_ext.models", "pcdet_ext.grouping", "pcdet_ext.mixers")  # whose 
 
 
 _on_map: ContextVar[bool] = ContextVar("on_map", default=False)  # whether voxels have become a map
-
-
-class RecordingError(RuntimeError):
-    """Something in a model depends on values in a way that a graph cannot hold."""
 
 
 def _argsort(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
@@ -224,55 +221,25 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
 
 CONVERSIONS = {getattr(Tensor, name) for name in ("__bool__", "__int__", "__index__", "__float__", "__len__", "item")}
 
-# Writes in place of which torch's tracer makes no graph, or one in which other names of the tensor do not see them.
-UNSEEN_WRITES = {
-    Tensor.index_copy_: "y = y.index_copy(dim, index, rows)",
-    **{
-        getattr(Tensor, f"__i{name}__"): f"y = y {sign} x" for name, sign in {"and": "&", "or": "|", "xor": "^"}.items()
-    },
-    Tensor.__ilshift__: "y = y << x",
-    Tensor.__irshift__: "y = y >> x",
-}
-OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
-WRITES = {
-    *(getattr(Tensor, f"__i{name}__") for name in OPERATORS if hasattr(Tensor, f"__i{name}__")),
-    Tensor.__setitem__,
-}
-
 
 class Exchanged(TorchFunctionMode):
     """Functions of torch take other forms, see `FUNCTIONS`, and numbers of Python are not made from tensors.
 
-    Writes in place are errors where a graph would not have them: those of `UNSEEN_WRITES`, and those into another view
-    of a tensor than one that indexing gave.
+    Writes in place are errors where a graph would not have them, see `writes`.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = Writes()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in CONVERSIONS:
             return _converted(func, *args)
-        _check_write(func, *args)
-        found = FUNCTIONS.get(func, func)(*args, **(kwargs or {}))
-        if func is Tensor.__getitem__ and isinstance(found, Tensor) and not _is_other_view(args[0]):
-            found.was_indexed = True  # type: ignore[attr-defined]
+        kwargs = kwargs or {}
+        self.writes.check(func, args, kwargs)
+        found = FUNCTIONS.get(func, func)(*args, **kwargs)
+        self.writes.made(func, args, found)
         return found
-
-
-def _check_write(func: Any, *args: Any) -> None:
-    """Raises RecordingError where something writes in place in a way that a graph cannot hold."""
-    name = getattr(func, "__name__", "")
-    if func in UNSEEN_WRITES:
-        raise RecordingError(f"{name} writes in place, which is not recorded: write {UNSEEN_WRITES[func]}")
-    writes = func in WRITES or (name.endswith("_") and not name.endswith("__"))
-    if writes and args and _is_other_view(args[0]):
-        raise RecordingError(
-            f"{name} writes in place into a view, which is not recorded: write into the tensor itself, by indexing, or "
-            "make a new one"
-        )
-
-
-def _is_other_view(x: Any) -> bool:
-    """Whether a tensor is a view of another one that was not made by indexing alone."""
-    return isinstance(x, Tensor) and x._is_view() and not hasattr(x, "was_indexed")
 
 
 def _converted(func: Any, *args: Any) -> Any:

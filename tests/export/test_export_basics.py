@@ -15,7 +15,8 @@ from pcdet_ext.export import basics, boxes, mixers, operators, sequences, voxels
 from pcdet_ext.export.check import session
 from pcdet_ext.export.inlining import inline
 from pcdet_ext.export.operators import DOMAIN
-from pcdet_ext.export.recording import RecordingError, recording
+from pcdet_ext.export.recording import recording
+from pcdet_ext.export.writes import RecordingError
 from pcdet_ext.mixers.ttt import ttt_linear
 from pcdet_ext.models.layers.depthwise_conv import DepthwiseSubMConv3d
 from pcdet_ext.models.layers.sparse_conv import SparseConv3d, SubMConv3d
@@ -237,6 +238,7 @@ def _or(y: Tensor) -> Tensor:
         (lambda y: y.view(-1).add_(1), "add_ writes in place into a view"),
         (lambda y: y.unbind(1)[0].fill_(0), "fill_ writes in place into a view"),
         (lambda y: y.transpose(0, 1).__setitem__(1, 3), "__setitem__ writes in place into a view"),
+        (lambda y: [y[1].add_(1).mul_(2)], "mul_ writes in place into a view that add_ wrote into before"),
     ],
 )
 def test_writes_that_a_graph_would_lose_are_refused(write: Callable[[Tensor], object], message: str) -> None:
@@ -247,6 +249,54 @@ def test_writes_that_a_graph_would_lose_are_refused(write: Callable[[Tensor], ob
 
     with pytest.raises(RecordingError, match=message):
         run_in_onnxruntime(written, (torch.arange(24).view(6, 4),))
+
+
+def _set(y: Tensor) -> None:
+    y[1:, 2] = 9
+
+
+@pytest.mark.parametrize(
+    ("view", "write", "name"),
+    [
+        (lambda y: y.view(-1), _set, "__setitem__"),
+        (lambda y: y[1], _set, "__setitem__"),
+        (lambda y: y[1:3], lambda y: y.add_(1), "add_"),
+        (lambda y: y.t(), lambda y: y.zero_(), "zero_"),
+        (lambda y: y.unbind(0)[1], lambda y: y.mul_(2), "mul_"),
+        (lambda y: y.detach(), lambda y: y.mul_(2), "mul_"),
+        (lambda y: y.reshape(4, 6), lambda y: y.mul_(2), "mul_"),
+        (lambda y: y[1:], lambda y: _set(y[1:]), "__setitem__"),
+        (lambda y: y[1], lambda y: torch.relu_(y), "relu_"),
+        (lambda y: y[1], lambda y: torch.nn.functional.relu(y, True), "relu with inplace=True"),
+        (lambda y: y, lambda y: torch.nn.functional.relu(y[1], inplace=True), "relu with inplace=True"),
+    ],
+)
+def test_what_shares_memory_with_a_write_is_not_read(
+    view: Callable[[Tensor], Tensor], write: Callable[[Tensor], object], name: str
+) -> None:
+    """torch's tracer would keep the old values of another view, without a word."""
+
+    def written(x: Tensor) -> Tensor:
+        y = x - 9
+        seen = view(y)
+        write(y)
+        return seen + 0
+
+    with pytest.raises(RecordingError, match=f"add reads a tensor whose memory {name} wrote into by another name"):
+        run_in_onnxruntime(written, (torch.arange(24).view(6, 4),))
+
+
+def test_views_after_a_write_are_in_the_graph() -> None:
+    def written(x: Tensor) -> Tensor:
+        y = x + 1
+        before = y.view(-1)
+        length = len(before)
+        y[1:3] += 2
+        y = torch.nn.functional.relu(y - 8, inplace=True)
+        return y.view(-1)[: length - 2] + y[1].sum()
+
+    x = torch.arange(24).view(6, 4)
+    assert torch.equal(run_in_onnxruntime(written, (x,)), written(x))
 
 
 def test_other_writes_are_in_the_graph() -> None:

@@ -25,7 +25,8 @@ pytest.importorskip("onnxruntime")
 
 from pcdet_ext.export.check import Comparison, Differences, compare, session  # noqa: E402
 from pcdet_ext.export.onnx import export  # noqa: E402
-from pcdet_ext.export.recording import RecordingError, recording  # noqa: E402
+from pcdet_ext.export.recording import recording  # noqa: E402
+from pcdet_ext.export.writes import RecordingError  # noqa: E402
 
 RANGE = [0.0, -5.12, -3.0, 10.24, 5.12, 1.0]
 CLASSES = ["Car", "Pedestrian", "Cyclist"]
