@@ -1,5 +1,6 @@
 // DSVT's rotated sets on the CPU: voxels are counted and gathered window by window; then each window marks its cells in
-// a bit map, once along y and once along x, and deals its voxels out to the slots in the order of the bits.
+// a bit map, once along y and once along x, and deals its voxels out to the slots in the order of the bits, by the pattern
+// for as many voxels.
 #include "rotated_sets.h"
 
 #include <algorithm>
@@ -132,47 +133,81 @@ private:
     std::unique_ptr<int32_t[]> rows_;  // not initialized: read only where a bit is set
 };
 
-// Deals the voxels of a window out to its slots, in the order in which they come.
-struct Dealer {
-    int64_t next, end, voxels;  // slots, and how many voxels there are
-    int64_t* index;
-    bool* repeats;
-    int64_t* slot;
-    int64_t spare = end - next - voxels, rest = 0;
+// How the slots of a window share out its voxels, which depends on nothing but how many there are.
+struct Pattern {
+    std::vector<int32_t> rank;   // of the voxel in each slot
+    std::vector<int32_t> first;  // slot of each rank
+    std::unique_ptr<bool[]> repeats;
 
-    void operator()(int32_t row) {  // as far as first_slot of the next rank, stepped instead of divided
-        slot[row] = next;
-        put(row, false);
-        for (rest += spare; rest > 0; rest -= voxels) put(row, true);
-    }
-
-    void put(int32_t row, bool repeat) {
-        index[next] = row;
-        repeats[next++] = repeat;
+    void make(int64_t voxels, int64_t slots) {
+        rank.resize(slots);
+        first.resize(voxels);
+        repeats.reset(new bool[slots]);
+        int64_t slot = 0;
+        for (int64_t r = 0; r < voxels; ++r) {
+            first[r] = static_cast<int32_t>(slot);
+            for (const int64_t end = first_slot(r + 1, voxels, slots); slot < end; ++slot) {
+                rank[slot] = static_cast<int32_t>(r);
+                repeats[slot] = slot > first[r];
+            }
+        }
     }
 };
 
-// Deal the members of a window in the order of their cells in one direction; those in one cell keep their order.
+// Patterns of a thread; those of small windows are kept, since most windows have as many voxels as another one.
+class Patterns {
+public:
+    explicit Patterns(int64_t set_size) : set_size_(set_size), kept_(kKept + 1) {}
+
+    const Pattern& of(int64_t voxels) {
+        const int64_t slots = sets_of(voxels, set_size_) * set_size_;
+        Pattern& pattern = kept_[voxels < kKept && slots < kKept ? voxels : kKept];
+        if (static_cast<int64_t>(pattern.first.size()) != voxels) pattern.make(voxels, slots);
+        return pattern;
+    }
+
+private:
+    static constexpr int64_t kKept = 512;
+    int64_t set_size_;
+    std::vector<Pattern> kept_;
+};
+
+// Deals the voxels of a window, whose rows come in the order of a direction, out to its slots.
+struct Dealer {
+    const Pattern& pattern;
+    int64_t next;  // the window's first slot
+    int64_t* index;
+    bool* repeats;
+    int64_t* slot;
+
+    void operator()(const int32_t* rows) const {
+        const int64_t slots = pattern.rank.size(), voxels = pattern.first.size();
+        const int32_t* rank = pattern.rank.data();
+        int64_t* to = index + next;
+        for (int64_t k = 0; k < slots; ++k) to[k] = rows[rank[k]];
+        std::copy_n(pattern.repeats.get(), slots, repeats + next);
+        for (int64_t r = 0; r < voxels; ++r) slot[rows[r]] = next + pattern.first[r];
+    }
+};
+
+// The rows of a window in the order of their cells in one direction; those in one cell keep their order.
 template <bool sparse>
-void deal(const Member* members, int64_t count, int direction, CellMap<sparse>& map, Dealer dealer) {
-    int64_t ordered = 1;  // voxels that come line by line are in order already
-    while (ordered < count && members[ordered - 1].cell[direction] < members[ordered].cell[direction])
-        ++ordered;
-    if (ordered == count) {
-        for (int64_t i = 0; i < count; ++i) dealer(members[i].row);
+void order_rows(const Member* members, int64_t count, int direction, CellMap<sparse>& map, int32_t* rows) {
+    bool ascending = true;  // as voxels that come line by line are
+    for (int64_t i = 1; i < count; ++i) ascending &= members[i - 1].cell[direction] < members[i].cell[direction];
+    if (ascending) {
+        for (int64_t i = 0; i < count; ++i) rows[i] = members[i].row;
         return;
     }
     bool distinct = true;
     for (int64_t i = 0; i < count; ++i) distinct &= map.put(members[i].cell[direction], members[i].row);
-    if (distinct) {
-        map.drain([&](int32_t row) { dealer(row); });
-        return;
-    }
-    map.drain([](int32_t) {});
+    int64_t next = 0;
+    map.drain([&](int32_t row) { rows[next++] = row; });
+    if (distinct) return;
     std::vector<std::pair<int32_t, int32_t>> sorted(count);
     for (int64_t i = 0; i < count; ++i) sorted[i] = {members[i].cell[direction], members[i].row};
     std::sort(sorted.begin(), sorted.end());
-    for (const auto& [cell, row] : sorted) dealer(row);
+    for (int64_t i = 0; i < count; ++i) rows[i] = sorted[i].second;
 }
 
 // All windows; see pcdet_rotated_fill_cpu.
@@ -182,14 +217,18 @@ void fill(const Member* members, const int32_t* starts, const int32_t* first_set
 #pragma omp parallel num_threads(threads)
     {
         CellMap<sparse> map(cells);
+        Patterns patterns(set_size);
+        std::vector<int32_t> rows;
 #pragma omp for schedule(dynamic, 64)
         for (int64_t i = 0; i < windows; ++i) {
             const int64_t voxels = starts[i + 1] - starts[i];
-            for (int direction = 0; direction < 2 && voxels; ++direction) {
+            if (voxels == 0) continue;
+            const Pattern& pattern = patterns.of(voxels);
+            if (static_cast<int64_t>(rows.size()) < voxels) rows.resize(voxels);
+            for (int direction = 0; direction < 2; ++direction) {
                 const int64_t base = direction * sets * set_size;
-                deal(members + starts[i], voxels, direction, map,
-                     {first_set[i] * set_size, first_set[i + 1] * set_size, voxels, index + base, repeats + base,
-                      slot + direction * n});
+                order_rows(members + starts[i], voxels, direction, map, rows.data());
+                Dealer{pattern, first_set[i] * set_size, index + base, repeats + base, slot + direction * n}(rows.data());
             }
         }
     }

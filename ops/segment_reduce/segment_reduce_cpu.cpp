@@ -98,9 +98,15 @@ int useful_threads(int64_t values, int threads) {
 template <typename T>
 int reduce(const T* values, const int64_t* index, int64_t n, int64_t c, int64_t segments, int kind, T* out,
            int32_t* from, int64_t* count, int64_t* highest, int threads) {
-    *highest = highest_of(index, n);
-    if (*highest >= segments) return 0;
     const int team = useful_threads(n * c, threads);
+    int64_t most = -1;
+#pragma omp parallel for num_threads(team) schedule(static) reduction(max : most)
+    for (int t = 0; t < team; ++t) {
+        const int64_t first = n * t / team;
+        most = std::max(most, highest_of(index + first, n * (t + 1) / team - first));
+    }
+    *highest = most;
+    if (most >= segments) return 0;
 #pragma omp parallel for num_threads(team) schedule(static)
     for (int t = 0; t < team; ++t) {
         const int64_t first = segments * t / team, last = segments * (t + 1) / team;

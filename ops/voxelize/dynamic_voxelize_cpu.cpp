@@ -190,9 +190,9 @@ int64_t rank_by_sorting(int64_t* cells, int64_t n, int64_t limit, const CellDeco
     return count;
 }
 
-// The lowest frame, at most 0, and the highest, at least -1.
+// Lowers `lowest` and raises `highest` to the lowest and the highest frame.
 PCDET_CLONES void find_frames(const int64_t* frame, int64_t n, int64_t& lowest, int64_t& highest) {
-    int64_t low = 0, high = -1;
+    int64_t low = lowest, high = highest;
     for (int64_t i = 0; i < n; ++i) {
         low = std::min(low, frame[i]);
         high = std::max(high, frame[i]);
@@ -204,18 +204,23 @@ PCDET_CLONES void find_frames(const int64_t* frame, int64_t n, int64_t& lowest, 
 
 // Occupied cells in ascending order of (frame, cell) as coords [<= n, 4], totals[0] of them, and the voxel of each point
 // [n], -1 outside. totals[1] and totals[2] are the lowest and the highest frame; when the lowest is negative or all
-// frames have 2^62 cells or more, nothing else is written.
+// frames have 2^62 cells or more, the rest is of no use.
 PCDET_API int pcdet_dynamic_voxelize_cpu(const float* points, int64_t n, int64_t stride, const int64_t* frame,
                                          const VoxelGrid* grid, int32_t* coords, int64_t* voxel, int64_t* totals,
                                          int threads) {
-    totals[0] = 0;
-    find_frames(frame, n, totals[1], totals[2]);
-    if (n == 0 || totals[1] < 0 || totals[2] + 1 >= (int64_t(1) << 62) / volume(*grid)) return 0;
     const int team = useful_threads(n, threads);
-#pragma omp parallel for num_threads(team) schedule(static)
+    const int64_t most_frames = (int64_t(1) << 62) / volume(*grid);
+    int64_t lowest = 0, highest = -1;
+#pragma omp parallel for num_threads(team) schedule(static) reduction(min : lowest) reduction(max : highest)
     for (int t = 0; t < team; ++t) {
-        compute_cells(points, n * t / team, n * (t + 1) / team, stride, frame, *grid, voxel);
+        const int64_t first = n * t / team, last = n * (t + 1) / team;
+        find_frames(frame + first, last - first, lowest, highest);
+        if (lowest >= 0 && highest + 1 < most_frames) {
+            compute_cells(points, first, last, stride, frame, *grid, voxel);
+        }
     }
+    totals[0] = 0, totals[1] = lowest, totals[2] = highest;
+    if (n == 0 || lowest < 0 || highest + 1 >= most_frames) return 0;
     const int64_t limit = (totals[2] + 1) * volume(*grid);
     const CellDecoder decode(*grid);
     if (limit <= std::min(kMostMapCells, 64 * n)) {

@@ -180,7 +180,7 @@ WINDOWS = [WINDOW, (1, 1, 1), (4, 26, 23)]
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from(WINDOWS))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40) | st.just(600), st.sampled_from(WINDOWS))
 def test_native_kernels_give_what_the_reference_gives(seed: int, size: int, window: tuple[int, int, int]) -> None:
     check_native(random_voxels(seed, most=2000).coords, window, size)
 
