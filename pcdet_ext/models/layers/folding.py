@@ -34,8 +34,7 @@ def folded(model: M) -> M:
     `spectral_norm`). Plain 3x3 convolutions become `WinogradConv2d`, transposed ones whose kernel is as long as their
     stride `EnlargingConv2d`, linear layers `PackedLinear`; these and sparse convolutions take the ReLU behind them
     along. Other norms of maps become `ScaleAndShift`, and ReLUs behind other linear layers and transposed convolutions
-    work in place. Weights of 2-D
-    convolutions lie in the channels-last layout, which maps of pillars have.
+    work in place. Weights of 2-D convolutions lie in the channels-last layout, which maps of pillars have.
     The copy gives the same values up to rounding. It cannot be trained on, and its state dict has other keys.
     """
     copy = deepcopy(model).eval().requires_grad_(False)
