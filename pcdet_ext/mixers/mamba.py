@@ -10,10 +10,15 @@ from torch import Tensor, nn
 
 from pcdet_ext.mixers.registry import MIXERS
 from pcdet_ext.mixers.sequence import SequenceMixer
+from pcdet_ext.ops._native import on_cuda
 from pcdet_ext.ops.causal_conv1d import causal_conv1d
 from pcdet_ext.ops.selective_scan import selective_scan
+from pcdet_ext.structures import is_tracing
 
 STEP_RANGE = (1e-3, 0.1)  # of the step sizes Δ at the start of training
+NUMBERS_AT_ONCE = (
+    1 << 19
+)  # in one array between the steps of inference on a CPU, so that its caches hold what they share
 
 
 @MIXERS.register
@@ -42,6 +47,18 @@ class Mamba(SequenceMixer):
 
     def mix(self, sequences: Tensor) -> Tensor:
         """Sequences [G, L, C] to [G, L, C]."""
+        if torch.is_grad_enabled() or on_cuda(sequences) or self._is_watched():
+            return self._mix(sequences)
+        length, inner = sequences.shape[1], self.out_proj.in_features
+        some = max(1, NUMBERS_AT_ONCE // max(1, length * inner))
+        return torch.cat([self._mix(part) for part in sequences.split(some)])
+
+    def _is_watched(self) -> bool:
+        """Whether a graph is recorded, or hooks of layers are to see all sequences at once."""
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.modules())
+        return hooked or is_tracing() or torch.compiler.is_compiling()
+
+    def _mix(self, sequences: Tensor) -> Tensor:
         u, gate = self.in_proj(sequences).chunk(2, -1)
         forwards, backwards = (scan(u, gate) for scan in self.directions)
         return self.out_proj(forwards + backwards)

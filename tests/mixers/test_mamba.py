@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from pcdet_ext.mixers import mamba
 from pcdet_ext.mixers.mamba import Mamba
 from pcdet_ext.mixers.registry import MIXERS
 from pcdet_ext.structures import Groups
@@ -52,6 +54,29 @@ def test_groups_are_independent_and_every_voxel_sees_its_whole_group() -> None:
     changed[2] += 1
     differs = (mixer(changed, plan) != y).any(1)
     assert differs.tolist() == [True] * 6 + [False] * 6
+
+
+def test_inference_takes_some_groups_at_a_time_unless_hooks_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    mixer, x = Mamba(8), torch.randn(5, 6, 8)
+    whole = mixer.mix(x)
+    monkeypatch.setattr(mamba, "NUMBERS_AT_ONCE", 2 * 6 * 16)  # two groups of six tokens with 16 inner channels
+    taken: list[int] = []
+
+    def mix(part: Tensor) -> Tensor:
+        taken.append(len(part))
+        return Mamba._mix(mixer, part)
+
+    monkeypatch.setattr(mixer, "_mix", mix)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer.mix(x), whole)
+        assert taken == [2, 2, 1]
+        assert mixer.mix(x[:0]).shape == (0, 6, 8)
+        taken.clear()
+        with mixer.in_proj.register_forward_hook(lambda *_: None):
+            torch.testing.assert_close(mixer.mix(x), whole)
+    mixer.mix(x)
+    assert taken == [5, 5]
 
 
 @pytest.mark.parametrize("groups", [(0, 4), (3, 1)])
