@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -195,36 +195,46 @@ def _prepare_split(
         with ExitStack() as stack:
             index = stack.enter_context(index_writer(index_path(out, split), Path(source.root), source.LAYOUT))
             objects: ObjectWriter | None = None
-            for result in results:
-                if result.info is None or result.raw is None:
-                    tally.skipped.append(result.error or "")
-                    continue
-                if not tally.is_new(result.info.frame_id):
-                    twice = f"{source.root}: frame {result.info.frame_id!r} is in split {split!r} twice"
-                    if on_error == "raise":
-                        raise DataError(twice)
-                    tally.skipped.append(twice)
-                    continue
-                tally.add(result.info, result.raw)
-                index.add(result.info)
+            for info, raw, clouds in _usable(results, tally, source, on_error):
+                tally.add(info, raw)
+                index.add(info)
                 if cut and objects is None:
-                    features = result.raw.object_features or result.raw.sample.point_features
+                    features = raw.object_features or raw.sample.point_features
                     writer = object_writer(database_path(out, split), features, source.LAYOUT)
                     objects = stack.enter_context(writer)
                 if objects is not None:
-                    objects.add(result.info, result.clouds)
-            if not tally.frames:
-                raise DataError(f"{source.root}: no frame of split {split!r} could be read: {tally.skipped[0]}")
-            if tally.empty == tally.frames:
-                raise DataError(
-                    f"{source.root}: none of the {tally.frames} frames of split {split!r} has a finite point"
-                )
+                    objects.add(info, clouds)
+            _require_points(tally, source)
     except BaseException:
         _remove_empty(out, split, existed)
         raise
     for error in tally.skipped:
         _log.warning("frame left out: %s", error)
     return tally
+
+
+def _usable(
+    results: Iterable[_Result], tally: _Tally, source: FrameSource, on_error: str
+) -> Iterator[tuple[FrameInfo, RawFrame, Mapping[int, Array]]]:
+    """The frames that could be read, each once; the tally is told of others, or DataError raised for the second one."""
+    for result in results:
+        if result.info is None or result.raw is None:
+            tally.skipped.append(result.error or "")
+        elif tally.is_new(result.info.frame_id):
+            yield result.info, result.raw, result.clouds
+        else:
+            twice = f"{source.root}: frame {result.info.frame_id!r} is in split {tally.split!r} twice"
+            if on_error == "raise":
+                raise DataError(twice)
+            tally.skipped.append(twice)
+
+
+def _require_points(tally: _Tally, source: FrameSource) -> None:
+    """Raise DataError for a split without a frame, or without a point in any of them."""
+    if not tally.frames:
+        raise DataError(f"{source.root}: no frame of split {tally.split!r} could be read: {tally.skipped[0]}")
+    if tally.empty == tally.frames:
+        raise DataError(f"{source.root}: none of the {tally.frames} frames of split {tally.split!r} has a finite point")
 
 
 def _remove_empty(out: Path, split: str, existed: bool) -> None:

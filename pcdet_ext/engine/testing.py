@@ -19,7 +19,7 @@ from pcdet_ext.data.base import ConcatDataset, Dataset, collate
 from pcdet_ext.data.formats import build_dataset, measured_kind
 from pcdet_ext.engine.loader import frame_loader
 from pcdet_ext.engine.loss_step import warn_without_places
-from pcdet_ext.evaluation.base import Evaluator
+from pcdet_ext.evaluation.base import Evaluator, Result
 from pcdet_ext.files import DataError, atomic_write, check_output_folder
 from pcdet_ext.inference import Detector, boxes_of, check_finds, load, part_of
 from pcdet_ext.ranges import check_range
@@ -168,19 +168,22 @@ def measure(
     if out is not None:
         evaluator.write(out)
         lines.append(f"result files: {out}")
-    result = evaluator.result()
+    lines.append(_written(evaluator.result(), split, json, plots))
+    return "\n".join(lines)
+
+
+def _written(result: Result | None, split: str, json: str | Path | None, plots: str | Path | None) -> str:
+    """The table of a result whose numbers and diagrams are written. Raises DataError where there is none to write."""
     if result is None:
         if json is not None or plots is not None:
             raise DataError(f"no labels in {split}: nothing to measure, and nothing to write to {json or plots}")
-        lines.append(f"no labels in {split}: nothing to measure")
-    else:
-        lines.append(result.table())
-        if plots is not None:
-            write_plots(result, plots)
-        if json is not None:
-            with atomic_write(json) as temporary:
-                temporary.write_text(dumps(result.to_json()), encoding="utf-8")
-    return "\n".join(lines)
+        return f"no labels in {split}: nothing to measure"
+    if plots is not None:
+        write_plots(result, plots)
+    if json is not None:
+        with atomic_write(json) as temporary:
+            temporary.write_text(dumps(result.to_json()), encoding="utf-8")
+    return result.table()
 
 
 def skipped_frames(datasets: Iterable[Dataset]) -> str:
