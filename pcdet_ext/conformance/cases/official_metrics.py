@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from pcdet_ext.evaluation import argoverse2_files as av2_files
 from pcdet_ext.evaluation import nuscenes_files as nus_files
 from pcdet_ext.evaluation.waymo_objects import Config, Objects
 from pcdet_ext.evaluation.waymo_result import WaymoResult
+from pcdet_ext.interop.settings import only_known
 
 TOLERANCE = 1e-9
 Numbers = Iterator[tuple[str, float, float]]  # key, ours, theirs
@@ -41,6 +43,7 @@ def nuscenes_numbers(path: Path) -> Numbers:
 def argoverse2_result(path: Path) -> argoverse2.Argoverse2Result:
     """The metric on the files of a case."""
     settings = _expected(path)["config"]
+    only_known("config", settings, {"affinity_type": "CENTER", "filter_metric": "EUCLIDEAN"})
     config = argoverse2.Config(
         categories=tuple(settings["categories"]),
         max_range=settings["max_range_m"],
@@ -106,8 +109,13 @@ WAYMO_TYPES = {"Vehicle": 1, "Pedestrian": 2, "Sign": 3, "Cyclist": 4}
 
 def waymo_result(path: Path) -> WaymoResult:
     """The metric on the arrays of a case."""
-    data = _waymo_arrays(path)
-    return waymo.evaluate(*_waymo_objects(data), waymo_config(_expected(path)["config"]))
+    return _waymo_result(*_waymo_objects(_waymo_arrays(path)), _expected(path)["config"])
+
+
+def _waymo_result(truth: Objects, found: Objects, settings: Mapping[str, Any]) -> WaymoResult:
+    """The metric, in one pass for all breakdowns of the same levels."""
+    results = [waymo.evaluate(truth, found, config) for config in waymo_configs(settings)]
+    return WaymoResult.of({name: curve for result in results for name, curve in result.curves.items()})
 
 
 def _waymo_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -136,7 +144,7 @@ def waymo_numbers(path: Path) -> Numbers:
             # With an overlap in 3-D as the metric, the longitudinal AP is the plain one.
             yield key, values[key.replace("/APL", "/AP")], float(value)
         return
-    result = waymo.evaluate(truth, found, waymo_config(expected["config"]))
+    result = _waymo_result(truth, found, expected["config"])
     for name, numbers in expected["results"].items():
         curve = result.curves[name]
         yield f"{name}.AP", curve.ap, numbers["AP"]
@@ -146,17 +154,19 @@ def waymo_numbers(path: Path) -> Numbers:
         yield from _waymo_curves(path / "expected_curves.npz", names, result)
 
 
-def waymo_config(settings: Mapping[str, Any]) -> Config:
-    """Our configuration for the published one; its levels must be the same in every breakdown."""
-    levels = {tuple(entry) for entry in settings["levels"]}
-    if len(levels) != 1:
-        raise ValueError(f"levels differ between breakdowns: {settings['levels']}")
+def waymo_configs(settings: Mapping[str, Any]) -> list[Config]:
+    """Our configurations for the published one, which gives each breakdown levels of its own; one for all of the same.
+
+    Raises:
+        ValueError: boxes are to be compared in another way than in 3-D.
+    """
     if settings["box_type"] != "TYPE_3D":
         raise ValueError(f"box_type must be TYPE_3D, got {settings['box_type']}")
     cutoffs = settings["score_cutoffs"]
-    return Config(
-        breakdowns=tuple(settings["breakdowns"]),
-        levels=levels.pop(),
+    breakdowns: dict[tuple[int, ...], list[Any]] = {}
+    for name, levels in zip(settings["breakdowns"], settings["levels"], strict=True):
+        breakdowns.setdefault(tuple(sorted(levels)), []).append(name)
+    common = Config(
         matcher=MATCHERS[settings["matcher"]],
         iou_thresholds=tuple(settings["iou_thresholds"]),
         score_cutoffs=None if isinstance(cutoffs, str) else np.array(cutoffs, np.float32),
@@ -165,6 +175,7 @@ def waymo_config(settings: Mapping[str, Any]) -> Config:
         min_precision=settings["min_precision"],
         min_heading_accuracy=settings["min_heading_accuracy"],
     )
+    return [replace(common, breakdowns=tuple(names), levels=levels) for levels, names in breakdowns.items()]
 
 
 def _types(data: Mapping[str, np.ndarray], side: str) -> np.ndarray:
