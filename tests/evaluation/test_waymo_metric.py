@@ -115,3 +115,34 @@ def test_steep_ends_of_a_curve_count_little() -> None:
     """One point at recall 0.5 and precision 1: the area up to there; one at recall 0: nothing."""
     assert average_precision(np.array([0.5], np.float32), np.array([1.0], np.float32)) == pytest.approx(0.5)
     assert average_precision(np.array([0.0], np.float32), np.array([1.0], np.float32)) == 0
+
+
+def test_pairs_that_face_elsewhere_are_left_out_of_all_counts() -> None:
+    """Three vehicles, each found: the same way, across and the other way; then nothing else matches what is left."""
+    boxes = np.array([[10 * i, 0, 0, 4, 4, 1.5, 0] for i in range(3)], np.float32)
+    turned = boxes + np.array([[0] * 6 + [turn] for turn in (0, np.pi / 2, np.pi)], np.float32)
+    frame, kind = np.zeros(3, np.int64), np.ones(3, np.int64)
+    truth = Objects.ground_truth(frame, kind, boxes, np.ones(3, np.int64))
+    found = Objects.predictions(frame, kind, turned, np.ones(3, np.float32))
+    for limit, left, heading in ((-1.0, 3, 1.5), (0.25, 2, 1.5), (0.75, 1, 1.0)):
+        config = Config(breakdowns=("OBJECT_TYPE",), min_heading_accuracy=limit)
+        curve = evaluate(truth, found, config).curves["OBJECT_TYPE_TYPE_VEHICLE_LEVEL_1"]
+        assert (curve.true_positives[-1], curve.false_positives[-1], curve.false_negatives[-1]) == (left, 0, 0)
+        assert curve.heading[-1] == pytest.approx(heading, abs=1e-6)
+
+
+def test_low_precision_counts_as_none_and_wide_gaps_may_be_crossed() -> None:
+    """One of two vehicles is found with score 0.9, the other and three false ones with 0.1."""
+    boxes = np.array([[10 * i, 0, 0, 4, 2, 1.5, 0] for i in range(5)], np.float32)
+    frame, kind = np.zeros(5, np.int64), np.ones(5, np.int64)
+    truth = Objects.ground_truth(frame[:2], kind[:2], boxes[:2], np.ones(2, np.int64))
+    found = Objects.predictions(frame, kind, boxes, np.array([0.9, *[0.1] * 4], np.float32))
+
+    def ap(**settings: float) -> float:
+        config = Config(breakdowns=("OBJECT_TYPE",), **settings)
+        return evaluate(truth, found, config).curves["OBJECT_TYPE_TYPE_VEHICLE_LEVEL_1"].ap
+
+    # From recall 0.5 (precision 1) to 1 (precision 0.4): 0.4 up to the last step, which is one trapezoid.
+    assert ap() == pytest.approx(0.5 + 0.45 * 0.4 + 0.05 * 0.7, abs=1e-5)
+    assert ap(recall_step=1.0) == pytest.approx(0.5 + 0.5 * 0.7, abs=1e-5)
+    assert ap(min_precision=0.5) == pytest.approx(0.5 + 0.05 * 0.5, abs=1e-5)

@@ -15,16 +15,36 @@ from pcdet_ext.evaluation import argoverse2_files as av2_files
 from pcdet_ext.evaluation import nuscenes_files as nus_files
 from pcdet_ext.evaluation.waymo_objects import Config, Objects
 from pcdet_ext.evaluation.waymo_result import WaymoResult
-from pcdet_ext.interop.settings import only_known
+from pcdet_ext.interop.settings import every_setting_counts, only_known
 
 TOLERANCE = 1e-9
 Numbers = Iterator[tuple[str, float, float]]  # key, ours, theirs
 
+NUSCENES_CONFIG: dict[str, Any] = {  # detection_cvpr_2019
+    "class_range": nuscenes.CLASS_RANGES,
+    "dist_fcn": "center_distance",
+    "dist_ths": list(nuscenes.DISTANCES),
+    "dist_th_tp": nuscenes.TP_DISTANCE,
+    "min_recall": nuscenes.MIN_RECALL,
+    "min_precision": nuscenes.MIN_PRECISION,
+    "max_boxes_per_sample": nus_files.MAX_BOXES,
+    "mean_ap_weight": nuscenes.MAP_WEIGHT,
+}
+NUSCENES_TRACKING_CONFIG: dict[str, Any] = {  # tracking_nips_2019
+    "tracking_names": list(nuscenes_tracking.CLASSES),
+    "class_range": nuscenes_tracking.CLASS_RANGES,
+    "dist_fcn": "center_distance",
+    "dist_th_tp": nuscenes_tracking.LIMIT,
+    "min_recall": nuscenes_tracking.RECALLS[0],
+    "max_boxes_per_sample": nus_files.MAX_BOXES,
+    "num_thresholds": len(nuscenes_tracking.RECALLS),
+}
 NUSCENES = ("label_aps", "mean_dist_aps", "mean_ap", "label_tp_errors", "tp_errors", "tp_scores", "nd_score")
 
 
 def nuscenes_result(path: Path) -> nuscenes.NuScenesResult:
     """The metric on the files of a case."""
+    only_known("cfg", _expected(path)["summary"].get("cfg", {}), NUSCENES_CONFIG)
     truth, samples = nus_files.read_ground_truth(json_file(path, "gt"))
     found, _ = nus_files.read_results(json_file(path, "results"), samples.tokens)
     return nuscenes.evaluate(truth, found, samples)
@@ -42,23 +62,30 @@ def nuscenes_numbers(path: Path) -> Numbers:
 
 def argoverse2_result(path: Path) -> argoverse2.Argoverse2Result:
     """The metric on the files of a case."""
-    settings = _expected(path)["config"]
-    only_known("config", settings, {"affinity_type": "CENTER", "filter_metric": "EUCLIDEAN"})
-    config = argoverse2.Config(
-        categories=tuple(settings["categories"]),
-        max_range=settings["max_range_m"],
-        thresholds=tuple(settings["affinity_thresholds_m"]),
-        tp_threshold=settings["tp_threshold_m"],
-        max_detections=settings["max_num_dts_per_category"],
-        recall_samples=settings["num_recall_samples"],
-    )
+    config, only_inside = _argoverse2_config(_expected(path)["config"])
     table = path / "annotations.feather"
     annotations = av2_files.read_annotations(table if table.exists() else path / "sensor" / "val")
     truth, found, sweeps = av2_files.numbered(annotations, av2_files.read_detections(path / "detections.feather"))
     regions = None
-    if settings["eval_only_roi_instances"]:
+    if only_inside:
         regions = av2_files.Regions(path / "sensor" / "val", sweeps)
     return argoverse2.evaluate(truth, found, config, regions)
+
+
+def _argoverse2_config(published: Mapping[str, Any]) -> tuple[argoverse2.Config, bool]:
+    """Our configuration for the published one, and whether only boxes in the region of interest count."""
+    with every_setting_counts({"config": published}) as read:
+        settings = read["config"]
+        only_known("config", settings, {"affinity_type": "CENTER", "filter_metric": "EUCLIDEAN"})
+        config = argoverse2.Config(
+            categories=tuple(settings["categories"]),
+            max_range=settings["max_range_m"],
+            thresholds=tuple(settings["affinity_thresholds_m"]),
+            tp_threshold=settings["tp_threshold_m"],
+            max_detections=settings["max_num_dts_per_category"],
+            recall_samples=settings["num_recall_samples"],
+        )
+        return config, settings["eval_only_roi_instances"]
 
 
 def argoverse2_numbers(path: Path) -> Numbers:
@@ -75,6 +102,7 @@ def argoverse2_numbers(path: Path) -> Numbers:
 
 def nuscenes_tracking_result(path: Path) -> nuscenes_tracking.TrackingResult:
     """The metric on the files of a case."""
+    only_known("cfg", _expected(path)["summary"].get("cfg", {}), NUSCENES_TRACKING_CONFIG)
     truth, sequences = nus_files.read_track_ground_truth(json_file(path, "gt"))
     found, _ = nus_files.read_tracks(json_file(path, "results"), sequences.samples.tokens)
     return nuscenes_tracking.evaluate(truth, found, sequences)
@@ -104,6 +132,7 @@ MATCHERS: dict[str, Literal["hungarian", "score_first"]] = {
     "TYPE_HUNGARIAN": "hungarian",
     "TYPE_SCORE_FIRST": "score_first",
 }
+BENCHMARK_CUTOFFS = "i*0.01 for i in 0..99, then 1.0"
 WAYMO_TYPES = {"Vehicle": 1, "Pedestrian": 2, "Sign": 3, "Cyclist": 4}
 
 
@@ -154,28 +183,37 @@ def waymo_numbers(path: Path) -> Numbers:
         yield from _waymo_curves(path / "expected_curves.npz", names, result)
 
 
-def waymo_configs(settings: Mapping[str, Any]) -> list[Config]:
+def waymo_configs(published: Mapping[str, Any]) -> list[Config]:
     """Our configurations for the published one, which gives each breakdown levels of its own; one for all of the same.
 
     Raises:
-        ValueError: boxes are to be compared in another way than in 3-D.
+        ValueError: boxes are to be compared in another way than in 3-D, cutoffs are described in other words than
+            those of the benchmark, or a setting is not known.
     """
-    if settings["box_type"] != "TYPE_3D":
-        raise ValueError(f"box_type must be TYPE_3D, got {settings['box_type']}")
-    cutoffs = settings["score_cutoffs"]
-    breakdowns: dict[tuple[int, ...], list[Any]] = {}
-    for name, levels in zip(settings["breakdowns"], settings["levels"], strict=True):
-        breakdowns.setdefault(tuple(sorted(levels)), []).append(name)
-    common = Config(
-        matcher=MATCHERS[settings["matcher"]],
-        iou_thresholds=tuple(settings["iou_thresholds"]),
-        score_cutoffs=None if isinstance(cutoffs, str) else np.array(cutoffs, np.float32),
-        num_cutoffs=settings["num_desired_score_cutoffs"],
-        recall_step=settings["desired_recall_delta"],
-        min_precision=settings["min_precision"],
-        min_heading_accuracy=settings["min_heading_accuracy"],
-    )
+    with every_setting_counts({"config": published}) as read:
+        settings = read["config"]
+        only_known("config", settings, {"box_type": "TYPE_3D"})
+        breakdowns: dict[tuple[int, ...], list[Any]] = {}
+        for name, levels in zip(settings["breakdowns"], settings["levels"], strict=True):
+            breakdowns.setdefault(tuple(sorted(levels)), []).append(name)
+        common = Config(
+            matcher=MATCHERS[settings["matcher"]],
+            iou_thresholds=tuple(settings["iou_thresholds"]),
+            score_cutoffs=_cutoffs(settings["score_cutoffs"]),
+            num_cutoffs=settings["num_desired_score_cutoffs"],
+            recall_step=settings["desired_recall_delta"],
+            min_precision=settings["min_precision"],
+            min_heading_accuracy=settings["min_heading_accuracy"],
+        )
     return [replace(common, breakdowns=tuple(names), levels=levels) for levels, names in breakdowns.items()]
+
+
+def _cutoffs(given: str | list[float]) -> np.ndarray | None:
+    """The scores listed, or None for the benchmark's in words."""
+    if isinstance(given, str):
+        only_known("config", {"score_cutoffs": given}, {"score_cutoffs": BENCHMARK_CUTOFFS})
+        return None
+    return np.array(given, np.float32)
 
 
 def _types(data: Mapping[str, np.ndarray], side: str) -> np.ndarray:

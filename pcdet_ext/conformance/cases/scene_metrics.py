@@ -10,12 +10,14 @@ import numpy as np
 from pcdet_ext.conformance.cases.official_metrics import json_file, numbers_at_same_places
 from pcdet_ext.evaluation import bev_map, motion, motion_files, planning, planning_files, scene_benchmarks
 from pcdet_ext.evaluation.kitti_tracking import KittiTrackingResult
+from pcdet_ext.evaluation.multi_object import ALPHAS
 from pcdet_ext.evaluation.nuscenes_files import read_json
 from pcdet_ext.evaluation.nuscenes_tables import read_tables
-from pcdet_ext.evaluation.occupancy import Occupancy, OccupancyCounts, OccupancyResult
+from pcdet_ext.evaluation.occupancy import CLASSES, Occupancy, OccupancyCounts, OccupancyResult
 from pcdet_ext.evaluation.occupancy_files import FOUND, TRUTH, read_poses
 from pcdet_ext.evaluation.occupancy_rays import cast, directions, origins
 from pcdet_ext.files import read_arrays
+from pcdet_ext.interop.settings import only_known
 
 TOLERANCE = 1e-9
 MAP_TOLERANCE = 1e-6  # the published sums are float32
@@ -32,16 +34,19 @@ def kitti_tracking_result(path: Path) -> KittiTrackingResult:
 
 def kitti_tracking_numbers(path: Path) -> Numbers:
     """Every count, ratio and list, of every sequence and of all."""
-    expected = read_json(path / "expected.json")["results"]
-    yield from numbers_at_same_places(kitti_tracking_result(path).to_json(), expected, "")
+    expected = read_json(path / "expected.json")
+    only_known(path.name, expected, {"alphas": ALPHAS.tolist()})
+    yield from numbers_at_same_places(kitti_tracking_result(path).to_json(), expected["results"], "")
 
 
 def bev_map_result(path: Path) -> bev_map.BevMapResult:
-    """The metric on the samples of a case, in the order that it names."""
+    """The metric on the samples of a case, in the order that it names, with its classes and thresholds."""
+    expected = read_json(path / "expected.json")
     found, truth = read_arrays(path / "inputs.npz", "pred", "gt")
     with np.load(path / "inputs.npz", allow_pickle=False) as archive:
         order = archive["order"] if "order" in archive else np.arange(len(found))
-    return bev_map.evaluate((found[i], truth[i]) for i in order.tolist())
+    pairs = ((found[i], truth[i]) for i in order.tolist())
+    return bev_map.evaluate(pairs, expected["classes"], expected["thresholds"])
 
 
 def bev_map_numbers(path: Path) -> Numbers:
@@ -96,6 +101,7 @@ def motion_numbers(path: Path) -> Numbers:
 def occupancy_result(path: Path) -> OccupancyResult:
     """The metric on the grids of a case, in the order that it names; origins come from the poses where it has some."""
     expected = read_json(path / "expected.json")
+    only_known(path.name, expected, {"classes": list(CLASSES)})
     with np.load(path / "inputs.npz", allow_pickle=False) as archive:
         data = dict(archive.items())
     poses = read_poses(path / "poses.json") if (path / "poses.json").exists() else None
