@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pcdet_ext.conformance.cases.data_common import run_db_sampling, run_processor
+from pcdet_ext.conformance.cases.data_common import run_db_sampling, run_fade, run_processor
 from pcdet_ext.conformance.cases.data_nuscenes import run_sample as run_nuscenes_sample
 from pcdet_ext.conformance.cases.data_nuscenes import run_sweeps
 from pcdet_ext.conformance.cases.data_waymo import run_points
@@ -107,3 +107,14 @@ def test_a_sampler_takes_the_objects_of_all_its_databases(shared) -> None:
     place = ("DATA_AUGMENTOR", "AUG_CONFIG_LIST", 0, "DB_INFO_PATH")
     with pytest.raises(ValueError, match="permutation"):  # which was recorded for half as many objects
         run_waymo_sample(_with(case, place, [name, name]), False)
+
+
+def test_runs_that_fade_refuse_settings_they_do_not_know(shared) -> None:
+    case = Case.read(shared / "golden" / "data" / "fade.json")
+    expected = copy.deepcopy(case.expected())
+    expected["runs"][0] |= {"active_by_epoch": [], "WARMUP_EPOCHS": 1}
+    with pytest.raises(ValueError, match="WARMUP_EPOCHS"):
+        run_fade(replace(case, meta={**case.meta, "expected": expected}), False)
+    del expected["runs"][0]["WARMUP_EPOCHS"]
+    found: Any = run_fade(replace(case, meta={**case.meta, "expected": expected}), False)
+    assert found["expected"] == case.expected()  # whatever the case says was active

@@ -20,7 +20,7 @@ from pcdet_ext.data.geometry import boxes_in_range, points_in_range
 from pcdet_ext.data.objects import Objects
 from pcdet_ext.engine.fading import disabled_augmentations
 from pcdet_ext.engine.settings import TrainConfig
-from pcdet_ext.interop.settings import only_known, skip, skip_rest
+from pcdet_ext.interop.settings import every_setting_counts, only_known, skip, skip_rest
 from pcdet_ext.ops import voxelize
 from pcdet_ext.structures import Array, Sample, Targets
 
@@ -231,25 +231,28 @@ def _targets(sample: Sample) -> Targets:
 
 
 @runs("data", "fade")
+@every_setting
 def run_fade(case: Case, grads: bool) -> Values:
-    """The augmentations of each epoch."""
-    return {"expected": {"runs": [_faded(case.config, run) for run in case.expected()["runs"]]}}
+    """The augmentations of each epoch; the settings of a run stand beside what was active in it, and nowhere else."""
+    names = case.config["AUG_CONFIG_LIST"]
+    runs_given = [{k: v for k, v in run.items() if k != "active_by_epoch"} for run in case.expected()["runs"]]
+    return {"expected": {"runs": [{**run, "active_by_epoch": _active(names, run)} for run in runs_given]}}
 
 
-def _faded(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run with what is active in its epochs; all else are its settings, which stand nowhere else."""
-    hook = run["DisableAugmentationHook"] or {"DISABLE_AUG_LIST": [], "NUM_LAST_EPOCHS": 0}
-    options = TrainConfig(
-        epochs=run["total_epochs"],
-        fade_epochs=hook["NUM_LAST_EPOCHS"],
-        fade_augmentations=hook["DISABLE_AUG_LIST"],
-        fade_restores=True,
-    )
-    active = []
-    for epoch in range(run["start_epoch"], run["total_epochs"]):
-        disabled = disabled_augmentations(run["DISABLE_AUG_LIST"], options, epoch)
-        active.append([name for name in config["AUG_CONFIG_LIST"] if name not in disabled])
-    return {**run, "active_by_epoch": active}
+def _active(names: Sequence[str], run: Mapping[str, Any]) -> list[list[str]]:
+    """What is active in each epoch of a run with these settings."""
+    with every_setting_counts(run) as settings:
+        hook = settings["DisableAugmentationHook"] or {"DISABLE_AUG_LIST": [], "NUM_LAST_EPOCHS": 0}
+        options = TrainConfig(
+            epochs=settings["total_epochs"],
+            fade_epochs=hook["NUM_LAST_EPOCHS"],
+            fade_augmentations=hook["DISABLE_AUG_LIST"],
+            fade_restores=True,
+        )
+        disabled = settings["DISABLE_AUG_LIST"]
+        epochs = range(settings["start_epoch"], settings["total_epochs"])
+    left_out = [disabled_augmentations(disabled, options, epoch) for epoch in epochs]
+    return [[name for name in names if name not in faded] for faded in left_out]
 
 
 @runs("data", "processor")
