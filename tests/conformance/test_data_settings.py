@@ -118,3 +118,10 @@ def test_runs_that_fade_refuse_settings_they_do_not_know(shared) -> None:
     del expected["runs"][0]["WARMUP_EPOCHS"]
     found: Any = run_fade(replace(case, meta={**case.meta, "expected": expected}), False)
     assert found["expected"] == case.expected()  # whatever the case says was active
+
+
+def test_objects_of_single_frames_have_no_tail(shared) -> None:
+    case = _with(Case.read(shared / "golden" / "data" / "waymo_gt_database.json"), ("parallel_variant",), True)
+    plain = run_database(case, False)
+    for key, value in run_database(_with(case, ("crop_gt_with_tail",), True), False).items():
+        np.testing.assert_array_equal(np.asarray(value), np.asarray(plain[key]))

@@ -87,7 +87,7 @@ def _objects_of(
     kept = np.flatnonzero(thinned(labels.names, frame.position))
     boxes, points = labels.boxes[kept], recording.cloud(frame, options)
     cropped = boxes
-    if config["crop_gt_with_tail"]:
+    if config["crop_gt_with_tail"] and config["multi_frame"]:  # a single frame has no tail
         first, last = config["SAMPLE_OFFSET_used"]
         cropped = with_tail(boxes, last - first)
     margin = CPU_MARGIN if config["parallel_variant"] else EXCLUSIVE_MARGIN
