@@ -74,6 +74,16 @@ def test_the_usual_frame_is_one_of_the_sensors_of_the_data_set(root: Path) -> No
     assert 1_000 < len(cells) < len(batch.points)
 
 
+def test_a_frame_that_joins_several_of_waymo_has_others_before_it(root: Path) -> None:
+    folder = root / "configs" / "waymo"
+    changes = ["data.point_cloud_range=[-20,-20,-2,20,20,4]"]
+    batch, _ = usual_frame(config.load(folder / "flatformer_2frames.yaml", changes))
+    now = batch.points[batch.points[:, 4] == 0]
+    before = batch.points[batch.points[:, 4] < 0]
+    assert len(before) > 10_000
+    assert not torch.isin(before[:, 2], now[:, 2]).all()  # the frame itself once more would have the same heights
+
+
 def test_data_that_is_not_there_and_cannot_be_simulated_is_an_error(root: Path) -> None:
     with pytest.raises(ConfigError, match="no simulation of a"):
         usual_frame(config.load(root / "configs" / "lion" / "once_mamba.yaml"))

@@ -125,6 +125,7 @@ def run_models(
     json_path: Path | None = None,
     frames: Sequence[str] = FRAMES,
     operations: int = 0,
+    overrides: Sequence[str] = (),
 ) -> None:
     """Measure detectors, each in a process of its own, so that the memory of one is not that of the next.
 
@@ -139,6 +140,7 @@ def run_models(
         frames: "usual", as the sensors of the data set give it (see `usual_frame`), "dense", of `frame_with_voxels`, or
             both.
         operations: how many of those that take the most time to list.
+        overrides: changes of every configuration, `a.b=value`; `data.root=DIR` measures a frame of a prepared folder.
 
     Raises:
         ConfigError: a configuration cannot be used, or the device is not there.
@@ -147,7 +149,9 @@ def run_models(
     for name, value in {"voxels": voxels, "rounds": rounds, "threads": 1 if threads is None else threads}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    wanted = Measurement(str(resolve_device(device)), voxels, rounds, threads, reference_scan, operations)
+    wanted = Measurement(
+        str(resolve_device(device)), voxels, rounds, threads, reference_scan, operations, tuple(overrides)
+    )
     context = multiprocessing.get_context("spawn")
     results = []
     for path in map(config.find, paths or CONFIGS):
@@ -170,6 +174,7 @@ class Measurement:
     threads: int | None
     reference_scan: bool
     operations: int
+    overrides: tuple[str, ...]
 
 
 def measure_model(path: Path, frame: str, wanted: Measurement) -> ModelTiming:
@@ -182,7 +187,7 @@ def measure_model(path: Path, frame: str, wanted: Measurement) -> ModelTiming:
     """
     if wanted.threads is not None:
         torch.set_num_threads(wanted.threads)
-    settings = config.load(path)
+    settings = config.load(path, wanted.overrides)
     plain = build_detector(settings).to(wanted.device).eval()
     if frame == "dense":
         batch, about = frame_with_voxels(plain, wanted.voxels, wanted.device)[0], "a dense frame"

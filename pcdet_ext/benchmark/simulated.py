@@ -17,11 +17,12 @@ from pcdet_ext.data.simulation.layouts import SIMULATIONS
 from pcdet_ext.structures import PointBatch
 
 # The layout of each data set that can be simulated, and the number of scans and the resolution of its own sensors.
+# Without a number of frames there are as many as a sample joins (`max_sweeps`).
 LAYOUTS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "KittiDataset": ("kitti", {"frames": 1}),
         "NuScenesDataset": ("nuscenes", {"frames": 2, "scenes": 1}),  # the second key frame has all of its sweeps
-        "WaymoDataset": ("waymo", {"frames": 1, "scenes": 1, "azimuths": 2650}),
+        "WaymoDataset": ("waymo", {"scenes": 1, "azimuths": 2650}),
     }
 )
 
@@ -40,7 +41,8 @@ def usual_frame(settings: Node) -> tuple[PointBatch, str]:
             f"{data.where('name')}: there is no simulation of a {data['name']}, only of {', '.join(LAYOUTS)}; "
             "data.root must be a prepared folder"
         )
-    layout, options = LAYOUTS[data["name"]]
+    layout, fixed = LAYOUTS[data["name"]]
+    options = {"frames": config.setting(data, "max_sweeps", int, 1)} | dict(fixed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / layout
         SIMULATIONS.get(layout)(**options).write(root, val_fraction=1.0, workers=1)

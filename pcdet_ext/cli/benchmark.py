@@ -1,7 +1,7 @@
 """Measure this library.
 
     pcdet benchmark ops [--device cuda] [--only voxelize] [--json FILE]
-    pcdet benchmark models [CONFIG …] [--device cuda] [--json FILE]
+    pcdet benchmark models [CONFIG …] [data.root=DIR] [--device cuda] [--json FILE]
     pcdet benchmark steps CONFIG … data.root=DIR [--device cuda]
     pcdet benchmark data [CONFIG … data.root=DIR] [--workers 2] [--json FILE]
     pcdet benchmark metrics CASE … [--official eval_argoverse2=13.4] [--json FILE]
@@ -62,7 +62,12 @@ def _add_ops(parser: argparse.ArgumentParser) -> None:
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
-    parser.add_argument("configs", nargs="*", metavar="CONFIG", help="configurations (default: published models)")
+    parser.add_argument(
+        "given",
+        nargs="*",
+        metavar="CONFIG|a.b=c",
+        help="configurations (default: published models), and changes of all of them",
+    )
     parser.add_argument(
         "--frames",
         nargs="+",
@@ -194,9 +199,11 @@ def _run_ops(options: argparse.Namespace) -> int:
 def _run_models(options: argparse.Namespace) -> int:
     from pcdet_ext.benchmark import models
 
+    overrides = [given for given in options.given if "=" in given]
+    configs = [given for given in options.given if "=" not in given]
     sizes = (options.voxels, options.rounds, options.threads)
     rest = options.reference_scan, options.json, options.frames, options.operations
-    models.run_models(options.configs, options.device, *sizes, *rest)
+    models.run_models(configs, options.device, *sizes, *rest, overrides)
     return 0
 
 
