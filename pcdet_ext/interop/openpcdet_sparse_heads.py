@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pcdet_ext.interop.openpcdet_settings import Config, check_branches, nms_fields
+from pcdet_ext.interop.openpcdet_settings import NMS_KINDS, Config, check_branches, nms_fields
 from pcdet_ext.interop.settings import skip
 from pcdet_ext.models.heads import branches
 
@@ -18,8 +18,11 @@ def sparse_center_head(config: Config) -> dict[str, Any]:
     kind = config.get("HEAD_CONV_TYPE", "spconv")
     if kind not in CONV_TYPES:
         raise ValueError(f"HEAD_CONV_TYPE {kind!r} is not known here; known: {', '.join(CONV_TYPES)}")
-    if post["NMS_CONFIG"]["NMS_TYPE"] != "nms_gpu":
-        raise ValueError(f"NMS_TYPE {post['NMS_CONFIG']['NMS_TYPE']!r} does not exist for a SparseCenterHead")
+    if post["NMS_CONFIG"]["NMS_TYPE"] not in NMS_KINDS:
+        known = ", ".join(map(str, NMS_KINDS))
+        raise ValueError(
+            f"NMS_TYPE {post['NMS_CONFIG']['NMS_TYPE']!r} does not exist for a SparseCenterHead; known: {known}"
+        )
     rectify = post.get("USE_IOU_TO_RECTIFY_SCORE", False)
     if not rectify:
         skip(post, "IOU_RECTIFIER")

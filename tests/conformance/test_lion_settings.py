@@ -51,3 +51,14 @@ def test_heads_on_sites_make_new_sites_where_nothing_is_said() -> None:
     assert not openpcdet_heads.head(section, {}, ())["dilate"]
     del section["HEAD_CONV_TYPE"]
     assert openpcdet_heads.head(section, {}, ())["dilate"]
+
+
+def test_heads_on_sites_suppress_by_either_overlap() -> None:
+    section = copy.deepcopy(Case.read(GOLDEN / "lion2" / "sparse_center_head.json").config["model_cfg"])
+    suppression = section["POST_PROCESSING"]["NMS_CONFIG"]
+    assert openpcdet_heads.head(section, {}, ())["nms"]["kind"] == "rotated"
+    suppression["NMS_TYPE"] = "nms_normal_gpu"
+    assert openpcdet_heads.head(section, {}, ())["nms"]["kind"] == "axis_aligned"
+    suppression["NMS_TYPE"] = "class_specific_nms"
+    with pytest.raises(ValueError, match="'class_specific_nms' does not exist for a SparseCenterHead; known: nms_gpu"):
+        openpcdet_heads.head(section, {}, ())

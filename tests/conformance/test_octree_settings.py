@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pcdet_ext.conformance.cases.octree import octree_build as build_case
 from pcdet_ext.conformance.cases.octree import octree_ops
 from pcdet_ext.conformance.cases.octree_models import octformer_block
 from pcdet_ext.conformance.golden import Case
@@ -107,3 +108,21 @@ def test_convolutions_of_kernels_that_no_case_has(kernel: str, stride: int) -> N
     found = octree_ops(octree_case("octree_ops", config, arrays), False)[f"out.{name}"]
     at = octree.coords(DEPTH - stride)[:, [3, 2, 1]].T
     torch.testing.assert_close(found.detach(), dense[:, at[0], at[1], at[2]].T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [(None, "octant_order"), ("preprocess", "voxel_size"), ("octree", "nempty")]
+)
+def test_settings_of_octrees_that_nobody_reads_are_named(section: str | None, key: str) -> None:
+    config = {
+        "preprocess": {"normalize": None, "coordinates": "cartesian"},
+        "octree": {"depth": 3, "full_depth": 1},
+        "input_features": [],
+        "neigh_tables": [],
+        "xyzb_depth": 2,
+    }
+    case = octree_case("octree_build", config, {"in.raw_points_0": np.zeros((1, 3), np.float32)})
+    assert build_case(case, False)["out.octree.nnum_nempty"].tolist() == [1, 1, 1, 1]
+    (config[section] if section else config)[key] = True
+    with pytest.raises(ValueError, match=f"{key}: the setting is not known here"):
+        build_case(case, False)

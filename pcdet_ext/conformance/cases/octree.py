@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcdet_ext.conformance.golden import Case, Values, backward, runs
+from pcdet_ext.conformance.golden import Case, Values, backward, every_setting, runs
 from pcdet_ext.data.normalize import inside_unit_cube, inside_unit_cylinder, normalize_cloud, to_cylindrical
 from pcdet_ext.grouping.octree import Octree, build_octree, input_features
+from pcdet_ext.interop.settings import skip
 from pcdet_ext.models.layers.octree import (
     OctreeConv,
     OctreeDeconv,
@@ -45,6 +46,7 @@ def _prepared(raw: Tensor, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor,
 
 
 @runs("octree", "octree_build")
+@every_setting
 def octree_build(case: Case, _grads: bool) -> Values:
     """Normalisation, octree, neighbour tables, input features."""
     config = case.config
@@ -94,9 +96,11 @@ def _octree_values(octree: Octree, config: Mapping[str, Any]) -> dict[str, Tenso
 
 
 @runs("octree", "octree_ops")
+@every_setting
 def octree_ops(case: Case, grads: bool) -> Values:
     """Every layer on features of one depth."""
     config, nempty = case.config, case.config["nempty"]
+    skip(config, "in_channels", "out_channels")  # which the features and weights tell
     octree = build_octree(listed(case, "points"), **config["octree"], wrap=True)
     depth = config["depth"]
     fine = case.tensor("in.data").requires_grad_(grads)
