@@ -177,6 +177,7 @@ def _check_width(section: Config, channels: int) -> None:
 
 
 BEV_LAYERS = {"bev_windows": [[1, 25, 25], [1, 37, 37], [1, 51, 51]], "bev_group_sizes": [512, 1024, 2048]}
+LAST_ORDERS = ["x", "y"]  # of the layers behind the stages, whatever DIRECTION says
 FORMS = {"LION3DBackboneOneStride": {}, "LION3DBackboneOneStride_Sparse": BEV_LAYERS}
 
 
@@ -193,6 +194,7 @@ def backbone(config: Config) -> dict[str, Any]:
     depths = [len(scales) for scales in config["LAYER_DOWN_SCALES"]]
     if depths != list(config["DEPTHS"]) or len(depths) != config.get("NUM_LAYERS", len(depths)):
         raise ValueError(f"DEPTHS {config['DEPTHS']} and NUM_LAYERS do not fit LAYER_DOWN_SCALES with {depths} entries")
+    last = {} if list(config["DIRECTION"]) == LAST_ORDERS else {"out_orders": LAST_ORDERS}
     return {
         "name": "LION",
         **operator(config["OPERATOR"], config["FEATURE_DIM"]),
@@ -204,6 +206,7 @@ def backbone(config: Config) -> dict[str, Any]:
         "orders": config["DIRECTION"],
         "recompute": config["OPERATOR"]["CFG"].get("with_cp", False),
         "floor_keys": True,
+        **last,
         **FORMS[config["NAME"]],
     }
 

@@ -31,6 +31,9 @@ def encoder(config: Config) -> dict[str, Any]:
     }
 
 
+LAST_ORDERS = ["x", "y"]  # of the layer behind the stages, whatever `direction` says
+
+
 def backbone(config: Config) -> dict[str, Any]:
     """Our 3-D backbone for a section `pts_backbone`. Raises ValueError for what this library does not have."""
     known_name("pts_backbone", config["type"], {"Lion3DBackbone": None})
@@ -55,6 +58,8 @@ def backbone(config: Config) -> dict[str, Any]:
     }
     if not config["diffusion"]:
         skip(config, "diff_scale")
+    if list(config["direction"]) != LAST_ORDERS:
+        node["out_orders"] = LAST_ORDERS
     return node
 
 

@@ -11,7 +11,8 @@ import torch
 from pcdet_ext.conformance.cases.lion import run_merging, run_operator
 from pcdet_ext.conformance.cases.mappings import lion_mapping
 from pcdet_ext.conformance.golden import Case, Runner
-from pcdet_ext.interop import openpcdet_heads
+from pcdet_ext.grouping.orders import WindowX, WindowY
+from pcdet_ext.interop import lion, openpcdet_heads
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
 
@@ -62,3 +63,27 @@ def test_heads_on_sites_suppress_by_either_overlap() -> None:
     suppression["NMS_TYPE"] = "class_specific_nms"
     with pytest.raises(ValueError, match="'class_specific_nms' does not exist for a SparseCenterHead; known: nms_gpu"):
         openpcdet_heads.head(section, {}, ())
+
+
+@pytest.mark.parametrize("directions", [["x", "y"], ["y", "x"], ["y"]])
+def test_the_layers_behind_the_stages_go_along_x_and_then_y(directions: list[str]) -> None:
+    stages = {"LAYER_DIM": [8] * 4, "DEPTHS": [1] * 4, "LAYER_DOWN_SCALES": [[[2, 2, 2]]] * 4, "NUM_LAYERS": 4}
+    windows = {"WINDOW_SHAPE": [[4, 4, 32], [4, 4, 16], [4, 4, 8], [4, 4, 4]], "GROUP_SIZE": [8] * 4}
+    section = {
+        "NAME": "LION3DBackboneOneStride_Sparse",
+        "FEATURE_DIM": 8,
+        **stages,
+        **windows,
+        "DIRECTION": directions,
+        "DIFFUSION": False,
+        "DIFF_SCALE": 0.2,
+        "SHIFT": True,
+        "OPERATOR": {"NAME": "Mamba", "CFG": {"d_state": 2}},
+    }
+    backbone = lion.from_official({"BACKBONE_3D": section, "input_channels": 8, "grid_size_xyz": [8, 8, 32]})
+    kinds = {"x": WindowX, "y": WindowY}
+    stage = backbone.stages[0].block.encoder[0].layer
+    assert [type(order) for order in stage.orders] == [kinds[name] for name in directions]
+    for layer in (backbone.out_layer, *backbone.bev_layers):
+        assert [type(order) for order in layer.orders] == [WindowX, WindowY]
+        assert len(layer.passes) == 2

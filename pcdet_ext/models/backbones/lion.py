@@ -276,6 +276,8 @@ class LION(nn.Module):
             memory of earlier frames puts voxels where the present frame has some).
         describe_input: voxels are described and normed before the first stage (UniLION).
         described: whether merges have a description, see `VoxelMerging`.
+        out_orders: of the layers behind the stages; None for `orders`. The published ones have "x" and "y" there,
+            whatever the stages have.
 
     Attributes: out_channels, out_grid (Z, Y, X), stride (1: x and y stay), strides (the same of
     z, y and x), takes_repeated (whether voxels may share a cell).
@@ -307,26 +309,33 @@ class LION(nn.Module):
         merge_repeated: bool = False,
         describe_input: bool = False,
         described: bool = True,
+        out_orders: Sequence[str | NODE] | None = None,
     ) -> None:
         super().__init__()
-        _check_lists(windows, group_sizes, scales, bev_windows, bev_group_sizes, orders)
+        last = orders if out_orders is None else out_orders
+        for each in (orders, last):
+            _check_lists(windows, group_sizes, scales, bev_windows, bev_group_sizes, each)
         widths = [in_channels] * len(windows) if widths is None else list(widths)
         if len(widths) != len(windows) or widths[0] != in_channels:
             raise ValueError(f"widths must be {len(windows)} numbers, the first {in_channels}, got {widths}")
-        layers = 2 * sum(map(len, scales)) + 1 + len(bev_windows)
+        passes = 2 * sum(map(len, scales)) * len(orders)  # in the stages
         settings = LayerSettings(
             channels=in_channels,
             mixer=mixer,
-            num_layers=layers * len(orders),
+            num_layers=passes + (1 + len(bev_windows)) * len(last),
             block=block or {},
             orders=orders,
             partition=partition or {"name": "EqualGroups"},
             recompute=recompute,
         )
-        number = itertools.count(step=len(orders))
+        number, last_number = itertools.count(step=len(orders)), itertools.count(passes, len(last))
 
-        def layer(window: Sequence[int], group_size: int, shifted: bool, width: int = widths[-1]) -> LIONLayer:
+        def layer(window: Sequence[int], group_size: int, shifted: bool, width: int) -> LIONLayer:
             return replace(settings, channels=width).layer(window, group_size, shifted, next(number))
+
+        def last_layer(window: Sequence[int], group_size: int) -> LIONLayer:
+            own = replace(settings, channels=widths[-1], orders=last)
+            return own.layer(window, group_size, shift, next(last_number))
 
         def merge(width: int = widths[-1], following: int = widths[-1]) -> VoxelMerging:
             return VoxelMerging(width, (2, 1, 1), generation, floor_keys, following, described)
@@ -349,13 +358,13 @@ class LION(nn.Module):
             stage.block.check_grid(self.out_grid)
             self.out_grid = stage.merge.out_grid(self.out_grid)
             self.stages.append(stage)
-        self.out_layer = layer(out_window, out_group_size, shift)
+        self.out_layer = last_layer(out_window, out_group_size)
         self.bev_merge = merge() if bev_windows else None
         if self.bev_merge is not None:
             self.out_grid = self.bev_merge.out_grid(self.out_grid)
         self.strides = (2 ** (len(self.stages) + (self.bev_merge is not None)), 1, 1)
         self.bev_layers = nn.ModuleList(
-            layer(window, size, shift) for window, size in zip(bev_windows, bev_group_sizes, strict=True)
+            last_layer(window, size) for window, size in zip(bev_windows, bev_group_sizes, strict=True)
         )
 
     def forward(self, voxels: SparseVoxels) -> SparseVoxels:
