@@ -33,11 +33,10 @@ from pcdet_ext.mixers import ttt
 from pcdet_ext.models import detector
 from pcdet_ext.models.bev import flatten_to_bev
 from pcdet_ext.models.heads import sites
-from pcdet_ext.models.layers import sparse_conv
+from pcdet_ext.models.layers import packed_linear, sparse_conv
 from pcdet_ext.ops._arguments import operations_as
 from pcdet_ext.ops.enlarging_conv import enlarging_conv2d_reference
 from pcdet_ext.ops.equal_groups import equal_group_slots_reference
-from pcdet_ext.ops.packed_linear import packed_linear_reference
 from pcdet_ext.structures import SparseVoxels
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -50,7 +49,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "neighbour_table": sparse.neighbour_table,
     "nms": boxes.nms,
     "octree_depthwise_conv": sparse.depthwise_conv,
-    "packed_linear": lambda x, weight, bias, panels, *more: packed_linear_reference(x, weight, bias, *more),
     "rotated_sets": sequences.rotated_sets,
     "scattered_linear_attention": mixers.scattered_linear_attention,
     "segment_reduce": basics.segment_reduce,
@@ -330,6 +328,7 @@ def recording(model: nn.Module) -> Iterator[None]:
         for name, form in SPARSE_CONVOLUTIONS.items():
             stack.enter_context(patch.object(sparse_conv, name, form))
         stack.enter_context(patch.object(sites, "best_sites", sparse.best_sites))
+        stack.enter_context(patch.object(packed_linear, "takes_packed_linear", lambda x, weight: False))
         stack.callback(_on_map.reset, _on_map.set(False))
         stack.enter_context(patch.object(detector, "flatten_to_bev", _to_map))
         for name in [name for name in sys.modules if name.startswith(structures.__name__)]:

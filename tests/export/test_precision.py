@@ -193,3 +193,10 @@ def test_what_a_check_says() -> None:
     assert "in b.bin" in disagreement([same, lost], "int8", (0.1, 0.1), 0.1)
     assert "in a.bin" in disagreement([same], "fp32", (1e-5, 1.0))
     assert "1 only in PyTorch, 0 only in onnxruntime, of scores up to 0.35" in str(lost)
+
+
+def test_optimized_linear_layers() -> None:
+    """Those of a DSVT for inference, which fp16 and int8 are made from, are recorded by their definition."""
+    detector = lively("dsvt-queries").optimize()
+    running = session(export(detector), 1)
+    assert compare(detector, running, cloud(3000, 4)).agrees
