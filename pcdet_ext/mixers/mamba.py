@@ -16,9 +16,7 @@ from pcdet_ext.ops.selective_scan import selective_scan
 from pcdet_ext.structures import is_tracing
 
 STEP_RANGE = (1e-3, 0.1)  # of the step sizes Δ at the start of training
-NUMBERS_AT_ONCE = (
-    1 << 19
-)  # in one array between the steps of inference on a CPU, so that its caches hold what they share
+NUMBERS_AT_ONCE = 1 << 19  # in an array between steps of inference on a CPU, whose caches then hold it
 
 
 @MIXERS.register
