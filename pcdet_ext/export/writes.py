@@ -57,6 +57,8 @@ class Writes:
         name = getattr(func, "__name__", "")
         if func in UNSEEN_WRITES:
             raise RecordingError(f"{name} writes in place, which is not recorded: write {UNSEEN_WRITES[func]}")
+        if kwargs.get("out") is not None:
+            raise RecordingError(f"{name} writes into `out`, which is not recorded: write y = {name}(...)")
         if func not in ABOUT:
             for x in _tensors((args, list(kwargs.values()))):
                 if write := getattr(x, "out_of_date", None):

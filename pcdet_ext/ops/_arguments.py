@@ -100,7 +100,7 @@ class _Rule:
         if type(value) is int:
             return value
         if remembers and type(value) is tuple and self.items.issuperset(map(type, value)):
-            if len(self.known) == _MOST_KNOWN:
+            if len(self.known) >= _MOST_KNOWN:
                 self.known.clear()
             self.known[id(value)] = value
         return _plain(value)

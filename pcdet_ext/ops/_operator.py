@@ -68,13 +68,16 @@ def run(operator: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 def watched(args: tuple[object, ...]) -> bool:
     """Whether a call of an operator does more than compute: it is compiled, traced, transformed, profiled or seen by a
-    mode, or one of its tensors needs a gradient, is of a subclass, or on a device without kernels.
+    mode, or one of its tensors needs a gradient, is of a subclass, on a device without kernels, or a negative view,
+    whose memory holds other values.
     """
     if torch.compiler.is_compiling():
         return True
     for value in args:
         if type(value) is Tensor:
             if (value.requires_grad and torch.is_grad_enabled()) or not (value.is_cpu or value.is_cuda):
+                return True
+            if value.is_neg():
                 return True
         elif isinstance(value, Tensor):
             return True

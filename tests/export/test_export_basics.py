@@ -238,6 +238,7 @@ def _or(y: Tensor) -> Tensor:
         (lambda y: y.view(-1).add_(1), "add_ writes in place into a view"),
         (lambda y: y.unbind(1)[0].fill_(0), "fill_ writes in place into a view"),
         (lambda y: y.transpose(0, 1).__setitem__(1, 3), "__setitem__ writes in place into a view"),
+        (lambda y: torch.mul(y, 3, out=y), r"mul writes into `out`, .*: write y = mul\("),
         (lambda y: [y[1].add_(1).mul_(2)], "mul_ writes in place into a view that add_ wrote into before"),
     ],
 )

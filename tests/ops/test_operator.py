@@ -88,6 +88,7 @@ def test_what_is_watched() -> None:
     assert watched((VALUES.as_subclass(Kind),))
     assert watched((3, VALUES.to("meta")))
     assert watched((VALUES.clone().requires_grad_(),))
+    assert watched((torch._neg_view(VALUES),))
     with forward_ad.dual_level():
         assert watched((VALUES,))
     inside: list[bool] = []
@@ -104,3 +105,8 @@ def test_the_same_results_on_either_way() -> None:
             [plain] if isinstance(plain, Tensor) else plain, [seen] if isinstance(seen, Tensor) else seen, strict=True
         ):
             assert torch.equal(one, other)
+
+
+def test_negative_views_have_their_own_values() -> None:
+    negative = torch._neg_view(VALUES)
+    assert torch.equal(segment_reduce(negative, INDEX, 4, "sum"), segment_reduce(-VALUES, INDEX, 4, "sum"))
