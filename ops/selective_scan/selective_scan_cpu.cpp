@@ -1,6 +1,8 @@
 // Selective scan on the CPU: a task is one sequence and a portion of its channels, of which kLanes run side by side as
 // vectors, kScanChunk steps at a time. Inputs may have any strides: those whose channels are not neighbours are copied.
-#pragma GCC optimize("fp-contract=fast", "no-thread-jumps")
+// Products are rounded before they are added, as in the published scan: the last digit of a result may decide on which
+// side of a ReLU a number behind it lies. With AVX-512, fused ones are 1 to 3 % faster.
+#pragma GCC optimize("no-thread-jumps")
 #include "selective_scan.h"
 
 #include <algorithm>
