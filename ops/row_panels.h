@@ -38,10 +38,10 @@ PCDET_HD void add_products(const float* a, const float* panel, int64_t depth, in
     }
 }
 
-// The products of whole rows, to m [.., m_step].
+// The products of whole rows, to m [.., m_step]; zeros where the depth is 0.
 template <int Rows, int Panels>
 PCDET_HD void multiply_some(const float* a, const float* panel, int64_t depth, float* m, int64_t m_step) {
-    for (int64_t first = 0; first < depth; first += kSummed) {
+    for (int64_t first = 0; first < depth || first == 0; first += kSummed) {
         Lanes sum[Rows][Panels] = {};
         add_products<Rows, Panels>(a, panel, depth, first, first + kSummed < depth ? first + kSummed : depth, sum);
         for (int i = 0; i < Rows; ++i)

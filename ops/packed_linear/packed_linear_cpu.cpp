@@ -19,7 +19,8 @@ struct Linear {
     bool relu;
 };
 
-// `Rows` rows and `Panels` panels of the output, whose sums start from the bias.
+// `Rows` rows and `Panels` panels of the output, whose sums start from the bias. All products of a number are added up in
+// one chain, not in short sums: linear layers are some hundred numbers deep, convolutions some thousand.
 template <int Rows, int Panels>
 PCDET_HD void put_some(const Linear& l, int64_t row, int64_t channel) {
     Lanes sum[Rows][Panels];

@@ -11,7 +11,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-NEVER = 1e12  # the cost of exchanging two rows whose scores are not nearly the same
+UNLIKE = 1e6  # the highest cost of exchanging two rows, and that of rows whose difference is no number
+NEVER = 1e12  # that of rows whose scores are not nearly the same: more than those of all others together
 
 
 @dataclass(frozen=True)
@@ -58,5 +59,5 @@ def _order(ranked: Ranked, values: Mapping[str, Any], expected: Mapping[str, np.
     flat = [np.concatenate([np.asarray(a, float).reshape(count, -1) for a in rows], 1) for rows in (theirs, mine)]
     scores = ranked.scores.detach().numpy().astype(float)
     far = np.abs(scores[:, None] - scores) > near
-    cost = np.nan_to_num(cdist(*flat, "cityblock"), nan=NEVER, posinf=NEVER)
+    cost = np.minimum(np.nan_to_num(cdist(*flat, "cityblock"), nan=UNLIKE, posinf=UNLIKE), UNLIKE)
     return torch.from_numpy(linear_sum_assignment(np.where(far, NEVER, cost))[1])

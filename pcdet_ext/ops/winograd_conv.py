@@ -22,7 +22,7 @@ def takes_winograd(x: Tensor, weight: Tensor) -> bool:
     """
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return False
-    fits = x.dtype == weight.dtype == torch.float32 and weight.shape[2:] == (3, 3)
+    fits = x.dtype == weight.dtype == torch.float32 and weight.shape[2:] == (3, 3) and weight.numel() > 0
     return fits and not any(n % LANES for n in weight.shape[:2]) and kernel_kind(x.device) == "cpu" and has_kernels(x)
 
 

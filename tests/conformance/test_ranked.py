@@ -33,6 +33,14 @@ def test_rows_of_other_scores_stay_where_they_are() -> None:
     assert found["boxes"].equal(BOXES)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e20])
+def test_rows_of_other_scores_stay_where_nothing_is_like_what_is_expected(wrong: float) -> None:
+    expected = BOXES[[3, 1, 2, 0]]
+    expected[1:3] = wrong
+    found = settled({"boxes": Ranked(BOXES, SCORES, ("boxes",))}, {"boxes": expected.numpy()}, lambda _: 1e-3)
+    assert found["boxes"][[0, 3]].equal(BOXES[[0, 3]])
+
+
 def test_other_numbers_of_rows_stay_as_they_are() -> None:
     assert _settled([0, 1])["boxes"].equal(BOXES)
 
