@@ -215,12 +215,12 @@ PCDET_API int pcdet_dynamic_voxelize_cpu(const float* points, int64_t n, int64_t
     for (int t = 0; t < team; ++t) {
         const int64_t first = n * t / team, last = n * (t + 1) / team;
         find_frames(frame + first, last - first, lowest, highest);
-        if (lowest >= 0 && highest + 1 < most_frames) {
+        if (lowest >= 0 && highest < most_frames - 1) {
             compute_cells(points, first, last, stride, frame, *grid, voxel);
         }
     }
     totals[0] = 0, totals[1] = lowest, totals[2] = highest;
-    if (n == 0 || lowest < 0 || highest + 1 >= most_frames) return 0;
+    if (n == 0 || lowest < 0 || highest >= most_frames - 1) return 0;
     const int64_t limit = (totals[2] + 1) * volume(*grid);
     const CellDecoder decode(*grid);
     if (limit <= std::min(kMostMapCells, 64 * n)) {
