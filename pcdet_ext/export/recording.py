@@ -65,7 +65,7 @@ SPARSE_CONVOLUTIONS = {  # functions of the module that are no operations
     "_resolve": lambda engine, device: "native",
     "strided_table": sparse.strided_table,
     "submanifold_pairs": sparse.submanifold_pairs,
-    "takes_sparse_conv": lambda features, weight: False,
+    "takes_sparse_conv": lambda *_: False,
 }
 ROOMS = ("pcdet_ext.models", "pcdet_ext.grouping", "pcdet_ext.mixers")  # whose `len` is recorded, and those of users
 
@@ -328,7 +328,7 @@ def recording(model: nn.Module) -> Iterator[None]:
         for name, form in SPARSE_CONVOLUTIONS.items():
             stack.enter_context(patch.object(sparse_conv, name, form))
         stack.enter_context(patch.object(sites, "best_sites", sparse.best_sites))
-        stack.enter_context(patch.object(packed_linear, "takes_packed_linear", lambda x, weight: False))
+        stack.enter_context(patch.object(packed_linear, "takes_packed_linear", lambda *_: False))
         stack.callback(_on_map.reset, _on_map.set(False))
         stack.enter_context(patch.object(detector, "flatten_to_bev", _to_map))
         for name in [name for name in sys.modules if name.startswith(structures.__name__)]:

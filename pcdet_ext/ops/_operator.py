@@ -85,7 +85,19 @@ def watched(args: tuple[object, ...]) -> bool:
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._autograd._profiler_enabled()
-        or forward_ad._current_level >= 0
+        or _is_transformed()
     )
+
+
+def needs_derivatives(*tensors: Tensor | None) -> bool:
+    """Whether what is computed from these tensors must be differentiable, backwards or forwards, or is transformed by
+    `torch.func`: kernels without derivatives then have no place.
+    """
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return True
+    return not torch.compiler.is_compiling() and _is_transformed()
+
+
+def _is_transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0

@@ -8,16 +8,18 @@ from torch.nn.functional import conv_transpose2d
 
 from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import Int32, has_kernels, kernel_kind, launch
+from pcdet_ext.ops._operator import needs_derivatives
 
 LANES = 16  # output channels that the kernel takes together
 
 
-def takes_enlarging(x: Tensor, weight: Tensor) -> bool:
+def takes_enlarging(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     """Whether `enlarging_conv2d` has a kernel for a map [B, C, Y, X] and a weight [C, D, k, k].
 
-    There is one, without gradients, for float32 on the CPU where D is a multiple of 16.
+    There is one, without derivatives (in these or in `others`, on which the result depends too), for float32 on the
+    CPU where D is a multiple of 16.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if needs_derivatives(x, weight, *others):
         return False
     fits = x.dtype == weight.dtype == torch.float32 and weight.shape[1] % LANES == 0
     return fits and kernel_kind(x.device) == "cpu" and has_kernels(x)
@@ -73,7 +75,7 @@ def enlarging_conv2d(
         ValueError: arguments do not fit each other.
     """
     factor = _check(x, weight, bias, addend, scale, shift, out, first)
-    if not takes_enlarging(x, weight):
+    if not takes_enlarging(x, weight, bias, addend, scale, shift):
         with torch.autocast(x.device.type, enabled=False):
             return enlarging_conv2d_reference(x, weight, bias, addend, scale, shift, relu, out, first)
     rows = x.permute(0, 2, 3, 1).contiguous()

@@ -8,17 +8,19 @@ from torch.nn.functional import linear
 
 from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import Int32, has_kernels, kernel_kind, launch
+from pcdet_ext.ops._operator import needs_derivatives
 
 LANES = 16  # output channels that the kernel takes together
 WIDE_ENOUGH = ("AVX2", "AVX512")  # processors on which the kernel is faster than the libraries that torch brings
 
 
-def takes_packed_linear(x: Tensor, weight: Tensor) -> bool:
+def takes_packed_linear(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     """Whether `packed_linear` has a kernel for rows [..., C] and the weight [D, C] of a linear layer.
 
-    There is one, without gradients, for float32 on x86 processors with AVX2 where D is a multiple of 16.
+    There is one, without derivatives (in these or in `others`, on which the result depends too), for float32 on x86
+    processors with AVX2 where D is a multiple of 16.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if needs_derivatives(x, weight, *others):
         return False
     if x.dtype != torch.float32 or weight.dtype != torch.float32 or len(weight) % LANES or not weight.numel():
         return False
@@ -65,8 +67,8 @@ def packed_linear(
     Raises:
         ValueError: arguments do not fit each other.
     """
-    _check(x, weight, bias, addend)
-    if not takes_packed_linear(x, weight):
+    _check(x, weight, bias, panels, addend)
+    if not takes_packed_linear(x, weight, bias, addend):
         with torch.autocast(x.device.type, enabled=False):
             return packed_linear_reference(x, weight, bias, addend, relu)
     bias, addend = (None if t is None else t.contiguous() for t in (bias, addend))
@@ -82,13 +84,20 @@ def packed_linear_reference(
     return torch.relu(out) if relu else out
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, panels: Tensor, addend: Tensor | None) -> None:
     if not x.ndim or weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
         raise ValueError(
             f"x [..., C] and weight [D, C] must have the same C, got {list(x.shape)} and {list(weight.shape)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be [{len(weight)}], got {list(bias.shape)}")
+    if x.dtype != weight.dtype:
+        raise ValueError(f"x and weight must be of one type, got {x.dtype} and {weight.dtype}")
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
+        raise ValueError(f"bias must be {weight.dtype} [{len(weight)}], got {bias.dtype} {list(bias.shape)}")
+    laid_out = (len(weight) // LANES, weight.shape[1] * LANES)
+    if panels.shape != laid_out or panels.dtype != weight.dtype:
+        raise ValueError(f"panels must be {weight.dtype} {list(laid_out)}, got {panels.dtype} {list(panels.shape)}")
+    if len({t.device for t in (x, weight, bias, panels, addend) if t is not None}) != 1:
+        raise ValueError("x, weight, bias, panels and addend must be on one device")
     shape = (*x.shape[:-1], len(weight))
     if addend is not None and (addend.shape != shape or addend.dtype != x.dtype):
         raise ValueError(f"addend must be {x.dtype} {list(shape)}, got {addend.dtype} {list(addend.shape)}")

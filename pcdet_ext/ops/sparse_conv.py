@@ -9,16 +9,18 @@ from torch import Tensor
 
 from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import Int32, has_kernels, kernel_kind, launch
+from pcdet_ext.ops._operator import needs_derivatives
 
 LANES = 16  # output channels that the kernel takes together
 
 
-def takes_sparse_conv(features: Tensor, weight: Tensor) -> bool:
+def takes_sparse_conv(features: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     """Whether `sparse_conv` has a kernel for rows [N, C] and the weight [D, K, C].
 
-    There is one, without gradients, for float32 on the CPU where D is a multiple of 16.
+    There is one, without derivatives (in these or in `others`, on which the result depends too), for float32 on the
+    CPU where D is a multiple of 16.
     """
-    if torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad):
+    if needs_derivatives(features, weight, *others):
         return False
     fits = features.dtype == weight.dtype == torch.float32 and len(weight) % LANES == 0
     return fits and kernel_kind(features.device) == "cpu" and has_kernels(features)
@@ -64,7 +66,7 @@ def sparse_conv(
         ValueError: arguments do not fit each other, or a number in `reads` is neither -1 nor a row of the features.
     """
     _check(features, weight, reads, bias, addend)
-    if not takes_sparse_conv(features, weight):
+    if not takes_sparse_conv(features, weight, bias, addend):
         with torch.autocast(features.device.type, enabled=False):
             return sparse_conv_reference(features, weight, reads, bias, addend, relu)
     bias, addend = (None if t is None else t.contiguous() for t in (bias, addend))

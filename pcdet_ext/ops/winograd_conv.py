@@ -10,17 +10,19 @@ from torch.nn.functional import conv2d
 
 from pcdet_ext.ops._arguments import typed
 from pcdet_ext.ops._native import Int32, has_kernels, kernel_kind, launch
+from pcdet_ext.ops._operator import needs_derivatives
 
 LANES = 16  # channels that the kernel takes together
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity
 
 
-def takes_winograd(x: Tensor, weight: Tensor) -> bool:
+def takes_winograd(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     """Whether `winograd_conv2d` has a kernel for a map [B, C, Y, X] and the weight [D, C, 3, 3] of a convolution.
 
-    There is one, without gradients, for float32 on the CPU where C and D are multiples of 16.
+    There is one, without derivatives (in these or in `others`, on which the result depends too), for float32 on the
+    CPU where C and D are multiples of 16.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if needs_derivatives(x, weight, *others):
         return False
     fits = x.dtype == weight.dtype == torch.float32 and weight.shape[2:] == (3, 3) and weight.numel() > 0
     return fits and not any(n % LANES for n in weight.shape[:2]) and kernel_kind(x.device) == "cpu" and has_kernels(x)
@@ -79,7 +81,7 @@ def winograd_conv2d(
         ValueError: arguments do not fit each other.
     """
     _check(x, weight, bias, addend)
-    if not takes_winograd(x, weight):
+    if not takes_winograd(x, weight, bias, addend):
         with torch.autocast(x.device.type, enabled=False):
             return winograd_conv2d_reference(x, weight, bias, addend, relu)
     rows = None if addend is None else addend.permute(0, 2, 3, 1).contiguous()

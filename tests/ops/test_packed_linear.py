@@ -78,7 +78,12 @@ def test_what_the_kernel_takes() -> None:
     ("change", "message"),
     [
         ({"x": torch.zeros(9, 5)}, "must have the same C"),
-        ({"bias": torch.zeros(15)}, r"bias must be \[16\]"),
+        ({"bias": torch.zeros(15)}, r"bias must be torch.float32 \[16\]"),
+        ({"bias": torch.zeros(16, dtype=torch.float64)}, "got torch.float64"),
+        ({"panels": torch.zeros(1, 63)}, r"panels must be torch.float32 \[1, 64\]"),
+        ({"panels": torch.zeros(1, 64, dtype=torch.float64)}, "panels must be torch.float32"),
+        ({"bias": torch.zeros(16, device="meta")}, "must be on one device"),
+        ({"weight": torch.zeros(16, 4, dtype=torch.float64)}, "of one type"),
         ({"addend": torch.zeros(9, 4)}, r"addend must be torch.float32 \[9, 16\]"),
     ],
 )

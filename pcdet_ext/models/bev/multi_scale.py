@@ -94,7 +94,7 @@ class MultiScale(nn.Module, ABC):
         if not layers or len(layers) < len(levels) or is_tracing():
             return None
         pairs = list(zip(levels, layers, strict=True))
-        if not all(takes_enlarging(x, layer.weight) for x, layer in pairs):
+        if not all(takes_enlarging(x, layer.weight, layer.bias) for x, layer in pairs):
             return None
         sizes = [(x.shape[2] * layer.factor, x.shape[3] * layer.factor) for x, layer in pairs]
         _check_sizes(size, sizes)

@@ -18,7 +18,7 @@ from pcdet_ext.ops.enlarging_conv import (
 class EnlargingConv2d(nn.Module):
     """A transposed convolution whose kernel is as long as its stride, with ReLU where `relu` is True, for inference.
 
-    Its weight must not change: what the kernel reads is laid out from it once.
+    Its weight must not change, but by `load_state_dict`: what the kernel reads is laid out from it once.
     """
 
     panels: Tensor
@@ -29,6 +29,7 @@ class EnlargingConv2d(nn.Module):
         self.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.register_buffer("panels", enlarging_panels(self.weight), persistent=False)
+        self.register_load_state_dict_post_hook(_follow_weight)  # type: ignore[no-untyped-call]
         self.relu, self.factor, self.out_channels = relu, conv.stride[0], conv.out_channels
         self.train(conv.training)
 
@@ -42,11 +43,17 @@ class EnlargingConv2d(nn.Module):
         first: int = 0,
     ) -> Tensor:
         """Map [B, C, Y, X] to [B, D, factor * Y, factor * X]. Arguments as in `enlarging_conv2d`."""
-        if takes_enlarging(x, self.weight):
+        if takes_enlarging(x, self.weight, self.bias, addend, scale, shift):
             weights = self.weight, self.bias, self.panels
             return enlarging_conv2d(x, *weights, addend, scale, shift, self.relu, out, first)
         more = addend, scale, shift, self.relu, out, first
         return enlarging_conv2d_reference(x, self.weight, self.bias, *more)  # autocast works as in any layer
+
+
+def _follow_weight(layer: nn.Module, _: object) -> None:
+    """Compute anew what the kernel reads, after another weight was loaded."""
+    assert isinstance(layer, EnlargingConv2d)
+    layer.panels = enlarging_panels(layer.weight)
 
 
 def is_enlarging(layer: nn.Module) -> bool:

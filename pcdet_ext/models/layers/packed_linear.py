@@ -18,7 +18,7 @@ from pcdet_ext.ops.packed_linear import (
 class PackedLinear(nn.Linear):
     """A linear layer with ReLU behind it where `relu` is True, for inference.
 
-    Its weight must not change: what the kernel reads is laid out from it once.
+    Its weight must not change, but by `load_state_dict`: what the kernel reads is laid out from it once.
     """
 
     panels: Tensor
@@ -29,14 +29,21 @@ class PackedLinear(nn.Linear):
         if layer.bias is not None:
             self.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
         self.register_buffer("panels", linear_panels(self.weight), persistent=False)
+        self.register_load_state_dict_post_hook(_follow_weight)  # type: ignore[no-untyped-call]
         self.relu = relu
         self.train(layer.training)
 
     def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
         """Rows [..., in_features] to [..., out_features]; an addend of that shape is added before ReLU."""
-        if takes_packed_linear(x, self.weight) and not torch.is_autocast_enabled(x.device.type):
+        if takes_packed_linear(x, self.weight, self.bias, addend) and not torch.is_autocast_enabled(x.device.type):
             return packed_linear(x, self.weight, self.bias, self.panels, addend, self.relu)
         return packed_linear_reference(x, self.weight, self.bias, addend, self.relu)  # autocast works as in any layer
+
+
+def _follow_weight(layer: nn.Module, _: object) -> None:
+    """Compute anew what the kernel reads, after another weight was loaded."""
+    assert isinstance(layer, PackedLinear)
+    layer.panels = linear_panels(layer.weight)
 
 
 def is_packable(layer: nn.Module) -> bool:

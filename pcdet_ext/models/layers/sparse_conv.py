@@ -133,7 +133,7 @@ class SparseConv3d(nn.Module):
         table = voxels.plan(key, self._gather_table if gathers else self._table)
         if gathers:
             result = self._finished(convolve_gathered(voxels.features, self.weight, table), addend, relu)
-        elif takes_sparse_conv(voxels.features, self.weight):
+        elif takes_sparse_conv(voxels.features, self.weight, self.bias, addend):
             reads = voxels.plan((*key, "reads"), lambda _: reads_of_pairs(table.pairs, len(table.coords)))
             last = self.bias, addend, relu or self.relu
             result = sparse_conv(voxels.features, self.weight.flatten(1, 3), reads, *last)

@@ -19,8 +19,8 @@ PLAIN = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")  # kernel, stride, padding,
 class WinogradConv2d(nn.Conv2d):
     """A plain 3x3 convolution with ReLU behind it where `relu` is True, for inference.
 
-    Its weight must not change: what the kernel reads is computed from it once. See `winograd_conv2d` for when a kernel
-    is used and what it saves.
+    Its weight must not change, but by `load_state_dict`: what the kernel reads is computed from it once. See
+    `winograd_conv2d` for when a kernel is used and what it saves.
     """
 
     at_points: Tensor
@@ -31,6 +31,7 @@ class WinogradConv2d(nn.Conv2d):
         self.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.register_buffer("at_points", winograd_weight(self.weight), persistent=False)
+        self.register_load_state_dict_post_hook(_follow_weight)  # type: ignore[no-untyped-call]
         self.relu = relu
         self.train(conv.training)
 
@@ -47,9 +48,15 @@ class WinogradConv2d(nn.Conv2d):
         """
         assert self.bias is not None
         relu = relu or self.relu
-        if takes_winograd(x, self.weight):
+        if takes_winograd(x, self.weight, self.bias, addend):
             return winograd_conv2d(x, self.weight, self.bias, self.at_points, addend, relu)
         return winograd_conv2d_reference(x, self.weight, self.bias, addend, relu)  # autocast works as in any layer
+
+
+def _follow_weight(layer: nn.Module, _: object) -> None:
+    """Compute anew what the kernel reads, after another weight was loaded."""
+    assert isinstance(layer, WinogradConv2d)
+    layer.at_points = winograd_weight(layer.weight)
 
 
 def is_plain_conv(layer: nn.Module) -> bool:
