@@ -164,7 +164,7 @@ def encoder(config: Config, max_points: int | None, max_voxels: int | tuple[int,
     node: dict[str, Any] = {"name": name}
     if name in ("PillarVFE", "MeanVFE"):
         if max_points is None or max_voxels is None:
-            raise ValueError(f"{config['NAME']} needs the limits of points per voxel and of voxels")
+            raise ValueError(f"{config['NAME']} needs MAX_POINTS_PER_VOXEL and MAX_NUMBER_OF_VOXELS in voxel_processor")
         node |= {"max_points": max_points, "max_voxels": max_voxels}
     if name == "PillarVFE":
         node["count_padding"] = True  # checkpoints were trained so
