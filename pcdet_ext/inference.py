@@ -89,7 +89,8 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        if torch.empty(0, device=name).is_meta:
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError) as error:  # torch without CUDA answers with an assertion
         raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return torch.device(name)
@@ -116,6 +117,8 @@ class Detector:
         self.tanh = tuple(config.setting(data, "tanh", Sequence[str], ()))
         check_tanh(self.tanh, self.point_features)
         self.intensity_scale = float(config.setting(data, "intensity_scale", float, 1.0))
+        if self.intensity_scale <= 0:
+            raise ConfigError(f"data.intensity_scale: must be above 0, got {self.intensity_scale}")
         self.device = resolve_device(device)
         network: Any = model  # has what a VoxelDetector has
         if network is None:

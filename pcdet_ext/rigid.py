@@ -31,13 +31,16 @@ def is_rotation(matrix: Array, tolerance: float = ROTATION_TOLERANCE) -> bool:
 
 
 def is_rigid(pose: Array, tolerance: float = ROTATION_TOLERANCE) -> bool:
-    """Whether a matrix [4, 4] is a rotation (see `is_rotation`) and a finite translation, its last row 0, 0, 0, 1."""
+    """Whether a matrix [4, 4] is a rotation (see `is_rotation`) and a finite translation.
+
+    Its last row is 0, 0, 0, 1: the zeros up to 1e-8, the one up to 1e-5.
+    """
     last = np.allclose(pose[3], (0, 0, 0, 1))
     return bool(last and np.isfinite(pose).all() and is_rotation(pose[:3, :3], tolerance))
 
 
 def check_rigid(pose: Array, tolerance: float = ROTATION_TOLERANCE) -> Array:
-    """A pose as float64 [4, 4].
+    """A pose as float64 [4, 4] with exactly the last row 0, 0, 0, 1.
 
     Args:
         pose: numbers [4, 4], from one frame to another.
@@ -47,8 +50,11 @@ def check_rigid(pose: Array, tolerance: float = ROTATION_TOLERANCE) -> Array:
         ValueError: it has another shape, or is not a rotation and a finite translation with the last row 0, 0, 0, 1.
     """
     try:
-        matrix = np.asarray([] if pose is None else pose, np.float64)  # NumPy takes None for NaN
-    except (TypeError, ValueError) as error:
+        given = np.asarray([] if pose is None else pose)  # NumPy takes None for NaN
+        if np.iscomplexobj(given):
+            raise TypeError("complex numbers")
+        matrix = given.astype(np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last: a tensor that is no plain array
         raise ValueError(f"pose must be a matrix [4, 4] of numbers, got {pose!r:.60}") from error
     if matrix.shape != (4, 4):
         got = "None" if pose is None else list(matrix.shape)
@@ -58,6 +64,7 @@ def check_rigid(pose: Array, tolerance: float = ROTATION_TOLERANCE) -> Array:
             "pose must be a rotation and a translation, with the last row 0, 0, 0, 1 and all numbers finite, got "
             f"{matrix.tolist()}"
         )
+    matrix[3] = 0, 0, 0, 1
     return matrix
 
 

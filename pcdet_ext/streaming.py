@@ -89,7 +89,7 @@ class Stream:
         """Raises ValueError for what is no finite time, or before that of the last frame of the same recording."""
         try:
             time = float(timestamp)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             time = math.nan
         if not math.isfinite(time):
             raise ValueError(f"timestamp must be finite seconds, got {timestamp!r:.60}")
@@ -103,5 +103,6 @@ class Stream:
 
 def _rigid(pose: Array | Tensor) -> Tensor:
     """A pose on the CPU, float64 [4, 4]. Raises ValueError for one that is not a rotation and a translation."""
-    on_cpu = pose.detach().cpu().numpy() if isinstance(pose, Tensor) else pose
+    plain = isinstance(pose, Tensor) and pose.layout == torch.strided and not pose.is_complex()
+    on_cpu = pose.detach().to("cpu", torch.float64).numpy() if plain else pose
     return torch.from_numpy(check_rigid(on_cpu, ROTATION_TOLERANCE))

@@ -20,6 +20,7 @@ from pcdet_ext import checkpoint, config
 from pcdet_ext.checkpoint import CheckpointError
 from pcdet_ext.config import ConfigError
 from pcdet_ext.data.kitti import write_points
+from pcdet_ext.export.check import read_clouds
 from pcdet_ext.files import DataError
 from pcdet_ext.inference import Detector, with_headings_in_range
 from pcdet_ext.structures import Detections, PointBatch, Targets
@@ -342,3 +343,15 @@ def test_what_is_no_checkpoint_is_said_in_words_of_our_own(tmp_path: Path, conte
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"x\.ckpt: damaged or no checkpoint: not a file as torch\.save writes"):
         pcdet_ext.load(path)
+
+
+@pytest.mark.parametrize("scale", ["0", "-1"])
+def test_intensity_is_divided_by_a_number_above_zero(scale: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.intensity_scale: must be above 0"):
+        pcdet_ext.build("kitti/demo", [*SMALL, f"data.intensity_scale={scale}"], device="cpu")
+
+
+def test_clouds_for_exports_have_the_columns_of_the_detector(detector: Detector, tmp_path: Path) -> None:
+    np.save(tmp_path / "three.npy", cloud()[:, :3])
+    with pytest.raises(DataError, match=r"three\.npy: has 3 columns, this detector reads 4 \(x, y, z, intensity\)"):
+        read_clouds(detector, [tmp_path / "three.npy"])

@@ -52,10 +52,17 @@ def test_what_is_no_rigid_motion(name: str) -> None:
         check_rigid(WRONG[name])
 
 
-@pytest.mark.parametrize("pose", [None, "x", [[1, 2], [3]], object()])
+@pytest.mark.parametrize("pose", [None, "x", [[1, 2], [3]], object(), 1j * np.eye(4), [[10**400] * 4] * 4])
 def test_what_is_no_matrix(pose: object) -> None:
     with pytest.raises(ValueError, match=r"pose must be a matrix \[4, 4\]"):
         check_rigid(pose)
+
+
+def test_the_last_row_is_made_exact_and_the_argument_stays() -> None:
+    given_pose = np.eye(4)
+    given_pose[3] = 1e-9, 0, 0, 1.000009
+    assert check_rigid(given_pose)[3].tolist() == [0, 0, 0, 1]
+    assert given_pose[3, 0] == 1e-9
 
 
 def test_the_corners_of_boxes() -> None:

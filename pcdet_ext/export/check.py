@@ -143,9 +143,16 @@ def compare_frames(detector: Detector, model: Any, frames: Sequence[str | Path])
 def read_clouds(detector: Detector, frames: Sequence[str | Path]) -> dict[str, Array]:
     """Points float32 [N, F] as a detector takes them, by the names of the files they are read from.
 
-    Raises DataError for a file that cannot be read.
+    Raises DataError for a file that cannot be read or has too few columns.
     """
-    return {str(path): read_columns(path, detector.point_features) for path in frames}
+    clouds, names = {}, detector.point_features
+    for path in frames:
+        clouds[str(path)] = points = read_columns(path, names)
+        if points.shape[1] < len(names):
+            raise DataError(
+                f"{path}: has {points.shape[1]} columns, this detector reads {len(names)} ({', '.join(names)})"
+            )
+    return clouds
 
 
 def compare(detector: Detector, running: Any, points: Array, frame: str = "points") -> Comparison:

@@ -59,6 +59,10 @@ class Writes:
             raise RecordingError(f"{name} writes in place, which is not recorded: write {UNSEEN_WRITES[func]}")
         if kwargs.get("out") is not None:
             raise RecordingError(f"{name} writes into `out`, which is not recorded: write y = {name}(...)")
+        if name.startswith("index_put") and any(given is True for given in (*args[3:], kwargs.get("accumulate"))):
+            raise RecordingError(
+                f"{name} with accumulate=True is not recorded where an index stands twice: use index_add"
+            )
         if func not in ABOUT:
             for x in _tensors((args, list(kwargs.values()))):
                 if write := getattr(x, "out_of_date", None):
@@ -66,14 +70,17 @@ class Writes:
                         f"{name} reads a tensor whose memory {write} wrote into by another name, which is not "
                         "recorded: take views again after a write, or make a new tensor"
                     )
-        if not args or not isinstance(args[0], Tensor):
+        target = args[0] if args else kwargs.get("tensor", kwargs.get("input"))
+        if _writes(func) and isinstance(target, (list, tuple)):
+            raise RecordingError(f"{name} writes into a list of tensors in place, which is not recorded")
+        if not isinstance(target, Tensor):
             return
         if _writes(func):
-            self._check_target(name, args[0])
-            base = args[0]._base if args[0]._is_view() else None
-            self._wrote(name, args[0], base, func is not Tensor.__setitem__ or base is None)
+            self._check_target(name, target)
+            base = target._base if target._is_view() else None
+            self._wrote(name, target, base, func is not Tensor.__setitem__ or base is None)
         elif _has_inplace(func, args, kwargs):
-            self._wrote(f"{name} with inplace=True", args[0], None, True)
+            self._wrote(f"{name} with inplace=True", target, None, True)
 
     def made(self, func: Callable[..., Any], args: Any, found: Any) -> None:
         """Remember what a call made.

@@ -155,6 +155,8 @@ def check_detections(found: Detections) -> None:
     boxes, labels = np.asarray(found.boxes), np.asarray(found.labels)
     if boxes.ndim != 2 or boxes.shape[1] not in (7, 9):
         raise ValueError(f"boxes must be [M, 7] or [M, 9], got {list(boxes.shape)}")
+    if labels.dtype.kind not in "iu" and labels.size:
+        raise ValueError(f"labels must be whole numbers, positions in class_names, got {labels.dtype}: {labels[:3]}")
     known = (labels >= 0) & (labels < len(found.class_names))
     if not known.all():
         wrong = labels[np.argmin(known)]

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from pcdet_ext.cli.command import main
+from pcdet_ext.config import ConfigError
+from pcdet_ext.inference import resolve_device
 
 COMMANDS = (
     ["benchmark", "ops", "--only", "voxelize"],
@@ -22,3 +24,8 @@ def test_cuda_without_cuda(command: list[str], capsys: pytest.CaptureFixture[str
     assert main([*command, "--device", "cuda"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "device 'cuda'" in line
+
+
+def test_a_device_without_values_is_none() -> None:
+    with pytest.raises(ConfigError, match="device 'meta' cannot be used: it holds no values"):
+        resolve_device("meta")

@@ -239,6 +239,9 @@ def _or(y: Tensor) -> Tensor:
         (lambda y: y.unbind(1)[0].fill_(0), "fill_ writes in place into a view"),
         (lambda y: y.transpose(0, 1).__setitem__(1, 3), "__setitem__ writes in place into a view"),
         (lambda y: torch.mul(y, 3, out=y), r"mul writes into `out`, .*: write y = mul\("),
+        (lambda y: torch._foreach_add_([y], 1), "_foreach_add_ writes into a list of tensors"),
+        (lambda y: torch.nn.init.constant_(y.view(-1), 3), "constant_ writes in place into a view"),
+        (lambda y: y.index_put_((torch.tensor([1, 1]),), y[:2], accumulate=True), "accumulate=True is not recorded"),
         (lambda y: [y[1].add_(1).mul_(2)], "mul_ writes in place into a view that add_ wrote into before"),
     ],
 )

@@ -244,7 +244,10 @@ def test_streams_refuse_places_and_times_that_are_none() -> None:
         for wrong in poses if isinstance(poses, tuple) else (poses,):
             with pytest.raises(ValueError, match=message):
                 stream.detect(cloud(1), wrong, 5.5)
-    for time in (math.nan, math.inf, None, "soon"):
+    for odd in (1j * torch.eye(4), torch.eye(4).to_sparse()):
+        with pytest.raises(ValueError, match=r"pose must be a matrix \[4, 4\] of numbers"):
+            stream.detect(cloud(1), odd, 5.5)
+    for time in (math.nan, math.inf, None, "soon", 10**400):
         with pytest.raises(ValueError, match="timestamp must be finite seconds"):
             stream.detect(cloud(1), np.eye(4), time)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"timestamp goes back from 5.0 to 4.5 s.*reset"):
@@ -252,7 +255,7 @@ def test_streams_refuse_places_and_times_that_are_none() -> None:
     assert stream.memory is memory
     stream.detect(cloud(1), np.eye(4), 5.0)  # of two sensors at once
     assert set(stream.memory.slots[0].times.tolist()) == {5.0}
-    stream.detect(cloud(1), np.eye(4), 4.5, "another")
+    stream.detect(cloud(1), torch.eye(4, dtype=torch.bfloat16, requires_grad=True), 4.5, "another")
     stream.reset()
     stream.detect(cloud(1), np.eye(4), 1.0, "another")
 

@@ -127,6 +127,14 @@ def test_detections_that_are_not_finite_are_left_out(
 
 
 @pytest.mark.parametrize("tracker", [GreedyTracker, KalmanTracker])
+@pytest.mark.parametrize("label", [0.5, True, "car"])
+def test_labels_are_whole_numbers(tracker: type[Tracker], label: object) -> None:
+    found = Detections(np.zeros((1, 7)), np.ones(1), np.array([label]), ("a", "b", "c"))
+    with pytest.raises(ValueError, match="labels must be whole numbers"):
+        tracker().update(found, np.eye(4), 0.0)
+
+
+@pytest.mark.parametrize("tracker", [GreedyTracker, KalmanTracker])
 @pytest.mark.parametrize("label", [3, -1])
 def test_labels_of_no_class_are_named(tracker: type[Tracker], label: int) -> None:
     with pytest.raises(ValueError, match=f"labels must be positions in the 3 class_names, got {label}"):
