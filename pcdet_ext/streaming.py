@@ -103,6 +103,7 @@ class Stream:
 
 def _rigid(pose: Array | Tensor) -> Tensor:
     """A pose on the CPU, float64 [4, 4]. Raises ValueError for one that is not a rotation and a translation."""
-    plain = isinstance(pose, Tensor) and pose.layout == torch.strided and not pose.is_complex()
-    on_cpu = pose.detach().to("cpu", torch.float64).numpy() if plain else pose
-    return torch.from_numpy(check_rigid(on_cpu, ROTATION_TOLERANCE))
+    given: Any = pose
+    if isinstance(pose, Tensor) and pose.layout == torch.strided and not pose.is_complex():
+        given = pose.detach().to("cpu", torch.float64).numpy()
+    return torch.from_numpy(check_rigid(given, ROTATION_TOLERANCE))
