@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +76,7 @@ def future_boxes(path: Path, known: Array) -> tuple[Array, Array]:
         Boxes float64 [K, 7] that have points, and int64 [N, 6], how many each step has.
 
     Raises:
-        DataError: the file is damaged, a frame's entry is missing or wrong, or a frame with boxes stands there twice
-            in a row; the message names both.
+        DataError: the file is damaged, or a frame's entry is missing or wrong; the message names both.
     """
     frames = _frames(path)
     if len(frames) != len(known):
@@ -101,11 +99,7 @@ def _frames(path: Path) -> Sequence[Mapping[str, Any]]:
     content = read_json(path)
     if not isinstance(content, list):
         raise DataError(f"{path}: expected a list of frames, got {type(content).__name__}")
-    frames = [_frame(f"{path}: frame {i}", entry) for i, entry in enumerate(content)]
-    for i, (before, frame) in enumerate(pairwise(frames), 1):
-        if len(frame["gt_boxes"]) and all(np.array_equal(before[key], frame[key]) for key in frame):
-            raise DataError(f"{path}: frame {i} is the one before it once more: same scene, place and boxes")
-    return frames
+    return [_frame(f"{path}: frame {i}", entry) for i, entry in enumerate(content)]
 
 
 def _frame(where: str, entry: Any) -> dict[str, Any]:
