@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pcdet_ext import config
-from pcdet_ext.benchmark.models import PEAKS, _one_pass, frame_with_voxels, run_models, set_peaks
+from pcdet_ext.benchmark import models
+from pcdet_ext.benchmark.models import PEAKS, _one_pass, dense_frame, frame_with_voxels, run_models, set_peaks
 from pcdet_ext.benchmark.simulated import usual_frame
 from pcdet_ext.config import ConfigError
 from pcdet_ext.models.detector import build_detector
@@ -61,6 +62,21 @@ def test_a_range_that_cannot_hold_so_many_voxels_is_an_error(root: Path) -> None
     detector = build_detector(config.load(root / "configs" / "kitti" / "flatformer.yaml")).eval()
     with pytest.raises(ValueError, match="1000000 were asked for"):
         frame_with_voxels(detector, 1_000_000, "cpu")
+
+
+def test_a_range_that_holds_fewer_voxels_than_usual_is_measured_with_those(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["data.point_cloud_range=[0,-8,-3,16,8,1]"]
+    detector = build_detector(config.load(root / "configs" / "kitti" / "flatformer.yaml", changes)).eval()
+    monkeypatch.setattr(models, "MOST_SCANS", 4)
+    batch, about = dense_frame(detector, None, "cpu")
+    assert len(batch.points) == 4 * models.SCAN_POINTS
+    assert about == "a dense frame (4 scans have no 60000 voxels in this range)"
+    with pytest.raises(ValueError, match="60000 were asked for"):
+        dense_frame(detector, 60_000, "cpu")
+    monkeypatch.setattr(models, "DENSE_VOXELS", 200)
+    assert dense_frame(detector, None, "cpu")[1] == "a dense frame"
 
 
 def test_the_usual_frame_is_one_of_the_sensors_of_the_data_set(root: Path) -> None:

@@ -49,6 +49,7 @@ CONFIGS = (
 )
 SCAN_POINTS = 60_000  # of each scan that is added until there are enough voxels
 MOST_SCANS = 64
+DENSE_VOXELS = 60_000  # of the dense frame where no number is given and the range holds so many
 SPREAD = 40.0  # metres that scans are apart, at most, along x and y
 STAGES = ("encoder", "backbone", "bev_backbone")  # and "head", what the heads find in the end
 FRAMES = ("usual", "dense")
@@ -118,7 +119,7 @@ class ModelTiming:
 def run_models(
     paths: Sequence[str | Path] = (),
     device: str = "cpu",
-    voxels: int = 60_000,
+    voxels: int | None = None,
     rounds: int = 3,
     threads: int | None = None,
     reference_scan: bool = False,
@@ -132,7 +133,8 @@ def run_models(
     Args:
         paths: configurations; by default published models of each backbone.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
-        voxels: at least so many in the dense frame.
+        voxels: at least so many in the dense frame; None stands for `DENSE_VOXELS`, or for those that `MOST_SCANS`
+            scans have in a range that holds fewer.
         rounds: passes, after one that does not count.
         threads: of torch and the native kernels.
         reference_scan: whether a backbone with Mamba is timed on the PyTorch definition of its scan, too, once.
@@ -144,10 +146,10 @@ def run_models(
 
     Raises:
         ConfigError: a configuration cannot be used, or the device is not there.
-        ValueError: a number is below 1.
+        ValueError: a number is below 1, or a detector's range cannot hold the voxels that were asked for.
     """
-    for name, value in {"voxels": voxels, "rounds": rounds, "threads": 1 if threads is None else threads}.items():
-        if value < 1:
+    for name, value in {"voxels": voxels, "rounds": rounds, "threads": threads}.items():
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     wanted = Measurement(
         str(resolve_device(device)), voxels, rounds, threads, reference_scan, operations, tuple(overrides)
@@ -169,7 +171,7 @@ class Measurement:
     """What is measured of every detector; the arguments are those of `run_models`."""
 
     device: str
-    voxels: int
+    voxels: int | None
     rounds: int
     threads: int | None
     reference_scan: bool
@@ -190,7 +192,7 @@ def measure_model(path: Path, frame: str, wanted: Measurement) -> ModelTiming:
     settings = config.load(path, wanted.overrides)
     plain = build_detector(settings).to(wanted.device).eval()
     if frame == "dense":
-        batch, about = frame_with_voxels(plain, wanted.voxels, wanted.device)[0], "a dense frame"
+        batch, about = dense_frame(plain, wanted.voxels, wanted.device)
     else:
         batch, about = usual_frame(settings)
         batch = batch.to(wanted.device)
@@ -271,6 +273,25 @@ def _whole_pass(detector: VoxelDetector, batch: PointBatch, device: str) -> floa
     return now(device) - start
 
 
+def dense_frame(detector: VoxelDetector, voxels: int | None, device: str) -> tuple[PointBatch, str]:
+    """A frame of joined synthetic scans, and what to call it.
+
+    Args:
+        detector: whose encoder is asked for the voxels.
+        voxels: at least so many; None takes `DENSE_VOXELS`, or those that `MOST_SCANS` scans have where they are fewer.
+        device: where the frame is put.
+
+    Raises:
+        ValueError: the range is too small for `voxels`.
+    """
+    if voxels is not None:
+        return frame_with_voxels(detector, voxels, device)[0], "a dense frame"
+    batch, count, scans = _join_scans(detector, DENSE_VOXELS, device)
+    if count >= DENSE_VOXELS:
+        return batch, "a dense frame"
+    return batch, f"a dense frame ({scans} scans have no {DENSE_VOXELS} voxels in this range)"
+
+
 def frame_with_voxels(detector: VoxelDetector, voxels: int, device: str) -> tuple[PointBatch, int]:
     """A frame of synthetic scans in which the detector's encoder finds enough voxels.
 
@@ -288,16 +309,22 @@ def frame_with_voxels(detector: VoxelDetector, voxels: int, device: str) -> tupl
     Raises:
         ValueError: the range is too small for so many.
     """
+    batch, count, number = _join_scans(detector, voxels, device)
+    if count < voxels:
+        raise ValueError(f"{number} scans have {count} voxels in the detector's range, {voxels} were asked for")
+    return batch, count
+
+
+def _join_scans(detector: VoxelDetector, voxels: int, device: str) -> tuple[PointBatch, int, int]:
+    """A frame of so many scans that it has `voxels`, at most `MOST_SCANS`; its voxels, and the number of scans."""
     number = 1
     while True:
         points = np.concatenate([_scan(seed, detector.num_point_features) for seed in range(number)])
         batch = PointBatch.from_points([torch.from_numpy(points)]).to(device)
         with torch.inference_mode():
             count = len(detector.encoder(batch))
-        if count >= voxels:
-            return batch, count
-        if number >= MOST_SCANS:
-            raise ValueError(f"{number} scans have {count} voxels in the detector's range, {voxels} were asked for")
+        if count >= voxels or number >= MOST_SCANS:
+            return batch, count, number
         number *= 2
 
 

@@ -76,7 +76,11 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         help="usual: as the sensors of the data set give it, simulated where data.root is not prepared; dense: joined "
         "scans with --voxels (default: both)",
     )
-    parser.add_argument("--voxels", type=int, default=60_000, help="voxels of the dense frame (default 60000)")
+    parser.add_argument(
+        "--voxels",
+        type=int,
+        help="voxels of the dense frame (default: 60000, or what the detector's range holds of 64 scans)",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="passes that count (default 3)")
     parser.add_argument("--reference-scan", action="store_true", help="also time Mamba on the PyTorch scan")
     parser.add_argument(
