@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 
+OTHER_COLOUR = "#8a8f98"  # of labelled objects that the detector does not look for
 LEGEND_ROWS = 4.5  # per inch of the picture's height
 
 
@@ -66,10 +67,11 @@ def draw_bev(scene: Scene, path: str | Path, dpi: int = 130) -> None:
 def bev_figure(scene: Scene, view: tuple[float, float, float, float] | None = None) -> Figure:
     """A figure seen from above, x to the right and y up, in metres.
 
-    Points are coloured by height, by class where they have labels, or by age where they come from several sweeps.
-    Ground truth is dashed green, detections are coloured by class with their score; the short line from a box's centre
-    shows its heading, an arrow where the object is after one second, and a thin line its track. Below lie a map and
-    occupied cells, where the scene has some, above predicted and planned paths.
+    Ground truth is dashed green, or thin and grey where the detector does not know its class; detections are coloured
+    by class with their score; the short line from a box's centre shows its heading, an arrow where the object is after
+    one second, and a thin line its track. Points are coloured by height, by class where they have labels, or by age
+    where they come from several sweeps. Below lie a map and occupied cells, where the scene has some, above predicted
+    and planned paths.
 
     Args:
         scene: what is shown.
@@ -135,10 +137,15 @@ def _draw_boxes(axes: Axes, scene: Scene) -> list[Line2D]:
     from matplotlib.lines import Line2D
 
     handles = []
-    truth = boxes_in(scene.truth)
-    if len(truth):
-        _outline(axes, truth, TRUTH_COLOUR, "--", 2.4)
-        handles.append(Line2D([], [], color=TRUTH_COLOUR, linestyle="--", label=f"ground truth ({len(truth)})"))
+    truth, sought = boxes_in(scene.truth), _sought(scene)
+    for boxes, colour, width, label in (
+        (truth[sought], TRUTH_COLOUR, 2.4, "ground truth"),
+        (truth[~sought], OTHER_COLOUR, 1.0, "other classes"),
+    ):
+        if len(boxes):
+            _outline(axes, boxes, colour, "--", width)
+            line = Line2D([], [], color=colour, linestyle="--", linewidth=width, label=f"{label} ({len(boxes)})")
+            handles.append(line)
     handles += _draw_tracks(axes, scene.truth_tracks, TRUTH_COLOUR, "tracks of ground truth")
     if scene.detections is None:
         return handles
@@ -154,6 +161,14 @@ def _draw_boxes(axes: Axes, scene: Scene) -> list[Line2D]:
             text.set_clip_on(True)
         handles.append(Line2D([], [], color=colour, label=f"{name} ({len(chosen)})"))
     return handles + _draw_tracks(axes, scene.found_tracks, FOUND_TRACK_COLOUR, "tracks of detections")
+
+
+def _sought(scene: Scene) -> Array:
+    """Which labelled boxes, bool [M], are of classes that the detector knows; all of them where none is told."""
+    known = () if scene.detections is None else scene.detections.class_names
+    if scene.truth is None or scene.truth.labels is None or not known:
+        return np.ones(len(boxes_in(scene.truth)), bool)
+    return np.array([name in known for name in scene.truth.names], bool)
 
 
 def _outline(axes: Axes, boxes: Array, colour: str, style: str, width: float) -> None:

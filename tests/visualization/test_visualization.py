@@ -19,6 +19,7 @@ from pcdet_ext.evaluation.base import Plot, Result
 from pcdet_ext.files import DataError
 from pcdet_ext.structures import Detections, Targets
 from pcdet_ext.visualization import Scene, draw_bev, read_scene, render, write_plots
+from pcdet_ext.visualization.bev import OTHER_COLOUR, bev_figure
 from pcdet_ext.visualization.command import visualize
 from pcdet_ext.visualization.page import page_data, write_page
 from pcdet_ext.visualization.scene import box_corners, box_edges
@@ -80,6 +81,27 @@ def test_the_map_shows_the_box_where_it_is(tmp_path: Path) -> None:
     assert 0.65 < np.median(inside[:, 1]) < 0.95
     assert 0.1 < np.median(inside[:, 0]) < 0.4
     assert len(pixels(tmp_path / "b.png", (0xD6, 0x27, 0x28))) == 0
+
+
+def test_the_map_shows_labels_of_classes_that_the_detector_does_not_know_in_grey() -> None:
+    from matplotlib.colors import to_hex
+
+    moved = CAR + np.array([0, -9, 0, 0, 0, 0, 0], np.float32)
+    truth = Targets.of_names(np.concatenate([CAR, moved]), ("Car", "Van"))
+    found = scene().detections  # of a detector of cars and cyclists
+    assert legend(Scene(scene().points, truth, found)) == ["ground truth (1)", "other classes (1)", "Car (1)"]
+    assert legend(Scene(scene().points, truth)) == ["ground truth (2)"]
+    (axes,) = bev_figure(Scene(scene().points, truth, found)).axes
+    grey = [lines for lines in axes.collections if to_hex(lines.get_edgecolor()[0]) == OTHER_COLOUR]
+    places = np.concatenate([path.vertices for lines in grey for path in lines.get_paths()])
+    assert len(grey) == 2  # the outline, and the line to the front
+    assert np.abs(places - moved[0, :2]).max() < 3
+
+
+def legend(shown: Scene) -> list[str]:
+    """What the legend of a map says."""
+    (axes,) = bev_figure(shown).axes
+    return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
 @pytest.mark.parametrize(
