@@ -392,7 +392,7 @@ def test_training_steps_are_timed(root: Path, data: Path, capsys: pytest.Capture
     given = ["benchmark", "steps", path, f"data.root={data}", *SMALL]
     assert main([*given, "train.batch_size=3", "--steps", "2", "--threads", "1"]) == 0
     assert "kitti/demo" in (line := capsys.readouterr().out)
-    assert "s a step of 3 frames (median of 2, fastest" in line
+    assert "s per step of 3 frames (median of 2, fastest" in line
     assert main(["benchmark", "steps", path, "data.root=/nowhere"]) == 2
     assert "/nowhere" in capsys.readouterr().err
     assert main(["benchmark", "steps", path, "train.batchsize=3", f"data.root={data}"]) == 2

@@ -138,7 +138,7 @@ HEAD = "model_cfg.DENSE_HEAD"
     ("change", "message"),
     [
         (lambda c: c.pop("voxel_size"), "needs 'voxel_size'"),
-        (lambda c: c.pop("voxelize"), "limits of points"),
+        (lambda c: c.pop("voxelize"), "MAX_POINTS_PER_VOXEL and MAX_NUMBER_OF_VOXELS"),
         (_set("model_cfg.VFE.NAME", "ImageVFE"), "'ImageVFE' is not in this library"),
         (_set("model_cfg.BACKBONE_3D.NAME", "VoxelBackBone9x"), "did you mean 'VoxelBackBone8x'"),
         (_set(f"{HEAD}.NAME", "PointHead"), "'PointHead' is not in this library"),

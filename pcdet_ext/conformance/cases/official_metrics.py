@@ -44,7 +44,7 @@ NUSCENES = ("label_aps", "mean_dist_aps", "mean_ap", "label_tp_errors", "tp_erro
 
 def nuscenes_result(path: Path) -> nuscenes.NuScenesResult:
     """The metric on the files of a case."""
-    only_known("cfg", _expected(path)["summary"].get("cfg", {}), NUSCENES_CONFIG)
+    only_known("cfg", _expected(path).get("summary", {}).get("cfg", {}), NUSCENES_CONFIG)
     truth, samples = nus_files.read_ground_truth(json_file(path, "gt"))
     found, _ = nus_files.read_results(json_file(path, "results"), samples.tokens)
     return nuscenes.evaluate(truth, found, samples)
@@ -102,7 +102,7 @@ def argoverse2_numbers(path: Path) -> Numbers:
 
 def nuscenes_tracking_result(path: Path) -> nuscenes_tracking.TrackingResult:
     """The metric on the files of a case."""
-    only_known("cfg", _expected(path)["summary"].get("cfg", {}), NUSCENES_TRACKING_CONFIG)
+    only_known("cfg", _expected(path).get("summary", {}).get("cfg", {}), NUSCENES_TRACKING_CONFIG)
     truth, sequences = nus_files.read_track_ground_truth(json_file(path, "gt"))
     found, _ = nus_files.read_tracks(json_file(path, "results"), sequences.samples.tokens)
     return nuscenes_tracking.evaluate(truth, found, sequences)

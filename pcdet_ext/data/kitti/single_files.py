@@ -47,7 +47,8 @@ def read_frame_files(
         raise ValueError(f"{labels or results}: no calibration file found beside it; name it with --calib")
     calib = Calibration.read(calibration)
     truth = None if labels is None else labels_to_boxes(read_labels(labels, with_scores=False), calib)
-    found = None if results is None else read_detections(results, calib)
+    sought = () if truth is None else truth.class_names  # a file does not say which classes its detector knows
+    found = None if results is None else read_detections(results, calib, sought)
     return sample.replace(targets=truth, calibration=calib), found
 
 
