@@ -52,3 +52,14 @@ def check_positive(below: float = math.inf, /, **values: float | None) -> None:
         _check_number(name, value)
         if value is not None and not 0 < value < below:
             raise ValueError(f"{name} must be above 0" + f" and below {below}" * (below < math.inf) + f", got {value}")
+
+
+def check_timestamp(timestamp: float) -> float:
+    """A time in seconds. Raises ValueError for one that is no finite number."""
+    try:
+        time = float(timestamp)
+    except (TypeError, ValueError, OverflowError):
+        time = math.nan
+    if not math.isfinite(time):
+        raise ValueError(f"timestamp must be finite seconds, got {timestamp!r:.60}")
+    return time

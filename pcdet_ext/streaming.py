@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pcdet_ext.models.temporal import VoxelMemory
+from pcdet_ext.ranges import check_timestamp
 from pcdet_ext.rigid import check_rigid
 from pcdet_ext.scenes import FrameContext
 from pcdet_ext.structures import Array, PointBatch
@@ -87,12 +87,7 @@ class Stream:
 
     def _checked_time(self, timestamp: float, name: str) -> float:
         """Raises ValueError for what is no finite time, or before that of the last frame of the same recording."""
-        try:
-            time = float(timestamp)
-        except (TypeError, ValueError, OverflowError):
-            time = math.nan
-        if not math.isfinite(time):
-            raise ValueError(f"timestamp must be finite seconds, got {timestamp!r:.60}")
+        time = check_timestamp(timestamp)
         if self._last is not None and self._last[0] == name and time < self._last[1]:
             raise ValueError(
                 f"timestamp goes back from {self._last[1]} to {time} s: frames of a recording must come in the order "

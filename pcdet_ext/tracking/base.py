@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -161,14 +160,3 @@ def check_detections(found: Detections) -> None:
     if not known.all():
         wrong = labels[np.argmin(known)]
         raise ValueError(f"labels must be positions in the {len(found.class_names)} class_names, got {wrong}")
-
-
-def check_timestamp(timestamp: float) -> float:
-    """A time in seconds. Raises ValueError for one that is no finite number."""
-    try:
-        time = float(timestamp)
-    except (TypeError, ValueError, OverflowError):
-        time = math.nan
-    if not math.isfinite(time):
-        raise ValueError(f"timestamp must be finite seconds, got {timestamp!r:.60}")
-    return time

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pcdet_ext.ranges import check_range
+from pcdet_ext.ranges import check_range, check_timestamp
 from pcdet_ext.structures import Array
-from pcdet_ext.tracking.base import BoxTracker, StillBoxes, TrackedBoxes, check_timestamp
+from pcdet_ext.tracking.base import BoxTracker, StillBoxes, TrackedBoxes
 from pcdet_ext.tracking.graph_data import node_features, rows_kept
 from pcdet_ext.tracking.graph_edges import CLASSES
 from pcdet_ext.tracking.graph_network import GraphTrackerNetwork

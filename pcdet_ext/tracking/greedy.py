@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from pcdet_ext.ranges import check_range
+from pcdet_ext.ranges import check_range, check_timestamp
 from pcdet_ext.structures import Array
-from pcdet_ext.tracking.base import TRACKERS, BoxTracker, StillBoxes, TrackedBoxes, check_timestamp
+from pcdet_ext.tracking.base import TRACKERS, BoxTracker, StillBoxes, TrackedBoxes
 
 # Metres between a detection, moved back, and a track.
 NUSCENES_LIMITS = {

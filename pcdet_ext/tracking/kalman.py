@@ -10,9 +10,9 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from pcdet_ext.data.geometry import wrap_angle
-from pcdet_ext.ranges import check_range
+from pcdet_ext.ranges import check_range, check_timestamp
 from pcdet_ext.structures import Array
-from pcdet_ext.tracking.base import TRACKERS, BoxTracker, StillBoxes, TrackedBoxes, check_timestamp
+from pcdet_ext.tracking.base import TRACKERS, BoxTracker, StillBoxes, TrackedBoxes
 from pcdet_ext.tracking.kalman_filter import HEADING, MEASURED, Filters
 
 MEASURES = ("iou", "giou")

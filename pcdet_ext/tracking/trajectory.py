@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcdet_ext.ranges import check_range
+from pcdet_ext.ranges import check_range, check_timestamp
 from pcdet_ext.rigid import check_rigid
 from pcdet_ext.structures import Array, Detections
-from pcdet_ext.tracking.base import check_detections, check_timestamp
+from pcdet_ext.tracking.base import check_detections
 from pcdet_ext.tracking.trajectory_network import TrajectoryNetwork
 from pcdet_ext.tracking.trajectory_states import Found, Frame, States, StepOptions, Thresholds, first_step, step
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from pcdet_ext.models.layers.laid_out import keep_laid_out
 from pcdet_ext.ops.enlarging_conv import (
     LANES,
     enlarging_conv2d,
@@ -28,8 +29,7 @@ class EnlargingConv2d(nn.Module):
         bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         self.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False)
-        self.register_buffer("panels", enlarging_panels(self.weight), persistent=False)
-        self.register_load_state_dict_post_hook(_follow_weight)  # type: ignore[no-untyped-call]
+        keep_laid_out(self, "panels", enlarging_panels)
         self.relu, self.factor, self.out_channels = relu, conv.stride[0], conv.out_channels
         self.train(conv.training)
 
@@ -48,12 +48,6 @@ class EnlargingConv2d(nn.Module):
             return enlarging_conv2d(x, *weights, addend, scale, shift, self.relu, out, first)
         more = addend, scale, shift, self.relu, out, first
         return enlarging_conv2d_reference(x, self.weight, self.bias, *more)  # autocast works as in any layer
-
-
-def _follow_weight(layer: nn.Module, _: object) -> None:
-    """Compute anew what the kernel reads, after another weight was loaded."""
-    assert isinstance(layer, EnlargingConv2d)
-    layer.panels = enlarging_panels(layer.weight)
 
 
 def is_enlarging(layer: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pcdet_ext.models.layers.enlarging import is_plain
+from pcdet_ext.models.layers.laid_out import keep_laid_out
 from pcdet_ext.ops.packed_linear import (
     LANES,
     linear_panels,
@@ -28,8 +29,7 @@ class PackedLinear(nn.Linear):
         self.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
         if layer.bias is not None:
             self.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
-        self.register_buffer("panels", linear_panels(self.weight), persistent=False)
-        self.register_load_state_dict_post_hook(_follow_weight)  # type: ignore[no-untyped-call]
+        keep_laid_out(self, "panels", linear_panels)
         self.relu = relu
         self.train(layer.training)
 
@@ -38,12 +38,6 @@ class PackedLinear(nn.Linear):
         if takes_packed_linear(x, self.weight, self.bias, addend) and not torch.is_autocast_enabled(x.device.type):
             return packed_linear(x, self.weight, self.bias, self.panels, addend, self.relu)
         return packed_linear_reference(x, self.weight, self.bias, addend, self.relu)  # autocast works as in any layer
-
-
-def _follow_weight(layer: nn.Module, _: object) -> None:
-    """Compute anew what the kernel reads, after another weight was loaded."""
-    assert isinstance(layer, PackedLinear)
-    layer.panels = linear_panels(layer.weight)
 
 
 def is_packable(layer: nn.Module) -> bool:

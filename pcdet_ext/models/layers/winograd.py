@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pcdet_ext.models.layers.laid_out import keep_laid_out
 from pcdet_ext.ops.winograd_conv import (
     LANES,
     takes_winograd,
@@ -30,8 +31,7 @@ class WinogradConv2d(nn.Conv2d):
         bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         self.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False)
-        self.register_buffer("at_points", winograd_weight(self.weight), persistent=False)
-        self.register_load_state_dict_post_hook(_follow_weight)  # type: ignore[no-untyped-call]
+        keep_laid_out(self, "at_points", winograd_weight)
         self.relu = relu
         self.train(conv.training)
 
@@ -51,12 +51,6 @@ class WinogradConv2d(nn.Conv2d):
         if takes_winograd(x, self.weight, self.bias, addend):
             return winograd_conv2d(x, self.weight, self.bias, self.at_points, addend, relu)
         return winograd_conv2d_reference(x, self.weight, self.bias, addend, relu)  # autocast works as in any layer
-
-
-def _follow_weight(layer: nn.Module, _: object) -> None:
-    """Compute anew what the kernel reads, after another weight was loaded."""
-    assert isinstance(layer, WinogradConv2d)
-    layer.at_points = winograd_weight(layer.weight)
 
 
 def is_plain_conv(layer: nn.Module) -> bool:
