@@ -115,7 +115,10 @@ class Detector:
         self.classes = tuple(config.setting(data, "classes", Sequence[str], ()))
         self.point_features = point_features(data)
         self.tanh = tuple(config.setting(data, "tanh", Sequence[str], ()))
-        check_tanh(self.tanh, self.point_features)
+        try:
+            check_tanh(self.tanh, self.point_features)
+        except ValueError as error:
+            raise ConfigError(f"data.tanh: {error}") from error
         self.intensity_scale = float(config.setting(data, "intensity_scale", float, 1.0))
         if self.intensity_scale <= 0:
             raise ConfigError(f"data.intensity_scale: must be above 0, got {self.intensity_scale}")

@@ -355,3 +355,8 @@ def test_clouds_for_exports_have_the_columns_of_the_detector(detector: Detector,
     np.save(tmp_path / "three.npy", cloud()[:, :3])
     with pytest.raises(DataError, match=r"three\.npy: has 3 columns, this detector reads 4 \(x, y, z, intensity\)"):
         read_clouds(detector, [tmp_path / "three.npy"])
+
+
+def test_columns_that_are_squashed_are_columns_of_the_points() -> None:
+    with pytest.raises(ConfigError, match=r"data\.tanh: .*foo"):
+        pcdet_ext.build("kitti/demo", [*SMALL, "data.tanh=[foo]"], device="cpu")
