@@ -118,7 +118,7 @@ class Detector:
         try:
             check_tanh(self.tanh, self.point_features)
         except ValueError as error:
-            raise ConfigError(f"data.tanh: {error}") from error
+            raise ConfigError(f"data.{error}") from error
         self.intensity_scale = float(config.setting(data, "intensity_scale", float, 1.0))
         if self.intensity_scale <= 0:
             raise ConfigError(f"data.intensity_scale: must be above 0, got {self.intensity_scale}")
